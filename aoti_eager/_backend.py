@@ -1,0 +1,91 @@
+"""What the caches of all ops share: the store, the environment, the compile workers.
+
+One ``Backend`` belongs to one cache directory; ``current`` gives that of the moment.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from dataclasses import dataclass
+from pathlib import Path
+
+from ._compat import privateuse1_device_type
+from ._compile import CompileService
+from ._environment import Environment, Target, cpu_features, cpu_target, current_environment
+from ._store import Store
+from ._warnings import log
+from .config import config
+from .errors import EntryDamagedError, StoreError
+
+
+@dataclass(frozen=True, slots=True)
+class Backend:
+    """The store at one directory with what is needed to fill it."""
+
+    store: Store
+    service: CompileService
+    target: Target
+    features: frozenset[str]
+
+    @property
+    def environment(self) -> Environment:
+        """Return the environment of this moment: settings of Inductor may have changed."""
+        return current_environment()
+
+    def discard(self, error: EntryDamagedError) -> None:
+        """Remove the damaged entry that ``error`` is about, if the store can be written."""
+        path = getattr(error, "path", None)
+        if path is None:
+            return
+        try:
+            self.store.discard(path)
+        except StoreError as problem:
+            log.info("%s", problem)
+
+
+_backends: dict[Path, Backend] = {}
+_lock = threading.Lock()
+
+
+def current() -> Backend:
+    """Return the backend of the cache directory that is set at this moment."""
+    root = config.cache_dir
+    with _lock:
+        backend = _backends.get(root)
+        if backend is None:
+            features = cpu_features()
+            target = cpu_target(features)
+            backend = Backend(
+                store=Store(root, lock_timeout_s=config.lock_timeout_s),
+                service=CompileService(root / "toolchain", target, workers=config.workers),
+                target=target,
+                features=features,
+            )
+            _backends[root] = backend
+        return backend
+
+
+def device_type(dispatch_key: str) -> str:
+    """Return the device type that a Dense backend key stands for: ``CUDA`` -> ``cuda``."""
+    if dispatch_key == "PrivateUse1":
+        return privateuse1_device_type()
+    return dispatch_key.lower()
+
+
+def close_workers() -> None:
+    """End the compile workers of all cache directories."""
+    for backend in list(_backends.values()):
+        backend.service.close()
+
+
+def _after_fork() -> None:
+    # The pipes are the parent's; a lock may have been held by a thread that is not here.
+    global _lock
+    _lock = threading.Lock()
+    for backend in _backends.values():
+        backend.service.forget()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)

@@ -1,0 +1,101 @@
+"""Every private torch name this package uses, each with the reason it has no public twin.
+
+Nothing else in the package spells ``torch._``: when torch moves a name, this file is what changes.
+Nothing here imports ``torch._inductor``; the names that need it are in ``_inductor_compat.py``,
+which only the compile worker imports.
+"""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+import torch
+
+# The dispatcher lists its ops and its registrations only through torch._C.
+all_op_names = torch._C._dispatch_get_all_op_names
+has_kernel = torch._C._dispatch_has_kernel_for_dispatch_key
+has_computed_kernel = torch._C._dispatch_has_computed_kernel_for_dispatch_key
+
+# The public twins are Python functions around these; a call of each is on the hit path.
+deterministic_algorithms = torch._C._get_deterministic_algorithms
+float32_matmul_precision = torch._C._get_float32_matmul_precision
+
+# The only runner of a kernel library that Python can reach without importing Inductor.
+AOTIModelContainerRunnerCpu = torch._C._aoti.AOTIModelContainerRunnerCpu
+
+# The dispatch keys are exposed as an enum, under a private module only.
+DispatchKey = torch._C.DispatchKey
+
+
+def privateuse1_device_type() -> str:
+    """Return the device type behind the PrivateUse1 key ("privateuseone" until renamed)."""
+    return str(torch._C._get_privateuse1_backend_name())
+
+
+def is_tracing() -> bool:
+    """Return whether this thread is inside Dynamo, export, AOTAutograd or a dispatch mode.
+
+    There is no public question that covers all of them (``torch.compiler.is_compiling`` is False in
+    AOTAutograd's and Inductor's own parts). Asked on a miss only, never on a hit.
+    """
+    if torch._guards.TracingContext.try_get() is not None:
+        return True
+    return bool(torch._C._len_torch_dispatch_stack()) or torch.compiler.is_compiling()
+
+
+def only_dense_kernels() -> Any:
+    """Return a context manager under which this thread's calls go straight to backend kernels.
+
+    Re-entering an op from its own backend kernel must not pass autograd, autocast, functorch or a
+    Python mode again: those have had their turn. Only the exclude guard says that, and it is
+    private.
+    """
+    # BackendSelect stays: backend kernels allocate their outputs through it.
+    dense = torch._C.DispatchKeySet(DispatchKey.CPU)
+    select = torch._C.DispatchKeySet(DispatchKey.BackendSelect)
+    above = torch._C._dispatch_keyset_full() - dense - select
+    return torch._C._ExcludeDispatchKeyGuard(above)
+
+
+def inductor_settings() -> dict[str, Any]:
+    """Return Inductor's settings that differ from their defaults, by dotted name.
+
+    Empty while ``torch._inductor.config`` is not imported: then every setting has the default that
+    the environment variables give it, and importing it to find that out would cost two seconds.
+    """
+    config = sys.modules.get("torch._inductor.config")
+    if config is None:
+        return {}
+    names: Any = config._config  # type: ignore[attr-defined]
+    changed = [name for name in names if not config._is_default(name)]  # type: ignore[attr-defined]
+    return {name: _dotted(config, name) for name in sorted(changed)}
+
+
+def _dotted(config: Any, name: str) -> Any:
+    value = config
+    for part in name.split("."):
+        value = getattr(value, part)
+    return value
+
+
+# torch.ops hands these out, but their classes are only in torch._ops.
+OpOverload = torch._ops.OpOverload
+OpOverloadPacket = torch._ops.OpOverloadPacket
+
+
+def raw_schema(op: Any) -> Any:
+    """Return the torch.FunctionSchema of an overload; the attribute has no public spelling."""
+    return op._schema
+
+
+def destroy(library: torch.library.Library) -> None:
+    """Take a library's kernels out of the dispatcher now, not when it is garbage."""
+    library._destroy()
+
+
+def dense_backends() -> tuple[str, ...]:
+    """Return the names of the dispatch keys of Dense backends that run kernels, CPU first."""
+    names = list(DispatchKey.__members__)
+    start, end = names.index("StartOfDenseBackends"), names.index("EndOfDenseBackends")
+    return tuple(name for name in names[start + 1 : end] if name != "Meta")

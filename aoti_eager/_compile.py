@@ -1,0 +1,264 @@
+"""Key -> kernel library, by worker processes; this side of the pipe.
+
+A worker is spawned on the first compile and kept. Nothing of the compiler is imported into the
+user's process, and nothing the compiler does can end it.
+"""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import json
+import os
+import shutil
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from multiprocessing.connection import wait
+from pathlib import Path
+from typing import Any
+
+from ._compat import inductor_settings
+from ._environment import Target
+from ._key import KernelKey
+from ._worker import child_command
+from .errors import CompileError
+
+# The first run of one small kernel takes milliseconds; a child that takes longer hangs.
+TRIAL_TIMEOUT_S = 60.0
+
+
+@dataclass(frozen=True, slots=True)
+class Compiled:
+    """A compiled library, tried in another process; fields as in ``_lowering.Lowered``."""
+
+    library: Path
+    outputs: tuple[dict[str, Any], ...]
+    calls_aten: bool
+    parallel: bool
+    compiler: str
+
+
+def compiler_on_path() -> str | None:
+    """Return the C++ compiler that Inductor would use, or ``None``.
+
+    The same names in the same order as Inductor's default, without importing it.
+    """
+    named = os.environ.get("CXX")
+    candidates = [named] if named else []
+    candidates += ["clang++"] if sys.platform == "darwin" else ["g++", "clang++"]
+    return next((path for name in candidates if (path := shutil.which(name))), None)
+
+
+class CompileService:
+    """A pool of at most ``workers`` compile workers.
+
+    Args:
+        toolchain: Directory of what workers keep between compiles (precompiled headers).
+        target: The instruction set to compile for.
+        workers: Most worker processes at a time.
+    """
+
+    def __init__(self, toolchain: Path, target: Target, *, workers: int) -> None:
+        self._toolchain = toolchain
+        self._target = target
+        self._limit = workers
+        self._slots = threading.BoundedSemaphore(workers)
+        self._idle: list[_WorkerProcess] = []
+        self._all: set[_WorkerProcess] = set()
+        self._lock = threading.Lock()
+        atexit.register(self.close)
+
+    def compile(
+        self, key: KernelKey, work: Path, *, check: bool, timeout_s: float
+    ) -> Compiled:
+        """Compile ``key`` in a worker and return the library, somewhere in ``work``.
+
+        Args:
+            key: The call; its thread count is the one that the code may use.
+            work: An empty directory of the store.
+            check: Whether the trial run compares results.
+            timeout_s: Seconds until the worker is killed.
+
+        Raises:
+            CompileError: No usable library, with the decline reason.
+        """
+        if compiler_on_path() is None:
+            raise CompileError("no_compiler", NO_COMPILER, remember=False)
+        request = {
+            "key": key.to_json(),
+            "work": str(work),
+            "options": self._options(key),
+            "check": check,
+            "trial_timeout_s": TRIAL_TIMEOUT_S,
+        }
+        deadline = time.monotonic() + timeout_s
+        for attempt in (1, 2):
+            with self._worker() as worker:
+                answer = worker.ask(request, deadline)
+            if answer is not None:
+                break
+            if time.monotonic() >= deadline:
+                raise CompileError(
+                    "compile_timeout", f"{key.op}: no library after {timeout_s:g} s", remember=False
+                )
+            if attempt == 2:
+                raise CompileError(
+                    "worker_died", f"{key.op}: the compile worker died twice", remember=False
+                )
+        assert answer is not None
+        if "reason" in answer:
+            raise CompileError(
+                answer["reason"],
+                f"{key.op}: {answer['message']}",
+                log=answer["log"],
+                remember=answer["remember"],
+            )
+        return Compiled(
+            library=Path(answer["library"]),
+            outputs=tuple(answer["outputs"]),
+            calls_aten=answer["calls_aten"],
+            parallel=answer["parallel"],
+            compiler=answer["compiler"],
+        )
+
+    def close(self) -> None:
+        """End all workers; what they were compiling is lost."""
+        with self._lock:
+            workers, self._idle = list(self._all), []
+            self._all.clear()
+        for worker in workers:
+            worker.kill()
+
+    def forget(self) -> None:
+        """Let go of the workers without ending them: after a fork they are the parent's."""
+        self._idle = []
+        self._all = set()
+        self._lock = threading.Lock()
+        self._slots = threading.BoundedSemaphore(self._limit)
+
+    def _options(self, key: KernelKey) -> dict[str, Any]:
+        settings = inductor_settings()
+        for name, value in settings.items():
+            if not isinstance(value, str | int | float | bool | None):
+                raise CompileError(
+                    "setting_not_portable",
+                    f"torch._inductor.config.{name} is {value!r}, which cannot be sent to the "
+                    "compile worker",
+                    remember=False,
+                )
+        threads = dict(key.context)["threads"]
+        ours: dict[str, Any] = {
+            "cpp.threads": threads,
+            # Three megabytes and half a second of debug tables in each library otherwise.
+            "aot_inductor.enable_line_tables": False,
+        }
+        if self._target.march != "native":
+            ours["cpp.march"] = self._target.march
+        return {**ours, **settings}
+
+    @contextlib.contextmanager
+    def _worker(self) -> Iterator[_WorkerProcess]:
+        with self._slots:
+            with self._lock:
+                worker = self._idle.pop() if self._idle else None
+            if worker is None:
+                worker = _WorkerProcess(self._toolchain, self._target)
+                with self._lock:
+                    self._all.add(worker)
+            try:
+                yield worker
+            except BaseException:
+                # Ctrl-C in the middle of an answer: the next request must not read the rest.
+                worker.kill()
+                raise
+            finally:
+                with self._lock:
+                    if worker.is_alive():
+                        self._idle.append(worker)
+                    else:
+                        self._all.discard(worker)
+
+
+class _WorkerProcess:
+    def __init__(self, toolchain: Path, target: Target) -> None:
+        scratch = toolchain / "scratch"
+        environment = dict(os.environ)
+        # Inductor's own cache and the compiler's temporaries stay inside the store.
+        environment["TORCHINDUCTOR_CACHE_DIR"] = str(scratch)
+        try:
+            scratch.mkdir(parents=True, mode=0o700, exist_ok=True)
+            self._process = subprocess.Popen(
+                child_command("aoti_eager._worker", "main"),
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.DEVNULL,
+                env=environment,
+                # A group of its own: Ctrl-C in the terminal is for the script, not for us.
+                start_new_session=True,
+            )
+        except OSError as error:
+            raise CompileError(
+                "worker_died", f"the compile worker cannot be started: {error}", remember=False
+            ) from error
+        self._send(
+            {
+                "headers": str(toolchain / "headers"),
+                "vector_bits": target.vector_bits,
+            }
+        )
+
+    def ask(self, request: dict[str, Any], deadline: float) -> dict[str, Any] | None:
+        """Return the answer, or ``None`` if the worker died or the deadline passed."""
+        if not self._send(request):
+            self.kill()
+            return None
+        assert self._process.stdout is not None
+        pipe = self._process.stdout.fileno()
+        buffer = b""
+        while not buffer.endswith(b"\n"):
+            left = deadline - time.monotonic()
+            ready = wait([pipe], left) if left > 0 else []
+            chunk = os.read(pipe, 1 << 16) if ready else b""
+            if not chunk:
+                self.kill()
+                return None
+            buffer += chunk
+        try:
+            answer: dict[str, Any] = json.loads(buffer)
+        except ValueError:
+            self.kill()
+            return None
+        return answer
+
+    def is_alive(self) -> bool:
+        return self._process.poll() is None
+
+    def kill(self) -> None:
+        # The whole group: the C++ compiler and the trial server too.
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(self._process.pid, 9)
+        self._process.wait()
+        for pipe in (self._process.stdin, self._process.stdout):
+            if pipe is not None:
+                with contextlib.suppress(OSError):
+                    pipe.close()
+
+    def _send(self, message: dict[str, Any]) -> bool:
+        assert self._process.stdin is not None
+        try:
+            self._process.stdin.write(json.dumps(message).encode() + b"\n")
+            self._process.stdin.flush()
+        except OSError:
+            return False
+        return True
+
+
+NO_COMPILER = (
+    "no C++ compiler: kernels that are not in the cache cannot be compiled, and originals run; "
+    "install g++ or clang++ (Debian: apt-get install g++; conda: conda install cxx-compiler), or "
+    "set CXX to one"
+)

@@ -1,0 +1,158 @@
+"""Which ops and calls keep their original kernel, each with its named reason. Pure predicates.
+
+docs/declines.md explains every reason to a user; a test holds the two lists together.
+"""
+
+from __future__ import annotations
+
+import re
+
+import torch
+
+from ._aliasing import overlaps_itself
+from ._compat import OpOverload
+from ._key import KernelKey
+from ._schema import Kind, OpSchema
+from ._template import CallTemplate
+
+REASONS: dict[str, str] = {
+    "random": "the op draws random numbers, and compiled streams are not eager's",
+    "uninitialised": "the op returns uninitialised memory",
+    "returns_view": "the op returns a view of an argument",
+    "result_shares_storage": "a result shares storage with an argument or with another result",
+    "changes_metadata": "the op changes the sizes, strides or storage of an argument",
+    "out_resized": "the out= argument had to be resized",
+    "data_dependent_output": "the result's sizes, or a number, depend on the data",
+    "error_depends_on_data": "the op raises depending on data, which compiled code cannot do safely",
+    "reads_storage_offset": "the op reads an argument's storage offset, which no key holds",
+    "non_tensor_result": "the op returns something else than tensors",
+    "unsupported_argument_type": "an argument has a type that no key can hold",
+    "unsupported_tensor": "a tensor is conjugated, negated, undefined or not strided",
+    "mutated_argument_overlaps": "an argument that is written to overlaps itself or another",
+    "unsupported_device": "no kernel library can be compiled for the device yet",
+    "does_not_trace": "torch.export cannot trace the call from metadata",
+    "no_kernel_of_its_own": "Inductor has no kernel for the op and would only call it back",
+    "needs_proxy_executor": "a part of the graph calls an op that has no C shim",
+    "compile_failed": "Inductor or the C++ compiler failed",
+    "compile_timeout": "the compile took longer than compile_timeout_s",
+    "worker_died": "the compile worker died, twice",
+    "no_compiler": "there is no C++ compiler",
+    "crashed": "the library's first run, in another process, ended that process",
+    "raised": "the library's first run raised",
+    "mismatch": "the library's results differ from the original's",
+    "run_failed": "the library raised while it served a call",
+    "library_unloadable": "the library cannot be loaded on this machine",
+    "op_not_in_worker": "the op is defined by code that the compile worker does not have",
+    "setting_not_portable": "an Inductor setting has a value that cannot be sent to the worker",
+    "specialisation_cap": "the op has static_cap specialisations already",
+    "not_in_cache": "mode is cache_only and the key is not in the cache",
+    "store_unwritable": "the store cannot be written",
+    "tracing": "the call is part of a trace (Dynamo, export, a dispatch mode)",
+}
+
+# No tag says these things, so they are named. Each list is by base name, all overloads.
+_UNINITIALISED = re.compile(r"(new_)?empty(_like|_strided|_permuted|_quantized)?$|_empty_affine\w*$")
+_CHANGES_METADATA = frozenset(
+    {"resize", "resize_", "resize_as_", "resize_as_sparse_", "set", "set_", "_resize_output_"}
+)
+_READS_STORAGE_OFFSET = frozenset({"as_strided_copy", "as_strided_scatter"})
+_ERROR_DEPENDS_ON_DATA = frozenset(
+    """
+    _assert_async _assert_scalar _ctc_loss _ctc_loss_backward _embedding_bag
+    _embedding_bag_backward _embedding_bag_dense_backward _embedding_bag_forward_only
+    _embedding_bag_per_sample_weights_backward _index_put_impl _index_put_impl_ _unsafe_index
+    _unsafe_index_put _unsafe_masked_index _unsafe_masked_index_put_accumulate
+    _linalg_check_errors binary_cross_entropy binary_cross_entropy_backward
+    ctc_loss embedding embedding_backward embedding_bag embedding_dense_backward
+    embedding_renorm embedding_renorm_ gather gather_backward histc histogram histogramdd index
+    index_add index_add_ index_copy index_copy_ index_fill index_fill_ index_put index_put_
+    index_reduce index_reduce_ index_select index_select_backward linalg_cholesky linalg_inv
+    linalg_solve masked_scatter masked_scatter_ masked_scatter_backward max_unpool2d max_unpool3d
+    max_pool2d_with_indices_backward max_pool3d_with_indices_backward
+    fractional_max_pool2d_backward fractional_max_pool3d_backward
+    adaptive_max_pool2d_backward adaptive_max_pool3d_backward
+    multi_margin_loss multi_margin_loss_backward multilabel_margin_loss
+    multilabel_margin_loss_backward multilabel_margin_loss_forward multinomial
+    nll_loss nll_loss2d nll_loss2d_backward nll_loss2d_forward nll_loss_backward nll_loss_forward
+    nll_loss_nd one_hot put put_ repeat_interleave scatter scatter_ scatter_add scatter_add_
+    scatter_reduce scatter_reduce_ segment_reduce _segment_reduce_backward take take_along_dim
+    value_selecting_reduction_backward
+    """.split()
+)
+_INTEGER_DIVISION = frozenset(
+    """
+    div div_ divide divide_ floor_divide floor_divide_ fmod fmod_ remainder remainder_
+    """.split()
+)
+
+
+def op_decline(op: OpOverload, schema: OpSchema) -> str | None:
+    """Return why no call of ``op`` can be served, or ``None``."""
+    name = schema.op.partition("::")[2].partition(".")[0]
+    tags = op.tags
+    if torch.Tag.nondeterministic_seeded in tags:
+        return "random"
+    if _UNINITIALISED.match(name):
+        return "uninitialised"
+    if torch.Tag.inplace_view in tags or name in _CHANGES_METADATA:
+        return "changes_metadata"
+    if name in _ERROR_DEPENDS_ON_DATA:
+        return "error_depends_on_data"
+    if torch.Tag.data_dependent_output in tags or torch.Tag.dynamic_output_shape in tags:
+        return "data_dependent_output"
+    if any(result.is_view for result in schema.returns):
+        return "returns_view"
+    if name in _READS_STORAGE_OFFSET:
+        return "reads_storage_offset"
+    if any(r.kind not in (Kind.TENSOR, Kind.TENSORS) for r in schema.returns):
+        return "non_tensor_result"
+    if not schema.returns and not schema.mutated:
+        return "non_tensor_result"
+    if any(a.kind is Kind.UNSUPPORTED and not a.optional for a in schema.arguments):
+        return "unsupported_argument_type"
+    return None
+
+
+def call_decline(template: CallTemplate) -> str | None:
+    """Return why calls of this key cannot be served, as far as the key alone tells, or ``None``."""
+    key = template.key
+    for _, component in key.arguments:
+        if isinstance(component, dict) and component.get("undefined"):
+            return "unsupported_tensor"
+    for slot in template.slots:
+        component = slot.component
+        if slot.number_kind:
+            continue
+        if component["layout"] != "strided" or component["conj"] or component["neg"]:
+            return "unsupported_tensor"
+        if component["dtype"].startswith(("q", "bits", "float4", "uint1", "int1")):
+            return "unsupported_tensor"
+        if slot.mutated and overlaps_itself(component["sizes"], component["strides"]):
+            return "mutated_argument_overlaps"
+    if _divides_integers(key, template):
+        return "error_depends_on_data"
+    return None
+
+
+def _divides_integers(key: KernelKey, template: CallTemplate) -> bool:
+    """Return whether a zero divisor would raise: integer division, all operands integral."""
+    name = key.op.partition("::")[2].partition(".")[0]
+    if name not in _INTEGER_DIVISION:
+        return False
+    arguments = dict(key.arguments)
+    if name.startswith("div") and not arguments.get("rounding_mode"):
+        return False  # True division of integers gives floats, and infinity for zero.
+    kinds = [
+        slot.number_kind or getattr(torch, slot.component["dtype"]) for slot in template.slots
+    ]
+    kinds += [next(iter(c)) for n, c in key.arguments if n in ("self", "other") and _is_scalar(c)]
+    return all(
+        kind in ("int", "bool")
+        if isinstance(kind, str)
+        else not (kind.is_floating_point or kind.is_complex)
+        for kind in kinds
+    )
+
+
+def _is_scalar(component: object) -> bool:
+    return isinstance(component, dict) and len(component) == 1 and "number" not in component

@@ -1,0 +1,147 @@
+"""The entry's format on disk: encode and decode, nothing else.
+
+An entry is one JSON document. Its outermost level is the same in every format: ``format`` (a whole
+number), ``sha256`` (of the payload's canonical JSON) and ``payload``. The format is read before
+anything else, the digest before any field is believed. docs/store.md describes the fields.
+"""
+
+from __future__ import annotations
+
+import enum
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from ._environment import Environment
+from ._key import KernelKey, json_digest
+from .errors import CacheFormatError, EntryDamagedError
+
+FORMAT_VERSION = 1
+
+
+class Status(enum.Enum):
+    """What an entry is good for.
+
+    ``READY`` has a library to run. ``DECLINED`` remembers why there is none. ``QUARANTINED`` keeps
+    a library that gave wrong results, for inspection; it is never loaded.
+    """
+
+    READY = "ready"
+    DECLINED = "declined"
+    QUARANTINED = "quarantined"
+
+
+@dataclass(frozen=True, slots=True)
+class Library:
+    """The kernel library of an entry: size in bytes, SHA-256 in hexadecimal."""
+
+    size_bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One key's record.
+
+    Attributes:
+        status: What the entry is good for.
+        key: The canonical key, compared in full on every lookup.
+        environment: The environment that the entry was made in.
+        target: Name of the instruction set it was compiled for.
+        requires: CPU features without which the library must not be loaded.
+        outputs: One value for each result of the op: ``{"argument": name}``, ``{"output": i}``,
+            ``{"outputs": [i, ...]}`` for a list, or ``{"none": true}`` for an undefined tensor.
+        calls_aten: Whether the library calls back into ATen for a part of its work.
+        checked: Whether its results were compared with the original's.
+        library: The kernel library; ``None`` for a declined entry.
+        reason: Why it is declined or quarantined, one of docs/declines.md; else ``None``.
+        message: The reason in words, with what differed.
+        provenance: The compiler and other facts for a reader; nothing is decided by them.
+    """
+
+    status: Status
+    key: KernelKey
+    environment: Environment
+    target: str
+    requires: frozenset[str]
+    outputs: tuple[Mapping[str, Any], ...] = ()
+    calls_aten: bool = False
+    checked: bool = False
+    library: Library | None = None
+    reason: str | None = None
+    message: str | None = None
+    provenance: tuple[tuple[str, str], ...] = ()
+
+
+def encode(entry: Entry) -> bytes:
+    """Return the document of ``entry``, UTF-8."""
+    library = entry.library
+    payload = {
+        "status": entry.status.value,
+        "key": entry.key.to_json(),
+        "environment": dict(entry.environment.components),
+        "target": entry.target,
+        "requires": sorted(entry.requires),
+        "outputs": [dict(output) for output in entry.outputs],
+        "calls_aten": entry.calls_aten,
+        "checked": entry.checked,
+        "library": library and {"size_bytes": library.size_bytes, "sha256": library.sha256},
+        "reason": entry.reason,
+        "message": entry.message,
+        "provenance": dict(entry.provenance),
+    }
+    document = {"format": FORMAT_VERSION, "sha256": json_digest(payload), "payload": payload}
+    return (json.dumps(document, indent=1, sort_keys=True) + "\n").encode()
+
+
+def decode(document: bytes) -> Entry:
+    """Return the entry that ``encode`` wrote.
+
+    Raises:
+        CacheFormatError: A newer format wrote it.
+        EntryDamagedError: It is not what was written.
+    """
+    try:
+        outer = json.loads(document)
+    except (ValueError, RecursionError) as error:
+        raise EntryDamagedError(f"is not JSON: {error}") from error
+    if not isinstance(outer, dict) or type(outer.get("format")) is not int:
+        raise EntryDamagedError("has no format number")
+    if outer["format"] > FORMAT_VERSION:
+        raise CacheFormatError(
+            f"has format {outer['format']}; this version reads up to {FORMAT_VERSION}"
+        )
+    payload = outer.get("payload")
+    if not isinstance(payload, dict) or _digest_or_none(payload) != outer.get("sha256"):
+        raise EntryDamagedError("its digest does not match its content")
+    try:
+        return _entry(payload)
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise EntryDamagedError(f"lacks a field or has a wrong one: {error!r}") from error
+
+
+def _digest_or_none(payload: Any) -> str | None:
+    # json.loads takes NaN and Infinity, which no writer of ours emits.
+    try:
+        return json_digest(payload)
+    except ValueError:
+        return None
+
+
+def _entry(payload: dict[str, Any]) -> Entry:
+    library = payload["library"]
+    return Entry(
+        status=Status(payload["status"]),
+        key=KernelKey.from_json(payload["key"]),
+        environment=Environment(tuple(sorted(payload["environment"].items()))),
+        target=str(payload["target"]),
+        requires=frozenset(payload["requires"]),
+        outputs=tuple(payload["outputs"]),
+        calls_aten=bool(payload["calls_aten"]),
+        checked=bool(payload["checked"]),
+        library=Library(int(library["size_bytes"]), str(library["sha256"])) if library else None,
+        reason=payload["reason"],
+        message=payload["message"],
+        provenance=tuple(sorted(payload["provenance"].items())),
+    )

@@ -1,0 +1,134 @@
+"""What besides a call shapes machine code: the environment's fingerprint and the CPU's features.
+
+Computed without importing Inductor and without starting a process. Nothing in it is per process: no
+path, no pid, no id; two processes set up alike have equal environments.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+import platform
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from ._compat import inductor_settings
+from ._key import Component, json_digest
+
+# Raise when the meaning of a compile request or of an entry's machine code changes.
+CODE_VERSION = 1
+
+# Variables of Inductor that say where or how fast it works, never what code it emits.
+_NOT_SHAPING = frozenset(
+    {
+        "TORCHINDUCTOR_CACHE_DIR",
+        "TORCHINDUCTOR_COMPILE_THREADS",
+        "TORCHINDUCTOR_FORCE_DISABLE_CACHES",
+        "TORCHINDUCTOR_FX_GRAPH_CACHE",
+        "TORCHINDUCTOR_AUTOGRAD_CACHE",
+        "TORCHINDUCTOR_WORKER_START",
+        "TORCHINDUCTOR_WORKER_LOGPATH",
+    }
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Environment:
+    """What besides the call shapes the machine code, by name."""
+
+    components: tuple[tuple[str, Component], ...]
+
+    @property
+    def digest(self) -> str:
+        """Return the SHA-256 of the canonical JSON, 64 hexadecimal digits."""
+        return json_digest([list(pair) for pair in self.components])
+
+    def differing(self, other: Environment) -> dict[str, tuple[Component, Component]]:
+        """Return the components in which ``self`` and ``other`` differ, each with both values."""
+        mine, theirs = dict(self.components), dict(other.components)
+        return {
+            name: (mine.get(name), theirs.get(name))
+            for name in sorted(mine.keys() | theirs.keys())
+            if mine.get(name) != theirs.get(name)
+        }
+
+
+def current_environment() -> Environment:
+    """Return the environment of this process at this moment."""
+    variables = {
+        name: value
+        for name, value in os.environ.items()
+        if name.startswith(("TORCHINDUCTOR_", "AOT_INDUCTOR_")) and name not in _NOT_SHAPING
+    }
+    components: dict[str, Component] = {
+        "format": 1,
+        "code": CODE_VERSION,
+        "torch": str(torch.__version__),
+        "torch_git": torch.version.git_version,
+        "system": f"{platform.machine()}-{sys.platform}",
+        "variables": variables,
+        # By repr: settings may hold functions; one with an address in it never matches again,
+        # which costs a compile and nothing else.
+        "inductor": {name: repr(value) for name, value in inductor_settings().items()},
+    }
+    return Environment(tuple(sorted(components.items())))
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """The instruction set that machine code is compiled for.
+
+    Attributes:
+        name: Part of an entry's path, ``cpu-x86-64-v4``.
+        march: What the compiler is told, or ``native``.
+        vector_bits: Width of the vector code, 0 for whatever the compiler worker finds.
+        requires: CPU features, in the kernel's spelling, without which the code must not be loaded.
+    """
+
+    name: str
+    march: str
+    vector_bits: int
+    requires: frozenset[str]
+
+
+# The x86-64 psABI's levels, by the names that /proc/cpuinfo uses (lzcnt is abm, sse3 is pni).
+_V2 = frozenset({"cx16", "lahf_lm", "popcnt", "pni", "sse4_1", "sse4_2", "ssse3"})
+_V3 = _V2 | {"avx", "avx2", "bmi1", "bmi2", "f16c", "fma", "abm", "movbe", "xsave"}
+_V4 = _V3 | {"avx512f", "avx512bw", "avx512cd", "avx512dq", "avx512vl"}
+_X86_LEVELS = (
+    Target("cpu-x86-64-v4", "x86-64-v4", 512, _V4),
+    Target("cpu-x86-64-v3", "x86-64-v3", 256, _V3),
+)
+
+
+@functools.cache
+def cpu_features() -> frozenset[str]:
+    """Return the features of this machine's CPU, as the operating system names them.
+
+    Elsewhere than on Linux the only one known is ATen's capability (``DEFAULT``, ``AVX2``, ...).
+    """
+    try:
+        text = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return frozenset({f"aten:{torch.backends.cpu.get_cpu_capability()}"})
+    for line in text.splitlines():
+        label, _, value = line.partition(":")
+        if label.strip().lower() in ("flags", "features"):
+            return frozenset(value.split())
+    return frozenset({f"aten:{torch.backends.cpu.get_cpu_capability()}"})
+
+
+def cpu_target(features: frozenset[str]) -> Target:
+    """Return the best target for a CPU with ``features``.
+
+    On x86-64 it is a level of the psABI, so that what an entry needs is a short list that other
+    machines are likely to have; elsewhere it is this very CPU with all of its features.
+    """
+    if platform.machine().lower() in ("x86_64", "amd64"):
+        for target in _X86_LEVELS:
+            if target.requires <= features:
+                return target
+    return Target(f"cpu-{json_digest(sorted(features))[:12]}", "native", 0, features)

@@ -1,0 +1,91 @@
+"""Every private name of Inductor that the compile worker uses, each with the reason.
+
+Only the worker imports this module: importing Inductor costs two seconds, and its settings and
+patches are process-wide. Nothing here runs in a user's process.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch._inductor.codecache as codecache
+import torch._inductor.config as inductor_config
+import torch._inductor.cpp_builder as cpp_builder
+import torch._inductor.cpu_vec_isa as cpu_vec_isa
+import torch._inductor.exc as inductor_errors
+from torch._inductor import aot_compile
+from torch._subclasses.fake_tensor import (
+    DataDependentOutputException,
+    DynamicOutputShapeException,
+    FakeTensorMode,
+    UnsupportedOperatorException,
+)
+
+__all__ = [
+    "DataDependentOutputException",
+    "DynamicOutputShapeException",
+    "FakeTensorMode",
+    "UnsupportedOperatorException",
+    "aot_compile",
+    "compiler_description",
+    "inductor_errors",
+    "inspect_generated_code",
+    "prepare_worker",
+]
+
+
+def prepare_worker(headers: Path, vector_bits: int) -> None:
+    """Set this process up to compile: where headers go, which vector code is emitted.
+
+    Args:
+        headers: Directory of precompiled headers. Inductor's own is below the system's temporary
+            directory, world-readable by name, and has no setting.
+        vector_bits: 512 or 256 on x86-64, so that the entry's needs are known and the instruction
+            set is not probed (seconds in each process); 0 leaves the choice to Inductor.
+    """
+    codecache._HEADER_DIR = str(headers)
+    codecache._HEADER_LOCK_DIR = str(headers / "locks")
+    isa = {512: cpu_vec_isa.VecAVX512, 256: cpu_vec_isa.VecAVX2}.get(vector_bits)
+    if isa is not None:
+        inductor_config.cpp.vec_isa_ok = True
+        cpu_vec_isa.valid_vec_isa_list = lambda: [isa()]  # type: ignore[assignment]
+    # Eager keeps the sign of zero, and Inductor's flags give it away: atan2(0 - x, -1) flips by
+    # two pi. There is no setting for it.
+    flags = cpp_builder._get_ffast_math_flags
+    cpp_builder._get_ffast_math_flags = lambda: [f for f in flags() if f != "fno-signed-zeros"]
+    if shutil.which("openssl") is None:
+        # Inductor hashes preprocessed headers with the openssl program and fails without it.
+        inductor_config.aot_inductor.precompile_headers = False
+
+
+def inspect_generated_code(inspect: Callable[[str, str, bool], None]) -> Callable[[], None]:
+    """Have ``inspect`` see the generated C++ before it is compiled, until the result is called.
+
+    ``inspect`` gets the wrapper's source, the kernels' source, and whether the proxy executor is
+    needed; what it raises ends the compile. There is no public hook between code generation and
+    the C++ compiler, which is where nine tenths of the time go.
+    """
+    compile_ = codecache.AotCodeCompiler.compile
+
+    def inspected(
+        graph: Any, wrapper_code: str, kernel_code: str, nodes: str | None, **rest: Any
+    ) -> Any:
+        inspect(wrapper_code, kernel_code, bool(nodes))
+        return compile_(graph, wrapper_code, kernel_code, nodes, **rest)
+
+    codecache.AotCodeCompiler.compile = inspected  # type: ignore[method-assign, assignment]
+
+    def restore() -> None:
+        codecache.AotCodeCompiler.compile = compile_  # type: ignore[method-assign]
+
+    return restore
+
+
+def compiler_description() -> str:
+    """Return the C++ compiler's name and version, for an entry's provenance."""
+    compiler = cpp_builder.get_cpp_compiler()
+    return f"{os.path.basename(compiler)} {cpp_builder.get_compiler_version_info(compiler)}"

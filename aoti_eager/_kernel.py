@@ -1,0 +1,119 @@
+"""What the in-memory table holds: a loaded kernel library that takes a call's arguments."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ._key import parameter_names, parameters
+from ._runner import LibraryRunner
+from ._schema import Kind, OpSchema
+from ._template import NUMBER_DTYPES
+
+Inputs = Callable[..., list[Tensor]]
+
+
+class Kernel:
+    """One key's library, ready to run.
+
+    Attributes:
+        run: The library; takes inputs in slot order, returns fresh outputs.
+        lock: To be held around ``run``; see ``LibraryRunner``.
+        inputs: Takes a call's arguments, returns the inputs in slot order.
+        single: Whether the result of the op is the library's first output and nothing else.
+        results: Makes the op's result from the outputs and the call's arguments.
+    """
+
+    __slots__ = ("inputs", "lock", "results", "run", "single")
+
+    def __init__(
+        self,
+        schema: OpSchema,
+        runner: LibraryRunner,
+        outputs: Sequence[Mapping[str, Any]],
+        inputs: Inputs,
+    ) -> None:
+        self.run = runner.run
+        self.lock = runner.lock
+        self.inputs = inputs
+        self.single = len(outputs) == 1 and outputs[0].get("output") == 0
+        self.results = result_function(schema, outputs)
+
+
+def result_function(
+    schema: OpSchema, outputs: Sequence[Mapping[str, Any]]
+) -> Callable[[list[Tensor], Sequence[Any], Mapping[str, Any]], Any]:
+    """Return a function of outputs, args and kwargs that gives what the op returns.
+
+    A mutated argument is handed back as the caller's own tensor.
+    """
+    positions = {argument.name: i for i, argument in enumerate(schema.arguments)}
+
+    def argument(name: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+        return kwargs[name] if name in kwargs else args[positions[name]]
+
+    def result(values: list[Tensor], args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+        results: list[Any] = []
+        for output in outputs:
+            if "argument" in output:
+                results.append(argument(output["argument"], args, kwargs))
+            elif "none" in output:
+                results.append(None)
+            elif "output" in output:
+                results.append(values[output["output"]])
+            else:
+                results.append([values[i] for i in output["outputs"]])
+        if not outputs:
+            return None
+        return results[0] if len(outputs) == 1 else tuple(results)
+
+    return result
+
+
+@functools.cache
+def inputs_functions(schema: OpSchema) -> tuple[Inputs, Inputs]:
+    """Return two functions of a call's arguments that give the inputs in slot order.
+
+    The first is for keys in which every tensor argument is one tensor that is there; the second
+    also takes lists, absent tensors, and numbers in Tensor slots.
+    """
+    names: dict[str, Any] = {"flat": _flat_inputs}
+    tensors = [
+        (argument, name)
+        for argument, name in zip(schema.arguments, parameter_names(schema), strict=True)
+        if argument.is_tensor
+    ]
+    signature = parameters(schema, names)
+    plain = ", ".join(name for _, name in tensors)
+    exec(f"def plain_inputs({signature}): return [{plain}]", names)  # noqa: S102
+    listed = ", ".join(name if a.kind is Kind.TENSOR else f"*({name} or ())" for a, name in tensors)
+    exec(f"def any_inputs({signature}): return flat([{listed}])", names)  # noqa: S102
+    return names["plain_inputs"], names["any_inputs"]
+
+
+def _flat_inputs(values: list[Any]) -> list[Tensor]:
+    return [
+        value if isinstance(value, Tensor) else number_tensor(value)
+        for value in values
+        if value is not None
+    ]
+
+
+# Tensors of numbers that calls pass again and again (`x * 2`). Kernels never write to them.
+_number_tensors: dict[tuple[type, Any], Tensor] = {}
+_NUMBER_TENSORS_LIMIT = 1024
+
+
+def number_tensor(value: Any) -> Tensor:
+    """Return the 0-dim tensor that stands for a number in a Tensor slot."""
+    found = _number_tensors.get((type(value), value))
+    if found is not None and value != 0:  # 0.0 == -0.0, but they are two numbers.
+        return found
+    tensor = torch.tensor(value, dtype=NUMBER_DTYPES[type(value).__name__])
+    if len(_number_tensors) < _NUMBER_TENSORS_LIMIT:
+        _number_tensors[type(value), value] = tensor
+    return tensor

@@ -1,0 +1,340 @@
+"""Argument metadata and context -> key. Pure: no I/O, no compiler, nothing is read from a tensor.
+
+There are two spellings of one key. ``KernelKey`` is the canonical one: named components made of
+JSON values, whose digest names an entry on disk and from which a compile worker rebuilds the call.
+``table_key_function`` generates the fast one, a tuple for the in-memory table. They tell the same
+calls apart (a property-based test holds them to it).
+
+What is not in a key, and why: ``requires_grad`` (at a backend key autograd is already above us),
+storage offsets (the op that reads one declines), and the value of a number in a Tensor slot (it is
+an input of the kernel; its kind is keyed).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ._aliasing import mutation_overlaps
+from ._compat import deterministic_algorithms, float32_matmul_precision
+from ._schema import Argument, Kind, OpSchema
+from .errors import UnsupportedArgumentError
+
+# A value made of None, bool, int, str, list and dict, as json.dumps takes it.
+Component = Any
+
+ANY_THREADS = "any"
+
+
+@dataclass(frozen=True, slots=True)
+class KernelKey:
+    """The identity of a call, as far as it shapes machine code.
+
+    Attributes:
+        op: Qualified name with overload, ``aten::add.Tensor``.
+        dispatch_key: Name of the dispatch key that the kernel serves, ``CPU``.
+        arguments: ``(name, component)`` for each argument, in schema order.
+        context: What besides the arguments shapes the code, by name; ``threads`` is a count, or
+            ``"any"`` for code that does not depend on it.
+    """
+
+    op: str
+    dispatch_key: str
+    arguments: tuple[tuple[str, Component], ...]
+    context: tuple[tuple[str, Component], ...]
+
+    @property
+    def digest(self) -> str:
+        """Return the SHA-256 of the canonical JSON, 64 hexadecimal digits."""
+        return json_digest(self.to_json())
+
+    def to_json(self) -> dict[str, Component]:
+        """Return the key as JSON values, for an entry or a request to a worker."""
+        return {
+            "op": self.op,
+            "dispatch_key": self.dispatch_key,
+            "arguments": [list(pair) for pair in self.arguments],
+            "context": [list(pair) for pair in self.context],
+        }
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Component]) -> KernelKey:
+        """Return the key that ``to_json`` wrote."""
+        return cls(
+            op=values["op"],
+            dispatch_key=values["dispatch_key"],
+            arguments=tuple((name, component) for name, component in values["arguments"]),
+            context=tuple((name, component) for name, component in values["context"]),
+        )
+
+    def with_threads(self, threads: int | str) -> KernelKey:
+        """Return the same key for another thread count, or for ``"any"``."""
+        context = tuple((n, threads if n == "threads" else c) for n, c in self.context)
+        return KernelKey(self.op, self.dispatch_key, self.arguments, context)
+
+    def components(self) -> dict[str, str]:
+        """Return every part of the key by a dotted name, as text: what ``explain`` compares."""
+        parts = {"op": self.op, "dispatch_key": self.dispatch_key}
+        for prefix, pairs in (("", self.arguments), ("context.", self.context)):
+            for name, component in pairs:
+                _flatten(prefix + name, component, parts)
+        return parts
+
+
+def kernel_key(schema: OpSchema, dispatch_key: str, values: Sequence[Any]) -> KernelKey:
+    """Return the key of a call with the bound ``values``, under the context of this moment.
+
+    Args:
+        schema: The overload's schema.
+        dispatch_key: The dispatch key that the call was sent to.
+        values: One value an argument, in schema order (``OpSchema.bind``).
+
+    Raises:
+        UnsupportedArgumentError: An argument has a type that no key can hold.
+    """
+    arguments = tuple(
+        (argument.name, argument_component(schema.op, argument, value))
+        for argument, value in zip(schema.arguments, values, strict=True)
+    )
+    dtype, deterministic, precision, threads = call_context()
+    context = (
+        ("default_dtype", _dtype_name(dtype)),
+        ("deterministic", deterministic),
+        ("float32_matmul_precision", precision),
+        ("threads", threads),
+    )
+    return KernelKey(schema.op, dispatch_key, arguments, context)
+
+
+def call_context() -> tuple[torch.dtype, bool, str, int]:
+    """Return what a call depends on besides its arguments; a closed list that C++ can read."""
+    return (
+        torch.get_default_dtype(),
+        deterministic_algorithms(),
+        float32_matmul_precision(),
+        torch.get_num_threads(),
+    )
+
+
+def argument_component(op: str, argument: Argument, value: Any) -> Component:
+    """Return the canonical component of one bound value.
+
+    Raises:
+        UnsupportedArgumentError: The value is of a type that no key can hold.
+    """
+    if value is None:
+        # An undefined tensor where one is required is no call that a kernel was compiled for.
+        if argument.kind is Kind.TENSOR and not argument.optional:
+            return {"undefined": True}
+        return None
+    encode = _ENCODERS.get(argument.kind)
+    if encode is None:
+        raise UnsupportedArgumentError(
+            f"{op}: argument {argument.name!r} is {argument.type_name}, got "
+            f"{type(value).__name__}; calls with it run the original kernel"
+        )
+    return encode(value)
+
+
+def scalar_component(value: Any) -> Component:
+    """Return a number with its type: ``True``, ``1``, ``1.0`` and ``-0.0`` differ, NaN is NaN."""
+    if isinstance(value, bool):
+        return {"bool": value}
+    if isinstance(value, int):
+        return {"int": value}
+    if isinstance(value, float):
+        return {"float": value.hex()}
+    if isinstance(value, complex):
+        return {"complex": [value.real.hex(), value.imag.hex()]}
+    raise UnsupportedArgumentError(
+        f"a Scalar is {type(value).__name__}; bool, int, float and complex are supported"
+    )
+
+
+def tensor_component(value: Any) -> Component:
+    """Return a tensor's metadata, or the kind of a number that stands in a Tensor slot."""
+    if not isinstance(value, Tensor):
+        return {"number": next(iter(scalar_component(value)))}
+    return {
+        "dtype": _dtype_name(value.dtype),
+        "device": str(value.device),
+        "layout": str(value.layout).removeprefix("torch."),
+        "sizes": list(value.shape),
+        "strides": list(value.stride()) if value.layout is torch.strided else None,
+        "conj": value.is_conj(),
+        "neg": value.is_neg(),
+    }
+
+
+def _generator_component(value: Any) -> Component:
+    raise UnsupportedArgumentError(
+        "a Generator was passed; random streams of compiled code are not eager's"
+    )
+
+
+def _dtype_name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+_ENCODERS: dict[Kind, Callable[[Any], Component]] = {
+    Kind.TENSOR: tensor_component,
+    Kind.TENSORS: lambda values: [tensor_component(value) for value in values],
+    Kind.OPTIONAL_TENSORS: lambda values: [
+        None if value is None else tensor_component(value) for value in values
+    ],
+    Kind.SCALAR: scalar_component,
+    Kind.SCALARS: lambda values: [scalar_component(value) for value in values],
+    Kind.INT: int,
+    Kind.INTS: lambda values: [int(value) for value in values],
+    Kind.FLOAT: lambda value: float(value).hex(),
+    Kind.FLOATS: lambda values: [float(value).hex() for value in values],
+    Kind.BOOL: bool,
+    Kind.BOOLS: lambda values: [bool(value) for value in values],
+    Kind.STR: str,
+    Kind.DTYPE: _dtype_name,
+    Kind.LAYOUT: lambda value: str(value).removeprefix("torch."),
+    Kind.DEVICE: str,
+    Kind.MEMORY_FORMAT: lambda value: str(value).removeprefix("torch."),
+    Kind.GENERATOR: _generator_component,
+}
+
+
+# --- the fast spelling ---------------------------------------------------------------------------
+
+
+def number_kind(value: Any) -> str | None:
+    """Return the kind of a number in a Tensor slot, or ``None`` for no tensor at all."""
+    return None if value is None else type(value).__name__
+
+
+def scalar_table_key(value: Any) -> Any:
+    """Return a hashable that tells Scalars apart as ``scalar_component`` does."""
+    if isinstance(value, float):
+        return value.hex()
+    if isinstance(value, complex):
+        return (value.real.hex(), value.imag.hex())
+    return (type(value), value)
+
+
+# On the CPU key every tensor is a strided CPU one: other layouts and devices have keys of their
+# own, so asking for them would only cost time.
+_CPU_TENSOR = "({0}.dtype, {0}.shape, {0}.stride(), {0}.is_neg(), {0}.is_conj())"
+_DEVICE_TENSOR = (
+    "({0}.dtype, {0}.shape, {0}.stride(), {0}.is_neg(), {0}.is_conj(), {0}.device, "
+    "{0}.data_ptr() % 16)"
+)
+
+
+def table_key_function(schema: OpSchema, dispatch_key: str) -> Callable[..., tuple[Any, ...]]:
+    """Return a function of a call's arguments that gives its key in the in-memory table.
+
+    It takes what PyTorch hands to a Python kernel: positional arguments by position, keyword-only
+    ones by name, arguments that equal their default left out. It is generated, because a generic
+    loop over the schema costs more than the whole call of a small kernel.
+    """
+    tensor = _CPU_TENSOR if dispatch_key == "CPU" else _DEVICE_TENSOR
+    one = f"{tensor} if isinstance({{0}}, Tensor) else number_kind({{0}})"
+    names: dict[str, Any] = {
+        "Tensor": Tensor,
+        "number_kind": number_kind,
+        "scalar_key": scalar_table_key,
+        "overlaps": mutation_overlaps,
+        "float_hex": float.hex,
+        "default_dtype": torch.get_default_dtype,
+        "deterministic": deterministic_algorithms,
+        "precision": float32_matmul_precision,
+        "threads": torch.get_num_threads,
+    }
+    exec(f"def tensor_key(t): return {one.format('t')}", names)  # noqa: S102
+    parts = [
+        _table_key_part(argument, name, one)
+        for argument, name in zip(schema.arguments, parameter_names(schema), strict=True)
+    ]
+    if schema.mutated:
+        parts.append(_overlap_part(schema))
+    parts += ["default_dtype()", "deterministic()", "precision()", "threads()"]
+    source = f"def table_key({parameters(schema, names)}): return ({', '.join(parts)},)"
+    exec(source, names)  # noqa: S102
+    function: Callable[..., tuple[Any, ...]] = names["table_key"]
+    return function
+
+
+def parameter_names(schema: OpSchema) -> list[str]:
+    """Return a Python parameter name for each argument: its own only where a caller uses it."""
+    return [a.name if a.kwarg_only else f"a{i}" for i, a in enumerate(schema.arguments)]
+
+
+def parameters(schema: OpSchema, names: dict[str, Any]) -> str:
+    """Return the Python parameter list of a kernel of ``schema``; defaults are put in ``names``."""
+    text: list[str] = []
+    starred = False
+    for index, (argument, name) in enumerate(
+        zip(schema.arguments, parameter_names(schema), strict=True)
+    ):
+        if argument.kwarg_only and not starred:
+            text.append("*")
+            starred = True
+        if argument.has_default:
+            names[f"default_{index}"] = argument.default
+            text.append(f"{name}=default_{index}")
+        elif text and not starred and "=" in text[-1]:
+            # The schema language lets a required argument follow a default, Python does not.
+            text.append(f"{name}=None")
+        else:
+            text.append(name)
+    return ", ".join(text)
+
+
+def _table_key_part(argument: Argument, name: str, one: str) -> str:
+    part = {
+        Kind.TENSOR: f"({one.format(name)})",
+        Kind.TENSORS: f"tuple([tensor_key(t) for t in {name}])",
+        Kind.OPTIONAL_TENSORS: f"tuple([tensor_key(t) for t in {name}])",
+        Kind.SCALAR: f"scalar_key({name})",
+        Kind.SCALARS: f"tuple([scalar_key(v) for v in {name}])",
+        Kind.FLOAT: f"float_hex({name})",
+        Kind.FLOATS: f"tuple([float_hex(v) for v in {name}])",
+        Kind.INTS: f"tuple({name})",
+        Kind.BOOLS: f"tuple({name})",
+        # A call with one of these declines; that it is not None is all that its key must say.
+        Kind.GENERATOR: f"{name} is not None",
+        Kind.UNSUPPORTED: f"{name} is not None",
+    }.get(argument.kind, name)
+    return f"(None if {name} is None else {part})" if argument.optional else part
+
+
+def _overlap_part(schema: OpSchema) -> str:
+    """Return the source of "a mutated argument overlaps another": layouts alone do not tell."""
+
+    def listed(wanted: bool) -> str:
+        items = [
+            name if argument.kind is Kind.TENSOR else f"*({name} or ())"
+            for argument, name in zip(schema.arguments, parameter_names(schema), strict=True)
+            if argument.is_tensor and argument.mutated is wanted
+        ]
+        return f"({', '.join(items)},)" if items else "()"
+
+    return f"overlaps({listed(True)}, {listed(False)})"
+
+
+def json_digest(values: Component) -> str:
+    """Return the SHA-256 of ``values`` as canonical JSON, 64 hexadecimal digits."""
+    text = json.dumps(values, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _flatten(name: str, component: Component, into: dict[str, str]) -> None:
+    if isinstance(component, dict):
+        for field, value in component.items():
+            _flatten(f"{name}.{field}", value, into)
+    elif isinstance(component, list) and any(isinstance(value, dict) for value in component):
+        for index, value in enumerate(component):
+            _flatten(f"{name}[{index}]", value, into)
+    else:
+        into[name] = json.dumps(component)

@@ -1,0 +1,328 @@
+"""Put kernels into PyTorch's dispatcher and take them out again. The only user of torch.library.
+
+PyTorch's dispatcher is not safe against changes while other threads call: its readers take no lock.
+Register before concurrent calls and unregister after them; everything else (``disable``, modes,
+scopes) only flips flags inside our own kernels.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+import warnings
+import weakref
+from collections.abc import Iterable
+from types import TracebackType
+
+import torch
+
+from . import _backend, _compat
+from ._compat import OpOverload, OpOverloadPacket
+from ._compile import NO_COMPILER, compiler_on_path
+from ._kernel_cache import KernelCache
+from ._ops import find_overload, find_packet
+from ._schema import qualified_name
+from ._stats import OpStats
+from ._warnings import warn_once
+from .config import config
+from .errors import CompositeImplicitOpError, RegistrationError, StoreError
+
+Op = str | OpOverload | OpOverloadPacket
+
+_lock = threading.RLock()
+
+
+class _Installed:
+    """One overload's kernel in the dispatcher, shared by the registrations that hold it."""
+
+    def __init__(self, cache: KernelCache, library: torch.library.Library | None) -> None:
+        self.cache = cache
+        self.library = library
+        self.holders: dict[int, bool] = {}  # id of a registration -> enabled
+
+    def set_holder(self, holder: int, enabled: bool | None) -> None:
+        if enabled is None:
+            self.holders.pop(holder, None)
+        else:
+            self.holders[holder] = enabled
+        self.cache.set_enabled(any(self.holders.values()))
+
+
+_installed: dict[tuple[str, str], _Installed] = {}
+_foreign: list[weakref.ref[KernelCache]] = []  # in callers' libraries, which own them
+_retired: dict[str, OpStats] = {}  # counts of ops that were unregistered
+
+
+class Registration:
+    """Ops that are served by kernel libraries until ``unregister``; also a context manager.
+
+    Attributes:
+        dispatch_key: Name of the dispatch key.
+        ops: Qualified names of the overloads that were registered.
+        skipped: Overloads of a named packet that were left out, with the reason of each.
+    """
+
+    def __init__(self, dispatch_key: str) -> None:
+        self.dispatch_key = dispatch_key
+        self.ops: tuple[str, ...] = ()
+        self.skipped: dict[str, str] = {}
+
+    def __repr__(self) -> str:
+        return f"<Registration of {len(self.ops)} ops at {self.dispatch_key}>"
+
+    def disable(self) -> None:
+        """Pass calls through to the originals. A flag in the kernel: safe at any time.
+
+        An op that another registration holds too stays in use until that one is disabled as well.
+        """
+        self._set(False)
+
+    def enable(self) -> None:
+        """Serve calls again after ``disable``. A flag in the kernel: safe at any time."""
+        self._set(True)
+
+    def unregister(self) -> None:
+        """Restore what was registered before, in any order with other registrations.
+
+        Not while other threads call the ops: PyTorch's dispatcher crashes on that. A second call
+        does nothing.
+        """
+        with _lock:
+            ops, self.ops = self.ops, ()
+            for name in ops:
+                _release(name, self.dispatch_key, id(self))
+
+    def __enter__(self) -> Registration:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.unregister()
+
+    def _set(self, enabled: bool) -> None:
+        with _lock:
+            for name in self.ops:
+                _installed[name, self.dispatch_key].set_holder(id(self), enabled)
+
+
+def register(ops: Op | Iterable[Op], dispatch_key: str = "CPU") -> Registration:
+    """Serve the calls of ``ops`` by kernel libraries, and return the handle that undoes it.
+
+    Call it before other threads call the ops: PyTorch's dispatcher is not safe against changes
+    while calls run.
+
+    Args:
+        ops: An op's name, alone (``"aten::gelu"``: all overloads that can be served) or with its
+            overload (``"aten::add.Tensor"``), an ``OpOverload``, an ``OpOverloadPacket``, or a
+            list of these.
+        dispatch_key: Name of a Dense backend key: ``CPU``, ``CUDA``, ``XPU``, ``PrivateUse1``, ...
+
+    Raises:
+        UnknownOpError: There is no op of that name.
+        CompositeImplicitOpError: The op is decomposed before it reaches a backend.
+        RegistrationError: The op has no kernel at ``dispatch_key``, or the key is no backend's.
+    """
+    config.validate()
+    _check_dispatch_key(dispatch_key)
+    registration = Registration(dispatch_key)
+    wanted, registration.skipped = _resolve(ops, dispatch_key)
+    if not _can_serve():
+        return registration
+    with _lock:
+        try:
+            for op in wanted:
+                name = qualified_name(op)
+                _hold(op, name, dispatch_key, id(registration))
+                registration.ops = (*registration.ops, name)
+        except BaseException:
+            registration.unregister()
+            raise
+    return registration
+
+
+def impl(library: torch.library.Library, op: Op, dispatch_key: str = "CPU") -> None:
+    """Register ``op`` in the caller's ``library``, and leave it registered as long as that lives.
+
+    Args:
+        library: The caller's; its namespace must be the op's, or ``op`` must be qualified.
+        op: As for ``register``; a name without a namespace is taken in the library's.
+        dispatch_key: Name of a Dense backend key.
+
+    Raises:
+        UnknownOpError: There is no op of that name.
+        CompositeImplicitOpError: The op is decomposed before it reaches a backend.
+        RegistrationError: The op has no kernel at ``dispatch_key``, or the key is no backend's.
+    """
+    config.validate()
+    _check_dispatch_key(dispatch_key)
+    if isinstance(op, str) and "::" not in op:
+        op = f"{library.ns}::{op}"
+    wanted, _ = _resolve(op, dispatch_key)
+    with _lock:
+        for overload in wanted:
+            cache = _make_cache(overload, dispatch_key)
+            _install(library, overload, cache, dispatch_key)
+            _foreign.append(weakref.ref(cache))
+
+
+def registered_ops() -> list[str]:
+    """Return the qualified names of all overloads that are registered, sorted."""
+    with _lock:
+        return sorted({cache.schema.op for cache in caches()})
+
+
+def caches() -> list[KernelCache]:
+    """Return the kernels that are in the dispatcher, those in callers' libraries included."""
+    with _lock:
+        _foreign[:] = [reference for reference in _foreign if reference() is not None]
+        alive = [reference() for reference in _foreign]
+        return [i.cache for i in _installed.values()] + [c for c in alive if c is not None]
+
+
+def find_cache(op: OpOverload, dispatch_key: str) -> KernelCache | None:
+    """Return the kernel of ``op`` at ``dispatch_key``, or ``None`` if it is not registered."""
+    return next((c for c in caches() if c.op is op and c.dispatch_key == dispatch_key), None)
+
+
+def stats() -> dict[str, OpStats]:
+    """Return what happened to the calls of each op in this process, by qualified name."""
+    with _lock:
+        totals = dict(_retired)
+        for cache in caches():
+            totals[cache.schema.op] = (
+                totals.get(cache.schema.op, OpStats()) + cache.counters.snapshot()
+            )
+    return dict(sorted(totals.items()))
+
+
+def _check_dispatch_key(dispatch_key: str) -> None:
+    keys = _compat.dense_backends()
+    if dispatch_key not in keys:
+        raise RegistrationError(
+            f"dispatch key {dispatch_key!r}: kernels can be registered at a Dense backend key "
+            f"only, one of {', '.join(keys)}"
+        )
+
+
+def _resolve(ops: Op | Iterable[Op], key: str) -> tuple[list[OpOverload], dict[str, str]]:
+    if isinstance(ops, str | OpOverload | OpOverloadPacket):
+        ops = [ops]
+    wanted: dict[str, OpOverload] = {}
+    skipped: dict[str, str] = {}
+    for op in ops:
+        if isinstance(op, str):
+            op = find_overload(op) if "." in op.partition("::")[2] else find_packet(op)
+        if isinstance(op, OpOverload):
+            problem = _problem(op, key)
+            if problem is not None:
+                raise problem
+            wanted[qualified_name(op)] = op
+        elif isinstance(op, OpOverloadPacket):
+            problems = []
+            overloads = [getattr(op, overload) for overload in op.overloads()]
+            for overload in overloads:
+                problem = _problem(overload, key)
+                if problem is None:
+                    wanted[qualified_name(overload)] = overload
+                else:
+                    problems.append(problem)
+                    skipped[qualified_name(overload)] = str(problem)
+            if len(problems) == len(overloads):
+                raise problems[0]
+        else:
+            raise RegistrationError(
+                f"an op is given as {type(op).__name__}; a name, an OpOverload, an "
+                "OpOverloadPacket or a list of these is wanted"
+            )
+    return list(wanted.values()), skipped
+
+
+def _problem(op: OpOverload, dispatch_key: str) -> RegistrationError | None:
+    name = qualified_name(op)
+    if _compat.has_kernel(name, dispatch_key):
+        return None
+    if _compat.has_kernel(name, "CompositeImplicitAutograd"):
+        return CompositeImplicitOpError(
+            f"{name}: is composite-implicit: it takes its gradients, autocast and version counters "
+            f"from being decomposed, and a kernel at {dispatch_key} would break all three; "
+            "register the ops it decomposes into"
+        )
+    if not _compat.has_computed_kernel(name, dispatch_key):
+        return RegistrationError(f"{name}: has no kernel at dispatch key {dispatch_key}")
+    return None
+
+
+def _can_serve() -> bool:
+    """Return whether any call could be served: there is a compiler, or something in the store."""
+    if compiler_on_path() is not None:
+        return True
+    warn_once("no_compiler", NO_COMPILER)
+    backend = _backend.current()
+    try:
+        return backend.store.has_entries(backend.environment)
+    except StoreError as error:
+        warn_once("store", str(error))
+        return False
+
+
+def _hold(op: OpOverload, name: str, dispatch_key: str, holder: int) -> None:
+    installed = _installed.get((name, dispatch_key))
+    if installed is None:
+        cache = _make_cache(op, dispatch_key)
+        library = torch.library.Library(name.partition("::")[0], "IMPL")
+        try:
+            _install(library, op, cache, dispatch_key)
+        except BaseException:
+            # It may be in the dispatcher all the same: impl warns after it has registered.
+            _compat.destroy(library)
+            raise
+        installed = _installed[name, dispatch_key] = _Installed(cache, library)
+    installed.set_holder(holder, True)
+
+
+def _release(name: str, dispatch_key: str, holder: int) -> None:
+    installed = _installed[name, dispatch_key]
+    installed.set_holder(holder, None)
+    if installed.holders:
+        return
+    del _installed[name, dispatch_key]
+    _retired[name] = _retired.get(name, OpStats()) + installed.cache.counters.snapshot()
+    if installed.library is not None:
+        _compat.destroy(installed.library)
+
+
+def _make_cache(op: OpOverload, dispatch_key: str) -> KernelCache:
+    try:
+        return KernelCache(op, dispatch_key)
+    except RuntimeError as error:
+        raise RegistrationError(f"{qualified_name(op)}: {error}") from error
+
+
+def _install(
+    library: torch.library.Library, op: OpOverload, cache: KernelCache, dispatch_key: str
+) -> None:
+    with warnings.catch_warnings():
+        # PyTorch warns that a kernel is overridden, which is what was asked for.
+        warnings.simplefilter("ignore")
+        library.impl(op, cache, dispatch_key, with_keyset=True)
+
+
+def _config_changed() -> None:
+    for cache in caches():
+        cache.refresh()
+
+
+def _after_fork() -> None:
+    global _lock
+    _lock = threading.RLock()
+    for cache in caches():
+        cache.after_fork()
+
+
+config.on_change(_config_changed)
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)

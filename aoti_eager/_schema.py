@@ -1,0 +1,226 @@
+"""Bind a call to its op's schema: argument names, kinds, defaults, and what is mutated.
+
+The kinds are the words of PyTorch's schema language with the optional mark kept apart. Everything
+here is pure: no tensor is created and nothing is read but the schema.
+"""
+
+from __future__ import annotations
+
+import enum
+import functools
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from ._compat import OpOverload, raw_schema
+
+
+class Kind(enum.Enum):
+    """What values an argument takes, apart from ``None``."""
+
+    TENSOR = "Tensor"
+    TENSORS = "Tensor[]"
+    OPTIONAL_TENSORS = "Tensor?[]"
+    SCALAR = "Scalar"
+    SCALARS = "Scalar[]"
+    INT = "int"
+    INTS = "int[]"
+    FLOAT = "float"
+    FLOATS = "float[]"
+    BOOL = "bool"
+    BOOLS = "bool[]"
+    STR = "str"
+    DTYPE = "dtype"
+    LAYOUT = "layout"
+    DEVICE = "device"
+    MEMORY_FORMAT = "memory_format"
+    GENERATOR = "Generator"
+    UNSUPPORTED = "unsupported"
+
+
+_KINDS = {
+    "Tensor": Kind.TENSOR,
+    "List[Tensor]": Kind.TENSORS,
+    "List[Optional[Tensor]]": Kind.OPTIONAL_TENSORS,
+    "number": Kind.SCALAR,
+    "List[number]": Kind.SCALARS,
+    "int": Kind.INT,
+    "SymInt": Kind.INT,
+    "List[int]": Kind.INTS,
+    "List[SymInt]": Kind.INTS,
+    "float": Kind.FLOAT,
+    "List[float]": Kind.FLOATS,
+    "bool": Kind.BOOL,
+    "List[bool]": Kind.BOOLS,
+    "str": Kind.STR,
+    "ScalarType": Kind.DTYPE,
+    "Layout": Kind.LAYOUT,
+    "Device": Kind.DEVICE,
+    "MemoryFormat": Kind.MEMORY_FORMAT,
+    "Generator": Kind.GENERATOR,
+}
+
+TENSOR_KINDS = frozenset({Kind.TENSOR, Kind.TENSORS, Kind.OPTIONAL_TENSORS})
+
+# TorchScript stores these three enums as ints, and a schema's default comes back as that int.
+_LAYOUTS = {0: torch.strided}
+_MEMORY_FORMATS = {
+    0: torch.contiguous_format,
+    1: torch.preserve_format,
+    2: torch.channels_last,
+    3: torch.channels_last_3d,
+}
+_DTYPES = {4: torch.int64, 6: torch.float32, 7: torch.float64, 11: torch.bool}
+
+
+@dataclass(frozen=True, slots=True)
+class Argument:
+    """One argument of a schema.
+
+    ``mutated`` is whether the op writes to it (``Tensor(a!)``); ``type_name`` is the schema's own
+    spelling, for messages.
+    """
+
+    name: str
+    kind: Kind
+    optional: bool
+    has_default: bool
+    default: Any
+    kwarg_only: bool
+    mutated: bool
+    type_name: str
+
+    @property
+    def is_tensor(self) -> bool:
+        """Return whether the argument holds tensors: one, a list, or optional ones."""
+        return self.kind in TENSOR_KINDS
+
+
+@dataclass(frozen=True, slots=True)
+class Return:
+    """One result of a schema.
+
+    ``argument`` names the mutated argument that is handed back (in-place and ``out=``); ``is_view``
+    is whether the schema says that the result aliases an argument without writing to it.
+    """
+
+    kind: Kind
+    argument: str | None
+    is_view: bool
+    type_name: str
+
+
+@dataclass(frozen=True, slots=True)
+class OpSchema:
+    """The schema of one overload, in the terms this package needs.
+
+    ``op`` is the qualified name with its overload, ``aten::add.Tensor``; a default overload has no
+    suffix.
+    """
+
+    op: str
+    arguments: tuple[Argument, ...]
+    returns: tuple[Return, ...]
+
+    @property
+    def mutated(self) -> tuple[int, ...]:
+        """Return the positions of the arguments that the op writes to."""
+        return tuple(i for i, argument in enumerate(self.arguments) if argument.mutated)
+
+    def bind(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> tuple[Any, ...]:
+        """Return one value for each argument, in schema order, defaults filled in.
+
+        Raises:
+            TypeError: Too many values, an unknown name, a name given twice, or a required argument
+                missing.
+        """
+        if len(args) > len(self.arguments):
+            raise TypeError(
+                f"{self.op}: takes {len(self.arguments)} arguments, got {len(args)} positional ones"
+            )
+        values = list(args)
+        used = 0
+        for position, argument in enumerate(self.arguments):
+            if argument.name in kwargs:
+                used += 1
+                if position < len(args):
+                    raise TypeError(f"{self.op}: argument {argument.name!r} is given twice")
+                values.append(kwargs[argument.name])
+            elif position >= len(args):
+                if not argument.has_default:
+                    raise TypeError(f"{self.op}: argument {argument.name!r} is missing")
+                values.append(argument.default)
+        if used != len(kwargs):
+            names = {argument.name for argument in self.arguments}
+            unknown = sorted(set(kwargs) - names)
+            raise TypeError(f"{self.op}: no argument is named {', '.join(unknown)}")
+        return tuple(values)
+
+
+@functools.cache
+def op_schema(op: OpOverload) -> OpSchema:
+    """Return the schema of the overload ``op``."""
+    schema = raw_schema(op)
+    arguments = tuple(_argument(argument) for argument in schema.arguments)
+    mutated = {
+        name: argument.name
+        for argument in schema.arguments
+        if argument.alias_info is not None and argument.alias_info.is_write
+        for name in argument.alias_info.before_set
+    }
+    return OpSchema(
+        op=qualified_name(op),
+        arguments=arguments,
+        returns=tuple(_return(result, mutated) for result in schema.returns),
+    )
+
+
+def qualified_name(op: OpOverload) -> str:
+    """Return ``namespace::name.overload``, without the suffix for a default overload."""
+    schema = raw_schema(op)
+    return f"{schema.name}.{schema.overload_name}" if schema.overload_name else schema.name
+
+
+def _argument(argument: Any) -> Argument:
+    kind, optional = _kind(str(argument.real_type))
+    has_default = argument.has_default_value()
+    return Argument(
+        name=argument.name,
+        kind=kind,
+        optional=optional,
+        has_default=has_default,
+        default=_default(kind, argument.default_value) if has_default else None,
+        kwarg_only=argument.kwarg_only,
+        mutated=argument.alias_info is not None and argument.alias_info.is_write,
+        type_name=str(argument.real_type),
+    )
+
+
+def _return(result: Any, mutated: Mapping[str, str]) -> Return:
+    kind, _ = _kind(str(result.real_type))
+    alias = result.alias_info
+    if alias is None:
+        return Return(kind, None, False, str(result.real_type))
+    names = [mutated[name] for name in alias.before_set if name in mutated]
+    argument = names[0] if alias.is_write and len(names) == 1 else None
+    return Return(kind, argument, argument is None, str(result.real_type))
+
+
+def _kind(type_name: str) -> tuple[Kind, bool]:
+    optional = type_name.startswith("Optional[")
+    inner = type_name[len("Optional[") : -1] if optional else type_name
+    return _KINDS.get(inner, Kind.UNSUPPORTED), optional
+
+
+def _default(kind: Kind, value: Any) -> Any:
+    """Return a schema's default in the form in which a kernel would be given it."""
+    if value is None:
+        return None
+    table: Mapping[int, Any] = {
+        Kind.LAYOUT: _LAYOUTS,
+        Kind.MEMORY_FORMAT: _MEMORY_FORMATS,
+        Kind.DTYPE: _DTYPES,
+    }.get(kind, {})
+    return table[value] if table and isinstance(value, int) else value

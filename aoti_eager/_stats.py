@@ -1,0 +1,141 @@
+"""Counters of one op in this process, and the totals of all processes on disk."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import json
+import os
+import threading
+import uuid
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+import filelock
+
+
+class Counter:
+    """A count that threads may raise without a lock: ``next`` on it is one step of CPython."""
+
+    __slots__ = ("_count", "add")
+
+    def __init__(self) -> None:
+        self._count = itertools.count()
+        self.add = self._count.__next__
+
+    @property
+    def value(self) -> int:
+        """Return how often ``add`` was called."""
+        value: int = self._count.__reduce__()[1][0]  # type: ignore[index]
+        return value
+
+
+@dataclass(frozen=True, slots=True)
+class OpStats:
+    """What happened to the calls of one op.
+
+    Attributes:
+        hits: Calls that a kernel library served.
+        misses: Calls whose key was neither in the table nor declined.
+        declines: Calls that ran the original kernel for a named reason.
+        compiles: Kernel libraries compiled.
+        failures: Compiles that gave no usable library, and runs that raised.
+        declined: Calls by decline reason; they add up to ``declines``.
+    """
+
+    hits: int = 0
+    misses: int = 0
+    declines: int = 0
+    compiles: int = 0
+    failures: int = 0
+    declined: Mapping[str, int] = field(default_factory=dict)
+
+    def __add__(self, other: OpStats) -> OpStats:
+        declined = dict(self.declined)
+        for reason, count in other.declined.items():
+            declined[reason] = declined.get(reason, 0) + count
+        return OpStats(
+            self.hits + other.hits,
+            self.misses + other.misses,
+            self.declines + other.declines,
+            self.compiles + other.compiles,
+            self.failures + other.failures,
+            declined,
+        )
+
+
+class OpCounters:
+    """The counters behind one op's ``OpStats``."""
+
+    def __init__(self) -> None:
+        self.hits = Counter()
+        self.misses = Counter()
+        self.compiles = Counter()
+        self.failures = Counter()
+        self._declined: dict[str, Counter] = {}
+        self._lock = threading.Lock()
+
+    def declined(self, reason: str) -> Counter:
+        """Return the counter of calls declined for ``reason``."""
+        with self._lock:
+            return self._declined.setdefault(reason, Counter())
+
+    def snapshot(self) -> OpStats:
+        """Return the counts of this moment."""
+        with self._lock:
+            declined = {reason: c.value for reason, c in self._declined.items() if c.value}
+        return OpStats(
+            hits=self.hits.value,
+            misses=self.misses.value,
+            declines=sum(declined.values()),
+            compiles=self.compiles.value,
+            failures=self.failures.value,
+            declined=declined,
+        )
+
+
+TOTALS_FILE = "totals.json"
+
+
+def read_totals(root: Path) -> dict[str, OpStats]:
+    """Return the stored totals by op; empty where there are none, or none that can be read."""
+    try:
+        values = json.loads((root / TOTALS_FILE).read_text(encoding="utf-8"))
+        return {op: OpStats(**counts) for op, counts in values.items()}
+    except (OSError, ValueError, TypeError, AttributeError):
+        return {}
+
+
+def add_totals(root: Path, stats: Mapping[str, OpStats]) -> None:
+    """Add ``stats`` to the totals in the store at ``root``, which must exist.
+
+    Raises:
+        OSError: They cannot be written.
+    """
+    with _totals_lock(root):
+        totals = read_totals(root)
+        for op, counts in stats.items():
+            totals[op] = totals.get(op, OpStats()) + counts
+        staged = root / f".{TOTALS_FILE}.{uuid.uuid4().hex[:8]}"
+        try:
+            staged.write_text(json.dumps({op: asdict(t) for op, t in sorted(totals.items())}))
+            # Replaced in one step: a reader must never see half of it.
+            os.replace(staged, root / TOTALS_FILE)
+        finally:
+            staged.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def _totals_lock(root: Path) -> Iterator[None]:
+    # Short: this runs at exit, and a lost count is better than a late end.
+    try:
+        (root / "locks").mkdir(mode=0o700, exist_ok=True)
+        lock = filelock.FileLock(root / "locks" / "totals", timeout=2.0)
+        lock.acquire()
+    except filelock.Timeout as error:
+        raise OSError(str(error)) from error
+    try:
+        yield
+    finally:
+        lock.release()

@@ -1,0 +1,422 @@
+"""Entries on local disk: find, publish, lock, verify, clear.
+
+The store knows files, digests and locks; it decides no policy. It raises, and its caller decides
+whether to warn, to go on or to raise. Layout under the root::
+
+    v1/<environment>/<op>/static/<key>/<target>/{entry.json, library.so, log}
+    tmp/<host>-<pid>-<random>/        work in progress; a dead process's is removed by verify
+    locks/<two hexadecimal digits>    lock files, shared by the keys that begin so; never deleted
+    toolchain/                        precompiled headers of the compile worker
+    totals.json                       counters of all processes, for the command line
+
+An entry is published by one rename of a directory, so a reader sees all of it or nothing.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import hashlib
+import os
+import shutil
+import socket
+import stat
+import time
+import uuid
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import filelock
+
+from ._entry import Entry, Library, Status, decode, encode
+from ._environment import Environment
+from ._key import KernelKey
+from .errors import (
+    AotiEagerError,
+    CacheFormatError,
+    EntryDamagedError,
+    LockTimeoutError,
+    StoreError,
+    StorePermissionError,
+)
+
+ENTRY_FILE = "entry.json"
+LIBRARY_FILE = "library.so"
+LOG_FILE = "log"
+
+# A work directory of another host, whose processes we cannot ask about, is left alone this long.
+_FOREIGN_WORK_AGE_S = 24 * 3600.0
+
+
+@dataclass(frozen=True, slots=True)
+class StoredEntry:
+    """An entry and the directory it was read from."""
+
+    entry: Entry
+    path: Path
+
+    @property
+    def library_path(self) -> Path:
+        """Return where the kernel library lies."""
+        return self.path / LIBRARY_FILE
+
+
+@dataclass(frozen=True, slots=True)
+class BadEntry:
+    """A directory in an entry's place that cannot be used, and why.
+
+    ``kind`` is ``"damaged"`` or ``"future"`` (written by a newer format).
+    """
+
+    path: Path
+    kind: str
+    problem: str
+
+
+class Store:
+    """The store at ``root``; nothing is read or created before the first use.
+
+    Args:
+        root: Its directory.
+        lock_timeout_s: Seconds that ``locked`` waits for another process.
+    """
+
+    def __init__(self, root: Path, *, lock_timeout_s: float) -> None:
+        self.root = root
+        self.lock_timeout_s = lock_timeout_s
+        self._trusted = False
+
+    # -- reading --
+
+    def find(
+        self, key: KernelKey, environment: Environment, features: frozenset[str]
+    ) -> StoredEntry | None:
+        """Return the entry under ``key`` that a CPU with ``features`` can run, or ``None``.
+
+        An entry whose directory was deleted is a miss, and so is one of another instruction set.
+
+        Raises:
+            EntryDamagedError: The entry is not what was published; ``path`` tells which.
+            CacheFormatError: A newer format wrote it.
+            StoreError: The store cannot be read, or is not ours.
+        """
+        if not self._trust():
+            return None
+        damaged: EntryDamagedError | CacheFormatError | None = None
+        for path in self._targets(self._key_path(key, environment)):
+            try:
+                found = self._read(path)
+            except FileNotFoundError:
+                continue  # Deleted between the listing and now: a miss.
+            except (EntryDamagedError, CacheFormatError) as error:
+                damaged = error
+                continue
+            if found.entry.key != key or found.entry.environment != environment:
+                damaged = _at(EntryDamagedError("holds another key than its path says"), path)
+            elif found.entry.requires <= features:
+                return found
+        if damaged is not None:
+            raise damaged
+        return None
+
+    def has_entries(self, environment: Environment) -> bool:
+        """Return whether anything is stored for ``environment``."""
+        return self._trust() and any((self.root / "v1" / environment.digest[:16]).glob("*/*/*/*"))
+
+    def check_library(self, found: StoredEntry) -> None:
+        """Compare the library's bytes with the entry's digest; call it before every load.
+
+        Raises:
+            EntryDamagedError: It is missing, or not the file that was published.
+        """
+        library = found.entry.library
+        if library is None:
+            raise _at(EntryDamagedError("has no kernel library"), found.path)
+        try:
+            content = found.library_path.read_bytes()
+        except OSError as error:
+            problem = EntryDamagedError(f"its library cannot be read: {error.strerror}")
+            raise _at(problem, found.path) from error
+        if hashlib.sha256(content).hexdigest() != library.sha256:
+            raise _at(EntryDamagedError("its library is not the file that was stored"), found.path)
+
+    def scan(self) -> Iterator[StoredEntry | BadEntry]:
+        """Give every entry of every environment, and every directory that should be one.
+
+        Raises:
+            StoreError: The store is not ours, or cannot be read.
+        """
+        if not self._trust():
+            return
+        for path in sorted((self.root / "v1").glob("*/*/*/*/*")):
+            try:
+                yield self._read(path)
+            except FileNotFoundError:
+                if path.is_dir() and not (path / ENTRY_FILE).exists():
+                    yield BadEntry(path, "damaged", f"has no {ENTRY_FILE}")
+            except EntryDamagedError as error:
+                yield BadEntry(path, "damaged", str(error))
+            except CacheFormatError as error:
+                yield BadEntry(path, "future", str(error))
+
+    # -- writing --
+
+    @contextlib.contextmanager
+    def workspace(self) -> Iterator[Path]:
+        """Give a new empty directory on the store's file system; it is removed at the end.
+
+        Raises:
+            StoreError: It cannot be created: read-only, full, or not ours.
+        """
+        self._create()
+        name = f"{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:12]}"
+        path = self.root / "tmp" / name
+        try:
+            path.mkdir(parents=True, mode=0o700)
+        except OSError as error:
+            raise _store_error(f"{path}: cannot be created", error) from error
+        try:
+            yield path
+        finally:
+            # A cleanup error loses nothing: verify removes what is left.
+            shutil.rmtree(path, ignore_errors=True)
+
+    @contextlib.contextmanager
+    def locked(self, key: KernelKey) -> Iterator[None]:
+        """Hold the lock of ``key`` among processes. Locks are advisory and die with their holder.
+
+        Raises:
+            LockTimeoutError: Another process held it for longer than ``lock_timeout_s`` seconds.
+            StoreError: The lock file cannot be created.
+        """
+        self._create()
+        path = self.root / "locks" / key.digest[:2]
+        try:
+            path.parent.mkdir(mode=0o700, exist_ok=True)
+            lock = filelock.FileLock(path, timeout=self.lock_timeout_s, thread_local=False)
+            lock.acquire()
+        except filelock.Timeout as error:
+            raise LockTimeoutError(
+                f"{key.op}: another process has been compiling this key for more than "
+                f"{self.lock_timeout_s:g} s (lock {path})"
+            ) from error
+        except NotImplementedError:
+            # No locks on this file system: two processes may compile one key; both are right.
+            lock = None
+        except OSError as error:
+            raise _store_error(f"{path}: cannot be locked", error) from error
+        try:
+            yield
+        finally:
+            if lock is not None:
+                lock.release()
+
+    def publish(self, entry: Entry, work: Path, library: Path | None, log: str) -> StoredEntry:
+        """Publish ``entry`` with its files in one rename, and return it as stored.
+
+        If another process published the same entry first, its copy stays and is returned.
+
+        Args:
+            entry: Its ``library`` is filled in here.
+            work: A directory of ``workspace``.
+            library: The library's file, inside ``work``; ``None`` for an entry without one.
+            log: What the compiler wrote.
+
+        Raises:
+            StoreError: It cannot be written; nothing of it is left behind.
+        """
+        staged = work / f"staged-{uuid.uuid4().hex[:8]}"
+        final = self._key_path(entry.key, entry.environment) / entry.target
+        try:
+            staged.mkdir(mode=0o700)
+            if library is not None:
+                content = library.read_bytes()
+                digest = hashlib.sha256(content).hexdigest()
+                entry = replace(entry, library=Library(len(content), digest))
+                # Moved, not copied: a mapping of it that is in use stays valid.
+                library.rename(staged / LIBRARY_FILE)
+            if log:
+                (staged / LOG_FILE).write_text(log, encoding="utf-8")
+            (staged / ENTRY_FILE).write_bytes(encode(entry))
+            final.parent.mkdir(parents=True, mode=0o700, exist_ok=True)
+        except OSError as error:
+            raise _store_error(f"{final}: cannot be written", error) from error
+        return StoredEntry(*self._install(entry, staged, final))
+
+    def _install(self, entry: Entry, staged: Path, final: Path) -> tuple[Entry, Path]:
+        for _ in range(3):
+            try:
+                # Rename last: a reader must never see half an entry.
+                staged.rename(final)
+                return entry, final
+            except OSError as error:
+                if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+                    raise _store_error(f"{final}: cannot be written", error) from error
+            try:
+                theirs = self._read(final)
+                if theirs.entry.library is not None:
+                    self.check_library(theirs)
+                if theirs.entry.status is entry.status:
+                    return theirs.entry, theirs.path
+            except (EntryDamagedError, CacheFormatError, FileNotFoundError):
+                pass
+            self.discard(final)
+        raise StoreError(f"{final}: other processes keep writing it")
+
+    def quarantine(self, found: StoredEntry, reason: str, message: str) -> None:
+        """Replace a stored entry by the same one marked as wrong; its library is kept for a look.
+
+        Raises:
+            StoreError: The store cannot be written.
+        """
+        entry = replace(found.entry, status=Status.QUARANTINED, reason=reason, message=message)
+        with self.workspace() as work:
+            copy = work / LIBRARY_FILE
+            try:
+                shutil.copyfile(found.library_path, copy)
+            except OSError:
+                copy = None  # type: ignore[assignment]
+            self.publish(entry, work, copy, message)
+
+    def discard(self, path: Path) -> None:
+        """Remove one entry's directory; missing or unremovable is no error of the caller's.
+
+        Raises:
+            StoreError: The store cannot be written.
+        """
+        with self.workspace() as work:
+            try:
+                # Moved away first: a half-deleted entry must never be seen under its own name.
+                path.rename(work / "discarded")
+            except FileNotFoundError:
+                return
+            except OSError as error:
+                raise _store_error(f"{path}: cannot be removed", error) from error
+
+    def clear(self) -> int:
+        """Remove all entries of all environments and return how many there were.
+
+        Raises:
+            StoreError: The store is not ours, or cannot be written.
+        """
+        count = sum(1 for _ in self.scan())
+        if not self._trust():
+            return 0
+        with self.workspace() as work:
+            for path in (self.root / "v1").glob("*"):
+                try:
+                    path.rename(work / path.name)
+                except FileNotFoundError:
+                    continue
+                except OSError as error:
+                    raise _store_error(f"{path}: cannot be removed", error) from error
+        return count
+
+    def stale_work(self) -> list[Path]:
+        """Return the work directories whose process is dead."""
+        host, now = socket.gethostname(), time.time()
+        stale = []
+        for path in sorted((self.root / "tmp").glob("*")):
+            owner, _, rest = path.name.rpartition("-")
+            owner, _, pid = owner.rpartition("-")
+            if owner == host and pid.isdigit():
+                gone = not _is_alive(int(pid))
+            else:
+                gone = now - path.lstat().st_mtime > _FOREIGN_WORK_AGE_S
+            if gone and rest:
+                stale.append(path)
+        return stale
+
+    def remove_stale_work(self) -> int:
+        """Remove the work directories of dead processes and return how many there were."""
+        stale = self.stale_work()
+        for path in stale:
+            shutil.rmtree(path, ignore_errors=True)
+        return len(stale)
+
+    # -- paths and trust --
+
+    def _key_path(self, key: KernelKey, environment: Environment) -> Path:
+        op = key.op.replace("::", ".")
+        return self.root / "v1" / environment.digest[:16] / op / "static" / key.digest
+
+    def _targets(self, path: Path) -> list[Path]:
+        try:
+            # Best instruction set first: the level's name sorts so.
+            return sorted(path.iterdir(), reverse=True)
+        except (FileNotFoundError, NotADirectoryError):
+            return []
+        except OSError as error:
+            raise _store_error(f"{path}: cannot be read", error) from error
+
+    def _read(self, path: Path) -> StoredEntry:
+        try:
+            document = (path / ENTRY_FILE).read_bytes()
+        except FileNotFoundError:
+            if path.is_dir():
+                raise _at(EntryDamagedError(f"has no {ENTRY_FILE}"), path) from None
+            raise
+        except OSError as error:
+            raise _at(EntryDamagedError(f"cannot be read: {error.strerror}"), path) from error
+        try:
+            return StoredEntry(decode(document), path)
+        except (EntryDamagedError, CacheFormatError) as error:
+            raise _at(error, path) from error
+
+    def _trust(self) -> bool:
+        """Return whether the root exists; raise unless it is ours alone to write."""
+        if self._trusted:
+            return self.root.is_dir()
+        try:
+            status = self.root.stat()
+        except FileNotFoundError:
+            return False
+        except OSError as error:
+            raise _store_error(f"{self.root}: cannot be read", error) from error
+        if not stat.S_ISDIR(status.st_mode):
+            raise StoreError(f"{self.root}: is no directory; set AOTI_EAGER_CACHE_DIR to one")
+        if os.name == "posix":
+            if status.st_uid != os.geteuid():
+                raise StorePermissionError(
+                    f"{self.root}: belongs to user {status.st_uid}, not to us ({os.geteuid()}); "
+                    "kernels are code, so set AOTI_EAGER_CACHE_DIR to a directory of your own"
+                )
+            if status.st_mode & 0o022:
+                raise StorePermissionError(
+                    f"{self.root}: others can write to it (mode {status.st_mode & 0o777:o}); "
+                    f"kernels are code, so run: chmod 700 {self.root}"
+                )
+        self._trusted = True
+        return True
+
+    def _create(self) -> None:
+        if self._trust():
+            return
+        self._trusted = False
+        try:
+            self.root.parent.mkdir(parents=True, exist_ok=True)
+            self.root.mkdir(mode=0o700, exist_ok=True)
+        except OSError as error:
+            raise _store_error(f"{self.root}: cannot be created", error) from error
+        self._trust()
+
+
+def _is_alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:
+        return True
+    return True
+
+
+def _at(error: AotiEagerError, path: Path) -> EntryDamagedError | CacheFormatError:
+    located = type(error)(f"{path}: {error}")
+    located.path = path  # type: ignore[attr-defined]
+    return located  # type: ignore[return-value]
+
+
+def _store_error(what: str, error: OSError) -> StoreError:
+    return StoreError(error.errno, f"{what}: {error.strerror or error}")

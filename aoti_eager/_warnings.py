@@ -1,0 +1,37 @@
+"""Warn once per cause, and never let a warning become an error inside a dispatched call."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import warnings
+
+from .errors import AotiEagerWarning
+
+log = logging.getLogger("aoti_eager")
+
+_given: set[str] = set()
+_lock = threading.Lock()
+
+
+def warn_once(cause: str, message: str) -> None:
+    """Warn with ``message`` unless ``cause`` was warned about before in this process.
+
+    Where the user's filters turn warnings into errors, it is logged instead: a call that falls back
+    to its original kernel must not raise.
+    """
+    with _lock:
+        if cause in _given:
+            log.debug("%s (again): %s", cause, message)
+            return
+        _given.add(cause)
+    try:
+        warnings.warn(f"aoti_eager: {message}", AotiEagerWarning, stacklevel=2)
+    except AotiEagerWarning:
+        log.warning("%s", message)
+
+
+def forget_warnings() -> None:
+    """Let every cause be warned about again (for tests)."""
+    with _lock:
+        _given.clear()

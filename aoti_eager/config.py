@@ -1,0 +1,315 @@
+"""Every setting of the package, where its value came from, and scopes.
+
+A value is looked up in this order, the first that has one wins: the innermost scope, an assignment
+(``aoti_eager.config.mode = "sync"``), an ``AOTI_EAGER_*`` variable, the config file, the default.
+An assignment inside a scope that sets the same name changes that scope and ends with it.
+
+The config file is TOML, at ``$AOTI_EAGER_CONFIG`` or ``config.toml`` in the platform's user config
+directory for ``aoti_eager``; its keys are the names below.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import os
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import platformdirs
+
+from .errors import ConfigError
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+MODES = ("sync", "cache_only", "off")
+
+
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """One setting: its name, default, how text becomes a value, and what it is for."""
+
+    name: str
+    default: Any
+    parse: Callable[[Any], Any]
+    doc: str
+
+    @property
+    def variable(self) -> str:
+        """Return the name of the environment variable that sets it."""
+        return f"AOTI_EAGER_{self.name.upper()}"
+
+
+def _flag(value: Any) -> bool:
+    if isinstance(value, bool):
+        return value
+    text = str(value).strip().lower()
+    if text in ("1", "true", "yes", "on"):
+        return True
+    if text in ("0", "false", "no", "off", ""):
+        return False
+    raise ValueError("wants true or false (or 1, 0, yes, no, on, off)")
+
+
+def _mode(value: Any) -> str:
+    if value not in MODES:
+        raise ValueError(f"wants one of {', '.join(map(repr, MODES))}")
+    return str(value)
+
+
+def _directory(value: Any) -> Path:
+    if isinstance(value, str) and not value.strip():
+        raise ValueError("wants the path of a directory, got an empty string")
+    if not isinstance(value, str | os.PathLike):
+        raise ValueError("wants the path of a directory, a str or a Path")
+    return Path(value).expanduser().absolute()
+
+
+def _count(value: Any) -> int:
+    number = int(value) if isinstance(value, str) else value
+    if isinstance(number, bool) or not isinstance(number, int) or number < 1:
+        raise ValueError("wants a whole number of at least 1")
+    return number
+
+
+def _seconds(value: Any) -> float:
+    number = float(value) if isinstance(value, str | int) else value
+    if isinstance(value, bool) or not isinstance(number, float) or not number > 0:
+        raise ValueError("wants a number of seconds above 0")
+    return number
+
+
+SETTINGS: dict[str, Setting] = {
+    setting.name: setting
+    for setting in (
+        Setting(
+            "mode",
+            "sync",
+            _mode,
+            "sync compiles a missing kernel before the call returns; cache_only never compiles; "
+            "off runs originals",
+        ),
+        Setting(
+            "cache_dir",
+            Path(platformdirs.user_cache_dir("aoti_eager")),
+            _directory,
+            "directory of the store; created 0700",
+        ),
+        Setting(
+            "gate",
+            True,
+            _flag,
+            "use only kernels that were measured to beat the original (accepted; without effect "
+            "until the measurement exists)",
+        ),
+        Setting(
+            "check",
+            True,
+            _flag,
+            "compare a new library's results with the original's before it serves calls",
+        ),
+        Setting(
+            "strict",
+            False,
+            _flag,
+            "raise errors of the store and the compile worker instead of warning once",
+        ),
+        Setting(
+            "static_cap",
+            64,
+            _count,
+            "most static specialisations of one op in one process; past it, new keys decline",
+        ),
+        Setting("workers", 1, _count, "most compile worker processes at a time"),
+        Setting(
+            "compile_timeout_s",
+            300.0,
+            _seconds,
+            "seconds until a compile is given up and its worker killed",
+        ),
+        Setting(
+            "lock_timeout_s",
+            330.0,
+            _seconds,
+            "seconds to wait for another process that compiles the same key",
+        ),
+    )
+}
+
+
+class Config:
+    """The settings of this process, read and assigned as attributes.
+
+    Raises:
+        ConfigError: The name is unknown, or the value is not one the setting takes.
+    """
+
+    _scopes: list[dict[str, Any]]
+    _tokens: dict[int, int]  # id of a layer with a cache directory of its own -> token
+    _next_token: itertools.count[int]
+    _assigned: dict[str, Any]
+    _observers: list[Callable[[], None]]
+    _file: dict[str, Any] | None
+    _lock: threading.RLock
+
+    def __init__(self) -> None:
+        set_ = object.__setattr__
+        set_(self, "_scopes", [])
+        set_(self, "_assigned", {})
+        set_(self, "_tokens", {id(self._assigned): 0})
+        set_(self, "_next_token", itertools.count(1))
+        set_(self, "_observers", [])
+        set_(self, "_file", None)
+        set_(self, "_lock", threading.RLock())
+
+    def __dir__(self) -> list[str]:
+        return sorted([*super().__dir__(), *SETTINGS])
+
+    def __getattr__(self, name: str) -> Any:
+        return self.lookup(name)[0]
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        setting = _setting(name)
+        parsed = _parse(setting, value, f"config.{name}")
+        with self._lock:
+            layer = next((s for s in reversed(self._scopes) if name in s), self._assigned)
+            if name == "cache_dir" and parsed != self.cache_dir:
+                self._tokens[id(layer)] = next(self._next_token)
+            layer[name] = parsed
+        self._notify()
+
+    def lookup(self, name: str) -> tuple[Any, str]:
+        """Return the value of the setting ``name`` and, in words, where it came from."""
+        setting = _setting(name)
+        with self._lock:
+            for depth, scope in reversed(list(enumerate(self._scopes, start=1))):
+                if name in scope:
+                    return scope[name], f"scope {depth}"
+            if name in self._assigned:
+                return self._assigned[name], "assignment"
+        text = os.environ.get(setting.variable)
+        if text is not None:
+            origin = f"environment variable {setting.variable}"
+            return _parse(setting, text, origin), origin
+        values, path = self._read_file()
+        if name in values:
+            origin = f"config file {path}"
+            return _parse(setting, values[name], origin), origin
+        return setting.default, "default"
+
+    def source(self, name: str) -> str:
+        """Return where the value of the setting ``name`` came from, in words."""
+        return self.lookup(name)[1]
+
+    @contextlib.contextmanager
+    def scope(self, **settings: Any) -> Iterator[Config]:
+        """Set ``settings`` for the whole process until the ``with`` block ends; scopes nest.
+
+        A scope with another ``cache_dir`` starts with empty tables, and the tables of before come
+        back when it ends. Every thread sees the scope, not only the one that opened it.
+
+        Raises:
+            ConfigError: A name is unknown, or a value is not one the setting takes.
+        """
+        layer = {
+            name: _parse(_setting(name), value, f"config.scope({name}=...)")
+            for name, value in settings.items()
+        }
+        with self._lock:
+            if "cache_dir" in layer and layer["cache_dir"] != self.cache_dir:
+                self._tokens[id(layer)] = next(self._next_token)
+            self._scopes.append(layer)
+        self._notify()
+        try:
+            yield self
+        finally:
+            with self._lock:
+                # By identity: equal scopes of two threads may end in any order.
+                self._scopes[:] = [scope for scope in self._scopes if scope is not layer]
+                self._tokens.pop(id(layer), None)
+            self._notify()
+
+    @property
+    def table_token(self) -> int:
+        """Return what names the in-memory tables to use: new with every other cache directory."""
+        with self._lock:
+            layers = [self._assigned, *self._scopes]
+            return next(self._tokens[id(s)] for s in reversed(layers) if id(s) in self._tokens)
+
+    @property
+    def table_tokens(self) -> frozenset[int]:
+        """Return the tokens of all tables that may be used again."""
+        return frozenset(self._tokens.values())
+
+    def validate(self) -> None:
+        """Read every setting once, so that a wrong one raises here and not inside a call.
+
+        Raises:
+            ConfigError: A variable or the config file holds a value that a setting does not take.
+        """
+        for name in SETTINGS:
+            self.lookup(name)
+
+    def on_change(self, observer: Callable[[], None]) -> None:
+        """Call ``observer`` after every change that a scope or an assignment makes."""
+        self._observers.append(observer)
+
+    def _notify(self) -> None:
+        for observer in self._observers:
+            observer()
+
+    def _read_file(self) -> tuple[dict[str, Any], Path]:
+        variable = os.environ.get("AOTI_EAGER_CONFIG")
+        default = Path(platformdirs.user_config_dir("aoti_eager")) / "config.toml"
+        path = Path(variable).expanduser() if variable else default
+        if self._file is None:
+            object.__setattr__(self, "_file", _load_file(path, required=variable is not None))
+        assert self._file is not None
+        return self._file, path
+
+
+def _setting(name: str) -> Setting:
+    try:
+        return SETTINGS[name]
+    except KeyError:
+        # AttributeError semantics matter to hasattr and copy; private names are never settings.
+        if name.startswith("_"):
+            raise AttributeError(name) from None
+        known = ", ".join(SETTINGS)
+        raise ConfigError(f"{name}: no such setting; the settings are {known}") from None
+
+
+def _parse(setting: Setting, value: Any, origin: str) -> Any:
+    try:
+        return setting.parse(value)
+    except (ValueError, TypeError) as error:
+        raise ConfigError(f"{origin}: got {value!r}; {error}") from error
+
+
+def _load_file(path: Path, *, required: bool) -> dict[str, Any]:
+    try:
+        text = path.read_text(encoding="utf-8")
+    except OSError as error:
+        if required:
+            raise ConfigError(f"config file {path}: cannot be read: {error.strerror}") from error
+        return {}
+    try:
+        values = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(f"config file {path}: is not TOML: {error}") from error
+    for name in values:
+        if name not in SETTINGS:
+            raise ConfigError(
+                f"config file {path}: {name!r} is no setting; they are {', '.join(SETTINGS)}"
+            )
+    return values
+
+
+config = Config()

@@ -1,0 +1,98 @@
+"""The exception tree: everything aoti_eager raises or warns with, and nothing else.
+
+Expected absence is ``None``, never an exception. Each class also derives from the builtin that a
+caller would have caught anyway.
+"""
+
+from __future__ import annotations
+
+
+class AotiEagerError(Exception):
+    """Base of every exception of this package."""
+
+
+class AotiEagerWarning(UserWarning):
+    """Something went wrong and originals run instead; given once per cause and process."""
+
+
+class ConfigError(AotiEagerError, ValueError):
+    """A setting has no such name, or got a value it cannot take."""
+
+
+class RegistrationError(AotiEagerError, RuntimeError):
+    """An op cannot be registered, or not in this way."""
+
+
+class UnknownOpError(RegistrationError, LookupError):
+    """No op has the given name.
+
+    Attributes:
+        name: The name that was asked for.
+        suggestions: Names of registered ops near it, best first.
+    """
+
+    def __init__(self, name: str, suggestions: tuple[str, ...]) -> None:
+        hint = f"; did you mean {', '.join(suggestions)}?" if suggestions else ""
+        super().__init__(f"{name}: no such op is registered with PyTorch{hint}")
+        self.name = name
+        self.suggestions = suggestions
+
+
+class CompositeImplicitOpError(RegistrationError):
+    """The op takes its gradients from being decomposed; a backend kernel would break them."""
+
+
+class OriginalKernelError(AotiEagerError, RuntimeError):
+    """The kernel that was registered before ours is gone, so a call cannot reach it."""
+
+
+class UnsupportedArgumentError(AotiEagerError, TypeError):
+    """An argument has a type that no key can hold; the call declines.
+
+    Attributes:
+        reason: The decline reason that is counted.
+    """
+
+    def __init__(self, message: str, *, reason: str = "unsupported_argument_type") -> None:
+        super().__init__(message)
+        self.reason = reason
+
+
+class CompileError(AotiEagerError, RuntimeError):
+    """No usable kernel library came out of a compile.
+
+    Attributes:
+        reason: The decline reason, one of docs/declines.md.
+        log: What the compiler wrote, possibly empty.
+        remember: Whether the next process would fail alike, so that the store keeps the failure.
+    """
+
+    def __init__(self, reason: str, message: str, *, log: str = "", remember: bool = True) -> None:
+        super().__init__(message)
+        self.reason = reason
+        self.log = log
+        self.remember = remember
+
+
+class RunnerError(AotiEagerError, RuntimeError):
+    """A kernel library cannot be loaded, or its run failed."""
+
+
+class StoreError(AotiEagerError, OSError):
+    """The store cannot be read or written."""
+
+
+class StorePermissionError(StoreError, PermissionError):
+    """The store's directory belongs to someone else, or others can write to it."""
+
+
+class EntryDamagedError(StoreError):
+    """An entry's files are not what was published: garbled, truncated, or missing a part."""
+
+
+class CacheFormatError(StoreError):
+    """An entry was written by a newer format than this version reads."""
+
+
+class LockTimeoutError(StoreError, TimeoutError):
+    """Another process held a key's lock for longer than ``lock_timeout_s`` seconds."""
