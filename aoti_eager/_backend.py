@@ -33,6 +33,11 @@ class Backend:
         """Return the environment of this moment: settings of Inductor may have changed."""
         return current_environment()
 
+    @property
+    def toolchain(self) -> Path:
+        """Return the directory of what the compile workers keep."""
+        return self.store.root / "toolchain"
+
     def discard(self, error: EntryDamagedError) -> None:
         """Remove the damaged entry that ``error`` is about, if the store can be written."""
         path = getattr(error, "path", None)
@@ -45,7 +50,15 @@ class Backend:
 
 
 _backends: dict[Path, Backend] = {}
+_services: list[CompileService] = []
 _lock = threading.Lock()
+
+
+def _service() -> CompileService:
+    """Return the compile workers, which serve every cache directory."""
+    if not _services:
+        _services.append(CompileService(cpu_target(cpu_features()), workers=config.workers))
+    return _services[0]
 
 
 def current() -> Backend:
@@ -55,11 +68,10 @@ def current() -> Backend:
         backend = _backends.get(root)
         if backend is None:
             features = cpu_features()
-            target = cpu_target(features)
             backend = Backend(
                 store=Store(root, lock_timeout_s=config.lock_timeout_s),
-                service=CompileService(root / "toolchain", target, workers=config.workers),
-                target=target,
+                service=_service(),
+                target=cpu_target(features),
                 features=features,
             )
             _backends[root] = backend
@@ -74,17 +86,17 @@ def device_type(dispatch_key: str) -> str:
 
 
 def close_workers() -> None:
-    """End the compile workers of all cache directories."""
-    for backend in list(_backends.values()):
-        backend.service.close()
+    """End the compile workers; the next compile starts new ones."""
+    for service in _services:
+        service.close()
 
 
 def _after_fork() -> None:
     # The pipes are the parent's; a lock may have been held by a thread that is not here.
     global _lock
     _lock = threading.Lock()
-    for backend in _backends.values():
-        backend.service.forget()
+    for service in _services:
+        service.forget()
 
 
 if hasattr(os, "register_at_fork"):

@@ -78,7 +78,9 @@ def differences(
         return [f"results: {len(got)} instead of {len(expected)}"]
     found = _aliasing(expected, got, expected_inputs, got_inputs)
     exact: tuple[Sequence[Tensor], Sequence[Tensor]] | None = None
-    pairs = [(f"result {i}", 0, i, a, b) for i, (a, b) in enumerate(zip(expected, got, strict=True))]
+    pairs = [
+        (f"result {i}", 0, i, a, b) for i, (a, b) in enumerate(zip(expected, got, strict=True))
+    ]
     for i, slot in enumerate(template.slots):
         if slot.mutated:
             pairs.append((f"argument {slot.name!r}", 1, i, expected_inputs[i], got_inputs[i]))

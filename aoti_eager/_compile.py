@@ -57,13 +57,11 @@ class CompileService:
     """A pool of at most ``workers`` compile workers.
 
     Args:
-        toolchain: Directory of what workers keep between compiles (precompiled headers).
         target: The instruction set to compile for.
         workers: Most worker processes at a time.
     """
 
-    def __init__(self, toolchain: Path, target: Target, *, workers: int) -> None:
-        self._toolchain = toolchain
+    def __init__(self, target: Target, *, workers: int) -> None:
         self._target = target
         self._limit = workers
         self._slots = threading.BoundedSemaphore(workers)
@@ -73,13 +71,14 @@ class CompileService:
         atexit.register(self.close)
 
     def compile(
-        self, key: KernelKey, work: Path, *, check: bool, timeout_s: float
+        self, key: KernelKey, work: Path, toolchain: Path, *, check: bool, timeout_s: float
     ) -> Compiled:
         """Compile ``key`` in a worker and return the library, somewhere in ``work``.
 
         Args:
             key: The call; its thread count is the one that the code may use.
-            work: An empty directory of the store.
+            work: An empty directory of the store; everything temporary goes there.
+            toolchain: Directory of what is kept between compiles (precompiled headers).
             check: Whether the trial run compares results.
             timeout_s: Seconds until the worker is killed.
 
@@ -91,6 +90,7 @@ class CompileService:
         request = {
             "key": key.to_json(),
             "work": str(work),
+            "headers": str(toolchain / "headers"),
             "options": self._options(key),
             "check": check,
             "trial_timeout_s": TRIAL_TIMEOUT_S,
@@ -166,7 +166,7 @@ class CompileService:
             with self._lock:
                 worker = self._idle.pop() if self._idle else None
             if worker is None:
-                worker = _WorkerProcess(self._toolchain, self._target)
+                worker = _WorkerProcess(self._target)
                 with self._lock:
                     self._all.add(worker)
             try:
@@ -184,19 +184,13 @@ class CompileService:
 
 
 class _WorkerProcess:
-    def __init__(self, toolchain: Path, target: Target) -> None:
-        scratch = toolchain / "scratch"
-        environment = dict(os.environ)
-        # Inductor's own cache and the compiler's temporaries stay inside the store.
-        environment["TORCHINDUCTOR_CACHE_DIR"] = str(scratch)
+    def __init__(self, target: Target) -> None:
         try:
-            scratch.mkdir(parents=True, mode=0o700, exist_ok=True)
             self._process = subprocess.Popen(
                 child_command("aoti_eager._worker", "main"),
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.DEVNULL,
-                env=environment,
                 # A group of its own: Ctrl-C in the terminal is for the script, not for us.
                 start_new_session=True,
             )
@@ -204,12 +198,7 @@ class _WorkerProcess:
             raise CompileError(
                 "worker_died", f"the compile worker cannot be started: {error}", remember=False
             ) from error
-        self._send(
-            {
-                "headers": str(toolchain / "headers"),
-                "vector_bits": target.vector_bits,
-            }
-        )
+        self._send({"vector_bits": target.vector_bits})
 
     def ask(self, request: dict[str, Any], deadline: float) -> dict[str, Any] | None:
         """Return the answer, or ``None`` if the worker died or the deadline passed."""

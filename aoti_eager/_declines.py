@@ -51,38 +51,18 @@ REASONS: dict[str, str] = {
 }
 
 # No tag says these things, so they are named. Each list is by base name, all overloads.
-_UNINITIALISED = re.compile(r"(new_)?empty(_like|_strided|_permuted|_quantized)?$|_empty_affine\w*$")
+_UNINITIALISED = re.compile(
+    r"(new_)?empty(_like|_strided|_permuted|_quantized)?$|_empty_affine\w*$"
+)
 _CHANGES_METADATA = frozenset(
     {"resize", "resize_", "resize_as_", "resize_as_sparse_", "set", "set_", "_resize_output_"}
 )
 _READS_STORAGE_OFFSET = frozenset({"as_strided_copy", "as_strided_scatter"})
 _ERROR_DEPENDS_ON_DATA = frozenset(
-    """
-    _assert_async _assert_scalar _ctc_loss _ctc_loss_backward _embedding_bag
-    _embedding_bag_backward _embedding_bag_dense_backward _embedding_bag_forward_only
-    _embedding_bag_per_sample_weights_backward _index_put_impl _index_put_impl_ _unsafe_index
-    _unsafe_index_put _unsafe_masked_index _unsafe_masked_index_put_accumulate
-    _linalg_check_errors binary_cross_entropy binary_cross_entropy_backward
-    ctc_loss embedding embedding_backward embedding_bag embedding_dense_backward
-    embedding_renorm embedding_renorm_ gather gather_backward histc histogram histogramdd index
-    index_add index_add_ index_copy index_copy_ index_fill index_fill_ index_put index_put_
-    index_reduce index_reduce_ index_select index_select_backward linalg_cholesky linalg_inv
-    linalg_solve masked_scatter masked_scatter_ masked_scatter_backward max_unpool2d max_unpool3d
-    max_pool2d_with_indices_backward max_pool3d_with_indices_backward
-    fractional_max_pool2d_backward fractional_max_pool3d_backward
-    adaptive_max_pool2d_backward adaptive_max_pool3d_backward
-    multi_margin_loss multi_margin_loss_backward multilabel_margin_loss
-    multilabel_margin_loss_backward multilabel_margin_loss_forward multinomial
-    nll_loss nll_loss2d nll_loss2d_backward nll_loss2d_forward nll_loss_backward nll_loss_forward
-    nll_loss_nd one_hot put put_ repeat_interleave scatter scatter_ scatter_add scatter_add_
-    scatter_reduce scatter_reduce_ segment_reduce _segment_reduce_backward take take_along_dim
-    value_selecting_reduction_backward
-    """.split()
+    ["_assert_async", "_assert_scalar", "_ctc_loss", "_ctc_loss_backward", "_embedding_bag", "_embedding_bag_backward", "_embedding_bag_dense_backward", "_embedding_bag_forward_only", "_embedding_bag_per_sample_weights_backward", "_index_put_impl", "_index_put_impl_", "_unsafe_index", "_unsafe_index_put", "_unsafe_masked_index", "_unsafe_masked_index_put_accumulate", "_linalg_check_errors", "binary_cross_entropy", "binary_cross_entropy_backward", "ctc_loss", "embedding", "embedding_backward", "embedding_bag", "embedding_dense_backward", "embedding_renorm", "embedding_renorm_", "gather", "gather_backward", "histc", "histogram", "histogramdd", "index", "index_add", "index_add_", "index_copy", "index_copy_", "index_fill", "index_fill_", "index_put", "index_put_", "index_reduce", "index_reduce_", "index_select", "index_select_backward", "linalg_cholesky", "linalg_inv", "linalg_solve", "masked_scatter", "masked_scatter_", "masked_scatter_backward", "max_unpool2d", "max_unpool3d", "max_pool2d_with_indices_backward", "max_pool3d_with_indices_backward", "fractional_max_pool2d_backward", "fractional_max_pool3d_backward", "adaptive_max_pool2d_backward", "adaptive_max_pool3d_backward", "multi_margin_loss", "multi_margin_loss_backward", "multilabel_margin_loss", "multilabel_margin_loss_backward", "multilabel_margin_loss_forward", "multinomial", "nll_loss", "nll_loss2d", "nll_loss2d_backward", "nll_loss2d_forward", "nll_loss_backward", "nll_loss_forward", "nll_loss_nd", "one_hot", "put", "put_", "repeat_interleave", "scatter", "scatter_", "scatter_add", "scatter_add_", "scatter_reduce", "scatter_reduce_", "segment_reduce", "_segment_reduce_backward", "take", "take_along_dim", "value_selecting_reduction_backward"]
 )
 _INTEGER_DIVISION = frozenset(
-    """
-    div div_ divide divide_ floor_divide floor_divide_ fmod fmod_ remainder remainder_
-    """.split()
+    ["div", "div_", "divide", "divide_", "floor_divide", "floor_divide_", "fmod", "fmod_", "remainder", "remainder_"]
 )
 
 
@@ -142,9 +122,7 @@ def _divides_integers(key: KernelKey, template: CallTemplate) -> bool:
     arguments = dict(key.arguments)
     if name.startswith("div") and not arguments.get("rounding_mode"):
         return False  # True division of integers gives floats, and infinity for zero.
-    kinds = [
-        slot.number_kind or getattr(torch, slot.component["dtype"]) for slot in template.slots
-    ]
+    kinds = [slot.number_kind or getattr(torch, slot.component["dtype"]) for slot in template.slots]
     kinds += [next(iter(c)) for n, c in key.arguments if n in ("self", "other") and _is_scalar(c)]
     return all(
         kind in ("int", "bool")

@@ -35,20 +35,17 @@ __all__ = [
     "inductor_errors",
     "inspect_generated_code",
     "prepare_worker",
+    "use_headers",
 ]
 
 
-def prepare_worker(headers: Path, vector_bits: int) -> None:
-    """Set this process up to compile: where headers go, which vector code is emitted.
+def prepare_worker(vector_bits: int) -> None:
+    """Set this process up to compile: which vector code is emitted, with which flags.
 
     Args:
-        headers: Directory of precompiled headers. Inductor's own is below the system's temporary
-            directory, world-readable by name, and has no setting.
         vector_bits: 512 or 256 on x86-64, so that the entry's needs are known and the instruction
             set is not probed (seconds in each process); 0 leaves the choice to Inductor.
     """
-    codecache._HEADER_DIR = str(headers)
-    codecache._HEADER_LOCK_DIR = str(headers / "locks")
     isa = {512: cpu_vec_isa.VecAVX512, 256: cpu_vec_isa.VecAVX2}.get(vector_bits)
     if isa is not None:
         inductor_config.cpp.vec_isa_ok = True
@@ -60,6 +57,20 @@ def prepare_worker(headers: Path, vector_bits: int) -> None:
     if shutil.which("openssl") is None:
         # Inductor hashes preprocessed headers with the openssl program and fails without it.
         inductor_config.aot_inductor.precompile_headers = False
+
+
+def use_headers(headers: Path) -> None:
+    """Keep precompiled headers in ``headers`` from now on.
+
+    Inductor's own directory is below the system's temporary one, under a name that anyone can
+    predict, and has no setting. It remembers which headers it has made; if they are gone (the cache
+    directory was deleted meanwhile), it must make them again and not hand out their names.
+    """
+    if str(headers) != codecache._HEADER_DIR or not headers.is_dir():
+        codecache._precompile_header.cache_clear()
+    codecache._HEADER_DIR = str(headers)
+    codecache._HEADER_LOCK_DIR = str(headers / "locks")
+    headers.mkdir(parents=True, exist_ok=True)
 
 
 def inspect_generated_code(inspect: Callable[[str, str, bool], None]) -> Callable[[], None]:

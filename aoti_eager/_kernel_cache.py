@@ -34,7 +34,7 @@ from ._runner import DEVICE_TYPES, LibraryRunner
 from ._schema import Kind, op_schema
 from ._stats import Counter, OpCounters
 from ._store import StoredEntry
-from ._template import CallTemplate, call_template
+from ._template import call_template
 from ._warnings import warn_once
 from .config import config
 from .errors import (
@@ -174,8 +174,10 @@ class KernelCache:
                 f"{self.schema.op}: the kernel library failed after it may have written to an "
                 f"argument, so the original cannot run instead: {error}"
             ) from error
-        warn_once("run_failed", f"{self.schema.op}: a kernel library failed, the original runs "
-                  f"from now on: {error}")
+        warn_once(
+            "run_failed",
+            f"{self.schema.op}: a kernel library failed, the original runs from now on: {error}",
+        )
         return self.original(keyset, args, kwargs)
 
     # -- pass through --
@@ -370,7 +372,11 @@ class _Miss:
             self._cache.counters.compiles.add()
             try:
                 compiled = backend.service.compile(
-                    self._key, work, check=config.check, timeout_s=config.compile_timeout_s
+                    self._key,
+                    work,
+                    backend.toolchain,
+                    check=config.check,
+                    timeout_s=config.compile_timeout_s,
                 )
             except CompileError as error:
                 if error.remember:
@@ -452,7 +458,10 @@ class _Miss:
             return copy_mutated(self._template, self._inputs)
 
     def _check(
-        self, kernel: Kernel, outputs: Sequence[Mapping[str, Any]], result: Any,
+        self,
+        kernel: Kernel,
+        outputs: Sequence[Mapping[str, Any]],
+        result: Any,
         before: list[Tensor],
     ) -> list[str]:
         """Return what differs between the library's run and the original's ``result``."""
@@ -465,8 +474,12 @@ class _Miss:
             return problems
 
     def _compare(
-        self, kernel: Kernel, outputs: Sequence[Mapping[str, Any]], result: Any,
-        after: Sequence[Tensor], before: Sequence[Tensor],
+        self,
+        kernel: Kernel,
+        outputs: Sequence[Mapping[str, Any]],
+        result: Any,
+        after: Sequence[Tensor],
+        before: Sequence[Tensor],
     ) -> list[str]:
         mine = copy_mutated(self._template, before)
         try:
@@ -482,9 +495,7 @@ class _Miss:
 
         return differences(self._template, expected, got, after, mine, reference)
 
-    def _compare_on_copies(
-        self, kernel: Kernel, outputs: Sequence[Mapping[str, Any]]
-    ) -> list[str]:
+    def _compare_on_copies(self, kernel: Kernel, outputs: Sequence[Mapping[str, Any]]) -> list[str]:
         before = [copy_tensor(tensor) for tensor in self._inputs]
         theirs = [copy_tensor(tensor) for tensor in before]
         args, kwargs = self._template.arguments(theirs, as_number=lambda number: number.item())

@@ -73,9 +73,7 @@ class CallTemplate:
         )
         args: list[Any] = []
         kwargs: dict[str, Any] = {}
-        for argument, (_, component) in zip(
-            self.schema.arguments, self.key.arguments, strict=True
-        ):
+        for argument, (_, component) in zip(self.schema.arguments, self.key.arguments, strict=True):
             if argument.is_tensor and component is not None:
                 if argument.kind is Kind.TENSOR:
                     value = next(remaining)

@@ -15,6 +15,7 @@ import queue
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import warnings
 from pathlib import Path
@@ -107,7 +108,7 @@ class _Compiler:
         # Imported here: two seconds, in which the trial server imports torch beside us.
         from . import _inductor_compat
 
-        _inductor_compat.prepare_worker(Path(start["headers"]), start["vector_bits"])
+        _inductor_compat.prepare_worker(start["vector_bits"])
         self._trial = trial
 
     def answer(self, request: dict[str, Any]) -> dict[str, Any]:
@@ -145,6 +146,7 @@ class _Compiler:
         except UnknownOpError as error:
             message = f"{key.op} is not defined in the compile worker"
             raise CompileError("op_not_in_worker", message, remember=False) from error
+        _use_directories(Path(request["work"]), Path(request["headers"]))
         context = dict(key.context)
         torch.set_default_dtype(getattr(torch, context["default_dtype"]))
         torch.use_deterministic_algorithms(context["deterministic"], warn_only=True)
@@ -169,6 +171,16 @@ class _Compiler:
             "parallel": lowered.parallel,
             "compiler": lowered.compiler,
         }
+
+
+def _use_directories(work: Path, headers: Path) -> None:
+    """Keep everything that Inductor and the C++ compiler write inside the store."""
+    from . import _inductor_compat
+
+    tempfile.tempdir = str(work)
+    os.environ["TMPDIR"] = str(work)
+    os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(work / "inductor")
+    _inductor_compat.use_headers(headers)
 
 
 def _failure(reason: str, message: str, log: Path, remember: bool) -> dict[str, Any]:

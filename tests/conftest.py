@@ -44,9 +44,7 @@ def cache_dir(tmp_path: Path, shared_cache_dir: Path) -> Path:
 
 
 @pytest.fixture(autouse=True)
-def settings(
-    cache_dir: Path, monkeypatch: pytest.MonkeyPatch
-) -> Iterator[None]:
+def settings(cache_dir: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Own settings and an empty cache for each test; nothing may stay registered after it."""
     for name in list(os.environ):
         if name.startswith("AOTI_EAGER_"):
