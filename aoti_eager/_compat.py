@@ -67,8 +67,8 @@ def inductor_settings() -> dict[str, Any]:
     config = sys.modules.get("torch._inductor.config")
     if config is None:
         return {}
-    names: Any = config._config  # type: ignore[attr-defined]
-    changed = [name for name in names if not config._is_default(name)]  # type: ignore[attr-defined]
+    names: Any = config._config
+    changed = [name for name in names if not config._is_default(name)]
     return {name: _dotted(config, name) for name in sorted(changed)}
 
 
@@ -91,7 +91,7 @@ def raw_schema(op: Any) -> Any:
 
 def destroy(library: torch.library.Library) -> None:
     """Take a library's kernels out of the dispatcher now, not when it is garbage."""
-    library._destroy()
+    library._destroy()  # type: ignore[no-untyped-call]
 
 
 def dense_backends() -> tuple[str, ...]:
@@ -99,3 +99,39 @@ def dense_backends() -> tuple[str, ...]:
     names = list(DispatchKey.__members__)
     start, end = names.index("StartOfDenseBackends"), names.index("EndOfDenseBackends")
     return tuple(name for name in names[start + 1 : end] if name != "Meta")
+
+
+def new_library(namespace: str) -> torch.library.Library:
+    """Return an empty library of implementations for ops of ``namespace``."""
+    return torch.library.Library(namespace, "IMPL")  # type: ignore[no-untyped-call]
+
+
+def overload_names(packet: Any) -> list[str]:
+    """Return the names of a packet's overloads."""
+    return list(packet.overloads())
+
+
+def dispatched_call(function: Any, args: Any, kwargs: Any) -> tuple[Any, Any, Any]:
+    """Return the first overload that a call of ``function`` dispatches, with its arguments.
+
+    Nothing is computed: the call ends there. Only a dispatch mode sees arguments as a kernel would
+    (an int in a float slot converted, a list around a single size), and it has no public name.
+    """
+    from torch.utils._python_dispatch import TorchDispatchMode
+
+    class Captured(BaseException):
+        pass
+
+    class Capture(TorchDispatchMode):  # type: ignore[no-untyped-call]
+        def __torch_dispatch__(
+            self, func: Any, types: Any, args: Any = (), kwargs: Any = None
+        ) -> Any:
+            raise Captured(func, args, kwargs or {})
+
+    try:
+        with Capture():  # type: ignore[no-untyped-call]
+            function(*args, **kwargs)
+    except Captured as captured:
+        func, args, kwargs = captured.args
+        return func, args, kwargs
+    raise RuntimeError(f"{function} dispatches no op")

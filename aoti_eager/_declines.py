@@ -23,7 +23,7 @@ REASONS: dict[str, str] = {
     "changes_metadata": "the op changes the sizes, strides or storage of an argument",
     "out_resized": "the out= argument had to be resized",
     "data_dependent_output": "the result's sizes, or a number, depend on the data",
-    "error_depends_on_data": "the op raises depending on data, which compiled code cannot do safely",
+    "error_depends_on_data": "the op raises depending on data, and compiled code cannot do that",
     "reads_storage_offset": "the op reads an argument's storage offset, which no key holds",
     "non_tensor_result": "the op returns something else than tensors",
     "unsupported_argument_type": "an argument has a type that no key can hold",
@@ -50,6 +50,9 @@ REASONS: dict[str, str] = {
     "tracing": "the call is part of a trace (Dynamo, export, a dispatch mode)",
 }
 
+# Reasons that say something about one thread count's code; the others hold for every count.
+DEPENDS_ON_THREADS = frozenset({"crashed", "raised", "mismatch"})
+
 # No tag says these things, so they are named. Each list is by base name, all overloads.
 _UNINITIALISED = re.compile(
     r"(new_)?empty(_like|_strided|_permuted|_quantized)?$|_empty_affine\w*$"
@@ -59,10 +62,32 @@ _CHANGES_METADATA = frozenset(
 )
 _READS_STORAGE_OFFSET = frozenset({"as_strided_copy", "as_strided_scatter"})
 _ERROR_DEPENDS_ON_DATA = frozenset(
-    ["_assert_async", "_assert_scalar", "_ctc_loss", "_ctc_loss_backward", "_embedding_bag", "_embedding_bag_backward", "_embedding_bag_dense_backward", "_embedding_bag_forward_only", "_embedding_bag_per_sample_weights_backward", "_index_put_impl", "_index_put_impl_", "_unsafe_index", "_unsafe_index_put", "_unsafe_masked_index", "_unsafe_masked_index_put_accumulate", "_linalg_check_errors", "binary_cross_entropy", "binary_cross_entropy_backward", "ctc_loss", "embedding", "embedding_backward", "embedding_bag", "embedding_dense_backward", "embedding_renorm", "embedding_renorm_", "gather", "gather_backward", "histc", "histogram", "histogramdd", "index", "index_add", "index_add_", "index_copy", "index_copy_", "index_fill", "index_fill_", "index_put", "index_put_", "index_reduce", "index_reduce_", "index_select", "index_select_backward", "linalg_cholesky", "linalg_inv", "linalg_solve", "masked_scatter", "masked_scatter_", "masked_scatter_backward", "max_unpool2d", "max_unpool3d", "max_pool2d_with_indices_backward", "max_pool3d_with_indices_backward", "fractional_max_pool2d_backward", "fractional_max_pool3d_backward", "adaptive_max_pool2d_backward", "adaptive_max_pool3d_backward", "multi_margin_loss", "multi_margin_loss_backward", "multilabel_margin_loss", "multilabel_margin_loss_backward", "multilabel_margin_loss_forward", "multinomial", "nll_loss", "nll_loss2d", "nll_loss2d_backward", "nll_loss2d_forward", "nll_loss_backward", "nll_loss_forward", "nll_loss_nd", "one_hot", "put", "put_", "repeat_interleave", "scatter", "scatter_", "scatter_add", "scatter_add_", "scatter_reduce", "scatter_reduce_", "segment_reduce", "_segment_reduce_backward", "take", "take_along_dim", "value_selecting_reduction_backward"]
+    """
+    _assert_async _assert_scalar _ctc_loss _ctc_loss_backward _embedding_bag
+    _embedding_bag_backward _embedding_bag_dense_backward _embedding_bag_forward_only
+    _embedding_bag_per_sample_weights_backward _index_put_impl _index_put_impl_
+    _unsafe_index _unsafe_index_put _unsafe_masked_index _unsafe_masked_index_put_accumulate
+    _linalg_check_errors binary_cross_entropy binary_cross_entropy_backward ctc_loss
+    embedding embedding_backward embedding_bag embedding_dense_backward embedding_renorm
+    embedding_renorm_ gather gather_backward histc histogram histogramdd index index_add
+    index_add_ index_copy index_copy_ index_fill index_fill_ index_put index_put_
+    index_reduce index_reduce_ index_select index_select_backward linalg_cholesky linalg_inv
+    linalg_solve masked_scatter masked_scatter_ masked_scatter_backward max_unpool2d
+    max_unpool3d max_pool2d_with_indices_backward max_pool3d_with_indices_backward
+    fractional_max_pool2d_backward fractional_max_pool3d_backward
+    adaptive_max_pool2d_backward adaptive_max_pool3d_backward multi_margin_loss
+    multi_margin_loss_backward multilabel_margin_loss multilabel_margin_loss_backward
+    multilabel_margin_loss_forward multinomial nll_loss nll_loss2d nll_loss2d_backward
+    nll_loss2d_forward nll_loss_backward nll_loss_forward nll_loss_nd one_hot put put_
+    repeat_interleave scatter scatter_ scatter_add scatter_add_ scatter_reduce
+    scatter_reduce_ segment_reduce _segment_reduce_backward take take_along_dim
+    value_selecting_reduction_backward
+    """.split()  # noqa: SIM905 - a list of names to read, not to parse
 )
 _INTEGER_DIVISION = frozenset(
-    ["div", "div_", "divide", "divide_", "floor_divide", "floor_divide_", "fmod", "fmod_", "remainder", "remainder_"]
+    """
+    div div_ divide divide_ floor_divide floor_divide_ fmod fmod_ remainder remainder_
+    """.split()  # noqa: SIM905 - a list of names to read, not to parse
 )
 
 

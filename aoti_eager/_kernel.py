@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ._key import parameter_names, parameters
 from ._runner import LibraryRunner
 from ._schema import Kind, OpSchema
 from ._template import NUMBER_DTYPES
-
-Inputs = Callable[..., list[Tensor]]
 
 
 class Kernel:
@@ -23,23 +19,25 @@ class Kernel:
     Attributes:
         run: The library; takes inputs in slot order, returns fresh outputs.
         lock: To be held around ``run``; see ``LibraryRunner``.
-        inputs: Takes a call's arguments, returns the inputs in slot order.
+        plain: Whether every tensor argument of the key is one tensor that is there: then the inputs
+            are these arguments as they are.
         single: Whether the result of the op is the library's first output and nothing else.
         results: Makes the op's result from the outputs and the call's arguments.
     """
 
-    __slots__ = ("inputs", "lock", "results", "run", "single")
+    __slots__ = ("lock", "plain", "results", "run", "single")
 
     def __init__(
         self,
         schema: OpSchema,
         runner: LibraryRunner,
         outputs: Sequence[Mapping[str, Any]],
-        inputs: Inputs,
+        *,
+        plain: bool,
     ) -> None:
         self.run = runner.run
         self.lock = runner.lock
-        self.inputs = inputs
+        self.plain = plain
         self.single = len(outputs) == 1 and outputs[0].get("output") == 0
         self.results = result_function(schema, outputs)
 
@@ -74,28 +72,19 @@ def result_function(
     return result
 
 
-@functools.cache
-def inputs_functions(schema: OpSchema) -> tuple[Inputs, Inputs]:
-    """Return two functions of a call's arguments that give the inputs in slot order.
-
-    The first is for keys in which every tensor argument is one tensor that is there; the second
-    also takes lists, absent tensors, and numbers in Tensor slots.
-    """
-    names: dict[str, Any] = {"flat": _flat_inputs}
-    tensors = [
-        (argument, name)
-        for argument, name in zip(schema.arguments, parameter_names(schema), strict=True)
-        if argument.is_tensor
-    ]
-    signature = parameters(schema, names)
-    plain = ", ".join(name for _, name in tensors)
-    exec(f"def plain_inputs({signature}): return [{plain}]", names)  # noqa: S102
-    listed = ", ".join(name if a.kind is Kind.TENSOR else f"*({name} or ())" for a, name in tensors)
-    exec(f"def any_inputs({signature}): return flat([{listed}])", names)  # noqa: S102
-    return names["plain_inputs"], names["any_inputs"]
+def call_inputs(schema: OpSchema, values: Sequence[Any]) -> list[Tensor]:
+    """Return the inputs of a call in slot order: lists flattened, absent ones left out."""
+    flat: list[Any] = []
+    for argument, value in zip(schema.arguments, values, strict=True):
+        if argument.kind is Kind.TENSOR:
+            flat.append(value)
+        elif argument.is_tensor:
+            flat += value or ()
+    return flat_inputs(flat)
 
 
-def _flat_inputs(values: list[Any]) -> list[Tensor]:
+def flat_inputs(values: Iterable[Any]) -> list[Tensor]:
+    """Return ``values`` without ``None`` and with a tensor in place of each number."""
     return [
         value if isinstance(value, Tensor) else number_tensor(value)
         for value in values

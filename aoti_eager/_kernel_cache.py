@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from threading import get_ident
 from typing import Any
@@ -24,9 +24,10 @@ from ._check import (
 )
 from ._compat import OpOverload
 from ._compile import Compiled
-from ._declines import call_decline, op_decline
+from ._declines import DEPENDS_ON_THREADS, call_decline, op_decline
+from ._entrance import entrance
 from ._entry import Entry, Status
-from ._kernel import Kernel, inputs_functions
+from ._kernel import Kernel, call_inputs
 from ._key import ANY_THREADS, KernelKey, kernel_key, table_key_function
 from ._original import OriginalKernel
 from ._passthrough import passing, passthrough
@@ -86,26 +87,19 @@ class KernelCache:
         self.original = OriginalKernel(op, self.schema, dispatch_key)
         self.counters = OpCounters()
         self.key = table_key_function(self.schema, dispatch_key)
-        self._count_hit = self.counters.hits.add
         self._in_flight: dict[TableKey, threading.Lock] = {}
         self._flight_lock = threading.Lock()
         self._enabled = True
         reason = op_decline(op, self.schema)
         if reason is None and _backend.device_type(dispatch_key) not in DEVICE_TYPES:
             reason = "unsupported_device"
+        self.lookup: Callable[[TableKey], Kernel | None]
+        self.bypassed: bool
         self._always = None if reason is None else self.counters.declined(reason)
         self.always_declined = reason
         self._tables: dict[object, _Tables] = {}
         self.refresh()
-
-    def __call__(self, keyset: Any, /, *args: Any, **kwargs: Any) -> Any:
-        if self._bypassed or (passing and get_ident() in passing):
-            return self._bypass(keyset, args, kwargs)
-        key = self.key(*args, **kwargs)
-        kernel = self.lookup(key)
-        if kernel is None:
-            return self.miss(key, keyset, args, kwargs)
-        return self.hit(kernel, keyset, args, kwargs)
+        self.entrance = entrance(self)
 
     # -- state --
 
@@ -117,7 +111,7 @@ class KernelCache:
         self._kernels, self._declines = tables.kernels, tables.declines
         # Bound once: looking the method up on every call costs as much as the lookup.
         self.lookup = self._kernels.get
-        self._bypassed = not self._enabled or mode == "off" or self._always is not None
+        self.bypassed = not self._enabled or mode == "off" or self._always is not None
         self._counts_bypass = self._enabled and mode != "off" and self._always is not None
         if mode != "cache_only":
             # What was not in the cache may be compiled now.
@@ -137,34 +131,24 @@ class KernelCache:
         for kernel in self._kernels.values():
             kernel.lock = threading.Lock()
 
-    def decline_of(self, key: TableKey) -> Decline | None:
-        """Return why calls under ``key`` are declined, or ``None``; what ``explain`` asks."""
-        return self._declines.get(key)
+    def state_of(self, key: TableKey) -> Kernel | Decline | None:
+        """Return what the tables hold under ``key``, for ``explain``; nothing is counted."""
+        return self.lookup(key) or self._declines.get(key)
 
-    # -- hit --
+    # -- hit: inlined in the entrance; what follows is its way out --
 
-    def hit(
-        self, kernel: Kernel, keyset: Any, args: Sequence[Any], kwargs: Mapping[str, Any]
-    ) -> Any:
-        """Return what the kernel library computes for this call."""
-        try:
-            with kernel.lock:
-                outputs = kernel.run(kernel.inputs(*args, **kwargs))
-        except RuntimeError as error:
-            return self._run_failed(kernel, error, keyset, args, kwargs)
-        self._count_hit()
-        if kernel.single:
-            return outputs[0]
-        return kernel.results(outputs, args, kwargs)
-
-    def _run_failed(
+    def run_failed(
         self,
-        kernel: Kernel,
         error: RuntimeError,
         keyset: Any,
         args: Sequence[Any],
         kwargs: Mapping[str, Any],
     ) -> Any:
+        """Return the original's result for a hit that raised, where nothing was mutated.
+
+        Raises:
+            RunnerError: The op writes to an argument, and the library may have begun to.
+        """
         self.counters.failures.add()
         key = self.key(*args, **kwargs)
         self._decline(key, "run_failed", str(error))
@@ -182,7 +166,8 @@ class KernelCache:
 
     # -- pass through --
 
-    def _bypass(self, keyset: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+    def bypass(self, keyset: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+        """Return the original's result: disabled, off, inside our own work, or never served."""
         if self._counts_bypass and self._always is not None and get_ident() not in passing:
             self._always.add()
         return self.original(keyset, args, kwargs)
@@ -195,10 +180,9 @@ class KernelCache:
 
     # -- miss --
 
-    def miss(
-        self, key: TableKey, keyset: Any, args: Sequence[Any], kwargs: Mapping[str, Any]
-    ) -> Any:
+    def miss(self, keyset: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
         """Return the call's result and, if it can be had, put its kernel into the table."""
+        key = self.key(*args, **kwargs)
         decline = self._declines.get(key)
         if decline is not None:
             decline.count.add()
@@ -216,11 +200,11 @@ class KernelCache:
                     return _Miss(self, key, keyset, args, kwargs).resolve()
                 finally:
                     self._in_flight.pop(key, None)
-        if kernel is not None:
-            return self.hit(kernel, keyset, args, kwargs)
-        assert decline is not None
-        decline.count.add()
-        return self.original(keyset, args, kwargs)
+        if decline is not None:
+            decline.count.add()
+            return self.original(keyset, args, kwargs)
+        # Another thread compiled it meanwhile.
+        return self.entrance(keyset, *args, **kwargs)
 
     def _single_flight(self, key: TableKey) -> threading.Lock:
         # One lock a key: threads that miss together wait for one compile.
@@ -261,7 +245,7 @@ class _Miss:
             reason = "mutated_argument_overlaps"
         if reason is not None:
             return self._declined(reason, f"{self._op}: {reason}")
-        self._inputs = inputs_functions(cache.schema)[1](*self._args, **self._kwargs)
+        self._inputs = call_inputs(cache.schema, values)
         try:
             found = self._from_store()
         except StoreError as error:
@@ -324,19 +308,18 @@ class _Miss:
                 self._publish_to_table(kernel)
             return result
         self._publish_to_table(kernel)
-        return self._cache.hit(kernel, self._keyset, self._args, self._kwargs)
+        return self._cache.entrance(self._keyset, *self._args, **self._kwargs)
 
     def _load(self, library: Any, entry: Entry) -> Kernel:
         runner = LibraryRunner(library, calls_aten=entry.calls_aten)
-        plain, general = inputs_functions(self._cache.schema)
-        is_plain = all(
+        plain = all(
             argument.kind is Kind.TENSOR and isinstance(component, dict) and "dtype" in component
             for argument, (_, component) in zip(
                 self._cache.schema.arguments, self._key.arguments, strict=True
             )
             if argument.is_tensor
         )
-        return Kernel(self._cache.schema, runner, entry.outputs, plain if is_plain else general)
+        return Kernel(self._cache.schema, runner, entry.outputs, plain=plain)
 
     # -- a kernel from the compiler --
 
@@ -381,7 +364,10 @@ class _Miss:
             except CompileError as error:
                 if error.remember:
                     status = Status.QUARANTINED if error.reason == "mismatch" else Status.DECLINED
-                    entry = self._entry(status, reason=error.reason, message=str(error))
+                    key = self._key
+                    if error.reason not in DEPENDS_ON_THREADS:
+                        key = key.with_threads(ANY_THREADS)
+                    entry = self._entry(status, reason=error.reason, message=str(error), key=key)
                     backend.store.publish(entry, work, None, error.log)
                 raise
             self._use(compiled, result, before, work)

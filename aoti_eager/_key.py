@@ -235,34 +235,43 @@ def table_key_function(schema: OpSchema, dispatch_key: str) -> Callable[..., tup
     """Return a function of a call's arguments that gives its key in the in-memory table.
 
     It takes what PyTorch hands to a Python kernel: positional arguments by position, keyword-only
-    ones by name, arguments that equal their default left out. It is generated, because a generic
-    loop over the schema costs more than the whole call of a small kernel.
+    ones by name, arguments that equal their default left out.
+    """
+    names: dict[str, Any] = {}
+    expression = table_key_source(schema, dispatch_key, names)
+    exec(f"def table_key({parameters(schema, names)}): return {expression}", names)  # noqa: S102
+    function: Callable[..., tuple[Any, ...]] = names["table_key"]
+    return function
+
+
+def table_key_source(schema: OpSchema, dispatch_key: str, names: dict[str, Any]) -> str:
+    """Return the Python expression of a call's table key; what it refers to is put in ``names``.
+
+    It is generated, because a generic loop over the schema costs more than the whole call of a
+    small kernel.
     """
     tensor = _CPU_TENSOR if dispatch_key == "CPU" else _DEVICE_TENSOR
-    one = f"{tensor} if isinstance({{0}}, Tensor) else number_kind({{0}})"
-    names: dict[str, Any] = {
-        "Tensor": Tensor,
-        "number_kind": number_kind,
-        "scalar_key": scalar_table_key,
-        "overlaps": mutation_overlaps,
-        "float_hex": float.hex,
-        "default_dtype": torch.get_default_dtype,
-        "deterministic": deterministic_algorithms,
-        "precision": float32_matmul_precision,
-        "threads": torch.get_num_threads,
-    }
-    exec(f"def tensor_key(t): return {one.format('t')}", names)  # noqa: S102
+    one = f"{tensor} if isinstance({{0}}, ae_Tensor) else ae_number_kind({{0}})"
+    names.update(
+        ae_Tensor=Tensor,
+        ae_number_kind=number_kind,
+        ae_scalar_key=scalar_table_key,
+        ae_overlaps=mutation_overlaps,
+        ae_float_hex=float.hex,
+        ae_default_dtype=torch.get_default_dtype,
+        ae_deterministic=deterministic_algorithms,
+        ae_precision=float32_matmul_precision,
+        ae_threads=torch.get_num_threads,
+    )
+    exec(f"def ae_tensor_key(t): return {one.format('t')}", names)  # noqa: S102
     parts = [
         _table_key_part(argument, name, one)
         for argument, name in zip(schema.arguments, parameter_names(schema), strict=True)
     ]
     if schema.mutated:
         parts.append(_overlap_part(schema))
-    parts += ["default_dtype()", "deterministic()", "precision()", "threads()"]
-    source = f"def table_key({parameters(schema, names)}): return ({', '.join(parts)},)"
-    exec(source, names)  # noqa: S102
-    function: Callable[..., tuple[Any, ...]] = names["table_key"]
-    return function
+    parts += ["ae_default_dtype()", "ae_deterministic()", "ae_precision()", "ae_threads()"]
+    return f"({', '.join(parts)},)"
 
 
 def parameter_names(schema: OpSchema) -> list[str]:
@@ -281,8 +290,8 @@ def parameters(schema: OpSchema, names: dict[str, Any]) -> str:
             text.append("*")
             starred = True
         if argument.has_default:
-            names[f"default_{index}"] = argument.default
-            text.append(f"{name}=default_{index}")
+            names[f"ae_default_{index}"] = argument.default
+            text.append(f"{name}=ae_default_{index}")
         elif text and not starred and "=" in text[-1]:
             # The schema language lets a required argument follow a default, Python does not.
             text.append(f"{name}=None")
@@ -294,12 +303,12 @@ def parameters(schema: OpSchema, names: dict[str, Any]) -> str:
 def _table_key_part(argument: Argument, name: str, one: str) -> str:
     part = {
         Kind.TENSOR: f"({one.format(name)})",
-        Kind.TENSORS: f"tuple([tensor_key(t) for t in {name}])",
-        Kind.OPTIONAL_TENSORS: f"tuple([tensor_key(t) for t in {name}])",
-        Kind.SCALAR: f"scalar_key({name})",
-        Kind.SCALARS: f"tuple([scalar_key(v) for v in {name}])",
-        Kind.FLOAT: f"float_hex({name})",
-        Kind.FLOATS: f"tuple([float_hex(v) for v in {name}])",
+        Kind.TENSORS: f"tuple([ae_tensor_key(t) for t in {name}])",
+        Kind.OPTIONAL_TENSORS: f"tuple([ae_tensor_key(t) for t in {name}])",
+        Kind.SCALAR: f"ae_scalar_key({name})",
+        Kind.SCALARS: f"tuple([ae_scalar_key(v) for v in {name}])",
+        Kind.FLOAT: f"ae_float_hex({name})",
+        Kind.FLOATS: f"tuple([ae_float_hex(v) for v in {name}])",
         Kind.INTS: f"tuple({name})",
         Kind.BOOLS: f"tuple({name})",
         # A call with one of these declines; that it is not None is all that its key must say.
@@ -320,7 +329,7 @@ def _overlap_part(schema: OpSchema) -> str:
         ]
         return f"({', '.join(items)},)" if items else "()"
 
-    return f"overlaps({listed(True)}, {listed(False)})"
+    return f"ae_overlaps({listed(True)}, {listed(False)})"
 
 
 def json_digest(values: Component) -> str:

@@ -7,6 +7,7 @@ scopes) only flips flags inside our own kernels.
 
 from __future__ import annotations
 
+import atexit
 import os
 import threading
 import warnings
@@ -22,8 +23,8 @@ from ._compile import NO_COMPILER, compiler_on_path
 from ._kernel_cache import KernelCache
 from ._ops import find_overload, find_packet
 from ._schema import qualified_name
-from ._stats import OpStats
-from ._warnings import warn_once
+from ._stats import OpStats, add_totals
+from ._warnings import log, warn_once
 from .config import config
 from .errors import CompositeImplicitOpError, RegistrationError, StoreError
 
@@ -223,7 +224,7 @@ def _resolve(ops: Op | Iterable[Op], key: str) -> tuple[list[OpOverload], dict[s
             wanted[qualified_name(op)] = op
         elif isinstance(op, OpOverloadPacket):
             problems = []
-            overloads = [getattr(op, overload) for overload in op.overloads()]
+            overloads = [getattr(op, name) for name in _compat.overload_names(op)]
             for overload in overloads:
                 problem = _problem(overload, key)
                 if problem is None:
@@ -273,7 +274,7 @@ def _hold(op: OpOverload, name: str, dispatch_key: str, holder: int) -> None:
     installed = _installed.get((name, dispatch_key))
     if installed is None:
         cache = _make_cache(op, dispatch_key)
-        library = torch.library.Library(name.partition("::")[0], "IMPL")
+        library = _compat.new_library(name.partition("::")[0])
         try:
             _install(library, op, cache, dispatch_key)
         except BaseException:
@@ -308,12 +309,26 @@ def _install(
     with warnings.catch_warnings():
         # PyTorch warns that a kernel is overridden, which is what was asked for.
         warnings.simplefilter("ignore")
-        library.impl(op, cache, dispatch_key, with_keyset=True)
+        library.impl(  # type: ignore[no-untyped-call]
+            op, cache.entrance, dispatch_key, with_keyset=True
+        )
 
 
 def _config_changed() -> None:
     for cache in caches():
         cache.refresh()
+
+
+def _store_totals() -> None:
+    """Add this process's counts to the store's; a process that stored nothing leaves none."""
+    counts = {op: count for op, count in stats().items() if count != OpStats()}
+    root = config.cache_dir
+    if not counts or os.getpid() != _pid or not root.is_dir():
+        return
+    try:
+        add_totals(root, counts)
+    except OSError as error:
+        log.info("totals are not stored: %s", error)
 
 
 def _after_fork() -> None:
@@ -323,6 +338,9 @@ def _after_fork() -> None:
         cache.after_fork()
 
 
+# A forked child starts with its parent's counts, and they are stored by the parent.
+_pid = os.getpid()
+atexit.register(_store_totals)
 config.on_change(_config_changed)
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_after_fork)

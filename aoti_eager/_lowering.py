@@ -147,7 +147,7 @@ def _trace_outputs(
 
 def _storage(tensor: Tensor) -> int:
     # Fakes have no address; a storage's identity is all there is.
-    return int(StorageWeakRef(tensor.untyped_storage()).cdata)
+    return int(StorageWeakRef(tensor.untyped_storage()).cdata)  # type: ignore[no-untyped-call]
 
 
 def _made_up_number(value: Tensor) -> Any:

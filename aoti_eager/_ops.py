@@ -6,7 +6,7 @@ import difflib
 
 import torch
 
-from ._compat import OpOverload, OpOverloadPacket, all_op_names
+from ._compat import OpOverload, OpOverloadPacket, all_op_names, overload_names
 from .errors import UnknownOpError
 
 
@@ -18,7 +18,7 @@ def find_overload(name: str) -> OpOverload:
     """
     base, _, overload = name.partition(".")
     packet = find_packet(base)
-    if (overload or "default") not in packet.overloads():
+    if (overload or "default") not in overload_names(packet):
         raise UnknownOpError(name, suggestions(name))
     found = getattr(packet, overload or "default")
     assert isinstance(found, OpOverload)

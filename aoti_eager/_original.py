@@ -72,7 +72,7 @@ class OriginalKernel:
         if "SafeKernelFunction has been invalidated" not in str(error):
             return error
         return OriginalKernelError(
-            f"{self._name}: the kernel that was registered before aoti_eager's is gone, because its "
-            "torch.library.Library was destroyed; call unregister() before destroying it, and "
+            f"{self._name}: the kernel that was registered before aoti_eager's is gone, because "
+            "its torch.library.Library was destroyed; call unregister() before destroying it, and "
             "register again to fall back to what is registered now"
         )

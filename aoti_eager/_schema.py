@@ -75,6 +75,13 @@ _MEMORY_FORMATS = {
 _DTYPES = {4: torch.int64, 6: torch.float32, 7: torch.float64, 11: torch.bool}
 
 
+_ENUMS: dict[Kind, Mapping[int, Any]] = {
+    Kind.LAYOUT: _LAYOUTS,
+    Kind.MEMORY_FORMAT: _MEMORY_FORMATS,
+    Kind.DTYPE: _DTYPES,
+}
+
+
 @dataclass(frozen=True, slots=True)
 class Argument:
     """One argument of a schema.
@@ -218,9 +225,5 @@ def _default(kind: Kind, value: Any) -> Any:
     """Return a schema's default in the form in which a kernel would be given it."""
     if value is None:
         return None
-    table: Mapping[int, Any] = {
-        Kind.LAYOUT: _LAYOUTS,
-        Kind.MEMORY_FORMAT: _MEMORY_FORMATS,
-        Kind.DTYPE: _DTYPES,
-    }.get(kind, {})
-    return table[value] if table and isinstance(value, int) else value
+    table = _ENUMS.get(kind)
+    return table[value] if table is not None and isinstance(value, int) else value

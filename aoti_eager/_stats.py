@@ -11,6 +11,7 @@ import uuid
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 import filelock
 
@@ -27,8 +28,9 @@ class Counter:
     @property
     def value(self) -> int:
         """Return how often ``add`` was called."""
-        value: int = self._count.__reduce__()[1][0]  # type: ignore[index]
-        return value
+        # The only way to look at a count without raising it.
+        state: tuple[Any, ...] = self._count.__reduce__()[1]  # type: ignore[assignment]
+        return int(state[0])
 
 
 @dataclass(frozen=True, slots=True)

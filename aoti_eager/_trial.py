@@ -1,9 +1,9 @@
 """The first run of every new library, in a process that may die of it.
 
 A server that has imported torch and run nothing forks a child for each library; the child makes up
-arguments from the key's metadata, runs the library, and compares with the original kernel. Generated
-code can write past its buffers or abort, and then it is the child that ends. The server is started
-by the compile worker with glibc's checking allocator where there is one, so that a write past a
+arguments from the key's metadata, runs the library, and compares with the original kernel.
+Generated code can write past its buffers or abort, and then it is the child that ends. The compile
+worker starts the server with glibc's checking allocator where there is one, so that a write past a
 buffer ends the child at once and not some later, innocent process.
 
 Fork, not spawn: importing torch takes a second, and a process that has not yet run an op has no
@@ -48,9 +48,9 @@ def _in_child(request: dict[str, Any]) -> dict[str, Any]:
         status = 1
         try:
             os.close(read)
-            answer = json.dumps(_try_library(request)).encode()
+            document = json.dumps(_try_library(request)).encode()
             with os.fdopen(write, "wb") as pipe:
-                pipe.write(answer)
+                pipe.write(document)
             status = 0
         finally:
             os._exit(status)
@@ -72,7 +72,7 @@ def _in_child(request: dict[str, Any]) -> dict[str, Any]:
 
 
 def _read_until(pipe: int, deadline: float) -> bytes | None:
-    chunks = []
+    chunks: list[bytes] = []
     while True:
         ready, _, _ = select.select([pipe], [], [], max(0.0, deadline - time.monotonic()))
         if not ready:

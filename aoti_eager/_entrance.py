@@ -1,0 +1,96 @@
+"""The function that PyTorch's dispatcher calls for one overload, generated from its schema.
+
+Key, lookup and hit stand in one function without a loop, because each call of another Python
+function costs a tenth of ATen's whole ``mul`` on a small tensor. What is rare
+(bypass, miss, a run that raised) is a call of the cache's methods. Its own names begin with ``ae_``
+so that no keyword argument of an op can hide one; without that, ``mul.Tensor`` reads::
+
+    def kernel(keyset, a0, a1):
+        if cache.bypassed or (passing and get_ident() in passing):
+            return cache.bypass(keyset, (a0, a1,), {})
+        kernel = cache.lookup((<the key's expression>,))
+        if kernel is None:
+            return cache.miss(keyset, (a0, a1,), {})
+        try:
+            with kernel.lock:
+                outputs = kernel.run([a0, a1] if kernel.plain else flat_inputs([a0, a1]))
+        except RuntimeError as error:
+            return cache.run_failed(error, keyset, (a0, a1,), {})
+        count_hit()
+        if kernel.single:
+            return outputs[0]
+        return kernel.results(outputs, (a0, a1,), {})
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from threading import get_ident
+from typing import Any, Protocol
+
+from ._kernel import flat_inputs
+from ._key import parameter_names, parameters, table_key_source
+from ._passthrough import passing
+from ._schema import Kind, OpSchema
+from ._stats import OpCounters
+
+
+class Cache(Protocol):
+    """What the entrance needs of a kernel cache."""
+
+    schema: OpSchema
+    dispatch_key: str
+    counters: OpCounters
+    bypassed: bool
+    lookup: Callable[[tuple[Any, ...]], Any]
+
+    def bypass(self, keyset: Any, args: Any, kwargs: Any) -> Any:
+        """Return the original's result for a call that is not to be served."""
+
+    def miss(self, keyset: Any, args: Any, kwargs: Any) -> Any:
+        """Return the result of a call whose key has no kernel."""
+
+    def run_failed(self, error: RuntimeError, keyset: Any, args: Any, kwargs: Any) -> Any:
+        """Return the result of a call whose library raised."""
+
+
+def entrance(cache: Cache) -> Callable[..., Any]:
+    """Return the kernel to register, with the keyset as its first argument."""
+    schema = cache.schema
+    names: dict[str, Any] = {
+        "ae_cache": cache,
+        "ae_passing": passing,
+        "ae_ident": get_ident,
+        "ae_count_hit": cache.counters.hits.add,
+        "ae_flat_inputs": flat_inputs,
+    }
+    key = table_key_source(schema, cache.dispatch_key, names)
+    named = list(zip(schema.arguments, parameter_names(schema), strict=True))
+    args = "".join(f"{name}, " for argument, name in named if not argument.kwarg_only)
+    kwargs = ", ".join(f"{name!r}: {name}" for argument, name in named if argument.kwarg_only)
+    call = f"ae_keyset, ({args}), {{{kwargs}}}"
+    tensors = [(argument, name) for argument, name in named if argument.is_tensor]
+    plain = ", ".join(name for _, name in tensors)
+    flat = ", ".join(n if a.kind is Kind.TENSOR else f"*({n} or ())" for a, n in tensors)
+    signature = ", ".join(part for part in ("ae_keyset", parameters(schema, names)) if part)
+    source = f"""
+def kernel({signature}):
+    if ae_cache.bypassed or (ae_passing and ae_ident() in ae_passing):
+        return ae_cache.bypass({call})
+    ae_kernel = ae_cache.lookup({key})
+    if ae_kernel is None:
+        return ae_cache.miss({call})
+    try:
+        with ae_kernel.lock:
+            ae_outputs = ae_kernel.run([{plain}] if ae_kernel.plain else ae_flat_inputs([{flat}]))
+    except RuntimeError as ae_error:
+        return ae_cache.run_failed(ae_error, {call})
+    ae_count_hit()
+    if ae_kernel.single:
+        return ae_outputs[0]
+    return ae_kernel.results(ae_outputs, ({args}), {{{kwargs}}})
+"""
+    exec(source, names)  # noqa: S102
+    function: Callable[..., Any] = names["kernel"]
+    function.__name__ = function.__qualname__ = schema.op
+    return function

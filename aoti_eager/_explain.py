@@ -1,0 +1,171 @@
+"""Why a call hits, misses or is declined: its key, the nearest entry and what differs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+from . import _backend
+from ._compat import OpOverload, OpOverloadPacket, dispatched_call
+from ._declines import REASONS, call_decline, op_decline
+from ._entry import Entry, Status
+from ._environment import Environment
+from ._kernel import Kernel
+from ._kernel_cache import KernelCache
+from ._key import ANY_THREADS, KernelKey, kernel_key
+from ._library import find_cache
+from ._ops import find_overload, find_packet
+from ._schema import op_schema
+from ._store import StoredEntry
+from ._template import call_template
+from .errors import AotiEagerError, UnsupportedArgumentError
+
+
+@dataclass(frozen=True, slots=True)
+class Nearest:
+    """The stored entry most like a call's key.
+
+    ``differing`` maps a component's name to its value in the call and in the entry; a component
+    that one side lacks is ``None`` there.
+    """
+
+    digest: str
+    status: str
+    differing: dict[str, tuple[str | None, str | None]]
+
+
+@dataclass(frozen=True, slots=True)
+class Explanation:
+    """What becomes of a call.
+
+    Attributes:
+        op: Qualified name of the overload that the call reaches.
+        registered: Whether this process serves it.
+        verdict: ``"hit"`` (a loaded kernel serves it), ``"stored"`` (the store has its kernel, and
+            the next call loads it), ``"declined"``, or ``"miss"``.
+        reason: The decline reason, one of docs/declines.md; ``None`` unless declined.
+        message: The verdict in words.
+        key: The canonical key; ``None`` where the call can have none.
+        nearest: The nearest stored entry of the op, on a miss.
+    """
+
+    op: str
+    registered: bool
+    verdict: str
+    reason: str | None
+    message: str
+    key: KernelKey | None = None
+    nearest: Nearest | None = field(default=None)
+
+    def __str__(self) -> str:
+        lines = [f"{self.op}: {self.verdict}" + (f" ({self.reason})" if self.reason else "")]
+        lines.append(f"  {self.message}")
+        if not self.registered:
+            lines.append("  the op is not registered in this process")
+        if self.key is not None:
+            lines.append(f"  key {self.key.digest}")
+            lines += [f"    {name} = {value}" for name, value in self.key.components().items()]
+        if self.nearest is not None:
+            lines.append(f"  nearest entry {self.nearest.digest} ({self.nearest.status})")
+            for name, (mine, theirs) in self.nearest.differing.items():
+                lines.append(f"    {name}: {mine} here, {theirs} there")
+        return "\n".join(lines)
+
+
+def explain(
+    op: str | OpOverload | OpOverloadPacket,
+    *args: Any,
+    dispatch_key: str = "CPU",
+    **kwargs: Any,
+) -> Explanation:
+    """Return what becomes of the call ``op(*args, **kwargs)``; nothing is run, loaded or counted.
+
+    Args:
+        op: As for ``register``; of several overloads, PyTorch picks by the arguments.
+        dispatch_key: The dispatch key that the call would be sent to.
+
+    Raises:
+        UnknownOpError: There is no op of that name.
+        RuntimeError: PyTorch takes no such call.
+    """
+    if isinstance(op, str):
+        op = find_overload(op) if "." in op.partition("::")[2] else find_packet(op)
+    overload, seen_args, seen_kwargs = dispatched_call(op, args, kwargs)
+    schema = op_schema(overload)
+    cache = find_cache(overload, dispatch_key)
+    registered = cache is not None
+    reason = op_decline(overload, schema)
+    if reason is not None:
+        return Explanation(schema.op, registered, "declined", reason, REASONS[reason])
+    try:
+        key = kernel_key(schema, dispatch_key, schema.bind(seen_args, seen_kwargs))
+    except UnsupportedArgumentError as error:
+        return Explanation(schema.op, registered, "declined", error.reason, str(error))
+    known = _in_tables(cache, seen_args, seen_kwargs)
+    if known is not None:
+        return Explanation(schema.op, registered, *known, key=key)
+    reason = call_decline(call_template(schema, key))
+    if reason is not None:
+        return Explanation(schema.op, registered, "declined", reason, REASONS[reason], key)
+    return _in_store(key, registered)
+
+
+def _in_tables(
+    cache: KernelCache | None, args: Any, kwargs: Any
+) -> tuple[str, str | None, str] | None:
+    state = None if cache is None else cache.state_of(cache.key(*args, **kwargs))
+    if state is None:
+        return None
+    if isinstance(state, Kernel):
+        return "hit", None, "a loaded kernel library serves the call"
+    return "declined", state.reason, f"{REASONS.get(state.reason, '')}: {state.message}"
+
+
+def _in_store(key: KernelKey, registered: bool) -> Explanation:
+    backend = _backend.current()
+    environment = backend.environment
+    for candidate in (key.with_threads(ANY_THREADS), key):
+        try:
+            found = backend.store.find(candidate, environment, backend.features)
+        except AotiEagerError as error:
+            return Explanation(key.op, registered, "miss", None, str(error), key)
+        if found is not None and found.entry.status is Status.READY:
+            message = "the store has its kernel library"
+            return Explanation(key.op, registered, "stored", None, message, candidate)
+        if found is not None:
+            reason = found.entry.reason or "mismatch"
+            message = found.entry.message or REASONS.get(reason, reason)
+            return Explanation(key.op, registered, "declined", reason, message, candidate)
+    nearest = _nearest(key, environment, backend.features)
+    message = "no entry has this key" if nearest else "the store has no entry of this op"
+    return Explanation(key.op, registered, "miss", None, message, key, nearest)
+
+
+def _nearest(key: KernelKey, environment: Environment, features: Iterable[str]) -> Nearest | None:
+    candidates = [
+        Nearest(found.entry.key.digest, found.entry.status.value, differing)
+        for found in _backend.current().store.scan()
+        if isinstance(found, StoredEntry) and found.entry.key.op == key.op
+        for differing in [_differing(key, environment, frozenset(features), found.entry)]
+    ]
+    return min(candidates, key=lambda one: len(one.differing), default=None)
+
+
+def _differing(
+    key: KernelKey, environment: Environment, features: frozenset[str], entry: Entry
+) -> dict[str, tuple[str | None, str | None]]:
+    mine, theirs = key.components(), entry.key.components()
+    if theirs.get("context.threads") == f'"{ANY_THREADS}"':
+        mine["context.threads"] = theirs["context.threads"]
+    differing: dict[str, tuple[str | None, str | None]] = {
+        name: (mine.get(name), theirs.get(name))
+        for name in sorted(mine.keys() | theirs.keys())
+        if mine.get(name) != theirs.get(name)
+    }
+    for name, (here, there) in environment.differing(entry.environment).items():
+        differing[f"environment.{name}"] = (str(here), str(there))
+    lacking = sorted(entry.requires - features)
+    if lacking:
+        differing["cpu_features"] = ("without " + " ".join(lacking), "needs them")
+    return differing

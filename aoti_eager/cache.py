@@ -1,0 +1,218 @@
+"""Inspect and manage the store: list, inspect, verify, clear. The command line has the same verbs.
+
+Every function takes ``cache_dir``; by default it is the one that is set, ``config.cache_dir``.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from ._entry import Entry, Status
+from ._environment import cpu_features, current_environment
+from ._store import LOG_FILE, BadEntry, Store, StoredEntry
+from .config import config
+from .errors import EntryDamagedError, StoreError
+
+__all__ = ["CacheEntry", "EntryDetails", "VerifyReport", "clear", "inspect", "list", "verify"]
+
+
+@dataclass(frozen=True, slots=True)
+class CacheEntry:
+    """One line of ``list``.
+
+    Attributes:
+        op: Qualified name of the overload, or ``"?"`` where the entry cannot be read.
+        digest: The key's digest, 64 hexadecimal digits; what ``inspect`` takes.
+        status: ``ready``, ``declined``, ``quarantined``; ``stale`` (made in another environment,
+            never opened), ``other_cpu`` (needs CPU features that are not here), ``damaged`` or
+            ``future`` (a newer format).
+        reason: Why it is declined or quarantined, or what is wrong with it.
+        inputs: The tensors of the call in short, ``f32[8,8] f32[8,8]``.
+        size_bytes: Bytes of all its files.
+        path: Its directory.
+    """
+
+    op: str
+    digest: str
+    status: str
+    reason: str | None
+    inputs: str
+    size_bytes: int
+    path: Path
+
+
+@dataclass(frozen=True, slots=True)
+class EntryDetails:
+    """All that is known about one entry.
+
+    ``differing`` has the components of the environment that differ from this process's, each with
+    the value here and the entry's.
+    """
+
+    summary: CacheEntry
+    entry: Entry
+    differing: dict[str, tuple[str, str]]
+    log: str
+
+
+@dataclass(frozen=True, slots=True)
+class VerifyReport:
+    """What ``verify`` found.
+
+    Attributes:
+        intact: How many entries are what was published.
+        damaged: Path and problem of each entry that is not.
+        foreign: How many entries are of another environment, CPU or a newer format; left alone.
+        residue: How many work directories of dead processes there were.
+        repaired: Whether damaged entries and residue were removed.
+    """
+
+    intact: int
+    damaged: tuple[tuple[Path, str], ...]
+    foreign: int
+    residue: int
+    repaired: bool
+
+
+def list(*, cache_dir: str | os.PathLike[str] | None = None) -> Sequence[CacheEntry]:
+    """Return every entry of the store, by op and key; an absent store has none.
+
+    Raises:
+        StoreError: The store cannot be read, or others can write to it.
+    """
+    return sorted(
+        (_summary(found) for found in _store(cache_dir).scan()),
+        key=lambda one: (one.op, one.digest, one.status),
+    )
+
+
+def inspect(
+    digest: str, *, cache_dir: str | os.PathLike[str] | None = None
+) -> Sequence[EntryDetails]:
+    """Return all that is known about the entries whose digest begins with ``digest``.
+
+    Raises:
+        KeyError: No entry that can be read has such a digest.
+        StoreError: The store cannot be read.
+    """
+    found = [
+        _details(stored)
+        for stored in _store(cache_dir).scan()
+        if isinstance(stored, StoredEntry) and stored.entry.key.digest.startswith(digest)
+    ]
+    if not digest or not found:
+        raise KeyError(f"no entry has a digest that begins with {digest!r}; see list")
+    return found
+
+
+def verify(*, repair: bool = True, cache_dir: str | os.PathLike[str] | None = None) -> VerifyReport:
+    """Read every file of every entry and compare it with its digest; remove what is broken.
+
+    Args:
+        repair: Remove damaged entries and what dead processes left behind; else only report.
+        cache_dir: The store's directory.
+
+    Raises:
+        StoreError: The store cannot be read, or cannot be written while ``repair`` is set.
+    """
+    store = _store(cache_dir)
+    intact = foreign = 0
+    damaged: dict[Path, str] = {}
+    for found in store.scan():
+        if isinstance(found, BadEntry):
+            if found.kind == "future":
+                foreign += 1
+            else:
+                damaged[found.path] = found.problem
+            continue
+        try:
+            if found.entry.library is not None:
+                store.check_library(found)
+        except EntryDamagedError as error:
+            damaged[found.path] = str(error)
+            continue
+        if _summary(found).status in ("stale", "other_cpu"):
+            foreign += 1
+        else:
+            intact += 1
+    residue = len(store.stale_work())
+    if repair:
+        for path in damaged:
+            store.discard(path)
+        store.remove_stale_work()
+    return VerifyReport(intact, tuple(damaged.items()), foreign, residue, repair)
+
+
+def clear(*, cache_dir: str | os.PathLike[str] | None = None) -> int:
+    """Remove all entries, those of other environments too, and return how many there were.
+
+    Kernels that this process has loaded go on being used.
+
+    Raises:
+        StoreError: The store cannot be written, or is not ours.
+    """
+    return _store(cache_dir).clear()
+
+
+def _store(cache_dir: str | os.PathLike[str] | None) -> Store:
+    root = config.cache_dir if cache_dir is None else Path(cache_dir).expanduser().absolute()
+    return Store(root, lock_timeout_s=config.lock_timeout_s)
+
+
+def _summary(found: StoredEntry | BadEntry) -> CacheEntry:
+    size = sum(file.stat().st_size for file in found.path.glob("*") if file.is_file())
+    if isinstance(found, BadEntry):
+        digest, op = found.path.parent.name, found.path.parent.parent.parent.name
+        return CacheEntry(
+            op.replace(".", "::", 1), digest, found.kind, found.problem, "", size, found.path
+        )
+    entry = found.entry
+    status = entry.status.value
+    reason = entry.reason
+    if entry.environment != current_environment():
+        status, reason = "stale", "made in another environment"
+    elif entry.status is Status.READY and not entry.requires <= cpu_features():
+        status, reason = "other_cpu", "needs " + " ".join(sorted(entry.requires - cpu_features()))
+    return CacheEntry(
+        entry.key.op, entry.key.digest, status, reason, _inputs(entry), size, found.path
+    )
+
+
+_SHORT = {"float": "f", "bfloat": "bf", "int": "i", "uint": "u", "complex": "c", "bool": "b8"}
+
+
+def short_dtype(name: str) -> str:
+    """Return ``f32`` for ``float32`` and so on; a name without a short form stays as it is."""
+    kind = name.rstrip("0123456789")
+    return _SHORT[kind] + name[len(kind) :] if kind in _SHORT else name
+
+
+def _inputs(entry: Entry) -> str:
+    texts = []
+    for _, component in entry.key.arguments:
+        listed = component if isinstance(component, tuple | type([])) else [component]
+        for one in listed:
+            if isinstance(one, dict) and "dtype" in one:
+                sizes = ",".join(map(str, one["sizes"]))
+                texts.append(f"{short_dtype(one['dtype'])}[{sizes}]")
+            elif isinstance(one, dict) and "number" in one:
+                texts.append(one["number"])
+    return " ".join(texts)
+
+
+def _details(found: StoredEntry) -> EntryDetails:
+    environment = current_environment()
+    differing = {
+        name: (str(here), str(there))
+        for name, (here, there) in environment.differing(found.entry.environment).items()
+    }
+    try:
+        log = (found.path / LOG_FILE).read_text(encoding="utf-8", errors="replace")
+    except FileNotFoundError:
+        log = ""
+    except OSError as error:
+        raise StoreError(f"{found.path / LOG_FILE}: {error.strerror}") from error
+    return EntryDetails(_summary(found), found.entry, differing, log)
