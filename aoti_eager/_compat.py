@@ -101,6 +101,15 @@ def dense_backends() -> tuple[str, ...]:
     return tuple(name for name in names[start + 1 : end] if name != "Meta")
 
 
+def is_alive(library: torch.library.Library | None) -> bool:
+    """Return whether a library's kernels are still in the dispatcher.
+
+    The kernels themselves cannot tell: torch keeps a reference to the last Python function of each
+    op and key after its library is gone. ``m`` has no documentation, and is None once destroyed.
+    """
+    return library is not None and library.m is not None
+
+
 def new_library(namespace: str) -> torch.library.Library:
     """Return an empty library of implementations for ops of ``namespace``."""
     return torch.library.Library(namespace, "IMPL")  # type: ignore[no-untyped-call]

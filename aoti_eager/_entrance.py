@@ -8,9 +8,10 @@ so that no keyword argument of an op can hide one; without that, ``mul.Tensor`` 
     def kernel(keyset, a0, a1):
         if cache.bypassed or (passing and get_ident() in passing):
             return cache.bypass(keyset, (a0, a1,), {})
-        kernel = cache.lookup((<the key's expression>,))
+        key = (<the key's expression>)
+        kernel = cache.lookup(key)
         if kernel is None:
-            return cache.miss(keyset, (a0, a1,), {})
+            return cache.miss(key, keyset, (a0, a1,), {})
         try:
             with kernel.lock:
                 outputs = kernel.run([a0, a1] if kernel.plain else flat_inputs([a0, a1]))
@@ -47,7 +48,7 @@ class Cache(Protocol):
     def bypass(self, keyset: Any, args: Any, kwargs: Any) -> Any:
         """Return the original's result for a call that is not to be served."""
 
-    def miss(self, keyset: Any, args: Any, kwargs: Any) -> Any:
+    def miss(self, key: Any, keyset: Any, args: Any, kwargs: Any) -> Any:
         """Return the result of a call whose key has no kernel."""
 
     def run_failed(self, error: RuntimeError, keyset: Any, args: Any, kwargs: Any) -> Any:
@@ -77,9 +78,10 @@ def entrance(cache: Cache) -> Callable[..., Any]:
 def kernel({signature}):
     if ae_cache.bypassed or (ae_passing and ae_ident() in ae_passing):
         return ae_cache.bypass({call})
-    ae_kernel = ae_cache.lookup({key})
+    ae_key = {key}
+    ae_kernel = ae_cache.lookup(ae_key)
     if ae_kernel is None:
-        return ae_cache.miss({call})
+        return ae_cache.miss(ae_key, {call})
     try:
         with ae_kernel.lock:
             ae_outputs = ae_kernel.run([{plain}] if ae_kernel.plain else ae_flat_inputs([{flat}]))

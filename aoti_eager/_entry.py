@@ -91,8 +91,7 @@ def encode(entry: Entry) -> bytes:
         "message": entry.message,
         "provenance": dict(entry.provenance),
     }
-    document = {"format": FORMAT_VERSION, "sha256": json_digest(payload), "payload": payload}
-    return (json.dumps(document, indent=1, sort_keys=True) + "\n").encode()
+    return _document({"format": FORMAT_VERSION, "sha256": json_digest(payload), "payload": payload})
 
 
 def decode(document: bytes) -> Entry:
@@ -112,21 +111,33 @@ def decode(document: bytes) -> Entry:
         raise CacheFormatError(
             f"has format {outer['format']}; this version reads up to {FORMAT_VERSION}"
         )
+    if outer["format"] < 1:
+        raise EntryDamagedError(f"has format {outer['format']}, which never was")
     payload = outer.get("payload")
-    if not isinstance(payload, dict) or _digest_or_none(payload) != outer.get("sha256"):
+    if not isinstance(payload, dict) or not _has_digest(payload, outer.get("sha256")):
         raise EntryDamagedError("its digest does not match its content")
     try:
-        return _entry(payload)
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        # What the digest does not see: spaces, escapes, keys given twice.
+        as_written = _document(outer) == document
+        entry = _entry(payload)
+    except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
         raise EntryDamagedError(f"lacks a field or has a wrong one: {error!r}") from error
+    if not as_written:
+        raise EntryDamagedError("is not in the form in which entries are written")
+    return entry
 
 
-def _digest_or_none(payload: Any) -> str | None:
-    # json.loads takes NaN and Infinity, which no writer of ours emits.
+def _document(outer: Mapping[str, Any]) -> bytes:
+    return (json.dumps(outer, indent=1, sort_keys=True) + "\n").encode()
+
+
+def _has_digest(payload: Any, sha256: Any) -> bool:
+    # json.loads takes NaN and Infinity, which no writer of ours emits, and deeper nesting than
+    # json.dumps.
     try:
-        return json_digest(payload)
-    except ValueError:
-        return None
+        return json_digest(payload) == sha256
+    except (ValueError, RecursionError):
+        return False
 
 
 def _entry(payload: dict[str, Any]) -> Entry:

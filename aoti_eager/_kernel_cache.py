@@ -87,7 +87,7 @@ class KernelCache:
         self.original = OriginalKernel(op, self.schema, dispatch_key)
         self.counters = OpCounters()
         self.key = table_key_function(self.schema, dispatch_key)
-        self._in_flight: dict[TableKey, threading.Lock] = {}
+        self._in_flight: dict[TableKey, threading.RLock] = {}
         self._flight_lock = threading.Lock()
         self._enabled = True
         reason = op_decline(op, self.schema)
@@ -180,9 +180,10 @@ class KernelCache:
 
     # -- miss --
 
-    def miss(self, keyset: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+    def miss(
+        self, key: TableKey, keyset: Any, args: Sequence[Any], kwargs: Mapping[str, Any]
+    ) -> Any:
         """Return the call's result and, if it can be had, put its kernel into the table."""
-        key = self.key(*args, **kwargs)
         decline = self._declines.get(key)
         if decline is not None:
             decline.count.add()
@@ -206,10 +207,11 @@ class KernelCache:
         # Another thread compiled it meanwhile.
         return self.entrance(keyset, *args, **kwargs)
 
-    def _single_flight(self, key: TableKey) -> threading.Lock:
-        # One lock a key: threads that miss together wait for one compile.
+    def _single_flight(self, key: TableKey) -> threading.RLock:
+        # One lock a key: threads that miss together wait for one compile. Re-entrant, because an
+        # original may be a Python kernel that calls the op again.
         with self._flight_lock:
-            return self._in_flight.setdefault(key, threading.Lock())
+            return self._in_flight.setdefault(key, threading.RLock())
 
 
 class _Miss:

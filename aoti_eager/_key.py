@@ -251,8 +251,11 @@ def table_key_source(schema: OpSchema, dispatch_key: str, names: dict[str, Any])
     small kernel.
     """
     tensor = _CPU_TENSOR if dispatch_key == "CPU" else _DEVICE_TENSOR
-    one = f"{tensor} if isinstance({{0}}, ae_Tensor) else ae_number_kind({{0}})"
+    one = f"{tensor} if ae_isinstance({{0}}, ae_Tensor) else ae_number_kind({{0}})"
+    # With a prefix, builtins too: a keyword-only argument of an op may have any other name.
     names.update(
+        ae_isinstance=isinstance,
+        ae_tuple=tuple,
         ae_Tensor=Tensor,
         ae_number_kind=number_kind,
         ae_scalar_key=scalar_table_key,
@@ -276,7 +279,7 @@ def table_key_source(schema: OpSchema, dispatch_key: str, names: dict[str, Any])
 
 def parameter_names(schema: OpSchema) -> list[str]:
     """Return a Python parameter name for each argument: its own only where a caller uses it."""
-    return [a.name if a.kwarg_only else f"a{i}" for i, a in enumerate(schema.arguments)]
+    return [a.name if a.kwarg_only else f"ae_{i}" for i, a in enumerate(schema.arguments)]
 
 
 def parameters(schema: OpSchema, names: dict[str, Any]) -> str:
@@ -303,14 +306,14 @@ def parameters(schema: OpSchema, names: dict[str, Any]) -> str:
 def _table_key_part(argument: Argument, name: str, one: str) -> str:
     part = {
         Kind.TENSOR: f"({one.format(name)})",
-        Kind.TENSORS: f"tuple([ae_tensor_key(t) for t in {name}])",
-        Kind.OPTIONAL_TENSORS: f"tuple([ae_tensor_key(t) for t in {name}])",
+        Kind.TENSORS: f"ae_tuple([ae_tensor_key(t) for t in {name}])",
+        Kind.OPTIONAL_TENSORS: f"ae_tuple([ae_tensor_key(t) for t in {name}])",
         Kind.SCALAR: f"ae_scalar_key({name})",
-        Kind.SCALARS: f"tuple([ae_scalar_key(v) for v in {name}])",
+        Kind.SCALARS: f"ae_tuple([ae_scalar_key(v) for v in {name}])",
         Kind.FLOAT: f"ae_float_hex({name})",
-        Kind.FLOATS: f"tuple([ae_float_hex(v) for v in {name}])",
-        Kind.INTS: f"tuple({name})",
-        Kind.BOOLS: f"tuple({name})",
+        Kind.FLOATS: f"ae_tuple([ae_float_hex(v) for v in {name}])",
+        Kind.INTS: f"ae_tuple({name})",
+        Kind.BOOLS: f"ae_tuple({name})",
         # A call with one of these declines; that it is not None is all that its key must say.
         Kind.GENERATOR: f"{name} is not None",
         Kind.UNSUPPORTED: f"{name} is not None",

@@ -50,7 +50,8 @@ class _Installed:
 
 
 _installed: dict[tuple[str, str], _Installed] = {}
-_foreign: list[weakref.ref[KernelCache]] = []  # in callers' libraries, which own them
+# Kernels in callers' libraries, which decide how long they stay.
+_foreign: list[tuple[weakref.ref[torch.library.Library], KernelCache]] = []
 _retired: dict[str, OpStats] = {}  # counts of ops that were unregistered
 
 
@@ -167,7 +168,7 @@ def impl(library: torch.library.Library, op: Op, dispatch_key: str = "CPU") -> N
         for overload in wanted:
             cache = _make_cache(overload, dispatch_key)
             _install(library, overload, cache, dispatch_key)
-            _foreign.append(weakref.ref(cache))
+            _foreign.append((weakref.ref(library), cache))
 
 
 def registered_ops() -> list[str]:
@@ -179,9 +180,11 @@ def registered_ops() -> list[str]:
 def caches() -> list[KernelCache]:
     """Return the kernels that are in the dispatcher, those in callers' libraries included."""
     with _lock:
-        _foreign[:] = [reference for reference in _foreign if reference() is not None]
-        alive = [reference() for reference in _foreign]
-        return [i.cache for i in _installed.values()] + [c for c in alive if c is not None]
+        for pair in list(_foreign):
+            if not _compat.is_alive(pair[0]()):
+                _foreign.remove(pair)
+                _retire(pair[1])
+        return [i.cache for i in _installed.values()] + [cache for _, cache in _foreign]
 
 
 def find_cache(op: OpOverload, dispatch_key: str) -> KernelCache | None:
@@ -192,8 +195,9 @@ def find_cache(op: OpOverload, dispatch_key: str) -> KernelCache | None:
 def stats() -> dict[str, OpStats]:
     """Return what happened to the calls of each op in this process, by qualified name."""
     with _lock:
+        registered = caches()  # first: it may retire some
         totals = dict(_retired)
-        for cache in caches():
+        for cache in registered:
             totals[cache.schema.op] = (
                 totals.get(cache.schema.op, OpStats()) + cache.counters.snapshot()
             )
@@ -291,9 +295,15 @@ def _release(name: str, dispatch_key: str, holder: int) -> None:
     if installed.holders:
         return
     del _installed[name, dispatch_key]
-    _retired[name] = _retired.get(name, OpStats()) + installed.cache.counters.snapshot()
+    _retire(installed.cache)
     if installed.library is not None:
         _compat.destroy(installed.library)
+
+
+def _retire(cache: KernelCache) -> None:
+    """Keep the counts of a kernel that is no longer registered."""
+    name = cache.schema.op
+    _retired[name] = _retired.get(name, OpStats()) + cache.counters.snapshot()
 
 
 def _make_cache(op: OpOverload, dispatch_key: str) -> KernelCache:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import enum
 import functools
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -94,7 +94,7 @@ class Argument:
     kind: Kind
     optional: bool
     has_default: bool
-    default: Any
+    default: Any = field(hash=False)  # May be a list.
     kwarg_only: bool
     mutated: bool
     type_name: str
@@ -143,9 +143,10 @@ class OpSchema:
             TypeError: Too many values, an unknown name, a name given twice, or a required argument
                 missing.
         """
-        if len(args) > len(self.arguments):
+        positional = sum(not argument.kwarg_only for argument in self.arguments)
+        if len(args) > positional:
             raise TypeError(
-                f"{self.op}: takes {len(self.arguments)} arguments, got {len(args)} positional ones"
+                f"{self.op}: takes {positional} positional arguments, got {len(args)}"
             )
         values = list(args)
         used = 0

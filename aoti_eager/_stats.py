@@ -28,9 +28,9 @@ class Counter:
     @property
     def value(self) -> int:
         """Return how often ``add`` was called."""
-        # The only way to look at a count without raising it.
-        state: tuple[Any, ...] = self._count.__reduce__()[1]  # type: ignore[assignment]
-        return int(state[0])
+        # "count(5)" is the only look at a count that does not raise it: copying one is deprecated
+        # since Python 3.12 and gone in 3.14.
+        return int(repr(self._count)[len("count(") : -1])
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,8 +104,9 @@ def read_totals(root: Path) -> dict[str, OpStats]:
     """Return the stored totals by op; empty where there are none, or none that can be read."""
     try:
         values = json.loads((root / TOTALS_FILE).read_text(encoding="utf-8"))
-        return {op: OpStats(**counts) for op, counts in values.items()}
-    except (OSError, ValueError, TypeError, AttributeError):
+        # Added to nothing: what cannot be added is no count.
+        return {op: OpStats() + OpStats(**counts) for op, counts in values.items()}
+    except (OSError, ValueError, TypeError, AttributeError, RecursionError):
         return {}
 
 

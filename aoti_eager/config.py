@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import math
 import os
 import sys
 import threading
@@ -69,20 +70,31 @@ def _directory(value: Any) -> Path:
         raise ValueError("wants the path of a directory, got an empty string")
     if not isinstance(value, str | os.PathLike):
         raise ValueError("wants the path of a directory, a str or a Path")
-    return Path(value).expanduser().absolute()
+    try:
+        return Path(value).expanduser().absolute()
+    except RuntimeError as error:
+        raise ValueError(f"wants the path of a directory: {error}") from error
 
 
 def _count(value: Any) -> int:
-    number = int(value) if isinstance(value, str) else value
+    wanted = ValueError("wants a whole number of at least 1")
+    try:
+        number = int(value) if isinstance(value, str) else value
+    except ValueError:
+        raise wanted from None
     if isinstance(number, bool) or not isinstance(number, int) or number < 1:
-        raise ValueError("wants a whole number of at least 1")
+        raise wanted
     return number
 
 
 def _seconds(value: Any) -> float:
-    number = float(value) if isinstance(value, str | int) else value
-    if isinstance(value, bool) or not isinstance(number, float) or not number > 0:
-        raise ValueError("wants a number of seconds above 0")
+    wanted = ValueError("wants a number of seconds above 0")
+    try:
+        number = float(value) if isinstance(value, str | int) else value
+    except (ValueError, OverflowError):
+        raise wanted from None
+    if isinstance(value, bool) or not isinstance(number, float) or not 0 < number < math.inf:
+        raise wanted
     return number
 
 
@@ -223,8 +235,11 @@ class Config:
             for name, value in settings.items()
         }
         with self._lock:
-            if "cache_dir" in layer and layer["cache_dir"] != self.cache_dir:
-                self._tokens[id(layer)] = next(self._next_token)
+            if "cache_dir" in layer:
+                # Kept also where the directory is that of before: that scope may end first.
+                same = layer["cache_dir"] == self.cache_dir
+                token = self.table_token if same else next(self._next_token)
+                self._tokens[id(layer)] = token
             self._scopes.append(layer)
         self._notify()
         try:
@@ -270,7 +285,7 @@ class Config:
         default = Path(platformdirs.user_config_dir("aoti_eager")) / "config.toml"
         path = Path(variable).expanduser() if variable else default
         if self._file is None:
-            object.__setattr__(self, "_file", _load_file(path, required=variable is not None))
+            object.__setattr__(self, "_file", _load_file(path, required=bool(variable)))
         assert self._file is not None
         return self._file, path
 
@@ -300,6 +315,8 @@ def _load_file(path: Path, *, required: bool) -> dict[str, Any]:
         if required:
             raise ConfigError(f"config file {path}: cannot be read: {error.strerror}") from error
         return {}
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"config file {path}: is not TOML: {error}") from error
     try:
         values = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:

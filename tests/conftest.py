@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 import aoti_eager
-from aoti_eager import _backend
+from aoti_eager import _backend, _compat, _library
 from aoti_eager._compile import CompileService
 from aoti_eager._warnings import forget_warnings
 
@@ -54,6 +54,9 @@ def settings(cache_dir: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]
     with aoti_eager.config.scope(mode="sync", cache_dir=cache_dir):
         yield
     left = aoti_eager.registered_ops()
+    for installed in _library._installed.values():  # one failure, not one in every later test
+        _compat.destroy(installed.library)
+    _library._installed.clear()
     assert left == [], f"the test left ops registered: {left}"
 
 

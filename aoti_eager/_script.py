@@ -1,0 +1,269 @@
+"""``python -m aoti_eager run SCRIPT [ARGS]``: run an unmodified script with ops registered.
+
+The script sees what it would see under ``python SCRIPT [ARGS]``: ``sys.argv``, ``sys.path[0]``,
+``__main__``, its exit code, its traceback and its standard output. What we have to say, the table
+of ``format_table`` at the end, goes to standard error. Three things differ from a plain run:
+
+* torch is imported before the script's first line, so a variable that torch reads at import, such
+  as ``OMP_NUM_THREADS``, must be set outside of the script;
+* processes that the script starts run plain;
+* a script that ends by ``os._exit`` or a signal gives no table.
+"""
+
+from __future__ import annotations
+
+import argparse
+import atexit
+import builtins
+import contextlib
+import json
+import os
+import sys
+import types
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from importlib.machinery import SourceFileLoader
+from pathlib import Path
+
+from ._library import register, registered_ops, stats
+from ._stats import OpStats
+from .config import MODES, config
+from .errors import AotiEagerError, RegistrationError
+
+# Ops that ordinary eager scripts call, that Inductor has a kernel of its own for, and whose calls
+# repeat with the same sizes and numbers, so that a few kernels serve a whole run. Left out:
+# * elementwise arithmetic (add, mul): eager runs it at the memory's speed, and one call of it is
+#   shorter than a lookup from Python;
+# * matrix products and convolutions: Inductor calls back what eager calls;
+# * what the optimizers call with a number that changes at each step (addcdiv_): each new number
+#   is a new kernel, up to the cap.
+DEFAULT_OPS: tuple[str, ...] = (
+    # Normalisations: several passes over the data in eager, fewer in a kernel.
+    "aten::native_layer_norm.default",
+    "aten::native_layer_norm_backward.default",
+    "aten::native_group_norm.default",
+    # F.rms_norm and normalisations written by hand are made of these two.
+    "aten::var_mean.correction",
+    "aten::pow.Tensor_Scalar",
+    # Activations of transformers and their gradients.
+    "aten::gelu.default",
+    "aten::gelu_backward.default",
+    "aten::silu.default",
+    "aten::silu_backward.default",
+    "aten::tanh.default",
+    "aten::tanh_backward.default",
+    # What torch.softmax, F.log_softmax and F.cross_entropy call, and their gradients.
+    "aten::_softmax.default",
+    "aten::_softmax_backward_data.default",
+    "aten::_log_softmax.default",
+    "aten::_log_softmax_backward_data.default",
+    # Losses and reductions that eager computes in several passes.
+    "aten::logsumexp.default",
+    "aten::huber_loss.default",
+)
+
+USAGE_ERROR = 2
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the options of ``run`` to ``parser``."""
+    add_ops_argument(parser)
+    parser.add_argument("--mode", choices=MODES, help="as the setting mode")
+    parser.add_argument("--cache-dir", metavar="DIR", help="as the setting cache_dir")
+    parser.add_argument("--workers", metavar="N", help="as the setting workers")
+    parser.add_argument("--json", metavar="FILE", help="write the counts to FILE, too")
+    parser.add_argument("script", metavar="SCRIPT", help="the script's file")
+    parser.add_argument(
+        "arguments", metavar="ARGS", nargs=argparse.REMAINDER, help="the script's own arguments"
+    )
+
+
+def add_ops_argument(parser: argparse.ArgumentParser) -> None:
+    """Add ``--ops`` to ``parser``; ``chosen_ops`` reads what it leaves in the namespace."""
+    parser.add_argument(
+        "--ops",
+        metavar="OP[,OP...]",
+        action="append",
+        help="ops to register, as register() takes them: aten::gelu, aten::add.Tensor; may be "
+        f"given again (default: {', '.join(op.removeprefix('aten::') for op in DEFAULT_OPS)}, "
+        "all of aten)",
+    )
+
+
+def chosen_ops(options: argparse.Namespace) -> list[str] | None:
+    """Return the names that ``--ops`` gave, or ``None`` where it was not given."""
+    if options.ops is None:
+        return None
+    names = [name.strip() for names in options.ops for name in names.split(",")]
+    return [name for name in names if name]
+
+
+def main(options: argparse.Namespace) -> int:
+    """Return the exit code of ``run``: the script's, or 2 where it could not be started.
+
+    A ``SystemExit`` and a ``KeyboardInterrupt`` of the script are raised on, for Python to end with
+    as it does after a plain run.
+    """
+    script = Path(options.script)
+    try:
+        source = script.read_bytes()
+    except OSError as error:
+        return _usage_error(f"{script}: the script cannot be read: {error.strerror}")
+    try:
+        if options.json is not None:
+            # Now, and not after a long run: a path that cannot be written is found here. Absolute,
+            # because the script may change the directory.
+            options.json = Path(options.json).absolute()
+            options.json.write_text("")
+    except OSError as error:
+        return _usage_error(f"{options.json}: cannot be written: {error.strerror}")
+    try:
+        for name in ("mode", "cache_dir", "workers"):
+            if getattr(options, name) is not None:
+                setattr(config, name, getattr(options, name))
+        _register(chosen_ops(options))
+    except AotiEagerError as error:
+        return _usage_error(str(error))
+    # At exit, and registered first so that it comes last: threads that the script left running and
+    # its own exit handlers call ops, too.
+    atexit.register(_report, os.getpid(), options.json)
+    return _run(script, source, [options.script, *options.arguments])
+
+
+def format_table(counts: Mapping[str, OpStats], *, registered: Sequence[str]) -> str:
+    """Return the table of what happened to the calls of each op, with a line of totals.
+
+    The column ``calls`` is computed, because no counter of its own is raised at each call; see
+    ``count_calls``. Ops without a call are counted in the last line.
+
+    Args:
+        counts: What ``stats()`` returns.
+        registered: What ``registered_ops()`` returns.
+    """
+    called = {op: count for op, count in counts.items() if count_calls(count) or count.misses}
+    lines = []
+    if called:
+        total = sum(called.values(), OpStats())
+        header = ("op", "calls", "hits", "misses", "compiles", "declines", "reasons")
+        rows: list[tuple[str, ...]] = [header]
+        rows += [_row(op, count) for op, count in called.items()]
+        rows.append(("total", *_row("", total)[1:-1], ""))
+        lines = align(rows, left=(0, 6))
+        lines.insert(-1, "-" * max(map(len, lines)))
+    ops = "op was" if len(registered) == 1 else "ops were"
+    never = len(set(registered) - set(called))
+    lines.append(f"{len(registered)} {ops} registered, {never} of them never called")
+    return "\n".join(lines)
+
+
+def count_calls(count: OpStats) -> int:
+    """Return how many calls the counters of an op stand for.
+
+    A call is a hit, or a decline, or the one that had its kernel compiled and returned the
+    original's result. A miss is no further call: it ends as one of the three. A compile that
+    failed is a failure and a decline, so failures are taken off again. The result is exact in a
+    process in which no original raised at its key's first call, no kernel library failed in a hit,
+    and no other process compiled the same key at the same time; each of these is a call that the
+    counters do not tell apart.
+    """
+    return max(count.hits + count.declines + count.compiles - count.failures, count.hits)
+
+
+def align(rows: Sequence[Sequence[str]], *, left: Sequence[int] = ()) -> list[str]:
+    """Return one line a row, in columns of even width.
+
+    Args:
+        rows: Rows of equal length.
+        left: Columns to align left; the others are aligned right.
+    """
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return [
+        "  ".join(
+            cell.ljust(width) if column in left else cell.rjust(width)
+            for column, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ).rstrip()
+        for row in rows
+    ]
+
+
+def _row(op: str, count: OpStats) -> tuple[str, ...]:
+    numbers = (count_calls(count), count.hits, count.misses, count.compiles, count.declines)
+    by_count = sorted(count.declined.items(), key=lambda item: (-item[1], item[0]))
+    reasons = ", ".join(f"{reason} x{n}" for reason, n in by_count)
+    return (op, *map(str, numbers), reasons)
+
+
+def _usage_error(message: str) -> int:
+    _say_error(message)
+    return USAGE_ERROR
+
+
+def _say_error(message: str) -> None:
+    print(f"aoti-eager run: error: {message}", file=sys.stderr)
+
+
+def _register(names: Sequence[str] | None) -> None:
+    """Register ``names``, or of the default list what the torch at hand has.
+
+    Raises:
+        RegistrationError: One of ``names`` cannot be registered.
+        ConfigError: A setting has a value that it does not take.
+    """
+    if names is not None:
+        register(names)
+        return
+    for name in DEFAULT_OPS:
+        try:
+            register(name)
+        except RegistrationError:
+            continue  # Another torch: an op of ours may not be there, or not as it was.
+
+
+def _run(script: Path, source: bytes, argv: list[str]) -> int:
+    """Run the script as Python itself would and return its exit code.
+
+    Not by ``runpy.run_path``: that gives ``__main__`` back when the script's last line is done, and
+    what the script left to threads and exit handlers would look for its names in ours. It also
+    makes one path of two that Python keeps apart: ``sys.argv[0]`` is as typed, ``__file__``
+    absolute.
+    """
+    path = os.path.abspath(script)
+    module = types.ModuleType("__main__")
+    module.__dict__.update(
+        __file__=path,
+        __builtins__=builtins,
+        __loader__=SourceFileLoader("__main__", path),
+        __cached__=None,
+        __annotations__={},
+    )
+    sys.argv[:] = argv
+    if not getattr(sys.flags, "safe_path", False):
+        sys.path[0] = os.path.dirname(os.path.realpath(script))
+    sys.modules["__main__"] = module
+    try:
+        exec(compile(source, path, "exec", dont_inherit=True), module.__dict__)  # noqa: S102
+    except (SystemExit, KeyboardInterrupt):
+        raise
+    except BaseException as error:  # noqa: BLE001 - the script's, which ends with its traceback
+        trace = error.__traceback__
+        # The first frame is this one, which a plain run does not have.
+        shown = None if trace is None else trace.tb_next
+        sys.excepthook(type(error), error.with_traceback(shown), shown)
+        return 1
+    return 0
+
+
+def _report(pid: int, json_file: Path | None) -> None:
+    if os.getpid() != pid:
+        return  # A child that was forked: its counts are no part of the script's.
+    counts = stats()
+    with contextlib.suppress(OSError, ValueError, AttributeError):
+        # Where both streams go to one file, the table comes last. The script may have closed it.
+        sys.stdout.flush()
+    table = format_table(counts, registered=registered_ops())
+    print(f"\naoti_eager: {config.mode} mode, cache {config.cache_dir}\n{table}", file=sys.stderr)
+    if json_file is not None:
+        try:
+            json_file.write_text(json.dumps({op: asdict(count) for op, count in counts.items()}))
+        except OSError as error:
+            _say_error(f"{json_file}: cannot be written: {error.strerror}")
