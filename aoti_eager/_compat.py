@@ -33,6 +33,16 @@ def privateuse1_device_type() -> str:
     return str(torch._C._get_privateuse1_backend_name())
 
 
+def is_torchs_own(kernel: Any) -> bool:
+    """Return whether a kernel from ``torch.library.get_kernel`` was registered by torch itself.
+
+    Only its repr tells: it names the source file of the registration. An override from Python or
+    from an extension names another.
+    """
+    origin = repr(kernel)
+    return "/aten/src/ATen/" in origin or "/torch/csrc/" in origin
+
+
 def is_tracing() -> bool:
     """Return whether this thread is inside Dynamo, export, AOTAutograd or a dispatch mode.
 

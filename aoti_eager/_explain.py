@@ -99,7 +99,9 @@ def explain(
     if reason is not None:
         return Explanation(schema.op, registered, "declined", reason, REASONS[reason])
     try:
-        key = kernel_key(schema, dispatch_key, schema.bind(seen_args, seen_kwargs))
+        values = schema.bind(seen_args, seen_kwargs)
+        overridden = cache is not None and cache.original.overridden
+        key = kernel_key(schema, dispatch_key, values, overridden=overridden)
     except UnsupportedArgumentError as error:
         return Explanation(schema.op, registered, "declined", error.reason, str(error))
     known = _in_tables(cache, seen_args, seen_kwargs)

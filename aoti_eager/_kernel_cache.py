@@ -238,7 +238,12 @@ class _Miss:
         try:
             with passthrough():
                 values = cache.schema.bind(self._args, self._kwargs)
-                self._key = kernel_key(cache.schema, cache.dispatch_key, values)
+                self._key = kernel_key(
+                    cache.schema,
+                    cache.dispatch_key,
+                    values,
+                    overridden=cache.original.overridden,
+                )
                 self._template = call_template(cache.schema, self._key)
         except UnsupportedArgumentError as error:
             return self._declined(error.reason, str(error))
@@ -299,7 +304,7 @@ class _Miss:
             kernel = self._load(found.library_path, entry)
         except RunnerError as error:
             return self._declined("library_unloadable", str(error))
-        if not entry.checked and config.check:
+        if self._wants_check(entry):
             before = self._copies()
             result = self._original()
             problems = self._check(kernel, entry.outputs, result, before)
@@ -326,7 +331,7 @@ class _Miss:
     # -- a kernel from the compiler --
 
     def _compile(self) -> Any:
-        before = self._copies() if config.check else []
+        before = self._copies() if self._checks else []
         sizes_before = [(t.shape, t.stride()) for t in self._inputs]
         # First of all: an invalid call raises the original's own exception, and nothing else runs.
         result = self._original()
@@ -385,7 +390,7 @@ class _Miss:
         except RunnerError as error:
             self._decline_next("library_unloadable", str(error))
             return
-        if not found.entry.checked and config.check:
+        if self._wants_check(found.entry):
             problems = self._check(kernel, found.entry.outputs, result, before)
             if problems:
                 self._quarantine(found, problems)
@@ -403,7 +408,7 @@ class _Miss:
             Status.READY,
             outputs=compiled.outputs,
             calls_aten=compiled.calls_aten,
-            checked=config.check,
+            checked=self._checks,
             provenance=(("compiler", compiled.compiler),),
             key=self._key.with_threads(ANY_THREADS) if any_threads else self._key,
         )
@@ -412,7 +417,7 @@ class _Miss:
         except RunnerError as error:
             raise CompileError("library_unloadable", str(error), remember=False) from error
         problems: list[str] = []
-        if config.check:
+        if self._checks:
             problems = self._check(kernel, entry.outputs, result, before)
         if problems:
             message = "; ".join(problems)
@@ -440,6 +445,14 @@ class _Miss:
         )
 
     # -- check --
+
+    @property
+    def _checks(self) -> bool:
+        return bool(config.check) or self._cache.original.overridden
+
+    def _wants_check(self, entry: Entry) -> bool:
+        """Return whether a stored library must be compared here before it serves calls."""
+        return (self._checks and not entry.checked) or self._cache.original.overridden
 
     def _copies(self) -> list[Tensor]:
         with passthrough():

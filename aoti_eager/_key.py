@@ -87,13 +87,17 @@ class KernelKey:
         return parts
 
 
-def kernel_key(schema: OpSchema, dispatch_key: str, values: Sequence[Any]) -> KernelKey:
+def kernel_key(
+    schema: OpSchema, dispatch_key: str, values: Sequence[Any], *, overridden: bool = False
+) -> KernelKey:
     """Return the key of a call with the bound ``values``, under the context of this moment.
 
     Args:
         schema: The overload's schema.
         dispatch_key: The dispatch key that the call was sent to.
         values: One value an argument, in schema order (``OpSchema.bind``).
+        overridden: Whether the original kernel is not torch's own: such calls share no entry with
+            the others, because the original that a result must equal is another.
 
     Raises:
         UnsupportedArgumentError: An argument has a type that no key can hold.
@@ -107,6 +111,7 @@ def kernel_key(schema: OpSchema, dispatch_key: str, values: Sequence[Any]) -> Ke
         ("default_dtype", _dtype_name(dtype)),
         ("deterministic", deterministic),
         ("float32_matmul_precision", precision),
+        ("original", "override" if overridden else "torch"),
         ("threads", threads),
     )
     return KernelKey(schema.op, dispatch_key, arguments, context)

@@ -132,6 +132,8 @@ def _trace_outputs(
             raise CompileError("non_tensor_result", f"the op returns {returned.type_name}")
         tensors = [value] if returned.kind is Kind.TENSOR else list(value)
         for tensor in tensors:
+            if tensor.layout is not torch.strided:
+                raise CompileError("unsupported_tensor", f"a result is {tensor.layout}")
             if _storage(tensor) in taken:
                 raise CompileError(
                     "result_shares_storage", "a result shares storage with an argument or a result"

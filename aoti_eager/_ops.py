@@ -6,7 +6,7 @@ import difflib
 
 import torch
 
-from ._compat import OpOverload, OpOverloadPacket, all_op_names, overload_names
+from ._compat import OpOverload, OpOverloadPacket, all_op_names
 from .errors import UnknownOpError
 
 
@@ -17,11 +17,12 @@ def find_overload(name: str) -> OpOverload:
         UnknownOpError: There is none.
     """
     base, _, overload = name.partition(".")
-    packet = find_packet(base)
-    if (overload or "default") not in overload_names(packet):
+    packet = _packet(base)
+    qualified = base if overload in ("", "default") else name
+    # torch.ops also has overloads of TorchScript (aten::add.str) that no dispatcher knows.
+    found = getattr(packet, overload or "default", None) if _is_registered(qualified) else None
+    if not isinstance(found, OpOverload):
         raise UnknownOpError(name, suggestions(name))
-    found = getattr(packet, overload or "default")
-    assert isinstance(found, OpOverload)
     return found
 
 
@@ -31,16 +32,28 @@ def find_packet(name: str) -> OpOverloadPacket:
     Raises:
         UnknownOpError: There is none.
     """
-    namespace, separator, base = name.partition("::")
-    try:
-        if not separator or not namespace.isidentifier() or not base.isidentifier():
-            raise AttributeError(name)
-        packet = getattr(getattr(torch.ops, namespace), base)
-    except AttributeError:
-        raise UnknownOpError(name, suggestions(name)) from None
-    if not isinstance(packet, OpOverloadPacket):
+    packet = _packet(name)
+    if packet is None:
         raise UnknownOpError(name, suggestions(name))
     return packet
+
+
+def _packet(name: str) -> OpOverloadPacket | None:
+    namespace, separator, base = name.partition("::")
+    if not separator or not namespace.isidentifier() or not base.isidentifier():
+        return None
+    packet = getattr(getattr(torch.ops, namespace, None), base, None)
+    return packet if isinstance(packet, OpOverloadPacket) else None
+
+
+# Listing all names takes milliseconds, so they are kept until one is asked for that is not there.
+_registered: set[str] = set()
+
+
+def _is_registered(name: str) -> bool:
+    if name not in _registered:
+        _registered.update(all_op_names())
+    return name in _registered
 
 
 def suggestions(name: str) -> tuple[str, ...]:

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from ._compat import OpOverload, only_dense_kernels
+from ._compat import OpOverload, is_torchs_own, only_dense_kernels
 from ._passthrough import passthrough
 from ._schema import Kind, OpSchema
 from .errors import OriginalKernelError
@@ -23,6 +23,10 @@ class OriginalKernel:
     Python kernels hold the GIL while they run, and so does every original that is reached from
     here (docs/limits.md).
 
+    Attributes:
+        overridden: Whether it is not torch's own kernel but somebody's override. What compiled code
+            computes is torch's meaning of the op, so its results are compared in every process.
+
     Raises:
         RuntimeError: There is no kernel at that dispatch key.
     """
@@ -31,6 +35,7 @@ class OriginalKernel:
         self._op = op
         self._name = schema.op
         self._kernel = torch.library.get_kernel(op, dispatch_key)
+        self.overridden = not is_torchs_own(self._kernel)
         tensors = [i for i, a in enumerate(schema.arguments) if a.kind is Kind.TENSOR]
         # A call needs a tensor to get here, so one Tensor slot alone never holds a number.
         self._number_slots = tuple(tensors) if len(tensors) > 1 else ()

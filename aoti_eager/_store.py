@@ -85,7 +85,6 @@ class Store:
     def __init__(self, root: Path, *, lock_timeout_s: float) -> None:
         self.root = root
         self.lock_timeout_s = lock_timeout_s
-        self._trusted = False
 
     # -- reading --
 
@@ -320,10 +319,13 @@ class Store:
         for path in sorted((self.root / "tmp").glob("*")):
             owner, _, rest = path.name.rpartition("-")
             owner, _, pid = owner.rpartition("-")
-            if owner == host and pid.isdigit():
+            if owner == host and pid.isdecimal():
                 gone = not _is_alive(int(pid))
             else:
-                gone = now - path.lstat().st_mtime > _FOREIGN_WORK_AGE_S
+                try:
+                    gone = now - path.lstat().st_mtime > _FOREIGN_WORK_AGE_S
+                except FileNotFoundError:
+                    continue  # Its owner has just removed it.
             if gone and rest:
                 stale.append(path)
         return stale
@@ -366,8 +368,7 @@ class Store:
 
     def _trust(self) -> bool:
         """Return whether the root exists; raise unless it is ours alone to write."""
-        if self._trusted:
-            return self.root.is_dir()
+        # Every time: a cleaner of /tmp may have deleted it, and someone else made it again.
         try:
             status = self.root.stat()
         except FileNotFoundError:
@@ -387,13 +388,11 @@ class Store:
                     f"{self.root}: others can write to it (mode {status.st_mode & 0o777:o}); "
                     f"kernels are code, so run: chmod 700 {self.root}"
                 )
-        self._trusted = True
         return True
 
     def _create(self) -> None:
         if self._trust():
             return
-        self._trusted = False
         try:
             self.root.parent.mkdir(parents=True, exist_ok=True)
             self.root.mkdir(mode=0o700, exist_ok=True)
@@ -407,8 +406,8 @@ def _is_alive(pid: int) -> bool:
         os.kill(pid, 0)
     except ProcessLookupError:
         return False
-    except OSError:
-        return True
+    except (OSError, OverflowError):
+        return True  # Another user's, or no pid at all: not known to be dead.
     return True
 
 

@@ -68,8 +68,10 @@ class CallTemplate:
     ) -> tuple[list[Any], dict[str, Any]]:
         """Return positional and keyword arguments of the call with ``inputs`` in the slots."""
         remaining = iter(
-            as_number(value) if slot.number_kind else value
-            for slot, value in zip(self.slots, inputs, strict=True)
+            [
+                as_number(value) if slot.number_kind else value
+                for slot, value in zip(self.slots, inputs, strict=True)
+            ]
         )
         args: list[Any] = []
         kwargs: dict[str, Any] = {}

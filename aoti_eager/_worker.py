@@ -17,6 +17,7 @@ import subprocess
 import sys
 import tempfile
 import threading
+import traceback
 import warnings
 from pathlib import Path
 from typing import Any
@@ -126,6 +127,9 @@ class _Compiler:
             return _failure("compile_failed", str(error), log, False)
         except OSError as error:
             return _failure("store_unwritable", str(error), log, False)
+        except Exception as error:  # noqa: BLE001 - the answer is the reason; the worker lives on
+            traceback.print_exc()
+            return _failure("compile_failed", f"{type(error).__name__}: {error}", log, True)
         finally:
             os.dup2(saved, 2)
             os.close(saved)

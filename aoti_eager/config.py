@@ -192,7 +192,7 @@ class Config:
         parsed = _parse(setting, value, f"config.{name}")
         with self._lock:
             layer = next((s for s in reversed(self._scopes) if name in s), self._assigned)
-            if name == "cache_dir" and parsed != self.cache_dir:
+            if name == "cache_dir" and not self._is_cache_dir(parsed):
                 self._tokens[id(layer)] = next(self._next_token)
             layer[name] = parsed
         self._notify()
@@ -237,7 +237,7 @@ class Config:
         with self._lock:
             if "cache_dir" in layer:
                 # Kept also where the directory is that of before: that scope may end first.
-                same = layer["cache_dir"] == self.cache_dir
+                same = self._is_cache_dir(layer["cache_dir"])
                 token = self.table_token if same else next(self._next_token)
                 self._tokens[id(layer)] = token
             self._scopes.append(layer)
@@ -275,6 +275,12 @@ class Config:
     def on_change(self, observer: Callable[[], None]) -> None:
         """Call ``observer`` after every change that a scope or an assignment makes."""
         self._observers.append(observer)
+
+    def _is_cache_dir(self, path: Path) -> bool:
+        try:
+            return path == self.lookup("cache_dir")[0]
+        except ConfigError:
+            return False  # A wrong variable or file, which is about to be overruled.
 
     def _notify(self) -> None:
         for observer in self._observers:

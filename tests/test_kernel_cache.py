@@ -216,7 +216,9 @@ def test_float_and_int_scalars_of_one_value_are_two_keys(shared_cache: Path) -> 
         for value in (1, 1.0, True):
             got = [torch.full((4,), value) for _ in range(2)]
             assert {t.dtype for t in got} == {
-                int: {torch.int64}, float: {torch.float32}, bool: {torch.bool}
+                int: {torch.int64},
+                float: {torch.float32},
+                bool: {torch.bool},
             }[type(value)]
         assert stats(op).misses - before.misses == 3
 

@@ -1,0 +1,75 @@
+"""Scripts that tests run in processes of their own."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+# Three ops, four keys; prints what happened as one line of JSON.
+WORK = """
+import json, os, sys
+import torch
+import aoti_eager
+
+modules = set(sys.modules)
+x = torch.arange(64.0).reshape(8, 8) / 64
+reg = aoti_eager.register(["aten::silu", "aten::tanh", "aten::var_mean.correction"])
+wrong = 0
+for _ in range(3):
+    for got, want in (
+        (torch.ops.aten.silu(x), x * torch.sigmoid(x)),
+        (torch.ops.aten.silu(x[:4]), x[:4] * torch.sigmoid(x[:4])),
+        (torch.ops.aten.tanh(x), torch.exp(x).sub(torch.exp(-x)) / torch.exp(x).add(torch.exp(-x))),
+        (torch.var_mean(x, 1)[1], x.sum(1) / 8),
+    ):
+        wrong += not torch.allclose(got, want, atol=1e-6)
+stats = {op: s for op, s in aoti_eager.stats().items()}
+children = os.listdir(f"/proc/{os.getpid()}/task/{os.getpid()}")
+with open(f"/proc/{os.getpid()}/task/{os.getpid()}/children") as f:
+    children = f.read().split()
+print(json.dumps({
+    "wrong": wrong,
+    "compiles": sum(s.compiles for s in stats.values()),
+    "hits": sum(s.hits for s in stats.values()),
+    "declined": {r: n for s in stats.values() for r, n in s.declined.items()},
+    "children": len(children),
+    "inductor": sorted(m for m in set(sys.modules) - modules if m.startswith("torch._inductor")),
+}))
+"""
+KEYS = 4
+
+
+def start(cache_dir: Path, script: str = WORK, **variables: str) -> subprocess.Popen[str]:
+    """Start ``script`` on the cache in ``cache_dir``; a variable that is empty is unset."""
+    environment = {**os.environ, "AOTI_EAGER_CACHE_DIR": str(cache_dir), **variables}
+    environment = {name: value for name, value in environment.items() if value}
+    return subprocess.Popen(
+        [sys.executable, "-c", script],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=environment,
+        cwd=cache_dir.parent,
+    )
+
+
+def finish(process: subprocess.Popen[str], timeout: float = 400) -> dict[str, Any]:
+    """Return what the script printed.
+
+    Raises:
+        AssertionError: It failed; its standard error is the message.
+    """
+    out, err = process.communicate(timeout=timeout)
+    assert process.returncode == 0, err
+    result: dict[str, Any] = json.loads(out.splitlines()[-1])
+    result["stderr"] = err
+    return result
+
+
+def run(cache_dir: Path, script: str = WORK, **variables: str) -> dict[str, Any]:
+    """Run ``script`` to its end and return what it printed."""
+    return finish(start(cache_dir, script, **variables))

@@ -1,0 +1,229 @@
+"""Entries of PyTorch's operator database against the originals, and calls that must raise.
+
+The rest of the draw is a command: ``python -m tests.opdb``.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+import aoti_eager
+
+from . import opdb
+
+aten = torch.ops.aten
+OpOverload = torch._ops.OpOverload
+
+CI_ENTRIES = 10
+# As many compiles as the ten that run here have together; it is in the command's 60.
+COSTLY = frozenset({"linalg.tensorsolve"})
+
+
+def test_op_db_entries_do_what_their_originals_do_cold_and_warm(shared_cache: Path) -> None:
+    names = [name for name in opdb.draw(opdb.ENTRIES) if name not in COSTLY][:CI_ENTRIES]
+
+    runs = opdb.run(names, shared_cache, jobs=2, timeout_s=180.0)
+
+    print(opdb.table(runs))
+    assert opdb.problems(runs) == []
+    assert any(phases["cold"].served for phases in runs.values())
+
+
+def test_a_smaller_draw_is_the_beginning_of_a_larger() -> None:
+    assert opdb.draw(60)[:10] == opdb.draw(10)
+    assert opdb.draw(10, seed=1) != opdb.draw(10)
+
+
+def test_a_child_that_ends_is_a_problem_of_its_entry(cache_dir: Path) -> None:
+    runs = opdb.run(["no such entry"], cache_dir, jobs=1, timeout_s=60.0)
+
+    cold, warm = opdb.problems(runs)
+    assert cold.startswith("no such entry (cold): crash: the child ended with status 1:")
+    assert cold.endswith("KeyError: 'no such entry'")
+    assert warm.startswith("no such entry (warm): crash")
+
+
+def test_a_child_that_hangs_is_a_problem_of_its_entry(cache_dir: Path) -> None:
+    runs = opdb.run(["empty"], cache_dir, jobs=1, timeout_s=0.2)
+
+    assert opdb.problems(runs) == [
+        "empty (cold): hang: no end after 0.2 s",
+        "empty (warm): hang: no end after 0.2 s",
+    ]
+
+
+# --- calls that raise ----------------------------------------------------------------------------
+
+Call = Callable[[], Any]
+
+
+def outcome(call: Call) -> tuple[str, str, list[str]]:
+    """Return the type and text of what ``call`` raises, or of its result, and its warnings."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        try:
+            result = call()
+        except Exception as error:  # noqa: BLE001 - whatever the original raises is what is wanted
+            what = (type(error).__name__, str(error))
+        else:
+            what = ("returned", repr((result, result.stride())))
+    return (*what, [str(warning.message) for warning in caught])
+
+
+def assert_as_original(
+    op: OpOverload, call: Call, reason: str, *, raises: str | None = None
+) -> None:
+    """Call twice with ``op`` registered: both as the original, both declined for ``reason``."""
+    want = outcome(call)
+    if raises is not None:
+        assert want[0] == raises, want
+    with aoti_eager.register(op) as registration:
+        (name,) = registration.ops
+        before = aoti_eager.stats()[name].declined.get(reason, 0)
+        assert outcome(call) == want
+        assert outcome(call) == want
+        assert aoti_eager.stats()[name].declined.get(reason, 0) - before == 2
+
+
+X = torch.arange(12.0).reshape(3, 4)
+
+
+def _index(*values: int) -> Tensor:
+    return torch.tensor(values)
+
+
+BAD_INDICES = [
+    (aten.index_select.default, lambda i: torch.index_select(X, 0, _index(0, i))),
+    (aten.gather.default, lambda i: torch.gather(X, 0, _index(0, i, 0, 0)[None])),
+    (aten.scatter.src, lambda i: torch.scatter(X, 0, _index(0, i, 0, 0)[None], X)),
+    (aten.scatter.value, lambda i: torch.scatter(X, 0, _index(0, i, 0, 0)[None], 2.0)),
+    (aten.scatter_add.default, lambda i: torch.scatter_add(X, 0, _index(0, i, 0, 0)[None], X)),
+    (aten.scatter_reduce.two, lambda i: X.scatter_reduce(0, _index(i)[None], X, "sum")),
+    (aten.embedding.default, lambda i: torch.nn.functional.embedding(_index(0, i), X)),
+    (aten.index.Tensor, lambda i: X[_index(0, i)]),
+    (aten.index_put.default, lambda i: X.index_put((_index(0, i),), torch.tensor(7.0))),
+    (aten.index_put_.default, lambda i: X.clone().index_put_((_index(0, i),), torch.tensor(7.0))),
+    (
+        aten._index_put_impl_.default,
+        lambda i: X.clone().index_put_((_index(i),), torch.tensor(7.0)),
+    ),
+    (aten.index_add.default, lambda i: X.index_add(0, _index(i), X[:1])),
+    (aten.index_copy.default, lambda i: X.index_copy(0, _index(i), X[:1])),
+    (aten.index_fill.int_Scalar, lambda i: X.index_fill(0, _index(i), 7.0)),
+    (aten.take.default, lambda i: X.take(_index(0, i * 4))),
+    (aten.put_.default, lambda i: X.clone().put_(_index(0, i * 4), torch.ones(2))),
+    (aten.nll_loss_forward.default, lambda i: torch.nn.functional.nll_loss(X, _index(0, 1, i))),
+]
+WRAPPING = {
+    aten.index.Tensor,
+    aten.index_put.default,
+    aten.index_put_.default,
+    aten._index_put_impl_.default,
+    aten.index_fill.int_Scalar,
+    aten.take.default,
+    aten.put_.default,
+}
+
+
+@pytest.mark.parametrize("index", [-1, 4, 10**9])
+@pytest.mark.parametrize(("op", "call"), BAD_INDICES, ids=[str(op) for op, _ in BAD_INDICES])
+def test_a_bad_index_does_what_the_original_does(
+    op: OpOverload, call: Callable[[int], Any], index: int
+) -> None:
+    raises = index > 0 or op not in WRAPPING
+    want = outcome(lambda: call(index))
+    assert (want[0] in ("IndexError", "RuntimeError")) is raises, want
+    assert_as_original(op, lambda: call(index), "error_depends_on_data")
+
+
+BY_ZERO = [
+    (aten.div.Tensor_mode, lambda a, b: torch.div(a, b, rounding_mode="trunc")),
+    (aten.div.Tensor_mode, lambda a, b: torch.div(a, b, rounding_mode="floor")),
+    (aten.div_.Tensor_mode, lambda a, b: a.clone().div_(b, rounding_mode="floor")),
+    (aten.floor_divide.default, lambda a, b: torch.floor_divide(a, b)),
+    (aten.floor_divide_.Tensor, lambda a, b: a.clone().floor_divide_(b)),
+    (aten.remainder.Tensor, lambda a, b: torch.remainder(a, b)),
+    (aten.remainder_.Tensor, lambda a, b: a.clone().remainder_(b)),
+    (aten.fmod.Tensor, lambda a, b: torch.fmod(a, b)),
+    (aten.fmod_.Tensor, lambda a, b: a.clone().fmod_(b)),
+]
+
+
+@pytest.mark.parametrize(
+    ("a", "b"),
+    [
+        (torch.tensor([4, 2]), torch.tensor([2, 0])),
+        (torch.tensor([4, 2], dtype=torch.int8), torch.tensor(0, dtype=torch.int8)),
+        (torch.tensor([4, 2], dtype=torch.uint8), torch.tensor([2, 0])),
+        (torch.tensor([4, 2]), torch.tensor([True, False])),
+    ],
+    ids=["int64", "int8 by 0-dim", "uint8 by int64", "int64 by bool"],
+)
+@pytest.mark.parametrize(
+    ("op", "call"), BY_ZERO, ids=[f"{i} {op}" for i, (op, _) in enumerate(BY_ZERO)]
+)
+def test_integer_division_by_zero_raises_as_the_original(
+    op: OpOverload, call: Callable[[Tensor, Tensor], Any], a: Tensor, b: Tensor
+) -> None:
+    assert_as_original(op, lambda: call(a, b), "error_depends_on_data")
+
+
+@pytest.mark.parametrize(
+    ("op", "call"),
+    [
+        (aten.div.Tensor_mode, lambda a: torch.div(a, 0, rounding_mode="trunc")),
+        (aten.floor_divide.default, lambda a: a // 0),
+        (aten.remainder.Tensor, lambda a: a % 0),
+        (aten.fmod.Tensor, lambda a: a.fmod(0)),
+    ],
+)
+def test_integer_division_by_the_number_zero_raises_as_the_original(
+    op: OpOverload, call: Callable[[Tensor], Any]
+) -> None:
+    assert_as_original(
+        op, lambda: call(torch.tensor([4, 2])), "error_depends_on_data", raises="RuntimeError"
+    )
+
+
+@pytest.mark.parametrize(
+    ("op", "call"),
+    [
+        (aten.add.out, lambda out: torch.add(X, X, out=out)),
+        (aten.mul.out, lambda out: torch.mul(X, 2.0, out=out)),
+        (aten.exp.out, lambda out: torch.exp(X, out=out)),
+        (aten.sum.IntList_out, lambda out: torch.sum(X, 0, out=out)),
+        (aten.mm.out, lambda out: torch.mm(X, X.t(), out=out)),
+        (aten.cat.out, lambda out: torch.cat([X, X], out=out)),
+    ],
+)
+@pytest.mark.parametrize("sizes", [(5,), (0,), (7, 1, 2)], ids=str)
+def test_an_out_of_the_wrong_size_is_resized_as_by_the_original(
+    op: OpOverload, call: Callable[[Tensor], Tensor], sizes: tuple[int, ...]
+) -> None:
+    assert_as_original(op, lambda: call(torch.empty(sizes)), "out_resized")
+
+
+def test_an_out_that_cannot_be_resized_raises_as_the_original() -> None:
+    want = outcome(lambda: torch.add(X, X, out=torch.empty(1).expand(5)))
+    with aoti_eager.register(aten.add.out):
+        for _ in range(2):
+            assert outcome(lambda: torch.add(X, X, out=torch.empty(1).expand(5))) == want
+
+
+@pytest.mark.parametrize("dtype", [torch.int64, torch.bool])
+def test_an_out_of_the_wrong_dtype_raises_as_the_original(dtype: torch.dtype) -> None:
+    def call() -> Tensor:
+        return torch.add(X, X, out=torch.empty(3, 4, dtype=dtype))
+
+    want = outcome(call)
+    assert want[0] == "RuntimeError"
+    with aoti_eager.register(aten.add.out):
+        assert outcome(call) == want
+        assert outcome(call) == want
