@@ -21,10 +21,10 @@ from multiprocessing.connection import wait
 from pathlib import Path
 from typing import Any
 
+from ._child import child_command
 from ._compat import inductor_settings
 from ._environment import Target
 from ._key import KernelKey
-from ._worker import child_command
 from .errors import CompileError
 
 # The first run of one small kernel takes milliseconds; a child that takes longer hangs.

@@ -131,7 +131,7 @@ def _document(outer: Mapping[str, Any]) -> bytes:
     return (json.dumps(outer, indent=1, sort_keys=True) + "\n").encode()
 
 
-def _has_digest(payload: Any, sha256: Any) -> bool:
+def _has_digest(payload: Any, sha256: object) -> bool:
     # json.loads takes NaN and Infinity, which no writer of ours emits, and deeper nesting than
     # json.dumps.
     try:

@@ -124,6 +124,14 @@ class KernelCache:
         self._enabled = enabled
         self.refresh()
 
+    def close(self) -> None:
+        """Let go of all libraries: torch keeps the entrance of an op even after it is destroyed."""
+        self._enabled = False
+        self.refresh()
+        for tables in self._tables.values():
+            tables.kernels.clear()
+            tables.declines.clear()
+
     def after_fork(self) -> None:
         """Forget what threads of the parent held: they are not in this process."""
         self._in_flight = {}

@@ -295,15 +295,16 @@ def _release(name: str, dispatch_key: str, holder: int) -> None:
     if installed.holders:
         return
     del _installed[name, dispatch_key]
-    _retire(installed.cache)
     if installed.library is not None:
         _compat.destroy(installed.library)
+    _retire(installed.cache)
 
 
 def _retire(cache: KernelCache) -> None:
     """Keep the counts of a kernel that is no longer registered."""
     name = cache.schema.op
     _retired[name] = _retired.get(name, OpStats()) + cache.counters.snapshot()
+    cache.close()
 
 
 def _make_cache(op: OpOverload, dispatch_key: str) -> KernelCache:

@@ -145,9 +145,7 @@ class OpSchema:
         """
         positional = sum(not argument.kwarg_only for argument in self.arguments)
         if len(args) > positional:
-            raise TypeError(
-                f"{self.op}: takes {positional} positional arguments, got {len(args)}"
-            )
+            raise TypeError(f"{self.op}: takes {positional} positional arguments, got {len(args)}")
         values = list(args)
         used = 0
         for position, argument in enumerate(self.arguments):

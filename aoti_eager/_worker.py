@@ -22,18 +22,19 @@ import warnings
 from pathlib import Path
 from typing import Any
 
-# Compiling in this process only: a pool of Inductor's own would outlive its use.
-os.environ["TORCHINDUCTOR_COMPILE_THREADS"] = "1"
+from ._child import child_command
 
 
 def main() -> None:
     """Serve until standard input ends."""
+    # Compiling in this process only: a pool of Inductor's own would outlive its use.
+    os.environ["TORCHINDUCTOR_COMPILE_THREADS"] = "1"
     answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)  # What compilers print must not be taken for an answer.
     requests: queue.Queue[dict[str, Any]] = queue.Queue()
     threading.Thread(target=_read_requests, args=(requests,), daemon=True).start()
     start = requests.get()
-    trial = _TrialServer()
+    trial = TrialServer()
     compiler = _Compiler(start, trial)
     while True:
         answer = compiler.answer(requests.get())
@@ -48,17 +49,7 @@ def _read_requests(requests: queue.Queue[dict[str, Any]]) -> None:
     os.killpg(0, signal.SIGKILL)
 
 
-def child_command(module: str, function: str) -> list[str]:
-    """Return the command that runs ``module.function`` with this process's import path.
-
-    The path is set before the first import: a script's directory may hold a ``types.py``.
-    """
-    path = [entry for entry in sys.path if entry]
-    code = f"import sys; sys.path[:] = {path!r}; from {module} import {function}; {function}()"
-    return [sys.executable, "-c", code]
-
-
-class _TrialServer:
+class TrialServer:
     """The process of ``_trial.py``, started again whenever it died."""
 
     def __init__(self) -> None:
@@ -66,6 +57,7 @@ class _TrialServer:
         self.start()
 
     def start(self) -> subprocess.Popen[str]:
+        """Start the server and return its process."""
         environment = dict(os.environ)
         checker = ctypes.util.find_library("c_malloc_debug")
         if checker is not None:
@@ -82,6 +74,7 @@ class _TrialServer:
         return self._process
 
     def run(self, request: dict[str, Any]) -> dict[str, Any]:
+        """Return the trial's ``reason`` and ``message``, or nothing if the library passed."""
         process = self._process
         if process is None or process.poll() is not None:
             process = self.start()
@@ -104,7 +97,7 @@ class _TrialServer:
 
 
 class _Compiler:
-    def __init__(self, start: dict[str, Any], trial: _TrialServer) -> None:
+    def __init__(self, start: dict[str, Any], trial: TrialServer) -> None:
         warnings.simplefilter("ignore")
         # Imported here: two seconds, in which the trial server imports torch beside us.
         from . import _inductor_compat

@@ -278,7 +278,7 @@ class Config:
 
     def _is_cache_dir(self, path: Path) -> bool:
         try:
-            return path == self.lookup("cache_dir")[0]
+            return bool(path == self.lookup("cache_dir")[0])
         except ConfigError:
             return False  # A wrong variable or file, which is about to be overruled.
 

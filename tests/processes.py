@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-# Three ops, four keys; prints what happened as one line of JSON.
+# Two ops, three keys; prints what happened as one line of JSON.
 WORK = """
 import json, os, sys
 import torch
@@ -17,18 +17,16 @@ import aoti_eager
 
 modules = set(sys.modules)
 x = torch.arange(64.0).reshape(8, 8) / 64
-reg = aoti_eager.register(["aten::silu", "aten::tanh", "aten::var_mean.correction"])
+reg = aoti_eager.register(["aten::silu", "aten::var_mean.correction"])
 wrong = 0
 for _ in range(3):
     for got, want in (
         (torch.ops.aten.silu(x), x * torch.sigmoid(x)),
         (torch.ops.aten.silu(x[:4]), x[:4] * torch.sigmoid(x[:4])),
-        (torch.ops.aten.tanh(x), torch.exp(x).sub(torch.exp(-x)) / torch.exp(x).add(torch.exp(-x))),
         (torch.var_mean(x, 1)[1], x.sum(1) / 8),
     ):
         wrong += not torch.allclose(got, want, atol=1e-6)
 stats = {op: s for op, s in aoti_eager.stats().items()}
-children = os.listdir(f"/proc/{os.getpid()}/task/{os.getpid()}")
 with open(f"/proc/{os.getpid()}/task/{os.getpid()}/children") as f:
     children = f.read().split()
 print(json.dumps({
@@ -40,7 +38,7 @@ print(json.dumps({
     "inductor": sorted(m for m in set(sys.modules) - modules if m.startswith("torch._inductor")),
 }))
 """
-KEYS = 4
+KEYS = 3
 
 
 def start(cache_dir: Path, script: str = WORK, **variables: str) -> subprocess.Popen[str]:

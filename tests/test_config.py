@@ -307,9 +307,13 @@ def test_a_named_file_must_be_there(
 
 
 def test_a_scope_ends_after_an_error_too(config: Config) -> None:
-    with pytest.raises(KeyError), config.scope(mode="off") as inside:
-        assert inside is config
-        raise KeyError
+    def leave() -> None:
+        with config.scope(mode="off") as inside:
+            assert inside is config
+            raise KeyError
+
+    with pytest.raises(KeyError):
+        leave()
     assert config.source("mode") == "default"
 
 

@@ -424,6 +424,14 @@ def test_a_key_for_any_thread_count_differs_from_all_others_in_the_count_alone()
     assert free.arguments == key.arguments
 
 
+def test_calls_whose_original_is_an_override_share_no_entry_with_others() -> None:
+    """Requirement 25: an earlier override is what a result must equal."""
+    schema, values = schema_of("aten::silu"), [tensor()]
+    plain, override = (kernel_key(schema, "CPU", values, overridden=o) for o in (False, True))
+    assert plain.digest != override.digest
+    assert plain.arguments == override.arguments
+
+
 # --- what no key can hold ------------------------------------------------------------------------
 
 

@@ -17,6 +17,8 @@ from torch import Tensor
 import aoti_eager
 
 from . import opdb
+from .opdb_child import Outcome, differences
+from .opdb_child import outcome as child_outcome
 
 aten = torch.ops.aten
 OpOverload = torch._ops.OpOverload
@@ -57,6 +59,29 @@ def test_a_child_that_hangs_is_a_problem_of_its_entry(cache_dir: Path) -> None:
         "empty (cold): hang: no end after 0.2 s",
         "empty (warm): hang: no end after 0.2 s",
     ]
+
+
+@pytest.mark.parametrize(
+    ("other", "seen"),
+    [
+        (lambda x: x + 2, "result 0: values"),
+        (lambda x: (x + 1).double(), "result 0: (torch.float64"),
+        (lambda x: (x + 1).t().contiguous().t(), "result 0: (torch.float32"),
+        (lambda x: [x + 1], "structure"),
+        (lambda x: x.add_(1), "aliasing"),
+        (lambda x: x.add_(1) + 0, "input 0"),
+        (lambda x: (torch.rand(1), x + 1)[1], "the random stream"),
+        (lambda x: x + torch.ones(7), "exception"),
+    ],
+)
+def test_the_harness_sees_what_differs(other: Callable[[Tensor], Any], seen: str) -> None:
+    def run(op: Callable[[Tensor], Any]) -> Outcome:
+        return child_outcome(op, (torch.arange(6.0).reshape(2, 3), (), {}))
+
+    want = run(lambda x: x + 1)
+
+    assert differences(want, run(lambda x: x + 1), compare_values=True) == []
+    assert any(line.startswith(seen) for line in differences(want, run(other), compare_values=True))
 
 
 # --- calls that raise ----------------------------------------------------------------------------

@@ -52,7 +52,7 @@ def test_another_torch_version_opens_none_of_the_entries(warm_dir: Path) -> None
     foreign = "import torch; torch.__version__ = '2.13.1'\n" + WORK
     result = run(warm_dir, foreign, AOTI_EAGER_MODE="cache_only")
     assert result["hits"] == 0
-    assert result["declined"] == {"not_in_cache": 3 * KEYS // 3} or result["declined"]
+    assert set(result["declined"]) == {"not_in_cache"}
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("torch.__version__", "2.13.1")
         assert {entry.status for entry in cache.list(cache_dir=warm_dir)} == {"stale"}
@@ -95,11 +95,10 @@ def test_killed_processes_leave_no_wrong_entry_and_no_residue_after_verify(
     deadline = time.monotonic() + 60
     for process in processes[:5]:
         wait_s = draw.uniform(0.5, 6.0)
-        with pytest.MonkeyPatch.context():
-            try:
-                process.wait(timeout=min(wait_s, deadline - time.monotonic()))
-            except subprocess.TimeoutExpired:
-                process.kill()
+        try:
+            process.wait(timeout=min(wait_s, deadline - time.monotonic()))
+        except subprocess.TimeoutExpired:
+            process.kill()
         process.communicate()
     for process in processes[5:]:
         assert finish(process)["wrong"] == 0

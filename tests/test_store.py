@@ -1,4 +1,4 @@
-"""The store: what was published is found, by whom it may be; everything else is a miss or raises."""
+"""The store: what was published is found by whom it may be; all else is a miss, or raises."""
 
 from __future__ import annotations
 
@@ -306,9 +306,13 @@ def test_a_workspace_is_private_and_gone_at_its_end(store: Store, root: Path) ->
 
 
 def test_a_workspace_is_gone_after_an_error_too(store: Store, root: Path) -> None:
-    with pytest.raises(KeyError), store.workspace() as work:
-        (work / "file").write_bytes(b"x")
-        raise KeyError
+    def leave() -> None:
+        with store.workspace() as work:
+            (work / "file").write_bytes(b"x")
+            raise KeyError
+
+    with pytest.raises(KeyError):
+        leave()
     assert list((root / "tmp").iterdir()) == []
 
 

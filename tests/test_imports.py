@@ -1,0 +1,182 @@
+"""The package's shape: imports point one way, private names of torch live in two files."""
+
+from __future__ import annotations
+
+import ast
+import io
+import itertools
+import json
+import subprocess
+import sys
+import tokenize
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import aoti_eager
+
+PACKAGE = Path(aoti_eager.__file__).parent
+FILES = sorted(PACKAGE.glob("*.py"))
+
+# Each module imports only from modules before it. docs/architecture.md says what each is for.
+ORDER = """
+    errors config _warnings _compat _schema _aliasing _key _environment _entry _stats _ops _template
+    _store _remote _bundle _passthrough _child _runner _check _declines _inductor_compat _lowering _trial
+    _worker _compile _backend _original _kernel _entrance _kernel_cache _native _library _explain
+    _custom_op _coverage cache _script _demo cli __main__ __init__
+""".split()  # noqa: SIM905 - a list of names to read, not to parse
+
+# Python's own name for the package: `from . import x` imports the module x.
+PRIVATE_NAMES = {"_compat.py", "_inductor_compat.py"}
+
+
+def parsed(path: Path) -> ast.Module:
+    return ast.parse(path.read_text(encoding="utf-8"), feature_version=(3, 10))
+
+
+def imported_modules(tree: ast.Module) -> Iterator[str]:
+    """Give the package's own modules that ``tree`` imports, anywhere in it."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and node.level == 1:
+            if node.module is not None:
+                yield node.module.partition(".")[0]
+            else:
+                yield from (_module(alias.name) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, "imports of a package above"
+            assert (node.module or "").partition(".")[0] != "aoti_eager", "spell it relatively"
+        elif isinstance(node, ast.Import):
+            names = {alias.name.partition(".")[0] for alias in node.names}
+            assert "aoti_eager" not in names, "spell it relatively"
+
+
+def _module(name: str) -> str:
+    # `from . import config` gives the module; `from . import register` what __init__ re-exports.
+    return name if (PACKAGE / f"{name}.py").exists() else "__init__"
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+def test_a_module_imports_only_from_modules_before_it(path: Path) -> None:
+    assert path.stem in ORDER, f"{path.stem} has no place in the order yet"
+    before = ORDER[: ORDER.index(path.stem)]
+    later = sorted(set(imported_modules(parsed(path))) - set(before))
+    assert later == []
+
+
+def test_every_module_has_one_place_in_the_order() -> None:
+    assert len(set(ORDER)) == len(ORDER)
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+def test_the_code_is_that_of_the_oldest_python_supported(path: Path) -> None:
+    assert parsed(path).body
+
+
+def private_torch_names(path: Path) -> list[str]:
+    """Return each ``torch._name`` that the file spells in code, or as a module's name in a string.
+
+    Comments, docstrings and messages may speak of them.
+    """
+    text = path.read_text(encoding="utf-8")
+    tokens = [
+        token
+        for token in tokenize.generate_tokens(io.StringIO(text).readline)
+        if token.type not in (tokenize.COMMENT, tokenize.NL)
+    ]
+    found = [
+        f"{path.name}:{first.start[0]}: torch.{third.string}"
+        for first, second, third in zip(tokens, tokens[1:], tokens[2:], strict=False)
+        if (first.string, second.string) == ("torch", ".") and is_private(third.string)
+    ]
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.Constant) and isinstance(node.value, str):
+            parts = node.value.split(".")
+            if parts[0] == "torch" and all(map(str.isidentifier, parts)) and len(parts) > 1:
+                found += [f"{path.name}:{node.lineno}: {node.value}"] * is_private(parts[1])
+        if isinstance(node, ast.ImportFrom) and node.module == "torch":
+            found += [f"{path.name}:{node.lineno}" for a in node.names if is_private(a.name)]
+    return found
+
+
+def is_private(name: str) -> bool:
+    return name[:1] == "_" and name[1:2].isalpha()
+
+
+def test_private_names_of_torch_are_spelled_in_two_files_alone() -> None:
+    others = [path for path in FILES if path.name not in PRIVATE_NAMES]
+    assert list(itertools.chain.from_iterable(map(private_torch_names, others))) == []
+    assert private_torch_names(PACKAGE / "_compat.py")
+
+
+# --- importing -----------------------------------------------------------------------------------
+
+IMPORT = """
+import json, sys
+import torch
+torchs = set(sys.modules)
+started = []
+EVENTS = ("subprocess.Popen", "os.fork", "os.forkpty", "os.posix_spawn", "os.exec", "os.system")
+sys.addaudithook(lambda event, args: started.append(event) if event in EVENTS else None)
+import threading
+threads = threading.active_count()
+import aoti_eager
+print(json.dumps({
+    "private": sorted(
+        name for name in set(sys.modules) - torchs
+        if name.startswith(("torch._inductor", "torch._dynamo", "torch._functorch", "torch.export"))
+    ),
+    "torch": sorted(name for name in set(sys.modules) - torchs if name.startswith("torch.")),
+    "started": started,
+    "threads": threading.active_count() - threads,
+    "all": aoti_eager.__all__,
+    "pickle": "pickle" in vars(aoti_eager),
+}))
+"""
+
+
+@pytest.fixture(scope="module")
+def imported() -> dict[str, Any]:
+    """What importing the package does in a new process, beyond what importing torch does."""
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-c", IMPORT], capture_output=True, text=True, check=True
+    )
+    answer: dict[str, Any] = json.loads(done.stdout)
+    assert done.stderr == ""
+    return answer
+
+
+def test_importing_the_package_imports_no_compiler(imported: dict[str, Any]) -> None:
+    """Requirement 22."""
+    assert imported["private"] == []
+
+
+def test_importing_the_package_starts_no_process_and_no_thread(imported: dict[str, Any]) -> None:
+    """Requirement 7."""
+    assert imported["started"] == []
+    assert imported["threads"] == 0
+
+
+# --- the public names ----------------------------------------------------------------------------
+
+
+def test_public_names_are_sorted_and_there(imported: dict[str, Any]) -> None:
+    assert aoti_eager.__all__ == sorted(set(aoti_eager.__all__))
+    assert imported["all"] == aoti_eager.__all__
+    for name in aoti_eager.__all__:
+        assert getattr(aoti_eager, name) is not None
+
+
+def test_nothing_is_ever_unpickled() -> None:
+    """Requirement 17."""
+    forbidden = {"pickle", "cPickle", "marshal", "shelve", "dill", "cloudpickle", "joblib"}
+    for path in FILES:
+        for node in ast.walk(parsed(path)):
+            if isinstance(node, ast.Import):
+                names = {alias.name.partition(".")[0] for alias in node.names}
+            elif isinstance(node, ast.ImportFrom):
+                names = {(node.module or "").partition(".")[0]}
+            else:
+                continue
+            assert not names & forbidden, path.name
