@@ -77,9 +77,22 @@ def inductor_settings() -> dict[str, Any]:
     config = sys.modules.get("torch._inductor.config")
     if config is None:
         return {}
-    names: Any = config._config
-    changed = [name for name in names if not config._is_default(name)]
-    return {name: _dotted(config, name) for name in sorted(changed)}
+    entries: Any = config._config
+    changed = [name for name in entries if not config._is_default(name)]
+    values = {name: _dotted(config, name) for name in sorted(changed)}
+    # _is_default is False for a setting that was patched and came back, and for one that a variable
+    # sets; the variables are a part of the environment by themselves.
+    return {name: value for name, value in values.items() if value != _initial(entries[name])}
+
+
+def _initial(entry: Any) -> Any:
+    """Return the value that a setting has in a new process with these variables."""
+    unset = object()
+    for field in ("env_value_force", "env_value_default", "default"):
+        value = getattr(entry, field, unset)
+        if value is not unset and type(value) is not object:
+            return value
+    return unset
 
 
 def _dotted(config: Any, name: str) -> Any:
@@ -126,8 +139,17 @@ def new_library(namespace: str) -> torch.library.Library:
 
 
 def overload_names(packet: Any) -> list[str]:
-    """Return the names of a packet's overloads."""
-    return list(packet.overloads())
+    """Return the names of a packet's overloads that the dispatcher knows.
+
+    torch.ops also lists overloads that only TorchScript has (``aten::add.str``).
+    """
+    known = frozenset(all_op_names())
+    base = packet._qualified_op_name
+    return [
+        name
+        for name in packet.overloads()
+        if (base if name == "default" else f"{base}.{name}") in known
+    ]
 
 
 def dispatched_call(function: Any, args: Any, kwargs: Any) -> tuple[Any, Any, Any]:

@@ -223,6 +223,7 @@ class Store:
             log: What the compiler wrote.
 
         Raises:
+            CacheFormatError: A newer version has published the same entry; its copy stays.
             StoreError: It cannot be written; nothing of it is left behind.
         """
         staged = work / f"staged-{uuid.uuid4().hex[:8]}"
@@ -258,8 +259,8 @@ class Store:
                     self.check_library(theirs)
                 if theirs.entry.status is entry.status:
                     return theirs.entry, theirs.path
-            except (EntryDamagedError, CacheFormatError, FileNotFoundError):
-                pass
+            except (EntryDamagedError, FileNotFoundError):
+                pass  # A newer format's entry is raised: it is another version's, and stays.
             self.discard(final)
         raise StoreError(f"{final}: other processes keep writing it")
 

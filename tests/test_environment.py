@@ -27,12 +27,6 @@ ON_X86 = pytest.mark.skipif(
     platform.machine().lower() not in ("x86_64", "amd64"), reason="the levels are x86-64's"
 )
 
-BASELINE = pytest.mark.xfail(
-    strict=True,
-    reason="_compat.inductor_settings compares with no default once a setting or variable was set",
-)
-
-
 @pytest.fixture(autouse=True)
 def no_variables(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in os.environ.keys() - without_variables().keys():
@@ -210,7 +204,6 @@ def test_a_setting_of_inductor_changes_the_digest(
     assert with_inductor["named"] == {"cpp.simdlen": "256"}
 
 
-@BASELINE
 @pytest.mark.parametrize("moment", ["back", "unpatched", "indeterministic"])
 def test_a_setting_that_came_back_to_its_default_is_not_in_it(
     with_inductor: dict[str, Any], moment: str
@@ -219,7 +212,6 @@ def test_a_setting_that_came_back_to_its_default_is_not_in_it(
     assert with_inductor[moment] == with_inductor["before"]
 
 
-@BASELINE
 def test_a_variable_counts_alike_whether_inductor_is_imported_or_not() -> None:
     """Requirement 6: a script that imports Inductor hits what one that does not has stored."""
     before, imported = in_new_process(

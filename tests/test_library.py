@@ -255,3 +255,10 @@ new = {m for m in set(sys.modules) - before if m.startswith(("torch._inductor", 
 assert not new, new
 """
     subprocess.run([sys.executable, "-c", code], check=True, cwd=cache_dir)
+
+
+@pytest.mark.parametrize("op", ["aten::add", "aten::mul", "aten::div", "aten::eq"])
+def test_overloads_that_only_torchscript_has_are_left_alone(op: str) -> None:
+    with aoti_eager.register(op) as registration:
+        assert f"{op}.Tensor" in registration.ops
+        assert f"{op}.int" not in registration.ops

@@ -250,16 +250,22 @@ def test_an_entry_under_the_path_of_another_environment_is_damaged(store: Store)
         find(store)
 
 
-def test_an_entry_of_a_newer_format_is_refused_and_stays(store: Store, other: StoredEntry) -> None:
+def test_an_entry_of_a_newer_format_is_refused_and_stays(
+    store: Store, root: Path, other: StoredEntry
+) -> None:
     path = publish(store).path
-    document = json.loads((path / ENTRY_FILE).read_bytes())
-    document["format"] = 99
-    (path / ENTRY_FILE).write_text(json.dumps(document))
+    outer = json.loads((path / ENTRY_FILE).read_bytes())
+    outer["format"] = 99
+    (path / ENTRY_FILE).write_text(json.dumps(outer))
     with pytest.raises(CacheFormatError, match="has format 99"):
         find(store)
     assert_still_good(store, other)
     assert [one.kind for one in store.scan() if isinstance(one, BadEntry)] == ["future"]
-    assert path.exists()
+    document = (path / ENTRY_FILE).read_bytes()
+    with pytest.raises(CacheFormatError, match="has format 99"):
+        publish(store)
+    assert (path / ENTRY_FILE).read_bytes() == document
+    assert list((root / "tmp").iterdir()) == []
 
 
 def test_a_damaged_entry_does_not_hide_one_of_another_instruction_set(store: Store) -> None:
