@@ -61,6 +61,8 @@ def differences(
     expected_inputs: Sequence[Tensor],
     got_inputs: Sequence[Tensor],
     reference: Callable[[], tuple[Sequence[Tensor], Sequence[Tensor]]] | None = None,
+    *,
+    allowed_error: float = 1.0,
 ) -> list[str]:
     """Return one line for each way in which a library's run differs from the original's.
 
@@ -73,6 +75,7 @@ def differences(
         reference: Gives results and inputs after a run in float64. Where values differ by more
             than ``torch.testing.assert_close`` allows, the library still passes if it is no
             further from this reference than the original is.
+        allowed_error: How many times the original's error counts as no further.
     """
     if len(expected) != len(got):
         return [f"results: {len(got)} instead of {len(expected)}"]
@@ -89,7 +92,7 @@ def differences(
         if problem is None and not _is_close(want, have):
             if exact is None and reference is not None:
                 exact = reference()
-            if exact is None or not _is_no_worse(want, have, exact[side][index]):
+            if exact is None or not _is_no_worse(want, have, exact[side][index], allowed_error):
                 problem = _values(want, have)
         if problem is not None:
             found.append(f"{where}: {problem}")
@@ -153,7 +156,7 @@ def _values(want: Tensor, have: Tensor) -> str:
     return "values differ"
 
 
-def _is_no_worse(want: Tensor, have: Tensor, exact: Tensor) -> bool:
+def _is_no_worse(want: Tensor, have: Tensor, exact: Tensor, allowed_error: float) -> bool:
     """Return whether ``have`` is as near to ``exact`` as ``want``, element by element at worst."""
     if exact.shape != want.shape or not (want.is_floating_point() or want.is_complex()):
         return False
@@ -169,7 +172,7 @@ def _is_no_worse(want: Tensor, have: Tensor, exact: Tensor) -> bool:
         return True
     error = (mine - truth).abs()[~odd].max()
     allowed = (theirs - truth).abs()[~odd].max()
-    return bool(error <= allowed)
+    return bool(error <= allowed * allowed_error)
 
 
 def _aliasing(

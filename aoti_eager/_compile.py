@@ -181,6 +181,7 @@ class CompileService:
                         self._idle.append(worker)
                     else:
                         self._all.discard(worker)
+                        worker.kill()  # It is dead; this closes its pipes.
 
 
 class _WorkerProcess:

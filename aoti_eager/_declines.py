@@ -47,6 +47,7 @@ REASONS: dict[str, str] = {
     "specialisation_cap": "the op has static_cap specialisations already",
     "not_in_cache": "mode is cache_only and the key is not in the cache",
     "store_unwritable": "the store cannot be written",
+    "internal_error": "an error in aoti_eager itself",
     "tracing": "the call is part of a trace (Dynamo, export, a dispatch mode)",
 }
 

@@ -42,6 +42,7 @@ from .errors import (
     AotiEagerError,
     CompileError,
     EntryDamagedError,
+    OriginalKernelError,
     RunnerError,
     StoreError,
     UnsupportedArgumentError,
@@ -50,6 +51,9 @@ from .errors import (
 log = logging.getLogger("aoti_eager")
 
 TableKey = tuple[Any, ...]
+
+
+_NOTHING = object()
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,7 +163,7 @@ class KernelCache:
         """
         self.counters.failures.add()
         key = self.key(*args, **kwargs)
-        self._decline(key, "run_failed", str(error))
+        self._decline(key, "run_failed", str(error)).count.add()
         self._kernels.pop(key, None)
         if self.schema.mutated:
             raise RunnerError(
@@ -196,7 +200,6 @@ class KernelCache:
         if decline is not None:
             decline.count.add()
             return self.original(keyset, args, kwargs)
-        self.counters.misses.add()
         if _compat.is_tracing():
             # Not remembered: the same key outside of the trace is worth a kernel.
             self.counters.declined("tracing").add()
@@ -239,9 +242,31 @@ class _Miss:
         self._args = args
         self._kwargs = kwargs
         self._op = cache.schema.op
+        self._result: Any = _NOTHING
+        self._raised: BaseException | None = None
+        self._counted = False
 
     def resolve(self) -> Any:
-        """Return the call's result; the table has a kernel or a decline for its key afterwards."""
+        """Return the call's result; the table has a kernel or a decline for its key afterwards.
+
+        Every call is counted once: as a hit if a stored kernel served it, as a decline if the
+        original ran for a reason, else as a miss.
+        """
+        try:
+            return self._resolve()
+        except Exception as error:
+            if error is self._raised or isinstance(error, OriginalKernelError) or config.strict:
+                raise
+            # An error of ours, in a call that PyTorch would have run: the original runs.
+            log.exception("%s: internal error", self._op)
+            warn_once("internal_error", f"{self._op}: {error!r}; the original runs instead")
+            self._decline_next("internal_error", repr(error))
+            return self._original() if self._result is _NOTHING else self._result
+        finally:
+            if not self._counted:
+                self._cache.counters.misses.add()
+
+    def _resolve(self) -> Any:
         cache = self._cache
         try:
             with passthrough():
@@ -323,6 +348,7 @@ class _Miss:
                 self._publish_to_table(kernel)
             return result
         self._publish_to_table(kernel)
+        self._counted = True
         return self._cache.entrance(self._keyset, *self._args, **self._kwargs)
 
     def _load(self, library: Any, entry: Entry) -> Kernel:
@@ -514,14 +540,22 @@ class _Miss:
     # -- outcomes --
 
     def _original(self) -> Any:
-        return self._cache.original(self._keyset, self._args, self._kwargs)
+        try:
+            self._result = self._cache.original(self._keyset, self._args, self._kwargs)
+        except BaseException as error:
+            self._raised = error
+            raise
+        return self._result
 
     def _publish_to_table(self, kernel: Kernel) -> None:
         self._cache._kernels[self._table_key] = kernel
 
     def _decline_next(self, reason: str, message: str) -> None:
         """Decline this key from the next call on; this call has its result."""
-        self._cache._decline(self._table_key, reason, message).count.add()
+        decline = self._cache._decline(self._table_key, reason, message)
+        if not self._counted:
+            decline.count.add()
+            self._counted = True
 
     def _declined(self, reason: str, message: str) -> Any:
         self._decline_next(reason, message)

@@ -133,14 +133,13 @@ def main(options: argparse.Namespace) -> int:
 def format_table(counts: Mapping[str, OpStats], *, registered: Sequence[str]) -> str:
     """Return the table of what happened to the calls of each op, with a line of totals.
 
-    The column ``calls`` is computed, because no counter of its own is raised at each call; see
-    ``count_calls``. Ops without a call are counted in the last line.
+    Ops without a call are counted in the last line.
 
     Args:
         counts: What ``stats()`` returns.
         registered: What ``registered_ops()`` returns.
     """
-    called = {op: count for op, count in counts.items() if count_calls(count) or count.misses}
+    called = {op: count for op, count in counts.items() if count.calls}
     lines = []
     if called:
         total = sum(called.values(), OpStats())
@@ -154,19 +153,6 @@ def format_table(counts: Mapping[str, OpStats], *, registered: Sequence[str]) ->
     never = len(set(registered) - set(called))
     lines.append(f"{len(registered)} {ops} registered, {never} of them never called")
     return "\n".join(lines)
-
-
-def count_calls(count: OpStats) -> int:
-    """Return how many calls the counters of an op stand for.
-
-    A call is a hit, or a decline, or the one that had its kernel compiled and returned the
-    original's result. A miss is no further call: it ends as one of the three. A compile that
-    failed is a failure and a decline, so failures are taken off again. The result is exact in a
-    process in which no original raised at its key's first call, no kernel library failed in a hit,
-    and no other process compiled the same key at the same time; each of these is a call that the
-    counters do not tell apart.
-    """
-    return max(count.hits + count.declines + count.compiles - count.failures, count.hits)
 
 
 def align(rows: Sequence[Sequence[str]], *, left: Sequence[int] = ()) -> list[str]:
@@ -187,7 +173,7 @@ def align(rows: Sequence[Sequence[str]], *, left: Sequence[int] = ()) -> list[st
 
 
 def _row(op: str, count: OpStats) -> tuple[str, ...]:
-    numbers = (count_calls(count), count.hits, count.misses, count.compiles, count.declines)
+    numbers = (count.calls, count.hits, count.misses, count.compiles, count.declines)
     by_count = sorted(count.declined.items(), key=lambda item: (-item[1], item[0]))
     reasons = ", ".join(f"{reason} x{n}" for reason, n in by_count)
     return (op, *map(str, numbers), reasons)

@@ -38,7 +38,8 @@ class OpStats:
 
     Attributes:
         hits: Calls that a kernel library served.
-        misses: Calls whose key was neither in the table nor declined.
+        misses: Calls that ran the original kernel because no kernel was there yet: it was made
+            during the call, or the original raised.
         declines: Calls that ran the original kernel for a named reason.
         compiles: Kernel libraries compiled.
         failures: Compiles that gave no usable library, and runs that raised.
@@ -51,6 +52,11 @@ class OpStats:
     compiles: int = 0
     failures: int = 0
     declined: Mapping[str, int] = field(default_factory=dict)
+
+    @property
+    def calls(self) -> int:
+        """Return how many calls there were: each is a hit, a miss or a decline."""
+        return self.hits + self.misses + self.declines
 
     def __add__(self, other: OpStats) -> OpStats:
         declined = dict(self.declined)

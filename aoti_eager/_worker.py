@@ -73,6 +73,13 @@ class TrialServer:
         )
         return self._process
 
+    def close(self) -> None:
+        """End the server; the next ``run`` starts another."""
+        process, self._process = self._process, None
+        if process is not None:
+            process.kill()
+            process.communicate()
+
     def run(self, request: dict[str, Any]) -> dict[str, Any]:
         """Return the trial's ``reason`` and ``message``, or nothing if the library passed."""
         process = self._process
@@ -90,7 +97,7 @@ class TrialServer:
         else:
             problem = "it ended without an answer"
         if not line:
-            process.kill()
+            self.close()
             return {"reason": "crashed", "message": f"the trial process died: {problem}"}
         answer: dict[str, Any] = json.loads(line)
         return answer

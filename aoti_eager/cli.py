@@ -9,7 +9,6 @@ import json
 import re
 import sys
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -25,10 +24,10 @@ from .errors import AotiEagerError
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit status: 0, 1 for a finding, 2 for a wrong use."""
     namespace = _parser().parse_args(argv)
-    if getattr(namespace, "cache_dir", None) is not None:
-        config.cache_dir = namespace.cache_dir
     command: Callable[[argparse.Namespace], int] = namespace.command
     try:
+        if getattr(namespace, "cache_dir", None) is not None:
+            config.cache_dir = namespace.cache_dir
         return command(namespace)
     except (AotiEagerError, KeyError) as error:
         message = error.args[0] if isinstance(error, KeyError) else error
@@ -61,7 +60,7 @@ def _parser() -> argparse.ArgumentParser:
         ("explain", _explain, "Say what becomes of a call, and why."),
     ):
         sub = verb(name, command, help_)
-        sub.add_argument("--cache-dir", type=Path, help="the cache's directory")
+        sub.add_argument("--cache-dir", help="the cache's directory")
         if name in ("list", "stats"):
             sub.add_argument("--json", action="store_true", help="print JSON")
         if name == "inspect":
@@ -92,7 +91,8 @@ def _list(namespace: argparse.Namespace) -> int:
         (e.op, e.digest[:12], e.status, f"{e.size_bytes / 1024:.0f}", e.inputs, e.reason or "")
         for e in entries
     ]
-    _print_table(("op", "key", "status", "KiB", "inputs", "reason"), rows)
+    header = ("op", "key", "status", "KiB", "inputs", "reason")
+    print("\n".join(_script.align([header, *rows], left=(0, 1, 2, 4, 5))))
     size = sum(e.size_bytes for e in entries)
     print(f"{len(entries)} entries, {size / 2**20:.1f} MiB, in {config.cache_dir}")
     return 0
@@ -149,7 +149,8 @@ def _stats(namespace: argparse.Namespace) -> int:
         print(json.dumps({op: dataclasses.asdict(counts) for op, counts in totals.items()}))
         return 0
     rows = [_stats_row(op, counts) for op, counts in sorted(totals.items())]
-    _print_table(("op", "hits", "misses", "compiles", "failures", "declines", ""), rows)
+    header = ("op", "hits", "misses", "compiles", "failures", "declines", "reasons")
+    print("\n".join(_script.align([header, *rows], left=(0, 6))))
     print(f"{len(totals)} ops, all processes that used {config.cache_dir}")
     return 0
 
@@ -204,10 +205,3 @@ def _value(text: str) -> Any:
 
 def _ints(text: str) -> list[int]:
     return [int(part) for part in text.split(",") if part.strip()]
-
-
-def _print_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
-    for row in (header, *rows):
-        line = "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True))
-        print(line.rstrip())

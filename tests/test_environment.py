@@ -27,6 +27,7 @@ ON_X86 = pytest.mark.skipif(
     platform.machine().lower() not in ("x86_64", "amd64"), reason="the levels are x86-64's"
 )
 
+
 @pytest.fixture(autouse=True)
 def no_variables(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in os.environ.keys() - without_variables().keys():

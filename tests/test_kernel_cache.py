@@ -39,7 +39,7 @@ def served(shared_cache: Path) -> Iterator[Callable[..., None]]:
         for got in (missed, hit):
             assert_same(got, expected)
 
-    yield check
+    return check
 
 
 def assert_same(got: Any, expected: Any) -> None:

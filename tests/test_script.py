@@ -217,7 +217,7 @@ def test_the_table_is_aligned_and_sums_up():
         "op               calls  hits  misses  compiles  declines  reasons",
         "aten::a           1002  1000       2         2         0",
         "aten::long_name      7     0       0         0         7  tracing x4, random x3",
-        "-----------------------------------------------------------------------------",
+        "-" * 79,
         "total             1009  1000       2         2         7",
         "3 ops were registered, 1 of them never called",
     ]

@@ -25,9 +25,7 @@ X = torch.ones(8, 8)
 def server() -> Iterator[TrialServer]:
     server = TrialServer()
     yield server
-    process = server.start()
-    process.kill()
-    process.wait()
+    server.close()
 
 
 def request(op: Any, *args: Any, library: Path, timeout_s: float = 60.0) -> dict[str, Any]:
