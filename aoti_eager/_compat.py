@@ -54,18 +54,29 @@ def is_tracing() -> bool:
     return bool(torch._C._len_torch_dispatch_stack()) or torch.compiler.is_compiling()
 
 
-def only_dense_kernels() -> Any:
-    """Return a context manager under which this thread's calls go straight to backend kernels.
+def _wrapped_templates() -> dict[type, Any]:
+    """Return a wrapped number of each type; see ``wrapped_number``."""
+    with torch.inference_mode(False), torch.enable_grad():
+        scalar = torch.zeros((), requires_grad=True, device="cpu")
+        saved = [torch.mul(scalar, n).grad_fn for n in (True, 1, 1.0, 1j)]
+    return {type(one._saved_other.item()): one._saved_other for one in saved}  # type: ignore[union-attr]
 
-    Re-entering an op from its own backend kernel must not pass autograd, autocast, functorch or a
-    Python mode again: those have had their turn. Only the exclude guard says that, and it is
-    private.
+
+_WRAPPED = _wrapped_templates()
+
+
+def wrapped_number(value: complex) -> torch.Tensor:
+    """Return the tensor that C++ makes of a number in a Tensor slot: it promotes as a number.
+
+    No function gives one to Python, but a multiplication by a number saves one for its gradient,
+    and what ``_make_subclass`` makes of that is still one after it was given another storage.
     """
-    # BackendSelect stays: backend kernels allocate their outputs through it.
-    dense = torch._C.DispatchKeySet(DispatchKey.CPU)
-    select = torch._C.DispatchKeySet(DispatchKey.BackendSelect)
-    above = torch._C._dispatch_keyset_full() - dense - select
-    return torch._C._ExcludeDispatchKeyGuard(above)
+    template = _WRAPPED[type(value)]
+    data = torch.tensor(value, dtype=template.dtype, device="cpu")
+    wrapped: torch.Tensor = torch.Tensor._make_subclass(torch.Tensor, template).set_(
+        data.untyped_storage(), 0, (), ()
+    )
+    return wrapped
 
 
 def inductor_settings() -> dict[str, Any]:

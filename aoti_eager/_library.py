@@ -265,13 +265,14 @@ def _can_serve() -> bool:
     """Return whether any call could be served: there is a compiler, or something in the store."""
     if compiler_on_path() is not None:
         return True
-    warn_once("no_compiler", NO_COMPILER)
     backend = _backend.current()
     try:
-        return backend.store.has_entries(backend.environment)
+        if backend.store.has_entries(backend.environment):
+            return True  # A miss will warn, if there is one.
     except StoreError as error:
         warn_once("store", str(error))
-        return False
+    warn_once("no_compiler", NO_COMPILER)
+    return False
 
 
 def _hold(op: OpOverload, name: str, dispatch_key: str, holder: int) -> None:

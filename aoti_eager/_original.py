@@ -2,19 +2,33 @@
 
 from __future__ import annotations
 
-import threading
+import functools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
+from torch import Tensor
 
-from ._compat import OpOverload, is_torchs_own, only_dense_kernels
+from ._compat import OpOverload, is_torchs_own, wrapped_number
 from ._passthrough import passthrough
 from ._schema import Kind, OpSchema
 from .errors import OriginalKernelError
 
 _NUMBERS = frozenset({bool, int, float, complex})
-_reentered = threading.local()
+
+
+@functools.lru_cache(maxsize=1024, typed=True)
+def _wrapped_once(value: complex) -> Tensor:
+    with passthrough():
+        return wrapped_number(value)
+
+
+def _wrapped(value: complex) -> Tensor:
+    """Return the wrapped tensor of a number; a script that passes it once passes it again."""
+    # Zeros of both signs are equal and NaN is not: they would share an entry, or never find one.
+    if value and value == value:
+        return _wrapped_once(value)
+    return _wrapped_once.__wrapped__(value)
 
 
 class OriginalKernel:
@@ -37,8 +51,8 @@ class OriginalKernel:
         self._kernel = torch.library.get_kernel(op, dispatch_key)
         self.overridden = not is_torchs_own(self._kernel)
         tensors = [i for i, a in enumerate(schema.arguments) if a.kind is Kind.TENSOR]
-        # A call needs a tensor to get here, so one Tensor slot alone never holds a number.
-        self._number_slots = tuple(tensors) if len(tensors) > 1 else ()
+        # Also where there is one only: C++ casts a wrapped number with _to_copy, for example.
+        self._number_slots = tuple(tensors)
 
     def __call__(self, keyset: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
         """Return what the original kernel returns for this call, or raise what it raises.
@@ -48,30 +62,13 @@ class OriginalKernel:
         """
         for slot in self._number_slots:
             if slot < len(args) and args[slot].__class__ in _NUMBERS:
-                return self._with_number(keyset, args, kwargs)
+                # A boxed call takes no number there; what C++ had sent is a wrapped tensor.
+                number = _wrapped(args[slot])
+                args = [*args[:slot], number, *args[slot + 1 :]]
         try:
             return self._kernel.call_boxed(keyset, *args, **kwargs)
         except RuntimeError as error:
             raise self._explained(error) from error.__cause__
-
-    def _with_number(self, keyset: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
-        """Call the original with a number in a Tensor slot.
-
-        A boxed call takes no numbers there, and a Python program cannot make the wrapped tensor it
-        would take. While an overload is called through torch.ops, numbers are allowed: so the
-        overload is entered again, and our kernel, met a second time, makes the boxed call.
-        """
-        if getattr(_reentered, "kernel", None) is self:
-            return self._kernel.call_boxed(keyset, *args, **kwargs)
-        before = getattr(_reentered, "kernel", None)
-        _reentered.kernel = self
-        try:
-            with passthrough(), only_dense_kernels():
-                return self._op(*args, **kwargs)
-        except RuntimeError as error:
-            raise self._explained(error) from error.__cause__
-        finally:
-            _reentered.kernel = before
 
     def _explained(self, error: RuntimeError) -> Exception:
         if "SafeKernelFunction has been invalidated" not in str(error):

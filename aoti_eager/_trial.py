@@ -31,9 +31,9 @@ from ._runner import LibraryRunner
 from ._schema import op_schema
 from ._template import CallTemplate, TensorSlot, call_template, slot_dtype
 
-# Made-up data is larger than what most scripts compute with, so that sums in another order differ by
-# more than assert_close allows. The trial is for wrong code; the strict comparison is the one with
-# the caller's own arguments.
+# Made-up data is larger than what most scripts compute with, so that sums in another order differ
+# by more than assert_close allows. The trial is for wrong code; the strict comparison is the one
+# with the caller's own arguments.
 _ALLOWED_ERROR = 8.0
 
 
