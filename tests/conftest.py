@@ -5,13 +5,19 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 
 import aoti_eager
 from aoti_eager import _backend, _compat, _library
 from aoti_eager._compile import CompileService
 from aoti_eager._warnings import forget_warnings
+
+# A fifth of every compile, and of what a hit costs, but nothing of what is computed; the one test
+# that measures a hit takes it away again.
+os.environ["AOT_INDUCTOR_COMPILE_WRAPPER_OPT_LEVEL"] = "O0"
 
 
 @pytest.fixture(scope="session")
@@ -81,3 +87,9 @@ def no_compiles(monkeypatch: pytest.MonkeyPatch) -> None:
         raise AssertionError("the compiler was asked")
 
     monkeypatch.setattr(CompileService, "compile", compile_)
+
+
+def assert_close(got: object, want: object, **options: Any) -> None:
+    """Compare by torch.testing.assert_close, which calls ops itself: they must not be compiled."""
+    with aoti_eager.config.scope(mode="off"):
+        torch.testing.assert_close(got, want, **options)

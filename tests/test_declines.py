@@ -19,6 +19,8 @@ from aoti_eager._declines import REASONS
 from aoti_eager._entry import Entry, Status
 from aoti_eager._key import KernelKey
 
+from .conftest import assert_close
+
 aten = torch.ops.aten
 
 
@@ -240,10 +242,10 @@ def test_an_out_argument_of_the_wrong_size_is_resized_by_the_original(no_compile
             out = torch.empty(3)
             with pytest.warns(UserWarning, match="An output with one or more elements was resized"):
                 assert torch.add(X, X, out=out) is out
-            torch.testing.assert_close(out, X + X)
+            assert_close(out, X + X)
             out = torch.empty(0)
             torch.add(X, X, out=out)
-            torch.testing.assert_close(out, X + X)
+            assert_close(out, X + X)
         after = declined("aten::add.out")
     assert after["out_resized"] - before.get("out_resized", 0) == 4
 
@@ -294,7 +296,7 @@ def test_a_mismatch_with_an_override_quarantines_the_entry_with_a_report(
         with aoti_eager.register("aten::silu"):
             before = declined("aten::silu")
             for _ in range(3):
-                torch.testing.assert_close(aten.silu(X), X + 100)
+                assert_close(aten.silu(X), X + 100)
             after = declined("aten::silu")
     finally:
         library._destroy()
@@ -320,7 +322,7 @@ def test_an_override_never_gets_a_kernel_that_was_checked_against_torch(shared_c
         for _ in range(2):  # cold, then from the store
             with aoti_eager.register("aten::tanh"):
                 for _ in range(2):
-                    torch.testing.assert_close(aten.tanh(X), X - 1)
+                    assert_close(aten.tanh(X), X - 1)
     finally:
         library._destroy()
 
@@ -336,7 +338,7 @@ def test_an_op_of_the_scripts_own_is_not_known_to_the_worker(shared_cache: Path)
             pytest.warns(aoti_eager.errors.AotiEagerWarning, match="not defined in the compile"),
         ):
             for _ in range(2):
-                torch.testing.assert_close(op(X), X * 2)
+                assert_close(op(X), X * 2)
             assert declined("aoti_eager_test::twice") == {"op_not_in_worker": 2}
     finally:
         library._destroy()
@@ -353,7 +355,7 @@ def test_a_compile_that_takes_too_long_declines_and_its_worker_is_killed(
     ):
         before = declined("aten::silu").get("compile_timeout", 0)
         for _ in range(2):
-            torch.testing.assert_close(aten.silu(x), x * torch.sigmoid(x))
+            assert_close(aten.silu(x), x * torch.sigmoid(x))
         assert declined("aten::silu")["compile_timeout"] - before == 2
 
 
@@ -372,7 +374,7 @@ def test_a_worker_that_dies_twice_declines(
         pytest.warns(aoti_eager.errors.AotiEagerWarning, match="worker died twice"),
     ):
         for _ in range(2):
-            torch.testing.assert_close(aten.silu(x), x * torch.sigmoid(x))
+            assert_close(aten.silu(x), x * torch.sigmoid(x))
         assert declined("aten::silu")["worker_died"] == 2
 
 
@@ -385,7 +387,7 @@ def test_no_compiler_declines_with_one_warning_that_says_what_to_install(
         monkeypatch.delenv("CXX", raising=False)
         with pytest.warns(aoti_eager.errors.AotiEagerWarning, match="apt-get install") as given:
             for _ in range(2):
-                torch.testing.assert_close(aten.silu(x), x * torch.sigmoid(x))
+                assert_close(aten.silu(x), x * torch.sigmoid(x))
                 aten.silu(x[0])
         assert len(given) == 1
         assert declined("aten::silu")["no_compiler"] == 4
@@ -396,7 +398,7 @@ def test_a_library_that_cannot_be_loaded_declines(cache_dir: Path, no_compiles: 
     with aoti_eager.register("aten::silu"):
         before = declined("aten::silu").get("library_unloadable", 0)
         for _ in range(2):
-            torch.testing.assert_close(aten.silu(X), X * torch.sigmoid(X))
+            assert_close(aten.silu(X), X * torch.sigmoid(X))
         assert declined("aten::silu")["library_unloadable"] - before == 2
 
 
@@ -444,9 +446,9 @@ def test_a_hit_that_throws_reruns_the_original_and_declines_from_then_on(
     failing_silu: None,
 ) -> None:
     with pytest.warns(aoti_eager.errors.AotiEagerWarning, match="the library failed"):
-        torch.testing.assert_close(aten.silu(X), X * torch.sigmoid(X))
+        assert_close(aten.silu(X), X * torch.sigmoid(X))
     before = declined("aten::silu").get("run_failed", 0)
-    torch.testing.assert_close(aten.silu(X), X * torch.sigmoid(X))
+    assert_close(aten.silu(X), X * torch.sigmoid(X))
     assert declined("aten::silu")["run_failed"] - before == 1
 
 
@@ -454,7 +456,7 @@ def test_a_hit_that_throws_and_may_have_mutated_raises_what_happened(failing_sil
     x = X.clone()
     with pytest.raises(aoti_eager.errors.RunnerError, match="aten::silu_.*the library failed"):
         aten.silu_(x)
-    torch.testing.assert_close(aten.silu_(x), X * torch.sigmoid(X))
+    assert_close(aten.silu_(x), X * torch.sigmoid(X))
 
 
 def test_past_the_cap_new_keys_decline_and_old_ones_hit(shared_cache: Path) -> None:
@@ -464,7 +466,7 @@ def test_past_the_cap_new_keys_decline_and_old_ones_hit(shared_cache: Path) -> N
         hits = aoti_eager.stats()["aten::silu"].hits
         unseen = torch.randn(2, 2, 2, 2, 3)
         for _ in range(2):
-            torch.testing.assert_close(aten.silu(unseen), unseen * torch.sigmoid(unseen))
+            assert_close(aten.silu(unseen), unseen * torch.sigmoid(unseen))
         aten.silu(X)
         after = aoti_eager.stats()["aten::silu"]
     assert after.hits >= hits + 1
@@ -477,7 +479,7 @@ def test_calls_inside_a_trace_run_the_original_and_are_not_remembered(
     real = torch.randn(7, 3)
 
     def backend(graph: Any, example: Any) -> Any:
-        torch.testing.assert_close(aten.silu(real), real * torch.sigmoid(real))
+        assert_close(aten.silu(real), real * torch.sigmoid(real))
         return graph.forward
 
     with aoti_eager.register("aten::silu"):
@@ -516,7 +518,7 @@ def test_an_error_of_ours_runs_the_original_with_one_warning(
     ):
         before = declined("aten::silu").get("internal_error", 0)
         for _ in range(2):
-            torch.testing.assert_close(aten.silu(X), X * torch.sigmoid(X))
+            assert_close(aten.silu(X), X * torch.sigmoid(X))
         assert declined("aten::silu")["internal_error"] - before == 2
     assert len(given) == 1
 

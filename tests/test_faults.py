@@ -15,7 +15,7 @@ import torch
 import aoti_eager
 from aoti_eager.errors import AotiEagerWarning, StorePermissionError
 
-from .conftest import make_cache_dir
+from .conftest import assert_close, make_cache_dir
 
 aten = torch.ops.aten
 
@@ -56,10 +56,10 @@ def test_deleting_the_cache_directory_mid_run_is_safe(
         aten.silu(x)
         shutil.rmtree(path)
         before = aoti_eager.stats()["aten::silu"]
-        torch.testing.assert_close(aten.silu(x), silu(x))
+        assert_close(aten.silu(x), silu(x))
         make_cache_dir(path, shared_cache_dir)  # only to keep its headers: 20 s otherwise
         for _ in range(2):
-            torch.testing.assert_close(aten.silu(y), silu(y))
+            assert_close(aten.silu(y), silu(y))
         after = aoti_eager.stats()["aten::silu"]
         assert len(aoti_eager.cache.list()) == 1
     assert after.hits - before.hits == 2
@@ -76,7 +76,7 @@ def test_a_deleted_directory_is_made_anew_by_the_next_miss(
         aoti_eager.config.scope(cache_dir=path, mode="cache_only"),
         aoti_eager.register("aten::silu"),
     ):
-        torch.testing.assert_close(aten.silu(x), silu(x))
+        assert_close(aten.silu(x), silu(x))
     assert not path.exists()
 
 
@@ -92,8 +92,8 @@ def test_a_full_disk_gives_right_results_one_warning_and_no_residue(
         pytest.warns(AotiEagerWarning) as given,
     ):
         for _ in range(3):
-            torch.testing.assert_close(aten.silu(x), silu(x))
-            torch.testing.assert_close(aten.silu(y), silu(y))
+            assert_close(aten.silu(x), silu(x))
+            assert_close(aten.silu(y), silu(y))
         declined = aoti_eager.stats()["aten::silu"].declined
         assert aoti_eager.cache.list() == []
     assert len(given) == 1
@@ -129,8 +129,8 @@ def test_a_read_only_directory_serves_its_hits_and_runs_originals_for_the_rest(
     ):
         before = aoti_eager.stats()["aten::silu"]
         for _ in range(3):
-            torch.testing.assert_close(aten.silu(x), silu(x))
-            torch.testing.assert_close(aten.silu(y), silu(y))
+            assert_close(aten.silu(x), silu(x))
+            assert_close(aten.silu(y), silu(y))
         after = aoti_eager.stats()["aten::silu"]
     assert len(given) == 1
     assert after.hits - before.hits == 3
@@ -153,7 +153,7 @@ def test_a_directory_that_others_can_write_is_refused_with_one_warning(
         pytest.warns(AotiEagerWarning, match="chmod 700") as given,
     ):
         for _ in range(2):
-            torch.testing.assert_close(aten.silu(x), silu(x))
+            assert_close(aten.silu(x), silu(x))
     assert len(given) == 1
     assert list(path.iterdir()) == []
 
