@@ -7,6 +7,8 @@ from collections.abc import Iterable, Sequence
 import torch
 from torch import Tensor
 
+from ._compat import DisableTorchFunctionSubclass
+
 
 def memory_range(tensor: Tensor) -> tuple[int, int]:
     """Return the first address that ``tensor`` touches and the one past its last, in bytes.
@@ -32,6 +34,11 @@ def mutation_overlaps(mutated: Sequence[Tensor], others: Sequence[object]) -> bo
     storages can share memory (``torch.from_numpy`` twice on one array). Entries of ``others`` that
     are no tensors are passed over.
     """
+    with DisableTorchFunctionSubclass():
+        return _ranges_meet(mutated, others)
+
+
+def _ranges_meet(mutated: Sequence[Tensor], others: Sequence[object]) -> bool:
     seen: list[tuple[int, int]] = []
     for tensor in mutated:
         if not isinstance(tensor, Tensor):

@@ -75,6 +75,8 @@ def current() -> Backend:
                 features=features,
             )
             _backends[root] = backend
+        # Settings may have changed since the directory was first used.
+        backend.store.lock_timeout_s = config.lock_timeout_s
         return backend
 
 
@@ -89,6 +91,19 @@ def close_workers() -> None:
     """End the compile workers; the next compile starts new ones."""
     for service in _services:
         service.close()
+
+
+_pid = os.getpid()
+
+
+def is_ending() -> bool:
+    """Return whether Python is ending and the compile workers are gone for good."""
+    return any(service.ended for service in _services)
+
+
+def is_forked() -> bool:
+    """Return whether this process is a forked child of the one that imported us."""
+    return os.getpid() != _pid
 
 
 def _after_fork() -> None:

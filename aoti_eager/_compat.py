@@ -43,6 +43,16 @@ def is_torchs_own(kernel: Any) -> bool:
     return "/aten/src/ATen/" in origin or "/torch/csrc/" in origin
 
 
+def is_ours(kernel: Any) -> bool:
+    """Return whether a kernel from ``torch.library.get_kernel`` is one that we registered."""
+    # The repr names the line that made the library: ours is made in this file.
+    return "/aoti_eager/_compat.py:" in repr(kernel)
+
+
+# What a Tensor subclass does in ``__torch_function__`` is for its user's calls, not for ours.
+DisableTorchFunctionSubclass = torch._C.DisableTorchFunctionSubclass
+
+
 def is_tracing() -> bool:
     """Return whether this thread is inside Dynamo, export, AOTAutograd or a dispatch mode.
 

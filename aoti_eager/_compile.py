@@ -29,6 +29,7 @@ from .errors import CompileError
 
 # The first run of one small kernel takes milliseconds; a child that takes longer hangs.
 TRIAL_TIMEOUT_S = 60.0
+_END_TIMEOUT_S = 2.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +60,9 @@ class CompileService:
     Args:
         target: The instruction set to compile for.
         workers: Most worker processes at a time.
+
+    Attributes:
+        ended: Whether Python is ending: nothing is compiled any more.
     """
 
     def __init__(self, target: Target, *, workers: int) -> None:
@@ -68,7 +72,10 @@ class CompileService:
         self._idle: list[_WorkerProcess] = []
         self._all: set[_WorkerProcess] = set()
         self._lock = threading.Lock()
-        atexit.register(self.close)
+        self._running = 0
+        self._idle_again = threading.Condition(self._lock)
+        self.ended = False
+        atexit.register(self._end)
 
     def compile(
         self, key: KernelKey, work: Path, toolchain: Path, *, check: bool, timeout_s: float
@@ -85,6 +92,18 @@ class CompileService:
         Raises:
             CompileError: No usable library, with the decline reason.
         """
+        with self._lock:
+            self._running += 1
+        try:
+            return self._compile(key, work, toolchain, check=check, timeout_s=timeout_s)
+        finally:
+            with self._lock:
+                self._running -= 1
+                self._idle_again.notify_all()
+
+    def _compile(
+        self, key: KernelKey, work: Path, toolchain: Path, *, check: bool, timeout_s: float
+    ) -> Compiled:
         if compiler_on_path() is None:
             raise CompileError("no_compiler", NO_COMPILER, remember=False)
         request = {
@@ -97,6 +116,8 @@ class CompileService:
         }
         deadline = time.monotonic() + timeout_s
         for attempt in (1, 2):
+            if self.ended:
+                raise CompileError("worker_died", f"{key.op}: Python is ending", remember=False)
             with self._worker() as worker:
                 answer = worker.ask(request, deadline)
             if answer is not None:
@@ -105,11 +126,12 @@ class CompileService:
                 raise CompileError(
                     "compile_timeout", f"{key.op}: no library after {timeout_s:g} s", remember=False
                 )
-            if attempt == 2:
+            if attempt == 2 and not self.ended:
                 raise CompileError(
                     "worker_died", f"{key.op}: the compile worker died twice", remember=False
                 )
-        assert answer is not None
+        if answer is None:
+            raise CompileError("worker_died", f"{key.op}: Python is ending", remember=False)
         if "reason" in answer:
             raise CompileError(
                 answer["reason"],
@@ -133,11 +155,28 @@ class CompileService:
         for worker in workers:
             worker.kill()
 
+    def _end(self) -> None:
+        """End the workers for good and wait a moment for the calls that were waiting for them.
+
+        A daemon thread that is still on its way back through C++ when Python ends takes the
+        process down with it.
+        """
+        self.ended = True
+        self.close()
+        with self._idle_again:
+            waited = self._running > 0
+            self._idle_again.wait_for(lambda: self._running == 0, timeout=_END_TIMEOUT_S)
+        if waited:
+            # They have left us, and are on their way through the kernel cache and the dispatcher.
+            time.sleep(0.1)
+
     def forget(self) -> None:
         """Let go of the workers without ending them: after a fork they are the parent's."""
         self._idle = []
         self._all = set()
         self._lock = threading.Lock()
+        self._idle_again = threading.Condition(self._lock)
+        self._running = 0
         self._slots = threading.BoundedSemaphore(self._limit)
 
     def _options(self, key: KernelKey) -> dict[str, Any]:

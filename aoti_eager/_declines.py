@@ -28,6 +28,7 @@ REASONS: dict[str, str] = {
     "non_tensor_result": "the op returns something else than tensors",
     "unsupported_argument_type": "an argument has a type that no key can hold",
     "unsupported_tensor": "a tensor is conjugated, negated, undefined or not strided",
+    "number_needs_precision": "a number meets half precision, and compiled code rounds it first",
     "mutated_argument_overlaps": "an argument that is written to overlaps itself or another",
     "unsupported_device": "no kernel library can be compiled for the device yet",
     "does_not_trace": "torch.export cannot trace the call from metadata",
@@ -47,6 +48,8 @@ REASONS: dict[str, str] = {
     "specialisation_cap": "the op has static_cap specialisations already",
     "not_in_cache": "mode is cache_only and the key is not in the cache",
     "store_unwritable": "the store cannot be written",
+    "forked": "the process was forked, and the kernel's threads stayed with the parent",
+    "reentrant": "a signal handler or finalizer called while this thread was compiling",
     "internal_error": "an error in aoti_eager itself",
     "tracing": "the call is part of a trace (Dynamo, export, a dispatch mode)",
 }
@@ -135,6 +138,10 @@ def call_decline(template: CallTemplate) -> str | None:
             return "unsupported_tensor"
         if slot.mutated and overlaps_itself(component["sizes"], component["strides"]):
             return "mutated_argument_overlaps"
+    if any(slot.number_kind for slot in template.slots) and any(
+        slot.component.get("dtype") in ("float16", "bfloat16") for slot in template.slots
+    ):
+        return "number_needs_precision"
     if _divides_integers(key, template):
         return "error_depends_on_data"
     return None
@@ -148,7 +155,12 @@ def _divides_integers(key: KernelKey, template: CallTemplate) -> bool:
     arguments = dict(key.arguments)
     if name.startswith("div") and not arguments.get("rounding_mode"):
         return False  # True division of integers gives floats, and infinity for zero.
-    kinds = [slot.number_kind or getattr(torch, slot.component["dtype"]) for slot in template.slots]
+    out = {a.name for a in template.schema.arguments if a.mutated and a.kwarg_only}
+    kinds = [
+        slot.number_kind or getattr(torch, slot.component["dtype"])
+        for slot in template.slots
+        if slot.name not in out
+    ]
     kinds += [next(iter(c)) for n, c in key.arguments if n in ("self", "other") and _is_scalar(c)]
     return all(
         kind in ("int", "bool")

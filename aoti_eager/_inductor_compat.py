@@ -16,23 +16,19 @@ import torch._inductor.codecache as codecache
 import torch._inductor.config as inductor_config
 import torch._inductor.cpp_builder as cpp_builder
 import torch._inductor.cpu_vec_isa as cpu_vec_isa
-import torch._inductor.exc as inductor_errors
 from torch._inductor import aot_compile
 from torch._subclasses.fake_tensor import (
     DataDependentOutputException,
     DynamicOutputShapeException,
     FakeTensorMode,
-    UnsupportedOperatorException,
 )
 
 __all__ = [
     "DataDependentOutputException",
     "DynamicOutputShapeException",
     "FakeTensorMode",
-    "UnsupportedOperatorException",
     "aot_compile",
     "compiler_description",
-    "inductor_errors",
     "inspect_generated_code",
     "prepare_worker",
     "use_headers",

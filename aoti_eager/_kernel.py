@@ -19,13 +19,14 @@ class Kernel:
     Attributes:
         run: The library; takes inputs in slot order, returns fresh outputs.
         lock: To be held around ``run``; see ``LibraryRunner``.
+        parallel: Whether its code may have parallel regions.
         plain: Whether every tensor argument of the key is one tensor that is there: then the inputs
             are these arguments as they are.
         single: Whether the result of the op is the library's first output and nothing else.
         results: Makes the op's result from the outputs and the call's arguments.
     """
 
-    __slots__ = ("lock", "plain", "results", "run", "single")
+    __slots__ = ("lock", "parallel", "plain", "results", "run", "single")
 
     def __init__(
         self,
@@ -34,10 +35,12 @@ class Kernel:
         outputs: Sequence[Mapping[str, Any]],
         *,
         plain: bool,
+        parallel: bool,
     ) -> None:
         self.run = runner.run
         self.lock = runner.lock
         self.plain = plain
+        self.parallel = parallel
         self.single = len(outputs) == 1 and outputs[0].get("output") == 0
         self.results = result_function(schema, outputs)
 
@@ -99,10 +102,12 @@ _NUMBER_TENSORS_LIMIT = 1024
 
 def number_tensor(value: Any) -> Tensor:
     """Return the 0-dim tensor that stands for a number in a Tensor slot."""
-    found = _number_tensors.get((type(value), value))
-    if found is not None and value != 0:  # 0.0 == -0.0, but they are two numbers.
+    # 0.0 == -0.0, also within a complex number, but they are two numbers; NaN is never found.
+    keep = type(value) is not complex and value and value == value
+    found = _number_tensors.get((type(value), value)) if keep else None
+    if found is not None:
         return found
-    tensor = torch.tensor(value, dtype=NUMBER_DTYPES[type(value).__name__])
-    if len(_number_tensors) < _NUMBER_TENSORS_LIMIT:
+    tensor = torch.tensor(value, dtype=NUMBER_DTYPES[type(value).__name__], device="cpu")
+    if keep and len(_number_tensors) < _NUMBER_TENSORS_LIMIT:
         _number_tensors[type(value), value] = tensor
     return tensor

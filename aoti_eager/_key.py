@@ -22,7 +22,11 @@ import torch
 from torch import Tensor
 
 from ._aliasing import mutation_overlaps
-from ._compat import deterministic_algorithms, float32_matmul_precision
+from ._compat import (
+    DisableTorchFunctionSubclass,
+    deterministic_algorithms,
+    float32_matmul_precision,
+)
 from ._schema import Argument, Kind, OpSchema
 from .errors import UnsupportedArgumentError
 
@@ -227,6 +231,25 @@ def scalar_table_key(value: Any) -> Any:
     return (type(value), value)
 
 
+# Tensors whose attributes are read without a detour; a subclass may have __torch_function__.
+_PLAIN = frozenset({Tensor, torch.nn.Parameter})
+
+
+def _other_key_function(tensor: str) -> Callable[[Any], Any]:
+    """Return a function that gives the key of what is no plain tensor: a subclass, or no tensor."""
+    names: dict[str, Any] = {}
+    exec(f"def tensor_key(t): return {tensor.format('t')}", names)  # noqa: S102
+    tensor_key = names["tensor_key"]
+
+    def other_key(value: Any) -> Any:
+        if not isinstance(value, Tensor):
+            return number_kind(value)
+        with DisableTorchFunctionSubclass():
+            return tensor_key(value)
+
+    return other_key
+
+
 # On the CPU key every tensor is a strided CPU one: other layouts and devices have keys of their
 # own, so asking for them would only cost time.
 _CPU_TENSOR = "({0}.dtype, {0}.shape, {0}.stride(), {0}.is_neg(), {0}.is_conj())"
@@ -256,12 +279,13 @@ def table_key_source(schema: OpSchema, dispatch_key: str, names: dict[str, Any])
     small kernel.
     """
     tensor = _CPU_TENSOR if dispatch_key == "CPU" else _DEVICE_TENSOR
-    one = f"{tensor} if ae_isinstance({{0}}, ae_Tensor) else ae_number_kind({{0}})"
+    one = f"{tensor} if {{0}}.__class__ in ae_plain else ae_other_key({{0}})"
     # With a prefix, builtins too: a keyword-only argument of an op may have any other name.
     names.update(
         ae_isinstance=isinstance,
         ae_tuple=tuple,
-        ae_Tensor=Tensor,
+        ae_plain=_PLAIN,
+        ae_other_key=_other_key_function(tensor),
         ae_number_kind=number_kind,
         ae_scalar_key=scalar_table_key,
         ae_overlaps=mutation_overlaps,

@@ -39,9 +39,9 @@ class _Installed:
     def __init__(self, cache: KernelCache, library: torch.library.Library | None) -> None:
         self.cache = cache
         self.library = library
-        self.holders: dict[int, bool] = {}  # id of a registration -> enabled
+        self.holders: dict[object, bool] = {}  # a registration's token -> enabled
 
-    def set_holder(self, holder: int, enabled: bool | None) -> None:
+    def set_holder(self, holder: object, enabled: bool | None) -> None:
         if enabled is None:
             self.holders.pop(holder, None)
         else:
@@ -66,6 +66,8 @@ class Registration:
 
     def __init__(self, dispatch_key: str) -> None:
         self.dispatch_key = dispatch_key
+        # Not id(self): a handle may be dropped, and its id given to another.
+        self._token = object()
         self.ops: tuple[str, ...] = ()
         self.skipped: dict[str, str] = {}
 
@@ -92,7 +94,7 @@ class Registration:
         with _lock:
             ops, self.ops = self.ops, ()
             for name in ops:
-                _release(name, self.dispatch_key, id(self))
+                _release(name, self.dispatch_key, self._token)
 
     def __enter__(self) -> Registration:
         return self
@@ -108,7 +110,7 @@ class Registration:
     def _set(self, enabled: bool) -> None:
         with _lock:
             for name in self.ops:
-                _installed[name, self.dispatch_key].set_holder(id(self), enabled)
+                _installed[name, self.dispatch_key].set_holder(self._token, enabled)
 
 
 def register(ops: Op | Iterable[Op], dispatch_key: str = "CPU") -> Registration:
@@ -138,7 +140,7 @@ def register(ops: Op | Iterable[Op], dispatch_key: str = "CPU") -> Registration:
         try:
             for op in wanted:
                 name = qualified_name(op)
-                _hold(op, name, dispatch_key, id(registration))
+                _hold(op, name, dispatch_key, registration._token)
                 registration.ops = (*registration.ops, name)
         except BaseException:
             registration.unregister()
@@ -275,7 +277,7 @@ def _can_serve() -> bool:
     return False
 
 
-def _hold(op: OpOverload, name: str, dispatch_key: str, holder: int) -> None:
+def _hold(op: OpOverload, name: str, dispatch_key: str, holder: object) -> None:
     installed = _installed.get((name, dispatch_key))
     if installed is None:
         cache = _make_cache(op, dispatch_key)
@@ -290,7 +292,7 @@ def _hold(op: OpOverload, name: str, dispatch_key: str, holder: int) -> None:
     installed.set_holder(holder, True)
 
 
-def _release(name: str, dispatch_key: str, holder: int) -> None:
+def _release(name: str, dispatch_key: str, holder: object) -> None:
     installed = _installed[name, dispatch_key]
     installed.set_holder(holder, None)
     if installed.holders:
@@ -309,8 +311,9 @@ def _retire(cache: KernelCache) -> None:
 
 
 def _make_cache(op: OpOverload, dispatch_key: str) -> KernelCache:
+    ours = find_cache(op, dispatch_key)
     try:
-        return KernelCache(op, dispatch_key)
+        return KernelCache(op, dispatch_key, above=ours)
     except RuntimeError as error:
         raise RegistrationError(f"{qualified_name(op)}: {error}") from error
 
@@ -338,7 +341,8 @@ def _store_totals() -> None:
     if not counts or os.getpid() != _pid or not root.is_dir():
         return
     try:
-        add_totals(root, counts)
+        if _backend.current().store.is_trusted():
+            add_totals(root, counts)
     except OSError as error:
         log.info("totals are not stored: %s", error)
 

@@ -234,7 +234,9 @@ def _compile_error(error: Exception) -> CompileError:
         return CompileError("store_unwritable", text, remember=False)
     if any(isinstance(one, MemoryError) for one in chain) or "Killed signal" in text:
         return CompileError("compile_failed", text, remember=False)
-    return CompileError("compile_failed", text, log=text)
+    # A compiler that fails may be repaired, and it is no part of the environment; what Inductor
+    # itself cannot do stays so.
+    return CompileError("compile_failed", text, log=text, remember="CppCompileError" not in names)
 
 
 def _text(error: BaseException) -> str:

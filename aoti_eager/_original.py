@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ._compat import OpOverload, is_torchs_own, wrapped_number
+from ._compat import OpOverload, is_ours, is_torchs_own, wrapped_number
 from ._passthrough import passthrough
 from ._schema import Kind, OpSchema
 from .errors import OriginalKernelError
@@ -25,8 +25,9 @@ def _wrapped_once(value: complex) -> Tensor:
 
 def _wrapped(value: complex) -> Tensor:
     """Return the wrapped tensor of a number; a script that passes it once passes it again."""
-    # Zeros of both signs are equal and NaN is not: they would share an entry, or never find one.
-    if value and value == value:
+    # Zeros of both signs are equal, also within a complex number, and NaN is not: they would share
+    # an entry, or never find one.
+    if type(value) is not complex and value and value == value:
         return _wrapped_once(value)
     return _wrapped_once.__wrapped__(value)
 
@@ -45,10 +46,20 @@ class OriginalKernel:
         RuntimeError: There is no kernel at that dispatch key.
     """
 
-    def __init__(self, op: OpOverload, schema: OpSchema, dispatch_key: str) -> None:
+    def __init__(
+        self,
+        op: OpOverload,
+        schema: OpSchema,
+        dispatch_key: str,
+        above: OriginalKernel | None = None,
+    ) -> None:
         self._op = op
         self._name = schema.op
         self._kernel = torch.library.get_kernel(op, dispatch_key)
+        if above is not None and is_ours(self._kernel):
+            # Ours is registered already: what it falls back to is the original of both, and stays
+            # when the other one goes.
+            self._kernel = above._kernel
         self.overridden = not is_torchs_own(self._kernel)
         tensors = [i for i, a in enumerate(schema.arguments) if a.kind is Kind.TENSOR]
         # Also where there is one only: C++ casts a wrapped number with _to_copy, for example.

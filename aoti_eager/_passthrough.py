@@ -6,6 +6,8 @@ import contextlib
 from collections.abc import Iterator
 from threading import get_ident
 
+from ._compat import DisableTorchFunctionSubclass
+
 # Thread idents. A set and not a threading.local: every dispatched call asks, and an empty set is
 # the cheapest question there is.
 passing: set[int] = set()
@@ -13,13 +15,17 @@ passing: set[int] = set()
 
 @contextlib.contextmanager
 def passthrough() -> Iterator[None]:
-    """Run originals for every registered op that this thread calls in the ``with`` block."""
+    """Run originals for every registered op that this thread calls in the ``with`` block.
+
+    Tensor subclasses count as plain tensors in it: their ``__torch_function__`` is not called.
+    """
     ident = get_ident()
     if ident in passing:
         yield
         return
     passing.add(ident)
     try:
-        yield
+        with DisableTorchFunctionSubclass():
+            yield
     finally:
         passing.discard(ident)

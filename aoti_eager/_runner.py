@@ -25,9 +25,10 @@ class LibraryRunner:
     Attributes:
         run: Takes the inputs in slot order, returns the fresh outputs. Inputs must have exactly the
             metadata the library was compiled for: it does not check them.
-        lock: To be held around ``run``. The instance is borrowed for the length of a run, and a
-            second thread would wait for it inside C++ with the GIL held; if the first one then
-            needs the GIL (an op with a Python kernel, called from the library), neither goes on.
+        lock: To be held around ``run``; re-entrant, for signal handlers that call the same key. The
+            instance is borrowed for the length of a run, and a second thread would wait for it
+            inside C++ with the GIL held; if the first one then needs the GIL (an op with a Python
+            kernel, called from the library), neither goes on.
 
     Raises:
         RunnerError: The file is no library of AOTInductor's, or cannot be loaded.
@@ -40,7 +41,7 @@ class LibraryRunner:
             runner = AOTIModelContainerRunnerCpu(str(library), 1)
         except Exception as error:
             raise RunnerError(f"{library}: cannot be loaded: {error}") from error
-        self.lock = threading.Lock()
+        self.lock = threading.RLock()
         self.run: Run = runner.run if not calls_aten else _passing(runner.run)
 
 

@@ -83,6 +83,10 @@ class OpCounters:
         self._declined: dict[str, Counter] = {}
         self._lock = threading.Lock()
 
+    def after_fork(self) -> None:
+        """Let go of a lock that a thread of the parent may have held."""
+        self._lock = threading.Lock()
+
     def declined(self, reason: str) -> Counter:
         """Return the counter of calls declined for ``reason``."""
         with self._lock:

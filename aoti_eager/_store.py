@@ -123,6 +123,13 @@ class Store:
         """Return whether anything is stored for ``environment``."""
         return self._trust() and any((self.root / "v1" / environment.digest[:16]).glob("*/*/*/*"))
 
+    def is_trusted(self) -> bool:
+        """Return whether the directory is there and ours alone to write; never raises."""
+        try:
+            return self._trust()
+        except StoreError:
+            return False
+
     def check_library(self, found: StoredEntry) -> None:
         """Compare the library's bytes with the entry's digest; call it before every load.
 
@@ -172,7 +179,7 @@ class Store:
         name = f"{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:12]}"
         path = self.root / "tmp" / name
         try:
-            path.mkdir(parents=True, mode=0o700)
+            _make_private(path)
         except OSError as error:
             raise _store_error(f"{path}: cannot be created", error) from error
         try:
@@ -192,7 +199,7 @@ class Store:
         self._create()
         path = self.root / "locks" / key.digest[:2]
         try:
-            path.parent.mkdir(mode=0o700, exist_ok=True)
+            _make_private(path.parent)
             lock = filelock.FileLock(path, timeout=self.lock_timeout_s, thread_local=False)
             lock.acquire()
         except filelock.Timeout as error:
@@ -239,7 +246,7 @@ class Store:
             if log:
                 (staged / LOG_FILE).write_text(log, encoding="utf-8")
             (staged / ENTRY_FILE).write_bytes(encode(entry))
-            final.parent.mkdir(parents=True, mode=0o700, exist_ok=True)
+            _make_private(final.parent)
         except OSError as error:
             raise _store_error(f"{final}: cannot be written", error) from error
         return StoredEntry(*self._install(entry, staged, final))
@@ -400,6 +407,20 @@ class Store:
         except OSError as error:
             raise _store_error(f"{self.root}: cannot be created", error) from error
         self._trust()
+
+
+def _make_private(path: Path) -> None:
+    """Create a directory and those above it that are missing, each 0700.
+
+    ``mkdir(parents=True)`` gives its mode to the last one only, and a group that can write to one
+    above can put its own library in.
+    """
+    missing = []
+    while not path.is_dir():
+        missing.append(path)
+        path = path.parent
+    for one in reversed(missing):
+        one.mkdir(mode=0o700, exist_ok=True)
 
 
 def _is_alive(pid: int) -> bool:

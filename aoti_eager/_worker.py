@@ -98,7 +98,8 @@ class TrialServer:
             problem = "it ended without an answer"
         if not line:
             self.close()
-            return {"reason": "crashed", "message": f"the trial process died: {problem}"}
+            message = f"the trial process died: {problem}"
+            return {"reason": "crashed", "message": message, "remember": False}
         answer: dict[str, Any] = json.loads(line)
         return answer
 
@@ -167,7 +168,9 @@ class _Compiler:
             }
         )
         if failure:
-            raise CompileError(failure["reason"], failure["message"])
+            raise CompileError(
+                failure["reason"], failure["message"], remember=failure.get("remember", True)
+            )
         return {
             "library": str(lowered.library),
             "outputs": lowered.outputs,

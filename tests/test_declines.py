@@ -433,7 +433,7 @@ def failing_silu(shared_cache: Path) -> Iterator[None]:
         aten.silu(X)
         aten.silu_(X.clone())
         for cache in _library.caches():
-            for kernel in cache._kernels.values():
+            for kernel in cache.kernels.values():
                 kernel.run = _raise
         yield
 
@@ -511,7 +511,7 @@ def test_an_error_of_ours_runs_the_original_with_one_warning(
     def broken(*args: object) -> None:
         raise ZeroDivisionError("ours")
 
-    monkeypatch.setattr("aoti_eager._kernel_cache.call_template", broken)
+    monkeypatch.setattr("aoti_eager._miss.call_template", broken)
     with (
         aoti_eager.register("aten::silu"),
         pytest.warns(aoti_eager.errors.AotiEagerWarning, match="ZeroDivisionError") as given,

@@ -24,8 +24,8 @@ FILES = sorted(PACKAGE.glob("*.py"))
 ORDER = """
     errors config _warnings _compat _schema _aliasing _key _environment _entry _stats _ops _template
     _store _remote _bundle _passthrough _child _runner _check _declines _inductor_compat _lowering
-    _trial _worker _compile _backend _original _kernel _entrance _kernel_cache _native _library
-    _explain _custom_op _coverage cache _script _demo cli __main__ __init__
+    _trial _worker _compile _backend _original _kernel _entrance _live_check _miss _kernel_cache
+    _native _library _explain _custom_op _coverage cache _script _demo cli __main__ __init__
 """.split()  # noqa: SIM905 - a list of names to read, not to parse
 
 # The files that may spell private names of torch, each with its reason.
