@@ -159,8 +159,9 @@ def _compared(
 
 
 _NAN, _INF = float("nan"), float("inf")
-# 89.2: exp overflows in float32, and cosh does not yet.
-_SPECIAL = (0.0, _NAN, 1e-8, -1e-8, _INF, -_INF, 20.0, -20.0, 89.2, -89.2, 1e30, -1e30, 0.5, -0.0)
+# 89.2: exp overflows in float32, and cosh does not yet. Nothing larger: in a row without a NaN, what
+# a sum of terms that cancel comes to depends on their order.
+_SPECIAL = (0.0, _NAN, 1e-8, -1e-8, _INF, -_INF, 20.0, -20.0, 89.2, -89.2, 0.5, -0.0, 3.0)
 
 
 def made_up_input(slot: TensorSlot, data: str, seed: int) -> Tensor:
@@ -185,7 +186,7 @@ def made_up_input(slot: TensorSlot, data: str, seed: int) -> Tensor:
         flat = torch.randint(0, 2, (extent,)).to(dtype)
     elif data == "special":
         # Steps that have no factor in common with the length pair every value with many others.
-        step = (1, 3, 5, 9, 11, 13)[seed % 6]
+        step = (1, 3, 5, 7, 9, 11)[seed % 6]
         order = (torch.arange(extent) * step + seed) % len(_SPECIAL)
         flat = torch.tensor(_SPECIAL, dtype=torch.float64)[order].to(dtype)
     elif data == "positive":
