@@ -159,8 +159,8 @@ def _compared(
 
 
 _NAN, _INF = float("nan"), float("inf")
-# 89.2: exp overflows in float32, and cosh does not yet. Nothing larger: in a row without a NaN, what
-# a sum of terms that cancel comes to depends on their order.
+# 89.2: exp overflows in float32, and cosh does not yet. Nothing larger: in a row without a NaN,
+# what a sum of terms that cancel comes to depends on their order.
 _SPECIAL = (0.0, _NAN, 1e-8, -1e-8, _INF, -_INF, 20.0, -20.0, 89.2, -89.2, 0.5, -0.0, 3.0)
 
 
