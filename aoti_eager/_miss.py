@@ -285,6 +285,10 @@ class Miss:
         except RunnerError as error:
             self._decline_next("library_unloadable", str(error))
             return
+        if kernel.parallel and _backend.is_forked():
+            # Before the check: it would run the kernel, too.
+            self._decline_next("forked", "OpenMP's threads stayed with the parent")
+            return
         if self._wants_check(found.entry):
             problems = self._live.problems(kernel, found.entry.outputs, result, before)
             if problems:
@@ -311,6 +315,9 @@ class Miss:
             kernel = self._load(compiled.library, entry)
         except RunnerError as error:
             raise CompileError("library_unloadable", str(error), remember=False) from error
+        if kernel.parallel and _backend.is_forked():
+            self._decline_next("forked", "OpenMP's threads stayed with the parent")
+            return
         problems: list[str] = []
         if self._checks:
             problems = self._live.problems(kernel, entry.outputs, result, before)
@@ -324,11 +331,8 @@ class Miss:
             self._cache.counters.failures.add()
             self._decline_next("mismatch", message)
             return
-        if kernel.parallel and _backend.is_forked():
-            self._decline_next("forked", "OpenMP's threads stayed with the parent")
-        else:
-            # Usable even if the store turns out to be full: the library is mapped already.
-            self._publish_to_table(kernel)
+        # Usable even if the store turns out to be full: the library is mapped already.
+        self._publish_to_table(kernel)
         backend.store.publish(entry, work, compiled.library, "")
 
     def _entry(self, status: Status, *, key: KernelKey | None = None, **fields: Any) -> Entry:
