@@ -7,6 +7,8 @@ which only the compile worker imports.
 
 from __future__ import annotations
 
+import ctypes
+import os
 import sys
 from typing import Any
 
@@ -197,3 +199,52 @@ def dispatched_call(function: Any, args: Any, kwargs: Any) -> tuple[Any, Any, An
         func, args, kwargs = captured.args
         return func, args, kwargs
     raise RuntimeError(f"{function} dispatches no op")
+
+
+# AOTInductor's C interface takes and gives heap-allocated at::Tensor pointers. These two functions
+# make them from Python tensors and back, as capsules; there is no public way.
+new_tensor_capsules = torch._C._aoti.unsafe_alloc_void_ptrs_from_tensors
+tensors_stealing_capsules = torch._C._aoti.alloc_tensors_by_stealing_from_void_ptrs
+
+
+# AOTInductor's C interface gives a dtype as the number of a c10::ScalarType, which Python only has
+# behind this name. Probing stops at the first number that is no dtype of this build.
+def dtypes_by_number() -> dict[int, torch.dtype]:
+    """Return the dtype of each ``c10::ScalarType`` number."""
+    shim = libtorch_cpu()
+    found: dict[int, torch.dtype] = {}
+    for name in dir(torch):
+        dtype = getattr(torch, name)
+        if isinstance(dtype, torch.dtype):
+            number = getattr(shim, f"aoti_torch_dtype_{str(dtype).removeprefix('torch.')}", None)
+            if number is not None:
+                found[number()] = dtype
+    return found
+
+
+def libtorch_cpu() -> ctypes.CDLL:
+    """Return torch's own library, which has the C functions that kernel libraries call.
+
+    It is loaded already, and found by its name; ``ctypes.PyDLL`` would hold the GIL.
+    """
+    path = os.path.join(os.path.dirname(torch.__file__), "lib", "libtorch_cpu.so")
+    return ctypes.CDLL(path)
+
+
+# Tensors without data, and what tracing raises where data would be needed, have no public names.
+# Imported where they are used: a warm process needs neither.
+def fake_mode() -> Any:
+    """Return a mode in which new tensors have metadata and no data."""
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+    return FakeTensorMode()
+
+
+def data_dependent_errors() -> tuple[type[Exception], ...]:
+    """Return what an op raises in ``fake_mode`` if its result depends on data."""
+    from torch._subclasses.fake_tensor import (
+        DataDependentOutputException,
+        DynamicOutputShapeException,
+    )
+
+    return DataDependentOutputException, DynamicOutputShapeException

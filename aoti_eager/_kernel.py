@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ._runner import LibraryRunner
+from ._library_runner import LibraryRunner
 from ._schema import Kind, OpSchema
 from ._template import NUMBER_DTYPES
 

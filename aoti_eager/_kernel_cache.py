@@ -12,15 +12,15 @@ from typing import Any
 from . import _backend, _compat
 from ._compat import OpOverload
 from ._declines import op_decline
+from ._device_backends import DeviceBackend, device_backend
 from ._entrance import entrance
 from ._kernel import Kernel
 from ._key import table_key_function
 from ._miss import Decline, Miss, TableKey, compiling
 from ._original import OriginalKernel
 from ._passthrough import passing
-from ._runner import DEVICE_TYPES
 from ._schema import op_schema
-from ._stats import OpCounters
+from ._stats import Counter, OpCounters
 from ._warnings import warn_once
 from .config import config
 from .errors import RunnerError
@@ -62,13 +62,12 @@ class KernelCache:
         self._flight_lock = threading.Lock()
         self._refresh_lock = threading.RLock()
         self._enabled = True
-        reason = op_decline(op, self.schema)
-        if reason is None and _backend.device_type(dispatch_key) not in DEVICE_TYPES:
-            reason = "unsupported_device"
+        self._op_decline = op_decline(op, self.schema)
+        self.device_backend: DeviceBackend | None = None
         self.lookup: Callable[[TableKey], Kernel | None]
         self.bypassed: bool
-        self._always = None if reason is None else self.counters.declined(reason)
-        self.always_declined = reason
+        self.always_declined: str | None = None
+        self._always: Counter | None = None
         self._tables: dict[object, _Tables] = {}
         self.refresh()
         self.entrance = entrance(self)
@@ -82,6 +81,14 @@ class KernelCache:
 
     def _refresh(self) -> None:
         mode = config.mode
+        device_type = _backend.device_type(self.dispatch_key)
+        self.device_backend = device_backend(device_type)
+        reason = self._op_decline
+        if reason is None and device_type != "cpu" and self.device_backend is None:
+            reason = "unsupported_device"
+        if reason != self.always_declined:
+            self._always = None if reason is None else self.counters.declined(reason)
+            self.always_declined = reason
         tables = self._tables.setdefault(config.table_token, _Tables({}, {}))
         self._tables = {t: v for t, v in self._tables.items() if t in config.table_tokens}
         self.kernels, self._declines = tables.kernels, tables.declines

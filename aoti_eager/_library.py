@@ -17,7 +17,7 @@ from types import TracebackType
 
 import torch
 
-from . import _backend, _compat
+from . import _backend, _compat, _device_backends
 from ._compat import OpOverload, OpOverloadPacket
 from ._compile import NO_COMPILER, compiler_on_path
 from ._kernel_cache import KernelCache
@@ -358,5 +358,6 @@ def _after_fork() -> None:
 _pid = os.getpid()
 atexit.register(_store_totals)
 config.on_change(_config_changed)
+_device_backends.on_change(_config_changed)
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_after_fork)

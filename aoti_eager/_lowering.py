@@ -12,13 +12,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
-from torch.multiprocessing.reductions import StorageWeakRef
 
 from . import _inductor_compat as inductor
-from ._compat import OpOverload
-from ._schema import Kind
-from ._template import CallTemplate, slot_dtype
+from ._compat import OpOverload, fake_mode
+from ._template import CallTemplate
+from ._tracing import call_module, error_text, fake_inputs, trace_outputs
 from .errors import CompileError
 
 
@@ -53,11 +51,14 @@ def lower(op: OpOverload, template: CallTemplate, work: Path, options: dict[str,
     Raises:
         CompileError: No usable library, with the decline reason.
     """
-    mode = inductor.FakeTensorMode()
-    with mode, torch.no_grad():
-        outputs = _trace_outputs(op, template, _fake_inputs(template))
-        inputs = tuple(_fake_inputs(template))
-        program = _export(op, template, outputs, inputs)
+    with fake_mode(), torch.no_grad():
+        outputs = trace_outputs(op, template, fake_inputs(template))
+        inputs = tuple(fake_inputs(template))
+        try:
+            exported = torch.export.export(call_module(op, template, outputs), inputs, strict=False)
+            program: Any = exported.module(check_guards=False)
+        except Exception as error:
+            raise CompileError("does_not_trace", error_text(error)) from error
     facts = _GeneratedCode()
     restore = inductor.inspect_generated_code(facts.inspect)
     try:
@@ -77,112 +78,6 @@ def lower(op: OpOverload, template: CallTemplate, work: Path, options: dict[str,
         parallel=facts.parallel,
         compiler=inductor.compiler_description(),
     )
-
-
-def _fake_inputs(template: CallTemplate) -> list[Tensor]:
-    fakes = []
-    for slot in template.slots:
-        if slot.number_kind:
-            fakes.append(torch.empty((), dtype=slot_dtype(slot)))
-        else:
-            fakes.append(
-                torch.empty_strided(
-                    slot.component["sizes"],
-                    slot.component["strides"],
-                    dtype=slot_dtype(slot),
-                    device=slot.component["device"],
-                )
-            )
-    return fakes
-
-
-def _trace_outputs(
-    op: OpOverload, template: CallTemplate, inputs: list[Tensor]
-) -> list[dict[str, Any]]:
-    """Run the op on fakes and return where each of its results will come from.
-
-    Numbers take a made-up value: metadata of a result cannot depend on it in any op that has one
-    in a Tensor slot, and if it did the check on live arguments would say so.
-    """
-    before = [(t.shape, t.stride(), t.dtype) for t in inputs]
-    try:
-        result = template.call(op, inputs, as_number=_made_up_number)
-    except (
-        inductor.DataDependentOutputException,
-        inductor.DynamicOutputShapeException,
-    ) as error:
-        raise CompileError("data_dependent_output", str(error)) from error
-    except Exception as error:
-        raise CompileError("does_not_trace", _text(error)) from error
-    if before != [(t.shape, t.stride(), t.dtype) for t in inputs]:
-        raise CompileError("changes_metadata", "the op changes the sizes or strides of an argument")
-    schema = template.schema
-    results = [result] if len(schema.returns) == 1 else list(result or ())
-    outputs: list[dict[str, Any]] = []
-    taken = {_storage(t) for t in inputs}
-    count = 0
-    for returned, value in zip(schema.returns, results, strict=True):
-        if returned.argument is not None:
-            outputs.append({"argument": returned.argument})
-            continue
-        if value is None:
-            outputs.append({"none": True})
-            continue
-        if returned.kind not in (Kind.TENSOR, Kind.TENSORS):
-            raise CompileError("non_tensor_result", f"the op returns {returned.type_name}")
-        tensors = [value] if returned.kind is Kind.TENSOR else list(value)
-        for tensor in tensors:
-            if tensor.layout is not torch.strided:
-                raise CompileError("unsupported_tensor", f"a result is {tensor.layout}")
-            if _storage(tensor) in taken:
-                raise CompileError(
-                    "result_shares_storage", "a result shares storage with an argument or a result"
-                )
-            taken.add(_storage(tensor))
-        numbers = list(range(count, count + len(tensors)))
-        count += len(tensors)
-        outputs.append(
-            {"output": numbers[0]} if returned.kind is Kind.TENSOR else {"outputs": numbers}
-        )
-    return outputs
-
-
-def _storage(tensor: Tensor) -> int:
-    # Fakes have no address; a storage's identity is all there is.
-    return int(StorageWeakRef(tensor.untyped_storage()).cdata)  # type: ignore[no-untyped-call]
-
-
-def _made_up_number(value: Tensor) -> Any:
-    return {torch.bool: True, torch.int64: 2, torch.float64: 1.5, torch.complex128: 1.5 + 0.5j}[
-        value.dtype
-    ]
-
-
-def _export(
-    op: OpOverload,
-    template: CallTemplate,
-    outputs: list[dict[str, Any]],
-    inputs: tuple[Tensor, ...],
-) -> Any:
-    returns_one = len(template.schema.returns) == 1
-
-    class Call(torch.nn.Module):
-        def forward(self, *tensors: Tensor) -> tuple[Tensor, ...]:
-            result = template.call(op, tensors, as_number=lambda number: number.item())
-            results = [result] if returns_one else list(result or ())
-            fresh: list[Tensor] = []
-            for output, value in zip(outputs, results, strict=True):
-                if "output" in output:
-                    fresh.append(value)
-                elif "outputs" in output:
-                    fresh += value
-            return tuple(fresh)
-
-    try:
-        program = torch.export.export(Call(), inputs, strict=False)
-        return program.module(check_guards=False)
-    except Exception as error:
-        raise CompileError("does_not_trace", _text(error)) from error
 
 
 class _GeneratedCode:
@@ -224,7 +119,7 @@ def _compile_error(error: Exception) -> CompileError:
             return cause
         chain.append(cause)
         cause = cause.__cause__ or cause.__context__
-    text = _text(error)
+    text = error_text(error)
     names = {type(one).__name__ for one in chain}
     if "InvalidCxxCompiler" in names:
         return CompileError("no_compiler", text, remember=False)
@@ -237,7 +132,3 @@ def _compile_error(error: Exception) -> CompileError:
     # A compiler that fails may be repaired, and it is no part of the environment; what Inductor
     # itself cannot do stays so.
     return CompileError("compile_failed", text, log=text, remember="CppCompileError" not in names)
-
-
-def _text(error: BaseException) -> str:
-    return f"{type(error).__name__}: {error}"

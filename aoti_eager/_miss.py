@@ -21,10 +21,10 @@ from ._declines import DEPENDS_ON_THREADS, call_decline
 from ._entry import Entry, Status
 from ._kernel import Kernel, call_inputs
 from ._key import ANY_THREADS, KernelKey, kernel_key
+from ._library_runner import RELEASE_GIL_NUMEL, LibraryRunner
 from ._live_check import LiveCheck
 from ._original import OriginalKernel
 from ._passthrough import passthrough
-from ._runner import LibraryRunner
 from ._schema import Kind, OpSchema
 from ._stats import Counter, OpCounters
 from ._store import StoredEntry
@@ -207,7 +207,10 @@ class Miss:
         return self._cache.entrance(self._keyset, *self._args, **self._kwargs)
 
     def _load(self, library: Any, entry: Entry) -> Kernel:
-        runner = LibraryRunner(library, calls_aten=entry.calls_aten)
+        numel = sum(tensor.numel() for tensor in self._inputs)
+        runner = LibraryRunner(
+            library, calls_aten=entry.calls_aten, release_gil=numel >= RELEASE_GIL_NUMEL
+        )
         plain = all(
             argument.kind is Kind.TENSOR and isinstance(component, dict) and "dtype" in component
             for argument, (_, component) in zip(

@@ -26,8 +26,8 @@ from torch import Tensor
 
 from ._check import copy_tensor, differences, float64_reference, fresh_results
 from ._key import KernelKey
+from ._library_runner import LibraryRunner
 from ._ops import find_overload
-from ._runner import LibraryRunner
 from ._schema import op_schema
 from ._template import CallTemplate, TensorSlot, call_template, slot_dtype
 

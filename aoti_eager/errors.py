@@ -78,6 +78,74 @@ class RunnerError(AotiEagerError, RuntimeError):
     """A kernel library cannot be loaded, or its run failed."""
 
 
+class LibraryLoadError(RunnerError, OSError):
+    """A file cannot be loaded as a kernel library.
+
+    Attributes:
+        path: The file.
+    """
+
+    def __init__(self, path: object, problem: str) -> None:
+        super().__init__(f"{path}: {problem}")
+        self.path = str(path)
+
+
+class MissingSymbolError(LibraryLoadError):
+    """A shared object lacks functions that every kernel library has.
+
+    Attributes:
+        symbols: Their names.
+    """
+
+    def __init__(self, path: object, symbols: tuple[str, ...], problem: str) -> None:
+        super().__init__(path, problem)
+        self.symbols = symbols
+
+
+class InputError(RunnerError, ValueError):
+    """The inputs of a run are not those that the library was compiled for; nothing ran."""
+
+
+class InputTypeError(InputError, TypeError):
+    """An input of a run is no tensor."""
+
+
+class LibraryRunError(RunnerError):
+    """A kernel library reported an error.
+
+    Attributes:
+        library_message: The library's own message.
+    """
+
+    def __init__(self, message: str, library_message: str) -> None:
+        super().__init__(message)
+        self.library_message = library_message
+
+
+class ConstantError(RunnerError, ValueError):
+    """A constant does not fit the library: another dtype, shape or device, or a wrong state.
+
+    Attributes:
+        names: The constants.
+    """
+
+    def __init__(self, message: str, names: tuple[str, ...] = ()) -> None:
+        super().__init__(message)
+        self.names = names
+
+
+class UnknownConstantError(ConstantError, LookupError):
+    """The library has no constant of the given name."""
+
+
+class MissingConstantsError(ConstantError, LookupError):
+    """Constants that the library needs were not given."""
+
+
+class BackendRegistrationError(RegistrationError):
+    """A device's runner or compile backend cannot be registered."""
+
+
 class StoreError(AotiEagerError, OSError):
     """The store cannot be read or written."""
 

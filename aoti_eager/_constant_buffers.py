@@ -1,0 +1,317 @@
+"""The two buffers of constants of a loaded library: update, fold, swap, free.
+
+A container leaves to its caller what would be wrong or crash: updating constants that runs are
+reading, running or swapping to constants that have no values, folding that fails. Here that is
+kept apart, by one lock for everything that changes constants and the pool for what runs must not
+see.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import mmap
+import os
+import threading
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from . import _constants
+from ._constants import Constant, ConstantKind
+from ._container import Container
+from ._devices import Stream
+from ._instances import InstancePool
+from ._library_container import LibraryContainer
+from .errors import ConstantError, LibraryRunError, MissingConstantsError, RunnerError
+
+_NO_BLOB = (
+    "was not compiled for a file of constants "
+    '(aot_inductor.package_constants_on_disk_format="binary_blob")'
+)
+
+
+class _Buffer:
+    """What is known of one of the two buffers."""
+
+    __slots__ = ("folded", "given", "loaded", "user_managed")
+
+    def __init__(self, loaded: set[str]) -> None:
+        self.loaded = loaded  # names of constants that have a value
+        self.given: set[str] = set()  # those that the user gave
+        self.folded = False
+        # Kept alive as long as the library points into them.
+        self.user_managed: dict[str, Tensor] = {}
+
+
+class ConstantBuffers:
+    """The active and the inactive buffer of one container.
+
+    Args:
+        container: The loaded library.
+        pool: Its instances; a thread that changes what runs read holds all of them.
+        name: The library's name, for messages.
+        device: Where it runs.
+    """
+
+    def __init__(
+        self, container: Container, pool: InstancePool, name: str, device: torch.device
+    ) -> None:
+        self._opened: Container | None = container
+        self._pool = pool
+        self._name = name
+        self._device = device
+        self._active = _Buffer(set(container.extract(inactive=False)))
+        self._inactive = _Buffer(set())
+        # Held around everything that changes constants; taken before the pool.
+        self.lock = threading.RLock()
+
+    @property
+    def _container(self) -> Container:
+        """Return the container; to be asked with the lock held, which ``close`` takes too."""
+        if self._opened is None:
+            raise RunnerError(f"{self._name}: the runner is closed")
+        return self._opened
+
+    def close(self) -> None:
+        """Let go of the container and of user-managed constants; the caller holds ``lock``."""
+        self._opened = None
+        self._active, self._inactive = _Buffer(set()), _Buffer(set())
+
+    @property
+    def ready(self) -> bool:
+        """Return whether the active buffer is complete and folded, so that it can be run."""
+        return self._active.folded
+
+    def prepare(self, stream: Stream) -> None:
+        """Make the active buffer ready, once, whichever thread comes first.
+
+        Raises:
+            MissingConstantsError: Constants have no values yet.
+            LibraryRunError: Folding failed; the next run tries again.
+        """
+        with self.lock, self._pool.all_instances():
+            if self._active.folded:
+                return
+            absent = self._absent(self._active)
+            if absent:
+                raise MissingConstantsError(
+                    f"{self._name}: {len(absent)} constants have no values: "
+                    f"{', '.join(absent[:8])}; give them with update_constant_buffer",
+                    absent,
+                )
+            self._container.fold(False, stream)
+            self._active.folded = True
+
+    def extract(self, use_inactive: bool) -> dict[str, Tensor]:
+        """Return copies of the constants of a buffer by their names in the exported program."""
+        with self.lock:
+            known = self._buffer(use_inactive).loaded
+            fqns = {c.name: c.fqn for c in self._container.constants}
+            found = self._container.extract(use_inactive)
+            return {fqns[name]: t.clone() for name, t in found.items() if name in known}
+
+    def update(
+        self,
+        constants: Mapping[str, Tensor],
+        use_inactive: bool,
+        validate_full_update: bool,
+        user_managed: bool,
+    ) -> None:
+        """Put new constants into a buffer; see ``ModelContainerRunner.update_constant_buffer``."""
+        with self.lock:
+            name, all_constants = self._name, self._container.constants
+            given = _constants.resolve(name, all_constants, constants)
+            if validate_full_update:
+                _constants.check_full_update(name, all_constants, given)
+            by_name = {c.name: c for c in all_constants}
+            if user_managed:
+                for one, tensor in given.items():
+                    _constants.check_user_managed(name, by_name[one], tensor)
+                tensors = {one: tensor.detach() for one, tensor in given.items()}
+            else:
+                tensors = {
+                    one: _constants.fitted(name, by_name[one], tensor)
+                    for one, tensor in given.items()
+                }
+            if use_inactive:
+                tensors |= self._kept(tensors)
+                self._update(self._inactive, tensors, set(given), user_managed)
+            else:
+                with self._pool.all_instances():
+                    self._update(self._active, tensors, set(given), user_managed)
+
+    def update_from_blob(self, path: str | os.PathLike[str], use_inactive: bool) -> None:
+        """Load all constants from AOTInductor's file of them.
+
+        Raises:
+            ConstantError: The file has another size, or the library has no such file.
+            OSError: It cannot be read.
+        """
+        with self.lock:
+            container = self._container
+            if not isinstance(container, LibraryContainer):
+                raise ConstantError(f"{self._name}: {_NO_BLOB}")
+            try:
+                want = container.blob_size()
+            except LibraryRunError as error:
+                raise ConstantError(f"{self._name}: {_NO_BLOB}") from error
+            size = os.stat(path).st_size
+            wanted = [c for c in container.constants if not c.folded]
+            if size != want:
+                raise ConstantError(
+                    f"{self._name}: {os.fspath(path)} has {size} bytes; the library's "
+                    f"{len(wanted)} constants take {want}",
+                    tuple(c.fqn for c in wanted),
+                )
+            if not wanted:
+                return
+            if use_inactive or self._active.loaded:
+                self._update_from_blob(Path(path), size, wanted, use_inactive)
+                return
+            # The first time by the library's own function, which knows every layout.
+            with open(path, "rb") as file, self._pool.all_instances():
+                mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
+                container.load_blob(ctypes.addressof(ctypes.c_char.from_buffer(mapped)))
+                self._active = _Buffer(set(container.extract(inactive=False)))
+
+    def fold(self, use_inactive: bool, stream: Stream) -> None:
+        """Compute the folded constants of a buffer now.
+
+        Raises:
+            MissingConstantsError: Constants of the buffer have no values.
+            LibraryRunError: The library raised.
+        """
+        with self.lock:
+            if not use_inactive:
+                with self._pool.all_instances():
+                    self._active.folded = False
+                self.prepare(stream)
+                return
+            self._require_inactive()
+            kinds = {c.name: c.kind for c in self._container.constants}
+            if any(kinds[n] is ConstantKind.TENSOR_CONSTANT for n in self._inactive.given):
+                # The container would put the active buffer's back. After the swap it does not, so
+                # they are folded before the next run.
+                return
+            try:
+                self._container.fold(True, stream)
+            except LibraryRunError:
+                # The instance that folded was left on the inactive buffer: two swaps set all
+                # instances to the active one.
+                with self._pool.all_instances():
+                    self._container.swap()
+                    self._container.swap()
+                raise
+            self._inactive.folded = True
+
+    def swap(self) -> None:
+        """Exchange the buffers; waits for running calls.
+
+        Raises:
+            MissingConstantsError: Constants of the inactive buffer have no values.
+        """
+        with self.lock:
+            self._require_inactive()
+            with self._pool.all_instances():
+                if self._device.type != "cpu":
+                    # Launched is not finished: kernels still read what may now be overwritten.
+                    torch.get_device_module(self._device).synchronize(self._device)
+                self._container.swap()
+                self._active, self._inactive = self._inactive, self._active
+
+    def free_inactive(self) -> None:
+        """Free the inactive buffer's memory."""
+        with self.lock:
+            self._container.free_inactive()
+            self._inactive = _Buffer(set())
+
+    def _buffer(self, use_inactive: bool) -> _Buffer:
+        return self._inactive if use_inactive else self._active
+
+    def _absent(self, buffer: _Buffer) -> tuple[str, ...]:
+        constants = self._container.constants
+        return tuple(c.fqn for c in constants if not c.folded and c.name not in buffer.loaded)
+
+    def _require_inactive(self) -> None:
+        absent = self._absent(self._inactive)
+        if absent:
+            raise MissingConstantsError(
+                f"{self._name}: the inactive buffer lacks {', '.join(absent[:8])}; update it with "
+                "update_inactive_constant_buffer first",
+                absent,
+            )
+
+    def _kept(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Return what the inactive buffer keeps of its optional constants.
+
+        The container copies those that an update leaves out from the active buffer, over what an
+        earlier update put there, and reads past its tables where there is none.
+        """
+        constants = self._container.constants
+        optional = [
+            c for c in constants if not c.folded and c.may_be_missing and c.name not in tensors
+        ]
+        if not optional:
+            return {}
+        own = self._container.extract(inactive=True)
+        active = self._container.extract(inactive=False)
+        kept = {}
+        for constant in optional:
+            source = own if constant.name in self._inactive.loaded else active
+            if constant.name not in source:
+                raise MissingConstantsError(
+                    f"{self._name}: constant {constant.fqn!r} has no value in either buffer; give "
+                    "it too",
+                    (constant.fqn,),
+                )
+            kept[constant.name] = source[constant.name].clone()
+        return kept
+
+    def _update(
+        self,
+        buffer: _Buffer,
+        tensors: Mapping[str, Tensor],
+        given: set[str],
+        user_managed: bool,
+    ) -> None:
+        if not tensors:
+            return
+        buffer.folded = False
+        self._container.update(tensors, buffer is self._inactive, user_managed)
+        buffer.loaded |= set(tensors)
+        buffer.given |= given
+        for name in tensors:
+            buffer.user_managed.pop(name, None)
+        if user_managed:
+            buffer.user_managed.update(tensors)
+
+    def _update_from_blob(
+        self, path: Path, size: int, constants: Sequence[Constant], use_inactive: bool
+    ) -> None:
+        """Give the container what lies in the file, one constant after the other.
+
+        Not by the library's own function, which frees the constants that it loaded before and goes
+        on using them.
+        """
+        content = torch.from_file(os.fspath(path), shared=False, size=size, dtype=torch.uint8)
+        found: dict[str, Tensor] = {}
+        begin = 0
+        for constant in constants:
+            if constant.sizes is None or constant.strides is None:
+                raise ConstantError(
+                    f"{self._name}: constant {constant.fqn!r}: the library does not tell its "
+                    "layout before it was loaded into the active buffer",
+                    (constant.fqn,),
+                )
+            # A copy: GPU libraries do not pad, and a dtype's data must begin at its multiple.
+            storage = content[begin : begin + constant.size_bytes].clone()
+            usable = constant.size_bytes // constant.dtype.itemsize * constant.dtype.itemsize
+            found[constant.name] = (
+                storage[:usable]
+                .view(constant.dtype)
+                .as_strided(constant.sizes, constant.strides, constant.storage_offset)
+            )
+            begin += constant.size_bytes
+        self.update(found, use_inactive, validate_full_update=True, user_managed=False)

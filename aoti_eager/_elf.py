@@ -1,0 +1,134 @@
+"""What a shared object's ELF headers say before it is opened.
+
+``dlopen`` answers a file of another architecture with "No such file", and a truncated one with
+SIGBUS; both can be told from the headers.
+"""
+
+from __future__ import annotations
+
+import platform
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from .errors import LibraryLoadError
+
+# What a library for each device calls, and no other does.
+_DEVICE_SYMBOLS = (
+    ("cuda", re.compile(r"^(cuda[A-Z]|cu[A-Z]|hip[A-Z]|aoti_torch_\w*cuda_(?!is_built))")),
+    ("xpu", re.compile(r"^(zeModule|zeKernel|_ZN4sycl|aoti_torch_\w*(xpu|sycl)_)")),
+    ("mps", re.compile(r"^aoti_torch_mps_")),
+)
+# In every library: it only asks for a number.
+_DEVICE_TYPE_QUESTION = re.compile(r"^aoti_torch_device_type_\w+$")
+
+_MACHINES = {
+    "EM_X86_64": "x86_64",
+    "EM_AARCH64": "aarch64",
+    "EM_386": "i386",
+    "EM_ARM": "arm",
+    "EM_PPC64": "ppc64",
+    "EM_S390": "s390x",
+    "EM_RISCV": "riscv",
+}
+_HOST_NAMES = {"amd64": "x86_64", "arm64": "aarch64", "ppc64le": "ppc64", "riscv64": "riscv"}
+
+
+@dataclass(frozen=True, slots=True)
+class LibraryFile:
+    """A shared object that can be opened here.
+
+    Attributes:
+        device_type: The device type its code runs on, as far as its imports tell: ``"cpu"``,
+            ``"cuda"``, ``"xpu"`` or ``"mps"``.
+        needs_proxy_executor: Whether it calls ops that have no C shim.
+        exports: The functions and data it defines for others.
+    """
+
+    device_type: str
+    needs_proxy_executor: bool
+    exports: frozenset[str]
+
+
+def inspect_library_file(path: Path) -> LibraryFile:
+    """Return what the headers of the shared object at ``path`` say.
+
+    Raises:
+        LibraryLoadError: It is missing, a directory, no ELF file, no shared object, of another
+            architecture, or truncated.
+    """
+    # Imported on the first load: nothing else in the package reads ELF files.
+    from elftools.common.exceptions import ELFError
+    from elftools.elf.elffile import ELFFile
+
+    if path.is_dir():
+        raise LibraryLoadError(path, "is a directory; a kernel library (.so) or a .pt2 is wanted")
+    try:
+        size = path.stat().st_size
+        with path.open("rb") as file:
+            try:
+                elf = ELFFile(file)
+                _check_header(path, elf)
+                _check_size(path, elf, size)
+                imports, exports = _dynamic_symbols(elf)
+            except ELFError as error:
+                raise LibraryLoadError(path, _not_elf(path, size, error)) from error
+            except LibraryLoadError:
+                raise
+            except Exception as error:
+                # The parser meets whatever a damaged file holds.
+                raise LibraryLoadError(path, f"is a damaged ELF file: {error!r}") from error
+    except LibraryLoadError:
+        raise
+    except OSError as error:
+        raise LibraryLoadError(path, f"cannot be read: {error.strerror}") from error
+    names = [name for name in imports if not _DEVICE_TYPE_QUESTION.match(name)]
+    device_type = next(
+        (device for device, calls in _DEVICE_SYMBOLS if any(map(calls.match, names))), "cpu"
+    )
+    return LibraryFile(
+        device_type=device_type,
+        needs_proxy_executor="aoti_torch_proxy_executor_call_function" in imports,
+        exports=frozenset(exports),
+    )
+
+
+def _check_header(path: Path, elf: Any) -> None:
+    if elf["e_type"] != "ET_DYN":
+        raise LibraryLoadError(path, f"is an ELF file but no shared object ({elf['e_type']})")
+    machine = _MACHINES.get(elf["e_machine"], str(elf["e_machine"]))
+    host = platform.machine().lower()
+    host = _HOST_NAMES.get(host, host)
+    if machine != host:
+        raise LibraryLoadError(path, f"was built for {machine}, and this machine is {host}")
+
+
+def _check_size(path: Path, elf: Any, size: int) -> None:
+    ends = [segment["p_offset"] + segment["p_filesz"] for segment in elf.iter_segments()]
+    # The section table is last in the file, and nobody maps it; but without it the file is cut.
+    ends.append(elf["e_shoff"] + elf["e_shnum"] * elf["e_shentsize"])
+    if max(ends) > size:
+        raise LibraryLoadError(
+            path, f"is truncated: its headers speak of {max(ends)} bytes, it has {size}"
+        )
+
+
+def _dynamic_symbols(elf: Any) -> tuple[set[str], set[str]]:
+    """Return the names that a library takes from others and those that it gives."""
+    imports: set[str] = set()
+    exports: set[str] = set()
+    for segment in elf.iter_segments("PT_DYNAMIC"):
+        for symbol in segment.iter_symbols():
+            (imports if symbol["st_shndx"] == "SHN_UNDEF" else exports).add(symbol.name)
+    return imports, exports
+
+
+def _not_elf(path: Path, size: int, error: Exception) -> str:
+    if size == 0:
+        return "is empty; a kernel library (.so) or a .pt2 package is wanted"
+    with path.open("rb") as file:
+        magic = file.read(4)
+    if magic == b"\x7fELF":
+        return f"is a damaged or truncated ELF file: {error}"
+    return "is no shared object; a kernel library (.so) or a .pt2 package is wanted"

@@ -1,0 +1,175 @@
+"""Unpack a ``.pt2`` package of AOTInductor's: the library and the files that lie beside it.
+
+A package is unpacked once a process and stays until its end: a library that was opened stays
+mapped, and opened again from another file it would be mapped again.
+"""
+
+from __future__ import annotations
+
+import atexit
+import json
+import os
+import shutil
+import sys
+import tempfile
+import threading
+import zipfile
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+
+import torch
+
+from ._environment import cpu_features
+from .errors import LibraryLoadError
+
+_MODELS = "data/aotinductor/"
+
+# What AOTInductor calls instruction sets, and what the kernel calls the CPU's features.
+_CPU_FEATURES = {
+    "AVX2": ("avx2", "fma"),
+    "AVX512": ("avx512f", "avx512dq", "avx512bw", "avx512vl"),
+    "AVX512_VNNI": ("avx512_vnni",),
+    "AMX": ("amx_tile",),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Package:
+    """One model of a package, unpacked.
+
+    Attributes:
+        library: The shared object.
+        directory: Where it and its files lie; also the directory of GPU binaries.
+        weights: The file of its constants, if they are not in the library.
+        metadata: What the compiler noted: device, platform, instruction set.
+    """
+
+    library: Path
+    directory: Path
+    weights: Path | None
+    metadata: dict[str, str]
+
+
+def is_package(path: Path) -> bool:
+    """Return whether the file at ``path`` is a zip archive, as packages are."""
+    try:
+        return path.is_file() and zipfile.is_zipfile(path)
+    except OSError:
+        return False
+
+
+def unpack(path: Path, model_name: str) -> Package:
+    """Return the model ``model_name`` of the package at ``path``.
+
+    Raises:
+        LibraryLoadError: It is damaged, has no such model, or the model has no library.
+    """
+    status = path.stat()
+    identity = (status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, model_name)
+    with _lock:
+        found = _unpacked.get(identity)
+        if found is None or not found.library.exists():
+            found = _unpacked[identity] = _unpack(path, model_name)
+        return found
+
+
+def check_metadata(path: Path, package: Package, device: torch.device) -> None:
+    """Refuse a package that was compiled for another device or machine, as far as it says so."""
+    said = package.metadata
+    built_for = said.get("AOTI_DEVICE_KEY", device.type)
+    if built_for != device.type:
+        raise LibraryLoadError(path, f"was compiled for {built_for}, and device is {str(device)!r}")
+    system = said.get("AOTI_PLATFORM", sys.platform)
+    if system != sys.platform:
+        raise LibraryLoadError(path, f"was compiled for {system}, and this is {sys.platform}")
+    features = cpu_features()
+    if device.type != "cpu" or not any(name in features for name in ("sse2", "asimd")):
+        return
+    wanted = said.get("AOTI_CPU_ISA", "").split()
+    lacking = [n for isa in wanted for n in _CPU_FEATURES.get(isa, ()) if n not in features]
+    if lacking:
+        raise LibraryLoadError(
+            path,
+            f"was compiled for {' '.join(wanted)}, and this CPU lacks {', '.join(lacking)}",
+        )
+
+
+def _unpack(path: Path, model_name: str) -> Package:
+    directory = Path(tempfile.mkdtemp(prefix="aoti-eager-"))
+    _directories.append((os.getpid(), directory))
+    try:
+        with zipfile.ZipFile(path) as archive:
+            members = _members(path, archive, model_name)
+            for member, name in members:
+                with archive.open(member) as source, open(directory / name, "wb") as target:
+                    shutil.copyfileobj(source, target, 1 << 20)
+    except (zipfile.BadZipFile, EOFError, NotImplementedError) as error:
+        raise LibraryLoadError(path, f"is a damaged package: {error}") from error
+    except OSError as error:
+        if isinstance(error, LibraryLoadError):
+            raise
+        raise LibraryLoadError(path, f"cannot be unpacked into {directory}: {error}") from error
+    libraries = sorted(directory.glob("*.so"))
+    if len(libraries) != 1:
+        raise LibraryLoadError(
+            path,
+            f"model {model_name!r} has {len(libraries)} libraries, one is wanted; compile it "
+            "without aot_inductor.package_cpp_only",
+        )
+    library = libraries[0]
+    return Package(
+        library=library,
+        directory=directory,
+        weights=next(iter(sorted(directory.glob("*_weights.blob"))), None),
+        metadata=_metadata(path, library),
+    )
+
+
+def _members(
+    path: Path, archive: zipfile.ZipFile, model_name: str
+) -> list[tuple[zipfile.ZipInfo, str]]:
+    """Return the archive's members of one model, each with its name in the model's directory."""
+    members: dict[str, list[tuple[zipfile.ZipInfo, str]]] = {}
+    for info in archive.infolist():
+        # Everything lies below a folder that is named for the package.
+        _, _, inner = info.filename.partition("/")
+        if inner.startswith(_MODELS) and not info.is_dir():
+            model, _, name = inner.removeprefix(_MODELS).partition("/")
+            # Only the last part: a name cannot lead out of the directory.
+            members.setdefault(model, []).append((info, PurePosixPath(name).name))
+    if model_name not in members:
+        has = f"it has {', '.join(map(repr, sorted(members)))}" if members else "it has none"
+        raise LibraryLoadError(path, f"has no AOTInductor model {model_name!r}; {has}")
+    return members[model_name]
+
+
+def _metadata(path: Path, library: Path) -> dict[str, str]:
+    file = library.with_name(f"{library.stem}_metadata.json")
+    try:
+        values = json.loads(file.read_bytes())
+        return {str(name): str(value) for name, value in values.items()}
+    except FileNotFoundError:
+        return {}
+    except (ValueError, AttributeError) as error:
+        raise LibraryLoadError(path, f"its {file.name} is damaged: {error}") from error
+
+
+_lock = threading.Lock()
+_unpacked: dict[tuple[object, ...], Package] = {}
+_directories: list[tuple[int, Path]] = []
+
+
+@atexit.register
+def _remove_directories() -> None:
+    for pid, directory in _directories:
+        if pid == os.getpid():  # not a forked child's to remove
+            shutil.rmtree(directory, ignore_errors=True)
+
+
+def _after_fork() -> None:
+    global _lock
+    _lock = threading.Lock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)
