@@ -3,21 +3,36 @@
 from __future__ import annotations
 
 from . import cache, errors
+from ._device_backends import (
+    CompileRequest,
+    load_runner,
+    register_compile_backend,
+    register_runner,
+)
 from ._explain import Explanation, explain
 from ._library import Registration, impl, register, registered_ops, stats
+from ._op_constants import constants, update_constants
+from ._runner import ModelContainerRunner
 from ._stats import OpStats
 from .config import config
 
 __all__ = [
+    "CompileRequest",
     "Explanation",
+    "ModelContainerRunner",
     "OpStats",
     "Registration",
     "cache",
     "config",
+    "constants",
     "errors",
     "explain",
     "impl",
+    "load_runner",
     "register",
+    "register_compile_backend",
+    "register_runner",
     "registered_ops",
     "stats",
+    "update_constants",
 ]

@@ -8,8 +8,10 @@ which only the compile worker imports.
 from __future__ import annotations
 
 import ctypes
+import inspect
 import os
 import sys
+import types
 from typing import Any
 
 import torch
@@ -43,6 +45,11 @@ def is_torchs_own(kernel: Any) -> bool:
     """
     origin = repr(kernel)
     return "/aten/src/ATen/" in origin or "/torch/csrc/" in origin
+
+
+def is_custom_op_kernel(kernel: Any) -> bool:
+    """Return whether a kernel from ``torch.library.get_kernel`` is one of ``custom_op``'s."""
+    return "/torch/_library/custom_ops.py:" in repr(kernel)
 
 
 def is_ours(kernel: Any) -> bool:
@@ -248,3 +255,27 @@ def data_dependent_errors() -> tuple[type[Exception], ...]:
     )
 
     return DataDependentOutputException, DynamicOutputShapeException
+
+
+def custom_op_function(name: str, dispatch_key: str) -> Any:
+    """Return the Python function that ``torch.library.custom_op`` runs for an op, or ``None``.
+
+    ``None`` too while the op's kernel for the device is disabled. The public ``CustomOpDef`` keeps
+    its functions in private fields, each wrapped in one of torch's own.
+    """
+    definition: Any = torch._library.custom_ops.OPDEFS.get(name)
+    if definition is None or definition._disabled_kernel:
+        return None
+    functions = definition._backend_fns
+    wrapped = functions.get(dispatch_key.lower(), functions.get(None))
+    if wrapped is None:
+        return None
+    wrapped = inspect.unwrap(wrapped)
+    cells = dict(zip(wrapped.__code__.co_freevars, wrapped.__closure__ or (), strict=True))
+    function = cells["fn"].cell_contents if "fn" in cells else None
+    return function if isinstance(function, types.FunctionType) else None
+
+
+def parse_schema(text: str) -> Any:
+    """Return the torch.FunctionSchema that ``text`` spells; there is no public parser."""
+    return torch._C.parse_schema(text)

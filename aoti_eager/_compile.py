@@ -78,7 +78,15 @@ class CompileService:
         atexit.register(self._end)
 
     def compile(
-        self, key: KernelKey, work: Path, toolchain: Path, *, check: bool, timeout_s: float
+        self,
+        key: KernelKey,
+        work: Path,
+        toolchain: Path,
+        *,
+        check: bool,
+        timeout_s: float,
+        function: dict[str, Any] | None = None,
+        schema: str = "",
     ) -> Compiled:
         """Compile ``key`` in a worker and return the library, somewhere in ``work``.
 
@@ -88,6 +96,9 @@ class CompileService:
             toolchain: Directory of what is kept between compiles (precompiled headers).
             check: Whether the trial run compares results.
             timeout_s: Seconds until the worker is killed.
+            function: The user's function behind the op, as data; the op need not exist in the
+                worker then.
+            schema: That op's schema in words.
 
         Raises:
             CompileError: No usable library, with the decline reason.
@@ -95,25 +106,25 @@ class CompileService:
         with self._lock:
             self._running += 1
         try:
-            return self._compile(key, work, toolchain, check=check, timeout_s=timeout_s)
+            if compiler_on_path() is None:
+                raise CompileError("no_compiler", NO_COMPILER, remember=False)
+            request = {
+                "key": key.to_json(),
+                "work": str(work),
+                "headers": str(toolchain / "headers"),
+                "options": self._options(key),
+                "check": check,
+                "trial_timeout_s": TRIAL_TIMEOUT_S,
+                "function": function,
+                "schema": schema,
+            }
+            return self._compile(key, request, timeout_s)
         finally:
             with self._lock:
                 self._running -= 1
                 self._idle_again.notify_all()
 
-    def _compile(
-        self, key: KernelKey, work: Path, toolchain: Path, *, check: bool, timeout_s: float
-    ) -> Compiled:
-        if compiler_on_path() is None:
-            raise CompileError("no_compiler", NO_COMPILER, remember=False)
-        request = {
-            "key": key.to_json(),
-            "work": str(work),
-            "headers": str(toolchain / "headers"),
-            "options": self._options(key),
-            "check": check,
-            "trial_timeout_s": TRIAL_TIMEOUT_S,
-        }
+    def _compile(self, key: KernelKey, request: dict[str, Any], timeout_s: float) -> Compiled:
         deadline = time.monotonic() + timeout_s
         for attempt in (1, 2):
             if self.ended:

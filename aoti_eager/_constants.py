@@ -91,7 +91,7 @@ def resolve(
         constant = by_name.get(name) or by_fqn.get(name)
         if constant is None:
             raise UnknownConstantError(
-                f"{library}: has no constant {name!r}{_near(name, constants)}", (name,)
+                f"{library}: has no constant {name!r}{near(name, _fqns(constants))}", (name,)
             )
         if constant.folded:
             raise ConstantError(
@@ -235,12 +235,16 @@ def _extent(sizes: Sequence[int], strides: Sequence[int]) -> int:
     return sum((n - 1) * s for n, s in zip(sizes, strides, strict=True)) + 1
 
 
-def _near(name: str, constants: Sequence[Constant]) -> str:
-    names = [c.fqn for c in constants if not c.folded]
-    close = difflib.get_close_matches(name, names + [c.name for c in constants], n=3)
+def near(name: str, names: Sequence[str]) -> str:
+    """Return the end of a message about an unknown ``name``: those near it, or all there are."""
+    close = difflib.get_close_matches(name, names, n=3)
     if close:
         return f"; did you mean {', '.join(map(repr, close))}?"
     return f"; it has {_listed(names)}" if names else "; it has no constants"
+
+
+def _fqns(constants: Sequence[Constant]) -> list[str]:
+    return [constant.fqn for constant in constants if not constant.folded]
 
 
 def _listed(names: Sequence[str]) -> str:

@@ -44,6 +44,8 @@ REASONS: dict[str, str] = {
     "run_failed": "the library raised while it served a call",
     "library_unloadable": "the library cannot be loaded on this machine",
     "op_not_in_worker": "the op is defined by code that the compile worker does not have",
+    "unsupported_function": "the op's function uses something that the compile worker cannot have",
+    "mutates_constant": "the op's function writes to a tensor that it closes over",
     "setting_not_portable": "an Inductor setting has a value that cannot be sent to the worker",
     "specialisation_cap": "the op has static_cap specialisations already",
     "not_in_cache": "mode is cache_only and the key is not in the cache",

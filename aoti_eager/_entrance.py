@@ -30,8 +30,9 @@ from threading import get_ident
 from typing import Any, Protocol
 
 from ._kernel import flat_inputs
-from ._key import parameter_names, parameters, table_key_source
+from ._key import overlap_source, parameter_names, parameters, table_key_source
 from ._passthrough import passing
+from ._python_function import PythonFunction
 from ._schema import Kind, OpSchema
 from ._stats import OpCounters
 
@@ -43,6 +44,7 @@ class Cache(Protocol):
     dispatch_key: str
     counters: OpCounters
     bypassed: bool
+    function: PythonFunction | None
     lookup: Callable[[tuple[Any, ...]], Any]
 
     def bypass(self, keyset: Any, args: Any, kwargs: Any) -> Any:
@@ -55,8 +57,11 @@ class Cache(Protocol):
         """Return the result of a call whose library raised."""
 
 
-def entrance(cache: Cache) -> Callable[..., Any]:
-    """Return the kernel to register, with the keyset as its first argument."""
+def entrance(cache: Cache) -> tuple[Callable[..., Any], Callable[..., tuple[Any, ...]]]:
+    """Return the kernel to register, and a function that gives the key of a call in the table.
+
+    The kernel takes the keyset as its first argument; the other takes what follows.
+    """
     schema = cache.schema
     names: dict[str, Any] = {
         "ae_cache": cache,
@@ -66,6 +71,14 @@ def entrance(cache: Cache) -> Callable[..., Any]:
         "ae_flat_inputs": flat_inputs,
     }
     key = table_key_source(schema, cache.dispatch_key, names)
+    snapshot = constants = ""
+    if cache.function is not None:
+        # What its function closes over is a part of the key, and its tensors are inputs.
+        names["ae_snapshot"] = cache.function.snapshot
+        snapshot = "ae_state, ae_constants = ae_snapshot()"
+        constants = "*ae_constants"
+        overlap = overlap_source(schema, "ae_constants") if schema.mutated else "False"
+        key = f"(ae_state, {overlap}, {key[1:]}"
     named = list(zip(schema.arguments, parameter_names(schema), strict=True))
     args = "".join(f"{name}, " for argument, name in named if not argument.kwarg_only)
     kwargs = ", ".join(f"{name!r}: {name}" for argument, name in named if argument.kwarg_only)
@@ -73,11 +86,14 @@ def entrance(cache: Cache) -> Callable[..., Any]:
     tensors = [(argument, name) for argument, name in named if argument.is_tensor]
     plain = ", ".join(name for _, name in tensors)
     flat = ", ".join(n if a.kind is Kind.TENSOR else f"*({n} or ())" for a, n in tensors)
-    signature = ", ".join(part for part in ("ae_keyset", parameters(schema, names)) if part)
+    plain, flat = (", ".join(part for part in (p, constants) if part) for p in (plain, flat))
+    own = parameters(schema, names)
+    signature = ", ".join(part for part in ("ae_keyset", own) if part)
     source = f"""
 def kernel({signature}):
     if ae_cache.bypassed or (ae_passing and ae_ident() in ae_passing):
         return ae_cache.bypass({call})
+    {snapshot}
     ae_key = {key}
     ae_kernel = ae_cache.lookup(ae_key)
     if ae_kernel is None:
@@ -91,8 +107,12 @@ def kernel({signature}):
     if ae_kernel.single:
         return ae_outputs[0]
     return ae_kernel.results(ae_outputs, ({args}), {{{kwargs}}})
+
+def table_key({own}):
+    {snapshot}
+    return {key}
 """
     exec(source, names)  # noqa: S102
     function: Callable[..., Any] = names["kernel"]
     function.__name__ = function.__qualname__ = schema.op
-    return function
+    return function, names["table_key"]

@@ -19,7 +19,7 @@ from ._ops import find_overload, find_packet
 from ._schema import op_schema
 from ._store import StoredEntry
 from ._template import call_template
-from .errors import AotiEagerError, UnsupportedArgumentError
+from .errors import AotiEagerError, UnsupportedArgumentError, UnsupportedFunctionError
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,7 +101,11 @@ def explain(
     try:
         values = schema.bind(seen_args, seen_kwargs)
         overridden = cache is not None and cache.original.overridden
-        key = kernel_key(schema, dispatch_key, values, overridden=overridden)
+        more = () if cache is None else cache.key_context(cache.describe_function()[0])
+        key = kernel_key(schema, dispatch_key, values, overridden=overridden, more=more)
+    except UnsupportedFunctionError as error:
+        message = f"its function {error}"
+        return Explanation(schema.op, registered, "declined", "unsupported_function", message)
     except UnsupportedArgumentError as error:
         return Explanation(schema.op, registered, "declined", error.reason, str(error))
     known = _in_tables(cache, seen_args, seen_kwargs)

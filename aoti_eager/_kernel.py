@@ -3,14 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any
+from contextlib import AbstractContextManager
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
-from ._library_runner import LibraryRunner
+from ._library_runner import Run
 from ._schema import Kind, OpSchema
 from ._template import NUMBER_DTYPES
+
+
+class Runner(Protocol):
+    """What a kernel runs; see ``LibraryRunner``."""
+
+    @property
+    def run(self) -> Run:
+        """Return the function that takes inputs and returns fresh outputs."""
+
+    @property
+    def lock(self) -> AbstractContextManager[Any]:
+        """Return what is to be held around ``run``."""
 
 
 class Kernel:
@@ -31,7 +44,7 @@ class Kernel:
     def __init__(
         self,
         schema: OpSchema,
-        runner: LibraryRunner,
+        runner: Runner,
         outputs: Sequence[Mapping[str, Any]],
         *,
         plain: bool,

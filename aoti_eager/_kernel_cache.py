@@ -9,18 +9,22 @@ from dataclasses import dataclass
 from threading import get_ident
 from typing import Any
 
+from torch import Tensor
+
 from . import _backend, _compat
 from ._compat import OpOverload
 from ._declines import op_decline
-from ._device_backends import DeviceBackend, device_backend
+from ._device_backends import device_backend
 from ._entrance import entrance
 from ._kernel import Kernel
-from ._key import table_key_function
+from ._key import Component
 from ._miss import Decline, Miss, TableKey, compiling
 from ._original import OriginalKernel
 from ._passthrough import passing
+from ._python_function import Description, PythonFunction, python_function
 from ._schema import op_schema
 from ._stats import Counter, OpCounters
+from ._toolchain import Toolchain
 from ._warnings import warn_once
 from .config import config
 from .errors import RunnerError
@@ -57,20 +61,34 @@ class KernelCache:
         fallback = None if above is None else above.original
         self.original: OriginalKernel = OriginalKernel(op, self.schema, dispatch_key, fallback)
         self.counters = OpCounters()
-        self.key = table_key_function(self.schema, dispatch_key)
+        self.function: PythonFunction | None = None
+        if dispatch_key == "CPU" and self.original.is_python_function:
+            self.function = python_function(op, dispatch_key)
         self._in_flight: dict[TableKey, threading.RLock] = {}
         self._flight_lock = threading.Lock()
         self._refresh_lock = threading.RLock()
         self._enabled = True
         self._op_decline = op_decline(op, self.schema)
-        self.device_backend: DeviceBackend | None = None
+        self.toolchain = Toolchain(op, None)
         self.lookup: Callable[[TableKey], Kernel | None]
         self.bypassed: bool
         self.always_declined: str | None = None
         self._always: Counter | None = None
         self._tables: dict[object, _Tables] = {}
         self.refresh()
-        self.entrance = entrance(self)
+        self.entrance, self.key = entrance(self)
+
+    def describe_function(self) -> tuple[Description | None, list[Tensor]]:
+        """Return the op's Python function as data, if it has one, and its constants.
+
+        Raises:
+            UnsupportedFunctionError: It uses something that cannot be sent to a worker.
+        """
+        return (None, []) if self.function is None else self.function.describe()
+
+    def key_context(self, function: Description | None) -> tuple[tuple[str, Component], ...]:
+        """Return what the key holds besides arguments and settings."""
+        return (*self.toolchain.context, *(function.context() if function is not None else ()))
 
     # -- state --
 
@@ -82,9 +100,10 @@ class KernelCache:
     def _refresh(self) -> None:
         mode = config.mode
         device_type = _backend.device_type(self.dispatch_key)
-        self.device_backend = device_backend(device_type)
+        backend = device_backend(device_type)
+        self.toolchain = Toolchain(self.op, backend)
         reason = self._op_decline
-        if reason is None and device_type != "cpu" and self.device_backend is None:
+        if reason is None and device_type != "cpu" and backend is None:
             reason = "unsupported_device"
         if reason != self.always_declined:
             self._always = None if reason is None else self.counters.declined(reason)

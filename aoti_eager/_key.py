@@ -92,7 +92,12 @@ class KernelKey:
 
 
 def kernel_key(
-    schema: OpSchema, dispatch_key: str, values: Sequence[Any], *, overridden: bool = False
+    schema: OpSchema,
+    dispatch_key: str,
+    values: Sequence[Any],
+    *,
+    overridden: bool = False,
+    more: Sequence[tuple[str, Component]] = (),
 ) -> KernelKey:
     """Return the key of a call with the bound ``values``, under the context of this moment.
 
@@ -102,6 +107,8 @@ def kernel_key(
         values: One value an argument, in schema order (``OpSchema.bind``).
         overridden: Whether the original kernel is not torch's own: such calls share no entry with
             the others, because the original that a result must equal is another.
+        more: Further components of the context: a function of the user's and its constants, or a
+            device's compile backend.
 
     Raises:
         UnsupportedArgumentError: An argument has a type that no key can hold.
@@ -112,6 +119,7 @@ def kernel_key(
     )
     dtype, deterministic, precision, threads = call_context()
     context = (
+        *more,
         ("default_dtype", _dtype_name(dtype)),
         ("deterministic", deterministic),
         ("float32_matmul_precision", precision),
@@ -170,7 +178,7 @@ def tensor_component(value: Any) -> Component:
     """Return a tensor's metadata, or the kind of a number that stands in a Tensor slot."""
     if not isinstance(value, Tensor):
         return {"number": next(iter(scalar_component(value)))}
-    return {
+    component = {
         "dtype": _dtype_name(value.dtype),
         "device": str(value.device),
         "layout": str(value.layout).removeprefix("torch."),
@@ -179,6 +187,10 @@ def tensor_component(value: Any) -> Component:
         "conj": value.is_conj(),
         "neg": value.is_neg(),
     }
+    if value.device.type != "cpu" and value.layout is torch.strided:
+        # Code for other devices may load 16 bytes at a time.
+        component["aligned"] = value.data_ptr() % 16 == 0
+    return component
 
 
 def _generator_component(value: Any) -> Component:
@@ -255,7 +267,7 @@ def _other_key_function(tensor: str) -> Callable[[Any], Any]:
 _CPU_TENSOR = "({0}.dtype, {0}.shape, {0}.stride(), {0}.is_neg(), {0}.is_conj())"
 _DEVICE_TENSOR = (
     "({0}.dtype, {0}.shape, {0}.stride(), {0}.is_neg(), {0}.is_conj(), {0}.device, "
-    "{0}.data_ptr() % 16)"
+    "{0}.data_ptr() % 16 == 0)"
 )
 
 
@@ -301,7 +313,7 @@ def table_key_source(schema: OpSchema, dispatch_key: str, names: dict[str, Any])
         for argument, name in zip(schema.arguments, parameter_names(schema), strict=True)
     ]
     if schema.mutated:
-        parts.append(_overlap_part(schema))
+        parts.append(overlap_source(schema))
     parts += ["ae_default_dtype()", "ae_deterministic()", "ae_precision()", "ae_threads()"]
     return f"({', '.join(parts)},)"
 
@@ -350,8 +362,11 @@ def _table_key_part(argument: Argument, name: str, one: str) -> str:
     return f"(None if {name} is None else {part})" if argument.optional else part
 
 
-def _overlap_part(schema: OpSchema) -> str:
-    """Return the source of "a mutated argument overlaps another": layouts alone do not tell."""
+def overlap_source(schema: OpSchema, others: str | None = None) -> str:
+    """Return the source of "a mutated argument overlaps another": layouts alone do not tell.
+
+    ``others`` is the source of the tensors to compare with, by default the other arguments.
+    """
 
     def listed(wanted: bool) -> str:
         items = [
@@ -361,7 +376,7 @@ def _overlap_part(schema: OpSchema) -> str:
         ]
         return f"({', '.join(items)},)" if items else "()"
 
-    return f"ae_overlaps({listed(True)}, {listed(False)})"
+    return f"ae_overlaps({listed(True)}, {others or listed(False)})"
 
 
 def json_digest(values: Component) -> str:

@@ -56,7 +56,10 @@ def lower(op: OpOverload, template: CallTemplate, work: Path, options: dict[str,
         inputs = tuple(fake_inputs(template))
         try:
             exported = torch.export.export(call_module(op, template, outputs), inputs, strict=False)
+            _check_random(exported)
             program: Any = exported.module(check_guards=False)
+        except CompileError:
+            raise
         except Exception as error:
             raise CompileError("does_not_trace", error_text(error)) from error
     facts = _GeneratedCode()
@@ -78,6 +81,13 @@ def lower(op: OpOverload, template: CallTemplate, work: Path, options: dict[str,
         parallel=facts.parallel,
         compiler=inductor.compiler_description(),
     )
+
+
+def _check_random(exported: Any) -> None:
+    for node in exported.graph.nodes:
+        tags = getattr(node.target, "tags", ())
+        if torch.Tag.nondeterministic_seeded in tags:
+            raise CompileError("random", f"the function draws random numbers ({node.target})")
 
 
 class _GeneratedCode:

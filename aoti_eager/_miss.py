@@ -21,14 +21,15 @@ from ._declines import DEPENDS_ON_THREADS, call_decline
 from ._entry import Entry, Status
 from ._kernel import Kernel, call_inputs
 from ._key import ANY_THREADS, KernelKey, kernel_key
-from ._library_runner import RELEASE_GIL_NUMEL, LibraryRunner
 from ._live_check import LiveCheck
 from ._original import OriginalKernel
 from ._passthrough import passthrough
+from ._python_function import Description, PythonFunction
 from ._schema import Kind, OpSchema
 from ._stats import Counter, OpCounters
 from ._store import StoredEntry
 from ._template import call_template
+from ._toolchain import Toolchain
 from ._warnings import warn_once
 from .config import config
 from .errors import (
@@ -39,6 +40,7 @@ from .errors import (
     RunnerError,
     StoreError,
     UnsupportedArgumentError,
+    UnsupportedFunctionError,
 )
 
 log = logging.getLogger("aoti_eager")
@@ -72,6 +74,14 @@ class Cache(Protocol):
     entrance: Callable[..., Any]
     lookup: Callable[[TableKey], Kernel | None]
     kernels: dict[TableKey, Kernel]
+    toolchain: Toolchain
+    function: PythonFunction | None
+
+    def describe_function(self) -> tuple[Description | None, list[Tensor]]:
+        """Return the op's Python function as data, if it has one, and its constants."""
+
+    def key_context(self, function: Description | None) -> Sequence[tuple[str, Any]]:
+        """Return what the key holds besides arguments and settings."""
 
     def decline(self, key: TableKey, reason: str, message: str) -> Decline:
         """Decline calls under ``key`` from now on."""
@@ -123,21 +133,28 @@ class Miss:
         try:
             with passthrough():
                 values = cache.schema.bind(self._args, self._kwargs)
+                self._function, constants = cache.describe_function()
                 self._key = kernel_key(
                     cache.schema,
                     cache.dispatch_key,
                     values,
                     overridden=cache.original.overridden,
+                    more=cache.key_context(self._function),
                 )
                 self._template = call_template(cache.schema, self._key)
         except UnsupportedArgumentError as error:
             return self._declined(error.reason, str(error))
+        except UnsupportedFunctionError as error:
+            return self._declined("unsupported_function", f"{self._op}: its function {error}")
         reason = call_decline(self._template)
         if reason is None and cache.schema.mutated and self._mutation_overlaps():
             reason = "mutated_argument_overlaps"
         if reason is not None:
             return self._declined(reason, f"{self._op}: {reason}")
-        self._inputs = call_inputs(cache.schema, values)
+        if cache.function is not None and cache.function.snapshot()[0] != self._table_key[0]:
+            # Another thread changed what the function uses since this call's key was made.
+            return self._original()
+        self._inputs = [*call_inputs(cache.schema, values), *constants]
         self._live = LiveCheck(cache.op, self._template, cache.original, self._keyset, self._inputs)
         try:
             found = self._from_store()
@@ -155,7 +172,9 @@ class Miss:
 
     def _mutation_overlaps(self) -> bool:
         # The table key has the answer just before the four values of the context.
-        return bool(self._table_key[-5])
+        # A function's state and constants come first.
+        with_constants = self._cache.function is not None and self._table_key[1]
+        return bool(self._table_key[-5] or with_constants)
 
     # -- a kernel from the store --
 
@@ -207,10 +226,7 @@ class Miss:
         return self._cache.entrance(self._keyset, *self._args, **self._kwargs)
 
     def _load(self, library: Any, entry: Entry) -> Kernel:
-        numel = sum(tensor.numel() for tensor in self._inputs)
-        runner = LibraryRunner(
-            library, calls_aten=entry.calls_aten, release_gil=numel >= RELEASE_GIL_NUMEL
-        )
+        runner = self._cache.toolchain.load(library, entry, self._inputs)
         plain = all(
             argument.kind is Kind.TENSOR and isinstance(component, dict) and "dtype" in component
             for argument, (_, component) in zip(
@@ -259,12 +275,8 @@ class Miss:
                 return
             self._cache.counters.compiles.add()
             try:
-                compiled = backend.service.compile(
-                    self._key,
-                    work,
-                    backend.toolchain,
-                    check=config.check,
-                    timeout_s=config.compile_timeout_s,
+                compiled = self._cache.toolchain.compile(
+                    self._template, self._function, backend, work
                 )
             except CompileError as error:
                 if error.remember:
@@ -305,7 +317,7 @@ class Miss:
         threads = dict(self._key.context)["threads"]
         # Code without parallel regions is the same for every thread count, unless it has none
         # only because there was one thread to compile for.
-        any_threads = not compiled.parallel and threads > 1
+        any_threads = not compiled.parallel and (threads > 1 or self._cache.toolchain.is_portable)
         entry = self._entry(
             Status.READY,
             outputs=compiled.outputs,
@@ -340,12 +352,13 @@ class Miss:
 
     def _entry(self, status: Status, *, key: KernelKey | None = None, **fields: Any) -> Entry:
         backend = _backend.current()
+        target, requires = self._cache.toolchain.target(backend)
         return Entry(
             status=status,
             key=key or self._key,
             environment=backend.environment,
-            target=backend.target.name,
-            requires=backend.target.requires,
+            target=target,
+            requires=requires,
             **fields,
         )
 

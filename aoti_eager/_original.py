@@ -9,7 +9,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ._compat import OpOverload, is_ours, is_torchs_own, wrapped_number
+from ._compat import (
+    OpOverload,
+    is_custom_op_kernel,
+    is_ours,
+    is_torchs_own,
+    wrapped_number,
+)
 from ._passthrough import passthrough
 from ._schema import Kind, OpSchema
 from .errors import OriginalKernelError
@@ -41,6 +47,7 @@ class OriginalKernel:
     Attributes:
         overridden: Whether it is not torch's own kernel but somebody's override. What compiled code
             computes is torch's meaning of the op, so its results are compared in every process.
+        is_python_function: Whether it is the function of an op of ``torch.library.custom_op``.
 
     Raises:
         RuntimeError: There is no kernel at that dispatch key.
@@ -60,7 +67,8 @@ class OriginalKernel:
             # Ours is registered already: what it falls back to is the original of both, and stays
             # when the other one goes.
             self._kernel = above._kernel
-        self.overridden = not is_torchs_own(self._kernel)
+        self.is_python_function = is_custom_op_kernel(self._kernel)
+        self.overridden = not (is_torchs_own(self._kernel) or self.is_python_function)
         tensors = [i for i, a in enumerate(schema.arguments) if a.kind is Kind.TENSOR]
         # Also where there is one only: C++ casts a wrapped number with _to_copy, for example.
         self._number_slots = tuple(tensors)

@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from ._compat import OpOverload, raw_schema
+from ._compat import OpOverload, parse_schema, raw_schema
 
 
 class Kind(enum.Enum):
@@ -168,7 +168,15 @@ class OpSchema:
 @functools.cache
 def op_schema(op: OpOverload) -> OpSchema:
     """Return the schema of the overload ``op``."""
-    schema = raw_schema(op)
+    return _op_schema(raw_schema(op))
+
+
+def parsed_schema(text: str) -> OpSchema:
+    """Return the schema that ``text`` spells, of an op that need not exist in this process."""
+    return _op_schema(parse_schema(text))
+
+
+def _op_schema(schema: Any) -> OpSchema:
     arguments = tuple(_argument(argument) for argument in schema.arguments)
     mutated = {
         name: argument.name
@@ -177,7 +185,7 @@ def op_schema(op: OpOverload) -> OpSchema:
         for name in argument.alias_info.before_set
     }
     return OpSchema(
-        op=qualified_name(op),
+        op=_name(schema),
         arguments=arguments,
         returns=tuple(_return(result, mutated) for result in schema.returns),
     )
@@ -185,7 +193,10 @@ def op_schema(op: OpOverload) -> OpSchema:
 
 def qualified_name(op: OpOverload) -> str:
     """Return ``namespace::name.overload``, without the suffix for a default overload."""
-    schema = raw_schema(op)
+    return _name(raw_schema(op))
+
+
+def _name(schema: Any) -> str:
     return f"{schema.name}.{schema.overload_name}" if schema.overload_name else schema.name
 
 

@@ -42,13 +42,14 @@ class TensorSlot:
 class CallTemplate:
     """A call without its tensors.
 
-    ``slots`` are the inputs in schema order, lists flattened and absent ones left out; this is the
-    order in which a runner takes them.
+    ``slots`` are the inputs in schema order, lists flattened and absent ones left out, then the
+    ``constants`` of a function of the user's; this is the order in which a runner takes them.
     """
 
     schema: OpSchema
     key: KernelKey
     slots: tuple[TensorSlot, ...]
+    constants: int = 0
 
     def call(
         self,
@@ -58,9 +59,13 @@ class CallTemplate:
     ) -> Any:
         """Return ``op`` called with ``inputs`` in the slots, numbers passed through ``as_number``.
 
-        ``op`` is the overload or a captured kernel: anything that takes the schema's arguments.
+        ``op`` is the overload or a captured kernel: anything that takes the schema's arguments. One
+        with a method ``with_constants`` is given the constants, too; others have their own.
         """
         args, kwargs = self.arguments(inputs, as_number)
+        with_constants = getattr(op, "with_constants", None)
+        if with_constants is not None:
+            return with_constants(inputs[len(self.slots) - self.constants :], args, kwargs)
         return op(*args, **kwargs)
 
     def arguments(
@@ -98,7 +103,9 @@ def call_template(schema: OpSchema, key: KernelKey) -> CallTemplate:
             continue
         listed = [component] if argument.kind is Kind.TENSOR else component
         slots += [TensorSlot(name, one, argument.mutated) for one in listed if one is not None]
-    return CallTemplate(schema, key, tuple(slots))
+    constants = dict(key.context).get("constants", ())
+    slots += [TensorSlot(one["name"], one, mutated=False) for one in constants]
+    return CallTemplate(schema, key, tuple(slots), len(constants))
 
 
 def slot_dtype(slot: TensorSlot) -> torch.dtype:

@@ -48,6 +48,8 @@ def trace_outputs(
     in a Tensor slot, and if it did the check on live arguments would say so.
     """
     before = [(t.shape, t.stride(), t.dtype) for t in inputs]
+    constants = inputs[len(inputs) - template.constants :]
+    versions = [tensor._version for tensor in constants]
     try:
         result = template.call(op, inputs, as_number=_made_up_number)
     except data_dependent_errors() as error:
@@ -56,6 +58,8 @@ def trace_outputs(
         raise CompileError("does_not_trace", error_text(error)) from error
     if before != [(t.shape, t.stride(), t.dtype) for t in inputs]:
         raise CompileError("changes_metadata", "the op changes the sizes or strides of an argument")
+    if versions != [tensor._version for tensor in constants]:
+        raise CompileError("mutates_constant", "the function writes to a tensor it closes over")
     schema = template.schema
     results = [result] if len(schema.returns) == 1 else list(result or ())
     outputs: list[dict[str, Any]] = []

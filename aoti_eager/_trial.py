@@ -24,11 +24,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ._call_target import call_target
 from ._check import copy_tensor, differences, float64_reference, fresh_results
 from ._key import KernelKey
 from ._library_runner import LibraryRunner
-from ._ops import find_overload
-from ._schema import op_schema
 from ._template import CallTemplate, TensorSlot, call_template, slot_dtype
 
 
@@ -89,8 +88,8 @@ def _read_until(pipe: int, deadline: float) -> bytes | None:
 
 def _try_library(request: dict[str, Any]) -> dict[str, Any]:
     key = KernelKey.from_json(request["key"])
-    op = find_overload(key.op)
-    template = call_template(op_schema(op), key)
+    op, schema = call_target(key.op, request["function"], request["schema"])
+    template = call_template(schema, key)
     outputs = request["outputs"]
     context = dict(key.context)
     torch.set_default_dtype(getattr(torch, context["default_dtype"]))

@@ -138,25 +138,20 @@ class _Compiler:
     def _compile(self, request: dict[str, Any]) -> dict[str, Any]:
         import torch
 
+        from ._call_target import call_target
         from ._key import KernelKey
         from ._lowering import lower
-        from ._ops import find_overload
-        from ._schema import op_schema
         from ._template import call_template
-        from .errors import CompileError, UnknownOpError
+        from .errors import CompileError
 
         key = KernelKey.from_json(request["key"])
-        try:
-            op = find_overload(key.op)
-        except UnknownOpError as error:
-            message = f"{key.op} is not defined in the compile worker"
-            raise CompileError("op_not_in_worker", message, remember=False) from error
+        op, schema = call_target(key.op, request["function"], request["schema"])
         _use_directories(Path(request["work"]), Path(request["headers"]))
         context = dict(key.context)
         torch.set_default_dtype(getattr(torch, context["default_dtype"]))
         torch.use_deterministic_algorithms(context["deterministic"], warn_only=True)
         torch.set_float32_matmul_precision(context["float32_matmul_precision"])
-        template = call_template(op_schema(op), key)
+        template = call_template(schema, key)
         lowered = lower(op, template, Path(request["work"]), request["options"])
         failure = self._trial.run(
             {
@@ -165,6 +160,8 @@ class _Compiler:
                 "outputs": lowered.outputs,
                 "check": request["check"],
                 "timeout_s": request["trial_timeout_s"],
+                "function": request["function"],
+                "schema": request["schema"],
             }
         )
         if failure:

@@ -58,6 +58,10 @@ class UnsupportedArgumentError(AotiEagerError, TypeError):
         self.reason = reason
 
 
+class UnsupportedFunctionError(AotiEagerError, TypeError):
+    """A function of the user's uses something that no key can hold; calls of its op decline."""
+
+
 class CompileError(AotiEagerError, RuntimeError):
     """No usable kernel library came out of a compile.
 

@@ -1,0 +1,390 @@
+"""A Python function as data: its source, the plain values it uses, and its tensors as constants.
+
+The compile worker has none of the user's code. What it gets is a document of JSON from which it
+rebuilds the function (``_rebuilt_function``); the document's digest is in the key. Tensors that the
+function closes over, and the parameters of modules, are not in it: they are constants, keyed by
+their metadata and handed to the kernel in each call, as they are at that moment. So a change of
+their values, in place or by rebinding, needs no compile, and one of anything else misses.
+"""
+
+from __future__ import annotations
+
+import ast
+import builtins
+import dis
+import functools
+import importlib
+import inspect
+import sys
+import textwrap
+import types
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from . import _compat
+from ._compat import OpOverload
+from ._key import Component, json_digest, tensor_component
+from ._schema import qualified_name
+from .errors import UnsupportedFunctionError
+
+# Everything else of a function's that is found by a name is taken by its source.
+_BY_REFERENCE = frozenset({"torch", "math", "operator", "functools", "itertools", "typing"})
+# Those that have no effect but their result.
+_BUILTINS = frozenset(
+    """
+    abs all any bool complex dict divmod enumerate filter float frozenset getattr hasattr int
+    isinstance issubclass iter len list map max min next pow range reversed round set slice sorted
+    str sum tuple type zip ArithmeticError AssertionError AttributeError Exception IndexError
+    KeyError NotImplementedError RuntimeError TypeError ValueError ZeroDivisionError
+    """.split()  # noqa: SIM905 - a list of names to read, not to parse
+)
+_TORCH_VALUES = (torch.dtype, torch.layout, torch.memory_format)
+_MODULE_STATE = frozenset(
+    {"training", "_parameters", "_buffers", "_modules", "_non_persistent_buffers_set"}
+)
+_DEPTH = 8
+
+
+@dataclass(frozen=True, slots=True)
+class Description:
+    """A function at one moment.
+
+    Attributes:
+        document: What the worker rebuilds it from.
+        constants: ``(name, metadata)`` of its tensors, in the order of the kernel's inputs.
+    """
+
+    document: dict[str, Any]
+    constants: tuple[tuple[str, Component], ...]
+
+    def context(self) -> tuple[tuple[str, Component], ...]:
+        """Return the components of a kernel's key."""
+        named = [{"name": name, **component} for name, component in self.constants]
+        return (("constants", named), ("function", json_digest(self.document)))
+
+
+class PythonFunction:
+    """The function behind an op that ``torch.library.custom_op`` made.
+
+    Args:
+        function: Gives the function that a call of the op runs at this moment, or ``None``.
+    """
+
+    def __init__(self, function: Callable[[], types.FunctionType | None]) -> None:
+        self._function = function
+
+    def snapshot(self) -> tuple[Any, list[Tensor]]:
+        """Return what the function depends on at this moment, for the table, and its tensors."""
+        tensors: list[Tensor] = []
+        return _state(self._function(), tensors, _DEPTH), tensors
+
+    def describe(self) -> tuple[Description, list[Tensor]]:
+        """Return the function as data, and its tensors: its own and no copies.
+
+        Raises:
+            UnsupportedFunctionError: It uses something that cannot be sent to the compile worker;
+                the message names it.
+        """
+        function = self._function()
+        if function is None:
+            raise UnsupportedFunctionError("the op's function is disabled or was replaced")
+        writer = _Writer()
+        document = writer.function(function, "", _DEPTH)
+        return Description(document, tuple(writer.constants)), writer.tensors
+
+
+def python_function(op: OpOverload, dispatch_key: str) -> PythonFunction | None:
+    """Return the Python function that ``op`` runs at ``dispatch_key``, if it has one we can see."""
+    name = qualified_name(op)
+    if _compat.custom_op_function(name, dispatch_key) is None:
+        return None
+    return PythonFunction(lambda: _compat.custom_op_function(name, dispatch_key))
+
+
+# --- what a function uses -------------------------------------------------------------------------
+
+
+@functools.lru_cache(maxsize=1024)
+def _names(code: types.CodeType) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Return the global names and the free names that code uses, sorted."""
+    found: set[str] = set()
+    pending = [code]
+    while pending:
+        one = pending.pop()
+        for instruction in dis.get_instructions(one):
+            if instruction.opname in ("LOAD_GLOBAL", "LOAD_NAME"):
+                found.add(instruction.argval)
+        pending += [c for c in one.co_consts if isinstance(c, types.CodeType)]
+    return tuple(sorted(found)), tuple(sorted(code.co_freevars))
+
+
+_ABSENT = object()
+
+
+def _used(function: types.FunctionType) -> Iterator[tuple[str, Any]]:
+    """Give each name that ``function`` uses with its value at this moment."""
+    global_names, free_names = _names(function.__code__)
+    for name in global_names:
+        yield name, function.__globals__.get(name, _ABSENT)
+    cells = dict(zip(function.__code__.co_freevars, function.__closure__ or (), strict=True))
+    for name in free_names:
+        try:
+            yield name, cells[name].cell_contents
+        except ValueError:
+            yield name, _ABSENT
+
+
+def _state(value: Any, tensors: list[Tensor], depth: int) -> Any:
+    """Return a hashable that is equal for equal values; tensors go by metadata, in order."""
+    kind = type(value)
+    if kind is Tensor or kind is torch.nn.Parameter:
+        tensors.append(value)
+        return (
+            value.dtype,
+            value.shape,
+            value.stride() if value.layout is torch.strided else value.layout,
+            value.device,
+            value.is_neg(),
+            value.is_conj(),
+        )
+    if value is None or kind in (bool, int, str):
+        return (kind, value)
+    if kind is float:
+        return value.hex()
+    if depth == 0:
+        return id(value)
+    if kind is types.FunctionType:
+        if _is_torch_function(value):
+            return value
+        return (
+            value.__code__,
+            _state(value.__defaults__, tensors, depth - 1),
+            _state(value.__kwdefaults__, tensors, depth - 1),
+            *[_state(one, tensors, depth - 1) for _, one in _used(value)],
+        )
+    if kind is tuple or kind is list:
+        return (kind, *[_state(one, tensors, depth - 1) for one in value])
+    if kind is dict:
+        return (kind, *[(k, _state(v, tensors, depth - 1)) for k, v in value.items()])
+    if isinstance(value, torch.nn.Module):
+        return _module_state(value, tensors, depth)
+    try:
+        hash(value)
+    except TypeError:
+        return id(value)
+    return value
+
+
+def _module_state(module: torch.nn.Module, tensors: list[Tensor], depth: int) -> Any:
+    return (
+        type(module),
+        module.training,
+        *[(n, _state(v, tensors, depth - 1)) for n, v in _module_tensors(module)],
+        *[(n, _state(v, tensors, depth - 1)) for n, v in module._modules.items()],
+        *[(n, _state(v, [], depth - 1)) for n, v in _plain_attributes(module)],
+    )
+
+
+def _module_tensors(module: torch.nn.Module) -> Iterator[tuple[str, Any]]:
+    yield from module._parameters.items()
+    yield from module._buffers.items()
+
+
+def _plain_attributes(module: torch.nn.Module) -> Iterator[tuple[str, Any]]:
+    for name, value in vars(module).items():
+        if name not in _MODULE_STATE and not (_is_hooks(name) and not value):
+            yield name, value
+
+
+def _is_hooks(name: str) -> bool:
+    return name.startswith("_") and ("hook" in name or name == "_is_full_backward_hook")
+
+
+# --- the document ---------------------------------------------------------------------------------
+
+
+class _Writer:
+    """Writes values as JSON and collects the tensors among them, in ``_state``'s order."""
+
+    def __init__(self) -> None:
+        self.constants: list[tuple[str, Component]] = []
+        self.tensors: list[Tensor] = []
+
+    def function(self, function: types.FunctionType, path: str, depth: int) -> dict[str, Any]:
+        if depth == 0:
+            raise UnsupportedFunctionError(f"{path}: functions that call functions, too deep")
+        source = _source(function)
+        document: dict[str, Any] = {
+            "name": function.__name__,
+            "source": source,
+            "python": list(sys.version_info[:2]),
+            "defaults": self.value(function.__defaults__, f"{path}defaults", depth - 1),
+            "kwdefaults": self.value(function.__kwdefaults__, f"{path}defaults", depth - 1),
+        }
+        document["names"] = {
+            name: self.used(name, value, path + name, depth - 1) for name, value in _used(function)
+        }
+        return document
+
+    def used(self, name: str, value: Any, path: str, depth: int) -> Component:
+        if value is _ABSENT:
+            if not hasattr(builtins, name):
+                raise UnsupportedFunctionError(f"uses {name!r}, which has no value")
+            if name not in _BUILTINS:
+                raise UnsupportedFunctionError(
+                    f"uses {name!r}, which may do more than compute a result"
+                )
+            return {"builtin": name}
+        return self.value(value, path, depth)
+
+    def value(self, value: Any, path: str, depth: int) -> Component:
+        kind = type(value)
+        if kind is Tensor or kind is torch.nn.Parameter:
+            return self.constant(value, path)
+        if value is None or kind in (bool, int, str):
+            return {"plain": value}
+        if kind is float:
+            return {"float": value.hex()}
+        if depth == 0:
+            raise UnsupportedFunctionError(f"{path}: values within values, too deep")
+        if kind is types.FunctionType and not _is_by_reference(value):
+            return {"function": self.function(value, path + ".", depth)}
+        if kind is tuple or kind is list:
+            items = [self.value(v, f"{path}.{i}", depth - 1) for i, v in enumerate(value)]
+            return {kind.__name__: items}
+        if kind is dict and all(type(k) is str for k in value):
+            return {
+                "dict": [[k, self.value(v, f"{path}.{k}", depth - 1)] for k, v in value.items()]
+            }
+        if isinstance(value, _TORCH_VALUES):
+            return {"torch": str(value).removeprefix("torch.")}
+        if isinstance(value, torch.device):
+            return {"device": str(value)}
+        if isinstance(value, torch.nn.Module):
+            return self.module(value, path, depth)
+        if isinstance(value, types.ModuleType):
+            if value.__name__.partition(".")[0] in _BY_REFERENCE:
+                return {"module": value.__name__}
+            raise UnsupportedFunctionError(
+                f"uses the module {path} ({value.__name__}), which the compile worker does not "
+                "have; import the function that is needed from it by name"
+            )
+        if _is_by_reference(value):
+            return {"reference": [value.__module__, value.__qualname__]}
+        raise UnsupportedFunctionError(
+            f"uses {path}, a {kind.__module__}.{kind.__qualname__}; tensors, numbers, strings, "
+            "lists, functions, torch.nn modules and torch's own names are supported"
+        )
+
+    def constant(self, tensor: Tensor, path: str) -> Component:
+        component = tensor_component(tensor)
+        if component["layout"] != "strided" or component["conj"] or component["neg"]:
+            raise UnsupportedFunctionError(f"uses {path}, a tensor that is not plain and strided")
+        self.constants.append((path, component))
+        self.tensors.append(tensor)
+        return {"constant": len(self.constants) - 1}
+
+    def module(self, module: torch.nn.Module, path: str, depth: int) -> Component:
+        cls = type(module)
+        if not _is_by_reference(cls):
+            raise UnsupportedFunctionError(
+                f"uses {path}, a module of class {cls.__qualname__}, whose code the compile worker "
+                "does not have; modules of torch.nn are supported, and so are functions of tensors"
+            )
+        tensors = {n: self.value(v, f"{path}.{n}", depth - 1) for n, v in _module_tensors(module)}
+        modules = {n: self.value(v, f"{path}.{n}", depth - 1) for n, v in module._modules.items()}
+        before = len(self.constants)
+        attributes = {
+            n: self.value(v, f"{path}.{n}", depth - 1) for n, v in _plain_attributes(module)
+        }
+        if len(self.constants) != before:
+            raise UnsupportedFunctionError(f"uses {path}, a module with a tensor for an attribute")
+        return {
+            "nn": {
+                "class": [cls.__module__, cls.__qualname__],
+                "training": module.training,
+                "parameters": list(module._parameters),
+                "tensors": tensors,
+                "modules": modules,
+                "attributes": attributes,
+            }
+        }
+
+
+@functools.lru_cache(maxsize=1024)
+def _is_torch_function(function: types.FunctionType) -> bool:
+    return _is_by_reference(function)
+
+
+def _is_by_reference(value: Any) -> bool:
+    """Return whether an object is found again under its name in a module that every worker has."""
+    module, name = getattr(value, "__module__", None), getattr(value, "__qualname__", None)
+    if not isinstance(module, str) or not isinstance(name, str):
+        return False
+    if module.partition(".")[0] not in _BY_REFERENCE:
+        return False
+    try:
+        return resolve_name(module, name) is value
+    except (ImportError, AttributeError):
+        return False
+
+
+def resolve_name(module: str, name: str) -> Any:
+    """Return the object called ``name`` in ``module``, which is imported.
+
+    Raises:
+        ImportError: There is no such module.
+        AttributeError: It has no such name.
+    """
+    return functools.reduce(getattr, name.split("."), importlib.import_module(module))
+
+
+def _source(function: types.FunctionType) -> str:
+    """Return the function's code in a form that neither comments nor line breaks change."""
+    name = function.__name__
+    if name == "<lambda>":
+        raise UnsupportedFunctionError("is a lambda; define it with def")
+    try:
+        text = textwrap.dedent(inspect.getsource(function))
+        tree = ast.parse(text)
+    except (OSError, TypeError, SyntaxError) as error:
+        raise UnsupportedFunctionError(
+            f"its source cannot be read ({error}); define it in a file"
+        ) from error
+    definition = tree.body[0]
+    if not isinstance(definition, ast.FunctionDef):
+        raise UnsupportedFunctionError(f"is no plain function ({type(definition).__name__})")
+    _check_source_is_current(function, definition)
+    for node in ast.walk(definition):
+        if isinstance(node, ast.Global | ast.Nonlocal):
+            raise UnsupportedFunctionError(f"assigns to {', '.join(node.names)} outside of itself")
+        if isinstance(node, ast.Import | ast.ImportFrom):
+            raise UnsupportedFunctionError("imports modules inside of its body")
+        if isinstance(node, ast.Yield | ast.YieldFrom | ast.Await):
+            raise UnsupportedFunctionError("is a generator or a coroutine")
+    definition.decorator_list = []
+    definition.returns = None
+    arguments = definition.args
+    for argument in [*arguments.posonlyargs, *arguments.args, *arguments.kwonlyargs]:
+        argument.annotation = None
+    # Defaults are values, and come beside the source.
+    arguments.defaults = []
+    arguments.kw_defaults = [None] * len(arguments.kwonlyargs)
+    if ast.get_docstring(definition) is not None:
+        definition.body = definition.body[1:] or [ast.Pass()]
+    return ast.unparse(definition)
+
+
+def _check_source_is_current(function: types.FunctionType, definition: ast.FunctionDef) -> None:
+    """Refuse source that is not what runs: the file was edited, or the line is another's."""
+    if definition.name != function.__code__.co_name:
+        raise UnsupportedFunctionError("its source is another function's; was its file edited?")
+    arguments = definition.args
+    names = [a.arg for a in (*arguments.posonlyargs, *arguments.args, *arguments.kwonlyargs)]
+    code = function.__code__
+    if tuple(names) != code.co_varnames[: code.co_argcount + code.co_kwonlyargcount]:
+        raise UnsupportedFunctionError("its source is another function's; was its file edited?")

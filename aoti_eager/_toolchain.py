@@ -1,0 +1,117 @@
+"""How a key's library is made and loaded: by AOTInductor in a worker, or by a device's backend."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from ._backend import Backend
+from ._compat import OpOverload, raw_schema
+from ._compile import Compiled
+from ._device_backends import DeviceBackend
+from ._entry import Entry
+from ._key import Component
+from ._library_runner import RELEASE_GIL_NUMEL, LibraryRunner
+from ._python_function import Description
+from ._template import CallTemplate
+from .config import config
+
+
+class DeviceRunner:
+    """A library of a device's backend; ``run`` and ``lock`` as in ``LibraryRunner``."""
+
+    __slots__ = ("lock", "run")
+
+    def __init__(self, run: Callable[[list[Tensor]], list[Tensor]]) -> None:
+        self.run = run
+        # What a backend's runner does under threads is unknown.
+        self.lock = threading.RLock()
+
+
+class Toolchain:
+    """Makes and loads the libraries of one op.
+
+    Args:
+        op: The overload.
+        device_backend: The compile backend of the op's device; ``None`` for AOTInductor.
+    """
+
+    def __init__(self, op: OpOverload, device_backend: DeviceBackend | None) -> None:
+        self._op = op
+        self._device_backend = device_backend
+
+    @property
+    def context(self) -> tuple[tuple[str, Component], ...]:
+        """Return what of the toolchain is in the key."""
+        if self._device_backend is None:
+            return ()
+        return (("backend", self._device_backend.identity),)
+
+    @property
+    def is_portable(self) -> bool:
+        """Return whether the code does not depend on this CPU nor on its thread count."""
+        return self._device_backend is not None
+
+    def target(self, backend: Backend) -> tuple[str, frozenset[str]]:
+        """Return the name of what the code is for, and the CPU features it needs."""
+        if self._device_backend is not None:
+            return self._device_backend.device_type, frozenset()
+        return backend.target.name, backend.target.requires
+
+    def compile(
+        self,
+        template: CallTemplate,
+        function: Description | None,
+        backend: Backend,
+        work: Path,
+    ) -> Compiled:
+        """Return a new library, somewhere in ``work``.
+
+        Args:
+            template: The call.
+            function: The user's function behind the op; ``None`` for an op that a worker has.
+            backend: The store's and the workers' side.
+            work: An empty directory of the store.
+
+        Raises:
+            CompileError: No usable library, with the decline reason.
+        """
+        if self._device_backend is not None:
+            made = self._device_backend.compile(self._op, template, work)
+            return Compiled(
+                library=made.library,
+                outputs=made.outputs,
+                calls_aten=False,
+                parallel=False,
+                compiler=self._device_backend.identity,
+            )
+        return backend.service.compile(
+            template.key,
+            work,
+            backend.toolchain,
+            check=config.check,
+            timeout_s=config.compile_timeout_s,
+            function=None if function is None else function.document,
+            schema=str(raw_schema(self._op)),
+        )
+
+    def load(
+        self, library: Path, entry: Entry, inputs: Sequence[Tensor]
+    ) -> LibraryRunner | DeviceRunner:
+        """Return a loaded library; ``inputs`` are those of the call that needs it.
+
+        Raises:
+            RunnerError: It cannot be loaded.
+        """
+        if self._device_backend is not None:
+            devices = [t.device for t in inputs if t.device.type != "cpu"]
+            device = devices[0] if devices else torch.device(self._device_backend.device_type)
+            return DeviceRunner(self._device_backend.load(library, device))
+        numel = sum(tensor.numel() for tensor in inputs)
+        return LibraryRunner(
+            library, calls_aten=entry.calls_aten, release_gil=numel >= RELEASE_GIL_NUMEL
+        )
