@@ -52,6 +52,11 @@ def is_custom_op_kernel(kernel: Any) -> bool:
     return "/torch/_library/custom_ops.py:" in repr(kernel)
 
 
+def is_from_python(kernel: Any) -> bool:
+    """Return whether a kernel from ``torch.library.get_kernel`` was registered by Python code."""
+    return ".py:" in repr(kernel)
+
+
 def is_ours(kernel: Any) -> bool:
     """Return whether a kernel from ``torch.library.get_kernel`` is one that we registered."""
     # The repr names the line that made the library: ours is made in this file.

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import threading
+import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -105,8 +106,13 @@ class DeviceBackend:
         if isinstance(result, CompileError):
             raise result
         if isinstance(result, Exception):
+            # Not remembered: whoever writes the backend mends it under the same version.
             raise CompileError(
-                "compile_failed", error_text(result), log=error_text(result)
+                "compile_failed",
+                f"{template.schema.op}: the compile backend of {self.device_type} raised "
+                f"{error_text(result)}",
+                log="".join(traceback.format_exception(result)),
+                remember=False,
             ) from result
         return result
 
@@ -211,7 +217,8 @@ def register_compile_backend(
         device_type: A device type that PyTorch knows, also a renamed PrivateUse1.
         compile_fn: Takes a ``CompileRequest``, returns the path of one file in its directory. It
             runs in this process, on a thread of its own where registered ops reach originals.
-            What it raises declines the key; ``CompileError`` with a reason of its own.
+            What it raises declines the key in this process; a ``CompileError`` also in the store,
+            with its reason, unless its ``remember`` is False.
         load_fn: Takes the stored file and the device of the call; returns a function from the
             inputs to the outputs. By default the runner of ``register_runner``.
         version: What shapes the code besides the call: a compiler's version, a target. It is in

@@ -12,6 +12,7 @@ from torch import Tensor
 from ._compat import (
     OpOverload,
     is_custom_op_kernel,
+    is_from_python,
     is_ours,
     is_torchs_own,
     wrapped_number,
@@ -68,7 +69,12 @@ class OriginalKernel:
             # when the other one goes.
             self._kernel = above._kernel
         self.is_python_function = is_custom_op_kernel(self._kernel)
-        self.overridden = not (is_torchs_own(self._kernel) or self.is_python_function)
+        self.overridden = not (
+            is_torchs_own(self._kernel)
+            or self.is_python_function
+            # What such a device's kernels are is for its maker to say, in C++.
+            or (dispatch_key == "PrivateUse1" and not is_from_python(self._kernel))
+        )
         tensors = [i for i, a in enumerate(schema.arguments) if a.kind is Kind.TENSOR]
         # Also where there is one only: C++ casts a wrapped number with _to_copy, for example.
         self._number_slots = tuple(tensors)

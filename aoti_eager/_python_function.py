@@ -9,14 +9,11 @@ their values, in place or by rebinding, needs no compile, and one of anything el
 
 from __future__ import annotations
 
-import ast
 import builtins
 import dis
 import functools
 import importlib
-import inspect
 import sys
-import textwrap
 import types
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -27,6 +24,7 @@ from torch import Tensor
 
 from . import _compat
 from ._compat import OpOverload
+from ._function_source import function_source
 from ._key import Component, json_digest, tensor_component
 from ._schema import qualified_name
 from .errors import UnsupportedFunctionError
@@ -217,7 +215,7 @@ class _Writer:
     def function(self, function: types.FunctionType, path: str, depth: int) -> dict[str, Any]:
         if depth == 0:
             raise UnsupportedFunctionError(f"{path}: functions that call functions, too deep")
-        source = _source(function)
+        source = function_source(function)
         document: dict[str, Any] = {
             "name": function.__name__,
             "source": source,
@@ -341,50 +339,3 @@ def resolve_name(module: str, name: str) -> Any:
         AttributeError: It has no such name.
     """
     return functools.reduce(getattr, name.split("."), importlib.import_module(module))
-
-
-def _source(function: types.FunctionType) -> str:
-    """Return the function's code in a form that neither comments nor line breaks change."""
-    name = function.__name__
-    if name == "<lambda>":
-        raise UnsupportedFunctionError("is a lambda; define it with def")
-    try:
-        text = textwrap.dedent(inspect.getsource(function))
-        tree = ast.parse(text)
-    except (OSError, TypeError, SyntaxError) as error:
-        raise UnsupportedFunctionError(
-            f"its source cannot be read ({error}); define it in a file"
-        ) from error
-    definition = tree.body[0]
-    if not isinstance(definition, ast.FunctionDef):
-        raise UnsupportedFunctionError(f"is no plain function ({type(definition).__name__})")
-    _check_source_is_current(function, definition)
-    for node in ast.walk(definition):
-        if isinstance(node, ast.Global | ast.Nonlocal):
-            raise UnsupportedFunctionError(f"assigns to {', '.join(node.names)} outside of itself")
-        if isinstance(node, ast.Import | ast.ImportFrom):
-            raise UnsupportedFunctionError("imports modules inside of its body")
-        if isinstance(node, ast.Yield | ast.YieldFrom | ast.Await):
-            raise UnsupportedFunctionError("is a generator or a coroutine")
-    definition.decorator_list = []
-    definition.returns = None
-    arguments = definition.args
-    for argument in [*arguments.posonlyargs, *arguments.args, *arguments.kwonlyargs]:
-        argument.annotation = None
-    # Defaults are values, and come beside the source.
-    arguments.defaults = []
-    arguments.kw_defaults = [None] * len(arguments.kwonlyargs)
-    if ast.get_docstring(definition) is not None:
-        definition.body = definition.body[1:] or [ast.Pass()]
-    return ast.unparse(definition)
-
-
-def _check_source_is_current(function: types.FunctionType, definition: ast.FunctionDef) -> None:
-    """Refuse source that is not what runs: the file was edited, or the line is another's."""
-    if definition.name != function.__code__.co_name:
-        raise UnsupportedFunctionError("its source is another function's; was its file edited?")
-    arguments = definition.args
-    names = [a.arg for a in (*arguments.posonlyargs, *arguments.args, *arguments.kwonlyargs)]
-    code = function.__code__
-    if tuple(names) != code.co_varnames[: code.co_argcount + code.co_kwonlyargcount]:
-        raise UnsupportedFunctionError("its source is another function's; was its file edited?")

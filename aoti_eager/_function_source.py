@@ -1,0 +1,96 @@
+"""The source of a Python function, and whether it is what runs."""
+
+from __future__ import annotations
+
+import ast
+import functools
+import inspect
+import linecache
+import textwrap
+import types
+from collections.abc import Iterator
+from typing import Any
+
+from .errors import UnsupportedFunctionError
+
+
+def function_source(function: types.FunctionType) -> str:
+    """Return a function's code in a form that neither comments nor line breaks change.
+
+    Decorators, annotations, defaults and the docstring are left out.
+
+    Raises:
+        UnsupportedFunctionError: It has no source, or its source does more than compute a result.
+    """
+    name = function.__name__
+    if name == "<lambda>":
+        raise UnsupportedFunctionError("is a lambda; define it with def")
+    try:
+        text = textwrap.dedent(inspect.getsource(function))
+        tree = ast.parse(text)
+        _check_source_is_current(function)
+    except (OSError, TypeError, SyntaxError) as error:
+        raise UnsupportedFunctionError(
+            f"its source cannot be read ({error}); define it in a file"
+        ) from error
+    definition = tree.body[0]
+    if not isinstance(definition, ast.FunctionDef):
+        raise UnsupportedFunctionError(f"is no plain function ({type(definition).__name__})")
+    for node in ast.walk(definition):
+        if isinstance(node, ast.Global | ast.Nonlocal):
+            raise UnsupportedFunctionError(f"assigns to {', '.join(node.names)} outside of itself")
+        if isinstance(node, ast.Import | ast.ImportFrom):
+            raise UnsupportedFunctionError("imports modules inside of its body")
+        if isinstance(node, ast.Yield | ast.YieldFrom | ast.Await):
+            raise UnsupportedFunctionError("is a generator or a coroutine")
+    definition.decorator_list = []
+    definition.returns = None
+    arguments = definition.args
+    for argument in [*arguments.posonlyargs, *arguments.args, *arguments.kwonlyargs]:
+        argument.annotation = None
+    # Defaults are values, and come beside the source.
+    arguments.defaults = []
+    arguments.kw_defaults = [None] * len(arguments.kwonlyargs)
+    if ast.get_docstring(definition) is not None:
+        definition.body = definition.body[1:] or [ast.Pass()]
+    return ast.unparse(definition)
+
+
+def _check_source_is_current(function: types.FunctionType) -> None:
+    """Refuse source that is not what runs: its file was edited since, or a decorator made it."""
+    code = function.__code__
+    # The whole file: what a function's code looks like depends on imports around it.
+    text = "".join(linecache.getlines(code.co_filename, function.__globals__))
+    same = [c for c in _codes_of_file(text, code.co_filename) if c.co_name == code.co_name]
+    if not any(_is_same_code(one, code) for one in same):
+        raise UnsupportedFunctionError(
+            "its source is not what runs; was its file edited since it was imported?"
+        )
+
+
+@functools.lru_cache(maxsize=16)
+def _codes_of_file(text: str, name: str) -> tuple[types.CodeType, ...]:
+    return tuple(_codes_in(compile(text, name, "exec", dont_inherit=True)))
+
+
+def _codes_in(code: types.CodeType) -> Iterator[types.CodeType]:
+    for constant in code.co_consts:
+        if isinstance(constant, types.CodeType):
+            yield constant
+            yield from _codes_in(constant)
+
+
+def _is_same_code(first: types.CodeType, second: types.CodeType) -> bool:
+    """Return whether two codes do the same, wherever their lines are."""
+
+    def content(code: types.CodeType) -> tuple[Any, ...]:
+        plain = [c for c in code.co_consts if not isinstance(c, types.CodeType)]
+        return code.co_code, code.co_names, code.co_varnames, repr(plain)
+
+    inner = [c for c in first.co_consts if isinstance(c, types.CodeType)]
+    others = [c for c in second.co_consts if isinstance(c, types.CodeType)]
+    return (
+        content(first) == content(second)
+        and len(inner) == len(others)
+        and all(map(_is_same_code, inner, others))
+    )
