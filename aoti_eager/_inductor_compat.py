@@ -6,8 +6,10 @@ patches are process-wide. Nothing here runs in a user's process.
 
 from __future__ import annotations
 
+import functools
 import os
 import shutil
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -84,7 +86,9 @@ def inspect_generated_code(inspect: Callable[[str, str, bool], None]) -> Callabl
     return restore
 
 
+@functools.cache
 def compiler_description() -> str:
     """Return the C++ compiler's name and version, for an entry's provenance."""
     compiler = cpp_builder.get_cpp_compiler()
-    return f"{os.path.basename(compiler)} {cpp_builder.get_compiler_version_info(compiler)}"
+    done = subprocess.run([compiler, "--version"], capture_output=True, text=True, check=False)
+    return done.stdout.partition("\n")[0].strip() or os.path.basename(compiler)

@@ -72,7 +72,7 @@ def test_a_function_with_constants_is_compiled_and_follows_their_values(cache_di
         found = [e for e in aoti_eager.cache.list() if e.op == name]
         assert len(found) == 1
         (inspected,) = aoti_eager.cache.inspect(found[0].digest)
-        constants = dict(inspected["key"]["context"])["constants"]
+        constants = dict(inspected.entry.key.context)["constants"]
         assert [(c["name"], c["sizes"], c["dtype"]) for c in constants] == [
             ("weight", [64], "float32")
         ]

@@ -1,0 +1,47 @@
+"""Two threads run two kernels at once, as ratios measured within one run."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+from .conftest import make_cache_dir
+
+
+def test_two_threads_run_two_kernels_as_two_processes_do(
+    tmp_path: Path, run_dir: Path, shared_cache_dir: Path
+) -> None:
+    """Requirement 27. Best of three runs: the machine is shared."""
+    figures = tmp_path / "concurrency.json"
+    environment = {
+        **os.environ,
+        "AOTI_EAGER_CACHE_DIR": str(make_cache_dir(tmp_path / "kernels", shared_cache_dir)),
+        "AOTI_EAGER_MODE": "sync",
+        "TORCHINDUCTOR_CACHE_DIR": str(run_dir / "inductor"),
+    }
+    seen = []
+    for _ in range(3):
+        subprocess.run(
+            [
+                sys.executable,
+                "-m",
+                "tests.benchmarks.concurrency",
+                *("--rounds", "5", "--json", str(figures)),
+                *("--package", str(tmp_path / "slow.pt2")),
+            ],
+            check=True,
+            cwd=Path(__file__).parents[1],
+            env=environment,
+            stdout=subprocess.DEVNULL,
+        )
+        found = json.loads(figures.read_text())
+        assert found["one_run_ms"] > 0
+        ratios = found["over_two_processes"]
+        worst = max(ratios["two threads, runner"], ratios["two threads, kernel cache"])
+        seen.append(worst)
+        if worst <= 1.1:
+            break
+    assert min(seen) <= 1.1, seen
