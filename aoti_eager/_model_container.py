@@ -83,6 +83,11 @@ class ModelContainer:
     def run(self, instance: int, inputs: list[Tensor], stream: Stream, boxed: bool) -> list[Tensor]:
         """Run one instance."""
         model = self._models[instance]
+        # The container of AOTInductor's does this; a model by itself need not.
+        with torch.no_grad():
+            return self._run_model(model, inputs, boxed)
+
+    def _run_model(self, model: int, inputs: list[Tensor], boxed: bool) -> list[Tensor]:
         return run_library(
             lambda handles, outputs: int(self._run(model, handles, outputs)),
             self._library.check,
