@@ -15,11 +15,20 @@ import types
 from typing import Any
 
 import torch
+from torch.testing._comparison import TensorLikePair, not_close_error_metas
 
 # The dispatcher lists its ops and its registrations only through torch._C.
 all_op_names = torch._C._dispatch_get_all_op_names
 has_kernel = torch._C._dispatch_has_kernel_for_dispatch_key
 has_computed_kernel = torch._C._dispatch_has_computed_kernel_for_dispatch_key
+
+def set_deterministic_algorithms(wanted: bool) -> None:
+    """Switch deterministic algorithms on or off, with warnings only.
+
+    The public twin imports Inductor, which takes longer than compiling a kernel.
+    """
+    torch._C._set_deterministic_algorithms(wanted, warn_only=True)
+
 
 # The public twins are Python functions around these; a call of each is on the hit path.
 deterministic_algorithms = torch._C._get_deterministic_algorithms
@@ -65,6 +74,18 @@ def is_ours(kernel: Any) -> bool:
 
 # What a Tensor subclass does in ``__torch_function__`` is for its user's calls, not for ours.
 DisableTorchFunctionSubclass = torch._C.DisableTorchFunctionSubclass
+
+
+def tensor_difference(actual: torch.Tensor, expected: torch.Tensor) -> str | None:
+    """Return how ``actual`` differs from ``expected`` by ``torch.testing.assert_close``'s defaults.
+
+    NaNs are equal, strides are compared. The public function imports torch.distributed first, which
+    takes a second; the class below it does the same for two tensors.
+    """
+    errors = not_close_error_metas(
+        actual, expected, pair_types=(TensorLikePair,), equal_nan=True, check_stride=True
+    )
+    return str(errors[0].to_error()) if errors else None
 
 
 def is_tracing() -> bool:

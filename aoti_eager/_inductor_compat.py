@@ -6,11 +6,13 @@ patches are process-wide. Nothing here runs in a user's process.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import os
+import shlex
 import shutil
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +21,15 @@ import torch._inductor.config as inductor_config
 import torch._inductor.cpp_builder as cpp_builder
 import torch._inductor.cpu_vec_isa as cpu_vec_isa
 from torch._inductor import aot_compile
+from torch._inductor.codegen.common import device_codegens, init_backend_registration
+from torch._inductor.codegen.cpp_wrapper_cpu import CppWrapperCpu
+from torch._inductor.exc import CppCompileError
+from torch._inductor.virtualized import V
 
 __all__ = [
+    "CppCompileError",
+    "CppWrapperCpu",
+    "V",
     "aot_compile",
     "compiler_description",
     "inspect_generated_code",
@@ -84,6 +93,57 @@ def inspect_generated_code(inspect: Callable[[str, str, bool], None]) -> Callabl
         codecache.AotCodeCompiler.compile = compile_  # type: ignore[method-assign]
 
     return restore
+
+
+@contextlib.contextmanager
+def cpu_wrapper_class(wrapper: type[CppWrapperCpu]) -> Iterator[None]:
+    """Have ``wrapper`` write the C++ of CPU graphs in the block; it is chosen in a table."""
+    init_backend_registration()
+    codegen = device_codegens["cpu"]
+    before = codegen.cpp_wrapper_codegen
+    codegen.cpp_wrapper_codegen = wrapper
+    try:
+        yield
+    finally:
+        codegen.cpp_wrapper_codegen = before
+
+
+@contextlib.contextmanager
+def aot_code_compiler(compile_: Callable[..., Any]) -> Iterator[None]:
+    """Have ``compile_`` make the library of a graph in the block.
+
+    It gets the graph's lowering, the two sources and whether the proxy executor is needed, and
+    returns the library's path.
+    """
+    before = codecache.AotCodeCompiler.compile
+
+    def compile_sources(
+        graph: Any, wrapper_code: str, kernel_code: str, nodes: str | None, **rest: Any
+    ) -> Any:
+        return compile_(graph, wrapper_code, kernel_code, bool(nodes))
+
+    codecache.AotCodeCompiler.compile = compile_sources  # type: ignore[method-assign, assignment]
+    try:
+        yield
+    finally:
+        codecache.AotCodeCompiler.compile = before  # type: ignore[method-assign]
+
+
+def compile_flags(source: Path) -> list[str]:
+    """Return the command with which Inductor would compile kernels, without files.
+
+    The compiler first, then flags and include directories, under the settings of this moment.
+    """
+    options = cpp_builder.CppTorchDeviceOptions(
+        vec_isa=cpu_vec_isa.pick_vec_isa(), device_type="cpu", aot_mode=True, compile_only=True
+    )
+    builder = cpp_builder.CppBuilder(
+        name="kernel", sources=str(source), output_dir=str(source.parent), BuildOption=options
+    )
+    command = shlex.split(builder.get_command_line())
+    output = command.index("-o")
+    del command[output : output + 2]
+    return [part for part in command if part not in ("-c", str(source))]
 
 
 @functools.cache

@@ -12,10 +12,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from . import _inductor_compat as inductor
 from ._compat import OpOverload, fake_mode
 from ._template import CallTemplate
+from ._thin_codegen import NotThinError, ThinWrapper, compiler_into
 from ._tracing import call_module, error_text, fake_inputs, trace_outputs
 from .errors import CompileError
 
@@ -39,13 +41,16 @@ class Lowered:
     compiler: str
 
 
-def lower(op: OpOverload, template: CallTemplate, work: Path, options: dict[str, Any]) -> Lowered:
+def lower(
+    op: OpOverload, template: CallTemplate, work: Path, headers: Path, options: dict[str, Any]
+) -> Lowered:
     """Compile the call of ``template`` and return its library, inside ``work``.
 
     Args:
         op: The overload.
         template: The call; its tensors are faked, no data exists.
         work: An empty directory for everything that is generated.
+        headers: Where precompiled headers are kept.
         options: Inductor settings by dotted name.
 
     Raises:
@@ -53,27 +58,20 @@ def lower(op: OpOverload, template: CallTemplate, work: Path, options: dict[str,
     """
     with fake_mode(), torch.no_grad():
         outputs = trace_outputs(op, template, fake_inputs(template))
-        inputs = tuple(fake_inputs(template))
-        try:
-            exported = torch.export.export(call_module(op, template, outputs), inputs, strict=False)
-            _check_random(exported)
-            program: Any = exported.module(check_guards=False)
-        except CompileError:
-            raise
-        except Exception as error:
-            raise CompileError("does_not_trace", error_text(error)) from error
+    options = {**options, "aot_inductor.output_path": str(work)}
     facts = _GeneratedCode()
-    restore = inductor.inspect_generated_code(facts.inspect)
     try:
-        library = inductor.aot_compile(
-            program, inputs, options={**options, "aot_inductor.output_path": str(work)}
-        )
+        try:
+            library = _compile_thin(op, template, outputs, work, headers, options, facts)
+        except Exception as error:
+            if not any(isinstance(one, NotThinError) for one in _chain(error)):
+                raise
+            facts = _GeneratedCode()
+            library = _compile_full(op, template, outputs, options, facts)
     except CompileError:
         raise
     except Exception as error:
         raise _compile_error(error) from error
-    finally:
-        restore()
     return Lowered(
         library=Path(str(library)),
         outputs=outputs,
@@ -81,6 +79,52 @@ def lower(op: OpOverload, template: CallTemplate, work: Path, options: dict[str,
         parallel=facts.parallel,
         compiler=inductor.compiler_description(),
     )
+
+
+def _compile_thin(
+    op: OpOverload,
+    template: CallTemplate,
+    outputs: list[dict[str, Any]],
+    work: Path,
+    headers: Path,
+    options: dict[str, Any],
+    facts: _GeneratedCode,
+) -> Any:
+    program, inputs = _program(op, template, outputs)
+    compile_ = compiler_into(work, headers, facts.inspect)
+    with inductor.cpu_wrapper_class(ThinWrapper), inductor.aot_code_compiler(compile_):
+        return inductor.aot_compile(program, inputs, options=options)
+
+
+def _compile_full(
+    op: OpOverload,
+    template: CallTemplate,
+    outputs: list[dict[str, Any]],
+    options: dict[str, Any],
+    facts: _GeneratedCode,
+) -> Any:
+    program, inputs = _program(op, template, outputs)
+    restore = inductor.inspect_generated_code(facts.inspect)
+    try:
+        return inductor.aot_compile(program, inputs, options=options)
+    finally:
+        restore()
+
+
+def _program(
+    op: OpOverload, template: CallTemplate, outputs: list[dict[str, Any]]
+) -> tuple[Any, tuple[Tensor, ...]]:
+    """Return the call as an exported program and its fake inputs."""
+    with fake_mode(), torch.no_grad():
+        inputs = tuple(fake_inputs(template))
+        try:
+            exported = torch.export.export(call_module(op, template, outputs), inputs, strict=False)
+            _check_random(exported)
+            return exported.module(check_guards=False), inputs
+        except CompileError:
+            raise
+        except Exception as error:
+            raise CompileError("does_not_trace", error_text(error)) from error
 
 
 def _check_random(exported: Any) -> None:
@@ -117,18 +161,15 @@ class _GeneratedCode:
 
 def _run_body(wrapper: str) -> str:
     """Return the part of the wrapper that runs in a call; the rest is the same in every library."""
-    start = wrapper.rfind("::run_impl(")
+    start = max(wrapper.rfind("::run_impl("), wrapper.rfind("void run_graph("))
     return wrapper[start:] if start >= 0 else wrapper
 
 
 def _compile_error(error: Exception) -> CompileError:
-    chain: list[BaseException] = []
-    cause: BaseException | None = error
-    while cause is not None and cause not in chain:
-        if isinstance(cause, CompileError):
-            return cause
-        chain.append(cause)
-        cause = cause.__cause__ or cause.__context__
+    chain = _chain(error)
+    for one in chain:
+        if isinstance(one, CompileError):
+            return one
     text = error_text(error)
     names = {type(one).__name__ for one in chain}
     if "InvalidCxxCompiler" in names:
@@ -139,6 +180,21 @@ def _compile_error(error: Exception) -> CompileError:
         return CompileError("store_unwritable", text, remember=False)
     if any(isinstance(one, MemoryError) for one in chain) or "Killed signal" in text:
         return CompileError("compile_failed", text, remember=False)
-    # A compiler that fails may be repaired, and it is no part of the environment; what Inductor
-    # itself cannot do stays so.
-    return CompileError("compile_failed", text, log=text, remember="CppCompileError" not in names)
+    if "CppCompileError" in names:
+        # A compiler that fails may be repaired, and it is no part of the environment.
+        first = re.search(r"^.*\berror\b.*$", text, re.MULTILINE)
+        said = first.group().strip() if first else text[:500]
+        return CompileError(
+            "compile_failed", f"the C++ compiler failed: {said}", log=text, remember=False
+        )
+    return CompileError("compile_failed", text, log=text)
+
+
+def _chain(error: BaseException) -> list[BaseException]:
+    """Return an exception with those that led to it."""
+    chain: list[BaseException] = []
+    cause: BaseException | None = error
+    while cause is not None and cause not in chain:
+        chain.append(cause)
+        cause = cause.__cause__ or cause.__context__
+    return chain

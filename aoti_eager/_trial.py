@@ -26,6 +26,7 @@ from torch import Tensor
 
 from ._call_target import call_target
 from ._check import copy_tensor, differences, float64_reference, fresh_results
+from ._compat import set_deterministic_algorithms
 from ._key import KernelKey
 from ._library_runner import LibraryRunner
 from ._template import CallTemplate, TensorSlot, call_template, slot_dtype
@@ -93,7 +94,7 @@ def _try_library(request: dict[str, Any]) -> dict[str, Any]:
     outputs = request["outputs"]
     context = dict(key.context)
     torch.set_default_dtype(getattr(torch, context["default_dtype"]))
-    torch.use_deterministic_algorithms(context["deterministic"], warn_only=True)
+    set_deterministic_algorithms(context["deterministic"])
     if isinstance(context["threads"], int):
         torch.set_num_threads(context["threads"])
     try:

@@ -152,7 +152,9 @@ class _Compiler:
         torch.use_deterministic_algorithms(context["deterministic"], warn_only=True)
         torch.set_float32_matmul_precision(context["float32_matmul_precision"])
         template = call_template(schema, key)
-        lowered = lower(op, template, Path(request["work"]), request["options"])
+        lowered = lower(
+            op, template, Path(request["work"]), Path(request["headers"]), request["options"]
+        )
         failure = self._trial.run(
             {
                 "key": request["key"],

@@ -1,0 +1,191 @@
+"""Thin kernel libraries: the graph's own code behind AOTInductor's C interface, nothing else.
+
+Runs in the compile worker only. Inductor's generator of C++ is told to leave out what belongs to a
+model container; ``csrc/thin_library.h`` has the rest, precompiled. For what a thin library has not
+(constants, subgraphs) it raises ``NotThinError``, and AOTInductor's full library is made instead.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import filelock
+
+from . import _inductor_compat as inductor
+
+_HEADER = Path(__file__).parent / "csrc" / "thin_library.h"
+# A library that has symbols which are unique in a process can never be unloaded. Warnings are
+# about torch's headers.
+_FLAGS = ("-fno-gnu-unique", "-g0", "-w")
+
+
+class NotThinError(Exception):
+    """The graph needs more than a thin library has."""
+
+
+class ThinWrapper(inductor.CppWrapperCpu):
+    """Writes the C++ of one graph as the function ``aoti_eager::run``."""
+
+    @staticmethod
+    def create(*args: Any, **kwargs: Any) -> ThinWrapper:
+        """Return a new writer, for the graph and for each graph within it."""
+        return ThinWrapper()  # type: ignore[no-untyped-call]
+
+    @staticmethod
+    def get_device_include_path_aot(device: str) -> str:
+        """Return nothing: the precompiled header has all."""
+        return ""
+
+    def _write_aoti_interface_header(self) -> None:
+        pass
+
+    def generate_input_output_runtime_checks(self) -> None:
+        """Write nothing: a library of the cache is only given what its key says."""
+
+    def _codegen_assert_size_stride(self, *args: Any) -> None:
+        pass
+
+    def _write_aoti_entry_point_signature(self) -> None:
+        graph = inductor.V.graph
+        if graph.const_module or graph.is_const_graph or graph.constants:
+            raise NotThinError("the graph has constants")
+        self.codegen_additional_funcs()  # type: ignore[no-untyped-call]
+        self.prefix.splice_aot(
+            """
+            void run_graph(AtenTensorHandle* input_handles, AtenTensorHandle* output_handles) {
+            """
+        )
+
+    def _write_constants_unpacking(self) -> None:
+        if inductor.V.graph.constants:
+            raise NotThinError("the graph has constants")
+
+    def _write_entry_point_postamble(self) -> None:
+        self.prefix.writeline_aot("inputs.clear();")
+
+    def _codegen_aoti_model_class(self) -> None:
+        if inductor.V.graph.constants:
+            raise NotThinError("the graph has constants")
+        self.codegen_initialized_kernel_decls()  # type: ignore[no-untyped-call]
+        self.prefix.writeline("using namespace torch::aot_inductor;")
+
+    def codegen_device_idx(self, device: Any, device_id: str) -> str:
+        """Return the index with which the full library creates tensors on the CPU."""
+        return "-1"
+
+    def generate_before_suffix(self, result: Any) -> None:
+        """Close the function."""
+        result.writeline("} // run_graph")
+
+    def codegen_subgraph(self, *args: Any, **kwargs: Any) -> None:
+        """Refuse: its signature would be that of a model's method."""
+        raise NotThinError("the graph has subgraphs")
+
+
+def compiler_into(
+    work: Path, headers: Path, inspect: Callable[[str, str, bool], None]
+) -> Callable[[Any, str, str, bool], str]:
+    """Return a function that compiles a graph's two sources into a library in ``work``.
+
+    Args:
+        work: An empty directory.
+        headers: Where precompiled headers are kept.
+        inspect: Sees the sources first; what it raises ends the compile.
+    """
+
+    def compile_(graph: Any, wrapper: str, kernels: str, proxy_executor: bool) -> str:
+        inspect(wrapper, kernels, proxy_executor)
+        if graph.constants:
+            raise NotThinError("the graph has constants")
+        source = work / "library.cpp"
+        outputs = [f"output{i}" for i in range(len(graph.graph_outputs))]
+        source.write_text(
+            "\n".join([wrapper, kernels, _definitions(list(graph.graph_inputs), outputs)])
+        )
+        library = work / "library.so"
+        command = [*inductor.compile_flags(source), *_FLAGS]
+        header = _precompiled(command, headers)
+        stub = _stub(command[0], headers)
+        _call(
+            [
+                *command,
+                *("-include", str(header), str(source), "-shared", "-o", str(library)),
+                # Against a stub: reading torch's own library takes longer than all else.
+                *(f"-L{stub.parent}", "-Wl,--no-as-needed", "-ltorch_cpu", "-Wl,--as-needed"),
+            ]
+        )
+        return str(library)
+
+    return compile_
+
+
+def _definitions(inputs: list[str], outputs: list[str]) -> str:
+    """Return what ``thin_library.h`` says that each library defines."""
+
+    def names(values: list[str]) -> str:
+        return ", ".join([*map(json.dumps, values), "nullptr"])
+
+    return f"""
+namespace aoti_eager {{
+const char* const input_names[] = {{{names(inputs)}}};
+const char* const output_names[] = {{{names(outputs)}}};
+const size_t num_inputs = {len(inputs)};
+const size_t num_outputs = {len(outputs)};
+void run(AtenTensorHandle* input_handles, AtenTensorHandle* output_handles) {{
+  torch::aot_inductor::run_graph(input_handles, output_handles);
+}}
+}} // namespace aoti_eager
+"""
+
+
+def _precompiled(command: list[str], headers: Path) -> Path:
+    """Return our header with its precompiled form beside it, made once for each command."""
+    text = _HEADER.read_bytes()
+    described = json.dumps([command, inductor.compiler_description()]).encode()
+    digest = hashlib.sha256(described + text).hexdigest()[:24]
+    header = headers / f"thin-{digest}.h"
+    compiled = header.with_suffix(".h.gch")
+    if compiled.exists():
+        return header
+    headers.mkdir(parents=True, exist_ok=True)
+    with filelock.FileLock(headers / f"thin-{digest}.lock"):
+        if not compiled.exists():
+            _write(header, text)
+            temporary = headers / f"thin-{digest}.{os.getpid()}.tmp"
+            try:
+                _call([*command, "-x", "c++-header", str(header), "-o", str(temporary)])
+                # Renamed last: the compiler takes whatever it finds under the name.
+                temporary.replace(compiled)
+            finally:
+                temporary.unlink(missing_ok=True)
+    return header
+
+
+def _stub(compiler: str, headers: Path) -> Path:
+    """Return an empty library with the name of torch's, to link against."""
+    stub = headers / "stub" / "libtorch_cpu.so"
+    if not stub.exists():
+        stub.parent.mkdir(parents=True, exist_ok=True)
+        temporary = stub.with_suffix(f".{os.getpid()}.tmp")
+        soname = f"-Wl,-soname,{stub.name}"
+        _call([compiler, "-shared", "-x", "c++", os.devnull, soname, "-o", str(temporary)])
+        temporary.replace(stub)
+    return stub
+
+
+def _write(path: Path, content: bytes) -> None:
+    temporary = path.with_suffix(f".{os.getpid()}.tmp")
+    temporary.write_bytes(content)
+    temporary.replace(path)
+
+
+def _call(command: list[str]) -> None:
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise inductor.CppCompileError(command, done.stderr)
