@@ -89,7 +89,7 @@ def _read_until(pipe: int, deadline: float) -> bytes | None:
 
 def _try_library(request: dict[str, Any]) -> dict[str, Any]:
     key = KernelKey.from_json(request["key"])
-    op, schema = call_target(key.op, request["function"], request["schema"])
+    op, schema = call_target(key.op, request.get("function"), request.get("schema", ""))
     template = call_template(schema, key)
     outputs = request["outputs"]
     context = dict(key.context)

@@ -255,7 +255,7 @@ def test_a_compiler_that_fails_is_tried_again_by_the_next_process(
     cache_dir: Path, tmp_path: Path
 ) -> None:
     bad = tmp_path / "g++"
-    bad.write_text('#!/bin/sh\ncase "$*" in *wrapper.cpp*) exit 1;; esac\nexec /usr/bin/g++ "$@"\n')
+    bad.write_text('#!/bin/sh\ncase "$*" in *library.cpp*) exit 1;; esac\nexec /usr/bin/g++ "$@"\n')
     bad.chmod(0o755)
     code = """
         import torch, aoti_eager

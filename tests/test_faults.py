@@ -83,7 +83,7 @@ def test_a_deleted_directory_is_made_anew_by_the_next_miss(
 def test_a_full_disk_gives_right_results_one_warning_and_no_residue(
     mount: object, shared_cache_dir: Path
 ) -> None:
-    path = mount("full", "size=256k")  # type: ignore[operator]
+    path = mount("full", "size=32k")  # type: ignore[operator]
     (path / "toolchain").symlink_to(shared_cache_dir / "toolchain")
     x, y = torch.randn(8, 8), torch.randn(4, 8)
     with (

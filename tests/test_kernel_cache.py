@@ -236,7 +236,7 @@ def test_after_one_compile_nothing_is_compiled_read_or_loaded_again(
         touched = Counter()
         for name in ("find", "check_library", "workspace", "locked", "publish"):
             monkeypatch.setattr(Store, name, lambda *a, **k: touched.add())
-        monkeypatch.setattr("aoti_eager._miss.LibraryRunner", lambda *a, **k: touched.add())
+        monkeypatch.setattr("aoti_eager._toolchain.LibraryRunner", lambda *a, **k: touched.add())
         before = stats("aten::mul.Tensor")
         for _ in range(1000):
             torch.mul(x, y)

@@ -25,13 +25,16 @@ def stored_library() -> Path:
     with aoti_eager.register("aten::silu.default"):
         torch.ops.aten.silu(x)
         assert torch.ops.aten.silu(x).shape == (8, 8)
-    (entry,) = [
+    entry = next(
         e
         for e in _backend.current().store.scan()
         if getattr(e, "entry", None) is not None
         and e.entry.key.op == "aten::silu"
+        and e.entry.library is not None
         and e.entry.key.arguments[0][1]["sizes"] == [8, 8]
-    ]
+        and e.entry.key.arguments[0][1]["strides"] == [8, 1]
+        and e.entry.key.arguments[0][1]["dtype"] == "float32"
+    )
     return entry.library_path
 
 
