@@ -86,9 +86,11 @@ class KernelLibrary:
     Args:
         path: A shared object.
         inspect: Whether to read its headers first. Not needed for a file whose digest was checked.
+        device_type: The device type it must be for, as far as its headers tell.
+        name: What messages call it; a package's library has a digest for a name.
 
     Attributes:
-        path: Its file.
+        path, name: Its file, and what messages call it.
         file: What its headers say; ``None`` if they were not read.
         identity: Device and inode: opened again, the same file is the same library.
 
@@ -97,14 +99,27 @@ class KernelLibrary:
         MissingSymbolError: It is no kernel library; the missing functions are named.
     """
 
-    def __init__(self, path: Path, *, inspect: bool = True) -> None:
+    def __init__(
+        self,
+        path: Path,
+        *,
+        inspect: bool = True,
+        device_type: str | None = None,
+        name: str | None = None,
+    ) -> None:
         self.path = path
+        self.name = path.name if name is None else name
         self.file = _inspected(path) if inspect else None
         self.has_container = True
         if self.file is not None:
             # Before anything is run: opening a library runs its constructors.
             self.has_container = f"{CONTAINER}CreateWithDevice" in self.file.exports
             _check_exports(path, self.file, self.has_container)
+            built_for = self.file.device_type
+            if device_type not in (None, built_for):
+                raise LibraryLoadError(
+                    path, f"is a library for {built_for}, and device is {device_type!r}"
+                )
         try:
             status = path.stat()
         except OSError as error:
@@ -141,7 +156,7 @@ class KernelLibrary:
         if code == 0:
             return
         message = self.last_error()
-        raise LibraryRunError(f"{self.path.name}: {doing} failed: {message}", message)
+        raise LibraryRunError(f"{self.name}: {doing} failed: {message}", message)
 
     def call(self, name: str, doing: str, *arguments: Any) -> None:
         """Call a C function.

@@ -22,6 +22,7 @@ all_op_names = torch._C._dispatch_get_all_op_names
 has_kernel = torch._C._dispatch_has_kernel_for_dispatch_key
 has_computed_kernel = torch._C._dispatch_has_computed_kernel_for_dispatch_key
 
+
 def set_deterministic_algorithms(wanted: bool) -> None:
     """Switch deterministic algorithms on or off, with warnings only.
 
@@ -300,6 +301,12 @@ def custom_op_function(name: str, dispatch_key: str) -> Any:
     cells = dict(zip(wrapped.__code__.co_freevars, wrapped.__closure__ or (), strict=True))
     function = cells["fn"].cell_contents if "fn" in cells else None
     return function if isinstance(function, types.FunctionType) else None
+
+
+def has_global_module_hooks() -> bool:
+    """Return whether hooks are set that run around every module's forward."""
+    module = torch.nn.modules.module
+    return bool(module._global_forward_hooks or module._global_forward_pre_hooks)
 
 
 def parse_schema(text: str) -> Any:

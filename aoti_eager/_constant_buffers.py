@@ -8,11 +8,13 @@ see.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import mmap
 import os
 import threading
-from collections.abc import Mapping, Sequence
+import weakref
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -65,17 +67,29 @@ class ConstantBuffers:
         self._active = _Buffer(set(container.extract(inactive=False)))
         self._inactive = _Buffer(set())
         # Held around everything that changes constants; taken before the pool.
-        self.lock = threading.RLock()
+        self._lock = threading.RLock()
+        _all_buffers.add(self)
+
+    @contextlib.contextmanager
+    def changing(self) -> Iterator[None]:
+        """Keep other threads from changing constants meanwhile.
+
+        Raises:
+            RunnerError: This thread is inside of a run: who has the lock may wait for that run.
+        """
+        self._pool.refuse_inside_of_a_run()
+        with self._lock:
+            yield
 
     @property
     def _container(self) -> Container:
-        """Return the container; to be asked with the lock held, which ``close`` takes too."""
+        """Return the container; to be asked inside of ``changing``, as ``close`` is too."""
         if self._opened is None:
             raise RunnerError(f"{self._name}: the runner is closed")
         return self._opened
 
     def close(self) -> None:
-        """Let go of the container and of user-managed constants; the caller holds ``lock``."""
+        """Let go of the container and of user-managed constants; inside of ``changing``."""
         self._opened = None
         self._active, self._inactive = _Buffer(set()), _Buffer(set())
 
@@ -91,7 +105,7 @@ class ConstantBuffers:
             MissingConstantsError: Constants have no values yet.
             LibraryRunError: Folding failed; the next run tries again.
         """
-        with self.lock, self._pool.all_instances():
+        with self.changing(), self._pool.all_instances():
             if self._active.folded:
                 return
             absent = self._absent(self._active)
@@ -106,7 +120,7 @@ class ConstantBuffers:
 
     def extract(self, use_inactive: bool) -> dict[str, Tensor]:
         """Return copies of the constants of a buffer by their names in the exported program."""
-        with self.lock:
+        with self.changing():
             known = self._buffer(use_inactive).loaded
             fqns = {c.name: c.fqn for c in self._container.constants}
             found = self._container.extract(use_inactive)
@@ -120,7 +134,7 @@ class ConstantBuffers:
         user_managed: bool,
     ) -> None:
         """Put new constants into a buffer; see ``ModelContainerRunner.update_constant_buffer``."""
-        with self.lock:
+        with self.changing():
             name, all_constants = self._name, self._container.constants
             given = _constants.resolve(name, all_constants, constants)
             if validate_full_update:
@@ -149,7 +163,7 @@ class ConstantBuffers:
             ConstantError: The file has another size, or the library has no such file.
             OSError: It cannot be read.
         """
-        with self.lock:
+        with self.changing():
             container = self._container
             if not isinstance(container, LibraryContainer):
                 raise ConstantError(f"{self._name}: {_NO_BLOB}")
@@ -183,7 +197,7 @@ class ConstantBuffers:
             MissingConstantsError: Constants of the buffer have no values.
             LibraryRunError: The library raised.
         """
-        with self.lock:
+        with self.changing():
             if not use_inactive:
                 with self._pool.all_instances():
                     self._active.folded = False
@@ -191,20 +205,22 @@ class ConstantBuffers:
                 return
             self._require_inactive()
             kinds = {c.name: c.kind for c in self._container.constants}
-            if any(kinds[n] is ConstantKind.TENSOR_CONSTANT for n in self._inactive.given):
-                # The container would put the active buffer's back. After the swap it does not, so
-                # they are folded before the next run.
+            given = self._inactive.given | self._active.given
+            if any(kinds[name] is ConstantKind.TENSOR_CONSTANT for name in given):
+                # The container would put the active buffer's in the place of the inactive one's.
+                # After the swap it does not, so they are folded before the next run.
                 return
-            try:
-                self._container.fold(True, stream)
-            except LibraryRunError:
-                # The instance that folded was left on the inactive buffer: two swaps set all
-                # instances to the active one.
-                with self._pool.all_instances():
+            # The container uses one of its instances, behind the pool's back, and where folding
+            # fails that one stays on the inactive buffer: no run may get it.
+            with self._pool.all_instances():
+                try:
+                    self._container.fold(True, stream)
+                except LibraryRunError:
+                    # Two swaps set all instances to the active buffer.
                     self._container.swap()
                     self._container.swap()
-                raise
-            self._inactive.folded = True
+                    raise
+                self._inactive.folded = True
 
     def swap(self) -> None:
         """Exchange the buffers; waits for running calls.
@@ -212,18 +228,22 @@ class ConstantBuffers:
         Raises:
             MissingConstantsError: Constants of the inactive buffer have no values.
         """
-        with self.lock:
+        with self.changing():
             self._require_inactive()
+            if not self._inactive.loaded:
+                return  # There are no constants; the library would not run on the other buffer.
             with self._pool.all_instances():
                 if self._device.type != "cpu":
                     # Launched is not finished: kernels still read what may now be overwritten.
                     torch.get_device_module(self._device).synchronize(self._device)
+                folded, self._active.folded = self._active.folded, False  # if it fails halfway
                 self._container.swap()
+                self._active.folded = folded
                 self._active, self._inactive = self._inactive, self._active
 
     def free_inactive(self) -> None:
         """Free the inactive buffer's memory."""
-        with self.lock:
+        with self.changing():
             self._container.free_inactive()
             self._inactive = _Buffer(set())
 
@@ -315,3 +335,20 @@ class ConstantBuffers:
             )
             begin += constant.size_bytes
         self.update(found, use_inactive, validate_full_update=True, user_managed=False)
+
+
+_all_buffers: weakref.WeakSet[ConstantBuffers] = weakref.WeakSet()
+
+
+def _after_fork() -> None:
+    for buffers in list(_all_buffers):
+        if buffers._lock.acquire(blocking=False):
+            buffers._lock.release()
+        else:
+            # A thread that is not in this process was about to change constants.
+            buffers._lock = threading.RLock()
+            buffers._inactive = _Buffer(set())
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import difflib
 import enum
-import math
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ._handles import has_own_data
 from .errors import (
     AotiEagerWarning,
     ConstantError,
@@ -88,10 +88,12 @@ def resolve(
     by_fqn = {constant.fqn: constant for constant in constants}
     found: dict[str, Tensor] = {}
     for name, tensor in given.items():
-        constant = by_name.get(name) or by_fqn.get(name)
+        # One constant's name in the library can be another one's in the program, which is the name
+        # that a caller got from his model or from ``extract_constants_map``.
+        constant = by_fqn.get(name) or by_name.get(name)
         if constant is None:
             raise UnknownConstantError(
-                f"{library}: has no constant {name!r}{near(name, _fqns(constants))}", (name,)
+                f"{library}: has no constant {name!r}{near(str(name), _fqns(constants))}", (name,)
             )
         if constant.folded:
             raise ConstantError(
@@ -166,9 +168,7 @@ def check_user_managed(library: str, constant: Constant, tensor: Tensor) -> None
         ConstantError: Its dtype, sizes, strides, device or alignment are not the constant's.
     """
     _check(library, constant, tensor)
-    strides = constant.strides
-    if strides is None:
-        strides = _contiguous_strides(tensor.shape)
+    strides = constant.strides if constant.strides is not None else _dense_strides(tensor)
     # Strides of sizes 0 and 1 are never followed.
     differs = any(
         size > 1 and got != want
@@ -199,8 +199,10 @@ def _check(library: str, constant: Constant, tensor: Tensor) -> None:
     problem = None
     if not isinstance(tensor, Tensor):
         problem = f"is {type(tensor).__name__}; a tensor is wanted"
-    elif tensor.layout is not torch.strided:
+    elif tensor.layout is not torch.strided or tensor.is_nested:
         problem = f"has layout {tensor.layout}; a strided tensor is wanted"
+    elif not has_own_data(tensor):
+        problem = f"has no data of its own ({type(tensor).__name__}); a plain tensor is wanted"
     elif tensor.dtype != constant.dtype:
         problem = f"has dtype {tensor.dtype}; {constant.dtype} is wanted"
     elif constant.sizes is not None and tuple(tensor.shape) != constant.sizes:
@@ -223,10 +225,6 @@ def _fills(constant: Constant, tensor: Tensor) -> bool:
 def _dense_strides(tensor: Tensor) -> tuple[int, ...]:
     """Return the strides that a copy of ``tensor`` in its own order of dimensions would have."""
     return tuple(torch.empty_like(tensor, device="meta").stride())
-
-
-def _contiguous_strides(sizes: Sequence[int]) -> tuple[int, ...]:
-    return tuple(math.prod(sizes[i + 1 :]) for i in range(len(sizes)))
 
 
 def _extent(sizes: Sequence[int], strides: Sequence[int]) -> int:

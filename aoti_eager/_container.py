@@ -16,7 +16,7 @@ from torch import Tensor
 from ._abi import NamedHandle
 from ._constants import Constant
 from ._devices import Stream
-from ._handles import array_type, new_handles, tensors_of
+from ._handles import array_type, delete_handles, new_handles, tensors_of
 from .errors import LibraryRunError
 
 
@@ -70,6 +70,9 @@ def run_library(
             refused = tensors_of(handles)
             if boxed:
                 inputs.extend(refused)
+        raise
+    except BaseException:
+        delete_handles(outputs)  # Ctrl-C came during the run, and nobody gets its outputs.
         raise
     return tensors_of(outputs)
 

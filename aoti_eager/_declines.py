@@ -67,7 +67,7 @@ _CHANGES_METADATA = frozenset(
     {"resize", "resize_", "resize_as_", "resize_as_sparse_", "set", "set_", "_resize_output_"}
 )
 _READS_STORAGE_OFFSET = frozenset({"as_strided_copy", "as_strided_scatter"})
-_ERROR_DEPENDS_ON_DATA = frozenset(
+DATA_DEPENDENT_ERRORS = frozenset(
     """
     _assert_async _assert_scalar _ctc_loss _ctc_loss_backward _embedding_bag
     _embedding_bag_backward _embedding_bag_dense_backward _embedding_bag_forward_only
@@ -90,7 +90,7 @@ _ERROR_DEPENDS_ON_DATA = frozenset(
     value_selecting_reduction_backward
     """.split()  # noqa: SIM905 - a list of names to read, not to parse
 )
-_INTEGER_DIVISION = frozenset(
+INTEGER_DIVISION = frozenset(
     """
     div div_ divide divide_ floor_divide floor_divide_ fmod fmod_ remainder remainder_
     """.split()  # noqa: SIM905 - a list of names to read, not to parse
@@ -107,7 +107,7 @@ def op_decline(op: OpOverload, schema: OpSchema) -> str | None:
         return "uninitialised"
     if torch.Tag.inplace_view in tags or name in _CHANGES_METADATA:
         return "changes_metadata"
-    if name in _ERROR_DEPENDS_ON_DATA:
+    if name in DATA_DEPENDENT_ERRORS:
         return "error_depends_on_data"
     if torch.Tag.data_dependent_output in tags or torch.Tag.dynamic_output_shape in tags:
         return "data_dependent_output"
@@ -152,7 +152,7 @@ def call_decline(template: CallTemplate) -> str | None:
 def _divides_integers(key: KernelKey, template: CallTemplate) -> bool:
     """Return whether a zero divisor would raise: integer division, all operands integral."""
     name = key.op.partition("::")[2].partition(".")[0]
-    if name not in _INTEGER_DIVISION:
+    if name not in INTEGER_DIVISION:
         return False
     arguments = dict(key.arguments)
     if name.startswith("div") and not arguments.get("rounding_mode"):

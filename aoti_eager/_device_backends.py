@@ -82,30 +82,44 @@ class DeviceBackend:
     compile_fn: CompileFunction
     load_fn: LoadFunction | None
 
-    def compile(self, op: OpOverload, template: CallTemplate, work: Path) -> BackendLibrary:
+    def compile(
+        self, op: OpOverload, template: CallTemplate, work: Path, *, timeout_s: float
+    ) -> BackendLibrary:
         """Return the library for a call, made on a thread without the caller's state.
 
         Autocast, inference mode, dispatch modes and the current stream belong to a thread.
 
+        Args:
+            op: The overload.
+            template: The call.
+            work: An empty directory of the store.
+            timeout_s: Seconds to wait; a thread cannot be ended, so it goes on for nobody.
+
         Raises:
             CompileError: No library came out, with the decline reason.
         """
-        answer: list[BackendLibrary | Exception] = []
+        answer: list[BackendLibrary | BaseException] = []
 
         def compile_() -> None:
             try:
                 with passthrough():
                     answer.append(self._compile(op, template, work))
-            except Exception as error:  # noqa: BLE001 - raised below, on the caller's thread
+            except BaseException as error:  # noqa: BLE001 - raised below, on the caller's thread
                 answer.append(error)
 
         thread = threading.Thread(target=compile_, name="aoti_eager compile", daemon=True)
         thread.start()
-        thread.join()
-        (result,) = answer
+        thread.join(timeout_s)
+        if not answer:
+            raise CompileError(
+                "compile_timeout",
+                f"{template.schema.op}: no library after {timeout_s:g} s",
+                remember=False,
+            )
+        result = answer[0]
         if isinstance(result, CompileError):
             raise result
-        if isinstance(result, Exception):
+        if isinstance(result, BaseException):
             # Not remembered: whoever writes the backend mends it under the same version.
             raise CompileError(
                 "compile_failed",

@@ -39,8 +39,9 @@ def resolve_device(device: str | torch.device) -> torch.device:
         raise ValueError(f"device is {device!r}; 'cpu', 'cuda:0' or 'xpu' are wanted") from error
     if found.type not in DEVICE_TYPES:
         raise ValueError(
-            f"device is {str(found)!r}; ModelContainerRunner runs on {', '.join(DEVICE_TYPES)}, "
-            "other devices' libraries are loaded by what register_runner was given (load_runner)"
+            f"device is {str(found)!r}; ModelContainerRunner runs on "
+            f"{', '.join(sorted(DEVICE_TYPES))}, other devices' libraries are loaded by what "
+            "register_runner was given (load_runner)"
         )
     if found.type == "cpu":
         return torch.device("cpu")

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import platform
 import re
+import stat
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -62,10 +63,15 @@ def inspect_library_file(path: Path) -> LibraryFile:
     from elftools.common.exceptions import ELFError
     from elftools.elf.elffile import ELFFile
 
-    if path.is_dir():
-        raise LibraryLoadError(path, "is a directory; a kernel library (.so) or a .pt2 is wanted")
     try:
-        size = path.stat().st_size
+        status = path.stat()
+        if stat.S_ISDIR(status.st_mode):
+            raise LibraryLoadError(
+                path, "is a directory; a kernel library (.so) or a .pt2 package is wanted"
+            )
+        if not stat.S_ISREG(status.st_mode):  # to open a pipe is to wait for its other end
+            raise LibraryLoadError(path, "is no regular file")
+        size = status.st_size
         with path.open("rb") as file:
             try:
                 elf = ELFFile(file)
@@ -131,4 +137,6 @@ def _not_elf(path: Path, size: int, error: Exception) -> str:
         magic = file.read(4)
     if magic == b"\x7fELF":
         return f"is a damaged or truncated ELF file: {error}"
+    if magic == b"PK\x03\x04":
+        return "is a damaged or truncated .pt2 package: the zip archive has no end"
     return "is no shared object; a kernel library (.so) or a .pt2 package is wanted"

@@ -101,7 +101,11 @@ def explain(
     try:
         values = schema.bind(seen_args, seen_kwargs)
         overridden = cache is not None and cache.original.overridden
-        more = () if cache is None else cache.key_context(cache.describe_function()[0])
+        more = (
+            ()
+            if cache is None
+            else cache.key_context(cache.toolchain, cache.describe_function()[0])
+        )
         key = kernel_key(schema, dispatch_key, values, overridden=overridden, more=more)
     except UnsupportedFunctionError as error:
         message = f"its function {error}"

@@ -58,6 +58,21 @@ def last_torch_error() -> str:
     return (text or b"").decode(errors="replace")
 
 
+def has_own_data(tensor: Tensor) -> bool:
+    """Return whether the memory that ``tensor`` points to is its data, for C code to read.
+
+    Not so: tensors of torch's transforms and modes (batched, functional, fake), those without
+    memory (zero tensors, a freed storage), and subclasses that store their data in their own way.
+    """
+    kind = type(tensor)
+    if kind is not Tensor and kind.__torch_dispatch__ is not Tensor.__torch_dispatch__:
+        return False
+    try:
+        return tensor.data_ptr() != 0 or tensor.numel() == 0
+    except RuntimeError:  # There is no storage at all.
+        return False
+
+
 def new_handles(tensors: Sequence[Tensor]) -> Handles:
     """Return a new handle of each tensor, in an array; the caller owns them."""
     capsules = _compat.new_tensor_capsules(list(tensors))

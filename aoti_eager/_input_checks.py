@@ -13,6 +13,7 @@ import threading
 from collections.abc import Iterator
 
 from ._abi import KernelLibrary
+from .errors import LibraryRunError
 
 _VARIABLE = "AOTI_RUNTIME_CHECK_INPUTS"
 
@@ -40,9 +41,14 @@ def first_run(library: KernelLibrary) -> Iterator[None]:
         os.environ[_VARIABLE] = "1"
         try:
             yield
-        finally:
-            os.environ[_VARIABLE] = before
+        except LibraryRunError:
             _settled.add(library.identity)
+            raise
+        else:
+            _settled.add(library.identity)
+        finally:
+            # After any other exception it may not have come to the library's run.
+            os.environ[_VARIABLE] = before
 
 
 def _after_fork() -> None:

@@ -32,6 +32,10 @@ from .errors import RunnerError
 log = logging.getLogger("aoti_eager")
 
 
+# Keys remembered as declined, an op and cache directory.
+_DECLINES_LIMIT = 1 << 16
+
+
 @dataclass(frozen=True, slots=True)
 class _Tables:
     """The in-memory tables of one op for one cache directory."""
@@ -86,9 +90,11 @@ class KernelCache:
         """
         return (None, []) if self.function is None else self.function.describe()
 
-    def key_context(self, function: Description | None) -> tuple[tuple[str, Component], ...]:
+    def key_context(
+        self, toolchain: Toolchain, function: Description | None
+    ) -> tuple[tuple[str, Component], ...]:
         """Return what the key holds besides arguments and settings."""
-        return (*self.toolchain.context, *(function.context() if function is not None else ()))
+        return (*toolchain.context, *(function.context() if function is not None else ()))
 
     # -- state --
 
@@ -193,6 +199,8 @@ class KernelCache:
     def decline(self, key: TableKey, reason: str, message: str) -> Decline:
         """Decline calls under ``key`` from now on."""
         decline = Decline(reason, message, self.counters.declined(reason))
+        if len(self._declines) >= _DECLINES_LIMIT:
+            self._declines.clear()  # They are found out again; memory is not.
         self._declines[key] = decline
         log.info("%s: declined (%s): %s", self.schema.op, reason, message)
         return decline
@@ -215,7 +223,12 @@ class KernelCache:
             # A signal handler or a finalizer, on top of our own wait for the compiler.
             self.counters.declined("reentrant").add()
             return self.original(keyset, args, kwargs)
-        with self._single_flight(key):
+        flight = self._single_flight(key)
+        # A device's compiler may call the op from threads of its own, while this key waits for it.
+        if not flight.acquire(blocking=not self.toolchain.is_portable):
+            self.counters.declined("reentrant").add()
+            return self.original(keyset, args, kwargs)
+        try:
             kernel = self.lookup(key)
             decline = self._declines.get(key)
             if kernel is None and decline is None:
@@ -223,6 +236,8 @@ class KernelCache:
                     return Miss(self, key, keyset, args, kwargs).resolve()
                 finally:
                     self._in_flight.pop(key, None)
+        finally:
+            flight.release()
         if decline is not None:
             decline.count.add()
             return self.original(keyset, args, kwargs)

@@ -189,8 +189,16 @@ def tensor_component(value: Any) -> Component:
     }
     if value.device.type != "cpu" and value.layout is torch.strided:
         # Code for other devices may load 16 bytes at a time.
-        component["aligned"] = value.data_ptr() % 16 == 0
+        component["aligned"] = is_aligned(value)
     return component
+
+
+def is_aligned(tensor: Tensor) -> bool:
+    """Return whether a tensor's data begins at a multiple of 16 bytes; a fake one has none."""
+    try:
+        return tensor.data_ptr() % 16 == 0
+    except RuntimeError:
+        return False
 
 
 def _generator_component(value: Any) -> Component:
@@ -249,7 +257,7 @@ _PLAIN = frozenset({Tensor, torch.nn.Parameter})
 
 def _other_key_function(tensor: str) -> Callable[[Any], Any]:
     """Return a function that gives the key of what is no plain tensor: a subclass, or no tensor."""
-    names: dict[str, Any] = {}
+    names: dict[str, Any] = {"ae_is_aligned": is_aligned}
     exec(f"def tensor_key(t): return {tensor.format('t')}", names)  # noqa: S102
     tensor_key = names["tensor_key"]
 
@@ -267,7 +275,7 @@ def _other_key_function(tensor: str) -> Callable[[Any], Any]:
 _CPU_TENSOR = "({0}.dtype, {0}.shape, {0}.stride(), {0}.is_neg(), {0}.is_conj())"
 _DEVICE_TENSOR = (
     "({0}.dtype, {0}.shape, {0}.stride(), {0}.is_neg(), {0}.is_conj(), {0}.device, "
-    "{0}.data_ptr() % 16 == 0)"
+    "ae_is_aligned({0}))"
 )
 
 
@@ -294,6 +302,7 @@ def table_key_source(schema: OpSchema, dispatch_key: str, names: dict[str, Any])
     one = f"{tensor} if {{0}}.__class__ in ae_plain else ae_other_key({{0}})"
     # With a prefix, builtins too: a keyword-only argument of an op may have any other name.
     names.update(
+        ae_is_aligned=is_aligned,
         ae_isinstance=isinstance,
         ae_tuple=tuple,
         ae_plain=_PLAIN,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -203,8 +204,14 @@ class LibraryContainer:
         loaded = self.extract(inactive=False)
         absent = [c for c in self.constants if not c.folded and c.name not in loaded]
         probed = self._probe(absent) if absent else {}
+        written = _layouts_in_source(self._library.path) if absent else {}
         return tuple(
-            _with_layout(constant, loaded.get(constant.name), probed.get(constant.name))
+            _with_layout(
+                constant,
+                loaded.get(constant.name),
+                probed.get(constant.name),
+                written.get(constant.name),
+            )
             for constant in self.constants
         )
 
@@ -230,7 +237,35 @@ class LibraryContainer:
             self.free_inactive()
 
 
-def _with_layout(constant: Constant, loaded: Tensor | None, probed: Tensor | None) -> Constant:
+def _layouts_in_source(library: Path) -> dict[str, tuple[tuple[int, ...], int]]:
+    """Return strides and offsets that the code wants of constants, as far as it can be told.
+
+    No function of the library tells, and a tensor of other strides gives wrong results. But
+    AOTInductor leaves the library's source beside it, in packages too.
+    """
+    try:
+        source = library.with_suffix(".cpp").read_text(errors="replace")
+    except OSError:
+        return {}
+    names = dict(re.findall(r'constants_info_\[(\d+)\]\.name = "([^"]*)";', source))
+    offsets = dict(re.findall(r"constants_info_\[(\d+)\]\.offset = (\d+);", source))
+    strides = re.findall(r"constants_info_\[(\d+)\]\.stride = \{([\d, ]*)\};", source)
+    return {
+        names[index]: (
+            tuple(int(number) for number in numbers.split(",") if number.strip()),
+            int(offsets[index]),
+        )
+        for index, numbers in strides
+        if index in names and index in offsets
+    }
+
+
+def _with_layout(
+    constant: Constant,
+    loaded: Tensor | None,
+    probed: Tensor | None,
+    written: tuple[tuple[int, ...], int] | None,
+) -> Constant:
     if loaded is not None and loaded.layout is torch.strided:
         return replace(
             constant,
@@ -240,5 +275,7 @@ def _with_layout(constant: Constant, loaded: Tensor | None, probed: Tensor | Non
             device=loaded.device,
         )
     if probed is not None:
-        return replace(constant, sizes=tuple(probed.shape))
+        constant = replace(constant, sizes=tuple(probed.shape))
+        if written is not None and len(written[0]) == probed.dim():
+            return replace(constant, strides=written[0], storage_offset=written[1])
     return constant

@@ -6,6 +6,7 @@ The key has already settled what a ``ModelContainerRunner`` checks on each run.
 from __future__ import annotations
 
 import ctypes
+import os
 import threading
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
@@ -88,12 +89,16 @@ class _UnlockedRun:
         except LibraryRunError as error:
             raise RunnerError(f"{path}: cannot be loaded: {error}") from error
         self._run = self._library.function(f"{CONTAINER}RunSingleThreaded")
-        self._first = threading.Lock()
+        # Re-entrant, for a signal handler that calls the same key.
+        self._first = threading.RLock()
         self._ready = False
+        self._pid = os.getpid()
 
     def __call__(self, inputs: list[Tensor]) -> list[Tensor]:
         if self._ready:
             return run_library(self._call, self._library.check, inputs, self._num_outputs, False)
+        if self._pid != os.getpid():
+            self._first, self._pid = threading.RLock(), os.getpid()  # its holder was not forked
         with self._first:
             outputs = run_library(self._call, self._library.check, inputs, self._num_outputs, False)
             self._ready = True

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from . import _inductor_compat as inductor
 from ._compat import OpOverload, fake_mode
+from ._graph_checks import check_graph
 from ._template import CallTemplate
 from ._thin_codegen import NotThinError, ThinWrapper, compiler_into
 from ._tracing import call_module, error_text, fake_inputs, trace_outputs
@@ -119,19 +120,12 @@ def _program(
         inputs = tuple(fake_inputs(template))
         try:
             exported = torch.export.export(call_module(op, template, outputs), inputs, strict=False)
-            _check_random(exported)
+            check_graph(exported, template)
             return exported.module(check_guards=False), inputs
         except CompileError:
             raise
         except Exception as error:
             raise CompileError("does_not_trace", error_text(error)) from error
-
-
-def _check_random(exported: Any) -> None:
-    for node in exported.graph.nodes:
-        tags = getattr(node.target, "tags", ())
-        if torch.Tag.nondeterministic_seeded in tags:
-            raise CompileError("random", f"the function draws random numbers ({node.target})")
 
 
 class _GeneratedCode:
@@ -149,6 +143,12 @@ class _GeneratedCode:
         if not re.search(r'extern "C"\s+void\s+\w+\s*\(', kernels):
             raise CompileError(
                 "no_kernel_of_its_own", "Inductor has no kernel for this op, only calls to ATen"
+            )
+        if re.search(r"\b(floor_divide|remainder)_integral\(", kernels):
+            raise CompileError(
+                "error_depends_on_data",
+                "the generated code divides integers, and notes a zero divisor where another "
+                "thread's kernel does, too",
             )
         if "TORCH_CHECK(" in kernels:
             raise CompileError(

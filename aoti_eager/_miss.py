@@ -80,7 +80,9 @@ class Cache(Protocol):
     def describe_function(self) -> tuple[Description | None, list[Tensor]]:
         """Return the op's Python function as data, if it has one, and its constants."""
 
-    def key_context(self, function: Description | None) -> Sequence[tuple[str, Any]]:
+    def key_context(
+        self, toolchain: Toolchain, function: Description | None
+    ) -> Sequence[tuple[str, Any]]:
         """Return what the key holds besides arguments and settings."""
 
     def decline(self, key: TableKey, reason: str, message: str) -> Decline:
@@ -104,6 +106,8 @@ class Miss:
         self._args = args
         self._kwargs = kwargs
         self._op = cache.schema.op
+        # Of this moment: another thread may register another backend meanwhile.
+        self._toolchain = cache.toolchain
         self._result: Any = _NOTHING
         self._raised: BaseException | None = None
         self._counted = False
@@ -139,7 +143,7 @@ class Miss:
                     cache.dispatch_key,
                     values,
                     overridden=cache.original.overridden,
-                    more=cache.key_context(self._function),
+                    more=cache.key_context(self._toolchain, self._function),
                 )
                 self._template = call_template(cache.schema, self._key)
         except UnsupportedArgumentError as error:
@@ -226,7 +230,7 @@ class Miss:
         return self._cache.entrance(self._keyset, *self._args, **self._kwargs)
 
     def _load(self, library: Any, entry: Entry) -> Kernel:
-        runner = self._cache.toolchain.load(library, entry, self._inputs)
+        runner = self._toolchain.load(library, entry, self._inputs)
         plain = all(
             argument.kind is Kind.TENSOR and isinstance(component, dict) and "dtype" in component
             for argument, (_, component) in zip(
@@ -244,6 +248,12 @@ class Miss:
         sizes_before = [(t.shape, t.stride()) for t in self._inputs]
         # First of all: an invalid call raises the original's own exception, and nothing else runs.
         result = self._original()
+        if (
+            self._cache.function is not None
+            and self._cache.function.snapshot()[0] != self._table_key[0]
+        ):
+            self._decline_next("mutates_constant", f"{self._op}: a call changes what it uses")
+            return result
         if sizes_before != [(t.shape, t.stride()) for t in self._inputs]:
             self._decline_next("out_resized", f"{self._op}: the original resized an argument")
             return result
@@ -275,9 +285,7 @@ class Miss:
                 return
             self._cache.counters.compiles.add()
             try:
-                compiled = self._cache.toolchain.compile(
-                    self._template, self._function, backend, work
-                )
+                compiled = self._toolchain.compile(self._template, self._function, backend, work)
             except CompileError as error:
                 if error.remember:
                     status = Status.QUARANTINED if error.reason == "mismatch" else Status.DECLINED
@@ -317,7 +325,7 @@ class Miss:
         threads = dict(self._key.context)["threads"]
         # Code without parallel regions is the same for every thread count, unless it has none
         # only because there was one thread to compile for.
-        any_threads = not compiled.parallel and (threads > 1 or self._cache.toolchain.is_portable)
+        any_threads = not compiled.parallel and (threads > 1 or self._toolchain.is_portable)
         entry = self._entry(
             Status.READY,
             outputs=compiled.outputs,
@@ -352,7 +360,7 @@ class Miss:
 
     def _entry(self, status: Status, *, key: KernelKey | None = None, **fields: Any) -> Entry:
         backend = _backend.current()
-        target, requires = self._cache.toolchain.target(backend)
+        target, requires = self._toolchain.target(backend)
         return Entry(
             status=status,
             key=key or self._key,

@@ -22,24 +22,33 @@ from .errors import LibraryLoadError
 @dataclass(frozen=True, slots=True)
 class _Input:
     name: str
-    dtype: str
-    sizes: list[int | None]
-    strides: list[int | None]
+    dtype: torch.dtype
+    sizes: tuple[int | None, ...]
+    strides: tuple[int | None, ...]
 
     def problem(self, tensor: Tensor) -> str | None:
         """Return what is wrong with ``tensor``, or ``None``."""
-        if tensor.dtype != getattr(torch, self.dtype):
-            return f"has dtype {tensor.dtype}; torch.{self.dtype} is wanted"
-        for what, got, want in (
-            ("sizes", tuple(tensor.shape), self.sizes),
-            ("strides", tensor.stride(), self.strides),
+        if tensor.dtype != self.dtype:
+            return f"has dtype {tensor.dtype}; {self.dtype} is wanted"
+        sizes, strides = tuple(tensor.shape), tensor.stride()
+        if len(sizes) != len(self.sizes) or any(
+            want not in (None, got) for got, want in zip(sizes, self.sizes, strict=True)
         ):
-            if len(got) != len(want) or any(
-                w not in (None, g) for g, w in zip(got, want, strict=True)
-            ):
-                wanted = ", ".join("any" if w is None else str(w) for w in want)
-                return f"has {what} {tuple(got)}; ({wanted}) is wanted"
+            return f"has sizes {sizes}; {_wanted(self.sizes)} is wanted"
+        # Strides of sizes 0 and 1 are never followed.
+        if (
+            any(
+                size > 1 and want not in (None, got)
+                for size, got, want in zip(sizes, strides, self.strides, strict=True)
+            )
+            and tensor.numel()
+        ):
+            return f"has strides {strides}; {_wanted(self.strides)} is wanted"
         return None
+
+
+def _wanted(numbers: tuple[int | None, ...]) -> str:
+    return f"({', '.join('any' if n is None else str(n) for n in numbers)})"
 
 
 class ModelContainer:
@@ -60,7 +69,7 @@ class ModelContainer:
         self._library = library
         try:
             manifest = json.loads(library.manifest)
-            self._inputs = tuple(_Input(**one) for one in manifest["inputs"])
+            self._inputs = tuple(_manifest_input(one) for one in manifest["inputs"])
             self.input_names: tuple[str, ...] = tuple(one.name for one in self._inputs)
             self.output_names: tuple[str, ...] = tuple(manifest["outputs"])
             first, second = manifest.get("call_spec", ("", ""))
@@ -73,6 +82,7 @@ class ModelContainer:
         self._run = library.function(f"{MODEL}Run")
         self._buffers: list[dict[str, Tensor]] = [{}, {}]  # active, inactive
         self._models: list[int] = []
+        self._differ = False  # whether some models have other constants than the active ones
         try:
             for _ in range(num_models):
                 self._models.append(self._new_model())
@@ -107,21 +117,24 @@ class ModelContainer:
     def update(self, tensors: Mapping[str, Tensor], inactive: bool, user_managed: bool) -> None:
         """Put constants into a buffer: copies, or the user's own tensors."""
         kept = {n: t.detach() if user_managed else t.detach().clone() for n, t in tensors.items()}
-        self._buffers[inactive].update(kept)
+        updated = self._buffers[inactive] | kept
         if not inactive:
-            self._hand_over()
+            self._hand_over(updated)
+        self._buffers[inactive] = updated
 
     def extract(self, inactive: bool) -> dict[str, Tensor]:
         """Return the constants of a buffer by name; they share its memory."""
         return dict(self._buffers[inactive])
 
     def fold(self, inactive: bool, stream: Stream) -> None:
-        """Do nothing: a library without a container has no folded constants."""
+        """Give the models their constants if that failed before: there are none to fold."""
+        if self._differ and not inactive:
+            self._hand_over(self._buffers[0])
 
     def swap(self) -> None:
         """Exchange the buffers."""
+        self._hand_over(self._buffers[1])
         self._buffers.reverse()
-        self._hand_over()
 
     def free_inactive(self) -> None:
         """Let go of the inactive buffer's memory."""
@@ -140,18 +153,33 @@ class ModelContainer:
         assert handle.value is not None
         return handle.value
 
-    def _hand_over(self) -> None:
-        active = self._buffers[0]
+    def _hand_over(self, constants: Mapping[str, Tensor]) -> None:
+        self._differ = True
         for model in self._models:
             # The model deletes its handles, so each one gets its own.
-            pairs = named_handles(active, new_handles(list(active.values())))
+            pairs = named_handles(constants, new_handles(list(constants.values())))
             self._library.call(
                 f"{MODEL}UpdateConstantsMapV2", "an update of constants", model, pairs, len(pairs)
             )
+        self._differ = False
+
+
+def _manifest_dtype(name: str) -> torch.dtype:
+    dtype = getattr(torch, name)
+    if not isinstance(dtype, torch.dtype):
+        raise ValueError(f"torch.{name} is no dtype")
+    return dtype
+
+
+def _manifest_input(one: Mapping[str, Any]) -> _Input:
+    sizes, strides = tuple(one["sizes"]), tuple(one["strides"])
+    if len(sizes) != len(strides):
+        raise ValueError(f"input {one['name']}: {len(sizes)} sizes and {len(strides)} strides")
+    return _Input(one["name"], _manifest_dtype(one["dtype"]), sizes, strides)
 
 
 def _manifest_constant(one: Mapping[str, Any]) -> Constant:
-    dtype = getattr(torch, one["dtype"])
+    dtype = _manifest_dtype(one["dtype"])
     sizes, strides = tuple(one["sizes"]), tuple(one["strides"])
     extent = 0 if 0 in sizes else sum((n - 1) * s for n, s in zip(sizes, strides, strict=True)) + 1
     return Constant(

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ._compat import (
     OpOverload,
+    custom_op_function,
     is_custom_op_kernel,
     is_from_python,
     is_ours,
@@ -20,6 +21,8 @@ from ._compat import (
 from ._passthrough import passthrough
 from ._schema import Kind, OpSchema
 from .errors import OriginalKernelError
+
+_INVALIDATED = "SafeKernelFunction has been invalidated"
 
 _NUMBERS = frozenset({bool, int, float, complex})
 
@@ -63,6 +66,7 @@ class OriginalKernel:
     ) -> None:
         self._op = op
         self._name = schema.op
+        self._dispatch_key = dispatch_key
         self._kernel = torch.library.get_kernel(op, dispatch_key)
         if above is not None and is_ours(self._kernel):
             # Ours is registered already: what it falls back to is the original of both, and stays
@@ -93,10 +97,15 @@ class OriginalKernel:
         try:
             return self._kernel.call_boxed(keyset, *args, **kwargs)
         except RuntimeError as error:
+            if self.is_python_function and _INVALIDATED in str(error):
+                # The op was made again, as notebooks do: what it is now has our kernel, too.
+                function = custom_op_function(self._name, self._dispatch_key)
+                if function is not None:
+                    return function(*args, **kwargs)
             raise self._explained(error) from error.__cause__
 
     def _explained(self, error: RuntimeError) -> Exception:
-        if "SafeKernelFunction has been invalidated" not in str(error):
+        if _INVALIDATED not in str(error):
             return error
         return OriginalKernelError(
             f"{self._name}: the kernel that was registered before aoti_eager's is gone, because "

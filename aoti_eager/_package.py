@@ -9,11 +9,13 @@ from __future__ import annotations
 import atexit
 import json
 import os
+import platform
 import shutil
 import sys
 import tempfile
 import threading
 import zipfile
+import zlib
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
@@ -82,6 +84,11 @@ def check_metadata(path: Path, package: Package, device: torch.device) -> None:
     system = said.get("AOTI_PLATFORM", sys.platform)
     if system != sys.platform:
         raise LibraryLoadError(path, f"was compiled for {system}, and this is {sys.platform}")
+    machine = said.get("AOTI_MACHINE", platform.machine())
+    if machine != platform.machine():
+        raise LibraryLoadError(
+            path, f"was compiled for {machine}, and this machine is {platform.machine()}"
+        )
     features = cpu_features()
     if device.type != "cpu" or not any(name in features for name in ("sse2", "asimd")):
         return
@@ -96,18 +103,28 @@ def check_metadata(path: Path, package: Package, device: torch.device) -> None:
 
 def _unpack(path: Path, model_name: str) -> Package:
     directory = Path(tempfile.mkdtemp(prefix="aoti-eager-"))
+    try:
+        package = _unpack_into(path, model_name, directory)
+    except BaseException:
+        shutil.rmtree(directory, ignore_errors=True)
+        raise
     _directories.append((os.getpid(), directory))
+    return package
+
+
+def _unpack_into(path: Path, model_name: str, directory: Path) -> Package:
     try:
         with zipfile.ZipFile(path) as archive:
             members = _members(path, archive, model_name)
             for member, name in members:
                 with archive.open(member) as source, open(directory / name, "wb") as target:
                     shutil.copyfileobj(source, target, 1 << 20)
-    except (zipfile.BadZipFile, EOFError, NotImplementedError) as error:
+    except LibraryLoadError:
+        raise
+    except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError, ValueError) as error:
+        # RuntimeError: it is encrypted, or compressed in a way that zipfile does not know.
         raise LibraryLoadError(path, f"is a damaged package: {error}") from error
     except OSError as error:
-        if isinstance(error, LibraryLoadError):
-            raise
         raise LibraryLoadError(path, f"cannot be unpacked into {directory}: {error}") from error
     libraries = sorted(directory.glob("*.so"))
     if len(libraries) != 1:

@@ -24,6 +24,7 @@ from torch import Tensor
 
 from . import _compat
 from ._compat import OpOverload
+from ._function_names import UNKNOWN, is_allowed_function
 from ._function_source import function_source
 from ._key import Component, json_digest, tensor_component
 from ._schema import qualified_name
@@ -34,10 +35,10 @@ _BY_REFERENCE = frozenset({"torch", "math", "operator", "functools", "itertools"
 # Those that have no effect but their result.
 _BUILTINS = frozenset(
     """
-    abs all any bool complex dict divmod enumerate filter float frozenset getattr hasattr int
-    isinstance issubclass iter len list map max min next pow range reversed round set slice sorted
-    str sum tuple type zip ArithmeticError AssertionError AttributeError Exception IndexError
-    KeyError NotImplementedError RuntimeError TypeError ValueError ZeroDivisionError
+    abs all any bool complex dict divmod enumerate filter float frozenset int iter len list map max
+    min next pow range reversed round set slice sorted str sum tuple zip
+    ArithmeticError AssertionError AttributeError Exception IndexError KeyError
+    NotImplementedError RuntimeError TypeError ValueError ZeroDivisionError
     """.split()  # noqa: SIM905 - a list of names to read, not to parse
 )
 _TORCH_VALUES = (torch.dtype, torch.layout, torch.memory_format)
@@ -45,6 +46,9 @@ _MODULE_STATE = frozenset(
     {"training", "_parameters", "_buffers", "_modules", "_non_persistent_buffers_set"}
 )
 _DEPTH = 8
+# Looking at this many takes a fraction of a millisecond, in each call.
+_LARGEST = 400
+_LASTING = (types.ModuleType, types.BuiltinFunctionType, type, torch.device, *_TORCH_VALUES)
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,17 +72,33 @@ class Description:
 class PythonFunction:
     """The function behind an op that ``torch.library.custom_op`` made.
 
+    A function that cannot be sent to a worker is refused for good, until another takes its place:
+    what it closes over is not looked at again in each call.
+
     Args:
         function: Gives the function that a call of the op runs at this moment, or ``None``.
     """
 
     def __init__(self, function: Callable[[], types.FunctionType | None]) -> None:
         self._function = function
+        self._refused: tuple[types.FunctionType | None, str] | None = None
 
     def snapshot(self) -> tuple[Any, list[Tensor]]:
-        """Return what the function depends on at this moment, for the table, and its tensors."""
-        tensors: list[Tensor] = []
-        return _state(self._function(), tensors, _DEPTH), tensors
+        """Return what the function depends on at this moment, for the table, and its tensors.
+
+        Never raises: in a call, what cannot be looked at is a reason to run the original.
+        """
+        function = self._function()
+        if self._refused is not None and self._refused[0] is function:
+            return _REFUSED, []
+        if torch.is_autocast_enabled("cpu"):
+            return _UNDER_AUTOCAST, []
+        state = _State()
+        try:
+            return state.of(function, _DEPTH), state.tensors
+        except Exception as error:  # noqa: BLE001 - objects of the user's may raise anything
+            self._refused = (function, f"cannot be looked at: {error!r}")
+            return _REFUSED, []
 
     def describe(self) -> tuple[Description, list[Tensor]]:
         """Return the function as data, and its tensors: its own and no copies.
@@ -90,9 +110,24 @@ class PythonFunction:
         function = self._function()
         if function is None:
             raise UnsupportedFunctionError("the op's function is disabled or was replaced")
+        if self._refused is not None and self._refused[0] is function:
+            raise UnsupportedFunctionError(self._refused[1])
+        if torch.is_autocast_enabled("cpu"):
+            raise UnsupportedFunctionError("runs under autocast")
         writer = _Writer()
-        document = writer.function(function, "", _DEPTH)
+        try:
+            document = writer.function(function, "", _DEPTH)
+        except UnsupportedFunctionError as error:
+            self._refused = (function, str(error))
+            raise
+        except Exception as error:
+            self._refused = (function, f"cannot be looked at: {error!r}")
+            raise UnsupportedFunctionError(self._refused[1]) from error
         return Description(document, tuple(writer.constants)), writer.tensors
+
+
+_REFUSED = ("refused",)
+_UNDER_AUTOCAST = ("autocast",)
 
 
 def python_function(op: OpOverload, dispatch_key: str) -> PythonFunction | None:
@@ -136,55 +171,62 @@ def _used(function: types.FunctionType) -> Iterator[tuple[str, Any]]:
             yield name, _ABSENT
 
 
-def _state(value: Any, tensors: list[Tensor], depth: int) -> Any:
-    """Return a hashable that is equal for equal values; tensors go by metadata, in order."""
-    kind = type(value)
-    if kind is Tensor or kind is torch.nn.Parameter:
-        tensors.append(value)
-        return (
-            value.dtype,
-            value.shape,
-            value.stride() if value.layout is torch.strided else value.layout,
-            value.device,
-            value.is_neg(),
-            value.is_conj(),
-        )
-    if value is None or kind in (bool, int, str):
-        return (kind, value)
-    if kind is float:
-        return value.hex()
-    if depth == 0:
-        return id(value)
-    if kind is types.FunctionType:
-        if _is_torch_function(value):
-            return value
-        return (
-            value.__code__,
-            _state(value.__defaults__, tensors, depth - 1),
-            _state(value.__kwdefaults__, tensors, depth - 1),
-            *[_state(one, tensors, depth - 1) for _, one in _used(value)],
-        )
-    if kind is tuple or kind is list:
-        return (kind, *[_state(one, tensors, depth - 1) for one in value])
-    if kind is dict:
-        return (kind, *[(k, _state(v, tensors, depth - 1)) for k, v in value.items()])
-    if isinstance(value, torch.nn.Module):
-        return _module_state(value, tensors, depth)
-    try:
-        hash(value)
-    except TypeError:
-        return id(value)
-    return value
+class _State:
+    """Makes a hashable of a value that is equal for equal values; tensors go by metadata."""
 
+    def __init__(self) -> None:
+        self.tensors: list[Tensor] = []
+        self._left = _LARGEST
 
-def _module_state(module: torch.nn.Module, tensors: list[Tensor], depth: int) -> Any:
-    return (
-        type(module),
-        module.training,
-        *[(n, _state(v, tensors, depth - 1)) for n, v in _module_tensors(module)],
-        *[(n, _state(v, tensors, depth - 1)) for n, v in module._modules.items()],
-        *[(n, _state(v, [], depth - 1)) for n, v in _plain_attributes(module)],
-    )
+    def of(self, value: Any, depth: int) -> Any:
+        """Return the hashable of one value, and collect its tensors in order."""
+        self._left -= 1
+        if self._left < 0:
+            raise UnsupportedFunctionError(f"uses more than {_LARGEST} values")
+        kind = type(value)
+        if kind is Tensor or kind is torch.nn.Parameter:
+            self.tensors.append(value)
+            return (
+                value.dtype,
+                value.shape,
+                value.stride() if value.layout is torch.strided else value.layout,
+                value.device,
+                value.is_neg(),
+                value.is_conj(),
+            )
+        if value is None or kind in (bool, int, str):
+            return (kind, value)
+        if kind is float:
+            return value.hex()
+        if depth == 0:
+            raise UnsupportedFunctionError("values within values, too deep")
+        if kind is types.FunctionType:
+            if _is_torch_function(value):
+                return value
+            return (
+                value.__code__,
+                self.of(value.__defaults__, depth - 1),
+                self.of(value.__kwdefaults__, depth - 1),
+                *[self.of(one, depth - 1) for _, one in _used(value)],
+            )
+        if kind is tuple or kind is list:
+            return (kind, *[self.of(one, depth - 1) for one in value])
+        if kind is dict:
+            return (kind, *[(k, self.of(v, depth - 1)) for k, v in value.items()])
+        if isinstance(value, torch.nn.Module):
+            return self._of_module(value, depth)
+        # Not the object itself, which the table would keep alive, unless it lives for good.
+        return value if isinstance(value, _LASTING) else ("unsupported", kind)
+
+    def _of_module(self, module: torch.nn.Module, depth: int) -> Any:
+        return (
+            type(module),
+            module.training,
+            _compat.has_global_module_hooks(),
+            *[(n, self.of(v, depth - 1)) for n, v in _module_tensors(module)],
+            *[(n, self.of(v, depth - 1)) for n, v in module._modules.items()],
+            *[(n, self.of(v, depth - 1)) for n, v in _plain_attributes(module)],
+        )
 
 
 def _module_tensors(module: torch.nn.Module) -> Iterator[tuple[str, Any]]:
@@ -215,7 +257,8 @@ class _Writer:
     def function(self, function: types.FunctionType, path: str, depth: int) -> dict[str, Any]:
         if depth == 0:
             raise UnsupportedFunctionError(f"{path}: functions that call functions, too deep")
-        source = function_source(function)
+        used = dict(_used(function))
+        source = function_source(function, lambda name: _named(used, name))
         document: dict[str, Any] = {
             "name": function.__name__,
             "source": source,
@@ -224,7 +267,7 @@ class _Writer:
             "kwdefaults": self.value(function.__kwdefaults__, f"{path}defaults", depth - 1),
         }
         document["names"] = {
-            name: self.used(name, value, path + name, depth - 1) for name, value in _used(function)
+            name: self.used(name, value, path + name, depth - 1) for name, value in used.items()
         }
         return document
 
@@ -288,6 +331,8 @@ class _Writer:
 
     def module(self, module: torch.nn.Module, path: str, depth: int) -> Component:
         cls = type(module)
+        if _compat.has_global_module_hooks():
+            raise UnsupportedFunctionError("uses a module while hooks for all modules are set")
         if not _is_by_reference(cls):
             raise UnsupportedFunctionError(
                 f"uses {path}, a module of class {cls.__qualname__}, whose code the compile worker "
@@ -318,8 +363,19 @@ def _is_torch_function(function: types.FunctionType) -> bool:
     return _is_by_reference(function)
 
 
+def _named(used: dict[str, Any], name: str) -> Any:
+    """Return what a name stands for in a function: a value it uses, or something local."""
+    value = used.get(name, UNKNOWN)
+    return UNKNOWN if value is _ABSENT else value
+
+
 def _is_by_reference(value: Any) -> bool:
-    """Return whether an object is found again under its name in a module that every worker has."""
+    """Return whether an object is found again under its name in a module that every worker has.
+
+    Functions only where they do nothing but compute.
+    """
+    if callable(value) and not isinstance(value, type) and not is_allowed_function(value):
+        return False
     module, name = getattr(value, "__module__", None), getattr(value, "__qualname__", None)
     if not isinstance(module, str) or not isinstance(name, str):
         return False

@@ -22,9 +22,9 @@ from ._constant_buffers import ConstantBuffers
 from ._constants import Constant
 from ._container import Container
 from ._devices import Stream, resolve_device, stream_address
-from ._handles import dtype_of_number
+from ._handles import dtype_of_number, has_own_data
 from ._input_checks import first_run, is_settled
-from ._instances import InstancePool
+from ._instances import InstancePool, Lease
 from ._library_container import LibraryContainer
 from ._model_container import ModelContainer
 from ._package import check_metadata, is_package, unpack
@@ -79,13 +79,7 @@ class ModelContainerRunner:
             check_metadata(self._path, package, self.device)
         path = package.library if package is not None else self._path.absolute()
         directory = package.directory if package is not None else None
-        self._library = KernelLibrary(path)
-        assert self._library.file is not None
-        built_for = self._library.file.device_type
-        if built_for != self.device.type:
-            raise LibraryLoadError(
-                self._path, f"is a library for {built_for}, and device is {str(self.device)!r}"
-            )
+        self._library = KernelLibrary(path, device_type=self.device.type, name=self._path.name)
         self._check_inputs = check_inputs
         self._pool = InstancePool(num_models, self._path.name)
         self._pid = os.getpid()
@@ -133,26 +127,36 @@ class ModelContainerRunner:
         self._validate(inputs)
         address = stream_address(self._path.name, self.device, stream)
         while True:
-            instance = self._pool.borrow()
+            lease = Lease()
             try:
-                container = self._open()  # It may have been closed while this call waited.
-                if self._buffers.ready:
-                    return self._run_instance(container, instance, inputs, address, boxed)
-            finally:
-                self._pool.give_back(instance)
+                try:
+                    instance = self._pool.borrow(lease)
+                    container = self._open()  # It may have been closed while this call waited.
+                    if self._buffers.ready:
+                        return self._run_instance(container, instance, inputs, address, boxed)
+                finally:
+                    self._pool.give_back(lease)
+            except BaseException:
+                self._pool.give_back(lease)  # Ctrl-C may have come while it was given back.
+                raise
             self._buffers.prepare(address)
 
     def _run_instance(
         self, container: Container, instance: int, inputs: list[Tensor], stream: Stream, boxed: bool
     ) -> list[Tensor]:
         try:
-            if self._check_inputs and not is_settled(self._library):
+            # What a thin library is given was checked before.
+            checks = self._check_inputs and not isinstance(container, ModelContainer)
+            if checks and not is_settled(self._library):
                 with first_run(self._library):
                     return container.run(instance, inputs, stream, boxed)
             return container.run(instance, inputs, stream, boxed)
         except LibraryRunError as error:
             if error.library_message.startswith("input_handles["):
                 raise InputError(self._input_problem(error.library_message)) from error
+            problem, _, where = error.library_message.partition("\nError in op: ")
+            if where == "input":  # It does not say which.
+                raise InputError(f"{self._path.name}: an input: {problem}") from error
             raise
 
     # -- constants --
@@ -210,7 +214,9 @@ class ModelContainerRunner:
 
     def update_inactive_constant_buffer(self, constants: Mapping[str, Tensor]) -> None:
         """Put a full set of constants into the inactive buffer; see ``update_constant_buffer``."""
-        self.update_constant_buffer(constants, use_inactive=True, validate_full_update=True)
+        self._open()
+        # Not by way of the other method: a warning shows the caller of this one.
+        self._buffers.update(constants, True, True, False)
 
     def update_constant_buffer_from_blob(
         self, path: str | os.PathLike[str], use_inactive: bool = False
@@ -279,7 +285,7 @@ class ModelContainerRunner:
 
     def close(self) -> None:
         """Wait for running calls and delete the instances and constants. Again does nothing."""
-        with self._buffers.lock:
+        with self._buffers.changing():
             if self._container is None:
                 return
             with self._pool.all_instances():
@@ -352,10 +358,16 @@ class ModelContainerRunner:
                     f"{self._path.name}: input {index} ({names[index]}) is on {device}; the runner "
                     f"is on {self.device}"
                 )
-            if tensor.layout is not torch.strided or tensor.is_conj() or tensor.is_neg():
+            plain = tensor.layout is torch.strided and not tensor.is_nested
+            if not plain or tensor.is_conj() or tensor.is_neg():
                 raise InputError(
                     f"{self._path.name}: input {index} ({names[index]}) is no plain strided "
                     "tensor; resolve its layout, conj or neg first"
+                )
+            if not has_own_data(tensor):
+                raise InputError(
+                    f"{self._path.name}: input {index} ({names[index]}) has no data of its own "
+                    f"({type(tensor).__name__}); a plain tensor is wanted"
                 )
 
         if self._check_inputs and isinstance(container, ModelContainer):
@@ -370,7 +382,7 @@ class ModelContainerRunner:
         name = names[int(index)] if index.isdigit() and int(index) < len(names) else "?"
         if problem.startswith("unmatched dtype"):
             dtypes = [dtype_of_number().get(int(n)) for n in re.findall(r": (\d+)", problem)]
-            if len(dtypes) == 2:
+            if len(dtypes) == 2 and None not in dtypes:
                 problem = f"has dtype {dtypes[1]}; {dtypes[0]} is wanted"
         elif problem.startswith("dim value is too small"):
             problem += (

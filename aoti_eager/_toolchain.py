@@ -81,7 +81,9 @@ class Toolchain:
             CompileError: No usable library, with the decline reason.
         """
         if self._device_backend is not None:
-            made = self._device_backend.compile(self._op, template, work)
+            made = self._device_backend.compile(
+                self._op, template, work, timeout_s=config.compile_timeout_s
+            )
             return Compiled(
                 library=made.library,
                 outputs=made.outputs,

@@ -63,7 +63,7 @@ def trace_outputs(
     schema = template.schema
     results = [result] if len(schema.returns) == 1 else list(result or ())
     outputs: list[dict[str, Any]] = []
-    taken = {_storage(t) for t in inputs}
+    taken = {storage_identity(t) for t in inputs}
     count = 0
     for returned, value in zip(schema.returns, results, strict=True):
         if returned.argument is not None:
@@ -78,11 +78,11 @@ def trace_outputs(
         for tensor in tensors:
             if tensor.layout is not torch.strided:
                 raise CompileError("unsupported_tensor", f"a result is {tensor.layout}")
-            if _storage(tensor) in taken:
+            if storage_identity(tensor) in taken:
                 raise CompileError(
                     "result_shares_storage", "a result shares storage with an argument or a result"
                 )
-            taken.add(_storage(tensor))
+            taken.add(storage_identity(tensor))
         numbers = list(range(count, count + len(tensors)))
         count += len(tensors)
         outputs.append(
@@ -91,7 +91,8 @@ def trace_outputs(
     return outputs
 
 
-def _storage(tensor: Tensor) -> int:
+def storage_identity(tensor: Tensor) -> int:
+    """Return a number that tensors have in common exactly if they share their storage."""
     # Fakes have no address; a storage's identity is all there is.
     return int(StorageWeakRef(tensor.untyped_storage()).cdata)  # type: ignore[no-untyped-call]
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,10 @@ import torch
 import aoti_eager
 from aoti_eager import _backend, _compat, _library
 from aoti_eager._compile import CompileService
+from aoti_eager._runner import ModelContainerRunner
 from aoti_eager._warnings import forget_warnings
+
+from . import runner_libraries
 
 # A fifth of every compile, and of what a hit costs, but nothing of what is computed; the one test
 # that measures a hit takes it away again.
@@ -34,6 +38,43 @@ def shared_cache_dir(run_dir: Path) -> Path:
     path.mkdir(mode=0o700, exist_ok=True)
     (path / "toolchain").mkdir(mode=0o700, exist_ok=True)
     return path
+
+
+@pytest.fixture(scope="session")
+def libraries(run_dir: Path, shared_cache_dir: Path) -> runner_libraries.Libraries:
+    """Libraries for runners, compiled once in a run."""
+    return runner_libraries.build(run_dir)
+
+
+@pytest.fixture
+def load(libraries: runner_libraries.Libraries) -> Iterator[runner_libraries.Load]:
+    """A function that loads a library by its name; each runner has all its instances at the end."""
+    runners: list[ModelContainerRunner] = []
+
+    def load_(name: str, num_models: int = 1) -> ModelContainerRunner:
+        if name == "proxy":
+            runner_libraries.define_hooked_op()
+        runners.append(ModelContainerRunner(libraries.so(name), num_models))
+        return runners[-1]
+
+    yield load_
+    runner_libraries.hooks.clear()
+    for runner in runners:
+        runner.close()
+        assert runner._pool.available == runner.num_models, "an instance was lost"
+
+
+@pytest.fixture
+def thin(load: runner_libraries.Load) -> ModelContainerRunner:
+    """The thin library with two models; its constants are 2."""
+    return runner_libraries.loaded_thin(load, 2)
+
+
+@pytest.fixture
+def threads() -> Iterator[ThreadPoolExecutor]:
+    """Threads enough for all that a test starts."""
+    with ThreadPoolExecutor(32) as executor:
+        yield executor
 
 
 def make_cache_dir(path: Path, shared_cache_dir: Path) -> Path:

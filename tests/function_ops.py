@@ -104,3 +104,44 @@ def call(name: str) -> Callable[..., Any]:
     namespace, _, base = name.partition("::")
     found: Callable[..., Any] = getattr(getattr(torch.ops, namespace), base)
     return found
+
+
+STATE = {"calls": 0}
+HELPER_CALLS: list[int] = []
+
+
+def counting_in_a_dict(x: Tensor) -> Tensor:
+    """Return ``x`` by a count that the function keeps."""
+    STATE["calls"] += 1
+    return x * STATE["calls"]
+
+
+def appending(x: Tensor) -> Tensor:
+    """Return ``x`` by the length of a list that grows with each call."""
+    HELPER_CALLS.append(1)
+    return x * len(HELPER_CALLS)
+
+
+def writing(x: Tensor) -> Tensor:
+    """Write to an argument that the op does not declare as mutated."""
+    x.add_(1)
+    return torch.tanh(x) * 2
+
+
+def normalising(mean: Tensor, var: Tensor) -> Callable[..., Any]:
+    """Return a function that updates running statistics."""
+
+    def normalised(x: Tensor) -> Tensor:
+        return torch.batch_norm(x, None, None, mean, var, True, 0.5, 1e-5, False)
+
+    return normalised
+
+
+def gathering(x: Tensor) -> Tensor:
+    """Return something that is looked up, which raises on indices out of range."""
+    return torch.tanh(torch.gather(x, 0, torch.zeros(1, 4, dtype=torch.int64)))
+
+
+def dividing(x: Tensor) -> Tensor:
+    """Return an integer quotient, which raises for a zero."""
+    return torch.floor_divide(x, x - 1)

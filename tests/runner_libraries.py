@@ -1,4 +1,6 @@
-"""Kernel libraries for tests of the runner: made once a pytest run, in processes of their own.
+"""Kernel libraries for tests of the runner, and what they are run and watched with.
+
+They are made once a pytest run, in processes of their own.
 
 A test process never imports Inductor: ``build`` starts this module as a script, once for each half
 of the packages.
@@ -6,12 +8,16 @@ of the packages.
 
 from __future__ import annotations
 
+import ctypes
 import functools
 import os
 import subprocess
 import sys
+import time
+import weakref
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,7 +26,10 @@ import torch
 from filelock import FileLock
 from torch import Tensor, nn
 
+from aoti_eager._runner import ModelContainerRunner
+
 HERE = Path(__file__).parent
+TIMEOUT_S = 60  # of whatever should come at once
 
 # Each package's Inductor settings. Two processes make them; the lists take about as long.
 PACKAGES: dict[str, dict[str, Any]] = {
@@ -70,8 +79,8 @@ class Served(nn.Module):
 
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
         """Return the outputs for ``x``: (8, 16), float32."""
-        constants = {name: t for name, t in self.state_dict(keep_vars=True).items()}
-        return served(x, constants | {"_tensor_constant0": torch.tensor(TABLE)})
+        constants = self.state_dict(keep_vars=True)
+        return served(x, {**constants, "_tensor_constant0": torch.tensor(TABLE)})
 
 
 def served(x: Tensor, c: dict[str, Tensor]) -> tuple[Tensor, ...]:
@@ -92,6 +101,7 @@ def served(x: Tensor, c: dict[str, Tensor]) -> tuple[Tensor, ...]:
 
 SERVED_OUTPUTS = 6
 X = torch.arange(128.0).reshape(8, 16) % 11
+NAN = torch.full((8, 16), torch.nan)
 
 
 def original_constants() -> dict[str, Tensor]:
@@ -103,6 +113,24 @@ def original_constants() -> dict[str, Tensor]:
 def filled_constants(value: int) -> dict[str, Tensor]:
     """Return constants that all are ``value``, laid out as the original ones."""
     return {name: torch.full_like(t, value) for name, t in original_constants().items()}
+
+
+def constants_of(name: str, value: int | None = None) -> dict[str, Tensor]:
+    """Return a full set for a package of ``Served``: the original one, or all ``value``."""
+    constants = original_constants() if value is None else filled_constants(value)
+    if name == "bare":
+        del constants["empty"]  # Nothing of it is left there.
+    return constants
+
+
+def want(value: int | None = None) -> tuple[Tensor, ...]:
+    """Return what a library of ``Served`` gives for X with those constants."""
+    return served(X, constants_of("", value))
+
+
+def equal(got: Sequence[Tensor], want: Sequence[Tensor]) -> bool:
+    """Return whether all outputs are what they should be, exactly."""
+    return len(got) == len(want) and all(map(torch.equal, got, want))
 
 
 class Dynamic(nn.Module):
@@ -118,32 +146,135 @@ class Hooked(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.weight = nn.Parameter(torch.arange(16.0) + 1)
+        self.weight = nn.Parameter(HOOKED_WEIGHT.clone())
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Return two things from ``x``: (8, 16)."""
-        ops = torch.ops.aoti_eager_tests
-        return ops.hooked(x) * self.weight, x + ops.hooked_fold(self.weight)
+        """Return ``x``, (8, 16), times the weight, and plus it."""
+        hooked = torch.ops.aoti_eager_tests.hooked
+        return hooked(x) * self.weight, x + hooked(self.weight)
 
 
-# What the two ops of ``Hooked`` call with their argument, in the middle of a run.
-hooks: dict[str, Callable[[Tensor], None]] = {}
+HOOKED_WEIGHT = torch.arange(16.0) + 1
+
+# The op of ``Hooked`` calls them with its argument: (8, 16) in a run, (16,) while it folds.
+hooks: list[Callable[[Tensor], None]] = []
 
 
 @functools.cache
-def define_hooked_ops() -> None:
-    """Define the ops that ``Hooked`` calls: they return a copy."""
+def define_hooked_op() -> None:
+    """Define the op that ``Hooked`` calls: it returns a copy."""
 
-    def define(name: str) -> None:
-        @torch.library.custom_op(f"aoti_eager_tests::{name}", mutates_args=())
-        def op(x: Tensor) -> Tensor:
-            hooks.get(name, lambda _: None)(x)
-            return x.clone()
+    @torch.library.custom_op("aoti_eager_tests::hooked", mutates_args=())
+    def hooked(x: Tensor) -> Tensor:
+        for hook in hooks:
+            hook(x)
+        return x.clone()
 
-        op.register_fake(torch.empty_like)
+    hooked.register_fake(torch.empty_like)
 
-    define("hooked")
-    define("hooked_fold")
+
+# -- the thin library --
+
+THIN_NAMES = ("layer.scale", "layer.shift")
+
+
+def thin_constants(value: float) -> dict[str, Tensor]:
+    """Return a full set of the thin library's constants, all of them ``value``."""
+    return {name: torch.full((16,), float(value)) for name in THIN_NAMES}
+
+
+class Gate:
+    """What a run of the thin library tells that it has begun, and waits for to be opened."""
+
+    def __init__(self, is_open: bool = False) -> None:
+        self.tensor = torch.tensor([0, int(is_open)], dtype=torch.int32)
+
+    def open(self) -> None:
+        """Let runs through."""
+        self.tensor[1] = 1
+
+    @property
+    def reached(self) -> bool:
+        """Return whether a run has come to it."""
+        return bool(self.tensor[0])
+
+
+def thin_inputs(
+    x: Tensor | None = None, *, milliseconds: float = 0, gate: Gate | None = None
+) -> list[Tensor]:
+    """Return inputs of the thin library, which spins for so long once the gate is open."""
+    return [
+        X.clone() if x is None else x,
+        torch.tensor(milliseconds, dtype=torch.float64),
+        (Gate(is_open=True) if gate is None else gate).tensor,
+    ]
+
+
+def thin_failing_inputs() -> list[Tensor]:
+    """Return inputs that make the thin library fail."""
+    return thin_inputs(NAN.clone())
+
+
+def thin_number(library: Path, name: str) -> ctypes.c_int32:
+    """Return one of the numbers that the thin library exports, to read or to set."""
+    return ctypes.c_int32.in_dll(ctypes.CDLL(str(library)), name)
+
+
+def scale(runner: ModelContainerRunner) -> float:
+    """Return what the thin library multiplies by and adds at this moment."""
+    scaled, shifted, _ = runner.run(thin_inputs())
+    value = float(shifted[0, 0] - X[0, 0])
+    assert torch.equal(scaled, X * value), "constants of two sets"
+    return value
+
+
+def running(
+    threads: ThreadPoolExecutor, runner: ModelContainerRunner
+) -> tuple[Gate, Future[list[Tensor]]]:
+    """Start a run of the thin library; return once it is in the middle of it."""
+    gate = Gate()
+    future = threads.submit(runner.run, thin_inputs(gate=gate))
+    eventually(lambda: gate.reached or future.done())
+    assert not future.done()
+    return gate, future
+
+
+def waiting(runner: ModelContainerRunner) -> int:
+    """Return how many wait for instances."""
+    return len(runner._pool._waiters)
+
+
+# -- watching --
+
+
+def eventually(condition: Callable[[], object], timeout_s: float = TIMEOUT_S) -> None:
+    """Wait until ``condition`` holds."""
+    end = time.monotonic() + timeout_s
+    while not condition():
+        assert time.monotonic() < end, "it never came"
+        time.sleep(0.001)
+
+
+class _Memory(bytearray):
+    """Memory that can be referred to weakly."""
+
+
+def watched_tensor(values: Tensor) -> tuple[Tensor, Callable[[], bool]]:
+    """Return a copy of ``values``, and a function that says whether its memory is still held."""
+    memory = _Memory(values.numpy().tobytes())
+    watch = weakref.ref(memory)
+    tensor = torch.frombuffer(memory, dtype=values.dtype).reshape(values.shape)
+    return tensor, lambda: watch() is not None
+
+
+Load = Callable[..., ModelContainerRunner]  # the fixture ``load``
+
+
+def loaded_thin(load: Load, num_models: int) -> ModelContainerRunner:
+    """Return a runner of the thin library whose constants are 2."""
+    runner = load("thin", num_models)
+    runner.update_constant_buffer(thin_constants(2))
+    return runner
 
 
 @dataclass(frozen=True, slots=True)
@@ -233,7 +364,9 @@ def _compile(directory: Path, headers: Path, names: list[str]) -> None:
 
     # Those that the rest of the run uses.
     _inductor_compat.use_headers(headers)
-    define_hooked_ops()
+    # Not to compile and run a program for each instruction set that the CPU says it has.
+    torch._inductor.config.cpp.vec_isa_ok = True
+    define_hooked_op()
     for name in names:
         module: nn.Module = {"proxy": Hooked, "dynamic": Dynamic}.get(name, Served)()
         shapes = ({0: torch.export.Dim.DYNAMIC},) if name == "dynamic" else None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -143,12 +144,14 @@ def test_without_a_factory_the_error_says_what_to_register(tmp_path: Path) -> No
 # --- what a backend may do wrong -----------------------------------------------------------------
 
 
-def compile_with(compile_fn: Any, work: Path) -> Any:
+def compile_with(compile_fn: Any, work: Path, timeout_s: float = 60) -> Any:
     """Compile silu of a CPU tensor by a backend: that needs no device."""
     op = find_overload("aten::silu")
     schema = op_schema(op)
     template = call_template(schema, kernel_key(schema, "CPU", [torch.ones(4, 4)]))
-    return DeviceBackend("cpu", "test", compile_fn, None).compile(op, template, work)
+    return DeviceBackend("cpu", "test", compile_fn, None).compile(
+        op, template, work, timeout_s=timeout_s
+    )
 
 
 def test_a_request_holds_the_call_without_data(tmp_path: Path) -> None:
@@ -202,6 +205,27 @@ def test_a_backend_s_own_compile_error_is_kept(tmp_path: Path) -> None:
         compile_with(compile_fn, tmp_path)
     assert caught.value.reason == "no_kernel_of_its_own"
     assert caught.value.remember
+
+
+def test_a_compile_that_takes_too_long_is_left_alone(tmp_path: Path) -> None:
+    ended = threading.Event()
+
+    def compile_fn(request: aoti_eager.CompileRequest) -> Path:
+        ended.wait(60)
+        return request.directory
+
+    with pytest.raises(CompileError, match="no library after 0.1 s") as caught:
+        compile_with(compile_fn, tmp_path, timeout_s=0.1)
+    ended.set()
+    assert caught.value.reason == "compile_timeout"
+
+
+def test_a_backend_that_ends_the_thread_declines(tmp_path: Path) -> None:
+    def compile_fn(request: aoti_eager.CompileRequest) -> Path:
+        raise SystemExit(3)
+
+    with pytest.raises(CompileError, match="raised SystemExit: 3"):
+        compile_with(compile_fn, tmp_path)
 
 
 @pytest.mark.parametrize("returned", ["/nowhere/kernel", "outside"])

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import subprocess
 import sys
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -235,3 +237,121 @@ def test_another_override_of_the_op_is_not_its_function(cache_dir: Path) -> None
             assert served(name)[0] == 0
         finally:
             library._destroy()
+
+
+def test_a_function_that_keeps_count_keeps_the_original(cache_dir: Path) -> None:
+    for function in (function_ops.counting_in_a_dict, function_ops.appending):
+        with op_of(function) as name, aoti_eager.register(name):
+            got = [call(name)(torch.ones(()))[...].item() for _ in range(4)]
+        assert got == [1, 2, 3, 4]
+        assert set(declined(name)) <= {"unsupported_function", "mutates_constant"}
+
+
+def test_a_write_that_the_op_does_not_declare_keeps_the_original(cache_dir: Path) -> None:
+    with op_of(function_ops.writing) as name, aoti_eager.register(name):
+        x = torch.zeros(4)
+        for step in range(1, 4):
+            call(name)(x)
+            assert_close(x, torch.full((4,), float(step)))
+    assert declined(name) == {"mutates_constant": 3}
+
+
+def test_running_statistics_are_updated_once_a_call(cache_dir: Path) -> None:
+    mean, var = torch.zeros(3), torch.ones(3)
+    with op_of(function_ops.normalising(mean, var)) as name, aoti_eager.register(name):
+        x = torch.ones(4, 3)
+        for want in (0.5, 0.75, 0.875):
+            call(name)(x)
+            assert_close(mean, torch.full((3,), want))
+    assert declined(name) == {"mutates_constant": 3}
+
+
+@pytest.mark.parametrize("function", [function_ops.gathering, function_ops.dividing])
+def test_errors_that_depend_on_data_keep_the_original(cache_dir: Path, function: Any) -> None:
+    dtype = torch.int64 if function is function_ops.dividing else torch.float32
+    with op_of(function) as name, aoti_eager.register(name):
+        x = torch.full((4, 4), 3, dtype=dtype)
+        for _ in range(2):
+            assert_close(call(name)(x), function(x))
+        if dtype is torch.int64:
+            with pytest.raises(RuntimeError, match="ZeroDivisionError"):
+                call(name)(torch.ones(4, 4, dtype=dtype))
+    assert set(declined(name)) == {"error_depends_on_data"}
+
+
+def test_autocast_runs_the_original(cache_dir: Path) -> None:
+    weight = torch.randn(8, 8)
+
+    def multiplied(x: torch.Tensor) -> torch.Tensor:
+        return torch.relu(x @ weight) + 1
+
+    with op_of(multiplied) as name, aoti_eager.register(name):
+        x = torch.randn(8, 8)
+        for _ in range(2):
+            assert call(name)(x).dtype is torch.float32
+            with torch.autocast("cpu", dtype=torch.bfloat16):
+                assert call(name)(x).dtype is multiplied(x).dtype is torch.bfloat16
+
+
+def test_an_op_that_is_made_again_is_what_it_is_now(cache_dir: Path) -> None:
+    def first(x: torch.Tensor) -> torch.Tensor:
+        return torch.tanh(x) * 2
+
+    def second(x: torch.Tensor) -> torch.Tensor:
+        return torch.tanh(x) * 3
+
+    name = "aoti_eager_tests::made_again"
+    x = torch.linspace(-1, 1, 8)
+    op = torch.library.custom_op(name, first, mutates_args=())
+    with aoti_eager.register(name):
+        assert_close(op(x), first(x))
+        op = torch.library.custom_op(name, second, mutates_args=())
+        for _ in range(3):
+            assert_close(op(x), second(x))
+
+
+def test_what_is_closed_over_is_not_kept_alive(cache_dir: Path) -> None:
+    class Thing:
+        pass
+
+    thing = Thing()
+
+    def with_thing(x: torch.Tensor) -> torch.Tensor:
+        return x * (1 if thing else 2)
+
+    with op_of(with_thing) as name, aoti_eager.register(name):
+        call(name)(torch.ones(2))
+        gone = weakref.ref(thing)
+        thing = Thing()
+        gc.collect()
+        assert gone() is None
+
+
+def test_much_that_is_closed_over_is_looked_at_once(cache_dir: Path) -> None:
+    table = {str(i): float(i) for i in range(100_000)}
+
+    def looked_up(x: torch.Tensor) -> torch.Tensor:
+        return x * table["7"]
+
+    with op_of(looked_up) as name, aoti_eager.register(name):
+        for _ in range(3):
+            assert_close(call(name)(torch.ones(2)), torch.full((2,), 7.0))
+        (cache,) = [c for c in aoti_eager._library.caches() if c.schema.op == name]
+        assert cache.function is not None
+        assert cache.function.snapshot() == (("refused",), [])
+    assert declined(name) == {"unsupported_function": 3}
+
+
+def test_objects_that_raise_when_looked_at_run_the_original(cache_dir: Path) -> None:
+    class Grumpy(dict[str, float]):
+        def items(self) -> Any:
+            raise LookupError("not now")
+
+    nested = torch.nested.nested_tensor([torch.ones(2), torch.ones(3)], layout=torch.jagged)
+
+    def with_nested(x: torch.Tensor) -> torch.Tensor:
+        return x * nested[0]
+
+    with op_of(with_nested) as name, aoti_eager.register(name):
+        assert_close(call(name)(torch.ones(2)), torch.ones(2))
+    assert set(declined(name)) == {"unsupported_function"}

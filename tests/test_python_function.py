@@ -218,7 +218,7 @@ SET = {1, 2}
         (undefined, "uses 'nowhere', which has no value"),
         (importing, "imports modules inside"),
         (counting_calls, "assigns to calls outside"),
-        (random_module, r"uses the module random \(random\)"),
+        (random_module, r"uses random.random"),
         (generator, "is a generator"),
         (recursive, "too deep"),
         (with_set, r"uses SET, a builtins.set"),
@@ -264,3 +264,120 @@ def test_a_module_with_hooks_is_refused() -> None:
 def test_an_op_whose_kernel_is_disabled_has_no_function() -> None:
     with pytest.raises(UnsupportedFunctionError, match="disabled or was replaced"):
         PythonFunction(lambda: None).describe()
+
+
+def asks_for_grad(x: Tensor) -> Tensor:
+    return x * 2 if x.requires_grad else x
+
+
+def asks_for_grad_mode(x: Tensor) -> Tensor:
+    return x * 2 if torch.is_grad_enabled() else x
+
+
+def asks_for_threads(x: Tensor) -> Tensor:
+    return x * torch.get_num_threads()
+
+
+def asks_for_offset(x: Tensor) -> Tensor:
+    return x * x.storage_offset()
+
+
+def strided(x: Tensor) -> Tensor:
+    return x.as_strided((2,), (1,), 0) * 2
+
+
+def saving(x: Tensor) -> Tensor:
+    torch.save(x, "file")
+    return x * 2
+
+
+def seeding(x: Tensor) -> Tensor:
+    torch.manual_seed(7)
+    return x * 2
+
+
+def trying(x: Tensor) -> Tensor:
+    try:
+        return x * 2
+    except RuntimeError:
+        return x
+
+
+def without_grad(x: Tensor) -> Tensor:
+    with torch.no_grad():
+        return x * 2
+
+
+def reading_a_private_name(x: Tensor) -> Tensor:
+    return x * x._version
+
+
+def writing_to_a_global_dict(x: Tensor) -> Tensor:
+    TABLE["a"][0] = 2
+    return x * 2
+
+
+def asking_for_the_type(x: Tensor) -> Tensor:
+    return x * 2 if isinstance(x, torch.nn.Parameter) else x
+
+
+def helped(x: Tensor) -> Tensor:
+    return x * getattr(helper, "gain", 2.0)
+
+
+def checked(function: Any) -> Any:
+    @functools.wraps(function)
+    def wrapper(*args: Any) -> Any:
+        return function(*args)
+
+    return wrapper
+
+
+@checked
+def decorated(x: Tensor) -> Tensor:
+    return x * 2
+
+
+def with_an_attribute(x: Tensor) -> Tensor:
+    return x * 2
+
+
+with_an_attribute.gain = 3  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize(
+    ("function", "message"),
+    [
+        (asks_for_grad, "uses .requires_grad"),
+        (asks_for_grad_mode, "uses torch.is_grad_enabled"),
+        (asks_for_threads, "uses torch.get_num_threads"),
+        (asks_for_offset, "uses .storage_offset"),
+        (strided, "uses .as_strided"),
+        (saving, "uses torch.save"),
+        (seeding, "uses torch.manual_seed"),
+        (trying, "has a try or with"),
+        (without_grad, "has a try or with"),
+        (reading_a_private_name, "uses ._version"),
+        (writing_to_a_global_dict, "assigns to a part of 'TABLE'"),
+        (asking_for_the_type, "uses torch.nn.Parameter|uses 'isinstance'"),
+        (helped, "uses 'getattr'"),
+        (decorated, "is made by a decorator"),
+        (with_an_attribute, "has attributes: gain"),
+    ],
+    ids=lambda value: getattr(value, "__name__", None),
+)
+def test_what_is_in_no_key_may_not_be_asked_for(function: Any, message: str) -> None:
+    with pytest.raises(UnsupportedFunctionError, match=message):
+        describe(function)
+
+
+def test_another_function_of_the_same_name_in_the_file_is_not_it(tmp_path: Any) -> None:
+    path = tmp_path / "two.py"
+    one, two = "def f(x):\n    return x * 2\n", "def f(x):\n    return x * 3\n"
+    path.write_text(one + two)
+    namespace: dict[str, Any] = {}
+    exec(compile(path.read_text(), str(path), "exec"), namespace)  # noqa: S102
+    path.write_text(two + one)
+    linecache.clearcache()
+    with pytest.raises(UnsupportedFunctionError, match="was its file edited"):
+        describe(namespace["f"])
