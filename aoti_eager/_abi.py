@@ -112,8 +112,13 @@ class KernelLibrary:
         self.file = _inspected(path) if inspect else None
         self.has_container = True
         if self.file is not None:
+            # A thin library of the cache has the container's functions for torch's own runner, with
+            # nothing behind them; its manifest says more.
+            exports = self.file.exports
+            self.has_container = (
+                f"{CONTAINER}CreateWithDevice" in exports and MANIFEST not in exports
+            )
             # Before anything is run: opening a library runs its constructors.
-            self.has_container = f"{CONTAINER}CreateWithDevice" in self.file.exports
             _check_exports(path, self.file, self.has_container)
             built_for = self.file.device_type
             if device_type not in (None, built_for):

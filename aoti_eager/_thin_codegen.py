@@ -11,7 +11,7 @@ import hashlib
 import json
 import os
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -105,9 +105,7 @@ def compiler_into(
             raise NotThinError("the graph has constants")
         source = work / "library.cpp"
         outputs = [f"output{i}" for i in range(len(graph.graph_outputs))]
-        source.write_text(
-            "\n".join([wrapper, kernels, _definitions(list(graph.graph_inputs), outputs)])
-        )
+        source.write_text("\n".join([wrapper, kernels, _definitions(graph.graph_inputs, outputs)]))
         library = work / "library.so"
         command = [*inductor.compile_flags(source), *_FLAGS]
         header = _precompiled(command, headers)
@@ -125,13 +123,27 @@ def compiler_into(
     return compile_
 
 
-def _definitions(inputs: list[str], outputs: list[str]) -> str:
-    """Return what ``thin_library.h`` says that each library defines."""
+def _definitions(inputs: Mapping[str, Any], outputs: list[str]) -> str:
+    """Return what ``thin_library.h`` says that each library defines, and its manifest."""
 
-    def names(values: list[str]) -> str:
+    def names(values: Iterable[str]) -> str:
         return ", ".join([*map(json.dumps, values), "nullptr"])
 
+    described = [
+        {
+            "name": name,
+            "dtype": str(value.get_dtype()).removeprefix("torch."),
+            "sizes": [int(n) for n in value.get_size()],
+            "strides": [int(n) for n in value.get_stride()],
+        }
+        for name, value in inputs.items()
+    ]
+    manifest = json.dumps({"inputs": described, "outputs": outputs, "constants": []})
     return f"""
+// A runner that is not the cache's checks inputs by this.
+extern "C" __attribute__((visibility("default"))) const char aoti_eager_manifest[];
+const char aoti_eager_manifest[] = R"json({manifest})json";
+
 namespace aoti_eager {{
 const char* const input_names[] = {{{names(inputs)}}};
 const char* const output_names[] = {{{names(outputs)}}};

@@ -11,10 +11,10 @@ import pytest
 import torch
 
 import aoti_eager
-from aoti_eager import _backend
+from aoti_eager import ModelContainerRunner, _backend
 from aoti_eager._library_runner import RELEASE_GIL_NUMEL, LibraryRunner
 from aoti_eager._passthrough import passing
-from aoti_eager.errors import RunnerError
+from aoti_eager.errors import InputError, RunnerError
 
 from .conftest import assert_close
 
@@ -47,6 +47,28 @@ def test_both_ways_give_the_same(shared_cache: Path, release_gil: bool) -> None:
             (got,) = runner.run([x])
         assert_close(got, torch.nn.functional.silu(x).detach())
         assert not got.requires_grad
+
+
+def test_the_runner_for_users_loads_a_library_of_the_cache_and_checks_its_inputs(
+    shared_cache: Path,
+) -> None:
+    x = torch.linspace(-2, 2, 64).reshape(8, 8)
+    with ModelContainerRunner(stored_library(), num_models=2) as runner:
+        (got,) = runner.run([x])
+        assert_close(got, torch.nn.functional.silu(x))
+        assert runner.constants == ()
+        with pytest.raises(InputError, match="has dtype torch.float64; torch.float32 is wanted"):
+            runner.run([x.double()])
+        with pytest.raises(InputError, match=r"has sizes \(4, 8\); \(8, 8\) is wanted"):
+            runner.run([x[:4]])
+        with pytest.raises(InputError, match=r"has strides \(1, 8\); \(8, 1\) is wanted"):
+            runner.run([x.t()])
+        with pytest.raises(InputError, match="got 2 inputs; 1 are wanted"):
+            runner.run([x, x])
+
+
+def test_a_thin_library_is_small(shared_cache: Path) -> None:
+    assert stored_library().stat().st_size < 50 * 1024
 
 
 def test_a_run_without_the_gil_needs_no_lock(shared_cache: Path) -> None:
