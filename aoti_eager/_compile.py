@@ -249,10 +249,23 @@ class _WorkerProcess:
             raise CompileError(
                 "worker_died", f"the compile worker cannot be started: {error}", remember=False
             ) from error
+        self._lock = threading.Lock()
+        self._asking = False
         self._send({"vector_bits": target.vector_bits})
 
     def ask(self, request: dict[str, Any], deadline: float) -> dict[str, Any] | None:
         """Return the answer, or ``None`` if the worker died or the deadline passed."""
+        with self._lock:
+            self._asking = True
+        try:
+            return self._ask(request, deadline)
+        finally:
+            with self._lock:
+                self._asking = False
+            if not self.is_alive():
+                self.kill()  # It closes the pipes now.
+
+    def _ask(self, request: dict[str, Any], deadline: float) -> dict[str, Any] | None:
         if not self._send(request):
             self.kill()
             return None
@@ -282,6 +295,12 @@ class _WorkerProcess:
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(self._process.pid, 9)
         self._process.wait()
+        with self._lock:
+            # Not under a thread that reads from it: the number may be another file's by then.
+            if not self._asking:
+                self._close_pipes()
+
+    def _close_pipes(self) -> None:
         for pipe in (self._process.stdin, self._process.stdout):
             if pipe is not None:
                 with contextlib.suppress(OSError):
@@ -292,7 +311,7 @@ class _WorkerProcess:
         try:
             self._process.stdin.write(json.dumps(message).encode() + b"\n")
             self._process.stdin.flush()
-        except OSError:
+        except (OSError, ValueError):  # It is dead, or was closed when it was.
             return False
         return True
 

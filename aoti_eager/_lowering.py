@@ -74,12 +74,29 @@ def lower(
     except Exception as error:
         raise _compile_error(error) from error
     return Lowered(
-        library=Path(str(library)),
+        library=_without_holes(Path(str(library))),
         outputs=outputs,
         calls_aten=facts.calls_aten,
         parallel=facts.parallel,
         compiler=inductor.compiler_description(),
     )
+
+
+def _without_holes(library: Path) -> Path:
+    """Return the library after it was written anew, from its first byte to its last.
+
+    A linker may leave holes in the file. On a full file system in memory, reading one through the
+    mapped library ends the process.
+    """
+    content = library.read_bytes()
+    library.unlink()
+    try:
+        library.write_bytes(content)
+    except OSError as error:
+        raise CompileError(
+            "store_unwritable", f"{library}: {error.strerror}", remember=False
+        ) from error
+    return library
 
 
 def _compile_thin(

@@ -157,7 +157,7 @@ class Hooked(nn.Module):
 HOOKED_WEIGHT = torch.arange(16.0) + 1
 
 # The op of ``Hooked`` calls them with its argument: (8, 16) in a run, (16,) while it folds.
-hooks: list[Callable[[Tensor], None]] = []
+hooks: list[Callable[[Tensor], object]] = []
 
 
 @functools.cache

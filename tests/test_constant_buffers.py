@@ -150,7 +150,7 @@ def test_buffers_and_tensor_constants_may_be_missing_with_a_warning(
     constants = constants_of("folded", 2)
     kept = {name: constants_of("folded")[name] for name in ("counts", "_tensor_constant0")}
     given = {name: t for name, t in constants.items() if name not in kept}
-    with pytest.warns(AotiEagerWarning, match="_tensor_constant0', which keep their values") as w:
+    with pytest.warns(AotiEagerWarning, match="lacks .*, which keep their values") as w:
         if inactive:
             runner.update_inactive_constant_buffer(given)
         else:

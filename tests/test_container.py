@@ -517,7 +517,7 @@ def test_two_first_runs_fold_one_after_the_other(
 
 def test_a_run_inside_of_the_run_that_folds_is_refused(proxy: MakeProxy) -> None:
     container = proxy(2)
-    runner_libraries.hooks.append(lambda x: container.run(1, [X], None, False) and None)
+    runner_libraries.hooks.append(lambda x: container.run(1, [X], None, False))
     with pytest.raises(LibraryRunError, match="a run inside of the run that folds its constants"):
         container.run(0, [X], None, False)
 

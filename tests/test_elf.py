@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import os
+import platform
 import random
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from elftools.elf.elffile import ELFFile
 
-from aoti_eager._elf import inspect_library_file
+from aoti_eager._elf import _dynamic_symbols, inspect_library_file
 from aoti_eager.errors import LibraryLoadError
 
 from .runner_libraries import Libraries, compile_cpp
@@ -124,7 +126,7 @@ def test_a_package_without_its_end(tmp_path: Path) -> None:
     assert "truncated .pt2 package" in problem(path)
 
 
-@pytest.mark.parametrize("machine", MACHINES)
+@pytest.mark.parametrize("machine", sorted(MACHINES.keys() - {platform.machine()}))
 def test_a_library_of_another_architecture(thin: bytes, tmp_path: Path, machine: str) -> None:
     path = tmp_path / "x.so"
     path.write_bytes(patched(thin, E_MACHINE, MACHINES[machine]))
@@ -144,6 +146,23 @@ def test_an_elf_file_that_is_no_shared_object(
     path = tmp_path / "x.o"
     path.write_bytes(patched(thin, E_TYPE, number))
     assert problem(path) == f"is an ELF file but no shared object ({name})"
+
+
+def test_a_library_of_32_bits(thin: bytes, tmp_path: Path) -> None:
+    path = tmp_path / "x.so"
+    path.write_bytes(thin[:4] + b"\1" + thin[5:])
+    assert problem(path) == "is an ELF file of 32 bits; 64 are supported"
+
+
+def test_symbols_are_those_that_elftools_finds(libraries: Libraries) -> None:
+    with libraries.so("thin").open("rb") as file:
+        (segment,) = ELFFile(file).iter_segments("PT_DYNAMIC")
+        symbols = list(segment.iter_symbols())
+    imports = {s.name for s in symbols if s["st_shndx"] == "SHN_UNDEF"}
+    exports = {s.name for s in symbols if s["st_shndx"] != "SHN_UNDEF"}
+    with libraries.so("thin").open("rb") as file:
+        assert _dynamic_symbols(ELFFile(file)) == (imports, exports)
+    assert "aoti_torch_empty_strided" in imports
 
 
 def test_a_truncated_library_at_any_length(thin: bytes, tmp_path: Path) -> None:

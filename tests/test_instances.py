@@ -342,8 +342,9 @@ def test_threads_that_borrow_and_take_all_lose_nothing(
                 assert pool.available == 0
                 assert users == [0] * count
 
-    work: list[tuple[Callable[[int], None], int]] = [(use, 1000)] * 8 + [(use_all, 200)] * 2
-    for future in [threads.submit(function, turns) for function, turns in work]:
+    futures = [threads.submit(use, 1000) for _ in range(8)]
+    futures += [threads.submit(use_all, 200) for _ in range(2)]
+    for future in futures:
         future.result(TIMEOUT_S)
     assert pool.available == count
     assert waiting(pool) == 0

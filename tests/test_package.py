@@ -228,9 +228,9 @@ def test_a_full_disk_is_an_error_of_the_package(
 # -- metadata --
 
 
-def checked(tmp_path: Path, device: torch.device = CPU, **metadata: str) -> None:
+def checked(tmp_path: Path, **metadata: str) -> None:
     package = Package(tmp_path / "x.so", tmp_path, None, metadata)
-    check_metadata(tmp_path / "x.pt2", package, device)
+    check_metadata(tmp_path / "x.pt2", package, CPU)
 
 
 def test_metadata_of_this_machine_passes(tmp_path: Path) -> None:

@@ -180,7 +180,7 @@ def repacked(libraries: Libraries, path: Path, **metadata: str) -> Path:
     [
         ("AOTI_DEVICE_KEY", "cuda", "was compiled for cuda, and device is 'cpu'"),
         ("AOTI_PLATFORM", "darwin", "was compiled for darwin, and this is"),
-        ("AOTI_MACHINE", "aarch64", "was compiled for aarch64, and this machine is"),
+        ("AOTI_MACHINE", "sparc", "was compiled for sparc, and this machine is"),
     ],
 )
 def test_a_package_for_another_machine_is_refused(
@@ -220,7 +220,7 @@ for name, content in libraries.items():
     for part in (1, 3, 5, 7, 9):
         files[f"{name} {part}/10"] = content[: len(content) * part // 10]
     files[f"{name} but its last byte"] = content[:-1]
-    files[f"{name} for arm"] = content[:18] + (183).to_bytes(2, sys.byteorder) + content[20:]
+    files[f"{name} for i386"] = content[:18] + (3).to_bytes(2, sys.byteorder) + content[20:]
     files[f"{name} object"] = content[:16] + (1).to_bytes(2, sys.byteorder) + content[18:]
 package = (good / "dynamic.pt2").read_bytes()
 for part in (1, 5, 9):
@@ -260,10 +260,12 @@ def test_bad_files_are_load_errors_and_the_process_lives(
     assert done.returncode == 0, done.stderr
     result = json.loads(done.stdout)
     assert len(result) > 50
-    assert result.pop(sys.executable)[0] == "MissingSymbolError"
+    # Most are linked as shared objects are.
+    assert result.pop(sys.executable)[0] in ("MissingSymbolError", "LibraryLoadError")
     assert {kind for kind, _ in result.values()} == {"LibraryLoadError"}, result
     for name, (_, message) in result.items():
-        assert message.startswith(f"{work}/file: " if "/" not in name[:1] else name), name
+        path = name if name.startswith("/") else f"{work}/file"
+        assert message.startswith(f"{path}: "), name
         if "/10" in name or "last byte" in name:
             assert any(word in message for word in ("truncated", "cannot be loaded")), message
 

@@ -57,11 +57,15 @@ from .runner_libraries import (
 def test_two_threads_run_at_the_same_time(
     thin: ModelContainerRunner, threads: ThreadPoolExecutor
 ) -> None:
-    """And so the GIL is free in a run: one thread is in the first when the second begins."""
-    first = threads.submit(thin.run, thin_inputs(milliseconds=100))
-    second = threads.submit(thin.run, thin_inputs(milliseconds=100))
-    spans = sorted(future.result(TIMEOUT_S)[2].tolist() for future in (first, second))
-    assert spans[1][0] < spans[0][1], "the second began after the first had ended"
+    """And so the GIL is free in a run: the second begins before the first has ended."""
+
+    def overlap() -> bool:
+        futures = [threads.submit(thin.run, thin_inputs(milliseconds=100)) for _ in range(2)]
+        spans = sorted(future.result(TIMEOUT_S)[2].tolist() for future in futures)
+        return bool(spans[1][0] < spans[0][1])
+
+    # A busy machine may start the second thread late; with the GIL held it would never overlap.
+    assert any(overlap() for _ in range(10))
 
 
 def test_two_first_runs_of_two_thin_libraries_do_not_wait_for_each_other(
@@ -133,7 +137,7 @@ def test_a_run_inside_of_a_run_takes_another_instance(load: Load) -> None:
 def test_a_run_inside_of_a_run_raises_instead_of_waiting_for_itself(load: Load) -> None:
     runner = load("proxy", 1)
     runner.run([X])
-    runner_libraries.hooks.append(lambda x: runner.run([X]) and None)
+    runner_libraries.hooks.append(lambda x: runner.run([X]))
     with pytest.raises(LibraryRunError, match="load the library with a larger num_models"):
         runner.run([X])
     runner_libraries.hooks.clear()
@@ -401,7 +405,7 @@ def test_memory_stays_flat(libraries: Libraries, tmp_path: Path) -> None:
     report = tmp_path / "leaks.json"
     subprocess.run(
         [
-            *(sys.executable, "-m", "tests.benchmarks.runner_leaks", "--share", "0.02"),
+            *(sys.executable, "-m", "tests.benchmarks.runner_leaks", "--share", "0.01"),
             *("--libraries", libraries.directory, "--json", report),
         ],
         cwd=HERE.parent,

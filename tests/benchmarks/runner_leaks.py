@@ -69,6 +69,8 @@ def watch(name: str, times: int, once: Callable[[], object]) -> Phase:
     times = max(times, 10)
     for _ in range(max(times // 10, 5)):
         once()
+    gc.collect()
+    gc.freeze()  # or each look at the memory would walk all that torch has made
     files, sizes = open_files(), [resident_mb()]
     for half in (times // 2, times - times // 2):
         for _ in range(half):
@@ -156,6 +158,7 @@ def load_phases(libraries: Libraries, share: float) -> Iterator[Phase]:
 def phases(libraries: Libraries, share: float) -> Iterator[Phase]:
     """Do all phases, each ``share`` of its full length."""
     runner_libraries.define_hooked_op()
+    torch.set_num_threads(1)  # Threads that wait for each other on a busy machine take most of it.
     for name in ("folded", "bare", "thin", "proxy"):
         yield from run_phases(libraries, name, share)
     yield from load_phases(libraries, share)
