@@ -47,6 +47,23 @@ def by_name(container: Container) -> dict[str, Constant]:
 
 
 @pytest.fixture
+def own(libraries: Libraries, tmp_path: Path) -> Callable[[str], Path]:
+    """A function that copies a library for this test alone.
+
+    A library's first run decides whether it checks its inputs, for as long as it is mapped; here it
+    does not, and in tests of the runner it must.
+    """
+
+    def copy(name: str) -> Path:
+        directory = tmp_path / name
+        if not directory.exists():
+            shutil.copytree(libraries.so(name).parent, directory)
+        return directory / libraries.so(name).name
+
+    return copy
+
+
+@pytest.fixture
 def closing() -> Iterator[list[Container]]:
     """Containers to close after the test."""
     containers: list[Container] = []
@@ -62,11 +79,11 @@ Make = Callable[[str], LibraryContainer]
 
 
 @pytest.fixture
-def library_container(libraries: Libraries, closing: list[Container]) -> Make:
+def library_container(own: Callable[[str], Path], closing: list[Container]) -> Make:
     """A function that makes the container of a package's library."""
 
     def make(name: str) -> LibraryContainer:
-        container = LibraryContainer(KernelLibrary(libraries.so(name)), 2, CPU, None)
+        container = LibraryContainer(KernelLibrary(own(name)), 2, CPU, None)
         closing.append(container)
         return container
 
@@ -392,13 +409,13 @@ def test_a_wrong_manifest_is_an_error_of_the_file(
 
 
 @pytest.fixture
-def proxy(libraries: Libraries) -> Iterator[Callable[[int], ProxyContainer]]:
+def proxy(own: Callable[[str], Path]) -> Iterator[Callable[[int], ProxyContainer]]:
     """A function that makes a container of so many models; hooks end with the test."""
     runner_libraries.define_hooked_op()
     containers: list[ProxyContainer] = []
 
     def make(num_models: int) -> ProxyContainer:
-        library = KernelLibrary(libraries.so("proxy"), name="proxy.pt2")
+        library = KernelLibrary(own("proxy"), name="proxy.pt2")
         containers.append(ProxyContainer(library, num_models, CPU, None))
         return containers[-1]
 
