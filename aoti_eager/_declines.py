@@ -32,7 +32,7 @@ REASONS: dict[str, str] = {
     "mutated_argument_overlaps": "an argument that is written to overlaps itself or another",
     "unsupported_device": "no kernel library can be compiled for the device yet",
     "does_not_trace": "torch.export cannot trace the call from metadata",
-    "no_kernel_of_its_own": "Inductor has no kernel for the op and would only call it back",
+    "no_kernel_of_its_own": "Inductor has no kernel for it and would only call ATen",
     "needs_proxy_executor": "a part of the graph calls an op that has no C shim",
     "compile_failed": "Inductor or the C++ compiler failed",
     "compile_timeout": "the compile took longer than compile_timeout_s",

@@ -114,7 +114,7 @@ def explain(
         return Explanation(schema.op, registered, "declined", error.reason, str(error))
     known = _in_tables(cache, seen_args, seen_kwargs)
     if known is not None:
-        return Explanation(schema.op, registered, *known, key=key)
+        return Explanation(schema.op, registered, *known, key=_stored_key(key))
     reason = call_decline(call_template(schema, key))
     if reason is not None:
         return Explanation(schema.op, registered, "declined", reason, REASONS[reason], key)
@@ -130,6 +130,18 @@ def _in_tables(
     if isinstance(state, Kernel):
         return "hit", None, "a loaded kernel library serves the call"
     return "declined", state.reason, f"{REASONS.get(state.reason, '')}: {state.message}"
+
+
+def _stored_key(key: KernelKey) -> KernelKey:
+    """Return the key under which the store has a call's entry: with a thread count, or any."""
+    backend = _backend.current()
+    for candidate in (key.with_threads(ANY_THREADS), key):
+        try:
+            if backend.store.find(candidate, backend.environment, backend.features) is not None:
+                return candidate
+        except AotiEagerError:
+            continue
+    return key
 
 
 def _in_store(key: KernelKey, registered: bool) -> Explanation:

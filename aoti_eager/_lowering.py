@@ -158,9 +158,7 @@ class _GeneratedCode:
                 "needs_proxy_executor", "a part of the graph has no C shim to be called through"
             )
         if not re.search(r'extern "C"\s+void\s+\w+\s*\(', kernels):
-            raise CompileError(
-                "no_kernel_of_its_own", "Inductor has no kernel for this op, only calls to ATen"
-            )
+            raise CompileError("no_kernel_of_its_own", "no C++ kernel came out")
         if re.search(r"\b(floor_divide|remainder)_integral\(", kernels):
             raise CompileError(
                 "error_depends_on_data",

@@ -106,6 +106,10 @@ class ModelContainerRunner:
             LibraryRunError: The library raised; its message.
             RunnerError: The runner is closed.
         """
+        if isinstance(inputs, Tensor):
+            raise InputTypeError(
+                f"{self._path.name}: got a tensor; a list of tensors is wanted, run([x])"
+            )
         return self._run(list(inputs), stream, boxed=False)
 
     def boxed_run(self, inputs: list[Tensor], stream: Any = None) -> list[Tensor]:
@@ -315,7 +319,7 @@ class ModelContainerRunner:
             self._library.close()
 
     def __repr__(self) -> str:
-        state = "closed" if self._container is None else f"{self.num_models} models"
+        state = "closed" if self._container is None else f"num_models={self.num_models}"
         return f"<ModelContainerRunner {self._path.name} on {self.device}, {state}>"
 
     # -- parts --

@@ -11,9 +11,14 @@ SCRIPT = "from tests.host_device import smoke; smoke.main()"
 ROOT = str(Path(__file__).parents[1])
 
 
-def test_device_in_two_processes(cache_dir: Path) -> None:
+def test_device_in_two_processes(cache_dir: Path, run_dir: Path) -> None:
     """Both at once: they share one build. A child each, as the device stays in its process."""
-    children = [processes.start(cache_dir, SCRIPT, PYTHONPATH=ROOT) for _ in range(2)]
+    children = [
+        processes.start(
+            cache_dir, SCRIPT, PYTHONPATH=ROOT, TORCH_EXTENSIONS_DIR=str(run_dir / "extensions")
+        )
+        for _ in range(2)
+    ]
     for result in [processes.finish(child) for child in children]:
         assert result["failures"] == {}
         assert result["checks"] > 0

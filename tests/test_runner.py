@@ -115,7 +115,7 @@ def test_the_call_spec_of_a_program_is_its_pytrees(load: Load) -> None:
 
 def test_the_repr_says_file_device_and_state(load: Load) -> None:
     runner = load("thin", 2)
-    assert repr(runner) == "<ModelContainerRunner thin.so on cpu, 2 models>"
+    assert repr(runner) == "<ModelContainerRunner thin.so on cpu, num_models=2>"
     runner.close()
     assert repr(runner) == "<ModelContainerRunner thin.so on cpu, closed>"
 
