@@ -51,7 +51,7 @@ _FUNCTIONALS = frozenset(
     scaled_dot_product_attention binary_cross_entropy_with_logits
     """.split()  # noqa: SIM905 - a list of names to read, not to parse
 )
-_PLAIN_MODULES = frozenset({"math", "operator"})
+_PLAIN_MODULES = frozenset({"math"})
 _TORCH_VALUES = (torch.dtype, torch.layout, torch.memory_format)
 
 Lookup = Callable[[str], Any]
@@ -108,11 +108,16 @@ def check_member(module: types.ModuleType, name: str) -> None:
 
 
 def is_allowed_function(value: Any) -> bool:
-    """Return whether a function of torch's or of the standard library's only computes a result."""
+    """Return whether a function of torch's or of the standard library's only computes a result.
+
+    To make an object of a class may do anything, so of torch's classes none is allowed.
+    """
+    if isinstance(value, type):
+        return False
     module, name = getattr(value, "__module__", None), getattr(value, "__name__", "")
     if module == "torch.nn.functional":
         return name in _FUNCTIONALS
-    return module in _PLAIN_MODULES or module == "_operator"
+    return module in _PLAIN_MODULES
 
 
 def _is_allowed_of_tensor(name: str) -> bool:

@@ -62,10 +62,17 @@ def _check_node(node: Any, target: Any) -> None:
 
 
 def _draws_nothing(node: Any) -> bool:
-    """Return whether an op that may draw random numbers does not in this call."""
+    """Return whether an op that may draw random numbers does not in this call.
+
+    Known by name: others (bernoulli, native_dropout) draw at a rate of zero too.
+    """
+    name = raw_schema(node.target).name.partition("::")[2]
     named = _arguments(node, node.target)
-    rate = named.get("dropout_p", named.get("p"))
-    return rate == 0 or named.get("train") is False
+    if name == "scaled_dot_product_attention":
+        return bool(named.get("dropout_p") == 0)
+    if name in ("dropout", "feature_dropout", "alpha_dropout", "feature_alpha_dropout"):
+        return named.get("train") is False or bool(named.get("p") == 0)
+    return False
 
 
 def _is_integral(node: Any) -> bool:

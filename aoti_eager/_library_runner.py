@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import sys
 import threading
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
@@ -111,7 +112,8 @@ class _UnlockedRun:
 
     def __del__(self) -> None:
         handle = getattr(self, "_handle", None)
-        if handle is not None:
+        # While Python ends there is nothing to win, and modules are being taken apart.
+        if handle is not None and not sys.is_finalizing():
             self._library.call(f"{CONTAINER}Delete", "deleting a model", handle)
             self._library.close()
 

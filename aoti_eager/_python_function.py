@@ -31,7 +31,7 @@ from ._schema import qualified_name
 from .errors import UnsupportedFunctionError
 
 # Everything else of a function's that is found by a name is taken by its source.
-_BY_REFERENCE = frozenset({"torch", "math", "operator", "functools", "itertools", "typing"})
+_BY_REFERENCE = frozenset({"torch", "math"})
 # Those that have no effect but their result.
 _BUILTINS = frozenset(
     """
@@ -314,11 +314,11 @@ class _Writer:
                 f"uses the module {path} ({value.__name__}), which the compile worker does not "
                 "have; import the function that is needed from it by name"
             )
-        if _is_by_reference(value):
+        if is_allowed_function(value) and _is_by_reference(value):
             return {"reference": [value.__module__, value.__qualname__]}
         raise UnsupportedFunctionError(
             f"uses {path}, a {kind.__module__}.{kind.__qualname__}; tensors, numbers, strings, "
-            "lists, functions, torch.nn modules and torch's own names are supported"
+            "lists, functions, torch.nn modules and names of torch's that only compute are supported"
         )
 
     def constant(self, tensor: Tensor, path: str) -> Component:

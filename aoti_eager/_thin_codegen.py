@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import filelock
+import torch
 
 from . import _inductor_compat as inductor
 
@@ -157,9 +158,13 @@ void run(AtenTensorHandle* input_handles, AtenTensorHandle* output_handles) {{
 
 
 def _precompiled(command: list[str], headers: Path) -> Path:
-    """Return our header with its precompiled form beside it, made once for each command."""
+    """Return our header with its precompiled form beside it, made once for each command.
+
+    The compiler does not look whether the headers of torch are still those that went into it.
+    """
     text = _HEADER.read_bytes()
-    described = json.dumps([command, inductor.compiler_description()]).encode()
+    torchs = [str(torch.__version__), torch.version.git_version]
+    described = json.dumps([command, inductor.compiler_description(), torchs]).encode()
     digest = hashlib.sha256(described + text).hexdigest()[:24]
     header = headers / f"thin-{digest}.h"
     compiled = header.with_suffix(".h.gch")

@@ -158,6 +158,18 @@ def test_a_function_that_draws_random_numbers_keeps_the_original(cache_dir: Path
     assert declined(name) == {"random": 2}
 
 
+def test_a_draw_at_a_rate_of_zero_moves_the_random_stream(cache_dir: Path) -> None:
+    with op_of(function_ops.drawing_nothing) as name, aoti_eager.register(name):
+        seen = []
+        for run in (function_ops.drawing_nothing, call(name), call(name)):
+            torch.manual_seed(0)
+            run(torch.ones(8))
+            seen.append(torch.rand(4))
+    assert_close(seen[1], seen[0])
+    assert_close(seen[2], seen[0])
+    assert declined(name) == {"random": 2}
+
+
 def test_a_function_that_branches_on_data_keeps_the_original(cache_dir: Path) -> None:
     with op_of(function_ops.branching) as name, aoti_eager.register(name):
         for x in (torch.ones(8), -torch.ones(8), torch.ones(8)):

@@ -345,9 +345,17 @@ def with_an_attribute(x: Tensor) -> Tensor:
 with_an_attribute.gain = 3  # type: ignore[attr-defined]
 
 
+Generator = torch.Generator
+
+
+def making_an_object(x: Tensor) -> Tensor:
+    return x * (Generator() is not None)
+
+
 @pytest.mark.parametrize(
     ("function", "message"),
     [
+        (making_an_object, "uses Generator, a torch"),
         (asks_for_grad, "uses .requires_grad"),
         (asks_for_grad_mode, "uses torch.is_grad_enabled"),
         (asks_for_threads, "uses torch.get_num_threads"),
