@@ -154,6 +154,7 @@ class ConstantBuffers:
                 self._update(self._inactive, tensors, set(given), user_managed)
             else:
                 with self._pool.all_instances():
+                    self._wait_for_device()
                     self._update(self._active, tensors, set(given), user_managed)
 
     def update_from_blob(self, path: str | os.PathLike[str], use_inactive: bool) -> None:
@@ -233,9 +234,7 @@ class ConstantBuffers:
             if not self._inactive.loaded:
                 return  # There are no constants; the library would not run on the other buffer.
             with self._pool.all_instances():
-                if self._device.type != "cpu":
-                    # Launched is not finished: kernels still read what may now be overwritten.
-                    torch.get_device_module(self._device).synchronize(self._device)
+                self._wait_for_device()
                 folded, self._active.folded = self._active.folded, False  # if it fails halfway
                 self._container.swap()
                 self._active.folded = folded
@@ -246,6 +245,11 @@ class ConstantBuffers:
         with self.changing():
             self._container.free_inactive()
             self._inactive = _Buffer(set())
+
+    def _wait_for_device(self) -> None:
+        """Wait for kernels that are launched: they still read what may now be overwritten."""
+        if self._device.type != "cpu":
+            torch.get_device_module(self._device).synchronize(self._device)
 
     def _buffer(self, use_inactive: bool) -> _Buffer:
         return self._inactive if use_inactive else self._active

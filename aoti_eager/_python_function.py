@@ -318,7 +318,7 @@ class _Writer:
             return {"reference": [value.__module__, value.__qualname__]}
         raise UnsupportedFunctionError(
             f"uses {path}, a {kind.__module__}.{kind.__qualname__}; tensors, numbers, strings, "
-            "lists, functions, torch.nn modules and names of torch's that only compute are supported"
+            "lists, functions, torch.nn modules and what of torch only computes are supported"
         )
 
     def constant(self, tensor: Tensor, path: str) -> Component:
