@@ -14,7 +14,7 @@ from .conftest import make_cache_dir
 def test_two_threads_run_two_kernels_as_two_processes_do(
     tmp_path: Path, run_dir: Path, shared_cache_dir: Path
 ) -> None:
-    """Requirement 27. Each way's best of five runs: the machine is shared, with other tests too."""
+    """Requirement 27. Best of three runs: the machine is shared."""
     figures = tmp_path / "concurrency.json"
     environment = {
         **os.environ,
@@ -22,14 +22,14 @@ def test_two_threads_run_two_kernels_as_two_processes_do(
         "AOTI_EAGER_MODE": "sync",
         "TORCHINDUCTOR_CACHE_DIR": str(run_dir / "inductor"),
     }
-    seen: dict[str, list[float]] = {"runner": [], "kernel cache": []}
-    for _ in range(5):
+    seen = []
+    for _ in range(3):
         subprocess.run(
             [
                 sys.executable,
                 "-m",
                 "tests.benchmarks.concurrency",
-                *("--rounds", "5", "--json", str(figures)),
+                *("--rounds", "9", "--json", str(figures)),
                 *("--package", str(tmp_path / "slow.pt2")),
             ],
             check=True,
@@ -39,11 +39,9 @@ def test_two_threads_run_two_kernels_as_two_processes_do(
         )
         found = json.loads(figures.read_text())
         assert found["one_run_ms"] > 0
-        for way, ratios in seen.items():
-            ratios.append(found["over_two_processes"][f"two threads, {way}"])
-        if all(min(ratios) <= 1.1 for ratios in seen.values()):
+        ratios = found["over_two_processes"]
+        worst = max(ratios["two threads, runner"], ratios["two threads, kernel cache"])
+        seen.append(worst)
+        if worst <= 1.1:
             break
-    assert {way: min(ratios) <= 1.1 for way, ratios in seen.items()} == {
-        "runner": True,
-        "kernel cache": True,
-    }, seen
+    assert min(seen) <= 1.1, seen

@@ -144,23 +144,29 @@ def measure(package: Path, rounds: int) -> dict[str, Any]:
         pipe.send(False)
     for process in processes:
         process.join()
-    ratios = {
-        name: statistics.median(
+    rounds_of = {
+        name: [
             two / one
             for two, one in zip(
                 times[name],
                 times["one run, kernel cache" if name.endswith("cache") else "one run"],
                 strict=True,
             )
-        )
+        ]
         for name in ways
     }
-    best = ratios["two processes"]
+    ratios = {name: statistics.median(values) for name, values in rounds_of.items()}
+    # Round by round: what a neighbour does to one way, it does to the other.
+    best = rounds_of["two processes"]
+    compared = {
+        name: statistics.median(mine / theirs for mine, theirs in zip(values, best, strict=True))
+        for name, values in rounds_of.items()
+    }
     return {
         "one_run_ms": statistics.median(times["one run"]) * 1e3,
         "one_run_kernel_cache_ms": statistics.median(times.get("one run, kernel cache", [0])) * 1e3,
         "two_over_one": ratios,
-        "over_two_processes": {name: ratio / best for name, ratio in ratios.items()},
+        "over_two_processes": compared,
         "rounds": rounds,
         "cpus": len(os.sched_getaffinity(0)),
     }
