@@ -8,11 +8,12 @@ import subprocess
 import sys
 from pathlib import Path
 
-from .conftest import make_cache_dir
+from .benchmarks.concurrency import compile_kernel
+from .conftest import Machine, make_cache_dir
 
 
 def test_two_threads_run_two_kernels_as_two_processes_do(
-    tmp_path: Path, run_dir: Path, shared_cache_dir: Path
+    tmp_path: Path, run_dir: Path, shared_cache_dir: Path, machine: Machine
 ) -> None:
     """Requirement 27. Best of three runs: the machine is shared."""
     figures = tmp_path / "concurrency.json"
@@ -22,26 +23,25 @@ def test_two_threads_run_two_kernels_as_two_processes_do(
         "AOTI_EAGER_MODE": "sync",
         "TORCHINDUCTOR_CACHE_DIR": str(run_dir / "inductor"),
     }
+    package = tmp_path / "slow.pt2"
+    compile_kernel(package)
+    command = [
+        sys.executable,
+        "-m",
+        "tests.benchmarks.concurrency",
+        *("--rounds", "9", "--json", str(figures)),
+        *("--package", str(package)),
+    ]
+    root = Path(__file__).parents[1]
     seen = []
-    for _ in range(3):
-        subprocess.run(
-            [
-                sys.executable,
-                "-m",
-                "tests.benchmarks.concurrency",
-                *("--rounds", "9", "--json", str(figures)),
-                *("--package", str(tmp_path / "slow.pt2")),
-            ],
-            check=True,
-            cwd=Path(__file__).parents[1],
-            env=environment,
-            stdout=subprocess.DEVNULL,
-        )
-        found = json.loads(figures.read_text())
-        assert found["one_run_ms"] > 0
-        ratios = found["over_two_processes"]
-        worst = max(ratios["two threads, runner"], ratios["two threads, kernel cache"])
-        seen.append(worst)
-        if worst <= 1.1:
-            break
+    with machine.alone():
+        for _ in range(3):
+            subprocess.check_output(command, cwd=root, env=environment)
+            found = json.loads(figures.read_text())
+            assert found["one_run_ms"] > 0
+            ratios = found["over_two_processes"]
+            worst = max(ratios["two threads, runner"], ratios["two threads, kernel cache"])
+            seen.append(worst)
+            if worst <= 1.1:
+                break
     assert min(seen) <= 1.1, seen

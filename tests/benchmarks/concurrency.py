@@ -1,15 +1,16 @@
 """Whether two threads run two kernels at once: ``python -m tests.benchmarks.concurrency``.
 
-One kernel of 50 ms and more, on one core. Rounds alternate between one run, two runs at once in two
+Kernels of 50 ms and more, on one core. Rounds alternate between one run, two runs at once in two
 threads (of a ``ModelContainerRunner`` with two instances, of the kernel cache, and of torch's own
-binding of the runner, which holds the GIL), and two runs at once in two processes, which are what
-this machine can do at best. Figures are medians of each way's time over the time of one run in the
-same round.
+binding of the runner, which holds the GIL), and two runs of the same kernel at once in two
+processes, which are what this machine can do at best. Figures are medians of each way's time over
+the time of one run in the same round.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import multiprocessing
 import os
@@ -19,13 +20,15 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
 ROUNDS = 15
 SHAPE = (2048, 4096)
+CACHED_OP = "aten::atan2"
+CACHED_SHAPE = (8192, 4096)
 
 _COMPILE = """
 import sys
@@ -70,29 +73,29 @@ def at_once(calls: Sequence[Callable[[], object]]) -> float:
 
 
 def serve(package: str, pipe: Connection) -> None:
-    """Run the kernel whenever asked; answer with the times at which it began and ended."""
-    import torch
-
-    from aoti_eager import ModelContainerRunner
-
-    torch.set_num_threads(1)
-    runner = ModelContainerRunner(package)
-    inputs = [torch.randn(SHAPE)]
-    runner.run(inputs)
-    pipe.send("ready")
-    while pipe.recv():
-        start = time.clock_gettime(time.CLOCK_MONOTONIC)
-        runner.run(inputs)
-        pipe.send((start, time.clock_gettime(time.CLOCK_MONOTONIC)))
-
-
-def measure(package: Path, rounds: int) -> dict[str, Any]:
-    """Return the median time of one run in seconds, and each way's ratio to it."""
+    """Run a kernel whenever asked; answer with the times at which it began and ended."""
     import torch
 
     import aoti_eager
 
     torch.set_num_threads(1)
+    runner = aoti_eager.ModelContainerRunner(package)
+    inputs = [torch.randn(SHAPE)]
+    tensor = torch.randn(CACHED_SHAPE)
+    with aoti_eager.register(CACHED_OP):
+        calls = {"runner": lambda: runner.run(inputs), "cache": lambda: torch.atan2(tensor, tensor)}
+        for call in calls.values():
+            call()
+        pipe.send("ready")
+        while asked := pipe.recv():
+            start = time.clock_gettime(time.CLOCK_MONOTONIC)
+            calls[asked]()
+            pipe.send((start, time.clock_gettime(time.CLOCK_MONOTONIC)))
+
+
+@contextlib.contextmanager
+def two_processes(package: Path) -> Iterator[Callable[[str], float]]:
+    """Give a function that runs a kernel in two processes, and returns the seconds for both."""
     spawn = multiprocessing.get_context("spawn")
     pipes, processes = [], []
     for _ in range(2):
@@ -104,69 +107,67 @@ def measure(package: Path, rounds: int) -> dict[str, Any]:
     for pipe in pipes:
         pipe.recv()
 
-    def two_processes() -> float:
+    def run_both(kernel: str) -> float:
         for pipe in pipes:
-            pipe.send(True)
+            pipe.send(kernel)
         spans = [pipe.recv() for pipe in pipes]
         return float(max(end for _, end in spans) - min(start for start, _ in spans))
 
+    yield run_both
+    for pipe in pipes:
+        pipe.send("")
+    for process in processes:
+        process.join()
+
+
+def measure(package: Path, rounds: int) -> dict[str, Any]:
+    """Return the median time of one run in seconds, and each way's ratio to it."""
+    import torch
+
+    import aoti_eager
+
+    torch.set_num_threads(1)
     x, y = torch.randn(SHAPE), torch.randn(SHAPE)
+    u, v = torch.randn(CACHED_SHAPE), torch.randn(CACHED_SHAPE)
     runner = aoti_eager.ModelContainerRunner(package, num_models=2)
-    library = runner._library.path
-    binding = torch._C._aoti.AOTIModelContainerRunnerCpu(str(library), 2)
-    op = "aten::atan2"
+    binding = torch._C._aoti.AOTIModelContainerRunnerCpu(str(runner._library.path), 2)
 
     def cached(tensor: torch.Tensor) -> Callable[[], object]:
         return lambda: torch.atan2(tensor, tensor)
 
     ways: dict[str, Callable[[], float]] = {
+        "one run": lambda: at_once([lambda: runner.run([x])]),
         "two threads, runner": lambda: at_once([lambda: runner.run([x]), lambda: runner.run([y])]),
         "two threads, torch's binding": lambda: at_once(
             [lambda: binding.run([x]), lambda: binding.run([y])]
         ),
-        "two processes": two_processes,
+        "one run, kernel cache": lambda: at_once([cached(u)]),
+        "two threads, kernel cache": lambda: at_once([cached(u), cached(v)]),
     }
-    times: dict[str, list[float]] = {name: [] for name in [*ways, "one run"]}
-    with aoti_eager.register(op):
-        u, v = torch.randn(8192, 4096), torch.randn(8192, 4096)
-        cached(u)(), cached(u)()
-        stats = aoti_eager.stats()[op]
-        if stats.hits:
-            ways["two threads, kernel cache"] = lambda: at_once([cached(u), cached(v)])
-            times |= {"two threads, kernel cache": [], "one run, kernel cache": []}
-        for _ in range(rounds):
-            times["one run"].append(at_once([lambda: runner.run([x])]))
-            if stats.hits:
-                times["one run, kernel cache"].append(at_once([cached(u)]))
-            for name, way in ways.items():
-                times[name].append(way())
-    for pipe in pipes:
-        pipe.send(False)
-    for process in processes:
-        process.join()
-    rounds_of = {
-        name: [
-            two / one
-            for two, one in zip(
-                times[name],
-                times["one run, kernel cache" if name.endswith("cache") else "one run"],
-                strict=True,
-            )
-        ]
-        for name in ways
-    }
-    ratios = {name: statistics.median(values) for name, values in rounds_of.items()}
-    # Round by round: what a neighbour does to one way, it does to the other.
-    best = rounds_of["two processes"]
-    compared = {
-        name: statistics.median(mine / theirs for mine, theirs in zip(values, best, strict=True))
-        for name, values in rounds_of.items()
-    }
+    times: dict[str, list[float]] = {}
+    with aoti_eager.register(CACHED_OP):
+        cached(u)(), cached(u)()  # the processes find its kernel in the store
+        assert aoti_eager.stats()[CACHED_OP].hits, "the kernel cache has no kernel"
+        with two_processes(package) as run_both:
+            ways["two processes"] = lambda: run_both("runner")
+            ways["two processes, kernel cache"] = lambda: run_both("cache")
+            for _ in range(rounds):
+                for name, way in ways.items():
+                    times.setdefault(name, []).append(way())
+
+    def compared(name: str, base: str) -> float:
+        # Round by round: what a neighbour does to one way, it does to the other.
+        cache = ", kernel cache" if name.endswith("cache") else ""
+        return statistics.median(
+            mine / theirs for mine, theirs in zip(times[name], times[base + cache], strict=True)
+        )
+
+    twos = [name for name in ways if name.startswith("two")]
     return {
         "one_run_ms": statistics.median(times["one run"]) * 1e3,
-        "one_run_kernel_cache_ms": statistics.median(times.get("one run, kernel cache", [0])) * 1e3,
-        "two_over_one": ratios,
-        "over_two_processes": compared,
+        "one_run_kernel_cache_ms": statistics.median(times["one run, kernel cache"]) * 1e3,
+        "two_over_one": {name: compared(name, "one run") for name in twos},
+        "over_two_processes": {name: compared(name, "two processes") for name in twos},
         "rounds": rounds,
         "cpus": len(os.sched_getaffinity(0)),
     }
