@@ -10,7 +10,7 @@ from ._device_backends import (
     register_runner,
 )
 from ._explain import Explanation, explain
-from ._library import Registration, impl, register, registered_ops, stats
+from ._library import Registration, impl, register, registered_ops, stats, wait
 from ._op_constants import constants, update_constants
 from ._runner import ModelContainerRunner
 from ._stats import OpStats
@@ -35,4 +35,5 @@ __all__ = [
     "registered_ops",
     "stats",
     "update_constants",
+    "wait",
 ]

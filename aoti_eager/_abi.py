@@ -70,6 +70,9 @@ LAST_ERROR = "AOTInductorGetLastError"
 CONTAINER_FUNCTIONS = tuple(name for name in FUNCTIONS if name.startswith(CONTAINER))
 MODEL_FUNCTIONS = tuple(name for name in FUNCTIONS if not name.startswith(CONTAINER))
 
+# Exported by the cache's thin libraries, for the C++ hit path.
+BORROWING_RUN = "aoti_eager_run"
+
 # Exported by libraries that have a model and no container: what they take and give, as JSON.
 MANIFEST = "aoti_eager_manifest"
 
@@ -149,6 +152,14 @@ class KernelLibrary:
         function.argtypes = FUNCTIONS.get(name) or BLOB_FUNCTIONS[name]
         function.restype = ctypes.c_int32
         return function
+
+    def has(self, name: str) -> bool:
+        """Return whether the library exports a function of that name."""
+        return hasattr(self._library, name)
+
+    def address(self, name: str) -> int:
+        """Return where a C function lies; good until ``close``."""
+        return int(ctypes.cast(getattr(self._library, name), ctypes.c_void_p).value or 0)
 
     def check(self, code: int, doing: str) -> None:
         """Raise the library's own message if ``code``, the result of a call just made, is an error.

@@ -31,6 +31,9 @@ def set_deterministic_algorithms(wanted: bool) -> None:
     torch._C._set_deterministic_algorithms(wanted, warn_only=True)
 
 
+# Whether a profiler records this thread; torch.profiler itself has no such question.
+is_profiling = torch._C._autograd._profiler_enabled
+
 # The public twins are Python functions around these; a call of each is on the hit path.
 deterministic_algorithms = torch._C._get_deterministic_algorithms
 float32_matmul_precision = torch._C._get_float32_matmul_precision
@@ -69,8 +72,9 @@ def is_from_python(kernel: Any) -> bool:
 
 def is_ours(kernel: Any) -> bool:
     """Return whether a kernel from ``torch.library.get_kernel`` is one that we registered."""
-    # The repr names the line that made the library: ours is made in this file.
-    return "/aoti_eager/_compat.py:" in repr(kernel)
+    # The repr names the line that made the library: ours is made in this file, or in C++.
+    origin = repr(kernel)
+    return "/aoti_eager/_compat.py:" in origin or "aoti_eager/csrc/op.h:" in origin
 
 
 # What a Tensor subclass does in ``__torch_function__`` is for its user's calls, not for ours.
@@ -253,6 +257,21 @@ def dtypes_by_number() -> dict[int, torch.dtype]:
             number = getattr(shim, f"aoti_torch_dtype_{str(dtype).removeprefix('torch.')}", None)
             if number is not None:
                 found[number()] = dtype
+    return found
+
+
+def device_type_numbers() -> dict[str, int]:
+    """Return the ``c10::DeviceType`` number of each device type that AOTInductor's C interface has.
+
+    Like the numbers of dtypes they have no public name in Python.
+    """
+    shim = libtorch_cpu()
+    found = {}
+    for name in ("cpu", "cuda", "meta", "xpu", "mps", "mtia"):
+        number = getattr(shim, f"aoti_torch_device_type_{name}", None)
+        if number is not None:
+            found[name] = int(number())
+    found[privateuse1_device_type()] = int(shim.aoti_torch_device_type_privateuse1())
     return found
 
 

@@ -12,9 +12,10 @@ so that no keyword argument of an op can hide one; without that, ``mul.Tensor`` 
         kernel = cache.lookup(key)
         if kernel is None:
             return cache.miss(key, keyset, (a0, a1,), {})
+        run = profiled(kernel.run) if is_profiling() else kernel.run
         try:
             with kernel.lock:
-                outputs = kernel.run([a0, a1] if kernel.plain else flat_inputs([a0, a1]))
+                outputs = run([a0, a1] if kernel.plain else flat_inputs([a0, a1]))
         except RuntimeError as error:
             return cache.run_failed(error, keyset, (a0, a1,), {})
         count_hit()
@@ -25,16 +26,38 @@ so that no keyword argument of an op can hide one; without that, ``mul.Tensor`` 
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from threading import get_ident
 from typing import Any, Protocol
 
+import torch
+from torch import Tensor
+
+from ._compat import is_profiling
 from ._kernel import flat_inputs
 from ._key import overlap_source, parameter_names, parameters, table_key_source
 from ._passthrough import passing
 from ._python_function import PythonFunction
 from ._schema import Kind, OpSchema
 from ._stats import OpCounters
+
+
+def profiled_name(op: str) -> str:
+    """Return the name under which runs of the op's kernel libraries show up in a profile."""
+    return f"aoti_eager::{op}"
+
+
+def profiled(
+    name: str, run: Callable[[list[Tensor]], list[Tensor]]
+) -> Callable[[list[Tensor]], list[Tensor]]:
+    """Return ``run`` as a profiler sees it: under the op's own event, with a name of its own."""
+
+    def run_recorded(inputs: list[Tensor]) -> list[Tensor]:
+        with torch.profiler.record_function(name):
+            return run(inputs)
+
+    return run_recorded
 
 
 class Cache(Protocol):
@@ -69,6 +92,8 @@ def entrance(cache: Cache) -> tuple[Callable[..., Any], Callable[..., tuple[Any,
         "ae_ident": get_ident,
         "ae_count_hit": cache.counters.hits.add,
         "ae_flat_inputs": flat_inputs,
+        "ae_is_profiling": is_profiling,
+        "ae_profiled": functools.partial(profiled, profiled_name(schema.op)),
     }
     key = table_key_source(schema, cache.dispatch_key, names)
     snapshot = constants = ""
@@ -98,9 +123,10 @@ def kernel({signature}):
     ae_kernel = ae_cache.lookup(ae_key)
     if ae_kernel is None:
         return ae_cache.miss(ae_key, {call})
+    ae_run = ae_profiled(ae_kernel.run) if ae_is_profiling() else ae_kernel.run
     try:
         with ae_kernel.lock:
-            ae_outputs = ae_kernel.run([{plain}] if ae_kernel.plain else ae_flat_inputs([{flat}]))
+            ae_outputs = ae_run([{plain}] if ae_kernel.plain else ae_flat_inputs([{flat}]))
     except RuntimeError as ae_error:
         return ae_cache.run_failed(ae_error, {call})
     ae_count_hit()

@@ -9,7 +9,9 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from . import _native
 from ._library_runner import Run
+from ._native import NativeRun
 from ._schema import Kind, OpSchema
 from ._template import NUMBER_DTYPES
 
@@ -25,6 +27,9 @@ class Runner(Protocol):
     def lock(self) -> AbstractContextManager[Any]:
         """Return what is to be held around ``run``."""
 
+    def native(self) -> NativeRun | None:
+        """Return what the C++ hit path calls, if it can run this library now."""
+
 
 class Kernel:
     """One key's library, ready to run.
@@ -37,9 +42,22 @@ class Kernel:
             are these arguments as they are.
         single: Whether the result of the op is the library's first output and nothing else.
         results: Makes the op's result from the outputs and the call's arguments.
+        native: Gives what the C++ hit path calls, if it can run this library now.
+        native_results: The same as ``results``, as C++ takes it; ``None`` if C++ cannot make them.
+        words: The key in C++; ``None`` if it has none.
     """
 
-    __slots__ = ("lock", "parallel", "plain", "results", "run", "single")
+    __slots__ = (
+        "lock",
+        "native",
+        "native_results",
+        "parallel",
+        "plain",
+        "results",
+        "run",
+        "single",
+        "words",
+    )
 
     def __init__(
         self,
@@ -49,9 +67,13 @@ class Kernel:
         *,
         plain: bool,
         parallel: bool,
+        words: bytes | None = None,
     ) -> None:
         self.run = runner.run
         self.lock = runner.lock
+        self.native = runner.native
+        self.native_results = native_results(schema, outputs)
+        self.words = words
         self.plain = plain
         self.parallel = parallel
         self.single = len(outputs) == 1 and outputs[0].get("output") == 0
@@ -86,6 +108,35 @@ def result_function(
         return results[0] if len(outputs) == 1 else tuple(results)
 
     return result
+
+
+def native_results(
+    schema: OpSchema, outputs: Sequence[Mapping[str, Any]]
+) -> list[tuple[int, int, int]] | None:
+    """Return kind, index and count of each result, as the C++ hit path takes them.
+
+    ``None`` where an output of the library would be handed out twice, or a list is not in a row:
+    C++ moves each output to its one place.
+    """
+    positions = {argument.name: i for i, argument in enumerate(schema.arguments)}
+    results: list[tuple[int, int, int]] = []
+    used: list[int] = []
+    for output in outputs:
+        if "argument" in output:
+            results.append((_native.ARGUMENT, positions[output["argument"]], 0))
+        elif "none" in output:
+            results.append((_native.NONE, 0, 0))
+        elif "output" in output:
+            used.append(output["output"])
+            results.append((_native.OUTPUT, output["output"], 1))
+        else:
+            indices = list(output["outputs"])
+            first = indices[0] if indices else 0
+            if indices != list(range(first, first + len(indices))):
+                return None
+            used += indices
+            results.append((_native.OUTPUTS, first, len(indices)))
+    return results if len(set(used)) == len(used) else None
 
 
 def call_inputs(schema: OpSchema, values: Sequence[Any]) -> list[Tensor]:

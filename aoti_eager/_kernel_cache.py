@@ -5,43 +5,34 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from contextlib import AbstractContextManager, nullcontext
 from threading import get_ident
 from typing import Any
 
 from torch import Tensor
 
-from . import _backend, _compat
+from . import _backend, _compat, _native
 from ._compat import OpOverload
 from ._declines import op_decline
 from ._device_backends import device_backend
 from ._entrance import entrance
 from ._kernel import Kernel
 from ._key import Component
-from ._miss import Decline, Miss, TableKey, compiling
+from ._miss import Miss, compiling
+from ._native import NativeOp
+from ._native_key import argument_kind
 from ._original import OriginalKernel
 from ._passthrough import passing
 from ._python_function import Description, PythonFunction, python_function
 from ._schema import op_schema
 from ._stats import Counter, OpCounters
+from ._table import Decline, Table, TableKey
 from ._toolchain import Toolchain
 from ._warnings import warn_once
 from .config import config
 from .errors import RunnerError
 
 log = logging.getLogger("aoti_eager")
-
-
-# Keys remembered as declined, an op and cache directory.
-_DECLINES_LIMIT = 1 << 16
-
-
-@dataclass(frozen=True, slots=True)
-class _Tables:
-    """The in-memory tables of one op for one cache directory."""
-
-    kernels: dict[TableKey, Kernel]
-    declines: dict[TableKey, Decline]
 
 
 class KernelCache:
@@ -78,7 +69,8 @@ class KernelCache:
         self.bypassed: bool
         self.always_declined: str | None = None
         self._always: Counter | None = None
-        self._tables: dict[object, _Tables] = {}
+        self.native: NativeOp | None = None
+        self._tables: dict[object, Table] = {}
         self.refresh()
         self.entrance, self.key = entrance(self)
 
@@ -114,18 +106,54 @@ class KernelCache:
         if reason != self.always_declined:
             self._always = None if reason is None else self.counters.declined(reason)
             self.always_declined = reason
-        tables = self._tables.setdefault(config.table_token, _Tables({}, {}))
-        self._tables = {t: v for t, v in self._tables.items() if t in config.table_tokens}
-        self.kernels, self._declines = tables.kernels, tables.declines
-        # Bound once: looking the method up on every call costs as much as the lookup.
-        self.lookup = self.kernels.get
+        # Held until the end of this function: C++ lets go of tables before they are freed.
+        before = self._tables
+        self.table = before.setdefault(config.table_token, Table())
+        self.lookup = self.table.kernel if self.native is None else self._lookup_after_native
+        self._tables = {t: v for t, v in before.items() if t in config.table_tokens}
         self.bypassed = not self._enabled or mode == "off" or self._always is not None
         self._counts_bypass = self._enabled and mode != "off" and self._always is not None
-        if mode != "cache_only":
-            # What was not in the cache may be compiled now.
-            for key, decline in list(self._declines.items()):
-                if decline.reason == "not_in_cache":
-                    self._declines.pop(key, None)
+        if mode not in ("cache_only", "off"):
+            self.table.forget_declines("not_in_cache")  # It may be compiled now.
+        self._refresh_native()
+
+    def _refresh_native(self) -> None:
+        if self.native is None:
+            return
+        always = self._always.native if self._always is not None else None
+        self.native.set_counters(self.counters.hits.native, always)
+        self.native.set_table(self.table.attach())
+        if self._counts_bypass:
+            self.native.set_state(_native.DECLINE)
+        else:
+            self.native.set_state(_native.PASS if self.bypassed else _native.SERVE)
+
+    def attach_native(self, above: KernelCache | None) -> None:
+        """Make a C++ kernel for this op, to be installed above the Python one, if C++ can serve it.
+
+        To be called while the original is what is registered, or a kernel of ours, ``above``.
+
+        Raises:
+            NativePathError: C++ cannot take the op over.
+        """
+        if self.function is not None or (above is not None and above.native is None):
+            # What a Python function refers to is a part of its key, and only Python can look.
+            return
+        self.native = NativeOp(
+            self.schema.op,
+            self.dispatch_key,
+            [argument_kind(argument) for argument in self.schema.arguments],
+            [argument.mutated for argument in self.schema.arguments],
+            above.native if above is not None else None,
+        )
+        self.refresh()
+
+    def detach_native(self) -> None:
+        """Let Python serve all calls; the C++ kernel must not be in the dispatcher."""
+        native, self.native = self.native, None
+        if native is not None:
+            native.close()
+        self.refresh()
 
     def set_enabled(self, enabled: bool) -> None:
         """Serve calls, or pass them through. A flag: safe while other threads call."""
@@ -135,10 +163,10 @@ class KernelCache:
     def close(self) -> None:
         """Let go of all libraries: torch keeps the entrance of an op even after it is destroyed."""
         self._enabled = False
-        self.refresh()
-        for tables in self._tables.values():
-            tables.kernels.clear()
-            tables.declines.clear()
+        self.detach_native()
+        for table in self._tables.values():
+            table.close()
+        self.counters.close()
 
     def after_fork(self) -> None:
         """Forget what threads of the parent held: they are not in this process."""
@@ -146,18 +174,19 @@ class KernelCache:
         self._flight_lock = threading.Lock()
         self._refresh_lock = threading.RLock()
         self.counters.after_fork()
-        for tables in self._tables.values():
-            for key, kernel in list(tables.kernels.items()):
+        for table in self._tables.values():
+            table.after_fork()
+            for key, kernel in list(table.kernels.items()):
                 kernel.lock = threading.RLock()
                 if kernel.parallel:
                     # OpenMP's threads stayed with the parent, and a region would wait for them.
-                    del tables.kernels[key]
                     count = self.counters.declined("forked")
-                    tables.declines[key] = Decline("forked", "the process was forked", count)
+                    message = "the process was forked"
+                    table.decline(key, Decline("forked", message, count, kernel.words))
 
     def state_of(self, key: TableKey) -> Kernel | Decline | None:
         """Return what the tables hold under ``key``, for ``explain``; nothing is counted."""
-        return self.lookup(key) or self._declines.get(key)
+        return self.table.kernel(key) or self.table.declines.get(key)
 
     # -- hit: inlined in the entrance; what follows is its way out --
 
@@ -175,8 +204,9 @@ class KernelCache:
         """
         self.counters.failures.add()
         key = self.key(*args, **kwargs)
-        self.decline(key, "run_failed", str(error)).count.add()
-        self.kernels.pop(key, None)
+        kernel = self.table.kernel(key)
+        words = None if kernel is None else kernel.words
+        self.decline(key, "run_failed", str(error), words).count.add()
         if self.schema.mutated:
             raise RunnerError(
                 f"{self.schema.op}: the kernel library failed after it may have written to an "
@@ -188,6 +218,14 @@ class KernelCache:
         )
         return self.original(keyset, args, kwargs)
 
+    def _lookup_after_native(self, key: TableKey) -> Any:
+        """Return the kernel of a key that C++ had no entry for, or whose run failed there."""
+        kernel = self.table.kernel(key)
+        if kernel is None or self.native is None:
+            return kernel
+        message = self.native.take_failure()
+        return _FailedKernel(message) if message else kernel
+
     # -- pass through --
 
     def bypass(self, keyset: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
@@ -196,12 +234,12 @@ class KernelCache:
             self._always.add()
         return self.original(keyset, args, kwargs)
 
-    def decline(self, key: TableKey, reason: str, message: str) -> Decline:
-        """Decline calls under ``key`` from now on."""
-        decline = Decline(reason, message, self.counters.declined(reason))
-        if len(self._declines) >= _DECLINES_LIMIT:
-            self._declines.clear()  # They are found out again; memory is not.
-        self._declines[key] = decline
+    def decline(
+        self, key: TableKey, reason: str, message: str, words: bytes | None = None
+    ) -> Decline:
+        """Decline calls under ``key`` from now on; ``words`` is the same key in C++."""
+        decline = Decline(reason, message, self.counters.declined(reason), words)
+        self.table.decline(key, decline)
         log.info("%s: declined (%s): %s", self.schema.op, reason, message)
         return decline
 
@@ -211,7 +249,7 @@ class KernelCache:
         self, key: TableKey, keyset: Any, args: Sequence[Any], kwargs: Mapping[str, Any]
     ) -> Any:
         """Return the call's result and, if it can be had, put its kernel into the table."""
-        decline = self._declines.get(key)
+        decline = self.table.declines.get(key)
         if decline is not None:
             decline.count.add()
             return self.original(keyset, args, kwargs)
@@ -230,7 +268,7 @@ class KernelCache:
             return self.original(keyset, args, kwargs)
         try:
             kernel = self.lookup(key)
-            decline = self._declines.get(key)
+            decline = self.table.declines.get(key)
             if kernel is None and decline is None:
                 try:
                     return Miss(self, key, keyset, args, kwargs).resolve()
@@ -249,3 +287,16 @@ class KernelCache:
         # original may be a Python kernel that calls the op again.
         with self._flight_lock:
             return self._in_flight.setdefault(key, threading.RLock())
+
+
+class _FailedKernel:
+    """A kernel whose run has failed in C++; to run it is to raise what it said."""
+
+    plain = True
+    lock: AbstractContextManager[Any] = nullcontext()
+
+    def __init__(self, message: str) -> None:
+        self._message = message
+
+    def run(self, inputs: object) -> None:
+        raise RuntimeError(self._message)

@@ -17,7 +17,7 @@ from types import TracebackType
 
 import torch
 
-from . import _backend, _compat, _device_backends
+from . import _backend, _compat, _device_backends, _native, _native_path
 from ._compat import OpOverload, OpOverloadPacket
 from ._compile import NO_COMPILER, compiler_on_path
 from ._kernel_cache import KernelCache
@@ -26,7 +26,12 @@ from ._schema import qualified_name
 from ._stats import OpStats, add_totals
 from ._warnings import log, warn_once
 from .config import config
-from .errors import CompositeImplicitOpError, RegistrationError, StoreError
+from .errors import (
+    CompositeImplicitOpError,
+    NativePathError,
+    RegistrationError,
+    StoreError,
+)
 
 Op = str | OpOverload | OpOverloadPacket
 
@@ -36,9 +41,10 @@ _lock = threading.RLock()
 class _Installed:
     """One overload's kernel in the dispatcher, shared by the registrations that hold it."""
 
-    def __init__(self, cache: KernelCache, library: torch.library.Library | None) -> None:
+    def __init__(self, op: OpOverload, cache: KernelCache) -> None:
+        self._op = op
         self.cache = cache
-        self.library = library
+        self.library: torch.library.Library | None = None
         self.holders: dict[object, bool] = {}  # a registration's token -> enabled
 
     def set_holder(self, holder: object, enabled: bool | None) -> None:
@@ -47,6 +53,46 @@ class _Installed:
         else:
             self.holders[holder] = enabled
         self.cache.set_enabled(any(self.holders.values()))
+
+    def install(self, above: KernelCache | None) -> None:
+        """Put the kernels into the dispatcher: Python's, and C++'s above it if there is one.
+
+        Args:
+            above: Another kernel of ours for the same op and key that is registered already.
+        """
+        _attach_native(self.cache, above)  # first: it takes the original from the dispatcher
+        self.library = _compat.new_library(self.cache.schema.op.partition("::")[0])
+        try:
+            _install(self.library, self._op, self.cache)
+            _install_native(self.cache)
+        except BaseException:
+            # It may be in the dispatcher all the same: impl warns after it has registered.
+            self.uninstall()
+            raise
+
+    def uninstall(self) -> None:
+        """Take the kernels out of the dispatcher; no call of the op may run."""
+        if self.cache.native is not None:
+            self.cache.native.uninstall()
+        if self.library is not None:
+            _compat.destroy(self.library)
+            self.library = None
+
+    def switch_to_native(self) -> None:
+        """Put C++'s kernel above Python's where that was registered before the hit path was there.
+
+        Only where nobody else has registered anything for the op since, because the order of
+        registrations is theirs to choose.
+        """
+        others = [c for c in caches() if c is not self.cache and c.op is self._op]
+        if self.cache.native is not None or self.cache.function is not None or others:
+            return
+        if self.library is None or not _compat.is_ours(
+            torch.library.get_kernel(self._op, self.cache.dispatch_key)
+        ):
+            return
+        self.uninstall()
+        self.install(None)
 
 
 _installed: dict[tuple[str, str], _Installed] = {}
@@ -137,6 +183,7 @@ def register(ops: Op | Iterable[Op], dispatch_key: str = "CPU") -> Registration:
     if not _can_serve():
         return registration
     with _lock:
+        _prepare_native()
         try:
             for op in wanted:
                 name = qualified_name(op)
@@ -168,8 +215,8 @@ def impl(library: torch.library.Library, op: Op, dispatch_key: str = "CPU") -> N
     wanted, _ = _resolve(op, dispatch_key)
     with _lock:
         for overload in wanted:
-            cache = _make_cache(overload, dispatch_key)
-            _install(library, overload, cache, dispatch_key)
+            cache, _ = _make_cache(overload, dispatch_key)
+            _install(library, overload, cache)
             _foreign.append((weakref.ref(library), cache))
 
 
@@ -177,6 +224,21 @@ def registered_ops() -> list[str]:
     """Return the qualified names of all overloads that are registered, sorted."""
     with _lock:
         return sorted({cache.schema.op for cache in caches()})
+
+
+def wait(timeout_s: float | None = None) -> bool:
+    """Wait for what is done in the background, and use it; return whether all of it is done.
+
+    That is the build of the C++ hit path: ops that were registered before it was there are served
+    by it after this. Call it while no other thread calls the ops, as ``register``.
+
+    Args:
+        timeout_s: Seconds to wait at most; ``None`` is without end.
+    """
+    done = _native_path.wait(timeout_s)
+    with _lock:
+        _prepare_native()
+    return done
 
 
 def caches() -> list[KernelCache]:
@@ -280,15 +342,10 @@ def _can_serve() -> bool:
 def _hold(op: OpOverload, name: str, dispatch_key: str, holder: object) -> None:
     installed = _installed.get((name, dispatch_key))
     if installed is None:
-        cache = _make_cache(op, dispatch_key)
-        library = _compat.new_library(name.partition("::")[0])
-        try:
-            _install(library, op, cache, dispatch_key)
-        except BaseException:
-            # It may be in the dispatcher all the same: impl warns after it has registered.
-            _compat.destroy(library)
-            raise
-        installed = _installed[name, dispatch_key] = _Installed(cache, library)
+        cache, above = _make_cache(op, dispatch_key)
+        installed = _Installed(op, cache)
+        installed.install(above)
+        _installed[name, dispatch_key] = installed
     installed.set_holder(holder, True)
 
 
@@ -298,8 +355,7 @@ def _release(name: str, dispatch_key: str, holder: object) -> None:
     if installed.holders:
         return
     del _installed[name, dispatch_key]
-    if installed.library is not None:
-        _compat.destroy(installed.library)
+    installed.uninstall()
     _retire(installed.cache)
 
 
@@ -310,22 +366,47 @@ def _retire(cache: KernelCache) -> None:
     cache.close()
 
 
-def _make_cache(op: OpOverload, dispatch_key: str) -> KernelCache:
+def _prepare_native() -> None:
+    """Use the C++ hit path from now on, if it is there: nobody calls while ops are registered."""
+    if _native_path.prepare():
+        for installed in list(_installed.values()):
+            installed.switch_to_native()
+
+
+def _attach_native(cache: KernelCache, above: KernelCache | None) -> None:
+    if config.native == "0" or not _native.is_loaded():
+        return
+    try:
+        cache.attach_native(above)
+    except NativePathError as error:
+        _native_path.failed(error)
+
+
+def _install_native(cache: KernelCache) -> None:
+    if cache.native is None:
+        return
+    try:
+        cache.native.install()
+    except NativePathError as error:
+        cache.detach_native()
+        _native_path.failed(error)
+
+
+def _make_cache(op: OpOverload, dispatch_key: str) -> tuple[KernelCache, KernelCache | None]:
+    """Return a kernel to register, and the one of ours that is registered already."""
     ours = find_cache(op, dispatch_key)
     try:
-        return KernelCache(op, dispatch_key, above=ours)
+        return KernelCache(op, dispatch_key, above=ours), ours
     except RuntimeError as error:
         raise RegistrationError(f"{qualified_name(op)}: {error}") from error
 
 
-def _install(
-    library: torch.library.Library, op: OpOverload, cache: KernelCache, dispatch_key: str
-) -> None:
+def _install(library: torch.library.Library, op: OpOverload, cache: KernelCache) -> None:
     with warnings.catch_warnings():
         # PyTorch warns that a kernel is overridden, which is what was asked for.
         warnings.simplefilter("ignore")
         library.impl(  # type: ignore[no-untyped-call]
-            op, cache.entrance, dispatch_key, with_keyset=True
+            op, cache.entrance, cache.dispatch_key, with_keyset=True
         )
 
 

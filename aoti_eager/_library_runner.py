@@ -6,6 +6,7 @@ The key has already settled what a ``ModelContainerRunner`` checks on each run.
 from __future__ import annotations
 
 import ctypes
+import functools
 import os
 import sys
 import threading
@@ -16,9 +17,10 @@ from typing import Any
 
 from torch import Tensor
 
-from ._abi import CONTAINER, KernelLibrary, number_of
+from ._abi import BORROWING_RUN, CONTAINER, LAST_ERROR, KernelLibrary, number_of
 from ._compat import AOTIModelContainerRunnerCpu
 from ._container import run_library
+from ._native import NativeRun
 from ._passthrough import passthrough
 from .errors import LibraryRunError, RunnerError
 
@@ -33,6 +35,7 @@ class LibraryRunner:
         calls_aten: Whether the library calls registered ops; they reach originals then.
         release_gil: Whether a run lets other Python threads go on. It costs a few microseconds, so
             it is for kernels that take much longer than that.
+        native: Whether the C++ hit path is to run it, too.
 
     Attributes:
         run: Takes the inputs in slot order, returns the fresh outputs. Inputs must have exactly the
@@ -47,13 +50,22 @@ class LibraryRunner:
         RunnerError: The file is no library of AOTInductor's, or cannot be loaded.
     """
 
-    __slots__ = ("lock", "run")
+    __slots__ = ("_native", "lock", "run")
 
-    def __init__(self, library: Path, *, calls_aten: bool, release_gil: bool = False) -> None:
+    def __init__(
+        self, library: Path, *, calls_aten: bool, release_gil: bool = False, native: bool = False
+    ) -> None:
         self.lock: AbstractContextManager[Any]
-        if release_gil:
+        self._native: Callable[[], NativeRun | None] = lambda: None
+        thin = _ThinRun(library, calls_aten) if native else None
+        if thin is not None and thin.is_thin:
+            self._native = thin.native
+        run: Run
+        if release_gil or (thin is not None and not thin.is_thin):
             self.lock = nullcontext()
-            run: Run = _UnlockedRun(library)
+            run = unlocked = _UnlockedRun(library)
+            if thin is not None and not thin.is_thin:
+                self._native = functools.partial(unlocked.native, calls_aten)
         else:
             self.lock = threading.RLock()
             try:
@@ -61,6 +73,36 @@ class LibraryRunner:
             except Exception as error:
                 raise RunnerError(f"{library}: cannot be loaded: {error}") from error
         self.run: Run = _passing(run) if calls_aten else run
+
+    def native(self) -> NativeRun | None:
+        """Return what the C++ hit path calls; ``None`` if it must not, or not yet."""
+        return self._native()
+
+
+class _ThinRun:
+    """A thin library's own entry point: it has no state, so any number of threads may be in it."""
+
+    def __init__(self, path: Path, calls_aten: bool) -> None:
+        self._library = KernelLibrary(path, inspect=False)
+        self.is_thin = self._library.has(BORROWING_RUN)
+        self._calls_aten = calls_aten
+
+    def native(self) -> NativeRun:
+        """Return what the C++ hit path calls."""
+        return NativeRun(
+            borrowing_run=self._library.address(BORROWING_RUN),
+            container_run=0,
+            last_error=self._library.address(LAST_ERROR),
+            handle=0,
+            outputs=number_of(self._library, f"{CONTAINER}GetNumOutputs", ctypes.c_size_t, None),
+            calls_aten=self._calls_aten,
+            owner=self,
+        )
+
+    def __del__(self) -> None:
+        library = getattr(self, "_library", None)
+        if library is not None and not sys.is_finalizing():
+            library.close()
 
 
 class _UnlockedRun:
@@ -104,6 +146,20 @@ class _UnlockedRun:
             outputs = run_library(self._call, self._library.check, inputs, self._num_outputs, False)
             self._ready = True
             return outputs
+
+    def native(self, calls_aten: bool) -> NativeRun | None:
+        """Return what the C++ hit path calls, after a first run has folded the constants."""
+        if not self._ready:
+            return None
+        return NativeRun(
+            borrowing_run=0,
+            container_run=self._library.address(f"{CONTAINER}RunSingleThreaded"),
+            last_error=self._library.address(LAST_ERROR),
+            handle=int(self._handle or 0),
+            outputs=self._num_outputs,
+            calls_aten=calls_aten,
+            owner=self,
+        )
 
     def _call(self, handles: Any, outputs: Any) -> int:
         return int(

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from threading import get_ident
 from typing import Any, Protocol
 
@@ -22,12 +21,14 @@ from ._entry import Entry, Status
 from ._kernel import Kernel, call_inputs
 from ._key import ANY_THREADS, KernelKey, kernel_key
 from ._live_check import LiveCheck
+from ._native_key import native_key, words_of_values
 from ._original import OriginalKernel
 from ._passthrough import passthrough
 from ._python_function import Description, PythonFunction
 from ._schema import Kind, OpSchema
-from ._stats import Counter, OpCounters
+from ._stats import OpCounters
 from ._store import StoredEntry
+from ._table import Decline, Table, TableKey
 from ._template import call_template
 from ._toolchain import Toolchain
 from ._warnings import warn_once
@@ -45,22 +46,11 @@ from .errors import (
 
 log = logging.getLogger("aoti_eager")
 
-TableKey = tuple[Any, ...]
-
 # Threads that wait for the compiler. What they call meanwhile (in a signal handler) must not wait
 # for them.
 compiling: set[int] = set()
 
 _NOTHING = object()
-
-
-@dataclass(frozen=True, slots=True)
-class Decline:
-    """The decision to keep the original kernel for a key."""
-
-    reason: str
-    message: str
-    count: Counter
 
 
 class Cache(Protocol):
@@ -73,7 +63,7 @@ class Cache(Protocol):
     counters: OpCounters
     entrance: Callable[..., Any]
     lookup: Callable[[TableKey], Kernel | None]
-    kernels: dict[TableKey, Kernel]
+    table: Table
     toolchain: Toolchain
     function: PythonFunction | None
 
@@ -85,8 +75,10 @@ class Cache(Protocol):
     ) -> Sequence[tuple[str, Any]]:
         """Return what the key holds besides arguments and settings."""
 
-    def decline(self, key: TableKey, reason: str, message: str) -> Decline:
-        """Decline calls under ``key`` from now on."""
+    def decline(
+        self, key: TableKey, reason: str, message: str, words: bytes | None = None
+    ) -> Decline:
+        """Decline calls under ``key`` from now on; ``words`` is the same key in C++."""
 
 
 class Miss:
@@ -111,6 +103,7 @@ class Miss:
         self._result: Any = _NOTHING
         self._raised: BaseException | None = None
         self._counted = False
+        self._words: bytes | None = None
 
     def resolve(self) -> Any:
         """Return the call's result; the table has a kernel or a decline for its key afterwards.
@@ -146,12 +139,15 @@ class Miss:
                     more=cache.key_context(self._toolchain, self._function),
                 )
                 self._template = call_template(cache.schema, self._key)
+                overlaps = bool(cache.schema.mutated) and self._mutation_overlaps()
+                self._words = native_key(cache.schema, self._key, overlaps=overlaps)
         except UnsupportedArgumentError as error:
+            self._words = words_of_values(cache.schema, cache.dispatch_key, values)
             return self._declined(error.reason, str(error))
         except UnsupportedFunctionError as error:
             return self._declined("unsupported_function", f"{self._op}: its function {error}")
         reason = call_decline(self._template)
-        if reason is None and cache.schema.mutated and self._mutation_overlaps():
+        if reason is None and overlaps:
             reason = "mutated_argument_overlaps"
         if reason is not None:
             return self._declined(reason, f"{self._op}: {reason}")
@@ -168,7 +164,7 @@ class Miss:
             return self._serve(found)
         if config.mode == "cache_only":
             return self._declined("not_in_cache", f"{self._op}: not in the cache")
-        if len(cache.kernels) >= config.static_cap:
+        if len(cache.table.kernels) >= config.static_cap:
             return self._declined(
                 "specialisation_cap", f"{self._op}: has {config.static_cap} specialisations"
             )
@@ -225,9 +221,14 @@ class Miss:
             else:
                 self._publish_to_table(kernel)
             return result
+        was_native = kernel.native() is not None
         self._publish_to_table(kernel)
         self._counted = True
-        return self._cache.entrance(self._keyset, *self._args, **self._kwargs)
+        try:
+            return self._cache.entrance(self._keyset, *self._args, **self._kwargs)
+        finally:
+            if kernel.native() is not None and not was_native:
+                self._publish_to_table(kernel)  # C++ takes some kernels after their first run.
 
     def _load(self, library: Any, entry: Entry) -> Kernel:
         runner = self._toolchain.load(library, entry, self._inputs)
@@ -239,7 +240,14 @@ class Miss:
             if argument.is_tensor
         )
         parallel = dict(entry.key.context)["threads"] != ANY_THREADS
-        return Kernel(self._cache.schema, runner, entry.outputs, plain=plain, parallel=parallel)
+        return Kernel(
+            self._cache.schema,
+            runner,
+            entry.outputs,
+            plain=plain,
+            parallel=parallel,
+            words=self._words,
+        )
 
     # -- a kernel from the compiler --
 
@@ -389,11 +397,11 @@ class Miss:
         return self._result
 
     def _publish_to_table(self, kernel: Kernel) -> None:
-        self._cache.kernels[self._table_key] = kernel
+        self._cache.table.put(self._table_key, kernel)
 
     def _decline_next(self, reason: str, message: str) -> None:
         """Decline this key from the next call on; this call has its result."""
-        decline = self._cache.decline(self._table_key, reason, message)
+        decline = self._cache.decline(self._table_key, reason, message, self._words)
         if not self._counted:
             decline.count.add()
             self._counted = True

@@ -6,6 +6,7 @@ import contextlib
 from collections.abc import Iterator
 from threading import get_ident
 
+from . import _native
 from ._compat import DisableTorchFunctionSubclass
 
 # Thread idents. A set and not a threading.local: every dispatched call asks, and an empty set is
@@ -24,8 +25,13 @@ def passthrough() -> Iterator[None]:
         yield
         return
     passing.add(ident)
+    native = _native.is_loaded()  # It may be loaded in the block, for a thread that did not enter.
+    if native:
+        _native.add_passing(1)
     try:
         with DisableTorchFunctionSubclass():
             yield
     finally:
+        if native:
+            _native.add_passing(-1)
         passing.discard(ident)

@@ -14,22 +14,50 @@ from pathlib import Path
 
 import filelock
 
+from ._native import NativeCounter
+
+_native_lock = threading.Lock()
+
 
 class Counter:
-    """A count that threads may raise without a lock: ``next`` on it is one step of CPython."""
+    """A count that threads may raise without a lock: ``next`` on it is one step of CPython.
 
-    __slots__ = ("_count", "add")
+    C++ raises a part of its own.
+    """
+
+    __slots__ = ("_count", "_native", "add")
 
     def __init__(self) -> None:
         self._count = itertools.count()
+        self._native: NativeCounter | None = None
         self.add = self._count.__next__
 
     @property
     def value(self) -> int:
-        """Return how often ``add`` was called."""
+        """Return how often it was raised."""
+        return self._own if self._native is None else self._own + self._native.value
+
+    @property
+    def _own(self) -> int:
         # "count(5)" is the only look at a count that does not raise it: copying one is deprecated
         # since Python 3.12 and gone in 3.14.
         return int(repr(self._count)[len("count(") : -1])
+
+    @property
+    def native(self) -> NativeCounter:
+        """Return the part for C++; the hit path must be loaded."""
+        with _native_lock:
+            if self._native is None:
+                self._native = NativeCounter()
+            return self._native
+
+    def close(self) -> None:
+        """Free the part for C++, which no call may raise any more; what it counted is kept."""
+        native, self._native = self._native, None
+        if native is not None:
+            self._count = itertools.count(self._own + native.value)
+            self.add = self._count.__next__
+            native.close()
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,6 +114,12 @@ class OpCounters:
     def after_fork(self) -> None:
         """Let go of a lock that a thread of the parent may have held."""
         self._lock = threading.Lock()
+
+    def close(self) -> None:
+        """Free what C++ counted with; the counts stay."""
+        with self._lock:
+            for counter in (self.hits, self.misses, *self._declined.values()):
+                counter.close()
 
     def declined(self, reason: str) -> Counter:
         """Return the counter of calls declined for ``reason``."""

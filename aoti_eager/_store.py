@@ -175,7 +175,7 @@ class Store:
         Raises:
             StoreError: It cannot be created: read-only, full, or not ours.
         """
-        self._create()
+        self.create()
         name = f"{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:12]}"
         path = self.root / "tmp" / name
         try:
@@ -196,7 +196,7 @@ class Store:
             LockTimeoutError: Another process held it for longer than ``lock_timeout_s`` seconds.
             StoreError: The lock file cannot be created.
         """
-        self._create()
+        self.create()
         path = self.root / "locks" / key.digest[:2]
         try:
             _make_private(path.parent)
@@ -398,7 +398,12 @@ class Store:
                 )
         return True
 
-    def _create(self) -> None:
+    def create(self) -> None:
+        """Create the directory, if it is missing.
+
+        Raises:
+            StoreError: It cannot be created, or is not ours alone to write.
+        """
         if self._trust():
             return
         try:

@@ -59,7 +59,10 @@ class ThinWrapper(inductor.CppWrapperCpu):
         self.codegen_additional_funcs()  # type: ignore[no-untyped-call]
         self.prefix.splice_aot(
             """
-            void run_graph(AtenTensorHandle* input_handles, AtenTensorHandle* output_handles) {
+            void run_graph(
+                const AtenTensorHandle* input_handles, AtenTensorHandle* output_handles) {
+            // In place of torch's function of that name: inputs stay the caller's.
+            using steal_from_raw_handles_to_raii_handles = aoti_eager::Inputs;
             """
         )
 
@@ -150,7 +153,7 @@ const char* const input_names[] = {{{names(inputs)}}};
 const char* const output_names[] = {{{names(outputs)}}};
 const size_t num_inputs = {len(inputs)};
 const size_t num_outputs = {len(outputs)};
-void run(AtenTensorHandle* input_handles, AtenTensorHandle* output_handles) {{
+void run(const AtenTensorHandle* input_handles, AtenTensorHandle* output_handles) {{
   torch::aot_inductor::run_graph(input_handles, output_handles);
 }}
 }} // namespace aoti_eager

@@ -16,6 +16,7 @@ from ._device_backends import DeviceBackend
 from ._entry import Entry
 from ._key import Component
 from ._library_runner import RELEASE_GIL_NUMEL, LibraryRunner
+from ._native import NativeRun
 from ._python_function import Description
 from ._template import CallTemplate
 from .config import config
@@ -25,6 +26,10 @@ class DeviceRunner:
     """A library of a device's backend; ``run`` and ``lock`` as in ``LibraryRunner``."""
 
     __slots__ = ("lock", "run")
+
+    def native(self) -> NativeRun | None:
+        """Return nothing: the backend's runner is Python's."""
+        return None
 
     def __init__(self, run: Callable[[list[Tensor]], list[Tensor]]) -> None:
         self.run = run
@@ -115,5 +120,8 @@ class Toolchain:
             return DeviceRunner(self._device_backend.load(library, device))
         numel = sum(tensor.numel() for tensor in inputs)
         return LibraryRunner(
-            library, calls_aten=entry.calls_aten, release_gil=numel >= RELEASE_GIL_NUMEL
+            library,
+            calls_aten=entry.calls_aten,
+            release_gil=numel >= RELEASE_GIL_NUMEL,
+            native=config.native != "0",
         )

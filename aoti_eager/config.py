@@ -65,6 +65,13 @@ def _mode(value: Any) -> str:
     return str(value)
 
 
+def _native(value: Any) -> str:
+    text = str(int(value)) if isinstance(value, bool) else str(value).strip().lower()
+    if text not in ("0", "1", "auto"):
+        raise ValueError("wants 0, 1 or auto")
+    return text
+
+
 def _directory(value: Any) -> Path:
     if isinstance(value, str) and not value.strip():
         raise ValueError("wants the path of a directory, got an empty string")
@@ -138,6 +145,13 @@ SETTINGS: dict[str, Setting] = {
             64,
             _count,
             "most static specialisations of one op in one process; past it, new keys decline",
+        ),
+        Setting(
+            "native",
+            "auto",
+            _native,
+            "the C++ hit path: auto builds it in the background and uses it from the next register "
+            "on, 1 waits for it at register, 0 serves from Python",
         ),
         Setting("workers", 1, _count, "most compile worker processes at a time"),
         Setting(

@@ -168,3 +168,7 @@ class CacheFormatError(StoreError):
 
 class LockTimeoutError(StoreError, TimeoutError):
     """Another process held a key's lock for longer than ``lock_timeout_s`` seconds."""
+
+
+class NativePathError(AotiEagerError, RuntimeError):
+    """The C++ hit path cannot be built, loaded or registered; the Python path serves instead."""

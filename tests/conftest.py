@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import gc
 import os
 from collections.abc import Generator, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -14,8 +15,8 @@ import pytest
 import torch
 
 import aoti_eager
-from aoti_eager import _backend, _compat, _library
-from aoti_eager._compile import CompileService
+from aoti_eager import _backend, _library, _native, _native_build
+from aoti_eager._compile import CompileService, compiler_on_path
 from aoti_eager._runner import ModelContainerRunner
 from aoti_eager._warnings import forget_warnings
 
@@ -30,8 +31,9 @@ class Machine:
     """The cores, which the workers of a run share: a test has its part of them, or all."""
 
     def __init__(self, directory: Path) -> None:
-        self._door = (directory / "door.lock").open("a")
-        self._lock = (directory / "machine.lock").open("a")
+        # Numbers, not files: they stay open until the run ends, and nobody closes them.
+        self._door = os.open(directory / "door.lock", os.O_RDWR | os.O_CREAT)
+        self._lock = os.open(directory / "machine.lock", os.O_RDWR | os.O_CREAT)
 
     @contextlib.contextmanager
     def held(self, how: int) -> Iterator[None]:
@@ -144,21 +146,55 @@ def cache_dir(tmp_path: Path, shared_cache_dir: Path) -> Path:
     return make_cache_dir(tmp_path / "cache", shared_cache_dir)
 
 
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Run the tests of modules marked ``both_paths`` on Python's hit path and on C++'s."""
+    if metafunc.definition.get_closest_marker("both_paths") is not None:
+        metafunc.parametrize("hit_path", ["python", "native"], indirect=True)
+
+
+@pytest.fixture
+def hit_path(request: pytest.FixtureRequest) -> str:
+    """Which hit path serves: ``"python"`` or ``"native"``."""
+    if request.node.get_closest_marker("native") is not None:
+        return "native"
+    return str(getattr(request, "param", os.environ.get("AE_TEST_PATH", "python")))
+
+
+@pytest.fixture(scope="session")
+def native_library(shared_cache_dir: Path) -> None:
+    """The C++ hit path, built once in a run and loaded."""
+    compiler = compiler_on_path()
+    assert compiler is not None
+    _native.load(_native_build.build(shared_cache_dir / "toolchain", compiler))
+
+
 @pytest.fixture(autouse=True)
-def settings(cache_dir: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def settings(
+    cache_dir: Path,
+    hit_path: str,
+    monkeypatch: pytest.MonkeyPatch,
+    request: pytest.FixtureRequest,
+) -> Iterator[None]:
     """Own settings and an empty cache for each test; nothing may stay registered after it."""
     for name in list(os.environ):
         if name.startswith("AOTI_EAGER_"):
             monkeypatch.delenv(name)
     monkeypatch.setenv("AOTI_EAGER_CACHE_DIR", str(cache_dir))
     forget_warnings()
-    with aoti_eager.config.scope(mode="sync", cache_dir=cache_dir):
+    if hit_path == "native":
+        request.getfixturevalue("native_library")
+    alive_before = sum(_native.alive().values())
+    native = "1" if hit_path == "native" else "0"
+    with aoti_eager.config.scope(mode="sync", cache_dir=cache_dir, native=native):
         yield
     left = aoti_eager.registered_ops()
     for installed in _library._installed.values():  # one failure, not one in every later test
-        _compat.destroy(installed.library)
+        installed.uninstall()
     _library._installed.clear()
     assert left == [], f"the test left ops registered: {left}"
+    if hit_path == "native" and "record" not in request.fixturenames:
+        gc.collect()
+        assert sum(_native.alive().values()) == alive_before, _native.alive()
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -119,8 +119,8 @@ def _state() -> dict[str, Any]:
         op = cache.schema.op
         if cache.always_declined and counts.declines:
             declined[op] = cache.always_declined
-        served += [f"{op} {_digest(key)}" for key in cache.kernels]
-        declined |= {f"{op} {_digest(key)}": d.reason for key, d in cache._declines.items()}
+        served += [f"{op} {_digest(key)}" for key in cache.table.kernels]
+        declined |= {f"{op} {_digest(key)}": d.reason for key, d in cache.table.declines.items()}
     return {"served": served, "declined": declined, "calls": calls}
 
 

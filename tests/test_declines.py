@@ -433,7 +433,7 @@ def failing_silu(shared_cache: Path) -> Iterator[None]:
         aten.silu(X)
         aten.silu_(X.clone())
         for cache in _library.caches():
-            for kernel in cache.kernels.values():
+            for kernel in cache.table.kernels.values():
                 kernel.run = _raise
         yield
 

@@ -134,6 +134,6 @@ def test_large_kernels_release_the_gil_and_small_ones_do_not(cache_dir: Path) ->
             for _ in range(2):
                 assert_close(torch.ops.aten.silu(x), x * torch.sigmoid(x))
         (cache,) = [c for c in aoti_eager._library.caches() if c.schema.op == "aten::silu"]
-        locks = sorted(type(kernel.lock).__name__ for kernel in cache.kernels.values())
+        locks = sorted(type(kernel.lock).__name__ for kernel in cache.table.kernels.values())
         assert aoti_eager.stats()["aten::silu"].hits == before + 2
     assert locks == ["RLock", "nullcontext"]

@@ -33,7 +33,51 @@ extern const char* const input_names[];
 extern const char* const output_names[];
 extern const size_t num_inputs;
 extern const size_t num_outputs;
-void run(AtenTensorHandle* input_handles, AtenTensorHandle* output_handles);
+void run(const AtenTensorHandle* input_handles, AtenTensorHandle* output_handles);
+
+// An input as generated code uses it, in place of a handle that deletes its tensor: the tensor stays
+// the caller's. Two allocations a tensor are a tenth of a small kernel's call.
+class Input {
+ public:
+  Input(AtenTensorHandle handle) : handle_(handle) {}
+
+  operator AtenTensorHandle() const {
+    return handle_;
+  }
+  AtenTensorHandle get() const {
+    return handle_;
+  }
+  void* data_ptr() const {
+    void* pointer = nullptr;
+    AOTI_TORCH_ERROR_CODE_CHECK(aoti_torch_get_data_ptr(handle_, &pointer));
+    return pointer;
+  }
+  void reset() {}
+
+  // An input that is an output, too.
+  AtenTensorHandle release() const {
+    AtenTensorHandle handle = nullptr;
+    AOTI_TORCH_ERROR_CODE_CHECK(aoti_torch_new_tensor_handle(handle_, &handle));
+    return handle;
+  }
+
+ private:
+  AtenTensorHandle handle_;
+};
+
+// What generated code calls instead of `steal_from_raw_handles_to_raii_handles`.
+class Inputs {
+ public:
+  Inputs(const AtenTensorHandle* handles, size_t) : handles_(handles) {}
+
+  Input operator[](size_t index) const {
+    return handles_[index];
+  }
+  void clear() {}
+
+ private:
+  const AtenTensorHandle* handles_;
+};
 
 namespace {
 
@@ -67,9 +111,8 @@ struct NoGrad {
   }
 };
 
-AOTIRuntimeError checked_run(AtenTensorHandle* inputs, AtenTensorHandle* outputs) {
+AOTIRuntimeError borrowing_run(const AtenTensorHandle* inputs, AtenTensorHandle* outputs) {
   try {
-    NoGrad no_grad;
     run(inputs, outputs);
     return AOTI_RUNTIME_SUCCESS;
   } catch (const std::exception& error) {
@@ -77,6 +120,16 @@ AOTIRuntimeError checked_run(AtenTensorHandle* inputs, AtenTensorHandle* outputs
   } catch (...) {
     return failed("unknown exception");
   }
+}
+
+// As AOTInductor's interface has it: the inputs are taken over.
+AOTIRuntimeError checked_run(AtenTensorHandle* inputs, AtenTensorHandle* outputs) {
+  NoGrad no_grad;
+  AOTIRuntimeError error = borrowing_run(inputs, outputs);
+  for (size_t i = 0; i < num_inputs; ++i) {
+    aoti_torch_delete_tensor_object(inputs[i]);
+  }
+  return error;
 }
 
 AOTIRuntimeError counted_run(
@@ -307,6 +360,11 @@ AOTIRuntimeError AOTInductorModelDelete(AOTInductorModelHandle) {
 AOTIRuntimeError AOTInductorModelGetNumOutputs(AOTInductorModelHandle, size_t* count) {
   *count = aoti_eager::num_outputs;
   return AOTI_RUNTIME_SUCCESS;
+}
+
+// For the hit path: no state, no locks, no gradient mode, and the inputs stay the caller's.
+AOTIRuntimeError aoti_eager_run(const AtenTensorHandle* inputs, AtenTensorHandle* outputs) {
+  return aoti_eager::borrowing_run(inputs, outputs);
 }
 
 AOTIRuntimeError AOTInductorModelUpdateConstantsMap(

@@ -1,0 +1,125 @@
+"""The in-memory table of one op for one cache directory, with its twin in C++.
+
+The dicts are what decides; the C++ table holds what of them C++ can serve, and may lack entries but
+never has others. Writers come one at a time; readers take no lock: in Python because a look into a
+dict is one step, in C++ by epochs (``csrc/epochs.h``).
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from ._kernel import Kernel
+from ._native import NativeTable
+from ._stats import Counter
+
+TableKey = tuple[Any, ...]
+
+# Keys remembered as declined.
+DECLINES_LIMIT = 1 << 16
+
+
+@dataclass(frozen=True, slots=True)
+class Decline:
+    """The decision to keep the original kernel for a key.
+
+    ``words`` is the key in C++; ``None`` if it has none.
+    """
+
+    reason: str
+    message: str
+    count: Counter
+    words: bytes | None = None
+
+
+class Table:
+    """What has been decided for the keys of one op.
+
+    Attributes:
+        kernel: Returns the kernel of a key, or ``None``; it is on the hit path.
+        native: The same for C++, once ``attach`` was called.
+    """
+
+    def __init__(self) -> None:
+        self.kernels: dict[TableKey, Kernel] = {}
+        self.declines: dict[TableKey, Decline] = {}
+        # Bound once: looking the method up on every call costs as much as the lookup.
+        self.kernel: Callable[[TableKey], Kernel | None] = self.kernels.get
+        self.native: NativeTable | None = None
+        self._lock = threading.RLock()
+
+    def attach(self) -> NativeTable:
+        """Return the C++ twin, made and filled by the first call; the hit path must be loaded."""
+        with self._lock:
+            if self.native is None:
+                self.native = NativeTable()
+                for kernel in self.kernels.values():
+                    self._put_natively(kernel)
+                for decline in self.declines.values():
+                    self._decline_natively(decline)
+            return self.native
+
+    def put(self, key: TableKey, kernel: Kernel) -> None:
+        """Serve calls of ``key`` by ``kernel`` from now on."""
+        with self._lock:
+            self.kernels[key] = kernel
+            self.declines.pop(key, None)
+            self._put_natively(kernel)
+
+    def decline(self, key: TableKey, decline: Decline) -> None:
+        """Keep the original for calls of ``key`` from now on."""
+        with self._lock:
+            if len(self.declines) >= DECLINES_LIMIT:
+                self._forget_declines()  # They are found out again; memory is not.
+            self.kernels.pop(key, None)
+            self.declines[key] = decline
+            self._decline_natively(decline)
+
+    def forget_declines(self, reason: str) -> None:
+        """Let the keys declined for ``reason`` be decided on again."""
+        with self._lock:
+            for key, decline in list(self.declines.items()):
+                if decline.reason == reason:
+                    del self.declines[key]
+                    if self.native is not None and decline.words is not None:
+                        self.native.remove(decline.words)
+
+    def clear(self) -> None:
+        """Let go of all libraries; a call that is inside of one ends undisturbed."""
+        with self._lock:
+            self.kernels.clear()
+            self.declines.clear()
+            if self.native is not None:
+                self.native.clear()
+
+    def close(self) -> None:
+        """Let go of all, for good; no op may look into the C++ table any more."""
+        with self._lock:
+            self.clear()
+            native, self.native = self.native, None
+            if native is not None:
+                native.close()
+
+    def after_fork(self) -> None:
+        """Let go of a lock that a thread of the parent may have held."""
+        self._lock = threading.RLock()
+
+    def _forget_declines(self) -> None:
+        for decline in self.declines.values():
+            if self.native is not None and decline.words is not None:
+                self.native.remove(decline.words)
+        self.declines.clear()
+
+    def _put_natively(self, kernel: Kernel) -> None:
+        if self.native is None or kernel.words is None or kernel.native_results is None:
+            return
+        run = kernel.native()
+        if run is not None:
+            self.native.put(kernel.words, run, kernel.native_results)
+
+    def _decline_natively(self, decline: Decline) -> None:
+        if self.native is not None and decline.words is not None:
+            self.native.put_decline(decline.words, decline.count.native)

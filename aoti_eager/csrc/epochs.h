@@ -1,0 +1,207 @@
+// Freeing what other threads may still be reading, without a lock on the reader's side.
+//
+// A reader announces the epoch it began in and takes that back when it is done. A writer first
+// takes an object out of every place where a reader could find it, then retires it under the epoch
+// of that moment and begins the next one. It is freed when no announced epoch is as old: whoever
+// announced a later one began after the object was gone. A reader pays for one exchange and one
+// store, both on memory of its own thread.
+
+#pragma once
+
+#include <pthread.h>
+
+#include <algorithm>
+#include <atomic>
+#include <cstddef>
+#include <cstdint>
+#include <mutex>
+#include <vector>
+
+namespace aoti_eager {
+
+constexpr size_t kCacheLine = 64;
+
+// One thread's place. Places are never freed: a thread that ends leaves its own to the next one.
+struct alignas(kCacheLine) Place {
+  std::atomic<uint64_t> announced{0};
+  std::atomic<bool> taken{true};
+  uint32_t depth = 0; // read and written by its own thread only
+  uint32_t number = 0;
+  Place* next = nullptr;
+};
+
+class Epochs {
+ public:
+  static Epochs& instance() {
+    static auto* epochs = new Epochs; // Threads may outlive static destructors.
+    return *epochs;
+  }
+
+  // The lock of everything that writes: tables change one at a time, and only on a miss.
+  std::mutex& writers() {
+    return writers_;
+  }
+
+  // Returns this thread's place.
+  static Place& place() {
+    Place* mine = own_place();
+    return mine != nullptr ? *mine : instance().take_place();
+  }
+
+  void enter(Place& mine) {
+    if (mine.depth++ == 0) {
+      // Sequentially consistent: a pointer that is read after it is either what a writer left
+      // there, or the writer sees this announcement.
+      mine.announced.exchange(epoch_.load(std::memory_order_relaxed), std::memory_order_seq_cst);
+    }
+  }
+
+  void leave(Place& mine) {
+    if (--mine.depth == 0) {
+      mine.announced.store(0, std::memory_order_release);
+    }
+  }
+
+  // Frees `object` by `free_` as soon as nobody can be reading it. Under the writers' lock.
+  void retire(void* object, void (*free_)(void*)) {
+    uint64_t epoch = epoch_.fetch_add(1, std::memory_order_seq_cst);
+    retired_.push_back({epoch, object, free_});
+    reclaim();
+  }
+
+  // Frees what can be freed. Under the writers' lock.
+  void reclaim() {
+    if (retired_.empty()) {
+      return;
+    }
+    uint64_t oldest = UINT64_MAX;
+    for (Place* place = places_.load(std::memory_order_acquire); place; place = place->next) {
+      uint64_t announced = place->announced.load(std::memory_order_seq_cst);
+      if (announced != 0) {
+        oldest = std::min(oldest, announced);
+      }
+    }
+    // In the order of their epochs. Freeing one may retire others.
+    std::vector<Retired> ready;
+    auto first_kept = std::find_if(retired_.begin(), retired_.end(), [oldest](const Retired& one) {
+      return one.epoch >= oldest;
+    });
+    ready.assign(retired_.begin(), first_kept);
+    retired_.erase(retired_.begin(), first_kept);
+    for (const Retired& one : ready) {
+      one.free_(one.object);
+    }
+  }
+
+  size_t retired() const {
+    return retired_.size();
+  }
+
+  // In a forked child: the other threads are not here, and will never leave.
+  void forget_other_threads() {
+    Place* mine = own_place();
+    for (Place* place = places_.load(std::memory_order_acquire); place; place = place->next) {
+      if (place != mine) {
+        place->announced.store(0, std::memory_order_relaxed);
+        place->depth = 0;
+        place->taken.store(false, std::memory_order_release);
+      }
+    }
+  }
+
+ private:
+  struct Retired {
+    uint64_t epoch;
+    void* object;
+    void (*free_)(void*);
+  };
+
+  Epochs() {
+    pthread_atfork(
+        [] { instance().writers_.lock(); },
+        [] { instance().writers_.unlock(); },
+        [] {
+          instance().forget_other_threads();
+          instance().writers_.unlock();
+        });
+  }
+
+  static Place*& own_place() {
+    static thread_local Place* mine = nullptr; // Without a destructor: reading it costs no check.
+    return mine;
+  }
+
+  Place& take_place();
+
+  std::mutex writers_;
+  std::atomic<uint64_t> epoch_{1};
+  std::atomic<Place*> places_{nullptr};
+  std::atomic<uint32_t> number_of_places_{0};
+  std::vector<Retired> retired_;
+};
+
+namespace {
+
+// Gives the thread's place back when the thread ends.
+struct PlaceHolder {
+  Place* place = nullptr;
+  ~PlaceHolder() {
+    if (place != nullptr) {
+      place->announced.store(0, std::memory_order_release);
+      place->taken.store(false, std::memory_order_release);
+    }
+  }
+};
+
+thread_local PlaceHolder place_holder;
+
+} // namespace
+
+inline Place& Epochs::take_place() {
+  Place* found = nullptr;
+  for (Place* place = places_.load(std::memory_order_acquire); place; place = place->next) {
+    bool taken = false;
+    if (place->taken.compare_exchange_strong(taken, true, std::memory_order_acq_rel)) {
+      found = place;
+      break;
+    }
+  }
+  if (found == nullptr) {
+    found = new Place;
+    found->number = number_of_places_.fetch_add(1, std::memory_order_relaxed);
+    Place* first = places_.load(std::memory_order_relaxed);
+    do {
+      found->next = first;
+    } while (!places_.compare_exchange_weak(first, found, std::memory_order_acq_rel));
+  }
+  found->depth = 0;
+  own_place() = found;
+  place_holder.place = found;
+  return *found;
+}
+
+// A reader's stay; pointers into tables are good for as long as it lasts.
+class Reading {
+ public:
+  explicit Reading(Place& place) : place_(place) {
+    Epochs::instance().enter(place_);
+  }
+  ~Reading() {
+    end();
+  }
+  Reading(const Reading&) = delete;
+  Reading& operator=(const Reading&) = delete;
+
+  void end() {
+    if (!ended_) {
+      ended_ = true;
+      Epochs::instance().leave(place_);
+    }
+  }
+
+ private:
+  Place& place_;
+  bool ended_ = false;
+};
+
+} // namespace aoti_eager

@@ -1,0 +1,209 @@
+// The hit path's C interface for `_native.py`, which calls it through ctypes: no Python header is
+// needed, and one build serves every Python.
+//
+// Functions that can fail return null or nonzero and leave a message for `ae_last_error`. Pointers
+// that come in were given out here; each has one owner, a Python object.
+
+#include "op.h"
+
+namespace aoti_eager {
+namespace {
+
+std::string& last_error() {
+  static thread_local std::string message;
+  return message;
+}
+
+// No exception crosses the C interface.
+template <class Function>
+bool guarded(Function&& function) {
+  try {
+    function();
+    return true;
+  } catch (const c10::Error& error) {
+    last_error() = error.what_without_backtrace();
+  } catch (const std::exception& error) {
+    last_error() = error.what();
+  } catch (...) {
+    last_error() = "unknown exception";
+  }
+  return false;
+}
+
+template <class T>
+void retire(T* object) {
+  std::lock_guard<std::mutex> lock(Epochs::instance().writers());
+  Epochs::instance().retire(object, [](void* one) { delete static_cast<T*>(one); });
+}
+
+} // namespace
+} // namespace aoti_eager
+
+using namespace aoti_eager;
+
+#pragma GCC visibility push(default)
+extern "C" {
+
+const char* ae_last_error() {
+  return last_error().c_str();
+}
+
+// -- ops --
+
+// `kinds` and `mutated` have one byte an argument. `above` is an op of ours that is registered
+// already and has the original, or null.
+Op* ae_op_new(
+    const char* name, const char* overload, const char* dispatch_key, const uint8_t* kinds,
+    const uint8_t* mutated, size_t count, const Op* above) {
+  Op* op = nullptr;
+  guarded([&] {
+    std::vector<Argument> arguments;
+    for (size_t i = 0; i < count; ++i) {
+      arguments.push_back({static_cast<ArgumentKind>(kinds[i]), mutated[i] != 0});
+    }
+    op = new Op(
+        c10::Dispatcher::singleton().findSchemaOrThrow(name, overload),
+        c10::parseDispatchKey(dispatch_key), std::move(arguments), above);
+  });
+  return op;
+}
+
+int32_t ae_op_install(Op* op) {
+  return guarded([op] { op->install(); }) ? 0 : 1;
+}
+
+// No call of the op may run: PyTorch's dispatcher has no lock for its readers.
+void ae_op_uninstall(Op* op) {
+  guarded([op] { op->uninstall(); });
+}
+
+void ae_op_delete(Op* op) {
+  retire(op);
+}
+
+void ae_op_set_state(Op* op, int32_t state) {
+  op->state.store(static_cast<State>(state), std::memory_order_release);
+}
+
+void ae_op_set_table(Op* op, EntryTable* table) {
+  op->table.store(table, std::memory_order_seq_cst);
+}
+
+// Before the state says that they are used.
+void ae_op_set_counters(Op* op, Counter* hits, Counter* always_declined) {
+  op->hits.store(hits, std::memory_order_release);
+  op->always_declined.store(always_declined, std::memory_order_release);
+}
+
+// -- tables --
+
+EntryTable* ae_table_new() {
+  return new EntryTable;
+}
+
+// No op may have it any more.
+void ae_table_delete(EntryTable* table) {
+  retire(table);
+}
+
+// `results` has three numbers a result: kind, index, count.
+void ae_table_put_library(
+    EntryTable* table, const Word* words, size_t count, const Library* library,
+    const int32_t* results, size_t results_count, uint64_t owner) {
+  std::vector<Result> plan;
+  for (size_t i = 0; i < results_count; ++i) {
+    const int32_t* one = results + 3 * i;
+    plan.push_back({static_cast<Result::Kind>(one[0]), one[1], one[2]});
+  }
+  auto entry = std::make_unique<Entry>(words, count, *library, std::move(plan), owner);
+  std::lock_guard<std::mutex> lock(Epochs::instance().writers());
+  table->put(std::move(entry));
+}
+
+void ae_table_put_decline(EntryTable* table, const Word* words, size_t count, Counter* declines) {
+  auto entry = std::make_unique<Entry>(words, count, declines);
+  std::lock_guard<std::mutex> lock(Epochs::instance().writers());
+  table->put(std::move(entry));
+}
+
+int32_t ae_table_remove(EntryTable* table, const Word* words, size_t count) {
+  std::lock_guard<std::mutex> lock(Epochs::instance().writers());
+  return table->remove(words, count) ? 1 : 0;
+}
+
+void ae_table_clear(EntryTable* table) {
+  std::lock_guard<std::mutex> lock(Epochs::instance().writers());
+  table->clear();
+}
+
+size_t ae_table_size(EntryTable* table) {
+  std::lock_guard<std::mutex> lock(Epochs::instance().writers());
+  return table->size();
+}
+
+// Gives the owners of libraries that no entry has any more; to be called until it gives none.
+size_t ae_released(uint64_t* owners, size_t room) {
+  std::lock_guard<std::mutex> lock(Epochs::instance().writers());
+  Epochs::instance().reclaim();
+  std::vector<uint64_t>& released = released_owners();
+  size_t count = std::min(room, released.size());
+  std::copy(released.end() - count, released.end(), owners);
+  released.resize(released.size() - count);
+  return count;
+}
+
+// -- counters --
+
+Counter* ae_counter_new() {
+  return new Counter;
+}
+
+void ae_counter_delete(Counter* counter) {
+  retire(counter);
+}
+
+uint64_t ae_counter_value(const Counter* counter) {
+  return counter->value();
+}
+
+// -- threads --
+
+void ae_passing_add(int32_t by) {
+  passing() += by;
+}
+
+// Gives the message of the run of `op` that led this thread into the Python kernel, once; returns
+// its length, 0 if it was no failed run.
+size_t ae_take_failure(const Op* op, char* text, size_t room) {
+  Failure taken;
+  std::swap(taken, failure());
+  if (taken.op != op) {
+    return 0;
+  }
+  size_t count = std::min(room, taken.message.size());
+  std::memcpy(text, taken.message.data(), count);
+  return count;
+}
+
+// Gives the key of this thread's last call of an op in the state "record".
+size_t ae_recorded_key(Word* words, size_t room) {
+  std::vector<Word>& key = recorded_key();
+  std::copy_n(key.begin(), std::min(room, key.size()), words);
+  return key.size();
+}
+
+// -- what there is --
+
+// Ops, registered kernels, tables, entries, and what waits for its readers.
+void ae_alive(int64_t* counts) {
+  std::lock_guard<std::mutex> lock(Epochs::instance().writers());
+  Epochs::instance().reclaim();
+  counts[0] = Op::alive();
+  counts[1] = Kernel::alive();
+  counts[2] = EntryTable::alive();
+  counts[3] = Entry::alive();
+  counts[4] = static_cast<int64_t>(Epochs::instance().retired());
+}
+
+} // extern "C"
+#pragma GCC visibility pop

@@ -1,0 +1,419 @@
+"""The C++ hit path: what it takes over, what it leaves to Python, and what it counts."""
+
+from __future__ import annotations
+
+import gc
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import aoti_eager
+from aoti_eager import _library, _native
+from aoti_eager._compat import wrapped_number
+from aoti_eager._kernel_cache import KernelCache
+from aoti_eager._passthrough import passthrough
+from aoti_eager.errors import RunnerError
+
+from .conftest import assert_close
+
+pytestmark = [pytest.mark.native, pytest.mark.usefixtures("shared_cache")]
+
+MUL = "aten::mul.Tensor"
+SILU = "aten::silu"
+
+
+def cache_of(op: str) -> KernelCache:
+    (cache,) = (cache for cache in _library.caches() if cache.schema.op == op)
+    return cache
+
+
+def served_by_python(op: str) -> int:
+    """Return how many hits of ``op`` Python has counted."""
+    return cache_of(op).counters.hits._own
+
+
+def stats(op: str) -> aoti_eager.OpStats:
+    """Return what happened since the op was registered; earlier tests registered it, too."""
+    return cache_of(op).counters.snapshot()
+
+
+@pytest.fixture
+def no_python(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
+    """Return a function after which a call that enters Python is an error."""
+
+    def forbid() -> None:
+        def entered(self: object, *args: object, **kwargs: object) -> None:
+            raise AssertionError("Python was entered")
+
+        for name in ("bypass", "miss", "_lookup_after_native"):
+            monkeypatch.setattr(KernelCache, name, entered)
+        for cache in _library.caches():
+            cache.lookup = entered
+
+    return forbid
+
+
+# --- what never enters Python ---------------------------------------------------------------------
+
+x = torch.linspace(-2, 2, 12).reshape(3, 4)
+mask = x > 0
+
+CALLS: dict[str, Callable[[], Any]] = {
+    "aten::mul.Tensor": lambda: x * x,
+    "aten::add_.Tensor": lambda: x.clone().add_(x, alpha=2),
+    "aten::mul.out": lambda: torch.mul(x, x, out=torch.empty(3, 4)),
+    "aten::clamp": lambda: torch.clamp(x, min=-1.0),
+    "aten::clamp.Tensor": lambda: torch.clamp(x, None, x + 1),
+    "aten::sum.dim_IntList": lambda: x.sum([0], dtype=torch.float64),
+    "aten::var_mean.correction": lambda: torch.var_mean(x, [1], correction=1),
+    "aten::cat": lambda: torch.cat([x, x + 1, x.t().contiguous().t()]),
+    "aten::native_layer_norm": lambda: torch.native_layer_norm(x, [4], x[0], None, 1e-5),
+    "aten::where.self": lambda: torch.where(mask, x, x * 2),
+    "aten::gelu": lambda: torch.nn.functional.gelu(x, approximate="tanh"),
+    "aten::_foreach_add.List": lambda: torch._foreach_add([x, x[0]], [x, x[1]], alpha=2),
+    "aten::_to_copy": lambda: x.to(torch.float64),
+    "aten::full_like": lambda: torch.full_like(x, 2.5, dtype=torch.int64),
+    "aten::elu": lambda: torch.nn.functional.elu(x, 1.5),
+    "aten::pow.Tensor_Scalar": lambda: x.abs() ** 2.5,
+    "aten::leaky_relu_": lambda: torch.nn.functional.leaky_relu_(x.clone(), 0.25),
+}
+
+
+@pytest.mark.parametrize("op", CALLS)
+def test_a_hit_never_enters_python(op: str, no_python: Callable[[], None]) -> None:
+    call = CALLS[op]
+    expected = call()
+    with aoti_eager.register(op):
+        call(), call()
+        assert stats(op).declined == {}
+        assert cache_of(op).native is not None
+        before = stats(op).hits
+        no_python()
+        results = [call() for _ in range(3)]
+        assert stats(op).hits == before + 3
+        assert served_by_python(op) <= 1
+    for result in results:
+        assert_close(result, expected)
+
+
+def test_an_in_place_result_is_the_callers_own_tensor() -> None:
+    with aoti_eager.register("aten::add_.Tensor"):
+        for _ in range(3):
+            y = torch.ones(3, 4)
+            assert y.add_(y.clone()) is y
+            assert y._version == 1
+    with aoti_eager.register("aten::mul.out"):
+        for _ in range(3):
+            out = torch.empty(3, 4)
+            assert torch.mul(x, x, out=out) is out
+
+
+def test_a_declined_call_never_enters_python(no_python: Callable[[], None], tmp_path: Path) -> None:
+    with (
+        aoti_eager.config.scope(mode="cache_only", cache_dir=tmp_path / "empty"),
+        aoti_eager.register(["aten::mul.Tensor", "aten::multinomial"]),
+    ):
+        x * x
+        weights, generator = torch.ones(4), torch.Generator()
+        no_python()
+        for _ in range(5):
+            assert_close(x * x, torch.square(x))
+            torch.multinomial(weights, 2, generator=generator)
+        assert stats(MUL).declined == {"not_in_cache": 6}
+        assert stats("aten::multinomial").declined == {"random": 5}
+
+
+@pytest.mark.parametrize("way", ["disabled", "off", "passthrough"])
+def test_what_is_passed_through_never_enters_python(
+    way: str, no_python: Callable[[], None]
+) -> None:
+    with aoti_eager.register(MUL) as registration:
+        x * x, x * x
+        before = stats(MUL)
+        if way == "disabled":
+            registration.disable()
+            no_python()
+            x * x
+            after = stats(MUL)
+        elif way == "off":
+            with aoti_eager.config.scope(mode="off"):
+                no_python()
+                x * x
+                after = stats(MUL)
+        else:
+            no_python()
+            with passthrough():
+                x * x
+                with passthrough():
+                    x * x
+                x * x
+            after = stats(MUL)
+        assert after == before
+
+
+def test_a_passthrough_ends_with_its_block_and_is_of_its_thread() -> None:
+    with aoti_eager.register(MUL):
+        x * x, x * x
+        before = stats(MUL).hits
+        with pytest.raises(KeyError), passthrough():
+            raise KeyError
+        x * x
+        assert stats(MUL).hits == before + 1
+        with passthrough():
+            thread = threading.Thread(target=lambda: x * x)
+            thread.start()
+            thread.join()
+        assert stats(MUL).hits == before + 2
+
+
+def test_two_registrations_of_one_op_are_counted_on() -> None:
+    with aoti_eager.register(MUL) as first:
+        x * x, x * x
+        with aoti_eager.register(MUL) as second:
+            hits = stats(MUL).hits
+            first.disable()
+            x * x
+            assert stats(MUL).hits == hits + 1
+            second.disable()
+            x * x
+            assert stats(MUL).hits == hits + 1
+        first.enable()
+        x * x
+        assert stats(MUL).hits == hits + 2
+    total = aoti_eager.stats()[MUL]
+    assert total.hits >= 4, "the counts are kept after unregister"
+    x * x
+    assert aoti_eager.stats()[MUL] == total
+    assert sum(_native.alive().values()) == 0
+
+
+# --- tables ---------------------------------------------------------------------------------------
+
+
+def test_a_scope_with_another_directory_has_a_table_of_its_own(tmp_path: Path) -> None:
+    with aoti_eager.register(MUL):
+        x * x, x * x
+        cache = cache_of(MUL)
+        assert len(cache.table.attach()) == 1
+        with aoti_eager.config.scope(cache_dir=tmp_path / "other", mode="cache_only"):
+            assert len(cache.table.attach()) == 0
+            x * x
+            assert stats(MUL).declined == {"not_in_cache": 1}
+        hits = stats(MUL).hits
+        x * x
+        assert stats(MUL).hits == hits + 1
+        gc.collect()
+        assert _native.alive()["tables"] == 1
+
+
+def test_what_was_not_in_the_cache_is_asked_for_again_when_it_may_be_compiled() -> None:
+    y = torch.ones(5, 3)
+    with aoti_eager.register("aten::sub.Tensor"):
+        with aoti_eager.config.scope(mode="cache_only"):
+            y - y
+            first = stats("aten::sub.Tensor")
+        y - y, y - y
+        last = stats("aten::sub.Tensor")
+    assert first.hits or last.hits > first.hits
+
+
+def test_an_op_that_was_registered_before_the_hit_path_switches_at_the_next_register(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    with monkeypatch.context() as patched:
+        patched.setattr(_native, "is_loaded", lambda: False)
+        registration = aoti_eager.register(MUL)
+        x * x, x * x
+        assert cache_of(MUL).native is None
+        assert _native.alive()["kernels"] == 0
+    with registration:
+        hits = stats(MUL).hits
+        with aoti_eager.register("aten::sub.Tensor"):
+            assert cache_of(MUL).native is not None
+            x * x
+            assert stats(MUL).hits == hits + 1, "its kernels came along"
+            assert served_by_python(MUL) <= hits
+    assert_close(x * x, torch.square(x))
+
+
+def test_wait_switches_too() -> None:
+    with aoti_eager.config.scope(native="0"):
+        registration = aoti_eager.register(MUL)
+    with registration:
+        assert aoti_eager.wait()
+        assert cache_of(MUL).native is not None
+
+
+def test_an_op_that_somebody_overrode_since_does_not_switch() -> None:
+    with aoti_eager.config.scope(native="0"):
+        registration = aoti_eager.register("aten::mul.Tensor")
+    library = torch.library.Library("aten", "IMPL")
+    with registration:
+        library.impl("mul.Tensor", lambda a, b: torch.full_like(a, 7.0), "CPU", allow_override=True)
+        try:
+            aoti_eager.wait()
+            assert cache_of(MUL).native is None
+            assert (x * x)[0, 0] == 7.0, "theirs was registered last, and stays on top"
+        finally:
+            library._destroy()
+
+
+@pytest.fixture
+def overridden(cache_dir: Path) -> Iterator[torch.library.Library]:
+    """A library in which silu is an override that gives sevens; its mismatch is in no shared store."""
+    library = torch.library.Library("aten", "IMPL")
+    library.impl("silu", lambda a: torch.full_like(a, 7.0), "CPU", allow_override=True)
+    with aoti_eager.config.scope(cache_dir=cache_dir):
+        yield library
+    library._destroy()
+
+
+@pytest.mark.usefixtures("overridden")
+def test_an_override_from_before_is_the_original() -> None:
+    with aoti_eager.register(SILU):
+        for _ in range(3):
+            assert torch.nn.functional.silu(x)[0, 0] == 7.0
+        assert stats(SILU).declined == {"mismatch": 3}
+
+
+def test_a_second_kernel_of_ours_falls_back_to_the_original_of_the_first() -> None:
+    library = torch.library.Library("aten", "IMPL")
+    with aoti_eager.register(MUL) as registration:
+        aoti_eager.impl(library, "mul.Tensor", "CPU")
+        x * x
+        registration.unregister()
+        assert_close(x * x, torch.square(x))
+        assert_close(x * x, torch.square(x))
+    library._destroy()
+    assert_close(x * x, torch.square(x))
+
+
+# --- failures -------------------------------------------------------------------------------------
+
+
+class Failing:
+    """A library in C whose run always fails."""
+
+    SOURCE = """
+    static const char* message;
+    int run(void* const* inputs, void** outputs) { message = "out of luck"; return 1; }
+    int last_error(const char** text) { *text = message; return 0; }
+    """
+
+    def __init__(self, directory: Path) -> None:
+        import ctypes
+        import subprocess
+
+        source = directory / "failing.c"
+        source.write_text(self.SOURCE)
+        library = directory / "failing.so"
+        subprocess.run(["gcc", "-shared", "-fPIC", "-o", library, source], check=True)
+        self.library = ctypes.CDLL(str(library))
+        run, last_error = (
+            ctypes.cast(getattr(self.library, name), ctypes.c_void_p).value or 0
+            for name in ("run", "last_error")
+        )
+        self.run = _native.NativeRun(run, 0, last_error, 0, 1, False, self)
+
+
+@pytest.mark.filterwarnings("ignore::aoti_eager.errors.AotiEagerWarning")
+@pytest.mark.parametrize("op", ["aten::mul.Tensor", "aten::mul_.Tensor"])
+def test_a_run_that_fails_is_the_originals_where_nothing_was_mutated(
+    op: str, tmp_path: Path
+) -> None:
+    failing = Failing(tmp_path)
+    expected = x * x
+
+    def call() -> torch.Tensor:
+        y = x.clone()
+        return torch.mul(y, x) if op == MUL else y.mul_(x)
+
+    with aoti_eager.register(op):
+        call(), call()
+        cache = cache_of(op)
+        ((key, kernel),) = cache.table.kernels.items()
+        assert kernel.words is not None
+        cache.table.attach().put(kernel.words, failing.run, kernel.native_results or [])
+        if op == MUL:
+            assert_close(call(), expected)
+        else:
+            with pytest.raises(RunnerError, match="out of luck"):
+                call()
+        assert stats(op).failures == 1
+        assert stats(op).declined == {"run_failed": 1}
+        assert cache.table.declines[key].message == "out of luck"
+        assert_close(call(), expected)
+        assert stats(op).declined["run_failed"] == 2
+
+
+def test_a_failure_is_taken_by_the_op_that_failed_alone() -> None:
+    with aoti_eager.register([MUL, "aten::sub.Tensor"]):
+        natives = [cache.native for cache in _library.caches()]
+        assert all(native is not None and native.take_failure() == "" for native in natives)
+
+
+# --- originals ------------------------------------------------------------------------------------
+
+
+def test_an_original_whose_library_is_gone_says_what_to_do(
+    overridden: torch.library.Library,
+) -> None:
+    with aoti_eager.register(SILU):
+        assert torch.nn.functional.silu(x)[0, 0] == 7.0
+        overridden._destroy()
+        with pytest.raises(aoti_eager.errors.OriginalKernelError, match="unregister"):
+            torch.nn.functional.silu(x)
+
+
+def test_an_exception_of_the_original_is_its_own() -> None:
+    y = torch.ones(5)
+    with pytest.raises(RuntimeError) as plain:
+        x * y
+    with aoti_eager.register(MUL):
+        for _ in range(3):
+            with pytest.raises(RuntimeError) as ours:
+                x * y
+            assert str(ours.value) == str(plain.value)
+
+
+# --- numbers --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("number", [2, 2.5, True, -0.0, float("nan"), 1 + 2j, 2**40])
+def test_numbers_in_tensor_slots_are_inputs(number: complex) -> None:
+    expected = x * number
+    with aoti_eager.register(MUL):
+        x * number, x * number
+        got = x * number
+        assert served_by_python(MUL) <= 1
+    assert_close(got, expected, equal_nan=True)
+
+
+def test_a_number_from_cpp_is_the_same_input() -> None:
+    """Gradient formulas multiply by wrapped numbers that no Python call passes."""
+    with aoti_eager.register(MUL):
+        y = x.clone().requires_grad_()
+        for exponent in (2.0, 3.0, 3.0):
+            (gradient,) = torch.autograd.grad(y.pow(exponent).sum(), y)
+            assert_close(gradient, exponent * x.pow(exponent - 1))
+        wrapped = wrapped_number(3.0)
+        assert_close(torch.mul(x, wrapped), x * 3.0)
+
+
+# --- profiles -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("native", ["0", "1"])
+def test_a_profile_shows_the_op_and_the_compiled_kernel_below_it(native: str) -> None:
+    with aoti_eager.config.scope(native=native), aoti_eager.register(MUL):
+        x * x, x * x
+        with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+            for _ in range(3):
+                x * x
+    counts = {event.key: event.count for event in profile.key_averages()}
+    assert counts["aten::mul"] == 3
+    assert counts["aoti_eager::aten::mul.Tensor"] == 3
