@@ -26,6 +26,7 @@ import filelock
 import torch
 
 from ._key import json_digest
+from ._store import make_private
 from .errors import NativePathError
 
 _SOURCES = Path(__file__).parent / "csrc"
@@ -98,7 +99,7 @@ def build(
     """
     final = build_directory(toolchain) / _compiler_digest(compiler)
     try:
-        final.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        make_private(final.parent)
         with (
             filelock.FileLock(f"{final}.lock", timeout=timeout_s),
             _scratch(final) as work,
@@ -153,6 +154,8 @@ def _compile(
         compiler,
         *_FLAGS,
         *(f"-I{include}", f"-I{include / 'torch' / 'csrc' / 'api' / 'include'}"),
+        # Messages name the source that they come from, and the library is shipped.
+        *(f"-ffile-prefix-map={_SOURCES}=csrc", f"-ffile-prefix-map={include}=include"),
         str(_SOURCES / "native.cpp"),
         *("-o", str(output)),
         # By their names only: the process has them loaded, wherever they lie.

@@ -179,7 +179,7 @@ class Store:
         name = f"{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:12]}"
         path = self.root / "tmp" / name
         try:
-            _make_private(path)
+            make_private(path)
         except OSError as error:
             raise _store_error(f"{path}: cannot be created", error) from error
         try:
@@ -199,7 +199,7 @@ class Store:
         self.create()
         path = self.root / "locks" / key.digest[:2]
         try:
-            _make_private(path.parent)
+            make_private(path.parent)
             lock = filelock.FileLock(path, timeout=self.lock_timeout_s, thread_local=False)
             lock.acquire()
         except filelock.Timeout as error:
@@ -246,7 +246,7 @@ class Store:
             if log:
                 (staged / LOG_FILE).write_text(log, encoding="utf-8")
             (staged / ENTRY_FILE).write_bytes(encode(entry))
-            _make_private(final.parent)
+            make_private(final.parent)
         except OSError as error:
             raise _store_error(f"{final}: cannot be written", error) from error
         return StoredEntry(*self._install(entry, staged, final))
@@ -414,7 +414,7 @@ class Store:
         self._trust()
 
 
-def _make_private(path: Path) -> None:
+def make_private(path: Path) -> None:
     """Create a directory and those above it that are missing, each 0700.
 
     ``mkdir(parents=True)`` gives its mode to the last one only, and a group that can write to one

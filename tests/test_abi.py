@@ -65,6 +65,7 @@ def test_a_file_is_inspected_once(
     with monkeypatch.context() as patches:
         patches.setattr(_abi, "inspect_library_file", None)
         assert KernelLibrary(path).file is first.file
+    path.unlink()  # Never in place: the library is mapped, and every lookup of a symbol reads it.
     path.write_text("another file")
     with pytest.raises(LibraryLoadError, match="is no shared object"):
         KernelLibrary(path)

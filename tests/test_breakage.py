@@ -18,6 +18,8 @@ from aoti_eager import OpStats
 
 from .conftest import assert_close
 
+pytestmark = pytest.mark.both_paths
+
 aten = torch.ops.aten
 
 

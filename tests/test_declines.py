@@ -20,6 +20,9 @@ from aoti_eager._entry import Entry, Status
 from aoti_eager._key import KernelKey
 
 from .conftest import assert_close
+from .failing_library import make_fail
+
+pytestmark = pytest.mark.both_paths
 
 aten = torch.ops.aten
 
@@ -427,19 +430,14 @@ def publish_text_as_library(op: Any, *args: Any) -> Entry:
 
 
 @pytest.fixture
-def failing_silu(shared_cache: Path) -> Iterator[None]:
+def failing_silu(shared_cache: Path, tmp_path: Path) -> Iterator[None]:
     """Have the loaded kernel of silu on ``X`` raise in its next run."""
     with aoti_eager.register(["aten::silu", "aten::silu_"]):
         aten.silu(X)
         aten.silu_(X.clone())
         for cache in _library.caches():
-            for kernel in cache.table.kernels.values():
-                kernel.run = _raise
+            make_fail(cache, tmp_path)
         yield
-
-
-def _raise(inputs: list[torch.Tensor]) -> list[torch.Tensor]:
-    raise RuntimeError("the library failed")
 
 
 def test_a_hit_that_throws_reruns_the_original_and_declines_from_then_on(

@@ -23,6 +23,8 @@ from aoti_eager.errors import BackendRegistrationError, CompileError, RunnerErro
 
 from . import processes
 
+pytestmark = pytest.mark.both_paths
+
 ROOT = Path(__file__).parent.parent
 
 

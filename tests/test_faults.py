@@ -17,6 +17,8 @@ from aoti_eager.errors import AotiEagerWarning, StorePermissionError
 
 from .conftest import assert_close, make_cache_dir
 
+pytestmark = pytest.mark.both_paths
+
 aten = torch.ops.aten
 
 
@@ -80,6 +82,7 @@ def test_a_deleted_directory_is_made_anew_by_the_next_miss(
     assert not path.exists()
 
 
+@pytest.mark.compiles
 def test_a_full_disk_gives_right_results_one_warning_and_no_residue(
     mount: object, shared_cache_dir: Path
 ) -> None:

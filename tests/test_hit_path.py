@@ -1,4 +1,4 @@
-"""What a hit costs, as a ratio measured within one run."""
+"""What a hit costs, as ratios measured within one run."""
 
 from __future__ import annotations
 
@@ -8,27 +8,36 @@ import subprocess
 import sys
 from pathlib import Path
 
+from .benchmarks.hit_path import BARS
 from .conftest import Machine
 
 
-def test_a_hit_in_python_costs_at_most_five_times_atens_mul(
-    shared_cache_dir: Path, tmp_path: Path, machine: Machine
+def test_hits_declines_and_disabled_ops_cost_at_most_what_they_may(
+    shared_cache_dir: Path, tmp_path: Path, native_library: None, machine: Machine
 ) -> None:
-    """Best of three runs: the machine is shared, and a neighbour only ever makes it slower."""
+    """Each ratio's best of three runs: the machine is shared, and a neighbour only makes it slower.
+
+    PyTorch's own cache is left to ``python -m tests.benchmarks.hit_path``: it compiles for half a
+    minute.
+    """
     figures = tmp_path / "hit_path.json"
     environment = {**os.environ, "AOTI_EAGER_CACHE_DIR": str(shared_cache_dir)}
     del environment["AOT_INDUCTOR_COMPILE_WRAPPER_OPT_LEVEL"]
-    ratios = []
+    command = [sys.executable, "-m", "tests.benchmarks.hit_path", "--quick", "--json", str(figures)]
+    best: dict[str, float] = {}
     with machine.alone():
         for _ in range(3):
             subprocess.run(
-                [sys.executable, "-m", "tests.benchmarks.hit_path", "--json", str(figures)],
+                [*command, "--rounds", "9"],
                 check=True,
                 cwd=Path(__file__).parents[1],
                 env=environment,
-                stdout=subprocess.DEVNULL,
+                capture_output=True,
             )
-            ratios.append(json.loads(figures.read_text())["ratios"]["hit"])
-            if ratios[-1] <= 5:
+            for name, ratio in json.loads(figures.read_text())["ratios"].items():
+                best[name] = min(ratio, best.get(name, ratio))
+            missed = {name: ratio for name, ratio in best.items() if ratio > BARS[name][2]}
+            if not missed:
                 break
-    assert min(ratios) <= 5, ratios
+    assert len(best) == len(BARS) - 1
+    assert missed == {}

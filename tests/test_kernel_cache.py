@@ -17,6 +17,8 @@ from aoti_eager._store import Store
 
 from .conftest import assert_close
 
+pytestmark = pytest.mark.both_paths
+
 Call = Callable[[], Any]
 
 
@@ -61,7 +63,7 @@ def f32(*sizes: int) -> torch.Tensor:
     return torch.randn(*sizes, generator=torch.Generator().manual_seed(7))
 
 
-def test_a_defaulted_argument_does_not_shift_the_ones_after_it(shared_cache: Path) -> None:
+def test_a_defaulted_argument_does_not_shift_the_ones_after_it() -> None:
     """Defect 1: PyTorch's own version gives the first call's kernel to all three."""
     x = f32(8, 8)
     calls: list[Call] = [
@@ -179,7 +181,7 @@ def test_an_op_that_only_mutates_a_list_is_served(shared_cache: Path) -> None:
         assert stats(op).hits >= 2
 
 
-def test_a_number_in_a_tensor_slot_is_an_input_and_not_in_the_key(shared_cache: Path) -> None:
+def test_a_number_in_a_tensor_slot_is_an_input_and_not_in_the_key() -> None:
     """Defect 2: bool, int and float are different calls; two floats are one."""
     op = "aten::mul.Tensor"
     x = f32(8, 8)
@@ -212,7 +214,7 @@ def test_a_number_promotes_as_eager_promotes_it(shared_cache: Path) -> None:
                 assert_same(one, want)
 
 
-def test_float_and_int_scalars_of_one_value_are_two_keys(shared_cache: Path) -> None:
+def test_float_and_int_scalars_of_one_value_are_two_keys() -> None:
     op = "aten::full"
     with aoti_eager.register(op):
         before = stats(op)

@@ -19,6 +19,8 @@ from aoti_eager.errors import (
     UnknownOpError,
 )
 
+pytestmark = pytest.mark.both_paths
+
 
 @pytest.fixture(autouse=True)
 def never_compile(settings: None, no_compiles: None) -> Iterator[None]:

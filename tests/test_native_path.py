@@ -19,6 +19,7 @@ from aoti_eager._passthrough import passthrough
 from aoti_eager.errors import RunnerError
 
 from .conftest import assert_close
+from .failing_library import MESSAGE, make_fail
 
 pytestmark = [pytest.mark.native, pytest.mark.usefixtures("shared_cache")]
 
@@ -264,7 +265,7 @@ def test_an_op_that_somebody_overrode_since_does_not_switch() -> None:
 
 @pytest.fixture
 def overridden(cache_dir: Path) -> Iterator[torch.library.Library]:
-    """A library in which silu is an override that gives sevens; its mismatch is in no shared store."""
+    """A library in which silu gives sevens; its mismatch is in no shared store."""
     library = torch.library.Library("aten", "IMPL")
     library.impl("silu", lambda a: torch.full_like(a, 7.0), "CPU", allow_override=True)
     with aoti_eager.config.scope(cache_dir=cache_dir):
@@ -295,37 +296,11 @@ def test_a_second_kernel_of_ours_falls_back_to_the_original_of_the_first() -> No
 # --- failures -------------------------------------------------------------------------------------
 
 
-class Failing:
-    """A library in C whose run always fails."""
-
-    SOURCE = """
-    static const char* message;
-    int run(void* const* inputs, void** outputs) { message = "out of luck"; return 1; }
-    int last_error(const char** text) { *text = message; return 0; }
-    """
-
-    def __init__(self, directory: Path) -> None:
-        import ctypes
-        import subprocess
-
-        source = directory / "failing.c"
-        source.write_text(self.SOURCE)
-        library = directory / "failing.so"
-        subprocess.run(["gcc", "-shared", "-fPIC", "-o", library, source], check=True)
-        self.library = ctypes.CDLL(str(library))
-        run, last_error = (
-            ctypes.cast(getattr(self.library, name), ctypes.c_void_p).value or 0
-            for name in ("run", "last_error")
-        )
-        self.run = _native.NativeRun(run, 0, last_error, 0, 1, False, self)
-
-
 @pytest.mark.filterwarnings("ignore::aoti_eager.errors.AotiEagerWarning")
 @pytest.mark.parametrize("op", ["aten::mul.Tensor", "aten::mul_.Tensor"])
 def test_a_run_that_fails_is_the_originals_where_nothing_was_mutated(
     op: str, tmp_path: Path
 ) -> None:
-    failing = Failing(tmp_path)
     expected = x * x
 
     def call() -> torch.Tensor:
@@ -335,17 +310,16 @@ def test_a_run_that_fails_is_the_originals_where_nothing_was_mutated(
     with aoti_eager.register(op):
         call(), call()
         cache = cache_of(op)
-        ((key, kernel),) = cache.table.kernels.items()
-        assert kernel.words is not None
-        cache.table.attach().put(kernel.words, failing.run, kernel.native_results or [])
+        (key,) = cache.table.kernels
+        make_fail(cache, tmp_path)
         if op == MUL:
             assert_close(call(), expected)
         else:
-            with pytest.raises(RunnerError, match="out of luck"):
+            with pytest.raises(RunnerError, match=MESSAGE):
                 call()
         assert stats(op).failures == 1
         assert stats(op).declined == {"run_failed": 1}
-        assert cache.table.declines[key].message == "out of luck"
+        assert cache.table.declines[key].message == MESSAGE
         assert_close(call(), expected)
         assert stats(op).declined["run_failed"] == 2
 

@@ -20,6 +20,8 @@ from . import opdb
 from .opdb_child import Outcome, differences
 from .opdb_child import outcome as child_outcome
 
+pytestmark = pytest.mark.both_paths
+
 aten = torch.ops.aten
 OpOverload = torch._ops.OpOverload
 

@@ -10,6 +10,8 @@ import torch
 
 import aoti_eager
 
+pytestmark = pytest.mark.both_paths
+
 X = torch.tensor([3.0, -4.0, 0.5])
 I64 = torch.tensor([3, 4])
 

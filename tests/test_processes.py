@@ -14,6 +14,8 @@ from aoti_eager import cache
 
 from .processes import KEYS, WORK, finish, run, start
 
+pytestmark = pytest.mark.both_paths
+
 
 @pytest.fixture(scope="module")
 def warm_dir(tmp_path_factory: pytest.TempPathFactory, shared_cache_dir: Path) -> Path:

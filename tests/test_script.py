@@ -18,6 +18,7 @@ Result = subprocess.CompletedProcess[str]
 
 SILU = """
 import torch
+
 x = torch.linspace(-2, 2, 64).reshape(8, 8)
 for _ in range(5):
     y = torch.nn.functional.silu(x)
@@ -114,6 +115,7 @@ def row(result: Result, op: str) -> list[int]:
     return [int(cell) for cell in line.split()[1:6]]
 
 
+@pytest.mark.both_paths
 def test_calls_are_served_and_counted_cold_and_warm(write, cache_dir, tmp_path):
     script = write(SILU)
     file = tmp_path / "counts.json"

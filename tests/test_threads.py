@@ -7,11 +7,14 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import pytest
 import torch
 
 import aoti_eager
 
 from .conftest import assert_close
+
+pytestmark = pytest.mark.both_paths
 
 aten = torch.ops.aten
 

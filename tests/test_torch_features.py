@@ -14,6 +14,8 @@ import aoti_eager
 
 from .conftest import assert_close
 
+pytestmark = pytest.mark.both_paths
+
 OPS = ["aten::silu", "aten::silu_backward", "aten::mul.Tensor", "aten::sum.dim_IntList"]
 X = torch.randn(4, 8, generator=torch.Generator().manual_seed(5))
 

@@ -1,0 +1,372 @@
+"""The C++ hit path's library: built once, kept in the store, never in the way.
+
+Where a compiler is needed that can be told from others, or that fails, it is a script; the library
+that it gives was built by the real one.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+import aoti_eager
+from aoti_eager import _native, _native_build, _native_path
+from aoti_eager._compile import compiler_on_path
+from aoti_eager.errors import NativePathError
+
+pytestmark = pytest.mark.native
+
+
+@pytest.fixture
+def built(shared_cache_dir: Path, native_library: None) -> Path:
+    """The library of this run."""
+    compiler = compiler_on_path()
+    found = _native_build.find(shared_cache_dir / "toolchain", compiler)
+    assert found is not None
+    return found
+
+
+@pytest.fixture
+def toolchain(tmp_path: Path) -> Path:
+    """A store's toolchain directory without a library."""
+    return tmp_path / "store" / "toolchain"
+
+
+class Compiler:
+    """A script in a compiler's place; ``runs`` counts how often it was started."""
+
+    def __init__(self, directory: Path, built: Path, name: str = "g++", before: str = "") -> None:
+        directory.mkdir(exist_ok=True)
+        self.path = directory / name
+        self._log = directory / f"{name}.log"
+        self.path.write_text(
+            "#!/bin/sh\n"
+            f'echo run >> "{self._log}"\n'
+            f"{before}\n"
+            'while [ "$1" != "-o" ]; do shift; done\n'
+            f'cp "{built}" "$2"\n'
+        )
+        self.path.chmod(0o755)
+
+    @property
+    def runs(self) -> int:
+        return len(self._log.read_text().splitlines()) if self._log.exists() else 0
+
+
+@pytest.fixture
+def compiler(tmp_path: Path, built: Path) -> Compiler:
+    return Compiler(tmp_path / "bin", built)
+
+
+def test_a_build_is_kept_and_found(toolchain: Path, compiler: Compiler) -> None:
+    path = str(compiler.path)
+    assert _native_build.find(toolchain, path) is None
+    made = _native_build.build(toolchain, path)
+    assert _native_build.build(toolchain, path) == made == _native_build.find(toolchain, path)
+    assert compiler.runs == 1
+    record = json.loads((made.parent / "native.json").read_text())
+    assert record["compiler"] == path
+    assert sorted(p.name for p in made.parent.iterdir()) == ["native.json", "native.so"]
+    assert not list(made.parent.parent.glob(".build-*"))
+    assert toolchain.stat().st_mode & 0o777 == 0o700
+
+
+def test_another_compiler_builds_its_own(toolchain: Path, tmp_path: Path, built: Path) -> None:
+    compilers = [Compiler(tmp_path / name, built) for name in ("one", "other")]
+    libraries = {_native_build.build(toolchain, str(c.path)) for c in compilers}
+    assert len(libraries) == 2
+    assert [c.runs for c in compilers] == [1, 1]
+
+
+def test_a_machine_without_a_compiler_takes_what_another_built(
+    toolchain: Path, compiler: Compiler
+) -> None:
+    assert _native_build.find(toolchain, None) is None
+    made = _native_build.build(toolchain, str(compiler.path))
+    moved = toolchain.parent.with_name("elsewhere")
+    shutil.move(toolchain.parent, moved)
+    assert _native_build.find(moved / "toolchain", None) == (
+        moved / "toolchain" / made.relative_to(toolchain)
+    )
+
+
+@pytest.mark.parametrize("damage", ["garbled", "truncated", "no record", "no library"])
+def test_a_damaged_library_is_not_loaded_and_built_anew(
+    damage: str, toolchain: Path, compiler: Compiler
+) -> None:
+    path = str(compiler.path)
+    made = _native_build.build(toolchain, path)
+    content = made.read_bytes()
+    made.unlink()
+    if damage != "no library":
+        made.write_bytes(
+            {"garbled": content[:-1] + b"?", "truncated": content[:-100]}.get(damage, content)
+        )
+    if damage == "no record":
+        (made.parent / "native.json").unlink()
+    assert _native_build.find(toolchain, path) is None
+    assert _native_build.find(toolchain, None) is None
+    assert _native_build.build(toolchain, path) == made
+    assert made.read_bytes() == content
+    assert compiler.runs == 2
+
+
+def test_other_sources_or_another_torch_have_another_directory(
+    toolchain: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    directory = _native_build.build_directory(toolchain)
+    with monkeypatch.context() as patched:
+        patched.setattr("torch.__version__", "2.13.9")
+        assert _native_build.build_directory(toolchain) != directory
+    with monkeypatch.context() as patched:
+        patched.setattr(_native_build, "_FLAGS", (*_native_build._FLAGS, "-O3"))
+        assert _native_build.build_directory(toolchain) != directory
+    assert _native_build.build_directory(toolchain) == directory
+
+
+def test_the_library_and_its_record_name_nothing_of_this_machine(
+    built: Path, tmp_path: Path
+) -> None:
+    """It is shipped: no path of ours, and libraries by their names alone."""
+    content = built.read_bytes()
+    assert str(Path(_native_build.__file__).parent).encode() not in content
+    said = subprocess.run(["readelf", "-d", built], capture_output=True, text=True, check=True)
+    assert "RUNPATH" not in said.stdout
+    assert "RPATH" not in said.stdout
+    assert "[libtorch_cpu.so]" in said.stdout
+
+
+def test_a_compiler_that_fails_is_an_error_with_its_words(toolchain: Path, tmp_path: Path) -> None:
+    bad = tmp_path / "g++"
+    bad.write_text("#!/bin/sh\necho 'key.h:1: error: out of luck' >&2\nexit 3\n")
+    bad.chmod(0o755)
+    with pytest.raises(NativePathError, match=r"exit status 3.*out of luck"):
+        _native_build.build(toolchain, str(bad))
+    assert not list(toolchain.rglob("native.so"))
+    assert not list(toolchain.rglob(".build-*"))
+
+
+def test_a_compiler_that_takes_too_long_is_killed(
+    toolchain: Path, tmp_path: Path, built: Path
+) -> None:
+    pid = tmp_path / "pid"
+    slow = Compiler(tmp_path / "bin", built, before=f'echo $$ > "{pid}"; sleep 60')
+    with pytest.raises(NativePathError, match="after 0.5 s"):
+        _native_build.build(toolchain, str(slow.path), timeout_s=0.5)
+    assert not is_running(int(pid.read_text()))
+
+
+def test_no_right_to_write_is_an_error_that_names_the_place(toolchain: Path, built: Path) -> None:
+    toolchain.parent.mkdir()
+    toolchain.write_text("a file")
+    with pytest.raises(NativePathError, match="cannot be kept"):
+        _native_build.build(toolchain, "/usr/bin/true")
+
+
+# --- in processes ---------------------------------------------------------------------------------
+
+SCRIPT = """
+import sys, time, warnings
+warnings.simplefilter("always")
+import torch
+import aoti_eager
+from aoti_eager import _native
+
+x = torch.ones(2, 2)
+registration = aoti_eager.register("aten::mul.Tensor")
+print("registered", _native.is_loaded(), flush=True)
+x * x, x * x
+print("served", aoti_eager.stats()["aten::mul.Tensor"].hits > 0, flush=True)
+if "wait" in sys.argv:
+    print("waited", aoti_eager.wait(), _native.is_loaded(), flush=True)
+    before = aoti_eager.stats()["aten::mul.Tensor"].hits
+    x * x
+    print("hit", aoti_eager.stats()["aten::mul.Tensor"].hits == before + 1, flush=True)
+    print("kernels", _native.alive()["kernels"], flush=True)
+"""
+
+
+def run(
+    cache_dir: Path, compiler: Path, native: str, *arguments: str
+) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-c", SCRIPT, *arguments],
+        env=environment(cache_dir, compiler, native),
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+
+
+def is_running(pid: int) -> bool:
+    """Return whether a process is there and no zombie, which an init process may never collect."""
+    try:
+        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except FileNotFoundError:
+        return False
+    return state not in "ZX"
+
+
+def environment(cache_dir: Path, compiler: Path, native: str) -> dict[str, str]:
+    return {
+        **os.environ,
+        "AOTI_EAGER_CACHE_DIR": str(cache_dir),
+        "AOTI_EAGER_MODE": "sync",
+        "AOTI_EAGER_NATIVE": native,
+        "PATH": f"{compiler.parent}:{os.environ['PATH']}",
+    }
+
+
+@pytest.fixture
+def store(tmp_path: Path, shared_cache_dir: Path) -> Path:
+    """A store with kernels of its own, precompiled headers, and no hit path yet."""
+    path = tmp_path / "cache"
+    if not path.exists():
+        path.mkdir(mode=0o700)
+    toolchain = path / "toolchain"
+    if toolchain.is_symlink():
+        toolchain.unlink()
+    toolchain.mkdir(mode=0o700)
+    headers = shared_cache_dir / "toolchain" / "headers"
+    headers.mkdir(mode=0o700, exist_ok=True)
+    (toolchain / "headers").symlink_to(headers)
+    return path
+
+
+@pytest.fixture
+def warm(store: Path) -> Path:
+    """The same, with the script's kernel."""
+    import torch
+
+    with aoti_eager.config.scope(cache_dir=store), aoti_eager.register("aten::mul.Tensor"):
+        x = torch.ones(2, 2)
+        x * x
+    return store
+
+
+def test_python_serves_until_the_build_is_done_and_wait_switches(
+    warm: Path, tmp_path: Path, built: Path
+) -> None:
+    compiler = Compiler(tmp_path / "bin", built, before="sleep 2")
+    done = run(warm, compiler.path, "auto", "wait")
+    assert done.stdout.splitlines() == [
+        "registered False",
+        "served True",
+        "waited True True",
+        "hit True",
+        "kernels 1",
+    ]
+    assert done.stderr == ""
+    again = run(warm, compiler.path, "auto")
+    assert again.stdout.splitlines()[0] == "registered True"
+    assert compiler.runs == 1
+
+
+def test_native_1_is_waited_for_at_register_and_0_never_builds(
+    warm: Path, compiler: Compiler
+) -> None:
+    assert run(warm, compiler.path, "0", "wait").stdout.splitlines()[2] == "waited True False"
+    assert compiler.runs == 0
+    assert run(warm, compiler.path, "1").stdout.splitlines()[0] == "registered True"
+    assert compiler.runs == 1
+
+
+@pytest.mark.parametrize("native", ["1", "auto"])
+def test_a_build_that_fails_is_one_warning_and_the_python_path(
+    native: str, warm: Path, tmp_path: Path, built: Path
+) -> None:
+    compiler = Compiler(tmp_path / "bin", built, before="echo 'error: out of luck' >&2; exit 1")
+    done = run(warm, compiler.path, native, "wait")
+    lines = done.stdout.splitlines()
+    assert lines[:3] == ["registered False", "served True", "waited True False"]
+    assert lines[3] == "hit True"
+    assert done.stderr.count("AotiEagerWarning") == 1
+    assert "out of luck" in done.stderr
+    assert "Python hit path serves instead" in done.stderr
+
+
+def test_two_processes_build_once(warm: Path, tmp_path: Path, built: Path) -> None:
+    compiler = Compiler(tmp_path / "bin", built, before="sleep 1")
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", SCRIPT, "wait"],
+            env=environment(warm, compiler.path, "1"),
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        for _ in range(2)
+    ]
+    outputs = [process.communicate()[0].splitlines() for process in processes]
+    assert [lines[0] for lines in outputs] == ["registered True"] * 2
+    assert compiler.runs == 1
+
+
+def test_a_script_that_ends_during_the_build_does_not_wait_for_it(
+    warm: Path, tmp_path: Path, built: Path
+) -> None:
+    pid = tmp_path / "pid"
+    compiler = Compiler(tmp_path / "bin", built, before=f'echo $$ > "{pid}"; sleep 60')
+    begun = time.monotonic()
+    run(warm, compiler.path, "auto")
+    assert time.monotonic() - begun < 50
+    assert not pid.exists() or not is_running(int(pid.read_text()))
+
+
+def test_a_killed_build_leaves_nothing_that_the_next_one_does_not_clear(
+    warm: Path, tmp_path: Path, built: Path
+) -> None:
+    pid = tmp_path / "pid"
+    slow = Compiler(tmp_path / "bin", built, before=f'echo $$ > "{pid}"; sleep 5')
+    process = subprocess.Popen(
+        [sys.executable, "-c", SCRIPT, "wait"],
+        env=environment(warm, slow.path, "1"),
+        stdout=subprocess.DEVNULL,
+    )
+    while not pid.exists():
+        time.sleep(0.05)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert list((warm / "toolchain").rglob(".build-*"))
+    done = run(warm, slow.path, "1")
+    assert done.stdout.splitlines()[0] == "registered True"
+    assert not list((warm / "toolchain").rglob(".build-*"))
+
+
+def test_cache_only_builds_nothing(warm: Path, compiler: Compiler) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", SCRIPT, "wait"],
+        env={**environment(warm, compiler.path, "auto"), "AOTI_EAGER_MODE": "cache_only"},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stdout.splitlines()[2] == "waited True False"
+    assert compiler.runs == 0
+
+
+# --- in this process ------------------------------------------------------------------------------
+
+
+def test_a_hit_path_that_cannot_be_loaded_is_one_warning(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "native.so"
+    path.write_bytes(b"no library")
+    monkeypatch.setattr(_native, "_library", None)
+    with pytest.raises(NativePathError, match="native.so"):
+        _native.load(path)
+    monkeypatch.setattr(_native_build, "find", lambda toolchain, compiler: path)
+    aoti_eager.config.cache_dir.mkdir(exist_ok=True)
+    with pytest.warns(aoti_eager.errors.AotiEagerWarning, match="serves instead"):
+        assert _native_path.prepare() is False
+    assert _native_path.prepare() is False
+    with aoti_eager.config.scope(strict=True), pytest.raises(NativePathError):
+        _native_path.prepare()

@@ -1,0 +1,37 @@
+"""The lock-free part of the C++ hit path, by the C++ tests of ``native_table.cpp``."""
+
+from __future__ import annotations
+
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from aoti_eager._compile import compiler_on_path
+
+SOURCE = Path(__file__).with_name("native_table.cpp")
+INCLUDE = Path(__file__).parents[1] / "aoti_eager" / "csrc"
+
+
+@pytest.mark.parametrize("sanitizer", ["thread", "address,undefined"])
+def test_sixteen_threads_find_right_entries_and_nothing_is_freed_under_them(
+    sanitizer: str, tmp_path: Path
+) -> None:
+    """ThreadSanitizer sees all of the table: neither torch nor Python is in the process."""
+    program = tmp_path / "native_table"
+    command = [
+        compiler_on_path() or "c++",
+        "-std=c++20",
+        "-O1",
+        "-g",
+        "-Wall",
+        "-Wextra",
+        "-Werror",
+    ]
+    subprocess.run(
+        [*command, f"-fsanitize={sanitizer}", f"-I{INCLUDE}", str(SOURCE), "-o", str(program)],
+        check=True,
+    )
+    done = subprocess.run([program, "4", "16"], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr[-5000:]
+    assert done.stdout.splitlines()[-1] == "all right"
