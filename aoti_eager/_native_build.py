@@ -111,7 +111,7 @@ def build(
             record = {
                 "sha256": _sha256(work / LIBRARY_FILE),
                 "torch": str(torch.__version__),
-                "compiler": compiler,
+                "compiler": Path(compiler).name,  # the store has nobody's paths
                 "seconds": round(seconds, 1),
             }
             (work / RECORD_FILE).write_text(json.dumps(record, indent=1), encoding="utf-8")
