@@ -10,16 +10,16 @@ from __future__ import annotations
 import atexit
 import os
 import threading
-import warnings
 import weakref
 from collections.abc import Iterable
 from types import TracebackType
 
 import torch
 
-from . import _backend, _compat, _device_backends, _native, _native_path
+from . import _backend, _compat, _device_backends, _native_path
 from ._compat import OpOverload, OpOverloadPacket
 from ._compile import NO_COMPILER, compiler_on_path
+from ._installed import Installed, install
 from ._kernel_cache import KernelCache
 from ._ops import find_overload, find_packet
 from ._schema import qualified_name
@@ -28,7 +28,6 @@ from ._warnings import log, warn_once
 from .config import config
 from .errors import (
     CompositeImplicitOpError,
-    NativePathError,
     RegistrationError,
     StoreError,
 )
@@ -38,64 +37,7 @@ Op = str | OpOverload | OpOverloadPacket
 _lock = threading.RLock()
 
 
-class _Installed:
-    """One overload's kernel in the dispatcher, shared by the registrations that hold it."""
-
-    def __init__(self, op: OpOverload, cache: KernelCache) -> None:
-        self._op = op
-        self.cache = cache
-        self.library: torch.library.Library | None = None
-        self.holders: dict[object, bool] = {}  # a registration's token -> enabled
-
-    def set_holder(self, holder: object, enabled: bool | None) -> None:
-        if enabled is None:
-            self.holders.pop(holder, None)
-        else:
-            self.holders[holder] = enabled
-        self.cache.set_enabled(any(self.holders.values()))
-
-    def install(self, above: KernelCache | None) -> None:
-        """Put the kernels into the dispatcher: Python's, and C++'s above it if there is one.
-
-        Args:
-            above: Another kernel of ours for the same op and key that is registered already.
-        """
-        _attach_native(self.cache, above)  # first: it takes the original from the dispatcher
-        self.library = _compat.new_library(self.cache.schema.op.partition("::")[0])
-        try:
-            _install(self.library, self._op, self.cache)
-            _install_native(self.cache)
-        except BaseException:
-            # It may be in the dispatcher all the same: impl warns after it has registered.
-            self.uninstall()
-            raise
-
-    def uninstall(self) -> None:
-        """Take the kernels out of the dispatcher; no call of the op may run."""
-        if self.cache.native is not None:
-            self.cache.native.uninstall()
-        if self.library is not None:
-            _compat.destroy(self.library)
-            self.library = None
-
-    def switch_to_native(self) -> None:
-        """Put C++'s kernel above Python's where that was registered before the hit path was there.
-
-        Only where nobody else has registered anything for the op since, because the order of
-        registrations is theirs to choose.
-        """
-        others = [c for c in caches() if c is not self.cache and c.op is self._op]
-        if self.cache.native is not None or self.cache.function is not None or others:
-            return
-        if self.library is None or not _compat.is_ours(
-            torch.library.get_kernel(self._op, self.cache.dispatch_key)
-        ):
-            return
-        self.uninstall()
-        self.install(None)
-
-
-_installed: dict[tuple[str, str], _Installed] = {}
+_installed: dict[tuple[str, str], Installed] = {}
 # Kernels in callers' libraries, which decide how long they stay.
 _foreign: list[tuple[weakref.ref[torch.library.Library], KernelCache]] = []
 _retired: dict[str, OpStats] = {}  # counts of ops that were unregistered
@@ -216,7 +158,7 @@ def impl(library: torch.library.Library, op: Op, dispatch_key: str = "CPU") -> N
     with _lock:
         for overload in wanted:
             cache, _ = _make_cache(overload, dispatch_key)
-            _install(library, overload, cache)
+            install(library, overload, cache)
             _foreign.append((weakref.ref(library), cache))
 
 
@@ -343,7 +285,7 @@ def _hold(op: OpOverload, name: str, dispatch_key: str, holder: object) -> None:
     installed = _installed.get((name, dispatch_key))
     if installed is None:
         cache, above = _make_cache(op, dispatch_key)
-        installed = _Installed(op, cache)
+        installed = Installed(op, cache)
         installed.install(above)
         _installed[name, dispatch_key] = installed
     installed.set_holder(holder, True)
@@ -369,27 +311,11 @@ def _retire(cache: KernelCache) -> None:
 def _prepare_native() -> None:
     """Use the C++ hit path from now on, if it is there: nobody calls while ops are registered."""
     if _native_path.prepare():
-        for installed in list(_installed.values()):
-            installed.switch_to_native()
-
-
-def _attach_native(cache: KernelCache, above: KernelCache | None) -> None:
-    if config.native == "0" or not _native.is_loaded():
-        return
-    try:
-        cache.attach_native(above)
-    except NativePathError as error:
-        _native_path.failed(error)
-
-
-def _install_native(cache: KernelCache) -> None:
-    if cache.native is None:
-        return
-    try:
-        cache.native.install()
-    except NativePathError as error:
-        cache.detach_native()
-        _native_path.failed(error)
+        foreign = {(cache.op, cache.dispatch_key) for _, cache in _foreign}
+        for (_, dispatch_key), installed in list(_installed.items()):
+            # A second kernel of ours, in a caller's library, would become the original of C++.
+            if (installed.cache.op, dispatch_key) not in foreign:
+                installed.switch_to_native()
 
 
 def _make_cache(op: OpOverload, dispatch_key: str) -> tuple[KernelCache, KernelCache | None]:
@@ -399,15 +325,6 @@ def _make_cache(op: OpOverload, dispatch_key: str) -> tuple[KernelCache, KernelC
         return KernelCache(op, dispatch_key, above=ours), ours
     except RuntimeError as error:
         raise RegistrationError(f"{qualified_name(op)}: {error}") from error
-
-
-def _install(library: torch.library.Library, op: OpOverload, cache: KernelCache) -> None:
-    with warnings.catch_warnings():
-        # PyTorch warns that a kernel is overridden, which is what was asked for.
-        warnings.simplefilter("ignore")
-        library.impl(  # type: ignore[no-untyped-call]
-            op, cache.entrance, cache.dispatch_key, with_keyset=True
-        )
 
 
 def _config_changed() -> None:

@@ -51,6 +51,8 @@ _FLAGS = (
 
 BUILD_TIMEOUT_S = 300.0
 
+Start = Callable[..., "subprocess.Popen[bytes]"]
+
 
 def build_directory(toolchain: Path) -> Path:
     """Return the directory of this torch and these sources, inside of a store's ``toolchain``."""
@@ -84,7 +86,7 @@ def build(
     compiler: str,
     *,
     timeout_s: float = BUILD_TIMEOUT_S,
-    started: Callable[[subprocess.Popen[bytes]], None] = lambda process: None,
+    start: Start = subprocess.Popen,
 ) -> Path:
     """Return the library, built unless another process has built it meanwhile.
 
@@ -92,7 +94,7 @@ def build(
         toolchain: Where to keep it; created if missing.
         compiler: Path of the C++ compiler.
         timeout_s: Seconds until the compiler is killed, and that another process is waited for.
-        started: Told of the compiler's process, the leader of a group of its own.
+        start: Starts the compiler, as ``subprocess.Popen``, in a process group of its own.
 
     Raises:
         NativePathError: The compiler failed or took too long; or there is no room or no right.
@@ -107,7 +109,7 @@ def build(
             found = _checked(final)
             if found is not None:
                 return found
-            seconds = _compile(compiler, work / LIBRARY_FILE, timeout_s, started)
+            seconds = _compile(compiler, work / LIBRARY_FILE, timeout_s, start)
             record = {
                 "sha256": _sha256(work / LIBRARY_FILE),
                 "torch": str(torch.__version__),
@@ -146,7 +148,7 @@ def _compile(
     compiler: str,
     output: Path,
     timeout_s: float,
-    started: Callable[[subprocess.Popen[bytes]], None],
+    start: Start,
 ) -> float:
     root = Path(torch.__file__).parent
     include = root / "include"
@@ -163,7 +165,7 @@ def _compile(
     ]
     nice = shutil.which("nice")
     begun = time.monotonic()
-    process = subprocess.Popen(
+    process = start(
         # Behind the script's own work: nothing waits for it.
         [nice, "-n", "10", *command] if nice else command,
         stdin=subprocess.DEVNULL,
@@ -173,7 +175,6 @@ def _compile(
         # Nothing of the compiler's is left in a directory that others can write to.
         env={**os.environ, "TMPDIR": str(output.parent)},
     )
-    started(process)
     try:
         _, errors = process.communicate(timeout=timeout_s)
     except subprocess.TimeoutExpired as error:

@@ -12,6 +12,7 @@ import os
 import subprocess
 import threading
 from pathlib import Path
+from typing import Any
 
 from . import _backend, _native, _native_build
 from ._compile import compiler_on_path
@@ -28,6 +29,7 @@ class _Build:
         self.error: NativePathError | None = None
         self._process: subprocess.Popen[bytes] | None = None
         self._ending = False
+        self._lock = threading.Lock()
 
     def start(self, compiler: str) -> None:
         if self.thread is None and not self._ending:
@@ -39,20 +41,23 @@ class _Build:
 
     def _run(self, toolchain: Path, compiler: str) -> None:
         try:
-            _native_build.build(toolchain, compiler, started=self._started)
+            _native_build.build(toolchain, compiler, start=self._start_compiler)
         except NativePathError as error:
             if not self._ending:
                 self.error = error
                 log.info("%s", error)
 
-    def _started(self, process: subprocess.Popen[bytes]) -> None:
-        self._process = process
-        if self._ending:
-            self.end()
+    def _start_compiler(self, *arguments: Any, **options: Any) -> subprocess.Popen[bytes]:
+        with self._lock:  # Started after the end of Python, nobody would kill it.
+            if self._ending:
+                raise NativePathError("Python is ending")
+            self._process = subprocess.Popen(*arguments, **options)
+            return self._process
 
     def end(self) -> None:
         """Kill the compiler: Python ends, and nobody will use what it makes."""
-        self._ending = True
+        with self._lock:
+            self._ending = True
         process = self._process
         if process is not None and process.poll() is None:
             with contextlib.suppress(ProcessLookupError, PermissionError):

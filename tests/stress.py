@@ -86,10 +86,12 @@ class Stress:
                 self.flips += done
 
     def call(self, dice: random.Random) -> int:
-        """Make some calls and compare each result bit by bit or within the check's tolerance."""
-        for _ in range(50):
+        """Make some calls and compare every eighth result, within the check's tolerance."""
+        for number in range(200):
             name, shape = dice.choice(list(CALLS)), dice.choice(SHAPES)
             got = CALLS[name](self.inputs[shape])
+            if number % 8:
+                continue
             want = self.expected[name, shape]
             # In Python: torch's own comparison would call ops that are registered.
             if got.shape != want.shape or got.stride() != want.stride():
@@ -97,7 +99,7 @@ class Stress:
             for mine, theirs in zip(got.flatten().tolist(), want.flatten().tolist(), strict=True):
                 if abs(mine - theirs) > 1e-5 + 1.3e-6 * abs(theirs):
                     raise AssertionError(f"{name} {shape}: {mine} instead of {theirs}")
-        return 50
+        return 200
 
     def flip(self, dice: random.Random, registrations: list[Any], directories: list[Path]) -> int:
         """Change what readers look at."""
@@ -122,7 +124,7 @@ class Stress:
                 cache.table.put(key, kernel)  # replaced under its readers
         else:
             aoti_eager.stats()
-        time.sleep(dice.random() * 0.005)
+        time.sleep(dice.random() * 0.03)
         return 1
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +16,13 @@ import aoti_eager
 from aoti_eager import _library, _native
 from aoti_eager._compat import wrapped_number
 from aoti_eager._kernel_cache import KernelCache
+from aoti_eager._key import kernel_key
+from aoti_eager._library_runner import LibraryRunner
+from aoti_eager._native_key import native_key
 from aoti_eager._passthrough import passthrough
 from aoti_eager.errors import RunnerError
 
+from . import runner_libraries
 from .conftest import assert_close
 from .failing_library import MESSAGE, make_fail
 
@@ -328,6 +333,43 @@ def test_a_failure_is_taken_by_the_op_that_failed_alone() -> None:
     with aoti_eager.register([MUL, "aten::sub.Tensor"]):
         natives = [cache.native for cache in _library.caches()]
         assert all(native is not None and native.take_failure() == "" for native in natives)
+
+
+# --- AOTInductor's own libraries ------------------------------------------------------------------
+
+
+@pytest.mark.filterwarnings("ignore::aoti_eager.errors.AotiEagerWarning")
+@pytest.mark.parametrize("name", ["folded", "dynamic"])
+def test_a_library_with_a_container_runs_past_its_locks(
+    name: str, libraries: runner_libraries.Libraries, threads: ThreadPoolExecutor
+) -> None:
+    """It stands in for silu's kernel here; what it computes is another thing."""
+    served, raising = runner_libraries.X, runner_libraries.NAN
+    runner = LibraryRunner(libraries.so(name), calls_aten=True, native=True)
+    assert runner.native() is None, "a first run folds the constants"
+    expected = runner.run([served.clone()])[0]
+    native = runner.native()
+    assert native is not None
+    assert native.container_run != 0
+    with aoti_eager.register(SILU):
+        cache = cache_of(SILU)
+        words = native_key(cache.schema, kernel_key(cache.schema, "CPU", (served,)))
+        assert words is not None
+        cache.table.attach().put(words, native, [(_native.OUTPUT, 0, 1)])
+        del native, runner
+        gc.collect()
+
+        def call(_: int) -> bool:
+            got = torch.ops.aten.silu(served)
+            return bool(got.shape == expected.shape and got.tolist() == expected.tolist())
+
+        assert all(threads.map(call, range(2000)))
+        assert stats(SILU).hits == 2000
+        if name == "dynamic":
+            # Its words are those of the other tensor, and it raises: the original runs, in Python.
+            got = torch.ops.aten.silu(raising)
+            assert got.isnan().all()
+            assert stats(SILU).hits == 2000
 
 
 # --- originals ------------------------------------------------------------------------------------

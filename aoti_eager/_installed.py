@@ -1,0 +1,99 @@
+"""One overload's kernels in the dispatcher: Python's, and C++'s above it."""
+
+from __future__ import annotations
+
+import warnings
+
+import torch
+
+from . import _compat, _native, _native_path
+from ._compat import OpOverload
+from ._kernel_cache import KernelCache
+from .config import config
+from .errors import NativePathError
+
+
+class Installed:
+    """One overload's kernel in the dispatcher, shared by the registrations that hold it."""
+
+    def __init__(self, op: OpOverload, cache: KernelCache) -> None:
+        self._op = op
+        self.cache = cache
+        self.library: torch.library.Library | None = None
+        self.holders: dict[object, bool] = {}  # a registration's token -> enabled
+
+    def set_holder(self, holder: object, enabled: bool | None) -> None:
+        """Take over what a registration wants: served, disabled, or ``None`` for gone."""
+        if enabled is None:
+            self.holders.pop(holder, None)
+        else:
+            self.holders[holder] = enabled
+        self.cache.set_enabled(any(self.holders.values()))
+
+    def install(self, above: KernelCache | None) -> None:
+        """Put the kernels into the dispatcher: Python's, and C++'s above it if there is one.
+
+        Args:
+            above: Another kernel of ours for the same op and key that is registered already.
+        """
+        _attach_native(self.cache, above)  # first: it takes the original from the dispatcher
+        self.library = _compat.new_library(self.cache.schema.op.partition("::")[0])
+        try:
+            install(self.library, self._op, self.cache)
+            _install_native(self.cache)
+        except BaseException:
+            # It may be in the dispatcher all the same: impl warns after it has registered.
+            self.uninstall()
+            raise
+
+    def uninstall(self) -> None:
+        """Take the kernels out of the dispatcher; no call of the op may run."""
+        if self.cache.native is not None:
+            self.cache.native.uninstall()  # first: it is above
+        if self.library is not None:
+            _compat.destroy(self.library)
+            self.library = None
+
+    def switch_to_native(self) -> None:
+        """Put C++'s kernel above Python's where that was registered before the hit path was there.
+
+        Only where nobody else has registered anything for the op since, because the order of
+        registrations is theirs to choose.
+        """
+        if self.cache.native is not None or self.cache.function is not None:
+            return
+        if self.library is None or not _compat.is_ours(
+            torch.library.get_kernel(self._op, self.cache.dispatch_key)
+        ):
+            return
+        self.uninstall()
+        self.install(None)
+
+
+def install(library: torch.library.Library, op: OpOverload, cache: KernelCache) -> None:
+    """Register the Python kernel of ``cache`` in ``library``."""
+    with warnings.catch_warnings():
+        # PyTorch warns that a kernel is overridden, which is what was asked for.
+        warnings.simplefilter("ignore")
+        library.impl(  # type: ignore[no-untyped-call]
+            op, cache.entrance, cache.dispatch_key, with_keyset=True
+        )
+
+
+def _attach_native(cache: KernelCache, above: KernelCache | None) -> None:
+    if config.native == "0" or not _native.is_loaded():
+        return
+    try:
+        cache.attach_native(above)
+    except NativePathError as error:
+        _native_path.failed(error)
+
+
+def _install_native(cache: KernelCache) -> None:
+    if cache.native is None:
+        return
+    try:
+        cache.native.install()
+    except NativePathError as error:
+        cache.detach_native()
+        _native_path.failed(error)
