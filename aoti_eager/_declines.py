@@ -16,6 +16,7 @@ from ._schema import Kind, OpSchema
 from ._template import CallTemplate
 
 REASONS: dict[str, str] = {
+    "no_key": "torch refuses to tell a setting that is in the key",
     "random": "the op draws random numbers, and compiled streams are not eager's",
     "uninitialised": "the op returns uninitialised memory",
     "returns_view": "the op returns a view of an argument",

@@ -6,9 +6,18 @@ function costs a tenth of ATen's whole ``mul`` on a small tensor. What is rare
 so that no keyword argument of an op can hide one; without that, ``mul.Tensor`` reads::
 
     def kernel(keyset, a0, a1):
-        if cache.bypassed or (passing and get_ident() in passing):
+        if failures and get_ident() in failures and (failed := cache.native_failure()):
+            return cache.run_failed(failed, keyset, (a0, a1,), {})
+        if (
+            cache.bypassed
+            or (passing and get_ident() in passing)
+            or (cache.asks_native and native_passing())
+        ):
             return cache.bypass(keyset, (a0, a1,), {})
-        key = (<the key's expression>)
+        try:
+            key = (<the key's expression>)
+        except RuntimeError as error:
+            return cache.no_key(error, keyset, (a0, a1,), {})
         kernel = cache.lookup(key)
         if kernel is None:
             return cache.miss(key, keyset, (a0, a1,), {})
@@ -37,6 +46,7 @@ from torch import Tensor
 from ._compat import is_profiling
 from ._kernel import flat_inputs
 from ._key import overlap_source, parameter_names, parameters, table_key_source
+from ._native import failures, is_passing
 from ._passthrough import passing
 from ._python_function import PythonFunction
 from ._schema import Kind, OpSchema
@@ -67,11 +77,18 @@ class Cache(Protocol):
     dispatch_key: str
     counters: OpCounters
     bypassed: bool
+    asks_native: bool
     function: PythonFunction | None
     lookup: Callable[[tuple[Any, ...]], Any]
 
     def bypass(self, keyset: Any, args: Any, kwargs: Any) -> Any:
         """Return the original's result for a call that is not to be served."""
+
+    def native_failure(self) -> RuntimeError | None:
+        """Return why this call's run in C++ failed, if it did."""
+
+    def no_key(self, error: RuntimeError, keyset: Any, args: Any, kwargs: Any) -> Any:
+        """Return the result of a call under settings that cannot be read."""
 
     def miss(self, key: Any, keyset: Any, args: Any, kwargs: Any) -> Any:
         """Return the result of a call whose key has no kernel."""
@@ -90,6 +107,8 @@ def entrance(cache: Cache) -> tuple[Callable[..., Any], Callable[..., tuple[Any,
         "ae_cache": cache,
         "ae_passing": passing,
         "ae_ident": get_ident,
+        "ae_failures": failures,
+        "ae_native_passing": is_passing,
         "ae_count_hit": cache.counters.hits.add,
         "ae_flat_inputs": flat_inputs,
         "ae_is_profiling": is_profiling,
@@ -116,10 +135,19 @@ def entrance(cache: Cache) -> tuple[Callable[..., Any], Callable[..., tuple[Any,
     signature = ", ".join(part for part in ("ae_keyset", own) if part)
     source = f"""
 def kernel({signature}):
-    if ae_cache.bypassed or (ae_passing and ae_ident() in ae_passing):
+    if ae_failures and ae_ident() in ae_failures and (ae_failed := ae_cache.native_failure()):
+        return ae_cache.run_failed(ae_failed, {call})
+    if (
+        ae_cache.bypassed
+        or (ae_passing and ae_ident() in ae_passing)
+        or (ae_cache.asks_native and ae_native_passing())
+    ):
         return ae_cache.bypass({call})
     {snapshot}
-    ae_key = {key}
+    try:
+        ae_key = {key}
+    except RuntimeError as ae_error:
+        return ae_cache.no_key(ae_error, {call})
     ae_kernel = ae_cache.lookup(ae_key)
     if ae_kernel is None:
         return ae_cache.miss(ae_key, {call})

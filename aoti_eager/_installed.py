@@ -30,13 +30,15 @@ class Installed:
             self.holders[holder] = enabled
         self.cache.set_enabled(any(self.holders.values()))
 
-    def install(self, above: KernelCache | None) -> None:
+    def install(self, above: KernelCache | None, *, native: bool = True) -> None:
         """Put the kernels into the dispatcher: Python's, and C++'s above it if there is one.
 
         Args:
             above: Another kernel of ours for the same op and key that is registered already.
+            native: Whether C++ may serve.
         """
-        _attach_native(self.cache, above)  # first: it takes the original from the dispatcher
+        if native:
+            _attach_native(self.cache, above)  # first: it takes the original from the dispatcher
         self.library = _compat.new_library(self.cache.schema.op.partition("::")[0])
         try:
             install(self.library, self._op, self.cache)
@@ -44,6 +46,7 @@ class Installed:
         except BaseException:
             # It may be in the dispatcher all the same: impl warns after it has registered.
             self.uninstall()
+            self.cache.detach_native()
             raise
 
     def uninstall(self) -> None:
@@ -67,7 +70,11 @@ class Installed:
         ):
             return
         self.uninstall()
-        self.install(None)
+        try:
+            self.install(None)
+        except NativePathError:
+            self.install(None, native=False)  # It is held by registrations, which count on it.
+            raise
 
 
 def install(library: torch.library.Library, op: OpOverload, cache: KernelCache) -> None:

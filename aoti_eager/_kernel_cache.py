@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from threading import get_ident
 from typing import Any
 
@@ -67,6 +66,7 @@ class KernelCache:
         self.toolchain = Toolchain(op, None)
         self.lookup: Callable[[TableKey], Kernel | None]
         self.bypassed: bool
+        self.asks_native: bool
         self.always_declined: str | None = None
         self._always: Counter | None = None
         self.native: NativeOp | None = None
@@ -109,7 +109,9 @@ class KernelCache:
         # Held until the end of this function: C++ lets go of tables before they are freed.
         before = self._tables
         self.table = before.setdefault(config.table_token, Table())
-        self.lookup = self.table.kernel if self.native is None else self._lookup_after_native
+        self.lookup = self.table.kernel
+        # A library that C++ runs may call this op, and C++ alone knows.
+        self.asks_native = self.native is None and _native.is_loaded()
         self._tables = {t: v for t, v in before.items() if t in config.table_tokens}
         self.bypassed = not self._enabled or mode == "off" or self._always is not None
         self._counts_bypass = self._enabled and mode != "off" and self._always is not None
@@ -118,15 +120,16 @@ class KernelCache:
         self._refresh_native()
 
     def _refresh_native(self) -> None:
-        if self.native is None:
+        native = self.native
+        if native is None:
             return
         always = self._always.native if self._always is not None else None
-        self.native.set_counters(self.counters.hits.native, always)
-        self.native.set_table(self.table.attach())
+        native.set_counters(self.counters.hits.native, always)
+        native.set_table(self.table.attach())
         if self._counts_bypass:
-            self.native.set_state(_native.DECLINE)
+            native.set_state(_native.DECLINE)
         else:
-            self.native.set_state(_native.PASS if self.bypassed else _native.SERVE)
+            native.set_state(_native.PASS if self.bypassed else _native.SERVE)
 
     def attach_native(self, above: KernelCache | None) -> None:
         """Make a C++ kernel for this op, to be installed above the Python one, if C++ can serve it.
@@ -139,6 +142,8 @@ class KernelCache:
         if self.function is not None or (above is not None and above.native is None):
             # What a Python function refers to is a part of its key, and only Python can look.
             return
+        if device_backend(_backend.device_type(self.dispatch_key)) is not None:
+            return  # The runner of such a library is Python's.
         self.native = NativeOp(
             self.schema.op,
             self.dispatch_key,
@@ -150,10 +155,11 @@ class KernelCache:
 
     def detach_native(self) -> None:
         """Let Python serve all calls; the C++ kernel must not be in the dispatcher."""
-        native, self.native = self.native, None
-        if native is not None:
-            native.close()
-        self.refresh()
+        with self._refresh_lock:
+            native, self.native = self.native, None
+            if native is not None:
+                native.close()
+            self._refresh()
 
     def set_enabled(self, enabled: bool) -> None:
         """Serve calls, or pass them through. A flag: safe while other threads call."""
@@ -162,11 +168,12 @@ class KernelCache:
 
     def close(self) -> None:
         """Let go of all libraries: torch keeps the entrance of an op even after it is destroyed."""
-        self._enabled = False
-        self.detach_native()
-        for table in self._tables.values():
-            table.close()
-        self.counters.close()
+        with self._refresh_lock:  # against a setting that changes meanwhile
+            self._enabled = False
+            self.detach_native()
+            for table in self._tables.values():
+                table.close()
+            self.counters.close()
 
     def after_fork(self) -> None:
         """Forget what threads of the parent held: they are not in this process."""
@@ -218,20 +225,32 @@ class KernelCache:
         )
         return self.original(keyset, args, kwargs)
 
-    def _lookup_after_native(self, key: TableKey) -> Any:
-        """Return the kernel of a key that C++ had no entry for, or whose run failed there."""
-        kernel = self.table.kernel(key)
-        if kernel is None or self.native is None:
-            return kernel
-        message = self.native.take_failure()
-        return _FailedKernel(message) if message else kernel
+    def native_failure(self) -> RuntimeError | None:
+        """Return why this call's run in C++ failed, if it did."""
+        message = None if self.native is None else self.native.take_failure()
+        return None if message is None else RuntimeError(message)
 
     # -- pass through --
 
     def bypass(self, keyset: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
         """Return the original's result: disabled, off, inside our own work, or never served."""
-        if self._counts_bypass and self._always is not None and get_ident() not in passing:
+        if self._counts_bypass and self._always is not None and not self._is_passing():
             self._always.add()
+        return self.original(keyset, args, kwargs)
+
+    def _is_passing(self) -> bool:
+        return get_ident() in passing or (self.asks_native and _native.is_passing())
+
+    def no_key(
+        self,
+        error: RuntimeError,
+        keyset: Any,
+        args: Sequence[Any],
+        kwargs: Mapping[str, Any],
+    ) -> Any:
+        """Return the original's result where torch refuses to tell a setting that is keyed."""
+        log.info("%s: no key: %s", self.schema.op, error)
+        self.counters.declined("no_key").add()
         return self.original(keyset, args, kwargs)
 
     def decline(
@@ -287,16 +306,3 @@ class KernelCache:
         # original may be a Python kernel that calls the op again.
         with self._flight_lock:
             return self._in_flight.setdefault(key, threading.RLock())
-
-
-class _FailedKernel:
-    """A kernel whose run has failed in C++; to run it is to raise what it said."""
-
-    plain = True
-    lock: AbstractContextManager[Any] = nullcontext()
-
-    def __init__(self, message: str) -> None:
-        self._message = message
-
-    def run(self, inputs: object) -> None:
-        raise RuntimeError(self._message)

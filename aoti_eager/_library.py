@@ -124,8 +124,10 @@ def register(ops: Op | Iterable[Op], dispatch_key: str = "CPU") -> Registration:
     wanted, registration.skipped = _resolve(ops, dispatch_key)
     if not _can_serve():
         return registration
+    native = _native_path.prepare()  # before the lock: it may wait for a build
     with _lock:
-        _prepare_native()
+        if native:
+            _switch_to_native()
         try:
             for op in wanted:
                 name = qualified_name(op)
@@ -178,8 +180,9 @@ def wait(timeout_s: float | None = None) -> bool:
         timeout_s: Seconds to wait at most; ``None`` is without end.
     """
     done = _native_path.wait(timeout_s)
-    with _lock:
-        _prepare_native()
+    if _native_path.prepare():
+        with _lock:
+            _switch_to_native()
     return done
 
 
@@ -308,14 +311,15 @@ def _retire(cache: KernelCache) -> None:
     cache.close()
 
 
-def _prepare_native() -> None:
-    """Use the C++ hit path from now on, if it is there: nobody calls while ops are registered."""
-    if _native_path.prepare():
-        foreign = {(cache.op, cache.dispatch_key) for _, cache in _foreign}
-        for (_, dispatch_key), installed in list(_installed.items()):
-            # A second kernel of ours, in a caller's library, would become the original of C++.
-            if (installed.cache.op, dispatch_key) not in foreign:
-                installed.switch_to_native()
+def _switch_to_native() -> None:
+    """Use the C++ hit path from now on: nobody calls while ops are registered."""
+    foreign = {(cache.op, cache.dispatch_key) for _, cache in _foreign}
+    for (_, dispatch_key), installed in list(_installed.items()):
+        # A second kernel of ours, in a caller's library, would become the original of C++.
+        if (installed.cache.op, dispatch_key) not in foreign:
+            installed.switch_to_native()
+    for cache in caches():
+        cache.refresh()  # Those that stay with Python ask C++ now whether to pass calls through.
 
 
 def _make_cache(op: OpOverload, dispatch_key: str) -> tuple[KernelCache, KernelCache | None]:

@@ -226,6 +226,9 @@ class Miss:
         self._counted = True
         try:
             return self._cache.entrance(self._keyset, *self._args, **self._kwargs)
+        except BaseException as error:
+            self._raised = error  # The original's, or a run that may have written to an argument.
+            raise
         finally:
             if kernel.native() is not None and not was_native:
                 self._publish_to_table(kernel)  # C++ takes some kernels after their first run.

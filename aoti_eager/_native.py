@@ -10,6 +10,7 @@ import ctypes
 import itertools
 import os
 import sys
+import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -38,7 +39,7 @@ _FUNCTIONS: dict[str, tuple[Any, tuple[Any, ...]]] = {
         (_POINTER, _TEXT, _SIZE, _POINTER, _POINTER, _SIZE, ctypes.c_uint64),
     ),
     "ae_table_put_decline": (None, (_POINTER, _TEXT, _SIZE, _POINTER)),
-    "ae_table_remove": (ctypes.c_int32, (_POINTER, _TEXT, _SIZE)),
+    "ae_table_remove": (None, (_POINTER, _TEXT, _SIZE)),
     "ae_table_clear": (None, (_POINTER,)),
     "ae_table_size": (_SIZE, (_POINTER,)),
     "ae_released": (_SIZE, (_POINTER, _SIZE)),
@@ -46,7 +47,8 @@ _FUNCTIONS: dict[str, tuple[Any, tuple[Any, ...]]] = {
     "ae_counter_delete": (None, (_POINTER,)),
     "ae_counter_value": (ctypes.c_uint64, (_POINTER,)),
     "ae_passing_add": (None, (ctypes.c_int32,)),
-    "ae_take_failure": (_SIZE, (_POINTER, _POINTER, _SIZE)),
+    "ae_passing": (ctypes.c_int32, ()),
+    "ae_set_failed": (None, (_POINTER,)),
     "ae_recorded_key": (_SIZE, (_POINTER, _SIZE)),
     "ae_alive": (None, (_POINTER,)),
 }
@@ -75,7 +77,20 @@ def load(path: Path) -> None:
             function.restype, function.argtypes = result, arguments
     except (OSError, AttributeError) as error:
         raise NativePathError(f"{path}: the native hit path cannot be loaded: {error}") from error
+    library.ae_set_failed(_on_failed)
     _library = library
+
+
+# Thread idents of runs that failed in C++, each with the op and the library's message. The kernel
+# that Python has registered for the op is entered next, and looks here first of all.
+failures: dict[int, tuple[int, str]] = {}
+
+
+def _keep_failure(op: int, message: bytes) -> None:
+    failures[threading.get_ident()] = op, message.decode(errors="replace")
+
+
+_on_failed = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_char_p)(_keep_failure)
 
 
 def is_loaded() -> bool:
@@ -86,6 +101,11 @@ def is_loaded() -> bool:
 def add_passing(by: int) -> None:
     """Change by how many blocks of ``passthrough`` this thread is in."""
     _library.ae_passing_add(by)
+
+
+def is_passing() -> bool:
+    """Return whether this thread is in a block of ``passthrough``, or in a library's run."""
+    return bool(_library.ae_passing())
 
 
 def alive() -> dict[str, int]:
@@ -292,25 +312,28 @@ class NativeOp:
     def set_counters(self, hits: NativeCounter, always_declined: NativeCounter | None) -> None:
         """Count hits, and calls in the state ``DECLINE``."""
         always = always_declined.pointer if always_declined is not None else None
-        _library.ae_op_set_counters(self._pointer, hits.pointer, always)
+        if self._pointer:
+            _library.ae_op_set_counters(self._pointer, hits.pointer, always)
 
     def set_state(self, state: int) -> None:
         """Say what becomes of calls: ``SERVE``, ``PASS``, ``DECLINE`` or ``RECORD``."""
-        _library.ae_op_set_state(self._pointer, state)
+        if self._pointer:
+            _library.ae_op_set_state(self._pointer, state)
 
     def set_table(self, table: NativeTable | None) -> None:
         """Look calls up in ``table`` from now on."""
-        _library.ae_op_set_table(self._pointer, None if table is None else table.pointer)
+        if self._pointer:
+            _library.ae_op_set_table(self._pointer, None if table is None else table.pointer)
 
-    def take_failure(self) -> str:
-        """Return why a library's run led this thread into the Python kernel; empty if none did."""
-        text = ctypes.create_string_buffer(4096)
-        length = _library.ae_take_failure(self._pointer, text, len(text))
-        return text.raw[:length].decode(errors="replace")
+    def take_failure(self) -> str | None:
+        """Return why a run of this op led this thread into the Python kernel, if one did."""
+        op, message = failures.pop(threading.get_ident(), (None, ""))
+        return message if op == self._pointer else None
 
     def uninstall(self) -> None:
         """Take the C++ kernel out of the dispatcher; no call of the op may run."""
-        _library.ae_op_uninstall(self._pointer)
+        if self._pointer:
+            _library.ae_op_uninstall(self._pointer)
 
     def close(self) -> None:
         """Free it; it must be uninstalled."""

@@ -76,7 +76,8 @@ def find(toolchain: Path, compiler: str | None) -> Path | None:
     """
     directory = build_directory(toolchain)
     if compiler is not None:
-        return _checked(directory / _compiler_digest(compiler))
+        digest = _compiler_digest(compiler)
+        return None if digest is None else _checked(directory / digest)
     found = (_checked(path) for path in sorted(directory.glob("*")) if path.is_dir())
     return next((path for path in found if path is not None), None)
 
@@ -99,7 +100,10 @@ def build(
     Raises:
         NativePathError: The compiler failed or took too long; or there is no room or no right.
     """
-    final = build_directory(toolchain) / _compiler_digest(compiler)
+    digest = _compiler_digest(compiler)
+    if digest is None:
+        raise NativePathError(f"{compiler}: the C++ compiler is gone")
+    final = build_directory(toolchain) / digest
     try:
         make_private(final.parent)
         with (
@@ -208,8 +212,11 @@ def _sha256(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
-def _compiler_digest(compiler: str) -> str:
-    """Return what tells this compiler from another, without starting it."""
+def _compiler_digest(compiler: str) -> str | None:
+    """Return what tells this compiler from another, without starting it; ``None`` if it is gone."""
     path = Path(compiler).resolve()
-    status = path.stat()
+    try:
+        status = path.stat()
+    except OSError:
+        return None
     return json_digest([str(path), status.st_size, status.st_mtime_ns])[:16]

@@ -26,14 +26,14 @@ class _Build:
 
     def __init__(self) -> None:
         self.thread: threading.Thread | None = None
-        self.error: NativePathError | None = None
+        self.failures: dict[Path, NativePathError] = {}  # by the toolchain directory
         self._process: subprocess.Popen[bytes] | None = None
         self._ending = False
         self._lock = threading.Lock()
 
-    def start(self, compiler: str) -> None:
-        if self.thread is None and not self._ending:
-            toolchain = _backend.current().toolchain
+    def start(self, toolchain: Path, compiler: str) -> None:
+        """Build in the background, if nothing is being built."""
+        if (self.thread is None or not self.thread.is_alive()) and not self._ending:
             self.thread = threading.Thread(
                 target=self._run, args=(toolchain, compiler), name="aoti_eager-native", daemon=True
             )
@@ -44,7 +44,7 @@ class _Build:
             _native_build.build(toolchain, compiler, start=self._start_compiler)
         except NativePathError as error:
             if not self._ending:
-                self.error = error
+                self.failures[toolchain] = error
                 log.info("%s", error)
 
     def _start_compiler(self, *arguments: Any, **options: Any) -> subprocess.Popen[bytes]:
@@ -105,25 +105,38 @@ def wait(timeout_s: float | None = None) -> bool:
 def _prepare(wait: bool) -> bool:
     backend = _backend.current()
     compiler = compiler_on_path()
-    found = None
-    if backend.store.is_trusted():
-        found = _native_build.find(backend.toolchain, compiler)
+    if _found(compiler):
+        return True
+    if compiler is None or config.mode in ("cache_only", "off"):
+        # Kernels are not compiled either, and that is said elsewhere; another compiler's will do.
+        return _found(None)
+    failure = _build.failures.get(backend.toolchain)
+    if failure is not None:
+        if _found(None):
+            return True
+        raise failure
+    try:
+        backend.store.create()
+        if wait:
+            _native.load(_native_build.build(backend.toolchain, compiler))
+            return True
+    except (NativePathError, StoreError):
+        if _found(None):
+            return True
+        raise
+    _build.start(backend.toolchain, compiler)
+    return False
+
+
+def _found(compiler: str | None) -> bool:
+    """Load the library that ``compiler`` has built, any compiler if ``None``; False if none has."""
+    backend = _backend.current()
+    if not backend.store.is_trusted():
+        return False
+    found = _native_build.find(backend.toolchain, compiler)
     if found is not None:
         _native.load(found)
-        return True
-    if _build.error is not None:
-        raise _build.error
-    if compiler is None or config.mode in ("cache_only", "off"):
-        return False  # Kernels are not compiled either, and that is said elsewhere.
-    if _build.thread is not None and not _build.thread.is_alive():
-        # Built, for another cache directory than that of now.
-        _build.thread = None
-    backend.store.create()
-    if wait:
-        _native.load(_native_build.build(backend.toolchain, compiler))
-        return True
-    _build.start(compiler)
-    return False
+    return found is not None
 
 
 def failed(error: AotiEagerError) -> None:

@@ -42,6 +42,11 @@ def _wrapped(value: complex) -> Tensor:
     return _wrapped_once.__wrapped__(value)
 
 
+def _wrapped_or_same(value: Any) -> Any:
+    is_number = value.__class__ in _NUMBERS
+    return _wrapped(value) if is_number else value
+
+
 class OriginalKernel:
     """The kernel of one overload at one dispatch key, captured before ours goes in.
 
@@ -82,6 +87,8 @@ class OriginalKernel:
         tensors = [i for i, a in enumerate(schema.arguments) if a.kind is Kind.TENSOR]
         # Also where there is one only: C++ casts a wrapped number with _to_copy, for example.
         self._number_slots = tuple(tensors)
+        lists = [i for i, a in enumerate(schema.arguments) if a.kind is Kind.TENSORS]
+        self._list_slots = tuple(lists)
 
     def __call__(self, keyset: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
         """Return what the original kernel returns for this call, or raise what it raises.
@@ -94,6 +101,11 @@ class OriginalKernel:
                 # A boxed call takes no number there; what C++ had sent is a wrapped tensor.
                 number = _wrapped(args[slot])
                 args = [*args[:slot], number, *args[slot + 1 :]]
+        for slot in self._list_slots:
+            values: Sequence[Any] = args[slot] if slot < len(args) else ()
+            if any(one.__class__ in _NUMBERS for one in values):
+                listed = [_wrapped_or_same(one) for one in values]
+                args = [*args[:slot], listed, *args[slot + 1 :]]
         try:
             return self._kernel.call_boxed(keyset, *args, **kwargs)
         except RuntimeError as error:

@@ -140,6 +140,15 @@ class OpCounters:
         )
 
 
+def _after_fork() -> None:
+    global _native_lock
+    _native_lock = threading.Lock()  # A thread of the parent may have held it.
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)
+
+
 TOTALS_FILE = "totals.json"
 
 

@@ -55,10 +55,9 @@ struct Key {
 
 void test_one_thread() {
   auto table = std::make_unique<Items>();
-  auto& writers = Epochs::instance().writers();
   constexpr Word kCount = 20'000;
   {
-    std::lock_guard<std::mutex> lock(writers);
+    Writing writing;
     for (Word i = 0; i < kCount; ++i) {
       table->put(std::make_unique<Item>(Key(i).words, 11));
     }
@@ -75,7 +74,7 @@ void test_one_thread() {
   require(table->find(Key(1).words, 10) == nullptr, "a key that is a part of another");
   reading.end();
   {
-    std::lock_guard<std::mutex> lock(writers);
+    Writing writing;
     for (Word i = 0; i < kCount; i += 2) {
       require(table->remove(Key(i).words, 11), "a removal");
       require(!table->remove(Key(i).words, 11), "a second removal");
@@ -117,7 +116,6 @@ void test_many_threads(double seconds, int threads) {
   std::atomic<bool> stop{false};
   Counter found_count;
   std::atomic<uint64_t> found_total{0}, looked_total{0}, written_total{0};
-  auto& writers = Epochs::instance().writers();
 
   auto read = [&](unsigned seed) {
     std::minstd_rand random(seed);
@@ -148,7 +146,7 @@ void test_many_threads(double seconds, int threads) {
     std::minstd_rand random(seed);
     uint64_t written = 0;
     while (!stop.load(std::memory_order_relaxed)) {
-      std::lock_guard<std::mutex> lock(writers);
+      Writing writing;
       Items* table = current.load(std::memory_order_relaxed);
       for (int i = 0; i < 20; ++i, ++written) {
         Key key(random() % kKeys);
@@ -198,9 +196,9 @@ void test_many_threads(double seconds, int threads) {
   }
   require(found_count.value() == found_total.load(), "the counter is exact");
   {
-    std::lock_guard<std::mutex> lock(writers);
     delete current.load();
-    Epochs::instance().reclaim();
+    { Writing writing; }
+    Writing writing;
     require(Epochs::instance().retired() == 0, "nothing is retired for ever");
   }
   require(Item::alive() == 0, "entries that are left");

@@ -3,8 +3,9 @@
 Real kernels, real calls. Most threads call ops of several kinds on shapes of which some have
 kernels, some are declined and some come from the store on a miss; the others flip ``disable`` and
 ``enable``, modes and cache directories, take entries out of the tables, and read ``stats``. Every
-result is compared with what the original gave before. Prints what happened as JSON; a wrong result,
-an exception or a count that does not add up ends it with status 1.
+eighth result is compared with what the original gave before. At the end the threads only call, and
+each call must have been counted once. Prints what happened as JSON; a wrong result, an exception or
+a count that does not add up ends it with status 1.
 """
 
 from __future__ import annotations
@@ -128,6 +129,32 @@ class Stress:
         return 1
 
 
+def count_exactly(stress: Stress, threads: int) -> None:
+    """Note a problem unless each of many calls at once is counted as a hit or a decline."""
+    x = stress.inputs[SHAPES[0]]
+    calls = 2000
+
+    def counted() -> tuple[int, int]:
+        counts = aoti_eager.stats()
+        return counts["aten::silu"].hits, counts["aten::mm"].declines
+
+    def work() -> None:
+        for _ in range(calls):
+            torch.ops.aten.silu(x)
+            torch.ops.aten.mm(x, x.t())
+
+    torch.ops.aten.silu(x), torch.ops.aten.mm(x, x.t())  # evicted, maybe
+    before = counted()
+    workers = [threading.Thread(target=work) for _ in range(threads)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+    grown = tuple(after - first for after, first in zip(counted(), before, strict=True))
+    if grown != (threads * calls, threads * calls):
+        stress.problems.append(f"{threads * calls} calls were counted as {grown}")
+
+
 def run(seconds: float, threads: int, seed: int, native: str) -> dict[str, Any]:
     """Return what happened, with all problems that were found."""
     stress = Stress(seed)
@@ -154,6 +181,7 @@ def run(seconds: float, threads: int, seed: int, native: str) -> dict[str, Any]:
         stress.stop.set()
         for worker in workers:
             worker.join()
+        count_exactly(stress, threads)
         served = sum(cache.counters.snapshot().hits for cache in _library.caches())
         alive = _native.alive()
     after = aoti_eager.stats()

@@ -31,15 +31,16 @@ struct alignas(kCacheLine) Place {
 };
 
 class Epochs {
+  struct Retired {
+    uint64_t epoch;
+    void* object;
+    void (*free_)(void*);
+  };
+
  public:
   static Epochs& instance() {
     static auto* epochs = new Epochs; // Threads may outlive static destructors.
     return *epochs;
-  }
-
-  // The lock of everything that writes: tables change one at a time, and only on a miss.
-  std::mutex& writers() {
-    return writers_;
   }
 
   // Returns this thread's place.
@@ -48,11 +49,15 @@ class Epochs {
     return mine != nullptr ? *mine : instance().take_place();
   }
 
+  static void forget_own_place() {
+    own_place() = nullptr;
+  }
+
   void enter(Place& mine) {
     if (mine.depth++ == 0) {
       // Sequentially consistent: a pointer that is read after it is either what a writer left
       // there, or the writer sees this announcement.
-      mine.announced.exchange(epoch_.load(std::memory_order_relaxed), std::memory_order_seq_cst);
+      mine.announced.exchange(epoch_.load(std::memory_order_acquire), std::memory_order_seq_cst);
     }
   }
 
@@ -62,17 +67,16 @@ class Epochs {
     }
   }
 
-  // Frees `object` by `free_` as soon as nobody can be reading it. Under the writers' lock.
+  // Has `object` freed by `free_` as soon as nobody can be reading it. By a `Writing` thread.
   void retire(void* object, void (*free_)(void*)) {
     uint64_t epoch = epoch_.fetch_add(1, std::memory_order_seq_cst);
     retired_.push_back({epoch, object, free_});
-    reclaim();
   }
 
-  // Frees what can be freed. Under the writers' lock.
-  void reclaim() {
+  // Takes out what can be freed. Under the lock.
+  std::vector<Retired> take_ready() {
     if (retired_.empty()) {
-      return;
+      return {};
     }
     uint64_t oldest = UINT64_MAX;
     for (Place* place = places_.load(std::memory_order_acquire); place; place = place->next) {
@@ -81,18 +85,16 @@ class Epochs {
         oldest = std::min(oldest, announced);
       }
     }
-    // In the order of their epochs. Freeing one may retire others.
-    std::vector<Retired> ready;
+    // They are in the order of their epochs.
     auto first_kept = std::find_if(retired_.begin(), retired_.end(), [oldest](const Retired& one) {
       return one.epoch >= oldest;
     });
-    ready.assign(retired_.begin(), first_kept);
+    std::vector<Retired> ready(retired_.begin(), first_kept);
     retired_.erase(retired_.begin(), first_kept);
-    for (const Retired& one : ready) {
-      one.free_(one.object);
-    }
+    return ready;
   }
 
+  // By a `Writing` thread.
   size_t retired() const {
     return retired_.size();
   }
@@ -110,11 +112,7 @@ class Epochs {
   }
 
  private:
-  struct Retired {
-    uint64_t epoch;
-    void* object;
-    void (*free_)(void*);
-  };
+  friend class Writing;
 
   Epochs() {
     pthread_atfork(
@@ -147,6 +145,8 @@ struct PlaceHolder {
   Place* place = nullptr;
   ~PlaceHolder() {
     if (place != nullptr) {
+      // A later destructor of this thread takes a place anew.
+      Epochs::forget_own_place();
       place->announced.store(0, std::memory_order_release);
       place->taken.store(false, std::memory_order_release);
     }
@@ -179,6 +179,26 @@ inline Place& Epochs::take_place() {
   place_holder.place = found;
   return *found;
 }
+
+// A writer's stay: tables change one at a time, and only on a miss. What became free meanwhile is
+// freed after the lock is given back, because a destructor may want the GIL, whose holder may be about
+// to fork and wait for this lock.
+class Writing {
+ public:
+  Writing() : lock_(Epochs::instance().writers_) {}
+  ~Writing() {
+    std::vector<Epochs::Retired> ready = Epochs::instance().take_ready();
+    lock_.unlock();
+    for (const Epochs::Retired& one : ready) {
+      one.free_(one.object);
+    }
+  }
+  Writing(const Writing&) = delete;
+  Writing& operator=(const Writing&) = delete;
+
+ private:
+  std::unique_lock<std::mutex> lock_;
+};
 
 // A reader's stay; pointers into tables are good for as long as it lasts.
 class Reading {

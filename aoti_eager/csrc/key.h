@@ -168,7 +168,8 @@ class KeyWriter {
       words_.push_back(kNumber | number_kind(type) << 8);
       return true;
     }
-    if (impl.layout() != at::kStrided || impl.has_symbolic_sizes_strides()) {
+    if (impl.layout() != at::kStrided || impl.has_symbolic_sizes_strides() ||
+        !impl.has_storage()) {
       return false;
     }
     c10::IntArrayRef sizes = impl.sizes();

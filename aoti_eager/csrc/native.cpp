@@ -32,8 +32,10 @@ bool guarded(Function&& function) {
 
 template <class T>
 void retire(T* object) {
-  std::lock_guard<std::mutex> lock(Epochs::instance().writers());
-  Epochs::instance().retire(object, [](void* one) { delete static_cast<T*>(one); });
+  guarded([object] {
+    Writing writing;
+    Epochs::instance().retire(object, [](void* one) { delete static_cast<T*>(one); });
+  });
 }
 
 } // namespace
@@ -98,7 +100,9 @@ void ae_op_set_counters(Op* op, Counter* hits, Counter* always_declined) {
 // -- tables --
 
 EntryTable* ae_table_new() {
-  return new EntryTable;
+  EntryTable* table = nullptr;
+  guarded([&] { table = new EntryTable; });
+  return table;
 }
 
 // No op may have it any more.
@@ -110,52 +114,57 @@ void ae_table_delete(EntryTable* table) {
 void ae_table_put_library(
     EntryTable* table, const Word* words, size_t count, const Library* library,
     const int32_t* results, size_t results_count, uint64_t owner) {
-  std::vector<Result> plan;
-  for (size_t i = 0; i < results_count; ++i) {
-    const int32_t* one = results + 3 * i;
-    plan.push_back({static_cast<Result::Kind>(one[0]), one[1], one[2]});
-  }
-  auto entry = std::make_unique<Entry>(words, count, *library, std::move(plan), owner);
-  std::lock_guard<std::mutex> lock(Epochs::instance().writers());
-  table->put(std::move(entry));
+  guarded([&] {
+    std::vector<Result> plan;
+    for (size_t i = 0; i < results_count; ++i) {
+      const int32_t* one = results + 3 * i;
+      plan.push_back({static_cast<Result::Kind>(one[0]), one[1], one[2]});
+    }
+    auto entry = std::make_unique<Entry>(words, count, *library, std::move(plan), owner);
+    Writing writing;
+    table->put(std::move(entry));
+  });
 }
 
 void ae_table_put_decline(EntryTable* table, const Word* words, size_t count, Counter* declines) {
-  auto entry = std::make_unique<Entry>(words, count, declines);
-  std::lock_guard<std::mutex> lock(Epochs::instance().writers());
-  table->put(std::move(entry));
+  guarded([&] {
+    auto entry = std::make_unique<Entry>(words, count, declines);
+    Writing writing;
+    table->put(std::move(entry));
+  });
 }
 
-int32_t ae_table_remove(EntryTable* table, const Word* words, size_t count) {
-  std::lock_guard<std::mutex> lock(Epochs::instance().writers());
-  return table->remove(words, count) ? 1 : 0;
+void ae_table_remove(EntryTable* table, const Word* words, size_t count) {
+  guarded([&] {
+    Writing writing;
+    table->remove(words, count);
+  });
 }
 
 void ae_table_clear(EntryTable* table) {
-  std::lock_guard<std::mutex> lock(Epochs::instance().writers());
-  table->clear();
+  guarded([&] {
+    Writing writing;
+    table->clear();
+  });
 }
 
 size_t ae_table_size(EntryTable* table) {
-  std::lock_guard<std::mutex> lock(Epochs::instance().writers());
+  Writing writing;
   return table->size();
 }
 
 // Gives the owners of libraries that no entry has any more; to be called until it gives none.
 size_t ae_released(uint64_t* owners, size_t room) {
-  std::lock_guard<std::mutex> lock(Epochs::instance().writers());
-  Epochs::instance().reclaim();
-  std::vector<uint64_t>& released = released_owners();
-  size_t count = std::min(room, released.size());
-  std::copy(released.end() - count, released.end(), owners);
-  released.resize(released.size() - count);
-  return count;
+  { Writing writing; } // frees what can be freed
+  return Owners::instance().take_released(owners, room);
 }
 
 // -- counters --
 
 Counter* ae_counter_new() {
-  return new Counter;
+  Counter* counter = nullptr;
+  guarded([&] { counter = new Counter; });
+  return counter;
 }
 
 void ae_counter_delete(Counter* counter) {
@@ -172,17 +181,14 @@ void ae_passing_add(int32_t by) {
   passing() += by;
 }
 
-// Gives the message of the run of `op` that led this thread into the Python kernel, once; returns
-// its length, 0 if it was no failed run.
-size_t ae_take_failure(const Op* op, char* text, size_t room) {
-  Failure taken;
-  std::swap(taken, failure());
-  if (taken.op != op) {
-    return 0;
-  }
-  size_t count = std::min(room, taken.message.size());
-  std::memcpy(text, taken.message.data(), count);
-  return count;
+// Returns how many blocks there are around this thread in which calls are for originals.
+int32_t ae_passing() {
+  return passing();
+}
+
+// `failed` is told of a run that failed, on its thread, before the Python kernel is entered.
+void ae_set_failed(Failed failed_run) {
+  failed().store(failed_run, std::memory_order_release);
 }
 
 // Gives the key of this thread's last call of an op in the state "record".
@@ -196,12 +202,12 @@ size_t ae_recorded_key(Word* words, size_t room) {
 
 // Ops, registered kernels, tables, entries, and what waits for its readers.
 void ae_alive(int64_t* counts) {
-  std::lock_guard<std::mutex> lock(Epochs::instance().writers());
-  Epochs::instance().reclaim();
+  { Writing writing; } // frees what can be freed
   counts[0] = Op::alive();
   counts[1] = Kernel::alive();
   counts[2] = EntryTable::alive();
   counts[3] = Entry::alive();
+  Writing writing;
   counts[4] = static_cast<int64_t>(Epochs::instance().retired());
 }
 

@@ -13,6 +13,7 @@
 #include <torch/csrc/inductor/aoti_runtime/interface.h>
 #include <torch/library.h>
 
+#include <forward_list>
 #include <memory>
 #include <optional>
 #include <string>
@@ -70,11 +71,38 @@ struct Result {
   int32_t count; // of outputs in a list
 };
 
-// Owners of libraries whose entries are gone. Under the writers' lock.
-inline std::vector<uint64_t>& released_owners() {
-  static auto* owners = new std::vector<uint64_t>;
-  return *owners;
-}
+// Owners of libraries whose entries are gone.
+class Owners {
+ public:
+  static Owners& instance() {
+    static auto* owners = new Owners;
+    return *owners;
+  }
+
+  void release(uint64_t owner) {
+    std::lock_guard<std::mutex> lock(mutex_);
+    released_.push_back(owner);
+  }
+
+  // Moves up to `room` of them out; returns how many.
+  size_t take_released(uint64_t* owners, size_t room) {
+    std::lock_guard<std::mutex> lock(mutex_);
+    size_t count = std::min(room, released_.size());
+    std::copy(released_.end() - count, released_.end(), owners);
+    released_.resize(released_.size() - count);
+    return count;
+  }
+
+ private:
+  Owners() {
+    pthread_atfork(
+        [] { instance().mutex_.lock(); }, [] { instance().mutex_.unlock(); },
+        [] { instance().mutex_.unlock(); });
+  }
+
+  std::mutex mutex_;
+  std::vector<uint64_t> released_;
+};
 
 class Entry : public Keyed, Counted<Entry> {
  public:
@@ -95,7 +123,7 @@ class Entry : public Keyed, Counted<Entry> {
 
   ~Entry() {
     if (owner_ != 0) {
-      released_owners().push_back(owner_);
+      Owners::instance().release(owner_);
     }
   }
 
@@ -124,15 +152,12 @@ inline std::vector<Word>& recorded_key() {
 
 class Op;
 
-// The run that failed and led this thread into the Python kernel.
-struct Failure {
-  const Op* op = nullptr;
-  std::string message;
-};
+// Python's part in a failed run: it keeps the message for its kernel, which is entered next.
+using Failed = void (*)(const Op*, const char*);
 
-inline Failure& failure() {
-  static thread_local Failure failure;
-  return failure;
+inline std::atomic<Failed>& failed() {
+  static std::atomic<Failed> function{nullptr};
+  return function;
 }
 
 class Op : Counted<Op> {
@@ -173,7 +198,7 @@ class Op : Counted<Op> {
   void call_original(const c10::OperatorHandle& op, c10::DispatchKeySet keys, Stack* stack);
   bool run(const Entry& entry, Stack* stack);
   void add_input(
-      const c10::IValue& value, Handles& inputs, std::vector<at::Tensor>& converted);
+      const c10::IValue& value, Handles& inputs, std::forward_list<at::Tensor>& converted);
   AOTIRuntimeError run_library(
       const Library& library, Handles& inputs, c10::SmallVectorImpl<AtenTensorHandle>& outputs);
 
@@ -241,6 +266,10 @@ inline void Op::call(const c10::OperatorHandle& op, c10::DispatchKeySet keys, St
     reading.end();
     return call_original(op, keys, stack);
   }
+  if (C10_UNLIKELY(op.schema().arguments().size() != arguments_.size())) {
+    // The op was made again, as notebooks do. Python knows what to do.
+    return python_->callBoxed(op, keys, stack);
+  }
   Words words;
   const c10::IValue* values = stack->data() + (stack->size() - arguments_.size());
   bool has_key = KeyWriter(words, with_device_).write(arguments_, values, mutates_);
@@ -284,7 +313,7 @@ inline void Op::call_original(
 }
 
 inline void Op::add_input(
-    const c10::IValue& value, Handles& inputs, std::vector<at::Tensor>& converted) {
+    const c10::IValue& value, Handles& inputs, std::forward_list<at::Tensor>& converted) {
   if (!value.isTensor() || !value.toTensor().defined()) {
     return;
   }
@@ -295,8 +324,7 @@ inline void Op::add_input(
     at::ScalarType wanted = kWidest[number_kind(tensor->scalar_type())];
     if (wanted != tensor->scalar_type()) {
       Passing pass(true); // The conversion is an op, and may be this very one.
-      converted.reserve(arguments_.size()); // Numbers are no list's elements: it never grows.
-      tensor = &converted.emplace_back(tensor->to(wanted));
+      tensor = &converted.emplace_front(tensor->to(wanted));
     }
   }
   inputs.push_back(reinterpret_cast<AtenTensorHandle>(const_cast<at::Tensor*>(tensor)));
@@ -333,7 +361,7 @@ inline bool Op::run(const Entry& entry, Stack* stack) {
   const c10::IValue* values = stack->data() + (stack->size() - arguments_.size());
   // Handles are pointers to tensors; those of the stack are as good as any.
   Handles inputs;
-  std::vector<at::Tensor> converted;
+  std::forward_list<at::Tensor> converted; // pointers into it stay good
   for (size_t i = 0; i < arguments_.size(); ++i) {
     if (arguments_[i].kind == ArgumentKind::kTensor) {
       add_input(values[i], inputs, converted);
@@ -348,7 +376,10 @@ inline bool Op::run(const Entry& entry, Stack* stack) {
   if (error != AOTI_RUNTIME_SUCCESS) {
     const char* message = nullptr;
     library.last_error(&message);
-    failure() = {this, message != nullptr && *message != 0 ? message : "it gave no message"};
+    Failed tell = failed().load(std::memory_order_acquire);
+    if (tell != nullptr) {
+      tell(this, message != nullptr && *message != 0 ? message : "it gave no message");
+    }
     return false;
   }
   auto take = [&outputs](size_t index) {

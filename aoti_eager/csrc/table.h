@@ -56,7 +56,7 @@ class Keyed {
   uint64_t hash_;
 };
 
-// Entry derives from Keyed. All that changes the table is called under Epochs::writers().
+// Entry derives from Keyed. What changes the table is called while `Writing`.
 template <class Entry>
 class Table : Counted<Table<Entry>> {
  public:
