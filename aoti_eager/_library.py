@@ -319,7 +319,8 @@ def _switch_to_native() -> None:
         if (installed.cache.op, dispatch_key) not in foreign:
             installed.switch_to_native()
     for cache in caches():
-        cache.refresh()  # Those that stay with Python ask C++ now whether to pass calls through.
+        if cache.native is None and not cache.asks_native:
+            cache.refresh()  # It stays with Python, and asks C++ now whether to pass calls through.
 
 
 def _make_cache(op: OpOverload, dispatch_key: str) -> tuple[KernelCache, KernelCache | None]:

@@ -45,8 +45,8 @@ RECORD_FILE = "native.json"
 # For any CPU of the architecture: a machine with another one may be given the store.
 _FLAGS = (
     *("-std=c++20", "-O2", "-g0", "-w", "-fPIC", "-shared"),
-    # No symbols that are unique in a process, none that meet another library's.
-    *("-fno-gnu-unique", "-fvisibility=hidden", "-fvisibility-inlines-hidden"),
+    # No symbols that meet another library's.
+    *("-fvisibility=hidden", "-fvisibility-inlines-hidden"),
 )
 
 BUILD_TIMEOUT_S = 300.0
@@ -159,6 +159,7 @@ def _compile(
     command = [
         compiler,
         *_FLAGS,
+        *([] if "clang" in Path(compiler).resolve().name else ["-fno-gnu-unique"]),
         *(f"-I{include}", f"-I{include / 'torch' / 'csrc' / 'api' / 'include'}"),
         # Messages name the source that they come from, and the library is shipped.
         *(f"-ffile-prefix-map={_SOURCES}=csrc", f"-ffile-prefix-map={include}=include"),

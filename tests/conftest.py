@@ -147,9 +147,21 @@ def cache_dir(tmp_path: Path, shared_cache_dir: Path) -> Path:
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """Run the tests of modules marked ``both_paths`` on Python's hit path and on C++'s."""
-    if metafunc.definition.get_closest_marker("both_paths") is not None:
-        metafunc.parametrize("hit_path", ["python", "native"], indirect=True)
+    """Run the tests marked ``both_paths`` on Python's hit path and on C++'s.
+
+    Costly ones, which start processes and compilers, run on C++'s alone without ``--both-paths``.
+    """
+    marker = metafunc.definition.get_closest_marker("both_paths")
+    if marker is not None:
+        both = metafunc.config.getoption("--both-paths") or not marker.kwargs.get("costly", False)
+        metafunc.parametrize(
+            "hit_path", ["python", "native"] if both else ["native"], indirect=True
+        )
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Add the option for the long run."""
+    parser.addoption("--both-paths", action="store_true", help="costly tests on both hit paths")
 
 
 @pytest.fixture

@@ -102,6 +102,7 @@ def test_complex_numbers_with_zeros_of_either_sign_are_two_numbers(no_compiles: 
 # --- never in the way ---
 
 
+@pytest.mark.both_paths(costly=True)
 def test_a_forked_child_does_not_wait_for_the_parents_threads(shared_cache_dir: Path) -> None:
     done = run_script(
         """
@@ -125,6 +126,7 @@ def test_a_forked_child_does_not_wait_for_the_parents_threads(shared_cache_dir: 
     assert done.returncode == 0, done.stderr
 
 
+@pytest.mark.both_paths(costly=True)
 def test_a_signal_handler_may_call_registered_ops_during_a_compile_and_a_hit(
     shared_cache_dir: Path, cache_dir: Path
 ) -> None:
@@ -153,6 +155,7 @@ def test_a_signal_handler_may_call_registered_ops_during_a_compile_and_a_hit(
     assert done.returncode == 0, done.stderr
 
 
+@pytest.mark.both_paths(costly=True)
 def test_python_ends_well_while_a_daemon_thread_compiles(cache_dir: Path) -> None:
     done = run_script(
         """
@@ -219,6 +222,7 @@ def test_a_dropped_handle_keeps_its_ops(no_compiles: None) -> None:
 # --- the store ---
 
 
+@pytest.mark.both_paths(costly=True)
 def test_a_directory_that_is_refused_is_not_written_to_at_exit(tmp_path: Path) -> None:
     path = tmp_path / "open"
     path.mkdir()
@@ -236,6 +240,7 @@ def test_a_directory_that_is_refused_is_not_written_to_at_exit(tmp_path: Path) -
     assert list(path.iterdir()) == []
 
 
+@pytest.mark.both_paths(costly=True)
 def test_every_directory_of_the_store_is_private_whatever_the_umask(cache_dir: Path) -> None:
     done = run_script(
         """
@@ -253,6 +258,7 @@ def test_every_directory_of_the_store_is_private_whatever_the_umask(cache_dir: P
         assert path.stat().st_mode & 0o077 == 0, path
 
 
+@pytest.mark.both_paths(costly=True)
 def test_a_compiler_that_fails_is_tried_again_by_the_next_process(
     cache_dir: Path, tmp_path: Path
 ) -> None:

@@ -28,7 +28,7 @@ def test_hits_declines_and_disabled_ops_cost_at_most_what_they_may(
     with machine.alone():
         for _ in range(3):
             subprocess.run(
-                [*command, "--rounds", "9"],
+                [*command, "--rounds", "15"],
                 check=True,
                 cwd=Path(__file__).parents[1],
                 env=environment,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 from pathlib import Path
 
@@ -11,6 +12,11 @@ from aoti_eager._compile import compiler_on_path
 
 SOURCE = Path(__file__).with_name("native_table.cpp")
 INCLUDE = Path(__file__).parents[1] / "aoti_eager" / "csrc"
+
+
+def run(*command: str | Path) -> subprocess.CompletedProcess[str]:
+    """Run the program for four seconds with sixteen threads."""
+    return subprocess.run([*command, "4", "16"], capture_output=True, text=True, check=False)
 
 
 @pytest.mark.parametrize("sanitizer", ["thread", "address,undefined"])
@@ -32,6 +38,10 @@ def test_sixteen_threads_find_right_entries_and_nothing_is_freed_under_them(
         [*command, f"-fsanitize={sanitizer}", f"-I{INCLUDE}", str(SOURCE), "-o", str(program)],
         check=True,
     )
-    done = subprocess.run([program, "4", "16"], capture_output=True, text=True, check=False)
+    done = run(program)
+    setarch = shutil.which("setarch")
+    if "unexpected memory mapping" in done.stderr and setarch is not None:
+        # Old sanitizers want addresses as they were before kernels randomised more of their bits.
+        done = run(setarch, "-R", program)
     assert done.returncode == 0, done.stdout + done.stderr[-5000:]
     assert done.stdout.splitlines()[-1] == "all right"

@@ -20,7 +20,7 @@ from . import opdb
 from .opdb_child import Outcome, differences
 from .opdb_child import outcome as child_outcome
 
-pytestmark = pytest.mark.both_paths
+pytestmark = pytest.mark.both_paths(costly=True)
 
 aten = torch.ops.aten
 OpOverload = torch._ops.OpOverload

@@ -14,7 +14,7 @@ from aoti_eager import cache
 
 from .processes import KEYS, WORK, finish, run, start
 
-pytestmark = pytest.mark.both_paths
+pytestmark = pytest.mark.both_paths(costly=True)
 
 
 @pytest.fixture(scope="module")

@@ -115,7 +115,7 @@ def row(result: Result, op: str) -> list[int]:
     return [int(cell) for cell in line.split()[1:6]]
 
 
-@pytest.mark.both_paths
+@pytest.mark.both_paths(costly=True)
 def test_calls_are_served_and_counted_cold_and_warm(write, cache_dir, tmp_path):
     script = write(SILU)
     file = tmp_path / "counts.json"

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-pytestmark = pytest.mark.both_paths
+pytestmark = pytest.mark.both_paths(costly=True)
 
 ROOT = Path(__file__).parents[1]
 
