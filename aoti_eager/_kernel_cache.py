@@ -210,10 +210,14 @@ class KernelCache:
             RunnerError: The op writes to an argument, and the library may have begun to.
         """
         self.counters.failures.add()
-        key = self.key(*args, **kwargs)
-        kernel = self.table.kernel(key)
-        words = None if kernel is None else kernel.words
-        self.decline(key, "run_failed", str(error), words).count.add()
+        try:
+            key = self.key(*args, **kwargs)
+        except RuntimeError:  # See ``no_key``; C++ reads what Python is not told.
+            self.counters.declined("run_failed").add()
+        else:
+            kernel = self.table.kernel(key)
+            words = None if kernel is None else kernel.words
+            self.decline(key, "run_failed", str(error), words).count.add()
         if self.schema.mutated:
             raise RunnerError(
                 f"{self.schema.op}: the kernel library failed after it may have written to an "

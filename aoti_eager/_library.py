@@ -178,6 +178,9 @@ def wait(timeout_s: float | None = None) -> bool:
 
     Args:
         timeout_s: Seconds to wait at most; ``None`` is without end.
+
+    Raises:
+        NativePathError: The build failed, and ``config.strict`` is on; else that is one warning.
     """
     done = _native_path.wait(timeout_s)
     if _native_path.prepare():

@@ -91,6 +91,8 @@ def prepare() -> bool:
                 failed(error)
             else:
                 log.info("%s", error)  # A miss warns of it, if there is one.
+        except OSError as error:
+            failed(NativePathError(f"the native hit path cannot be looked for: {error}"))
         return False
 
 

@@ -108,10 +108,12 @@ class Table:
         self._lock = threading.RLock()
 
     def _forget_declines(self) -> None:
-        for decline in self.declines.values():
-            if self.native is not None and decline.words is not None:
-                self.native.remove(decline.words)
         self.declines.clear()
+        if self.native is not None:
+            # Not one by one: that would be a pause in the call that came to the limit.
+            self.native.clear()
+            for kernel in self.kernels.values():
+                self._put_natively(kernel)
 
     def _put_natively(self, kernel: Kernel) -> None:
         if self.native is None or kernel.words is None or kernel.native_results is None:

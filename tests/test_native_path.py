@@ -19,7 +19,7 @@ import pytest
 import torch
 
 import aoti_eager
-from aoti_eager import _library, _native, _stats
+from aoti_eager import _library, _native, _stats, _table
 from aoti_eager._compat import wrapped_number
 from aoti_eager._kernel_cache import KernelCache
 from aoti_eager._key import kernel_key
@@ -223,15 +223,34 @@ def test_a_scope_with_another_directory_has_a_table_of_its_own(tmp_path: Path) -
         assert _native.alive()["tables"] == 1
 
 
-def test_what_was_not_in_the_cache_is_asked_for_again_when_it_may_be_compiled() -> None:
+def test_what_was_not_in_the_cache_is_asked_for_again_when_it_may_be_compiled(
+    cache_dir: Path,
+) -> None:
+    op = "aten::sub.Tensor"
     y = torch.ones(5, 3)
-    with aoti_eager.register("aten::sub.Tensor"):
+    with aoti_eager.config.scope(cache_dir=cache_dir), aoti_eager.register(op):
         with aoti_eager.config.scope(mode="cache_only"):
-            y - y
-            first = stats("aten::sub.Tensor")
+            y - y, y - y
+            assert stats(op).declined == {"not_in_cache": 2}
         y - y, y - y
-        last = stats("aten::sub.Tensor")
-    assert first.hits or last.hits > first.hits
+        assert (stats(op).misses, stats(op).hits) == (1, 1)
+
+
+def test_at_the_limit_declines_are_forgotten_and_kernels_stay(
+    cache_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_table, "DECLINES_LIMIT", 3)
+    with aoti_eager.register(MUL):
+        x * x, x * x
+        cache = cache_of(MUL)
+        with aoti_eager.config.scope(mode="cache_only"):
+            for rows in range(71, 76):
+                torch.ones(rows, 3) * torch.ones(rows, 3)
+        hits = stats(MUL).hits
+        x * x
+        assert stats(MUL).hits == hits + 1
+        assert len(cache.table.attach()) == 1 + len(cache.table.declines)
+        assert served_by_python(MUL) <= 1
 
 
 def test_an_op_that_was_registered_before_the_hit_path_switches_at_the_next_register(
