@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from threading import get_ident
 from typing import Any, Protocol
 
@@ -16,7 +17,8 @@ from torch import Tensor
 from . import _backend
 from ._compat import OpOverload
 from ._compile import Compiled
-from ._declines import DEPENDS_ON_THREADS, call_decline
+from ._declines import call_decline
+from ._entries import failed_entry, ready_entry
 from ._entry import Entry, Status
 from ._kernel import Kernel, call_inputs
 from ._key import ANY_THREADS, KernelKey, kernel_key
@@ -299,11 +301,15 @@ class Miss:
                 compiled = self._toolchain.compile(self._template, self._function, backend, work)
             except CompileError as error:
                 if error.remember:
-                    status = Status.QUARANTINED if error.reason == "mismatch" else Status.DECLINED
-                    key = self._key
-                    if error.reason not in DEPENDS_ON_THREADS:
-                        key = key.with_threads(ANY_THREADS)
-                    entry = self._entry(status, reason=error.reason, message=str(error), key=key)
+                    target, requires = self._toolchain.target(backend)
+                    entry = failed_entry(
+                        self._key,
+                        backend.environment,
+                        target,
+                        requires,
+                        reason=error.reason,
+                        message=str(error),
+                    )
                     backend.store.publish(entry, work, None, error.log)
                 raise
             self._use(compiled, result, before, work)
@@ -333,17 +339,18 @@ class Miss:
 
     def _use(self, compiled: Compiled, result: Any, before: list[Tensor], work: Any) -> None:
         backend = _backend.current()
-        threads = dict(self._key.context)["threads"]
-        # Code without parallel regions is the same for every thread count, unless it has none
-        # only because there was one thread to compile for.
-        any_threads = not compiled.parallel and (threads > 1 or self._toolchain.is_portable)
-        entry = self._entry(
-            Status.READY,
+        target, requires = self._toolchain.target(backend)
+        entry = ready_entry(
+            self._key,
+            backend.environment,
+            target,
+            requires,
             outputs=compiled.outputs,
             calls_aten=compiled.calls_aten,
+            parallel=compiled.parallel,
+            compiler=compiled.compiler,
             checked=self._checks,
-            provenance=(("compiler", compiled.compiler),),
-            key=self._key.with_threads(ANY_THREADS) if any_threads else self._key,
+            portable=self._toolchain.is_portable,
         )
         try:
             kernel = self._load(compiled.library, entry)
@@ -357,9 +364,7 @@ class Miss:
             problems = self._live.problems(kernel, entry.outputs, result, before)
         if problems:
             message = "; ".join(problems)
-            entry = self._entry(
-                Status.QUARANTINED, reason="mismatch", message=message, key=entry.key
-            )
+            entry = replace(entry, status=Status.QUARANTINED, reason="mismatch", message=message)
             backend.store.publish(entry, work, compiled.library, message)
             log.warning("%s: its library is quarantined: %s", self._op, message)
             self._cache.counters.failures.add()
@@ -368,18 +373,6 @@ class Miss:
         # Usable even if the store turns out to be full: the library is mapped already.
         self._publish_to_table(kernel)
         backend.store.publish(entry, work, compiled.library, "")
-
-    def _entry(self, status: Status, *, key: KernelKey | None = None, **fields: Any) -> Entry:
-        backend = _backend.current()
-        target, requires = self._toolchain.target(backend)
-        return Entry(
-            status=status,
-            key=key or self._key,
-            environment=backend.environment,
-            target=target,
-            requires=requires,
-            **fields,
-        )
 
     @property
     def _checks(self) -> bool:

@@ -26,7 +26,7 @@ ORDER = """
     _stats _ops _template _store _remote _bundle _passthrough _child _native_build _elf
     _handles _abi _constants _devices _container
     _library_container _model_container _proxy_container _package _instances _input_checks
-    _constant_buffers _runner _library_runner _check _declines _tracing _graph_checks
+    _constant_buffers _runner _library_runner _check _declines _entries _tracing _graph_checks
     _function_names _function_source _python_function _rebuilt_function _call_target
     _inductor_compat _thin_codegen _lowering _trial _worker _compile _device_backends _backend
     _native_path _original _kernel _table _entrance _toolchain _live_check _miss _kernel_cache
