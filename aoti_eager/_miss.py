@@ -21,7 +21,7 @@ from ._declines import call_decline
 from ._entries import failed_entry, ready_entry
 from ._entry import Entry, Status
 from ._kernel import Kernel, call_inputs
-from ._key import ANY_THREADS, KernelKey, kernel_key
+from ._key import ANY_THREADS, kernel_key
 from ._live_check import LiveCheck
 from ._native_key import native_key, words_of_values
 from ._original import OriginalKernel
