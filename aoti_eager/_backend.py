@@ -5,15 +5,18 @@ One ``Backend`` belongs to one cache directory; ``current`` gives that of the mo
 
 from __future__ import annotations
 
+import atexit
 import os
 import threading
 from dataclasses import dataclass
 from pathlib import Path
 
+from . import _background
 from ._compat import privateuse1_device_type
 from ._compile import CompileService
 from ._environment import Environment, Target, cpu_features, cpu_target, current_environment
 from ._store import Store
+from ._verdict import Verdicts
 from ._warnings import log
 from .config import config
 from .errors import EntryDamagedError, StoreError
@@ -25,6 +28,7 @@ class Backend:
 
     store: Store
     service: CompileService
+    background_service: CompileService
     target: Target
     features: frozenset[str]
 
@@ -37,6 +41,11 @@ class Backend:
     def toolchain(self) -> Path:
         """Return the directory of what the compile workers keep."""
         return self.store.root / "toolchain"
+
+    @property
+    def verdicts(self) -> Verdicts:
+        """Return what was measured here of the store's libraries."""
+        return Verdicts(self.store.root)
 
     def discard(self, error: EntryDamagedError) -> None:
         """Remove the damaged entry that ``error`` is about, if the store can be written."""
@@ -54,11 +63,16 @@ _services: list[CompileService] = []
 _lock = threading.Lock()
 
 
-def _service() -> CompileService:
-    """Return the compile workers, which serve every cache directory."""
+# By how much the priority of workers that nobody waits for is lower than the script's. Not the
+# lowest there is: a script that uses all cores for hours would never get its kernels.
+_BACKGROUND_NICE = 10
+
+
+def _make_services(target: Target) -> None:
+    """Make the compile workers, which serve every cache directory: waited for, and not."""
     if not _services:
-        _services.append(CompileService(cpu_target(cpu_features()), workers=config.workers))
-    return _services[0]
+        _services.append(CompileService(target, workers=config.workers))
+        _services.append(CompileService(target, workers=config.workers, nice=_BACKGROUND_NICE))
 
 
 def current() -> Backend:
@@ -68,10 +82,13 @@ def current() -> Backend:
         backend = _backends.get(root)
         if backend is None:
             features = cpu_features()
+            target = cpu_target(features)
+            _make_services(target)
             backend = Backend(
                 store=Store(root, lock_timeout_s=config.lock_timeout_s),
-                service=_service(),
-                target=cpu_target(features),
+                service=_services[0],
+                background_service=_services[1],
+                target=target,
                 features=features,
             )
             _backends[root] = backend
@@ -93,6 +110,11 @@ def close_workers() -> None:
         service.close()
 
 
+def _end() -> None:
+    _background.background.end(close_workers)
+
+
+atexit.register(_end)
 _pid = os.getpid()
 
 

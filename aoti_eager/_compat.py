@@ -194,9 +194,9 @@ def is_alive(library: torch.library.Library | None) -> bool:
     return library is not None and library.m is not None
 
 
-def new_library(namespace: str) -> torch.library.Library:
-    """Return an empty library of implementations for ops of ``namespace``."""
-    return torch.library.Library(namespace, "IMPL")  # type: ignore[no-untyped-call]
+def new_library(namespace: str, kind: str = "IMPL") -> torch.library.Library:
+    """Return an empty library of implementations for ops of ``namespace``, or of new ops."""
+    return torch.library.Library(namespace, kind)  # type: ignore[no-untyped-call]
 
 
 def overload_names(packet: Any) -> list[str]:

@@ -1,6 +1,6 @@
 """Key -> kernel library, by worker processes; this side of the pipe.
 
-A worker is spawned on the first compile and kept. Nothing of the compiler is imported into the
+A worker is spawned on the first request and kept. Nothing of the compiler is imported into the
 user's process, and nothing the compiler does can end it.
 """
 
@@ -8,23 +8,22 @@ from __future__ import annotations
 
 import atexit
 import contextlib
-import json
 import os
 import shutil
-import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
-from dataclasses import dataclass
-from multiprocessing.connection import wait
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ._child import child_command
+from . import _native
 from ._compat import inductor_settings
 from ._environment import Target
 from ._key import KernelKey
+from ._verdict import PathTime, path_times
+from ._worker_process import WorkerProcess
 from .errors import CompileError
 
 # The first run of one small kernel takes milliseconds; a child that takes longer hangs.
@@ -34,13 +33,35 @@ _END_TIMEOUT_S = 2.0
 
 @dataclass(frozen=True, slots=True)
 class Compiled:
-    """A compiled library, tried in another process; fields as in ``_lowering.Lowered``."""
+    """A compiled library, tried in another process; fields as in ``_lowering.Lowered``.
+
+    ``times`` and ``compared`` are as in ``_verdict.Verdict``; times by hit path, empty if none were
+    taken.
+    """
 
     library: Path
     outputs: tuple[dict[str, Any], ...]
     calls_aten: bool
     parallel: bool
     compiler: str
+    times: dict[str, PathTime] = field(default_factory=dict)
+    compared: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Published:
+    """An entry that a worker has found in the store, or (``compiled``) made and put there."""
+
+    entry: Path
+    compiled: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """What a first run of a library has shown; fields as in ``_verdict.Verdict``."""
+
+    times: dict[str, PathTime]
+    compared: bool
 
 
 def compiler_on_path() -> str | None:
@@ -60,17 +81,19 @@ class CompileService:
     Args:
         target: The instruction set to compile for.
         workers: Most worker processes at a time.
+        nice: By how much their priority is lower than ours.
 
     Attributes:
         ended: Whether Python is ending: nothing is compiled any more.
     """
 
-    def __init__(self, target: Target, *, workers: int) -> None:
+    def __init__(self, target: Target, *, workers: int, nice: int = 0) -> None:
         self._target = target
         self._limit = workers
+        self._nice = nice
         self._slots = threading.BoundedSemaphore(workers)
-        self._idle: list[_WorkerProcess] = []
-        self._all: set[_WorkerProcess] = set()
+        self._idle: list[WorkerProcess] = []
+        self._all: set[WorkerProcess] = set()
         self._lock = threading.Lock()
         self._running = 0
         self._idle_again = threading.Condition(self._lock)
@@ -87,6 +110,7 @@ class CompileService:
         timeout_s: float,
         function: dict[str, Any] | None = None,
         schema: str = "",
+        gate: bool = False,
     ) -> Compiled:
         """Compile ``key`` in a worker and return the library, somewhere in ``work``.
 
@@ -99,50 +123,135 @@ class CompileService:
             function: The user's function behind the op, as data; the op need not exist in the
                 worker then.
             schema: That op's schema in words.
+            gate: Whether the library is timed against the original, too.
 
         Raises:
             CompileError: No usable library, with the decline reason.
         """
+        request = self._compile_request(key, toolchain, check, function, schema, gate)
+        answer = self._answer({**request, "kind": "compile", "work": str(work)}, key, timeout_s)
+        return Compiled(
+            library=Path(answer["library"]),
+            outputs=tuple(answer["outputs"]),
+            calls_aten=answer["calls_aten"],
+            parallel=answer["parallel"],
+            compiler=answer["compiler"],
+            times=path_times(answer["times"]),
+            compared=answer["compared"],
+        )
+
+    def publish(
+        self,
+        key: KernelKey,
+        place: Mapping[str, Any],
+        toolchain: Path,
+        *,
+        check: bool,
+        timeout_s: float,
+        function: dict[str, Any] | None = None,
+        schema: str = "",
+        gate: bool = False,
+    ) -> Published | None:
+        """Have a worker put the entry of ``key`` into the store; ``None`` if it has to wait.
+
+        That is while another process compiles it, or one that shares its lock.
+
+        Args:
+            key: As for ``compile``, like all that is not here.
+            place: The store's ``root``, and what an entry says of where it was made:
+                ``environment`` (its components by name), ``target``, ``requires``.
+            toolchain: As for ``compile``.
+            check: As for ``compile``.
+            timeout_s: As for ``compile``.
+            function: As for ``compile``.
+            schema: As for ``compile``.
+            gate: As for ``compile``.
+
+        Raises:
+            CompileError: No usable library, with the decline reason; the store remembers it.
+        """
+        request = self._compile_request(key, toolchain, check, function, schema, gate)
+        answer = self._answer({**request, "kind": "publish", "store": place}, key, timeout_s)
+        if "busy" in answer:
+            return None
+        return Published(Path(answer["entry"]), compiled=answer.get("compiled", False))
+
+    def measure(
+        self,
+        key: KernelKey,
+        library: Mapping[str, Any],
+        toolchain: Path,
+        *,
+        check: bool,
+        timeout_s: float,
+        function: dict[str, Any] | None = None,
+        schema: str = "",
+    ) -> Measured:
+        """Run a library that exists for the first time here, and take its times.
+
+        Args:
+            key: The call, with the thread count to measure with.
+            library: Its ``path``, and ``outputs`` and ``calls_aten`` as an entry has them.
+            toolchain: Where the C++ hit path is looked for, if this process has not loaded it.
+            check: As for ``compile``, like all that follows.
+            timeout_s: Seconds until the worker is killed.
+            function: The user's function.
+            schema: Its op's schema.
+
+        Raises:
+            CompileError: It must not be used, or there is no worker to tell.
+        """
+        request = self._request(key, toolchain, check, function, schema)
+        request |= {"kind": "measure", "library": library}
+        answer = self._answer(request, key, timeout_s)
+        return Measured(path_times(answer["times"]), compared=answer["compared"])
+
+    def _compile_request(
+        self,
+        key: KernelKey,
+        toolchain: Path,
+        check: bool,
+        function: dict[str, Any] | None,
+        schema: str,
+        gate: bool,
+    ) -> dict[str, Any]:
+        if compiler_on_path() is None:
+            raise CompileError("no_compiler", NO_COMPILER, remember=False)
+        return {
+            **self._request(key, toolchain, check, function, schema),
+            "options": self._options(key),
+            "gate": gate,
+        }
+
+    @staticmethod
+    def _request(
+        key: KernelKey,
+        toolchain: Path,
+        check: bool,
+        function: dict[str, Any] | None,
+        schema: str,
+    ) -> dict[str, Any]:
+        native = _native.loaded_path()
+        return {
+            "key": key.to_json(),
+            "toolchain": str(toolchain),
+            "threads": dict(key.context)["threads"],
+            "native": None if native is None else str(native),
+            "check": check,
+            "trial_timeout_s": TRIAL_TIMEOUT_S,
+            "function": function,
+            "schema": schema,
+        }
+
+    def _answer(self, request: dict[str, Any], key: KernelKey, timeout_s: float) -> dict[str, Any]:
         with self._lock:
             self._running += 1
         try:
-            if compiler_on_path() is None:
-                raise CompileError("no_compiler", NO_COMPILER, remember=False)
-            request = {
-                "key": key.to_json(),
-                "work": str(work),
-                "headers": str(toolchain / "headers"),
-                "options": self._options(key),
-                "check": check,
-                "trial_timeout_s": TRIAL_TIMEOUT_S,
-                "function": function,
-                "schema": schema,
-            }
-            return self._compile(key, request, timeout_s)
+            answer = self._asked(request, key, timeout_s)
         finally:
             with self._lock:
                 self._running -= 1
                 self._idle_again.notify_all()
-
-    def _compile(self, key: KernelKey, request: dict[str, Any], timeout_s: float) -> Compiled:
-        deadline = time.monotonic() + timeout_s
-        for attempt in (1, 2):
-            if self.ended:
-                raise CompileError("worker_died", f"{key.op}: Python is ending", remember=False)
-            with self._worker() as worker:
-                answer = worker.ask(request, deadline)
-            if answer is not None:
-                break
-            if time.monotonic() >= deadline:
-                raise CompileError(
-                    "compile_timeout", f"{key.op}: no library after {timeout_s:g} s", remember=False
-                )
-            if attempt == 2 and not self.ended:
-                raise CompileError(
-                    "worker_died", f"{key.op}: the compile worker died twice", remember=False
-                )
-        if answer is None:
-            raise CompileError("worker_died", f"{key.op}: Python is ending", remember=False)
         if "reason" in answer:
             raise CompileError(
                 answer["reason"],
@@ -150,13 +259,23 @@ class CompileService:
                 log=answer["log"],
                 remember=answer["remember"],
             )
-        return Compiled(
-            library=Path(answer["library"]),
-            outputs=tuple(answer["outputs"]),
-            calls_aten=answer["calls_aten"],
-            parallel=answer["parallel"],
-            compiler=answer["compiler"],
-        )
+        return answer
+
+    def _asked(self, request: dict[str, Any], key: KernelKey, timeout_s: float) -> dict[str, Any]:
+        deadline = time.monotonic() + timeout_s
+        for _ in range(2):
+            if self.ended:
+                break
+            with self._worker() as worker:
+                answer = worker.ask(request, deadline)
+            if answer is not None:
+                return answer
+            if time.monotonic() >= deadline:
+                raise CompileError(
+                    "compile_timeout", f"{key.op}: no library after {timeout_s:g} s", remember=False
+                )
+        died = "Python is ending" if self.ended else "the compile worker died twice"
+        raise CompileError("worker_died", f"{key.op}: {died}", remember=False)
 
     def close(self) -> None:
         """End all workers; what they were compiling is lost."""
@@ -200,9 +319,10 @@ class CompileService:
                     "compile worker",
                     remember=False,
                 )
-        threads = dict(key.context)["threads"]
         ours: dict[str, Any] = {
-            "cpp.threads": threads,
+            "cpp.threads": dict(key.context)["threads"],
+            # Elements a thread; Inductor's 512 cost more to hand out than to compute.
+            "cpp.min_chunk_size": 4096,
             # Three megabytes and half a second of debug tables in each library otherwise.
             "aot_inductor.enable_line_tables": False,
         }
@@ -211,14 +331,16 @@ class CompileService:
         return {**ours, **settings}
 
     @contextlib.contextmanager
-    def _worker(self) -> Iterator[_WorkerProcess]:
+    def _worker(self) -> Iterator[WorkerProcess]:
         with self._slots:
             with self._lock:
                 worker = self._idle.pop() if self._idle else None
             if worker is None:
-                worker = _WorkerProcess(self._target)
+                worker = WorkerProcess(self._target, self._nice)
                 with self._lock:
                     self._all.add(worker)
+                    if self.ended:  # Nobody else would end it any more.
+                        worker.kill()
             try:
                 yield worker
             except BaseException:
@@ -232,88 +354,6 @@ class CompileService:
                     else:
                         self._all.discard(worker)
                         worker.kill()  # It is dead; this closes its pipes.
-
-
-class _WorkerProcess:
-    def __init__(self, target: Target) -> None:
-        try:
-            self._process = subprocess.Popen(
-                child_command("aoti_eager._worker", "main"),
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.DEVNULL,
-                # A group of its own: Ctrl-C in the terminal is for the script, not for us.
-                start_new_session=True,
-            )
-        except OSError as error:
-            raise CompileError(
-                "worker_died", f"the compile worker cannot be started: {error}", remember=False
-            ) from error
-        self._lock = threading.Lock()
-        self._asking = False
-        self._send({"vector_bits": target.vector_bits})
-
-    def ask(self, request: dict[str, Any], deadline: float) -> dict[str, Any] | None:
-        """Return the answer, or ``None`` if the worker died or the deadline passed."""
-        with self._lock:
-            self._asking = True
-        try:
-            return self._ask(request, deadline)
-        finally:
-            with self._lock:
-                self._asking = False
-            if not self.is_alive():
-                self.kill()  # It closes the pipes now.
-
-    def _ask(self, request: dict[str, Any], deadline: float) -> dict[str, Any] | None:
-        if not self._send(request):
-            self.kill()
-            return None
-        assert self._process.stdout is not None
-        pipe = self._process.stdout.fileno()
-        buffer = b""
-        while not buffer.endswith(b"\n"):
-            left = deadline - time.monotonic()
-            ready = wait([pipe], left) if left > 0 else []
-            chunk = os.read(pipe, 1 << 16) if ready else b""
-            if not chunk:
-                self.kill()
-                return None
-            buffer += chunk
-        try:
-            answer: dict[str, Any] = json.loads(buffer)
-        except ValueError:
-            self.kill()
-            return None
-        return answer
-
-    def is_alive(self) -> bool:
-        return self._process.poll() is None
-
-    def kill(self) -> None:
-        # The whole group: the C++ compiler and the trial server too.
-        with contextlib.suppress(ProcessLookupError, PermissionError):
-            os.killpg(self._process.pid, 9)
-        self._process.wait()
-        with self._lock:
-            # Not under a thread that reads from it: the number may be another file's by then.
-            if not self._asking:
-                self._close_pipes()
-
-    def _close_pipes(self) -> None:
-        for pipe in (self._process.stdin, self._process.stdout):
-            if pipe is not None:
-                with contextlib.suppress(OSError):
-                    pipe.close()
-
-    def _send(self, message: dict[str, Any]) -> bool:
-        assert self._process.stdin is not None
-        try:
-            self._process.stdin.write(json.dumps(message).encode() + b"\n")
-            self._process.stdin.flush()
-        except (OSError, ValueError):  # It is dead, or was closed when it was.
-            return False
-        return True
 
 
 NO_COMPILER = (

@@ -18,6 +18,7 @@ from ._library import find_cache
 from ._ops import find_overload, find_packet
 from ._schema import op_schema
 from ._store import StoredEntry
+from ._table import COMPILING
 from ._template import call_template
 from .errors import AotiEagerError, UnsupportedArgumentError, UnsupportedFunctionError
 
@@ -129,6 +130,8 @@ def _in_tables(
         return None
     if isinstance(state, Kernel):
         return "hit", None, "a loaded kernel library serves the call"
+    if state.reason == COMPILING:
+        return "miss", None, "its kernel is being made in the background"
     return "declined", state.reason, f"{REASONS.get(state.reason, '')}: {state.message}"
 
 

@@ -25,7 +25,7 @@ from ._passthrough import passing
 from ._python_function import Description, PythonFunction, python_function
 from ._schema import op_schema
 from ._stats import Counter, OpCounters
-from ._table import Decline, Table, TableKey
+from ._table import COMPILING, Decline, Table, TableKey
 from ._toolchain import Toolchain
 from ._warnings import warn_once
 from .config import config
@@ -117,6 +117,13 @@ class KernelCache:
         self._counts_bypass = self._enabled and mode != "off" and self._always is not None
         if mode not in ("cache_only", "off"):
             self.table.forget_declines("not_in_cache")  # It may be compiled now.
+        if mode == "sync":
+            self.table.forget_declines(COMPILING)  # The next call waits for it.
+        if config.gate:
+            self.table.drop_kernels(lambda kernel: not kernel.gated)
+        else:
+            self.table.forget_declines("slower")
+            self.table.forget_declines("unmeasured")
         self._refresh_native()
 
     def _refresh_native(self) -> None:
@@ -151,6 +158,8 @@ class KernelCache:
             [argument.mutated for argument in self.schema.arguments],
             above.native if above is not None else None,
         )
+        for reason in ("slower", "unmeasured"):  # Python's hit path was; C++ is faster.
+            self.table.forget_declines(reason)
         self.refresh()
 
     def detach_native(self) -> None:
@@ -183,6 +192,12 @@ class KernelCache:
         self.counters.after_fork()
         for table in self._tables.values():
             table.after_fork()
+            for key, decline in list(table.declines.items()):
+                if decline.reason == COMPILING:
+                    # The queue and its threads stayed with the parent.
+                    count = self.counters.declined("forked")
+                    message = "the compile workers are the parent's"
+                    table.decline(key, Decline("forked", message, count, decline.words))
             for key, kernel in list(table.kernels.items()):
                 kernel.lock = threading.RLock()
                 if kernel.parallel:
@@ -272,7 +287,12 @@ class KernelCache:
         self, key: TableKey, keyset: Any, args: Sequence[Any], kwargs: Mapping[str, Any]
     ) -> Any:
         """Return the call's result and, if it can be had, put its kernel into the table."""
-        decline = self.table.declines.get(key)
+        table = self.table
+        if key in table.arrivals and not _compat.is_tracing():
+            arrival = table.arrivals.pop(key, None)  # One call of those that come at once.
+            if arrival is not None:
+                return arrival.serve(keyset, args, kwargs)
+        decline = table.declines.get(key)
         if decline is not None:
             decline.count.add()
             return self.original(keyset, args, kwargs)
@@ -285,9 +305,11 @@ class KernelCache:
             self.counters.declined("reentrant").add()
             return self.original(keyset, args, kwargs)
         flight = self._single_flight(key)
-        # A device's compiler may call the op from threads of its own, while this key waits for it.
-        if not flight.acquire(blocking=not self.toolchain.is_portable):
-            self.counters.declined("reentrant").add()
+        # Nobody waits for the compiler who has not asked for that; and a device's compiler may call
+        # the op from threads of its own, while this key waits for it.
+        in_sync = config.mode == "sync"
+        if not flight.acquire(blocking=in_sync and not self.toolchain.is_portable):
+            (self.counters.declined("reentrant") if in_sync else self.counters.misses).add()
             return self.original(keyset, args, kwargs)
         try:
             kernel = self.lookup(key)

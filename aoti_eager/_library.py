@@ -10,13 +10,14 @@ from __future__ import annotations
 import atexit
 import os
 import threading
+import time
 import weakref
 from collections.abc import Iterable
 from types import TracebackType
 
 import torch
 
-from . import _backend, _compat, _device_backends, _native_path
+from . import _backend, _background, _compat, _device_backends, _native_path
 from ._compat import OpOverload, OpOverloadPacket
 from ._compile import NO_COMPILER, compiler_on_path
 from ._installed import Installed, install
@@ -173,8 +174,10 @@ def registered_ops() -> list[str]:
 def wait(timeout_s: float | None = None) -> bool:
     """Wait for what is done in the background, and use it; return whether all of it is done.
 
-    That is the build of the C++ hit path: ops that were registered before it was there are served
-    by it after this. Call it while no other thread calls the ops, as ``register``.
+    That is what the mode ``background`` has queued: kernels are made and measured, and serve from
+    the next call of their key on, which compares them with the original. And it is the build of the
+    C++ hit path: ops that were registered before it was there are served by it after this. Call it
+    while no other thread calls the ops, as ``register``.
 
     Args:
         timeout_s: Seconds to wait at most; ``None`` is without end.
@@ -182,7 +185,10 @@ def wait(timeout_s: float | None = None) -> bool:
     Raises:
         NativePathError: The build failed, and ``config.strict`` is on; else that is one warning.
     """
-    done = _native_path.wait(timeout_s)
+    deadline = None if timeout_s is None else time.monotonic() + timeout_s
+    done = _background.background.wait(timeout_s)
+    left = None if deadline is None else max(0.0, deadline - time.monotonic())
+    done = _native_path.wait(left) and done
     if _native_path.prepare():
         with _lock:
             _switch_to_native()
@@ -340,6 +346,11 @@ def _config_changed() -> None:
         cache.refresh()
 
 
+def _room_in_queue() -> None:
+    for cache in caches():
+        cache.table.forget_declines("queue_full")
+
+
 def _store_totals() -> None:
     """Add this process's counts to the store's; a process that stored nothing leaves none."""
     counts = {op: count for op, count in stats().items() if count != OpStats()}
@@ -365,5 +376,6 @@ _pid = os.getpid()
 atexit.register(_store_totals)
 config.on_change(_config_changed)
 _device_backends.on_change(_config_changed)
+_background.on_room(_room_in_queue)
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_after_fork)

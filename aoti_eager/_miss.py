@@ -9,36 +9,34 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 from threading import get_ident
-from typing import Any, Protocol
+from typing import Any
 
 from torch import Tensor
 
 from . import _backend
-from ._compat import OpOverload
+from ._backend import Backend
 from ._compile import Compiled
 from ._declines import call_decline
 from ._entries import failed_entry, ready_entry
-from ._entry import Entry, Status
+from ._entry import Status
 from ._kernel import Kernel, call_inputs
-from ._key import ANY_THREADS, kernel_key
+from ._key import KernelKey, kernel_key
+from ._keyed_call import Cache, KeyedCall, refused
 from ._live_check import LiveCheck
 from ._native_key import native_key, words_of_values
-from ._original import OriginalKernel
 from ._passthrough import passthrough
-from ._python_function import Description, PythonFunction
-from ._schema import Kind, OpSchema
-from ._stats import OpCounters
+from ._pending import compile_later
+from ._python_function import Description
 from ._store import StoredEntry
-from ._table import Decline, Table, TableKey
-from ._template import call_template
-from ._toolchain import Toolchain
+from ._table import Decline, TableKey
+from ._template import CallTemplate, call_template
+from ._verdict import Verdict
 from ._warnings import warn_once
 from .config import config
 from .errors import (
-    AotiEagerError,
     CompileError,
-    EntryDamagedError,
     OriginalKernelError,
     RunnerError,
     StoreError,
@@ -53,34 +51,6 @@ log = logging.getLogger("aoti_eager")
 compiling: set[int] = set()
 
 _NOTHING = object()
-
-
-class Cache(Protocol):
-    """What a miss needs of the kernel cache that it happened in."""
-
-    op: OpOverload
-    schema: OpSchema
-    dispatch_key: str
-    original: OriginalKernel
-    counters: OpCounters
-    entrance: Callable[..., Any]
-    lookup: Callable[[TableKey], Kernel | None]
-    table: Table
-    toolchain: Toolchain
-    function: PythonFunction | None
-
-    def describe_function(self) -> tuple[Description | None, list[Tensor]]:
-        """Return the op's Python function as data, if it has one, and its constants."""
-
-    def key_context(
-        self, toolchain: Toolchain, function: Description | None
-    ) -> Sequence[tuple[str, Any]]:
-        """Return what the key holds besides arguments and settings."""
-
-    def decline(
-        self, key: TableKey, reason: str, message: str, words: bytes | None = None
-    ) -> Decline:
-        """Decline calls under ``key`` from now on; ``words`` is the same key in C++."""
 
 
 class Miss:
@@ -102,6 +72,7 @@ class Miss:
         self._op = cache.schema.op
         # Of this moment: another thread may register another backend meanwhile.
         self._toolchain = cache.toolchain
+        self._table = cache.table
         self._result: Any = _NOTHING
         self._raised: BaseException | None = None
         self._counted = False
@@ -132,23 +103,23 @@ class Miss:
         try:
             with passthrough():
                 values = cache.schema.bind(self._args, self._kwargs)
-                self._function, constants = cache.describe_function()
-                self._key = kernel_key(
+                function, constants = cache.describe_function()
+                key = kernel_key(
                     cache.schema,
                     cache.dispatch_key,
                     values,
                     overridden=cache.original.overridden,
-                    more=cache.key_context(self._toolchain, self._function),
+                    more=cache.key_context(self._toolchain, function),
                 )
-                self._template = call_template(cache.schema, self._key)
+                template = call_template(cache.schema, key)
                 overlaps = bool(cache.schema.mutated) and self._mutation_overlaps()
-                self._words = native_key(cache.schema, self._key, overlaps=overlaps)
+                self._words = native_key(cache.schema, key, overlaps=overlaps)
         except UnsupportedArgumentError as error:
             self._words = words_of_values(cache.schema, cache.dispatch_key, values)
             return self._declined(error.reason, str(error))
         except UnsupportedFunctionError as error:
             return self._declined("unsupported_function", f"{self._op}: its function {error}")
-        reason = call_decline(self._template)
+        reason = call_decline(template)
         if reason is None and overlaps:
             reason = "mutated_argument_overlaps"
         if reason is not None:
@@ -157,20 +128,38 @@ class Miss:
             # Another thread changed what the function uses since this call's key was made.
             return self._original()
         self._inputs = [*call_inputs(cache.schema, values), *constants]
-        self._live = LiveCheck(cache.op, self._template, cache.original, self._keyset, self._inputs)
+        self._call = self._keyed_call(key, template, function)
+        self._live = LiveCheck(cache.op, template, cache.original, self._keyset, self._inputs)
         try:
-            found = self._from_store()
+            found = self._call.find(_backend.current())
         except StoreError as error:
             return self._store_failed(error)
         if found is not None:
             return self._serve(found)
         if config.mode == "cache_only":
             return self._declined("not_in_cache", f"{self._op}: not in the cache")
-        if len(cache.table.kernels) >= config.static_cap:
+        if len(self._table.kernels) + self._table.compiling >= config.static_cap:
             return self._declined(
                 "specialisation_cap", f"{self._op}: has {config.static_cap} specialisations"
             )
         return self._compile()
+
+    def _keyed_call(
+        self, key: KernelKey, template: CallTemplate, function: Description | None
+    ) -> KeyedCall:
+        inputs = self._inputs
+        return KeyedCall(
+            cache=self._cache,
+            table=self._table,
+            table_key=self._table_key,
+            key=key,
+            template=template,
+            function=function,
+            toolchain=self._toolchain,
+            words=self._words,
+            numel=sum(tensor.numel() for tensor in inputs),
+            device=next((t.device for t in inputs if t.device.type != "cpu"), None),
+        )
 
     def _mutation_overlaps(self) -> bool:
         # The table key has the answer just before the four values of the context.
@@ -180,48 +169,26 @@ class Miss:
 
     # -- a kernel from the store --
 
-    def _from_store(self) -> StoredEntry | None:
-        backend = _backend.current()
-        for key in (self._key.with_threads(ANY_THREADS), self._key):
-            try:
-                found = backend.store.find(key, backend.environment, backend.features)
-                if found is not None and found.entry.status is Status.READY:
-                    backend.store.check_library(found)
-            except EntryDamagedError as error:
-                if config.strict:
-                    raise
-                log.warning("%s; it is removed and made anew", error)
-                backend.discard(error)
-                continue
-            except AotiEagerError as error:
-                if isinstance(error, StoreError) and not hasattr(error, "path"):
-                    raise
-                log.warning("%s; it is passed over", error)
-                continue
-            if found is not None:
-                return found
-        return None
-
     def _serve(self, found: StoredEntry) -> Any:
-        entry = found.entry
+        entry, backend = found.entry, _backend.current()
         if entry.status is not Status.READY:
             reason = entry.reason or "mismatch"
             return self._declined(reason, entry.message or reason)
+        verdict = self._call.verdict(found, backend)
+        refused = self._refused(found, verdict, backend)
+        if refused is not None:
+            return refused()
         try:
-            kernel = self._load(found.library_path, entry)
+            kernel = self._call.load(found.library_path, entry)
         except RunnerError as error:
             return self._declined("library_unloadable", str(error))
+        kernel.gated = self._call.passes_gate
         if kernel.parallel and _backend.is_forked():
             return self._declined("forked", "OpenMP's threads stayed with the parent")
-        if self._wants_check(entry):
+        if self._call.wants_check(entry, verdict):
             before = self._live.copies()
             result = self._original()
-            problems = self._live.problems(kernel, entry.outputs, result, before)
-            if problems:
-                self._quarantine(found, problems)
-                self._decline_next("mismatch", "; ".join(problems))
-            else:
-                self._publish_to_table(kernel)
+            self._check(found, kernel, result, before)
             return result
         was_native = kernel.native() is not None
         self._publish_to_table(kernel)
@@ -235,29 +202,52 @@ class Miss:
             if kernel.native() is not None and not was_native:
                 self._publish_to_table(kernel)  # C++ takes some kernels after their first run.
 
-    def _load(self, library: Any, entry: Entry) -> Kernel:
-        runner = self._toolchain.load(library, entry, self._inputs)
-        plain = all(
-            argument.kind is Kind.TENSOR and isinstance(component, dict) and "dtype" in component
-            for argument, (_, component) in zip(
-                self._cache.schema.arguments, self._key.arguments, strict=True
-            )
-            if argument.is_tensor
-        )
-        parallel = dict(entry.key.context)["threads"] != ANY_THREADS
-        return Kernel(
-            self._cache.schema,
-            runner,
-            entry.outputs,
-            plain=plain,
-            parallel=parallel,
-            words=self._words,
-        )
+    def _refused(
+        self, found: StoredEntry, verdict: Verdict, backend: Backend
+    ) -> Callable[[], Any] | None:
+        """Return what becomes of the call if a stored library does not serve it now, else nothing.
+
+        A library that was not measured here is measured: now, or in the background.
+        """
+        call = self._call
+        background = config.mode != "sync" and call.toolchain.works_in_background
+        if not call.is_gated:
+            if background and call.wants_check(found.entry, verdict):
+                return lambda: self._later(found)
+            return None
+        taken = call.time(verdict)
+        if background and (
+            taken is None or (taken.wins and call.wants_check(found.entry, verdict))
+        ):
+            return lambda: self._later(found)
+        if taken is None:
+            try:
+                _, taken = call.measure(found, verdict, backend, background=False)
+            except CompileError as error:
+                message = str(error)
+                return lambda: self._declined("unmeasured", message)
+        if taken is None or not taken.wins:
+            return lambda: self._declined(*refused(taken))
+        return None
+
+    def _check(self, found: StoredEntry, kernel: Kernel, result: Any, before: list[Tensor]) -> None:
+        """Use a stored library that gives what the original gave; quarantine another."""
+        problems = self._live.problems(kernel, found.entry.outputs, result, before)
+        if problems:
+            self._quarantine(found, problems)
+            self._decline_next("mismatch", "; ".join(problems))
+            return
+        self._publish_to_table(kernel)
+        if not self._cache.original.overridden:
+            backend = _backend.current()
+            verdict = self._call.verdict(found, backend)
+            self._call.keep(replace(verdict, checked=True), found, backend)
 
     # -- a kernel from the compiler --
 
     def _compile(self) -> Any:
-        before = self._live.copies() if self._checks else []
+        in_background = config.mode != "sync"
+        before = self._live.copies() if self._call.checks and not in_background else []
         sizes_before = [(t.shape, t.stride()) for t in self._inputs]
         # First of all: an invalid call raises the original's own exception, and nothing else runs.
         result = self._original()
@@ -269,6 +259,9 @@ class Miss:
             return result
         if sizes_before != [(t.shape, t.stride()) for t in self._inputs]:
             self._decline_next("out_resized", f"{self._op}: the original resized an argument")
+            return result
+        if in_background:
+            self._queue()
             return result
         ident = get_ident()
         compiling.add(ident)
@@ -288,22 +281,37 @@ class Miss:
             compiling.discard(ident)
         return result
 
+    def _later(self, found: StoredEntry) -> Any:
+        """Return the original's result; what the library is worth is found out meanwhile."""
+        result = self._original()
+        self._queue(found)
+        return result
+
+    def _queue(self, found: StoredEntry | None = None) -> None:
+        if _backend.is_forked():
+            # A process for each of a data loader's workers would be in the way of all.
+            self._decline_next("forked", "the compile workers are the parent's")
+        elif not compile_later(self._call, found):
+            self._decline_next("queue_full", f"{self._op}: too many keys wait for the compiler")
+
     def _compile_and_check(self, result: Any, before: list[Tensor]) -> None:
         backend = _backend.current()
-        with backend.store.locked(self._key), backend.store.workspace() as work:
+        with backend.store.locked(self._call.key), backend.store.workspace() as work:
             # Another process may have compiled it while this one waited for the lock.
-            found = self._from_store()
+            found = self._call.find(backend)
             if found is not None:
                 self._adopt(found, result, before)
                 return
             self._cache.counters.compiles.add()
             try:
-                compiled = self._toolchain.compile(self._template, self._function, backend, work)
+                compiled = self._toolchain.compile(
+                    self._call.template, self._call.function, backend, work
+                )
             except CompileError as error:
                 if error.remember:
                     target, requires = self._toolchain.target(backend)
                     entry = failed_entry(
-                        self._key,
+                        self._call.key,
                         backend.environment,
                         target,
                         requires,
@@ -320,28 +328,35 @@ class Miss:
             reason = found.entry.reason or "mismatch"
             self._decline_next(reason, found.entry.message or reason)
             return
+        backend = _backend.current()
+        verdict = self._call.verdict(found, backend)
+        if self._call.is_gated:
+            taken = self._call.time(verdict)
+            if taken is None:
+                verdict, taken = self._call.measure(found, verdict, backend, background=False)
+            if taken is None or not taken.wins:
+                self._decline_next(*refused(taken))
+                return
         try:
-            kernel = self._load(found.library_path, found.entry)
+            kernel = self._call.load(found.library_path, found.entry)
         except RunnerError as error:
             self._decline_next("library_unloadable", str(error))
             return
+        kernel.gated = self._call.passes_gate
         if kernel.parallel and _backend.is_forked():
             # Before the check: it would run the kernel, too.
             self._decline_next("forked", "OpenMP's threads stayed with the parent")
             return
-        if self._wants_check(found.entry):
-            problems = self._live.problems(kernel, found.entry.outputs, result, before)
-            if problems:
-                self._quarantine(found, problems)
-                self._decline_next("mismatch", "; ".join(problems))
-                return
-        self._publish_to_table(kernel)
+        if self._call.wants_check(found.entry, verdict):
+            self._check(found, kernel, result, before)
+        else:
+            self._publish_to_table(kernel)
 
-    def _use(self, compiled: Compiled, result: Any, before: list[Tensor], work: Any) -> None:
+    def _use(self, compiled: Compiled, result: Any, before: list[Tensor], work: Path) -> None:
         backend = _backend.current()
         target, requires = self._toolchain.target(backend)
         entry = ready_entry(
-            self._key,
+            self._call.key,
             backend.environment,
             target,
             requires,
@@ -349,18 +364,18 @@ class Miss:
             calls_aten=compiled.calls_aten,
             parallel=compiled.parallel,
             compiler=compiled.compiler,
-            checked=self._checks,
+            checked=self._call.checks,
             portable=self._toolchain.is_portable,
         )
         try:
-            kernel = self._load(compiled.library, entry)
+            kernel = self._call.load(compiled.library, entry)
         except RunnerError as error:
             raise CompileError("library_unloadable", str(error), remember=False) from error
         if kernel.parallel and _backend.is_forked():
             self._decline_next("forked", "OpenMP's threads stayed with the parent")
             return
         problems: list[str] = []
-        if self._checks:
+        if self._call.checks:
             problems = self._live.problems(kernel, entry.outputs, result, before)
         if problems:
             message = "; ".join(problems)
@@ -370,17 +385,27 @@ class Miss:
             self._cache.counters.failures.add()
             self._decline_next("mismatch", message)
             return
-        # Usable even if the store turns out to be full: the library is mapped already.
+        self._use_if_faster(kernel, compiled)
+        found = backend.store.publish(entry, work, compiled.library, "")
+        if found.entry.library is not None and self._call.is_gated:
+            verdict = Verdict(found.entry.library.sha256, compared=compiled.compared)
+            verdict = verdict.with_times(compiled.times, self._call.threads)
+            self._call.keep(verdict, found, backend)
+
+    def _use_if_faster(self, kernel: Kernel, compiled: Compiled) -> None:
+        """Put the kernel into the table, unless it was measured to lose.
+
+        Usable even if the store turns out to be full: the library is mapped already.
+        """
+        call = self._call
+        if call.is_gated:
+            times = Verdict("").with_times(compiled.times, call.threads)
+            taken = call.time(times) or times.time("python", call.threads)
+            if taken is None or not taken.wins:
+                self._decline_next(*refused(taken))
+                return
+        kernel.gated = call.passes_gate
         self._publish_to_table(kernel)
-        backend.store.publish(entry, work, compiled.library, "")
-
-    @property
-    def _checks(self) -> bool:
-        return bool(config.check) or self._cache.original.overridden
-
-    def _wants_check(self, entry: Entry) -> bool:
-        """Return whether a stored library must be compared here before it serves calls."""
-        return (self._checks and not entry.checked) or self._cache.original.overridden
 
     # -- outcomes --
 
@@ -393,11 +418,14 @@ class Miss:
         return self._result
 
     def _publish_to_table(self, kernel: Kernel) -> None:
-        self._cache.table.put(self._table_key, kernel)
+        self._table.put(self._table_key, kernel)
 
     def _decline_next(self, reason: str, message: str) -> None:
         """Decline this key from the next call on; this call has its result."""
-        decline = self._cache.decline(self._table_key, reason, message, self._words)
+        count = self._cache.counters.declined(reason)
+        decline = Decline(reason, message, count, self._words)
+        self._table.decline(self._table_key, decline)
+        log.info("%s: declined (%s): %s", self._op, reason, message)
         if not self._counted:
             decline.count.add()
             self._counted = True

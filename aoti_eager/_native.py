@@ -98,6 +98,11 @@ def is_loaded() -> bool:
     return _library is not None
 
 
+def loaded_path() -> Path | None:
+    """Return the hit path's file, if it is open."""
+    return None if _library is None else Path(_library._name)
+
+
 def add_passing(by: int) -> None:
     """Change by how many blocks of ``passthrough`` this thread is in."""
     _library.ae_passing_add(by)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import builtins
 import importlib
 import types
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -28,7 +28,12 @@ class RebuiltFunction:
         self, constants: Sequence[Tensor], args: Sequence[Any], kwargs: Mapping[str, Any]
     ) -> Any:
         """Return the result of a call with these tensors in place of those it closes over."""
-        return _Reader(constants).function(self._document)(*args, **kwargs)
+        return self.with_constants_for_good(constants)(*args, **kwargs)
+
+    def with_constants_for_good(self, constants: Sequence[Tensor]) -> Callable[..., Any]:
+        """Return the function with these tensors in it, for many calls."""
+        function: Callable[..., Any] = _Reader(constants).function(self._document)
+        return function
 
 
 class _Reader:

@@ -67,7 +67,7 @@ class OpStats:
     Attributes:
         hits: Calls that a kernel library served.
         misses: Calls that ran the original kernel because no kernel was there yet: it was made
-            during the call, or the original raised.
+            during the call or in the background, or the original raised.
         declines: Calls that ran the original kernel for a named reason.
         compiles: Kernel libraries compiled.
         failures: Compiles that gave no usable library, and runs that raised.
@@ -109,6 +109,7 @@ class OpCounters:
         self.compiles = Counter()
         self.failures = Counter()
         self._declined: dict[str, Counter] = {}
+        self._pending: list[Counter] = []
         self._lock = threading.Lock()
 
     def after_fork(self) -> None:
@@ -118,7 +119,7 @@ class OpCounters:
     def close(self) -> None:
         """Free what C++ counted with; the counts stay."""
         with self._lock:
-            for counter in (self.hits, self.misses, *self._declined.values()):
+            for counter in (self.hits, self.misses, *self._declined.values(), *self._pending):
                 counter.close()
 
     def declined(self, reason: str) -> Counter:
@@ -126,13 +127,21 @@ class OpCounters:
         with self._lock:
             return self._declined.setdefault(reason, Counter())
 
+    def pending(self) -> Counter:
+        """Return a new counter of the calls of one key while its kernel is being made: misses."""
+        counter = Counter()
+        with self._lock:
+            self._pending.append(counter)
+        return counter
+
     def snapshot(self) -> OpStats:
         """Return the counts of this moment."""
         with self._lock:
             declined = {reason: c.value for reason, c in self._declined.items() if c.value}
+            pending = sum(counter.value for counter in self._pending)
         return OpStats(
             hits=self.hits.value,
-            misses=self.misses.value,
+            misses=self.misses.value + pending,
             declines=sum(declined.values()),
             compiles=self.compiles.value,
             failures=self.failures.value,

@@ -130,6 +130,18 @@ class Store:
         except StoreError:
             return False
 
+    def read(self, path: Path) -> StoredEntry:
+        """Return the entry in one directory, which ``publish`` has returned to somebody.
+
+        Raises:
+            FileNotFoundError: It has been deleted.
+            EntryDamagedError: It is not what was published.
+            CacheFormatError: A newer format wrote it.
+            StoreError: The store cannot be read, or is not ours.
+        """
+        self._trust()
+        return self._read(path)
+
     def check_library(self, found: StoredEntry) -> None:
         """Compare the library's bytes with the entry's digest; call it before every load.
 

@@ -8,9 +8,9 @@ dict is one step, in C++ by epochs (``csrc/epochs.h``).
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 from ._kernel import Kernel
 from ._native import NativeTable
@@ -35,12 +35,26 @@ class Decline:
     words: bytes | None = None
 
 
+# The reason of keys that have been given to the compile workers: nothing is decided yet, and their
+# calls count as misses.
+COMPILING = "compiling"
+
+
+class Arrival(Protocol):
+    """A library that has come for a key, and serves once a call of it was compared."""
+
+    def serve(self, keyset: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+        """Return a call's result, and put the library or a decline into the table."""
+
+
 class Table:
     """What has been decided for the keys of one op.
 
     Attributes:
         kernel: Returns the kernel of a key, or ``None``; it is on the hit path.
         native: The same for C++, once ``attach`` was called.
+        arrivals: What is to be compared on the next call of its key.
+        compiling: How many keys are with the compile workers.
     """
 
     def __init__(self) -> None:
@@ -49,6 +63,9 @@ class Table:
         # Bound once: looking the method up on every call costs as much as the lookup.
         self.kernel: Callable[[TableKey], Kernel | None] = self.kernels.get
         self.native: NativeTable | None = None
+        self.arrivals: dict[TableKey, Arrival] = {}
+        self.compiling = 0
+        self._closed = False
         self._lock = threading.RLock()
 
     def attach(self) -> NativeTable:
@@ -65,17 +82,42 @@ class Table:
     def put(self, key: TableKey, kernel: Kernel) -> None:
         """Serve calls of ``key`` by ``kernel`` from now on."""
         with self._lock:
+            if self._closed:
+                return
             self.kernels[key] = kernel
-            self.declines.pop(key, None)
+            self._undecline(key)
             self._put_natively(kernel)
+
+    def arrive(self, key: TableKey, arrival: Arrival) -> None:
+        """Have the next call of ``key`` compared; calls beside it go on with the original."""
+        with self._lock:
+            decline = self.declines.get(key)
+            if self._closed or decline is None or decline.reason != COMPILING:
+                return  # It was decided otherwise meanwhile.
+            self.arrivals[key] = arrival
+            if self.native is not None and decline.words is not None:
+                self.native.remove(decline.words)
+
+    def drop_kernels(self, which: Callable[[Kernel], bool]) -> None:
+        """Let go of the kernels of which ``which`` is true; their keys are decided on again."""
+        with self._lock:
+            for key, kernel in list(self.kernels.items()):
+                if which(kernel):
+                    del self.kernels[key]
+                    if self.native is not None and kernel.words is not None:
+                        self.native.remove(kernel.words)
 
     def decline(self, key: TableKey, decline: Decline) -> None:
         """Keep the original for calls of ``key`` from now on."""
         with self._lock:
+            if self._closed:
+                return
             if len(self.declines) >= DECLINES_LIMIT:
                 self._forget_declines()  # They are found out again; memory is not.
             self.kernels.pop(key, None)
+            self._undecline(key)
             self.declines[key] = decline
+            self.compiling += decline.reason == COMPILING
             self._decline_natively(decline)
 
     def forget_declines(self, reason: str) -> None:
@@ -83,15 +125,23 @@ class Table:
         with self._lock:
             for key, decline in list(self.declines.items()):
                 if decline.reason == reason:
-                    del self.declines[key]
-                    if self.native is not None and decline.words is not None:
-                        self.native.remove(decline.words)
+                    self.forget_decline(key)
+
+    def forget_decline(self, key: TableKey) -> None:
+        """Let one key be decided on again."""
+        with self._lock:
+            decline = self.declines.get(key)
+            self._undecline(key)
+            if self.native is not None and decline is not None and decline.words is not None:
+                self.native.remove(decline.words)
 
     def clear(self) -> None:
         """Let go of all libraries; a call that is inside of one ends undisturbed."""
         with self._lock:
             self.kernels.clear()
             self.declines.clear()
+            self.arrivals.clear()
+            self.compiling = 0
             if self.native is not None:
                 self.native.clear()
 
@@ -99,6 +149,7 @@ class Table:
         """Let go of all, for good; no op may look into the C++ table any more."""
         with self._lock:
             self.clear()
+            self._closed = True  # What a worker still brings is let go of.
             native, self.native = self.native, None
             if native is not None:
                 native.close()
@@ -107,8 +158,15 @@ class Table:
         """Let go of a lock that a thread of the parent may have held."""
         self._lock = threading.RLock()
 
+    def _undecline(self, key: TableKey) -> None:
+        decline = self.declines.pop(key, None)
+        self.arrivals.pop(key, None)
+        self.compiling -= decline is not None and decline.reason == COMPILING
+
     def _forget_declines(self) -> None:
         self.declines.clear()
+        self.arrivals.clear()
+        self.compiling = 0
         if self.native is not None:
             # Not one by one: that would be a pause in the call that came to the limit.
             self.native.clear()

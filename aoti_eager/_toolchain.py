@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from ._backend import Backend
 from ._compat import OpOverload, raw_schema
-from ._compile import Compiled
+from ._compile import Compiled, Measured, Published
 from ._device_backends import DeviceBackend
 from ._entry import Entry
 from ._key import Component
@@ -67,6 +68,11 @@ class Toolchain:
             return self._device_backend.device_type, frozenset()
         return backend.target.name, backend.target.requires
 
+    @property
+    def works_in_background(self) -> bool:
+        """Return whether worker processes of ours try and measure what is compiled."""
+        return self._device_backend is None
+
     def compile(
         self,
         template: CallTemplate,
@@ -97,28 +103,83 @@ class Toolchain:
                 compiler=self._device_backend.identity,
             )
         return backend.service.compile(
-            template.key,
-            work,
-            backend.toolchain,
-            check=config.check,
-            timeout_s=config.compile_timeout_s,
-            function=None if function is None else function.document,
-            schema=str(raw_schema(self._op)),
+            template.key, work, backend.toolchain, gate=config.gate, **self._asked(function)
         )
 
+    def publish(
+        self, template: CallTemplate, function: Description | None, backend: Backend
+    ) -> Published | None:
+        """Have a worker of low priority put the call's entry into the store; it is waited for.
+
+        ``None`` if it has to wait for another process. Arguments and errors as for ``compile``.
+        """
+        target, requires = self.target(backend)
+        place = {
+            "root": str(backend.store.root),
+            "environment": dict(backend.environment.components),
+            "target": target,
+            "requires": sorted(requires),
+        }
+        return backend.background_service.publish(
+            template.key, place, backend.toolchain, gate=config.gate, **self._asked(function)
+        )
+
+    def measure(
+        self,
+        template: CallTemplate,
+        function: Description | None,
+        backend: Backend,
+        library: Path,
+        entry: Entry,
+        *,
+        background: bool,
+    ) -> Measured:
+        """Return the times of a stored library, tried and timed in a worker.
+
+        Args:
+            template: The call.
+            function: As for ``compile``.
+            backend: As for ``compile``.
+            library: Its file.
+            entry: Its entry.
+            background: Whether the worker has a low priority.
+
+        Raises:
+            CompileError: It must not be used, or there is no worker.
+        """
+        described = {
+            "path": str(library),
+            "outputs": [dict(output) for output in entry.outputs],
+            "calls_aten": entry.calls_aten,
+        }
+        service = backend.background_service if background else backend.service
+        return service.measure(template.key, described, backend.toolchain, **self._asked(function))
+
+    def _asked(self, function: Description | None) -> dict[str, Any]:
+        return {
+            "check": config.check,
+            "timeout_s": config.compile_timeout_s,
+            "function": None if function is None else function.document,
+            "schema": str(raw_schema(self._op)),
+        }
+
     def load(
-        self, library: Path, entry: Entry, inputs: Sequence[Tensor]
+        self, library: Path, entry: Entry, *, numel: int, device: torch.device | None
     ) -> LibraryRunner | DeviceRunner:
-        """Return a loaded library; ``inputs`` are those of the call that needs it.
+        """Return a loaded library.
+
+        Args:
+            library: Its file.
+            entry: Its entry.
+            numel: How many elements all inputs have together.
+            device: That of the first input which is not on the CPU, if there is one.
 
         Raises:
             RunnerError: It cannot be loaded.
         """
         if self._device_backend is not None:
-            devices = [t.device for t in inputs if t.device.type != "cpu"]
-            device = devices[0] if devices else torch.device(self._device_backend.device_type)
+            device = device or torch.device(self._device_backend.device_type)
             return DeviceRunner(self._device_backend.load(library, device))
-        numel = sum(tensor.numel() for tensor in inputs)
         return LibraryRunner(
             library,
             calls_aten=entry.calls_aten,

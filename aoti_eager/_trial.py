@@ -1,29 +1,22 @@
 """The first run of every new library, in a process that may die of it.
 
-A server that has imported torch and run nothing forks a child for each library; the child makes up
-arguments from the key's metadata, runs the library, and compares with the original kernel.
+A child of a fork server (``_fork_server.py``) makes up arguments from the key's metadata, runs the
+library, and compares with the original kernel.
 Generated code can write past its buffers or abort, and then it is the child that ends. The compile
 worker starts the server with glibc's checking allocator where there is one, so that a write past a
 buffer ends the child at once and not some later, innocent process.
-
-Fork, not spawn: importing torch takes a second, and a process that has not yet run an op has no
-threads that a fork could lose.
 """
 
 from __future__ import annotations
 
-import json
-import os
-import select
-import signal
-import sys
-import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from . import _fork_server
 from ._call_target import call_target
 from ._check import copy_tensor, differences, float64_reference, fresh_results
 from ._compat import set_deterministic_algorithms
@@ -33,61 +26,11 @@ from ._template import CallTemplate, TensorSlot, call_template, slot_dtype
 
 
 def serve() -> None:
-    """Answer requests on standard input until it ends; one JSON document a line each way."""
-    answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
-    os.dup2(2, 1)  # What a library prints must not be taken for an answer.
-    for line in sys.stdin:
-        answers.write(json.dumps(_in_child(json.loads(line))) + "\n")
-        answers.flush()
+    """Try libraries until standard input ends; see ``_fork_server``."""
+    _fork_server.serve(_try_library)
 
 
-def _in_child(request: dict[str, Any]) -> dict[str, Any]:
-    read, write = os.pipe()
-    child = os.fork()
-    if child == 0:
-        status = 1
-        try:
-            os.close(read)
-            document = json.dumps(_try_library(request)).encode()
-            with os.fdopen(write, "wb") as pipe:
-                pipe.write(document)
-            status = 0
-        finally:
-            os._exit(status)
-    os.close(write)
-    answer = _read_until(read, time.monotonic() + request["timeout_s"])
-    os.close(read)
-    if answer is None:
-        os.kill(child, signal.SIGKILL)
-    _, status = os.waitpid(child, 0)
-    if answer is None:
-        message = f"no end after {request['timeout_s']:g} s"
-        return {"reason": "crashed", "message": message, "remember": False}
-    if os.WIFSIGNALED(status):
-        name = signal.Signals(os.WTERMSIG(status)).name
-        # Killed from outside (out of memory, say): another time it may pass.
-        remember = os.WTERMSIG(status) != signal.SIGKILL
-        message = f"the process ended with {name}"
-        return {"reason": "crashed", "message": message, "remember": remember}
-    if not answer:
-        return {"reason": "crashed", "message": f"the process ended with status {status}"}
-    result: dict[str, Any] = json.loads(answer)
-    return result
-
-
-def _read_until(pipe: int, deadline: float) -> bytes | None:
-    chunks: list[bytes] = []
-    while True:
-        ready, _, _ = select.select([pipe], [], [], max(0.0, deadline - time.monotonic()))
-        if not ready:
-            return None
-        chunk = os.read(pipe, 1 << 16)
-        if not chunk:
-            return b"".join(chunks)
-        chunks.append(chunk)
-
-
-def _try_library(request: dict[str, Any]) -> dict[str, Any]:
+def _try_library(request: Mapping[str, Any]) -> dict[str, Any]:
     key = KernelKey.from_json(request["key"])
     op, schema = call_target(key.op, request.get("function"), request.get("schema", ""))
     template = call_template(schema, key)
@@ -101,6 +44,7 @@ def _try_library(request: dict[str, Any]) -> dict[str, Any]:
         runner = LibraryRunner(Path(request["library"]), calls_aten=False)
     except Exception as error:  # noqa: BLE001 - the answer is the reason
         return {"reason": "library_unloadable", "message": str(error)}
+    compared = 0
     for data in ("normal", "positive", "special"):
         torch.manual_seed(0)
         inputs = [made_up_input(slot, data, i) for i, slot in enumerate(template.slots)]
@@ -111,10 +55,11 @@ def _try_library(request: dict[str, Any]) -> dict[str, Any]:
         except Exception as error:  # noqa: BLE001 - the answer is the reason
             return {"reason": "raised", "message": str(error)}
         found = _compared(template, op, outputs, inputs, mine, got, data)
+        compared += found is not None
         if found and request["check"]:
             message = f"on {data} data: {'; '.join(found)}"
             return {"reason": "mismatch", "message": message}
-    return {}
+    return {"compared": compared}
 
 
 def _compared(
@@ -125,8 +70,10 @@ def _compared(
     mine: list[Tensor],
     got: list[Tensor],
     data: str,
-) -> list[str]:
+) -> list[str] | None:
     """Return what differs between the library's run and the original's, on made-up ``data``.
+
+    ``None`` where such data is invalid for the op, so that there is nothing to compare.
 
     The caller's own arguments are one sample, and what differs elsewhere would go unseen for good.
     "normal" data finds wrong code; it is larger than what most scripts compute with, and sums in
@@ -139,8 +86,8 @@ def _compared(
     try:
         with torch.no_grad():
             result = template.call(op, theirs, as_number=lambda number: number.item())
-    except Exception:  # noqa: BLE001 - made-up data may be invalid for the op: nothing to compare
-        return []
+    except Exception:  # noqa: BLE001 - the original refuses the data
+        return None
     expected = fresh_results(outputs, result, len(template.schema.returns))
 
     def reference() -> Any:

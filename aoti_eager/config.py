@@ -30,7 +30,7 @@ if sys.version_info >= (3, 11):
 else:
     import tomli as tomllib
 
-MODES = ("sync", "cache_only", "off")
+MODES = ("background", "sync", "cache_only", "off")
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,10 +110,10 @@ SETTINGS: dict[str, Setting] = {
     for setting in (
         Setting(
             "mode",
-            "sync",
+            "background",
             _mode,
-            "sync compiles a missing kernel before the call returns; cache_only never compiles; "
-            "off runs originals",
+            "background runs the original while worker processes compile a missing kernel; sync "
+            "compiles it before the call returns; cache_only never compiles; off runs originals",
         ),
         Setting(
             "cache_dir",
@@ -125,8 +125,7 @@ SETTINGS: dict[str, Setting] = {
             "gate",
             True,
             _flag,
-            "use only kernels that were measured to beat the original (accepted; without effect "
-            "until the measurement exists)",
+            "use only kernels that were measured to beat the original on this model of processor",
         ),
         Setting(
             "check",
@@ -153,7 +152,12 @@ SETTINGS: dict[str, Setting] = {
             "the C++ hit path: auto builds it in the background and uses it from the next register "
             "on, 1 waits for it at register, 0 serves from Python",
         ),
-        Setting("workers", 1, _count, "most compile worker processes at a time"),
+        Setting(
+            "workers",
+            1,
+            _count,
+            "most compile worker processes at a time, of those that calls wait for and of the others",
+        ),
         Setting(
             "compile_timeout_s",
             300.0,

@@ -16,6 +16,7 @@ from typing import Any
 from aoti_eager._compile import Compiled
 from aoti_eager._environment import current_environment
 from aoti_eager._key import KernelKey, json_digest
+from aoti_eager._verdict import path_times
 from aoti_eager.errors import CompileError
 
 Compile = Callable[..., Compiled]
@@ -36,7 +37,14 @@ def remembering(compile_: Compile, directory: Path) -> Compile:
             raise CompileError(**document["error"])
         library = work / "copied.so"
         shutil.copyfile(kept / "library", library)
-        return Compiled(**{**document, "library": library, "outputs": tuple(document["outputs"])})
+        return Compiled(
+            **{
+                **document,
+                "library": library,
+                "outputs": tuple(document["outputs"]),
+                "times": path_times(document["times"]),
+            }
+        )
 
     return compile_once
 

@@ -1,0 +1,358 @@
+"""What the compile worker does for one request: compile, try, measure, publish (worker only)."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes.util
+import os
+import tempfile
+import traceback
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ._entries import failed_entry, ready_entry
+from ._environment import Environment, cpu_features
+from ._fork_server import ForkServer
+from ._key import ANY_THREADS, KernelKey
+from ._store import Store, StoredEntry
+from ._verdict import Verdict, Verdicts, path_times
+from .errors import (
+    AotiEagerError,
+    CompileError,
+    EntryDamagedError,
+    LockTimeoutError,
+    StoreError,
+)
+
+if TYPE_CHECKING:
+    from ._lowering import Lowered
+
+# Another process compiles a key that lies under the same lock: later, and other keys meanwhile.
+_LOCK_TIMEOUT_S = 0.05
+# Above it, what a parallel region costs to enter and leave is nothing, and one thread cannot win.
+_SERIAL_BELOW_US = 300.0
+
+Request = Mapping[str, Any]
+Answer = dict[str, Any]
+Times = dict[str, dict[str, float]]
+
+
+def trial_server() -> ForkServer:
+    """Return the server of first runs: with glibc's checking allocator where there is one."""
+    checker = ctypes.util.find_library("c_malloc_debug")
+    if checker is None:
+        return ForkServer("_trial")
+    # Fills memory and checks what lies behind a block when it is freed.
+    tunables = "glibc.malloc.check=3:glibc.malloc.perturb=165"
+    return ForkServer("_trial", {"LD_PRELOAD": checker, "GLIBC_TUNABLES": tunables})
+
+
+class CompileJobs:
+    """Answers requests, one at a time.
+
+    Args:
+        vector_bits: See ``_inductor_compat.prepare_worker``.
+
+    Attributes:
+        work: The directory of the request that is being answered: temporary, all of it.
+        ending: Whether the parent is gone, so that what goes wrong now says nothing about a key.
+    """
+
+    def __init__(self, vector_bits: int) -> None:
+        self.work: Path | None = None
+        self.ending = False
+        self._vector_bits = vector_bits
+        self._trial = trial_server()
+        self._measurer = ForkServer("_measure")
+        self._inductor_ready = False
+
+    def answer(self, request: Request) -> Answer:
+        """Return what became of a request; nothing is raised."""
+        kinds: dict[str, Callable[[Request], Answer]] = {
+            "compile": self._compile_into_work,
+            "publish": self._publish,
+            "measure": self._measure_stored,
+        }
+        try:
+            return kinds[request["kind"]](request)
+        except CompileError as error:
+            return _failure(error.reason, str(error), error.log, error.remember)
+        except StoreError as error:
+            return _failure("store_unwritable", str(error), "", False)
+        except Exception as error:  # noqa: BLE001 - the answer is the reason; the worker lives on
+            text = traceback.format_exc()
+            return _failure("compile_failed", f"{type(error).__name__}: {error}", text, False)
+
+    # -- a library in the caller's directory --
+
+    def _compile_into_work(self, request: Request) -> Answer:
+        with self._working_in(Path(request["work"])):
+            return self._compile(request, Path(request["work"]))
+
+    # -- an entry in the store --
+
+    def _publish(self, request: Request) -> Answer:
+        """Return the path of the key's entry: found, or compiled and published here."""
+        key = KernelKey.from_json(request["key"])
+        place = request["store"]
+        store = Store(Path(place["root"]), lock_timeout_s=_LOCK_TIMEOUT_S)
+        environment = Environment(tuple(sorted(place["environment"].items())))
+        try:
+            with store.locked(key):
+                found = _stored(store, key, environment)
+                if found is not None:
+                    return {"entry": str(found.path)}
+                with store.workspace() as work, self._working_in(work):
+                    return self._compile_and_publish(request, key, store, environment, work)
+        except LockTimeoutError:
+            return {"busy": True}
+
+    def _compile_and_publish(
+        self, request: Request, key: KernelKey, store: Store, environment: Environment, work: Path
+    ) -> Answer:
+        target, requires = request["store"]["target"], frozenset(request["store"]["requires"])
+        try:
+            made = self._compile(request, work)
+        except CompileError as error:
+            if error.remember and not self.ending:
+                entry = failed_entry(
+                    key,
+                    environment,
+                    target,
+                    requires,
+                    reason=error.reason,
+                    message=str(error),
+                )
+                store.publish(entry, work, None, error.log)
+            raise
+        entry = ready_entry(
+            key,
+            environment,
+            target,
+            requires,
+            outputs=made["outputs"],
+            calls_aten=made["calls_aten"],
+            parallel=made["parallel"],
+            compiler=made["compiler"],
+            checked=False,
+        )
+        if self.ending:
+            raise CompileError("worker_died", "the process that asked is gone", remember=False)
+        stored = store.publish(entry, work, Path(made["library"]), "")
+        if stored.entry.library is not None:
+            verdict = Verdict(stored.entry.library.sha256, compared=made["compared"])
+            verdict = verdict.with_times(path_times(made["times"]), request["threads"])
+            with contextlib.suppress(OSError):  # It is measured again, that is all.
+                Verdicts(store.root).put(stored.entry.key.digest, verdict)
+        return {"entry": str(stored.path), "compiled": True}
+
+    # -- a library that exists --
+
+    def _measure_stored(self, request: Request) -> Answer:
+        library = request["library"]
+        compared = self._try(request, library["path"], library["outputs"])
+        (times,) = self._measured(request, [library])
+        return {"times": times, "compared": compared}
+
+    # -- the parts --
+
+    def _compile(self, request: Request, work: Path) -> Answer:
+        """Return a library in ``work`` that has passed its trial, with its times.
+
+        Raises:
+            CompileError: There is none, for its reason.
+        """
+        log = work / "compile.log"
+        try:
+            with _standard_error_in(log):
+                return self._compile_best(request, work)
+        except CompileError as error:
+            error.log = error.log or _text(log)
+            raise
+        except OSError as error:
+            raise CompileError("store_unwritable", str(error), remember=False) from error
+        except AotiEagerError as error:
+            raise CompileError(
+                "compile_failed", str(error), log=_text(log), remember=False
+            ) from error
+        except Exception as error:
+            message = f"{type(error).__name__}: {error}"
+            text = _text(log) + traceback.format_exc()
+            raise CompileError("compile_failed", message, log=text) from error
+
+    def _compile_best(self, request: Request, work: Path) -> Answer:
+        lowered, compared = self._tried(request, work, request["options"])
+        made = [(lowered, compared)]
+        times: list[Times] = [{}]
+        if request["gate"]:
+            times = self._measured(request, [_library(lowered)])
+            if lowered.parallel and _may_lose_to_one_thread(times[0]):
+                # A region costs a microsecond or two to enter and leave: too much for a small one.
+                serial = work / "serial"
+                serial.mkdir()
+                options = {**request["options"], "cpp.threads": 1}
+                with contextlib.suppress(CompileError):  # Then there is one, as there was.
+                    made.append(self._tried(request, serial, options))
+                    times = self._measured(request, [_library(one) for one, _ in made])
+        best = min(range(len(made)), key=lambda i: _ratio(times[i]))
+        lowered, compared = made[best]
+        return {
+            "library": str(lowered.library),
+            "outputs": lowered.outputs,
+            "calls_aten": lowered.calls_aten,
+            # What has won against parallel code for this thread count is kept for this one only.
+            "parallel": made[0][0].parallel,
+            "compiler": lowered.compiler,
+            "compared": compared,
+            "times": times[best],
+        }
+
+    def _tried(self, request: Request, work: Path, options: dict[str, Any]) -> tuple[Lowered, bool]:
+        """Return a library that has passed its trial, and whether anything was compared in it."""
+        self._import_inductor()
+        from ._call_target import call_target
+        from ._lowering import lower
+        from ._template import call_template
+
+        key = KernelKey.from_json(request["key"])
+        op, schema = call_target(key.op, request["function"], request["schema"])
+        headers = Path(request["toolchain"]) / "headers"
+        _use_directories(work, headers)
+        _use_context(dict(key.context))
+        lowered = lower(op, call_template(schema, key), work, headers, options)
+        return lowered, self._try(request, str(lowered.library), lowered.outputs)
+
+    def _try(self, request: Request, library: str, outputs: list[dict[str, Any]]) -> bool:
+        """Run a library for the first time; return whether anything was compared.
+
+        Raises:
+            CompileError: It must not be used, for its reason.
+        """
+        answer = self._trial.run(
+            {
+                "key": request["key"],
+                "library": library,
+                "outputs": outputs,
+                "check": request["check"],
+                "timeout_s": request["trial_timeout_s"],
+                "function": request["function"],
+                "schema": request["schema"],
+            }
+        )
+        if "reason" in answer:
+            raise CompileError(
+                answer["reason"], answer["message"], remember=answer.get("remember", True)
+            )
+        return bool(answer["compared"])
+
+    def _measured(self, request: Request, libraries: list[dict[str, Any]]) -> list[Times]:
+        """Return the times of each library by hit path; empty ones where none could be taken."""
+        answer = self._measurer.run(
+            {
+                "key": request["key"],
+                "function": request["function"],
+                "schema": request["schema"],
+                "toolchain": request["toolchain"],
+                "native": request["native"],
+                "threads": request["threads"],
+                "libraries": libraries,
+                "timeout_s": request["trial_timeout_s"],
+            }
+        )
+        times: list[Times] = answer.get("times", [{} for _ in libraries])
+        return times
+
+    def _import_inductor(self) -> None:
+        if self._inductor_ready:
+            return
+        warnings.simplefilter("ignore")
+        self._trial.start()  # It imports torch beside us.
+        from . import _inductor_compat
+
+        _inductor_compat.prepare_worker(self._vector_bits)
+        self._measurer.start()
+        self._inductor_ready = True
+
+    @contextlib.contextmanager
+    def _working_in(self, work: Path) -> Iterator[None]:
+        self.work = work
+        try:
+            yield
+        finally:
+            self.work = None
+
+
+def _stored(store: Store, key: KernelKey, environment: Environment) -> StoredEntry | None:
+    """Return what another process has published meanwhile; damaged entries are made anew."""
+    for candidate in (key.with_threads(ANY_THREADS), key):
+        try:
+            found = store.find(candidate, environment, cpu_features())
+        except EntryDamagedError as error:
+            path = getattr(error, "path", None)
+            if path is not None:
+                store.discard(path)
+            continue
+        if found is not None:
+            return found
+    return None
+
+
+def _library(lowered: Lowered) -> dict[str, Any]:
+    return {
+        "path": str(lowered.library),
+        "outputs": lowered.outputs,
+        "calls_aten": lowered.calls_aten,
+    }
+
+
+def _ratio(times: Mapping[str, Mapping[str, float]]) -> float:
+    best = times.get("native") or times.get("python")
+    return best["ratio"] if best else 1.0
+
+
+def _may_lose_to_one_thread(times: Mapping[str, Mapping[str, float]]) -> bool:
+    best = times.get("native") or times.get("python")
+    return best is not None and (best["ratio"] > 0.9 or best["kernel_us"] < _SERIAL_BELOW_US)
+
+
+def _use_context(context: Mapping[str, Any]) -> None:
+    import torch
+
+    torch.set_default_dtype(getattr(torch, context["default_dtype"]))
+    torch.use_deterministic_algorithms(context["deterministic"], warn_only=True)
+    torch.set_float32_matmul_precision(context["float32_matmul_precision"])
+
+
+def _use_directories(work: Path, headers: Path) -> None:
+    """Keep everything that Inductor and the C++ compiler write inside the store."""
+    from . import _inductor_compat
+
+    tempfile.tempdir = str(work)
+    os.environ["TMPDIR"] = str(work)
+    os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(work / "inductor")
+    _inductor_compat.use_headers(headers)
+
+
+@contextlib.contextmanager
+def _standard_error_in(log: Path) -> Iterator[None]:
+    saved = os.dup(2)
+    with open(log, "wb") as file:
+        os.dup2(file.fileno(), 2)
+    try:
+        yield
+    finally:
+        os.dup2(saved, 2)
+        os.close(saved)
+
+
+def _text(log: Path) -> str:
+    try:
+        return log.read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return ""
+
+
+def _failure(reason: str, message: str, log: str, remember: bool) -> Answer:
+    return {"reason": reason, "message": message, "log": log[-20_000:], "remember": remember}

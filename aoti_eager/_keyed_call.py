@@ -1,0 +1,236 @@
+"""A call as its key says it, without its tensors: how its kernel is found, loaded and judged."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from . import _backend, _background
+from ._backend import Backend
+from ._compat import OpOverload
+from ._entry import Entry, Status
+from ._kernel import Kernel
+from ._key import ANY_THREADS, KernelKey
+from ._native import NativeOp
+from ._original import OriginalKernel
+from ._python_function import Description, PythonFunction
+from ._schema import Kind, OpSchema
+from ._stats import Counter, OpCounters
+from ._store import StoredEntry
+from ._table import Decline, Table, TableKey
+from ._template import CallTemplate
+from ._toolchain import Toolchain
+from ._verdict import PathTime, Verdict
+from ._warnings import warn_once
+from .config import config
+from .errors import AotiEagerError, EntryDamagedError, StoreError
+
+log = logging.getLogger("aoti_eager")
+
+
+class Cache(Protocol):
+    """What a call without a kernel needs of the kernel cache that it happened in."""
+
+    op: OpOverload
+    schema: OpSchema
+    dispatch_key: str
+    original: OriginalKernel
+    counters: OpCounters
+    entrance: Callable[..., Any]
+    lookup: Callable[[TableKey], Kernel | None]
+    table: Table
+    toolchain: Toolchain
+    function: PythonFunction | None
+    native: NativeOp | None
+
+    def describe_function(self) -> tuple[Description | None, list[Tensor]]:
+        """Return the op's Python function as data, if it has one, and its constants."""
+
+    def key_context(
+        self, toolchain: Toolchain, function: Description | None
+    ) -> Sequence[tuple[str, Any]]:
+        """Return what the key holds besides arguments and settings."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class KeyedCall:
+    """A call of one op in one table.
+
+    Attributes:
+        cache: The op's.
+        table: That of the moment of the call; scopes may end meanwhile.
+        table_key: The call's key in it.
+        key: The canonical key, with the call's thread count.
+        template: The call without its tensors.
+        function: The user's function behind the op, as data.
+        toolchain: That of the moment.
+        words: The key in C++; ``None`` if it has none.
+        numel: How many elements all inputs have together.
+        device: That of the first input which is not on the CPU.
+    """
+
+    cache: Cache
+    table: Table
+    table_key: TableKey
+    key: KernelKey
+    template: CallTemplate
+    function: Description | None
+    toolchain: Toolchain
+    words: bytes | None
+    numel: int
+    device: torch.device | None
+
+    # -- the store --
+
+    def find(self, backend: Backend) -> StoredEntry | None:
+        """Return the key's entry, its library's digest compared; damaged ones are removed.
+
+        Raises:
+            StoreError: The store cannot be read, or is not ours.
+        """
+        for key in (self.key.with_threads(ANY_THREADS), self.key):
+            try:
+                found = backend.store.find(key, backend.environment, backend.features)
+                if found is not None and found.entry.status is Status.READY:
+                    backend.store.check_library(found)
+            except EntryDamagedError as error:
+                if config.strict:
+                    raise
+                log.warning("%s; it is removed and made anew", error)
+                backend.discard(error)
+                continue
+            except AotiEagerError as error:
+                if isinstance(error, StoreError) and not hasattr(error, "path"):
+                    raise
+                log.warning("%s; it is passed over", error)
+                continue
+            if found is not None:
+                return found
+        return None
+
+    def load(self, library: Path, entry: Entry) -> Kernel:
+        """Return the kernel of an entry's library.
+
+        Raises:
+            RunnerError: It cannot be loaded.
+        """
+        runner = self.toolchain.load(library, entry, numel=self.numel, device=self.device)
+        plain = all(
+            argument.kind is Kind.TENSOR and isinstance(component, dict) and "dtype" in component
+            for argument, (_, component) in zip(
+                self.cache.schema.arguments, self.key.arguments, strict=True
+            )
+            if argument.is_tensor
+        )
+        parallel = dict(entry.key.context)["threads"] != ANY_THREADS
+        return Kernel(
+            self.cache.schema,
+            runner,
+            entry.outputs,
+            plain=plain,
+            parallel=parallel,
+            words=self.words,
+        )
+
+    # -- the gate --
+
+    @property
+    def threads(self) -> int:
+        """Return the thread count of the call."""
+        return int(dict(self.key.context)["threads"])
+
+    @property
+    def is_gated(self) -> bool:
+        """Return whether a kernel of this call has to be measured before it serves."""
+        return bool(config.gate) and self.toolchain.works_in_background
+
+    @property
+    def passes_gate(self) -> bool:
+        """Return whether a kernel that serves now has passed the gate, or none applies to it."""
+        return bool(config.gate) or not self.toolchain.works_in_background
+
+    def verdict(self, found: StoredEntry, backend: Backend) -> Verdict:
+        """Return what this processor has made of a stored library."""
+        library = found.entry.library
+        digest = found.entry.key.digest
+        return backend.verdicts.get(digest, "" if library is None else library.sha256)
+
+    def time(self, verdict: Verdict) -> PathTime | None:
+        """Return the times on the hit path that will serve, if they were taken."""
+        return verdict.time("python" if self.cache.native is None else "native", self.threads)
+
+    def measure(
+        self, found: StoredEntry, verdict: Verdict, backend: Backend, *, background: bool
+    ) -> tuple[Verdict, PathTime | None]:
+        """Return the verdict after a worker has tried and timed the library, and the time to go by.
+
+        Raises:
+            CompileError: The library must not be used, or there is no worker to tell.
+        """
+        measured = self.toolchain.measure(
+            self.template,
+            self.function,
+            backend,
+            found.library_path,
+            found.entry,
+            background=background,
+        )
+        verdict = replace(verdict, compared=verdict.compared or measured.compared)
+        verdict = verdict.with_times(measured.times, self.threads)
+        self.keep(verdict, found, backend)
+        # Where the C++ hit path could not be timed, Python's is the slower one.
+        return verdict, self.time(verdict) or verdict.time("python", self.threads)
+
+    def keep(self, verdict: Verdict, found: StoredEntry, backend: Backend) -> None:
+        """Write a verdict into the store; where it cannot be written, this process has it."""
+        with contextlib.suppress(OSError):
+            backend.verdicts.put(found.entry.key.digest, verdict)
+
+    # -- outcomes --
+
+    @property
+    def checks(self) -> bool:
+        """Return whether a library's results are compared with the original's."""
+        return bool(config.check) or self.cache.original.overridden
+
+    def wants_check(self, entry: Entry, verdict: Verdict | None = None) -> bool:
+        """Return whether a stored library must be compared here before it serves calls."""
+        checked = entry.checked or (verdict is not None and verdict.checked)
+        return (self.checks and not checked) or self.cache.original.overridden
+
+    def decline(self, reason: str, message: str, count: Counter | None = None) -> Decline:
+        """Decline the key in its table from now on; ``count`` is in place of the reason's."""
+        count = count or self.cache.counters.declined(reason)
+        decline = Decline(reason, message, count, self.words)
+        self.table.decline(self.table_key, decline)
+        log.info("%s: declined (%s): %s", self.key.op, reason, message)
+        return decline
+
+    def mismatches(self, found: StoredEntry, problems: Sequence[str]) -> None:
+        """Decline the key and quarantine its entry, because its results differ."""
+        message = "; ".join(problems)
+        self.cache.counters.failures.add()
+        self.decline("mismatch", message)
+        backend = _backend.current()
+
+        def quarantine() -> None:
+            try:
+                backend.store.quarantine(found, "mismatch", message)
+            except StoreError as error:
+                warn_once("store", f"{error}; kernels are not kept, originals run instead")
+
+        _background.background.run_errand(quarantine)
+
+
+def refused(taken: PathTime | None) -> tuple[str, str]:
+    """Return the reason and message of declining a library that does not beat the original."""
+    if taken is None:
+        return "unmeasured", "its library could not be timed against the original"
+    return "slower", f"its library takes {taken}"

@@ -1,0 +1,294 @@
+"""How long a served call takes beside the original's, as a script makes it.
+
+Runs in a child of a fork server (``_fork_server.py``) that was started by the compile worker: the
+caller's process is not delayed. The op is registered there for each round and taken out again, so
+that both sides are what a script has: with our kernels, hit path and all, and without.
+"""
+
+from __future__ import annotations
+
+import itertools
+import statistics
+import types
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from time import perf_counter_ns
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from . import _compat, _fork_server, _native, _native_build
+from ._call_target import call_target
+from ._check import copy_tensor
+from ._installed import Installed
+from ._kernel import Kernel
+from ._kernel_cache import KernelCache
+from ._key import KernelKey
+from ._library_runner import RELEASE_GIL_NUMEL, LibraryRunner
+from ._native_key import native_key
+from ._schema import Kind, OpSchema
+from ._table import TableKey
+from ._template import CallTemplate, call_template
+from ._trial import made_up_input
+from .config import config
+
+# One round of one side; shorter ones show the clock, longer ones show other processes.
+_ROUND_NS = 400_000
+_MOST_CALLS = 200
+_LEAST_ROUNDS, _MOST_ROUNDS = 7, 25
+_BUDGET_NS = 300_000_000
+# What an op writes to changes with each call, and must stay what a script may have.
+_MOST_CALLS_WRITING = 8
+
+Times = dict[str, dict[str, float]]
+
+
+def serve() -> None:
+    """Measure libraries until standard input ends; see ``_fork_server``."""
+    _fork_server.serve(_measure)
+
+
+def _measure(request: Mapping[str, Any]) -> dict[str, Any]:
+    """Return ``times``: for each of the request's ``libraries`` the times by hit path."""
+    key = KernelKey.from_json(request["key"])
+    target, schema = call_target(key.op, request["function"], request["schema"])
+    context = dict(key.context)
+    torch.set_default_dtype(getattr(torch, context["default_dtype"]))
+    _compat.set_deterministic_algorithms(context["deterministic"])
+    torch.set_float32_matmul_precision(context["float32_matmul_precision"])
+    torch.set_num_threads(request["threads"])
+    config.mode = "cache_only"
+    template = call_template(schema, key)
+    native = None
+    if request["function"] is None:
+        # The one that the caller has, or one that it may have later.
+        native = request["native"] or _native_build.find(Path(request["toolchain"]), None)
+        if native is not None:
+            _native.load(Path(native))
+    function = None if request["function"] is None else request["schema"]
+    measured = _Measured(target, template, function)
+    for library in request["libraries"]:
+        measured.add(library)
+    try:
+        return {"times": measured.times(["python"] if native is None else ["python", "native"])}
+    except _NotServedError as error:
+        return {"reason": "unmeasured", "message": str(error), "remember": False}
+
+
+class _NotServedError(Exception):
+    """The op was called, and our kernel was not entered or did not serve."""
+
+
+class _Measured:
+    """One call, timed with the original and with libraries in turn.
+
+    ``function`` is the schema of the user's function behind the op, in words, if there is one.
+    """
+
+    def __init__(self, target: Any, template: CallTemplate, function: str | None) -> None:
+        self._template = template
+        self._schema = template.schema
+        self._mutates = any(slot.mutated for slot in template.slots)
+        torch.manual_seed(0)
+        self._fresh = [made_up_input(s, "normal", i) for i, s in enumerate(template.slots)]
+        self._constants = self._fresh[len(self._fresh) - template.constants :]
+        self._function_library: torch.library.Library | None = None
+        self._op = target if function is None else self._define(target, function)
+        self._cache = KernelCache(self._op, "CPU")
+        self._cache.miss = self._miss  # type: ignore[method-assign]
+        self._installed = Installed(self._op, self._cache)
+        self._kernels: list[Kernel] = []
+        self._current: Kernel | None = None
+        self._call: Callable[..., Any] = self._op
+
+    def add(self, library: Mapping[str, Any]) -> None:
+        """Measure this library, too: ``path``, ``outputs`` and ``calls_aten``."""
+        numel = sum(tensor.numel() for tensor in self._fresh)
+        runner = LibraryRunner(
+            Path(library["path"]),
+            calls_aten=library["calls_aten"],
+            release_gil=numel >= RELEASE_GIL_NUMEL,
+            native=True,
+        )
+        if self._constants:
+            runner.run = _with_constants(runner.run, self._constants)
+        slots = self._template.slots[: len(self._template.slots) - self._template.constants]
+        listed = any(a.kind is Kind.TENSORS for a in self._schema.arguments)
+        plain = not listed and all("dtype" in slot.component for slot in slots)
+        plain = plain and len(slots) == sum(a.is_tensor for a in self._schema.arguments)
+        words = native_key(self._schema, self._template.key)
+        self._kernels.append(
+            Kernel(
+                self._schema, runner, library["outputs"], plain=plain, parallel=False, words=words
+            )
+        )
+
+    def times(self, paths: Sequence[str]) -> list[Times]:
+        """Return for each library and hit path the medians of alternating rounds."""
+        self._choose_call()
+        sides = [(None, "")] + [(k, p) for k in self._kernels for p in paths]
+        calls = self._calls_a_round()
+        first = sum(self._round(kernel, path, calls) for kernel, path in sides) * calls
+        rounds = max(_LEAST_ROUNDS, min(_MOST_ROUNDS, int(_BUDGET_NS / max(first, 1.0))))
+        taken: list[list[float]] = [[] for _ in sides]
+        for number in range(rounds):
+            # In turn from both ends: what the machine does meanwhile meets every side alike.
+            order = range(len(sides)) if number % 2 else reversed(range(len(sides)))
+            for i in order:
+                kernel, path = sides[i]
+                taken[i].append(self._round(kernel, path, calls))
+        originals = taken[0]
+        results: list[Times] = [{} for _ in self._kernels]
+        for (kernel, path), mine in itertools.islice(zip(sides, taken, strict=True), 1, None):
+            assert kernel is not None
+            results[self._kernels.index(kernel)][path] = _summary(mine, originals)
+        return results
+
+    # -- one round --
+
+    def _round(self, kernel: Kernel | None, path: str, calls: int) -> float:
+        """Return the nanoseconds of one call: the original's, or one served by ``kernel``."""
+        arguments = self._arguments()
+        args, kwargs = arguments()
+        if kernel is None:
+            for _ in range(2):
+                self._call(*args, **kwargs)
+            return self._timed(arguments, calls)
+        self._use(kernel)
+        config.native = "auto" if path == "native" else "0"
+        self._installed.install(None, native=path == "native")
+        self._installed.set_holder(self, True)
+        try:
+            for _ in range(3):
+                self._call(*args, **kwargs)
+            before = self._cache.counters.hits.value
+            taken = self._timed(arguments, calls)
+            served = self._cache.counters.hits.value - before
+        finally:
+            self._installed.uninstall()
+            self._cache.detach_native()
+        if served != calls:
+            raise _NotServedError(f"{self._schema.op}: {served} of {calls} calls were served")
+        return taken
+
+    def _timed(self, arguments: Callable[[], Any], calls: int) -> float:
+        call = self._call
+        args, kwargs = arguments()
+        repeat = itertools.repeat(None, calls)
+        start = perf_counter_ns()
+        for _ in repeat:
+            call(*args, **kwargs)
+        return (perf_counter_ns() - start) / calls
+
+    def _arguments(self) -> Callable[[], tuple[list[Any], dict[str, Any]]]:
+        """Return a function that gives the call's arguments, fresh where the op writes to them."""
+
+        def arguments() -> tuple[list[Any], dict[str, Any]]:
+            inputs = self._fresh
+            if self._mutates:
+                inputs = [
+                    copy_tensor(tensor) if slot.mutated else tensor
+                    for slot, tensor in zip(self._template.slots, inputs, strict=True)
+                ]
+            args, kwargs = self._template.arguments(inputs, as_number=lambda number: number.item())
+            return args, _without_defaults(self._schema, kwargs)
+
+        return arguments
+
+    def _calls_a_round(self) -> int:
+        arguments = self._arguments()
+        for _ in range(2):
+            args, kwargs = arguments()
+            self._call(*args, **kwargs)
+        one = self._timed(arguments, 1)
+        most = _MOST_CALLS_WRITING if self._mutates else _MOST_CALLS
+        return max(1, min(most, int(_ROUND_NS / max(one, 1.0))))
+
+    # -- the op --
+
+    def _define(self, target: Any, schema: str) -> Any:
+        """Return an op of this process's with the user's function as its kernel."""
+        name = self._schema.op.partition("::")[2].replace(".", "_")
+        namespace = f"aoti_eager_measure_{name}"
+        library = self._function_library = _compat.new_library(namespace, "DEF")
+        library.define(f"{name}{schema[schema.index('(') :]}")  # type: ignore[no-untyped-call]
+        function = target.with_constants_for_good(self._constants)
+        library.impl(name, function, "CPU")  # type: ignore[no-untyped-call]
+        return getattr(getattr(torch.ops, namespace), name).default
+
+    def _choose_call(self) -> None:
+        """Call as a script does, by torch's own function where that reaches the overload.
+
+        ``torch.ops`` enters the dispatcher boxed, which is dear for torch's kernels and cheap for
+        ours: it would make losers look like winners.
+        """
+        self._use(self._kernels[0])
+        config.native = "0"
+        self._installed.install(None, native=False)
+        self._installed.set_holder(self, True)
+        try:
+            for call in _bindings(self._schema):
+                self._call = call
+                before = self._cache.counters.hits.value
+                try:
+                    for _ in range(2):
+                        args, kwargs = self._arguments()()
+                        call(*args, **kwargs)
+                except Exception:  # noqa: BLE001 - it takes other arguments: the next one
+                    continue
+                if self._cache.counters.hits.value > before:
+                    return
+            self._call = self._op
+        finally:
+            self._installed.uninstall()
+
+    def _use(self, kernel: Kernel) -> None:
+        if kernel is not self._current:
+            self._cache.table.clear()
+            self._current = kernel
+
+    def _miss(
+        self, key: TableKey, keyset: Any, args: Sequence[Any], kwargs: Mapping[str, Any]
+    ) -> Any:
+        """Serve this key from now on: it is the dispatcher's spelling of the call."""
+        assert self._current is not None
+        self._cache.table.put(key, self._current)
+        return self._cache.original(keyset, args, kwargs)
+
+
+def _summary(mine: Sequence[float], originals: Sequence[float]) -> dict[str, float]:
+    ratios = [a / max(b, 1.0) for a, b in zip(mine, originals, strict=True)]
+    low, middle, high = statistics.quantiles(ratios, n=4)
+    return {
+        "kernel_us": round(statistics.median(mine) / 1e3, 3),
+        "original_us": round(statistics.median(originals) / 1e3, 3),
+        "ratio": round(middle, 4),
+        "spread": round((high - low) / 2, 4),
+    }
+
+
+def _with_constants(
+    run: Callable[[list[Tensor]], list[Tensor]], constants: Sequence[Tensor]
+) -> Callable[[list[Tensor]], list[Tensor]]:
+    return lambda inputs: run([*inputs, *constants])
+
+
+def _without_defaults(schema: OpSchema, kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    defaults = {a.name: a.default for a in schema.arguments if a.has_default}
+    return {
+        name: value
+        for name, value in kwargs.items()
+        if value is not None
+        and not (name in defaults and type(value) is not Tensor and value == defaults[name])
+    }
+
+
+def _bindings(schema: OpSchema) -> list[Callable[..., Any]]:
+    """Return torch's own functions of the op's name: those in C++, not wrappers in Python."""
+    name = schema.op.partition("::")[2].partition(".")[0]
+    if not schema.op.startswith("aten::"):
+        return []
+    found = (getattr(one, name, None) for one in (torch, torch.nn.functional, Tensor))
+    kinds = (types.BuiltinFunctionType, types.MethodDescriptorType)
+    return [one for one in found if isinstance(one, kinds)]

@@ -1,0 +1,262 @@
+"""A key whose kernel is made in the background, and the first call that its library may serve.
+
+With ``_miss`` and ``_kernel_cache`` the only place that decides policy.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+from torch import Tensor
+
+from . import _backend, _background
+from ._entries import ready_entry
+from ._entry import Status
+from ._kernel import Kernel, call_inputs
+from ._keyed_call import KeyedCall, refused
+from ._live_check import LiveCheck
+from ._passthrough import passthrough
+from ._stats import Counter
+from ._store import StoredEntry
+from ._table import COMPILING
+from ._verdict import Verdict
+from ._warnings import warn_once
+from .errors import AotiEagerError, CompileError, StoreError
+
+log = logging.getLogger("aoti_eager")
+
+# A call that is longer, or has more, is not run a second time in the caller's thread: what was
+# compared in the worker, on made-up data, has to do.
+LIVE_CHECK_LIMIT_S = 200e-6
+LIVE_CHECK_LIMIT_NUMEL = 1 << 16
+
+
+def compile_later(call: KeyedCall, found: StoredEntry | None = None) -> bool:
+    """Queue a key and keep its original meanwhile; return false if the queue is full.
+
+    Args:
+        call: The call that missed.
+        found: Its entry, if there is one that has to be measured first.
+    """
+    pending = Pending(call, found)
+    # First the table: a worker must not be faster.
+    call.decline(COMPILING, "its kernel is being made", pending.count)
+    if _background.background.submit(pending):
+        return True
+    call.table.forget_decline(call.table_key)
+    return False
+
+
+class Pending:
+    """A key in the queue: see ``_background.Job``.
+
+    Attributes:
+        count: Counts the key's calls while it is here; they are misses.
+    """
+
+    def __init__(self, call: KeyedCall, found: StoredEntry | None) -> None:
+        self._call = call
+        self._found = found
+        self._backend = _backend.current()
+        self.count: Counter = call.cache.counters.pending()
+
+    @property
+    def calls(self) -> int:
+        """Return how often the key was called since it was queued."""
+        return self.count.value
+
+    def run(self) -> bool:
+        """Get the key's entry from a worker and decide; return false if it has to wait."""
+        call = self._call
+        try:
+            return self._run()
+        except CompileError as error:
+            if _backend.is_ending():
+                self._remove_work()
+                return True
+            call.cache.counters.failures.add()
+            call.decline(error.reason, str(error))
+            if error.reason in ("worker_died", "compile_timeout"):
+                self._remove_work()
+            if not error.remember:
+                warn_once(error.reason, f"{error}; originals run instead")
+        except (StoreError, OSError) as error:
+            call.decline("store_unwritable", str(error))
+            warn_once("store", f"{error}; kernels are not kept, originals run instead")
+        except AotiEagerError as error:
+            call.decline("library_unloadable", str(error))
+        except Exception as error:
+            log.exception("%s: internal error", call.key.op)
+            call.decline("internal_error", repr(error))
+            warn_once("internal_error", f"{call.key.op}: {error!r}; the original runs instead")
+        return True
+
+    def _run(self) -> bool:
+        call, backend = self._call, self._backend
+        found = self._found
+        if found is None and not call.toolchain.works_in_background:
+            found = self._compiled_here()
+        if found is None:
+            published = call.toolchain.publish(call.template, call.function, backend)
+            if published is None:
+                return False
+            if published.compiled:
+                call.cache.counters.compiles.add()
+            _let_others_run()
+            found = backend.store.read(published.entry)
+        entry = found.entry
+        if entry.status is not Status.READY:
+            call.decline(entry.reason or "mismatch", entry.message or "see the log of its entry")
+            return True
+        verdict = call.verdict(found, backend)
+        taken = call.time(verdict)
+        overridden = call.cache.original.overridden
+        # What came from another machine has not been run on this one, and may not be safe to.
+        unknown = call.is_gated and taken is None
+        untried = call.wants_check(entry, verdict) and not verdict.compared
+        if call.toolchain.works_in_background and (unknown or untried):
+            verdict, taken = call.measure(found, verdict, backend, background=True)
+        if call.is_gated and (taken is None or not taken.wins):
+            call.decline(*refused(taken))
+            return True
+        _let_others_run()
+        backend.store.check_library(found)
+        _let_others_run()
+        kernel = call.load(found.library_path, entry)
+        kernel.gated = call.passes_gate
+        _let_others_run()
+        if call.wants_check(entry, verdict):
+            arrival = Arrived(call, found, verdict, kernel, compared=not overridden)
+            call.table.arrive(call.table_key, arrival)
+        else:
+            call.table.put(call.table_key, kernel)
+        return True
+
+    def _compiled_here(self) -> StoredEntry:
+        """Return the entry of a library that a device's own compiler has made, on this thread."""
+        call, store = self._call, self._backend.store
+        with store.locked(call.key), store.workspace() as work:
+            found = call.find(self._backend)
+            if found is not None:
+                return found
+            call.cache.counters.compiles.add()
+            made = call.toolchain.compile(call.template, call.function, self._backend, work)
+            target, requires = call.toolchain.target(self._backend)
+            entry = ready_entry(
+                call.key,
+                self._backend.environment,
+                target,
+                requires,
+                outputs=made.outputs,
+                calls_aten=made.calls_aten,
+                parallel=made.parallel,
+                compiler=made.compiler,
+                checked=False,
+                portable=True,
+            )
+            return store.publish(entry, work, made.library, "")
+
+    def _remove_work(self) -> None:
+        """Remove what a worker that was killed has left behind."""
+        try:
+            self._backend.store.remove_stale_work()
+        except OSError as error:
+            log.info("%s", error)
+
+
+def _let_others_run() -> None:
+    # The interpreter's lock is ours between two waits; the script gets it here.
+    time.sleep(0)
+
+
+class Arrived:
+    """A library that has come for a key: compared on the key's next call, then in use."""
+
+    def __init__(
+        self,
+        call: KeyedCall,
+        found: StoredEntry,
+        verdict: Verdict,
+        kernel: Kernel,
+        *,
+        compared: bool,
+    ) -> None:
+        self._call = call
+        self._found = found
+        self._verdict = verdict
+        self._kernel = kernel
+        # Whether a comparison with made-up data counts: not where somebody has overridden the op.
+        self._compared = compared and verdict.compared
+
+    def serve(self, keyset: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+        """Return the original's result, and decide on the library.
+
+        To be called once: whoever takes it out of the table.
+        """
+        call = self._call
+        original = call.cache.original
+        call.cache.counters.misses.add()
+        elsewhere = call.toolchain.works_in_background
+        if elsewhere and call.numel > LIVE_CHECK_LIMIT_NUMEL:
+            self._unchecked()
+            return original(keyset, args, kwargs)
+        with passthrough():
+            inputs, same = self._inputs(args, kwargs)
+            live = LiveCheck(call.cache.op, call.template, original, keyset, inputs)
+            before = live.copies()
+        if not same:
+            # What its function uses has just been changed by another thread.
+            call.table.forget_decline(call.table_key)
+            return original(keyset, args, kwargs)
+        sizes_before = [(tensor.shape, tensor.stride()) for tensor in inputs]
+        start = time.perf_counter()
+        try:
+            result = original(keyset, args, kwargs)
+        except BaseException:
+            call.table.forget_decline(call.table_key)  # Nothing is known: another call.
+            raise
+        taken = time.perf_counter() - start
+        if sizes_before != [(tensor.shape, tensor.stride()) for tensor in inputs]:
+            call.decline("out_resized", f"{call.key.op}: the original resized an argument")
+        elif elsewhere and taken > LIVE_CHECK_LIMIT_S and self._compared:
+            self._unchecked()
+        else:
+            self._check(live, result, before)
+        return result
+
+    def _check(self, live: LiveCheck, result: Any, before: list[Tensor]) -> None:
+        problems = live.problems(self._kernel, self._found.entry.outputs, result, before)
+        if problems:
+            self._call.mismatches(self._found, problems)
+            return
+        self._use()
+        if not self._call.cache.original.overridden:
+            verdict = replace(self._verdict, checked=True)
+            backend = _backend.current()
+            _background.background.run_errand(
+                lambda: self._call.keep(verdict, self._found, backend)
+            )
+
+    def _unchecked(self) -> None:
+        """Go by what was compared outside of this process."""
+        if self._compared:
+            self._use()
+        else:
+            self._call.decline("unchecked", "too long a call to be compared in the caller's thread")
+
+    def _use(self) -> None:
+        self._call.table.put(self._call.table_key, self._kernel)
+
+    def _inputs(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> tuple[list[Tensor], bool]:
+        """Return the call's inputs, and whether its function is what it was at the miss."""
+        cache = self._call.cache
+        values = cache.schema.bind(args, kwargs)
+        inputs = call_inputs(cache.schema, values)
+        if cache.function is None:
+            return inputs, True
+        state, constants = cache.function.snapshot()
+        return [*inputs, *constants], state == self._call.table_key[0]

@@ -1,0 +1,187 @@
+"""What was measured and checked of a library on one model of processor, kept apart from its entry.
+
+An entry is immutable and may be shipped anywhere; how fast it is depends on the machine. One small
+file a key and processor, replaced as a whole::
+
+    verdicts/<processor>/<key's digest>.json
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import os
+import platform
+import uuid
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from ._key import json_digest
+from ._store import make_private
+
+FORMAT_VERSION = 1
+
+# A kernel within noise of the original is not worth the risk of a busier moment: what is won must
+# be this share of the original's time at least, and more than the rounds differed by.
+LEAST_GAIN = 0.05
+
+
+@dataclass(frozen=True, slots=True)
+class PathTime:
+    """One hit path's time beside the original's, from alternating rounds.
+
+    Attributes:
+        kernel_us: Median microseconds of a served call.
+        original_us: Median microseconds of the original's call.
+        ratio: Median of the rounds' ``kernel_us / original_us``.
+        spread: Half the distance between the quartiles of these.
+    """
+
+    kernel_us: float
+    original_us: float
+    ratio: float
+    spread: float
+
+    @property
+    def wins(self) -> bool:
+        """Return whether the kernel is faster by more than noise."""
+        return self.ratio + max(LEAST_GAIN, self.spread) <= 1.0
+
+    def __str__(self) -> str:
+        return (
+            f"{self.kernel_us:.2f} us against the original's {self.original_us:.2f} us "
+            f"({self.ratio:.2f} +- {self.spread:.2f} of it)"
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """What one model of processor has made of one library.
+
+    Attributes:
+        library: The library's SHA-256; times of another library say nothing.
+        checked: Whether the results were compared on a call's own arguments, here.
+        compared: Whether a first run in another process compared anything, on made-up data.
+        times: By hit path and thread count, ``"native/2"``.
+    """
+
+    library: str
+    checked: bool = False
+    compared: bool = False
+    times: Mapping[str, PathTime] = field(default_factory=dict)
+
+    def time(self, path: str, threads: int) -> PathTime | None:
+        """Return what was measured for one hit path and thread count, if anything was."""
+        return self.times.get(f"{path}/{threads}")
+
+    def with_times(self, times: Mapping[str, PathTime], threads: int) -> Verdict:
+        """Return the verdict with ``times`` by hit path, taken with ``threads`` threads."""
+        added = {f"{path}/{threads}": time for path, time in times.items()}
+        return replace(self, times={**self.times, **added})
+
+
+def path_times(document: Mapping[str, Any]) -> dict[str, PathTime]:
+    """Return the times that a worker has sent, by hit path."""
+    return {path: PathTime(**{k: float(v) for k, v in t.items()}) for path, t in document.items()}
+
+
+@functools.cache
+def processor() -> str:
+    """Return the name of this machine's model of processor, fit for a directory."""
+    name = platform.processor() or platform.machine()
+    try:
+        text = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        text = ""
+    described: dict[str, str] = {}
+    for line in text.splitlines():
+        label, _, value = line.partition(":")
+        described.setdefault(label.strip().lower(), value.strip())
+        if not line.strip():
+            break  # one core is enough
+    for label in ("model name", "cpu part", "cpu"):
+        if described.get(label):
+            name = described[label]
+            break
+    words = "".join(c if c.isalnum() else " " for c in name.lower()).split()
+    # The stepping too: it is all that some hypervisors leave of the difference between models.
+    exact = [described.get(k, "") for k in ("vendor_id", "cpu family", "model", "stepping")]
+    return "-".join([*words[:8], json_digest([name, *exact])[:8]])
+
+
+class Verdicts:
+    """The verdicts of this processor in the store at ``root``.
+
+    They are advice: one that cannot be read is not there, and what two processes write at once may
+    lose one of the two, which measures again.
+    """
+
+    def __init__(self, root: Path) -> None:
+        self.directory = root / "verdicts" / processor()
+
+    def get(self, digest: str, library: str) -> Verdict:
+        """Return the verdict on the entry of a key's ``digest``; an empty one if there is none.
+
+        Args:
+            digest: Of the entry's key.
+            library: SHA-256 of its library.
+        """
+        try:
+            found = _decode((self.directory / f"{digest}.json").read_bytes())
+        except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError):
+            return Verdict(library)
+        return found if found.library == library else Verdict(library)
+
+    def put(self, digest: str, verdict: Verdict) -> None:
+        """Write a verdict over the one that is there.
+
+        Raises:
+            OSError: The store cannot be written.
+        """
+        make_private(self.directory)
+        staged = self.directory / f".{digest[:16]}.{uuid.uuid4().hex[:8]}"
+        try:
+            staged.write_text(_encode(verdict), encoding="utf-8")
+            # Replaced in one step: a reader must never see half of it.
+            os.replace(staged, self.directory / f"{digest}.json")
+        finally:
+            staged.unlink(missing_ok=True)
+
+    def remove(self, digest: str) -> None:
+        """Forget one verdict; one that is not there is no error.
+
+        Raises:
+            OSError: The store cannot be written.
+        """
+        (self.directory / f"{digest}.json").unlink(missing_ok=True)
+
+    def digests(self) -> Iterator[str]:
+        """Give the digests of the keys that have a verdict."""
+        for path in sorted(self.directory.glob("*.json")):
+            yield path.stem
+
+
+def _encode(verdict: Verdict) -> str:
+    times = {name: asdict(time) for name, time in sorted(verdict.times.items())}
+    document = {
+        "format": FORMAT_VERSION,
+        "library": verdict.library,
+        "checked": verdict.checked,
+        "compared": verdict.compared,
+        "times": times,
+    }
+    return json.dumps(document, indent=1, sort_keys=True) + "\n"
+
+
+def _decode(document: bytes) -> Verdict:
+    values = json.loads(document)
+    if values["format"] != FORMAT_VERSION:
+        raise ValueError(f"format {values['format']}")
+    return Verdict(
+        str(values["library"]),
+        bool(values["checked"]),
+        bool(values["compared"]),
+        path_times(values["times"]),
+    )

@@ -1,0 +1,110 @@
+"""One compile worker's process, from the user's side: a request and its answer through pipes."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import subprocess
+import threading
+import time
+from multiprocessing.connection import wait
+from typing import Any
+
+from ._child import child_command
+from ._environment import Target
+from .errors import CompileError
+
+
+class WorkerProcess:
+    """A worker, started at once; ``ask`` gives it one request at a time.
+
+    Args:
+        target: The instruction set to compile for.
+        nice: By how much its priority is lower than ours.
+
+    Raises:
+        CompileError: It cannot be started.
+    """
+
+    def __init__(self, target: Target, nice: int) -> None:
+        try:
+            self._process = subprocess.Popen(
+                child_command("aoti_eager._worker", "main"),
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.DEVNULL,
+                # A group of its own: Ctrl-C in the terminal is for the script, not for us.
+                start_new_session=True,
+            )
+        except OSError as error:
+            raise CompileError(
+                "worker_died", f"the compile worker cannot be started: {error}", remember=False
+            ) from error
+        self._lock = threading.Lock()
+        self._asking = False
+        self._send({"vector_bits": target.vector_bits, "nice": nice})
+
+    def ask(self, request: dict[str, Any], deadline: float) -> dict[str, Any] | None:
+        """Return the answer, or ``None`` if the worker died or the deadline passed."""
+        with self._lock:
+            self._asking = True
+        try:
+            return self._ask(request, deadline)
+        finally:
+            with self._lock:
+                self._asking = False
+            if not self.is_alive():
+                self.kill()  # It closes the pipes now.
+
+    def _ask(self, request: dict[str, Any], deadline: float) -> dict[str, Any] | None:
+        if not self._send(request):
+            self.kill()
+            return None
+        assert self._process.stdout is not None
+        pipe = self._process.stdout.fileno()
+        buffer = b""
+        while not buffer.endswith(b"\n"):
+            left = deadline - time.monotonic()
+            ready = wait([pipe], left) if left > 0 else []
+            chunk = os.read(pipe, 1 << 16) if ready else b""
+            if not chunk:
+                self.kill()
+                return None
+            buffer += chunk
+        try:
+            answer: dict[str, Any] = json.loads(buffer)
+        except ValueError:
+            self.kill()
+            return None
+        return answer
+
+    def is_alive(self) -> bool:
+        """Return whether the process runs."""
+        return self._process.poll() is None
+
+    def kill(self) -> None:
+        """End it with all that it has started."""
+        # The whole group: the C++ compiler and the trial server too.
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(self._process.pid, 9)
+        self._process.wait()
+        with self._lock:
+            # Not under a thread that reads from it: the number may be another file's by then.
+            if not self._asking:
+                self._close_pipes()
+
+    def _close_pipes(self) -> None:
+        for pipe in (self._process.stdin, self._process.stdout):
+            if pipe is not None:
+                with contextlib.suppress(OSError):
+                    pipe.close()
+
+    def _send(self, message: dict[str, Any]) -> bool:
+        assert self._process.stdin is not None
+        try:
+            self._process.stdin.write(json.dumps(message).encode() + b"\n")
+            self._process.stdin.flush()
+        except (OSError, ValueError):  # It is dead, or was closed when it was.
+            return False
+        return True
