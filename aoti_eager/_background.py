@@ -18,8 +18,6 @@ from .config import config
 
 # Jobs that wait; beyond them a script calls with other arguments each time, and none is worth it.
 QUEUE_LIMIT = 256
-# Until a job that had to wait for another process is tried again.
-_BUSY_DELAY_S = 0.25
 _END_TIMEOUT_S = 3.0
 
 
@@ -30,8 +28,11 @@ class Job(Protocol):
     def calls(self) -> int:
         """Return how often it was missed so far: the most wanted job comes first."""
 
-    def run(self) -> bool:
-        """Do it; return whether it is done, or has to wait for another process. Never raises."""
+    def run(self) -> float | None:
+        """Do it, and return ``None``; or the seconds to wait until it is worth another try.
+
+        Never raises.
+        """
 
 
 class Background:
@@ -103,14 +104,14 @@ class Background:
 
     def _serve(self) -> None:
         while (job := self._next()) is not None:
-            done = True
+            delay = None
             try:
-                done = job.run()
+                delay = job.run()
             finally:
                 with self._condition:
                     self._running.discard(job)
-                    if not done and not self._ending:
-                        self._queue[job] = time.monotonic() + _BUSY_DELAY_S
+                    if delay is not None and not self._ending:
+                        self._queue[job] = time.monotonic() + delay
                     self._condition.notify_all()
                     room = self._refused and len(self._queue) <= QUEUE_LIMIT // 2
                     self._refused = self._refused and not room

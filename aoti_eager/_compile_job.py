@@ -314,7 +314,7 @@ def _ratio(times: Mapping[str, Mapping[str, float]]) -> float:
 
 def _may_lose_to_one_thread(times: Mapping[str, Mapping[str, float]]) -> bool:
     best = times.get("native") or times.get("python")
-    return best is not None and (best["ratio"] > 0.9 or best["kernel_us"] < _SERIAL_BELOW_US)
+    return best is None or (best["ratio"] > 0.9 or best["kernel_us"] < _SERIAL_BELOW_US)
 
 
 def _use_context(context: Mapping[str, Any]) -> None:

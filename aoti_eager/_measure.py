@@ -8,6 +8,8 @@ that both sides are what a script has: with our kernels, hit path and all, and w
 from __future__ import annotations
 
 import itertools
+import os
+import resource
 import statistics
 import types
 from collections.abc import Callable, Mapping, Sequence
@@ -36,8 +38,12 @@ from .config import config
 # One round of one side; shorter ones show the clock, longer ones show other processes.
 _ROUND_NS = 400_000
 _MOST_CALLS = 200
-_LEAST_ROUNDS, _MOST_ROUNDS = 7, 25
-_BUDGET_NS = 300_000_000
+# Rounds in which no thread of ours waited for a core. The script works beside us, and a parallel
+# region that waits takes a thousand times as long as one that need not.
+_QUIET_ROUNDS, _LEAST_QUIET_ROUNDS = 12, 4
+_QUIET_SHARE = 0.05
+_BUDGET_NS = 150_000_000
+_MOST_NS = 2_000_000_000
 # What an op writes to changes with each call, and must stay what a script may have.
 _MOST_CALLS_WRITING = 8
 
@@ -72,12 +78,12 @@ def _measure(request: Mapping[str, Any]) -> dict[str, Any]:
         measured.add(library)
     try:
         return {"times": measured.times(["python"] if native is None else ["python", "native"])}
-    except _NotServedError as error:
+    except _NotMeasuredError as error:
         return {"reason": "unmeasured", "message": str(error), "remember": False}
 
 
-class _NotServedError(Exception):
-    """The op was called, and our kernel was not entered or did not serve."""
+class _NotMeasuredError(Exception):
+    """Our kernel was not entered or did not serve, or the times say nothing about it."""
 
 
 class _Measured:
@@ -127,18 +133,25 @@ class _Measured:
     def times(self, paths: Sequence[str]) -> list[Times]:
         """Return for each library and hit path the medians of alternating rounds."""
         self._choose_call()
-        sides = [(None, "")] + [(k, p) for k in self._kernels for p in paths]
-        calls = self._calls_a_round()
-        first = sum(self._round(kernel, path, calls) for kernel, path in sides) * calls
-        rounds = max(_LEAST_ROUNDS, min(_MOST_ROUNDS, int(_BUDGET_NS / max(first, 1.0))))
+        sides: list[tuple[Kernel | None, str]] = [(None, "")]
+        sides += [(kernel, path) for kernel in self._kernels for path in paths]
         taken: list[list[float]] = [[] for _ in sides]
-        for number in range(rounds):
+        fastest = [float("inf")] * len(sides)
+        start = perf_counter_ns()
+        for number in itertools.count():
             # In turn from both ends: what the machine does meanwhile meets every side alike.
             order = range(len(sides)) if number % 2 else reversed(range(len(sides)))
             for i in order:
-                kernel, path = sides[i]
-                taken[i].append(self._round(kernel, path, calls))
+                one, quiet = self._round(*sides[i], self._calls_a_round(fastest[i]))
+                fastest[i] = min(fastest[i], one)
+                if quiet:
+                    taken[i].append(one)
+            least, spent = min(map(len, taken)), perf_counter_ns() - start
+            if spent > _MOST_NS or (spent > _BUDGET_NS and least >= _QUIET_ROUNDS):
+                break
         originals = taken[0]
+        if min(map(len, taken)) < _LEAST_QUIET_ROUNDS:
+            raise _NotMeasuredError(f"{self._schema.op}: other processes kept the cores busy")
         results: list[Times] = [{} for _ in self._kernels]
         for (kernel, path), mine in itertools.islice(zip(sides, taken, strict=True), 1, None):
             assert kernel is not None
@@ -147,8 +160,14 @@ class _Measured:
 
     # -- one round --
 
-    def _round(self, kernel: Kernel | None, path: str, calls: int) -> float:
-        """Return the nanoseconds of one call: the original's, or one served by ``kernel``."""
+    def _round(self, kernel: Kernel | None, path: str, calls: int) -> tuple[float, bool]:
+        """Return the nanoseconds of one call, and whether the round was quiet.
+
+        Args:
+            kernel: What serves; ``None`` for the original.
+            path: By which hit path.
+            calls: How many calls to make.
+        """
         arguments = self._arguments()
         args, kwargs = arguments()
         if kernel is None:
@@ -169,17 +188,18 @@ class _Measured:
             self._installed.uninstall()
             self._cache.detach_native()
         if served != calls:
-            raise _NotServedError(f"{self._schema.op}: {served} of {calls} calls were served")
+            raise _NotMeasuredError(f"{self._schema.op}: {served} of {calls} calls were served")
         return taken
 
-    def _timed(self, arguments: Callable[[], Any], calls: int) -> float:
+    def _timed(self, arguments: Callable[[], Any], calls: int) -> tuple[float, bool]:
         call = self._call
         args, kwargs = arguments()
-        repeat = itertools.repeat(None, calls)
+        waited = _waited_ns()
         start = perf_counter_ns()
-        for _ in repeat:
+        for _ in itertools.repeat(None, calls):
             call(*args, **kwargs)
-        return (perf_counter_ns() - start) / calls
+        taken = perf_counter_ns() - start
+        return taken / calls, _waited_ns() - waited <= _QUIET_SHARE * taken
 
     def _arguments(self) -> Callable[[], tuple[list[Any], dict[str, Any]]]:
         """Return a function that gives the call's arguments, fresh where the op writes to them."""
@@ -196,14 +216,9 @@ class _Measured:
 
         return arguments
 
-    def _calls_a_round(self) -> int:
-        arguments = self._arguments()
-        for _ in range(2):
-            args, kwargs = arguments()
-            self._call(*args, **kwargs)
-        one = self._timed(arguments, 1)
+    def _calls_a_round(self, fastest: float) -> int:
         most = _MOST_CALLS_WRITING if self._mutates else _MOST_CALLS
-        return max(1, min(most, int(_ROUND_NS / max(one, 1.0))))
+        return max(1, min(most, int(_ROUND_NS / max(fastest, 1.0))))
 
     # -- the op --
 
@@ -257,14 +272,39 @@ class _Measured:
         return self._cache.original(keyset, args, kwargs)
 
 
+def _waited_ns() -> int:
+    """Return for how long threads of this process were ready to run and had no core, in all.
+
+    Where the system does not tell: how often one lost its core, as milliseconds.
+    """
+    waited = 0
+    try:
+        for task in os.scandir("/proc/self/task"):
+            with open(f"{task.path}/schedstat", encoding="ascii") as file:
+                waited += int(file.read().split()[1])
+    except (OSError, IndexError, ValueError):
+        return resource.getrusage(resource.RUSAGE_SELF).ru_nivcsw * 1_000_000
+    return waited
+
+
+def _quiet_half(taken: Sequence[float]) -> list[float]:
+    """Return the faster half of the rounds: nobody makes a call faster than it is."""
+    return sorted(taken)[: (len(taken) + 1) // 2]
+
+
+def _unrest(taken: Sequence[float]) -> float:
+    """Return by how much the rounds of the faster half differ, as a share of their median."""
+    half = _quiet_half(taken)
+    return (half[-1] - half[0]) / max(statistics.median(half), 1.0)
+
+
 def _summary(mine: Sequence[float], originals: Sequence[float]) -> dict[str, float]:
-    ratios = [a / max(b, 1.0) for a, b in zip(mine, originals, strict=True)]
-    low, middle, high = statistics.quantiles(ratios, n=4)
+    kernel, original = (statistics.median(_quiet_half(side)) for side in (mine, originals))
     return {
-        "kernel_us": round(statistics.median(mine) / 1e3, 3),
-        "original_us": round(statistics.median(originals) / 1e3, 3),
-        "ratio": round(middle, 4),
-        "spread": round((high - low) / 2, 4),
+        "kernel_us": round(kernel / 1e3, 3),
+        "original_us": round(original / 1e3, 3),
+        "ratio": round(kernel / max(original, 1.0), 4),
+        "spread": round(min(1.0, (_unrest(mine) + _unrest(originals)) / 2), 4),
     }
 
 

@@ -33,6 +33,10 @@ log = logging.getLogger("aoti_eager")
 # compared in the worker, on made-up data, has to do.
 LIVE_CHECK_LIMIT_S = 200e-6
 LIVE_CHECK_LIMIT_NUMEL = 1 << 16
+# Until a key that another process compiles is asked for again.
+_BUSY_DELAY_S = 0.25
+# How often a library is taken to be timed when the cores are never quiet, in growing distances.
+_UNQUIET_TRIES = 5
 
 
 def compile_later(call: KeyedCall, found: StoredEntry | None = None) -> bool:
@@ -62,6 +66,7 @@ class Pending:
         self._call = call
         self._found = found
         self._backend = _backend.current()
+        self._unquiet = 0
         self.count: Counter = call.cache.counters.pending()
 
     @property
@@ -69,15 +74,15 @@ class Pending:
         """Return how often the key was called since it was queued."""
         return self.count.value
 
-    def run(self) -> bool:
-        """Get the key's entry from a worker and decide; return false if it has to wait."""
+    def run(self) -> float | None:
+        """Get the key's entry from a worker and decide, or return the seconds to wait."""
         call = self._call
         try:
             return self._run()
         except CompileError as error:
             if _backend.is_ending():
                 self._remove_work()
-                return True
+                return None
             call.cache.counters.failures.add()
             call.decline(error.reason, str(error))
             if error.reason in ("worker_died", "compile_timeout"):
@@ -93,9 +98,9 @@ class Pending:
             log.exception("%s: internal error", call.key.op)
             call.decline("internal_error", repr(error))
             warn_once("internal_error", f"{call.key.op}: {error!r}; the original runs instead")
-        return True
+        return None
 
-    def _run(self) -> bool:
+    def _run(self) -> float | None:
         call, backend = self._call, self._backend
         found = self._found
         if found is None and not call.toolchain.works_in_background:
@@ -103,15 +108,16 @@ class Pending:
         if found is None:
             published = call.toolchain.publish(call.template, call.function, backend)
             if published is None:
-                return False
+                return _BUSY_DELAY_S
             if published.compiled:
                 call.cache.counters.compiles.add()
             _let_others_run()
             found = backend.store.read(published.entry)
+            self._found = found
         entry = found.entry
         if entry.status is not Status.READY:
             call.decline(entry.reason or "mismatch", entry.message or "see the log of its entry")
-            return True
+            return None
         verdict = call.verdict(found, backend)
         taken = call.time(verdict)
         overridden = call.cache.original.overridden
@@ -120,9 +126,12 @@ class Pending:
         untried = call.wants_check(entry, verdict) and not verdict.compared
         if call.toolchain.works_in_background and (unknown or untried):
             verdict, taken = call.measure(found, verdict, backend, background=True)
+            if call.is_gated and taken is None and self._unquiet < _UNQUIET_TRIES:
+                self._unquiet += 1
+                return float(2**self._unquiet)
         if call.is_gated and (taken is None or not taken.wins):
             call.decline(*refused(taken))
-            return True
+            return None
         _let_others_run()
         backend.store.check_library(found)
         _let_others_run()
@@ -134,7 +143,7 @@ class Pending:
             call.table.arrive(call.table_key, arrival)
         else:
             call.table.put(call.table_key, kernel)
-        return True
+        return None
 
     def _compiled_here(self) -> StoredEntry:
         """Return the entry of a library that a device's own compiler has made, on this thread."""

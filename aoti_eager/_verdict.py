@@ -30,13 +30,13 @@ LEAST_GAIN = 0.05
 
 @dataclass(frozen=True, slots=True)
 class PathTime:
-    """One hit path's time beside the original's, from alternating rounds.
+    """One hit path's time beside the original's, from the quiet ones of alternating rounds.
 
     Attributes:
         kernel_us: Median microseconds of a served call.
         original_us: Median microseconds of the original's call.
-        ratio: Median of the rounds' ``kernel_us / original_us``.
-        spread: Half the distance between the quartiles of these.
+        ratio: ``kernel_us / original_us``.
+        spread: By how much the quiet rounds of both differ among themselves, as a share.
     """
 
     kernel_us: float

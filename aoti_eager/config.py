@@ -156,7 +156,7 @@ SETTINGS: dict[str, Setting] = {
             "workers",
             1,
             _count,
-            "most compile worker processes at a time, of those that calls wait for and of the others",
+            "most compile worker processes at a time that calls wait for, and as many that none does",
         ),
         Setting(
             "compile_timeout_s",
