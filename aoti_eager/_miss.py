@@ -34,6 +34,7 @@ from ._table import Decline, Table, TableKey
 from ._template import call_template
 from ._toolchain import Toolchain
 from ._warnings import warn_once
+from ._workload import record
 from .config import config
 from .errors import (
     AotiEagerError,
@@ -158,6 +159,7 @@ class Miss:
             return self._original()
         self._inputs = [*call_inputs(cache.schema, values), *constants]
         self._live = LiveCheck(cache.op, self._template, cache.original, self._keyset, self._inputs)
+        record(self._key, self._function, cache.op)
         try:
             found = self._from_store()
         except StoreError as error:
