@@ -45,8 +45,8 @@ def main(options: argparse.Namespace) -> int:
 
         def progress(done: int, total: int) -> None:
             bar.total = total
-            bar.update(done - bar.n)
-            bar.refresh()
+            if not bar.update(done - bar.n):
+                bar.refresh()
 
         warming = Warming(calls, _backend.current(), jobs=options.jobs, progress=progress)
         status = 0

@@ -8,7 +8,6 @@ import io
 import json
 import multiprocessing
 import os
-import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -21,7 +20,7 @@ import torch
 
 import aoti_eager
 from aoti_eager import _backend, _compile_task, _warm_verb, _workload, cache
-from aoti_eager._compile import CompileService
+from aoti_eager._compile import CompileService, compiler_on_path
 from aoti_eager._compile_task import compile_call
 from aoti_eager._entry import decode, encode
 from aoti_eager._environment import Target
@@ -440,25 +439,45 @@ def processes_with(cache_dir: Path) -> list[int]:
     return found
 
 
+def interrupting_compiler(tmp_path: Path, cache_dir: Path) -> dict[str, str]:
+    """Return variables under which the compiler, once an entry is stored, sends Ctrl-C and hangs.
+
+    So the signal always comes in the middle of the second compile.
+    """
+    real = compiler_on_path()
+    assert real is not None
+    wrapper = tmp_path / "bin" / Path(real).name
+    wrapper.parent.mkdir()
+    wrapper.write_text(
+        "#!/bin/sh\n"
+        f"if ls {cache_dir}/v1/*/*/*/*/*/entry.json >/dev/null 2>&1; then\n"
+        f"  kill -INT $(cat {tmp_path}/pid); sleep 600\n"
+        "fi\n"
+        f'exec {real} "$@"\n'
+    )
+    wrapper.chmod(0o755)
+    variables = {"PATH": f"{wrapper.parent}:{os.environ['PATH']}"}
+    return {**variables, "CXX": str(wrapper)} if "CXX" in os.environ else variables
+
+
 @pytest.mark.compiles
 @pytest.mark.skipif(not Path("/proc").is_dir(), reason="finds left processes in /proc")
 def test_ctrl_c_keeps_what_is_done_and_the_same_command_goes_on(
     workload: Path, cache_dir: Path, tmp_path: Path
 ) -> None:
     command = [sys.executable, "-m", "aoti_eager", "warm", str(workload), "--jobs", "1"]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    while not cache.list():
-        try:
-            process.wait(timeout=0.05)
-        except subprocess.TimeoutExpired:
-            continue
-        pytest.fail(f"it ended first: {process.communicate()}")
-    process.send_signal(signal.SIGINT)
-    out, err = process.communicate(timeout=60)
+    process = subprocess.Popen(
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, **interrupting_compiler(tmp_path, cache_dir)},
+    )
+    (tmp_path / "pid").write_text(str(process.pid))
+    out, err = process.communicate(timeout=300)
     assert process.returncode == 130, err
-    done = len(cache.list())
-    left = processes.KEYS - done
-    assert left > 0
+    done, left = len(cache.list()), 2
+    assert done + left == processes.KEYS
     assert err == (
         f"aoti-eager: interrupted; {left} of 3 calls remain, and the same command goes on with "
         "them\n"
