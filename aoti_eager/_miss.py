@@ -34,6 +34,7 @@ from ._table import Decline, TableKey
 from ._template import CallTemplate, call_template
 from ._verdict import Verdict
 from ._warnings import warn_once
+from ._workload import record
 from .config import config
 from .errors import (
     CompileError,
@@ -130,6 +131,7 @@ class Miss:
         self._inputs = [*call_inputs(cache.schema, values), *constants]
         self._call = self._keyed_call(key, template, function)
         self._live = LiveCheck(cache.op, template, cache.original, self._keyset, self._inputs)
+        record(key, function, cache.op)
         try:
             found = self._call.find(_backend.current())
         except StoreError as error:

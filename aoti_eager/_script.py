@@ -18,6 +18,7 @@ import builtins
 import contextlib
 import json
 import os
+import shlex
 import sys
 import types
 from collections.abc import Mapping, Sequence
@@ -26,9 +27,11 @@ from importlib.machinery import SourceFileLoader
 from pathlib import Path
 
 from ._library import register, registered_ops, stats
+from ._output_file import OutputFile
 from ._stats import OpStats
+from ._workload import Recorder, start_recording, write_workload
 from .config import MODES, config
-from .errors import AotiEagerError, RegistrationError
+from .errors import AotiEagerError, ConfigError, OutputFileError, RegistrationError
 
 # Ops that ordinary eager scripts call, that Inductor has a kernel of its own for, and whose calls
 # repeat with the same sizes and numbers, so that a few kernels serve a whole run. Left out:
@@ -72,6 +75,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--cache-dir", metavar="DIR", help="as the setting cache_dir")
     parser.add_argument("--workers", metavar="N", help="as the setting workers")
     parser.add_argument("--json", metavar="FILE", help="write the counts to FILE, too")
+    parser.add_argument(
+        "--record", metavar="FILE", help="write the calls to FILE, a workload for the verb warm"
+    )
     parser.add_argument("script", metavar="SCRIPT", help="the script's file")
     parser.add_argument(
         "arguments", metavar="ARGS", nargs=argparse.REMAINDER, help="the script's own arguments"
@@ -121,12 +127,13 @@ def main(options: argparse.Namespace) -> int:
         for name in ("mode", "cache_dir", "workers"):
             if getattr(options, name) is not None:
                 setattr(config, name, getattr(options, name))
+        recording = None if options.record is None else _start_recording(options.record)
         _register(chosen_ops(options))
     except AotiEagerError as error:
         return _usage_error(str(error))
     # At exit, and registered first so that it comes last: threads that the script left running and
     # its own exit handlers call ops, too.
-    atexit.register(_report, os.getpid(), options.json)
+    atexit.register(_report, os.getpid(), options.json, recording)
     return _run(script, source, [options.script, *options.arguments])
 
 
@@ -195,6 +202,35 @@ def _say_error(message: str) -> None:
     _say(f"aoti-eager run: error: {message}")
 
 
+def _start_recording(path: str) -> tuple[Recorder, OutputFile]:
+    """Record the script's calls from now on.
+
+    Raises:
+        OutputFileError: The workload cannot be written.
+        ConfigError: No call would be recorded.
+    """
+    if config.mode == "off":
+        raise ConfigError(
+            "--record is of no use in mode 'off', which looks no call up; to record without "
+            "compiling, use mode 'cache_only'"
+        )
+    return start_recording(), OutputFile(path)
+
+
+def _write_workload(recorder: Recorder, file: OutputFile) -> str | None:
+    """Write the workload; return what to say after the table."""
+    calls = recorder.calls()
+    try:
+        write_workload(file, calls)
+    except OutputFileError as error:
+        _say_error(str(error))
+        return None
+    return (
+        f"{len(calls)} calls were recorded; to compile them: "
+        f"{shlex.join(['aoti-eager', 'warm', str(file.path)])}"
+    )
+
+
 def _register(names: Sequence[str] | None) -> None:
     """Register ``names``, or of the default list what the torch at hand has.
 
@@ -246,15 +282,21 @@ def _run(script: Path, source: bytes, argv: list[str]) -> int:
     return 0
 
 
-def _report(pid: int, json_file: Path | None) -> None:
+def _report(
+    pid: int, json_file: Path | None, recording: tuple[Recorder, OutputFile] | None
+) -> None:
     if os.getpid() != pid:
         return  # A child that was forked: its counts are no part of the script's.
+    # First of all: what follows takes time, and a second Ctrl-C would lose it.
+    recorded = None if recording is None else _write_workload(*recording)
     counts = stats()
     with contextlib.suppress(OSError, ValueError, AttributeError):
         # Where both streams go to one file, the table comes last. The script may have closed it.
         sys.stdout.flush()
     table = format_table(counts, registered=registered_ops())
     _say(f"\naoti_eager: {config.mode} mode, cache {config.cache_dir}\n{table}")
+    if recorded is not None:
+        _say(recorded)
     if json_file is not None:
         try:
             json_file.write_text(json.dumps({op: asdict(count) for op, count in counts.items()}))

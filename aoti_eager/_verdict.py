@@ -23,6 +23,9 @@ from ._store import make_private
 
 FORMAT_VERSION = 1
 
+# What reading a document raises that is none.
+NOT_A_VERDICT = (ValueError, TypeError, KeyError, AttributeError, RecursionError)
+
 # A kernel within noise of the original is not worth the risk of a busier moment: what is won must
 # be this share of the original's time at least, and more than the rounds differed by.
 LEAST_GAIN = 0.05
@@ -129,8 +132,8 @@ class Verdicts:
             library: SHA-256 of its library.
         """
         try:
-            found = _decode((self.directory / f"{digest}.json").read_bytes())
-        except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError):
+            found = decode_verdict((self.directory / f"{digest}.json").read_bytes())
+        except (OSError, *NOT_A_VERDICT):
             return Verdict(library)
         return found if found.library == library else Verdict(library)
 
@@ -143,7 +146,7 @@ class Verdicts:
         make_private(self.directory)
         staged = self.directory / f".{digest[:16]}.{uuid.uuid4().hex[:8]}"
         try:
-            staged.write_text(_encode(verdict), encoding="utf-8")
+            staged.write_text(encode_verdict(verdict), encoding="utf-8")
             # Replaced in one step: a reader must never see half of it.
             os.replace(staged, self.directory / f"{digest}.json")
         finally:
@@ -163,7 +166,8 @@ class Verdicts:
             yield path.stem
 
 
-def _encode(verdict: Verdict) -> str:
+def encode_verdict(verdict: Verdict) -> str:
+    """Return the document of ``verdict``."""
     times = {name: asdict(time) for name, time in sorted(verdict.times.items())}
     document = {
         "format": FORMAT_VERSION,
@@ -175,7 +179,12 @@ def _encode(verdict: Verdict) -> str:
     return json.dumps(document, indent=1, sort_keys=True) + "\n"
 
 
-def _decode(document: bytes) -> Verdict:
+def decode_verdict(document: bytes | str) -> Verdict:
+    """Return the verdict that ``encode_verdict`` wrote.
+
+    Raises:
+        NOT_A_VERDICT: It is something else.
+    """
     values = json.loads(document)
     if values["format"] != FORMAT_VERSION:
         raise ValueError(f"format {values['format']}")

@@ -1,4 +1,4 @@
-"""Inspect and manage the store: list, inspect, verify, clear. The command line has the same verbs.
+"""Inspect and manage the store: list, inspect, verify, clear, warm; the verbs of the command line.
 
 Every function takes ``cache_dir``; by default it is the one that is set, ``config.cache_dir``.
 """
@@ -13,10 +13,26 @@ from pathlib import Path
 from ._entry import Entry, Status
 from ._environment import cpu_features, current_environment
 from ._store import LOG_FILE, BadEntry, Store, StoredEntry
+from ._warm import warm
+from ._warm_report import WarmFailure, WarmReport
+from ._workload import Call, read_workload
 from .config import config
 from .errors import EntryDamagedError, StoreError
 
-__all__ = ["CacheEntry", "EntryDetails", "VerifyReport", "clear", "inspect", "list", "verify"]
+__all__ = [
+    "CacheEntry",
+    "Call",
+    "EntryDetails",
+    "VerifyReport",
+    "WarmFailure",
+    "WarmReport",
+    "clear",
+    "inspect",
+    "list",
+    "read_workload",
+    "verify",
+    "warm",
+]
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,4 +1,4 @@
-"""The command line: the verbs of ``cache``, ``stats``, ``explain``, ``run`` and ``demo``."""
+"""The command line: the verbs of ``cache``, ``stats``, ``explain``, ``run``, ``warm``, ``demo``."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from . import _demo, _script, cache
+from . import _demo, _script, _warm_verb, cache
 from ._explain import explain
 from ._stats import OpStats, read_totals
 from .cache import short_dtype
@@ -76,6 +76,9 @@ def _parser() -> argparse.ArgumentParser:
                 "Python, keyword arguments as 'alpha=2'",
             )
     _script.add_arguments(verb("run", _script.main, "Run a script with ops served from the cache."))
+    _warm_verb.add_arguments(
+        verb("warm", _warm_verb.main, "Compile the calls that run --record wrote.")
+    )
     _demo.add_arguments(
         verb("demo", _demo.main, "Train a small model plain, cold and warm, and compare.")
     )

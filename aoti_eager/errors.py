@@ -170,5 +170,13 @@ class LockTimeoutError(StoreError, TimeoutError):
     """Another process held a key's lock for longer than ``lock_timeout_s`` seconds."""
 
 
+class WorkloadError(AotiEagerError, ValueError):
+    """A file is no workload, or a line of it is wrong."""
+
+
+class OutputFileError(AotiEagerError, OSError):
+    """A file that was asked for cannot be written."""
+
+
 class NativePathError(AotiEagerError, RuntimeError):
     """The C++ hit path cannot be built, loaded or registered; the Python path serves instead."""

@@ -1,0 +1,50 @@
+"""What a warm-up did, as data."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class WarmFailure:
+    """A call of a workload that has no entry afterwards; the next ``warm`` tries it again.
+
+    Attributes:
+        op: Qualified name of the overload.
+        digest: The key's digest.
+        reason: One word: a reason of a failed compile, ``other_environment`` or ``other_cpu``
+            (of the machine that was to compile it), ``executor`` (it lost the call) or
+            ``wrong_answer``.
+        message: The reason in words.
+    """
+
+    op: str
+    digest: str
+    reason: str
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
+class WarmReport:
+    """What became of the calls of a workload.
+
+    Attributes:
+        calls: How many distinct calls it has.
+        compiled: How many got a kernel library.
+        present: How many had an entry already.
+        declined: How many keep their original kernel, by the reason, which the store remembers.
+        failed: Those without an entry, each with the reason.
+        remaining: How many were not compiled, because somebody ended it.
+        seconds: How long it took.
+        jobs: Compiles at a time; ``None`` where an executor decides.
+    """
+
+    calls: int
+    compiled: int
+    present: int
+    declined: Mapping[str, int]
+    failed: tuple[WarmFailure, ...]
+    remaining: int
+    seconds: float
+    jobs: int | None

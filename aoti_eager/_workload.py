@@ -1,0 +1,235 @@
+"""A workload: the calls that a script made, op and metadata without data, and their file.
+
+``run --record`` writes one, ``warm`` compiles it. The file is lines of JSON. The first is a header,
+``{"kind": "aoti_eager workload", "format": 1, "written_by": ...}``. Every other one is a call,
+``{"key": ..., "function": ..., "schema": ...}``, in the order of the first calls; lines may be
+taken out, and those of another workload appended. A function of the user's is in it by its source,
+which whoever compiles the workload runs: a workload is code, as a script is.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import threading
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ._compat import OpOverload, raw_schema
+from ._environment import CODE_VERSION
+from ._key import KernelKey, json_digest
+from ._output_file import OutputFile
+from ._python_function import Description
+from .errors import WorkloadError
+
+FORMAT_VERSION = 1
+_KIND = "aoti_eager workload"
+
+# An op's name becomes a directory's: no slash, and no dot at its beginning.
+_OP = re.compile(r"\w[\w.]*::\w[\w.]*")
+_CONTEXT = frozenset(
+    {"default_dtype", "deterministic", "float32_matmul_precision", "original", "threads"}
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """One call of a workload.
+
+    Attributes:
+        key: The call's key, with the thread count that it was made under.
+        function: The user's function behind the op, as data (``Description.document``); ``None``
+            for an op that every process has.
+        schema: The op's schema in words.
+    """
+
+    key: KernelKey
+    function: dict[str, Any] | None
+    schema: str
+
+
+class Recorder:
+    """The distinct calls that this process has made since it began to record."""
+
+    def __init__(self) -> None:
+        self._calls: dict[str, Call] = {}
+        self._lock = threading.Lock()
+
+    def add(self, key: KernelKey, function: Description | None, op: OpOverload) -> None:
+        """Add a call, unless it is there."""
+        digest = key.digest
+        with self._lock:
+            if digest not in self._calls:
+                document = None if function is None else function.document
+                self._calls[digest] = Call(key, document, str(raw_schema(op)))
+
+    def calls(self) -> tuple[Call, ...]:
+        """Return the calls, in the order in which they were first made."""
+        with self._lock:
+            return tuple(self._calls.values())
+
+
+_recorder: Recorder | None = None
+
+
+def record(key: KernelKey, function: Description | None, op: OpOverload) -> None:
+    """Tell the recorder, if there is one, of a call that is about to be looked up."""
+    recorder = _recorder
+    if recorder is not None:
+        recorder.add(key, function, op)
+
+
+def start_recording() -> Recorder:
+    """Return a new recorder, which is told of every call from now on.
+
+    Calls of keys that this process has met before pass it by: begin before ops are called.
+    """
+    global _recorder
+    _recorder = Recorder()
+    return _recorder
+
+
+def stop_recording() -> None:
+    """Record no more calls."""
+    global _recorder
+    _recorder = None
+
+
+if hasattr(os, "register_at_fork"):
+    # The parent writes the workload; a lock of its recorder may have been held by another thread.
+    os.register_at_fork(after_in_child=stop_recording)
+
+
+# --- the file ------------------------------------------------------------------------------------
+
+
+def write_workload(file: OutputFile, calls: Iterable[Call]) -> None:
+    """Write ``calls`` to ``file``, each once.
+
+    Raises:
+        OutputFileError: It cannot be written.
+    """
+    written_by = {"aoti_eager": CODE_VERSION, "torch": str(torch.__version__)}
+    documents: list[Any] = [{"kind": _KIND, "format": FORMAT_VERSION, "written_by": written_by}]
+    documents += [
+        {"key": call.key.to_json(), "function": call.function, "schema": call.schema}
+        for call in distinct(calls)
+    ]
+    lines = [json.dumps(one, separators=(",", ":"), allow_nan=False) for one in documents]
+    file.write(("\n".join(lines) + "\n").encode())
+
+
+def read_workload(path: str | os.PathLike[str]) -> tuple[Call, ...]:
+    """Return the calls of the workload in a file, each once, in its order.
+
+    Raises:
+        WorkloadError: It cannot be read, is no workload, or a line of it is wrong; the message
+            names the line.
+    """
+    path = Path(path)
+    try:
+        lines = path.read_bytes().split(b"\n")
+    except OSError as error:
+        raise WorkloadError(f"{path}: the workload cannot be read: {error.strerror}") from error
+    calls = []
+    for number, line in enumerate(lines, start=1):
+        try:
+            if number == 1:
+                _check_header(_document(line))
+            elif line.strip():
+                calls.append(_call(_document(line)))
+        except WorkloadError as error:
+            raise WorkloadError(f"{path}, line {number}: {error}") from error
+    return distinct(calls)
+
+
+def distinct(calls: Iterable[Call]) -> tuple[Call, ...]:
+    """Return ``calls`` without those whose key came before."""
+    found: dict[str, Call] = {}
+    for call in calls:
+        found.setdefault(call.key.digest, call)
+    return tuple(found.values())
+
+
+def _document(line: bytes) -> dict[str, Any]:
+    try:
+        document = json.loads(line)
+    except (ValueError, RecursionError) as error:
+        raise _wrong(line.decode(errors="replace"), "one JSON object") from error
+    if not isinstance(document, dict):
+        raise _wrong(document, "one JSON object")
+    return document
+
+
+def _check_header(header: dict[str, Any]) -> None:
+    if header.get("kind") != _KIND or type(header.get("format")) is not int:
+        raise _wrong(header, f'the header of a workload, {{"kind": "{_KIND}", "format": 1}}')
+    if not 1 <= header["format"] <= FORMAT_VERSION:
+        raise WorkloadError(
+            f"has format {header['format']}; this version reads up to {FORMAT_VERSION}, so record "
+            "it again, or use the version that wrote it"
+        )
+
+
+def _call(document: dict[str, Any]) -> Call:
+    for name in ("key", "function", "schema"):
+        if name not in document:
+            raise _wrong(document, f"a call, which has {name!r}")
+    function, schema = document["function"], document["schema"]
+    if function is not None and not isinstance(function, dict):
+        raise _wrong(function, "a function as an object, or null", "function")
+    if not isinstance(schema, str):
+        raise _wrong(schema, "an op's schema in words", "schema")
+    key = _key(document["key"])
+    # Else a kernel of one function would be stored as another's.
+    named = dict(key.context).get("function")
+    try:
+        digest = None if function is None else json_digest(function)
+    except (ValueError, RecursionError) as error:
+        raise _wrong(function, "a function as JSON without NaN", "function") from error
+    if named != digest:
+        raise _wrong(digest, f"the digest that the key names, {named}", "the function's digest")
+    return Call(key, function, schema)
+
+
+def _key(value: Any) -> KernelKey:
+    if not isinstance(value, dict):
+        raise _wrong(value, "an object", "key")
+    op = value.get("op")
+    if not isinstance(op, str) or not _OP.fullmatch(op):
+        raise _wrong(op, "an op's name, aten::add.Tensor", "key.op")
+    if not isinstance(value.get("dispatch_key"), str):
+        raise _wrong(value.get("dispatch_key"), "a dispatch key's name, CPU", "key.dispatch_key")
+    for name in ("arguments", "context"):
+        if not _is_pairs(value.get(name)):
+            raise _wrong(value.get(name), "a list of [name, value]", f"key.{name}")
+    context = dict(value["context"])
+    if not context.keys() >= _CONTEXT:
+        missing = ", ".join(sorted(_CONTEXT - context.keys()))
+        raise _wrong(value["context"], f"it to have {missing}, too", "key.context")
+    threads = context["threads"]
+    if type(threads) is not int or threads < 1:
+        raise _wrong(threads, "a number of threads", "key.context.threads")
+    key = KernelKey.from_json(value)
+    try:
+        _ = key.digest
+    except (ValueError, RecursionError) as error:
+        raise _wrong(value, "JSON without NaN", "key") from error
+    return key
+
+
+def _is_pairs(value: object) -> bool:
+    return isinstance(value, list) and all(
+        isinstance(pair, list) and len(pair) == 2 and isinstance(pair[0], str) for pair in value
+    )
+
+
+def _wrong(got: object, wanted: str, name: str = "") -> WorkloadError:
+    text = got if isinstance(got, str) else json.dumps(got)
+    text = text if len(text) <= 80 else f"{text[:77]}..."
+    return WorkloadError(f"{name and f'{name} '}is {text or 'empty'}; wanted {wanted}")
