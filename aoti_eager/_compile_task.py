@@ -26,9 +26,9 @@ from ._workload import Call
 from .config import config
 from .errors import CompileError
 
-# ``entry`` (the document), ``library`` (bytes, or None) and ``log``, with a library also ``verdict``
-# (the document) and the ``processor`` that it was made on; or ``reason`` and ``message`` where there
-# is nothing to store.
+# ``entry`` (the document), ``library`` (bytes, or None) and ``log``; with a library also ``verdict``
+# (the document) and the ``processor`` that it was made on. Or ``reason`` and ``message`` where
+# there is nothing to store.
 Answer = dict[str, Any]
 
 

@@ -156,7 +156,7 @@ SETTINGS: dict[str, Setting] = {
             "workers",
             1,
             _count,
-            "most compile worker processes at a time that calls wait for, and as many that none does",
+            "most compile worker processes at a time: that calls wait for, and as many others",
         ),
         Setting(
             "compile_timeout_s",

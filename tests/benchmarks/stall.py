@@ -6,8 +6,8 @@ that both meet the same machine. The loop ends when every key has been decided o
 use, and a while after that. The figure is the longest call as a script makes it, beyond the longest
 one of the original: the median of several tries, each in a process of its own.
 
-Nothing waits for calls of a layer norm of 4096x4096, which take milliseconds: ``--large`` shows what
-the same loop does with those.
+``--large`` does the same with calls on (4096, 4096), which take milliseconds and are compared and
+timed outside of this process.
 
     python -m tests.benchmarks.stall [--tries N] [--large] [--json FILE]
 """
