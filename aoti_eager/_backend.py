@@ -1,6 +1,6 @@
 """What the caches of all ops share: the store, the environment, the compile workers.
 
-One ``Backend`` belongs to one cache directory; ``current`` gives that of the moment.
+One ``Backend`` belongs to one cache directory and CPU target; ``current`` gives that of the moment.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from ._compile import CompileService
 from ._environment import Environment, Target, cpu_features, cpu_target, current_environment
 from ._store import Store
 from ._warnings import log
-from .config import config
+from .config import add_check, config
 from .errors import EntryDamagedError, StoreError
 
 
@@ -49,32 +49,38 @@ class Backend:
             log.info("%s", problem)
 
 
-_backends: dict[Path, Backend] = {}
-_services: list[CompileService] = []
+_backends: dict[tuple[Path, str], Backend] = {}
+_services: dict[Target, CompileService] = {}
 _lock = threading.Lock()
 
+# Where the setting is made or read first, and not inside of a call.
+add_check("cpu_target", lambda setting: cpu_target(cpu_features(), setting))
 
-def _service() -> CompileService:
-    """Return the compile workers, which serve every cache directory."""
-    if not _services:
-        _services.append(CompileService(cpu_target(cpu_features()), workers=config.workers))
-    return _services[0]
+
+def _service(target: Target) -> CompileService:
+    """Return the compile workers for ``target``, which serve every cache directory."""
+    if target not in _services:
+        _services[target] = CompileService(target, workers=config.workers)
+    return _services[target]
 
 
 def current() -> Backend:
-    """Return the backend of the cache directory that is set at this moment."""
-    root = config.cache_dir
+    """Return the backend of the cache directory and the CPU target set at this moment."""
+    root, setting = config.cache_dir, config.cpu_target
     with _lock:
-        backend = _backends.get(root)
+        backend = _backends.get((root, setting))
         if backend is None:
             features = cpu_features()
+            target = cpu_target(features, setting)
             backend = Backend(
-                store=Store(root, lock_timeout_s=config.lock_timeout_s),
-                service=_service(),
-                target=cpu_target(features),
+                store=Store(
+                    root, lock_timeout_s=config.lock_timeout_s, preferred_target=target.name
+                ),
+                service=_service(target),
+                target=target,
                 features=features,
             )
-            _backends[root] = backend
+            _backends[root, setting] = backend
         # Settings may have changed since the directory was first used.
         backend.store.lock_timeout_s = config.lock_timeout_s
         return backend
@@ -89,7 +95,7 @@ def device_type(dispatch_key: str) -> str:
 
 def close_workers() -> None:
     """End the compile workers; the next compile starts new ones."""
-    for service in _services:
+    for service in list(_services.values()):
         service.close()
 
 
@@ -98,7 +104,7 @@ _pid = os.getpid()
 
 def is_ending() -> bool:
     """Return whether Python is ending and the compile workers are gone for good."""
-    return any(service.ended for service in _services)
+    return any(service.ended for service in list(_services.values()))
 
 
 def is_forked() -> bool:
@@ -110,7 +116,7 @@ def _after_fork() -> None:
     # The pipes are the parent's; a lock may have been held by a thread that is not here.
     global _lock
     _lock = threading.Lock()
-    for service in _services:
+    for service in list(_services.values()):
         service.forget()
 
 

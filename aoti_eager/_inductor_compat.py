@@ -38,17 +38,30 @@ __all__ = [
 ]
 
 
+class _PinnedAVX512(cpu_vec_isa.VecAVX512):
+    # Asking whether it is there would compile a probe for bfloat16 instructions, in each process,
+    # and the answer add them to code for CPUs that need not have them. A setting says yes to all
+    # but these.
+    def __bool__(self) -> bool:  # type: ignore[override]
+        return True
+
+
+class _PinnedAVX2(cpu_vec_isa.VecAVX2):
+    def __bool__(self) -> bool:
+        return True
+
+
 def prepare_worker(vector_bits: int) -> None:
     """Set this process up to compile: which vector code is emitted, with which flags.
 
     Args:
-        vector_bits: 512 or 256 on x86-64, so that the entry's needs are known and the instruction
-            set is not probed (seconds in each process); 0 leaves the choice to Inductor.
+        vector_bits: 512, 256 or 128 (scalar code) on x86-64, so that the entry's needs are known
+            and the instruction set is not probed (seconds in each process); 0 leaves the choice to
+            Inductor.
     """
-    isa = {512: cpu_vec_isa.VecAVX512, 256: cpu_vec_isa.VecAVX2}.get(vector_bits)
-    if isa is not None:
-        inductor_config.cpp.vec_isa_ok = True
-        cpu_vec_isa.valid_vec_isa_list = lambda: [isa()]  # type: ignore[assignment]
+    if vector_bits:
+        pinned = {512: [_PinnedAVX512()], 256: [_PinnedAVX2()], 128: []}[vector_bits]
+        cpu_vec_isa.valid_vec_isa_list = lambda: pinned  # type: ignore[assignment]
     # Eager keeps the sign of zero, and Inductor's flags give it away: atan2(0 - x, -1) flips by
     # two pi. There is no setting for it.
     flags = cpp_builder._get_ffast_math_flags
