@@ -28,8 +28,9 @@ ORDER = """
     _library_container _model_container _proxy_container _package _instances _input_checks
     _constant_buffers _runner _library_runner _check _declines _entries _tracing _graph_checks
     _function_names _function_source _python_function _rebuilt_function _call_target
-    _inductor_compat _thin_codegen _lowering _trial _worker _compile _device_backends _backend
-    _native_path _original _kernel _table _entrance _toolchain _live_check _miss _kernel_cache
+    _probes _inductor_compat _thin_header _thin_codegen _lowering _trial _worker _compile
+    _device_backends _backend _native_path _original _kernel _table _entrance _toolchain
+    _live_check _miss _kernel_cache
     _installed _library
     _op_constants _explain _custom_op _coverage cache _script _demo cli __main__ __init__
 """.split()  # noqa: SIM905 - a list of names to read, not to parse
