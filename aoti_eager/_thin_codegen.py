@@ -1,8 +1,9 @@
 """Thin kernel libraries: the graph's own code behind AOTInductor's C interface, nothing else.
 
 Runs in the compile worker only. Inductor's generator of C++ is told to leave out what belongs to a
-model container; ``csrc/thin_library.h`` has the rest, precompiled. For what a thin library has not
-(constants, subgraphs) it raises ``NotThinError``, and AOTInductor's full library is made instead.
+model container; ``csrc/thin_interface.cpp`` has the rest, compiled once. For what a thin library
+has not (constants, subgraphs) it raises ``NotThinError``, and AOTInductor's full library is made
+instead.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from . import _inductor_compat as inductor
-from ._thin_header import call_compiler, stub_library, thin_header
+from ._thin_header import INTERFACE, call_compiler, common_parts, stub_library
 
 # A library that has symbols which are unique in a process can never be unloaded. Warnings are
 # about torch's headers.
@@ -102,16 +103,20 @@ def compiler_into(
         if graph.constants:
             raise NotThinError("the graph has constants")
         source = work / "library.cpp"
-        outputs = [f"output{i}" for i in range(len(graph.graph_outputs))]
-        source.write_text("\n".join([wrapper, kernels, _definitions(graph.graph_inputs, outputs)]))
         library = work / "library.so"
         command = [*inductor.compile_flags(source), *_FLAGS]
-        header = thin_header(command, headers)
+        header, interface = common_parts(command, headers)
         stub = stub_library(command[0], headers)
+        outputs = [f"output{i}" for i in range(len(graph.graph_outputs))]
+        parts = [wrapper, kernels, _definitions(graph.graph_inputs, outputs)]
+        if interface is None:
+            parts.append(f'#include "{INTERFACE}"')
+        source.write_text("\n".join(parts))
         call_compiler(
             [
                 *command,
-                *("-include", str(header), str(source), "-shared", "-o", str(library)),
+                *("-include", str(header), str(source), *([str(interface)] if interface else [])),
+                *("-shared", "-o", str(library)),
                 # Against a stub: reading torch's own library takes longer than all else.
                 *(f"-L{stub.parent}", "-Wl,--no-as-needed", "-ltorch_cpu", "-Wl,--as-needed"),
             ]
@@ -122,7 +127,7 @@ def compiler_into(
 
 
 def _definitions(inputs: Mapping[str, Any], outputs: list[str]) -> str:
-    """Return what ``thin_library.h`` says that each library defines, and its manifest."""
+    """Return what ``thin_interface.cpp`` says that each library defines, and its manifest."""
 
     def names(values: Iterable[str]) -> str:
         return ", ".join([*map(json.dumps, values), "nullptr"])
@@ -143,6 +148,10 @@ extern "C" __attribute__((visibility("default"))) const char aoti_eager_manifest
 const char aoti_eager_manifest[] = R"json({manifest})json";
 
 namespace aoti_eager {{
+extern const char* const input_names[];
+extern const char* const output_names[];
+extern const size_t num_inputs;
+extern const size_t num_outputs;
 const char* const input_names[] = {{{names(inputs)}}};
 const char* const output_names[] = {{{names(outputs)}}};
 const size_t num_inputs = {len(inputs)};

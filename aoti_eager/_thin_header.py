@@ -2,7 +2,7 @@
 
 The header is most of what a kernel's compiler reads: half a second with its precompiled form, two
 without, and five to precompile it. So the first kernels of an empty machine are compiled without,
-beside it. Worker only.
+beside it; the C interface, the same in all, is an object of its own. Worker only.
 """
 
 from __future__ import annotations
@@ -21,36 +21,40 @@ import torch
 from . import _inductor_compat as inductor
 
 _HEADER = Path(__file__).parent / "csrc" / "thin_library.h"
+INTERFACE = _HEADER.with_name("thin_interface.cpp")
 # One for each header that this process has begun to precompile, whatever became of it.
 _builds: dict[Path, threading.Thread] = {}
 
 
-def thin_header(command: list[str], headers: Path) -> Path:
-    """Return the header to include, which may have its precompiled form beside it by now.
+def common_parts(command: list[str], headers: Path) -> tuple[Path, Path | None]:
+    """Return the header to include, and the interface's object, once it has been made.
+
+    By then the header has its precompiled form beside it.
 
     Args:
-        command: The compiler and its flags, without files; each has a header of its own.
+        command: The compiler and its flags, without files; each has parts of its own.
         headers: Where they are kept.
     """
     text = _HEADER.read_bytes()
     # The compiler does not look whether torch's headers are still those that went into it.
     torchs = [str(torch.__version__), torch.version.git_version]
     described = json.dumps([command, inductor.compiler_description(), torchs]).encode()
-    header = headers / f"thin-{hashlib.sha256(described + text).hexdigest()[:24]}.h"
-    compiled = header.with_suffix(".h.gch")
-    if compiled.exists():
-        return header
+    digest = hashlib.sha256(described + text + INTERFACE.read_bytes()).hexdigest()
+    header = headers / f"thin-{digest[:24]}.h"
+    interface, compiled = header.with_suffix(".o"), header.with_suffix(".h.gch")
+    if interface.exists() and compiled.exists():
+        return header, interface
     if not header.exists():
         # Also where its directory was deleted after a build: it is built again.
         _builds.pop(header, None)
         headers.mkdir(parents=True, exist_ok=True)
         _write(header, text)
     if header not in _builds:
-        _begin(command, header, compiled)
-    return header
+        _begin(command, header)
+    return header, interface if interface.exists() else None
 
 
-def _begin(command: list[str], header: Path, compiled: Path) -> None:
+def _begin(command: list[str], header: Path) -> None:
     lock_file = header.with_suffix(".lock")
     # Somebody's process ended before the header was done. Scripts that end soon would never have
     # it; so this one waits.
@@ -60,7 +64,7 @@ def _begin(command: list[str], header: Path, compiled: Path) -> None:
         lock.acquire()
     except filelock.Timeout:
         return  # Another worker is at it.
-    thread = threading.Thread(target=_precompile, args=(command, header, compiled, lock))
+    thread = threading.Thread(target=_precompile, args=(command, header, lock))
     thread.daemon = True
     _builds[header] = thread
     thread.start()
@@ -68,23 +72,22 @@ def _begin(command: list[str], header: Path, compiled: Path) -> None:
         thread.join()
 
 
-def _precompile(
-    command: list[str], header: Path, compiled: Path, lock: filelock.BaseFileLock
-) -> None:
-    """Make the precompiled header; where that fails, kernels go on being compiled without."""
+def _precompile(command: list[str], header: Path, lock: filelock.BaseFileLock) -> None:
+    """Make the parts; where that fails, kernels go on being compiled without."""
     temporary = header.with_suffix(f".{os.getpid()}.tmp")
+    # Not in the work directory of the kernel, which may be gone before.
+    environment = {**os.environ, "TMPDIR": str(header.parent)}
     try:
-        if compiled.exists():
-            return
         for left in header.parent.glob(f"{header.stem}.*.tmp"):
             left.unlink(missing_ok=True)  # Of a process that was ended: we have the lock.
-        # Not in the work directory of the kernel, which may be gone before.
-        environment = {**os.environ, "TMPDIR": str(header.parent)}
-        call_compiler(
-            [*command, "-x", "c++-header", str(header), "-o", str(temporary)], environment
-        )
-        # Renamed last: the compiler takes whatever it finds under the name.
-        temporary.replace(compiled)
+        for part, what in (
+            (header.with_suffix(".o"), ("-c", str(INTERFACE))),
+            (header.with_suffix(".h.gch"), ("-x", "c++-header", str(header))),
+        ):
+            if not part.exists():
+                call_compiler([*command, *what, "-o", str(temporary)], environment)
+                # Renamed last: the compiler takes whatever it finds under the name.
+                temporary.replace(part)
     except (OSError, inductor.CppCompileError):
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
