@@ -19,6 +19,7 @@ import filelock
 import torch
 
 from . import _inductor_compat as inductor
+from ._environment import cpu_features
 
 _HEADER = Path(__file__).parent / "csrc" / "thin_library.h"
 INTERFACE = _HEADER.with_name("thin_interface.cpp")
@@ -37,8 +38,14 @@ def common_parts(command: list[str], headers: Path) -> tuple[Path, Path | None]:
     """
     text = _HEADER.read_bytes()
     # The compiler does not look whether torch's headers are still those that went into it.
-    torchs = [str(torch.__version__), torch.version.git_version]
-    described = json.dumps([command, inductor.compiler_description(), torchs]).encode()
+    made_of = [
+        *(command, inductor.compiler_description()),
+        *(str(torch.__version__), torch.version.git_version),
+    ]
+    if any("native" in flag for flag in command):
+        # The store may come to another CPU, which says native, too.
+        made_of.append(sorted(cpu_features()))
+    described = json.dumps(made_of).encode()
     digest = hashlib.sha256(described + text + INTERFACE.read_bytes()).hexdigest()
     header = headers / f"thin-{digest[:24]}.h"
     interface, compiled = header.with_suffix(".o"), header.with_suffix(".h.gch")

@@ -117,3 +117,17 @@ def test_a_directory_that_was_deleted_meanwhile_is_made_again(fake: Path) -> Non
     assert answer["second"] == answer["fourth"]
     assert answer["third"][1:] == [True, False]
     assert answer["fourth"][2]
+
+
+def test_parts_for_this_very_cpu_are_not_another_cpus(fake: Path) -> None:
+    """Requirement 5: a store may be shared by machines, and the interface has code of its own."""
+    answer = run(
+        fake,
+        "for flag in ('-march=native', '-march=x86-64-v3'):",
+        "    for features in ({'avx2'}, {'avx2', 'avx512f'}):",
+        "        _thin_header.cpu_features = lambda: features",
+        "        ask(f'{flag} {len(features)}', [*command, flag])",
+        "finish()",
+    )
+    assert answer["-march=native 1"][0] != answer["-march=native 2"][0]
+    assert answer["-march=x86-64-v3 1"][0] == answer["-march=x86-64-v3 2"][0]
