@@ -1,6 +1,6 @@
 """What the caches of all ops share: the store, the environment, the compile workers.
 
-One ``Backend`` belongs to one cache directory; ``current`` gives that of the moment.
+One ``Backend`` belongs to one cache directory and CPU target; ``current`` gives that of the moment.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from ._environment import Environment, Target, cpu_features, cpu_target, current
 from ._store import Store
 from ._verdict import Verdicts
 from ._warnings import log
-from .config import config
+from .config import add_check, config
 from .errors import EntryDamagedError, StoreError
 
 
@@ -58,40 +58,43 @@ class Backend:
             log.info("%s", problem)
 
 
-_backends: dict[Path, Backend] = {}
-_services: list[CompileService] = []
+_backends: dict[tuple[Path, str], Backend] = {}
+_services: dict[tuple[Target, int], CompileService] = {}  # by target and nice
 _lock = threading.Lock()
 
+# Where the setting is made or read first, and not inside of a call.
+add_check("cpu_target", lambda setting: cpu_target(cpu_features(), setting))
 
 # By how much the priority of workers that nobody waits for is lower than the script's. Not the
 # lowest there is: a script that uses all cores for hours would never get its kernels.
 _BACKGROUND_NICE = 10
 
 
-def _make_services(target: Target) -> None:
-    """Make the compile workers, which serve every cache directory: waited for, and not."""
-    if not _services:
-        _services.append(CompileService(target, workers=config.workers))
-        _services.append(CompileService(target, workers=config.workers, nice=_BACKGROUND_NICE))
+def _service(target: Target, nice: int) -> CompileService:
+    """Return the compile workers for ``target``, which serve every cache directory."""
+    if (target, nice) not in _services:
+        _services[target, nice] = CompileService(target, workers=config.workers, nice=nice)
+    return _services[target, nice]
 
 
 def current() -> Backend:
-    """Return the backend of the cache directory that is set at this moment."""
-    root = config.cache_dir
+    """Return the backend of the cache directory and the CPU target set at this moment."""
+    root, setting = config.cache_dir, config.cpu_target
     with _lock:
-        backend = _backends.get(root)
+        backend = _backends.get((root, setting))
         if backend is None:
             features = cpu_features()
-            target = cpu_target(features)
-            _make_services(target)
+            target = cpu_target(features, setting)
             backend = Backend(
-                store=Store(root, lock_timeout_s=config.lock_timeout_s),
-                service=_services[0],
-                background_service=_services[1],
+                store=Store(
+                    root, lock_timeout_s=config.lock_timeout_s, preferred_target=target.name
+                ),
+                service=_service(target, 0),
+                background_service=_service(target, _BACKGROUND_NICE),
                 target=target,
                 features=features,
             )
-            _backends[root] = backend
+            _backends[root, setting] = backend
         # Settings may have changed since the directory was first used.
         backend.store.lock_timeout_s = config.lock_timeout_s
         return backend
@@ -106,7 +109,7 @@ def device_type(dispatch_key: str) -> str:
 
 def close_workers() -> None:
     """End the compile workers; the next compile starts new ones."""
-    for service in _services:
+    for service in list(_services.values()):
         service.close()
 
 
@@ -120,7 +123,7 @@ _pid = os.getpid()
 
 def is_ending() -> bool:
     """Return whether Python is ending and the compile workers are gone for good."""
-    return any(service.ended for service in _services)
+    return any(service.ended for service in list(_services.values()))
 
 
 def is_forked() -> bool:
@@ -132,7 +135,7 @@ def _after_fork() -> None:
     # The pipes are the parent's; a lock may have been held by a thread that is not here.
     global _lock
     _lock = threading.Lock()
-    for service in _services:
+    for service in list(_services.values()):
         service.forget()
 
 

@@ -333,6 +333,7 @@ def _use_directories(work: Path, headers: Path) -> None:
     os.environ["TMPDIR"] = str(work)
     os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(work / "inductor")
     _inductor_compat.use_headers(headers)
+    _inductor_compat.remember_probes(headers.with_name("probes"))
 
 
 @contextlib.contextmanager

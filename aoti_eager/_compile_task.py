@@ -26,7 +26,7 @@ from ._workload import Call
 from .config import config
 from .errors import CompileError
 
-# ``entry`` (the document), ``library`` (bytes, or None) and ``log``; with a library also ``verdict``
+# ``entry`` (the document), ``library`` (bytes, or None), ``log``; with a library also ``verdict``
 # (the document) and the ``processor`` that it was made on. Or ``reason`` and ``message`` where
 # there is nothing to store.
 Answer = dict[str, Any]

@@ -84,7 +84,8 @@ class Target:
     Attributes:
         name: Part of an entry's path, ``cpu-x86-64-v4``.
         march: What the compiler is told, or ``native``.
-        vector_bits: Width of the vector code, 0 for whatever the compiler worker finds.
+        vector_bits: Width of the vector code: 512, 256, 128 for what the C++ compiler makes of
+            scalar code (Inductor has no narrower vectors on x86-64), 0 for what the worker finds.
         requires: CPU features, in the kernel's spelling, without which the code must not be loaded.
     """
 
@@ -98,10 +99,13 @@ class Target:
 _V2 = frozenset({"cx16", "lahf_lm", "popcnt", "pni", "sse4_1", "sse4_2", "ssse3"})
 _V3 = _V2 | {"avx", "avx2", "bmi1", "bmi2", "f16c", "fma", "abm", "movbe", "xsave"}
 _V4 = _V3 | {"avx512f", "avx512bw", "avx512cd", "avx512dq", "avx512vl"}
-_X86_LEVELS = (
-    Target("cpu-x86-64-v4", "x86-64-v4", 512, _V4),
-    Target("cpu-x86-64-v3", "x86-64-v3", 256, _V3),
-)
+_X86_LEVELS = {
+    "x86-64-v4": Target("cpu-x86-64-v4", "x86-64-v4", 512, _V4),
+    "x86-64-v3": Target("cpu-x86-64-v3", "x86-64-v3", 256, _V3),
+    "x86-64-v2": Target("cpu-x86-64-v2", "x86-64-v2", 128, _V2),
+}
+# What ``auto`` chooses from. A CPU without AVX2 is rare: its code is made for itself.
+_AUTO = ("x86-64-v4", "x86-64-v3")
 
 
 @functools.cache
@@ -121,14 +125,36 @@ def cpu_features() -> frozenset[str]:
     return frozenset({f"aten:{torch.backends.cpu.get_cpu_capability()}"})
 
 
-def cpu_target(features: frozenset[str]) -> Target:
-    """Return the best target for a CPU with ``features``.
+def cpu_target(features: frozenset[str], setting: str = "auto") -> Target:
+    """Return the target for a CPU with ``features`` under the setting ``cpu_target``.
 
-    On x86-64 it is a level of the psABI, so that what an entry needs is a short list that other
-    machines are likely to have; elsewhere it is this very CPU with all of its features.
+    Args:
+        features: What the CPU has.
+        setting: ``auto`` is the best level of the x86-64 psABI, so that what an entry needs is a
+            short list that other machines are likely to have, and elsewhere this very CPU with
+            all of its features; ``native`` is this very CPU; or a level by its name.
+
+    Raises:
+        ValueError: The CPU cannot run the level.
     """
-    if platform.machine().lower() in ("x86_64", "amd64"):
-        for target in _X86_LEVELS:
-            if target.requires <= features:
-                return target
-    return Target(f"cpu-{json_digest(sorted(features))[:12]}", "native", 0, features)
+    is_x86 = platform.machine().lower() in ("x86_64", "amd64")
+    if setting in _X86_LEVELS:
+        target = _X86_LEVELS[setting]
+        if not is_x86:
+            raise ValueError(f"this CPU is {platform.machine()}; set auto or native")
+        lacking = sorted(target.requires - features)
+        if lacking:
+            raise ValueError(
+                f"this CPU lacks {', '.join(lacking)}; set auto, native or a lower level"
+            )
+        return target
+    if is_x86 and setting == "auto":
+        for name in _AUTO:
+            if _X86_LEVELS[name].requires <= features:
+                return _X86_LEVELS[name]
+    bits = 0
+    if is_x86:
+        # Known, so that nothing is probed: ATen's vectors need a little less than the levels do.
+        widest = (name for name in _AUTO if _X86_LEVELS[name].requires <= features)
+        bits = next((_X86_LEVELS[name].vector_bits for name in widest), 128)
+    return Target(f"cpu-{json_digest(sorted(features))[:12]}", "native", bits, features)

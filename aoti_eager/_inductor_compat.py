@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import os
+import platform
 import shlex
 import shutil
 import subprocess
@@ -16,6 +17,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import torch
 import torch._inductor.codecache as codecache
 import torch._inductor.config as inductor_config
 import torch._inductor.cpp_builder as cpp_builder
@@ -26,6 +28,10 @@ from torch._inductor.codegen.cpp_wrapper_cpu import CppWrapperCpu
 from torch._inductor.exc import CppCompileError
 from torch._inductor.virtualized import V
 
+from ._environment import cpu_features
+from ._key import Component
+from ._probes import Probes
+
 __all__ = [
     "CppCompileError",
     "CppWrapperCpu",
@@ -34,21 +40,35 @@ __all__ = [
     "compiler_description",
     "inspect_generated_code",
     "prepare_worker",
+    "remember_probes",
     "use_headers",
 ]
+
+
+class _PinnedAVX512(cpu_vec_isa.VecAVX512):
+    # Asking whether it is there would compile a probe for bfloat16 instructions, in each process,
+    # and the answer add them to code for CPUs that need not have them. A setting says yes to all
+    # but these.
+    def __bool__(self) -> bool:  # type: ignore[override]
+        return True
+
+
+class _PinnedAVX2(cpu_vec_isa.VecAVX2):
+    def __bool__(self) -> bool:
+        return True
 
 
 def prepare_worker(vector_bits: int) -> None:
     """Set this process up to compile: which vector code is emitted, with which flags.
 
     Args:
-        vector_bits: 512 or 256 on x86-64, so that the entry's needs are known and the instruction
-            set is not probed (seconds in each process); 0 leaves the choice to Inductor.
+        vector_bits: 512, 256 or 128 (scalar code) on x86-64, so that the entry's needs are known
+            and the instruction set is not probed (seconds in each process); 0 leaves the choice to
+            Inductor.
     """
-    isa = {512: cpu_vec_isa.VecAVX512, 256: cpu_vec_isa.VecAVX2}.get(vector_bits)
-    if isa is not None:
-        inductor_config.cpp.vec_isa_ok = True
-        cpu_vec_isa.valid_vec_isa_list = lambda: [isa()]  # type: ignore[assignment]
+    if vector_bits:
+        pinned = {512: [_PinnedAVX512()], 256: [_PinnedAVX2()], 128: []}[vector_bits]
+        cpu_vec_isa.valid_vec_isa_list = lambda: pinned  # type: ignore[assignment]
     # Eager keeps the sign of zero, and Inductor's flags give it away: atan2(0 - x, -1) flips by
     # two pi. There is no setting for it.
     flags = cpp_builder._get_ffast_math_flags
@@ -56,6 +76,35 @@ def prepare_worker(vector_bits: int) -> None:
     if shutil.which("openssl") is None:
         # Inductor hashes preprocessed headers with the openssl program and fails without it.
         inductor_config.aot_inductor.precompile_headers = False
+
+
+def remember_probes(directory: Path) -> None:
+    """Keep in ``directory`` which instruction sets work here, from now on, instead of asking again.
+
+    Inductor has no such memory: its own cache keeps the compiled probe, and loads it in a new
+    process of Python each time. Nothing is asked where the instruction set is pinned.
+    """
+    probes: list[Probes] = []  # Made at the first question: it starts the compiler for its version.
+
+    def check_build(self: cpu_vec_isa.VecISA, code: str) -> bool:
+        if not probes:
+            machine = [
+                *(str(torch.__version__), torch.version.git_version, platform.machine()),
+                *(compiler_description(), sorted(cpu_features())),
+            ]
+            probes.append(Probes(directory, machine))
+        question: list[Component] = [code, self.build_arch_flags(), self.build_macro()]
+        if probes[0].has(question):
+            return True
+        succeeded = bool(_check_build(self, code))
+        if succeeded:
+            probes[0].add(question)
+        return succeeded
+
+    cpu_vec_isa.VecISA.check_build = check_build  # type: ignore[method-assign]
+
+
+_check_build = cpu_vec_isa.VecISA.check_build
 
 
 def use_headers(headers: Path) -> None:

@@ -322,7 +322,7 @@ class Miss:
                     )
                     backend.store.publish(entry, work, None, error.log)
                 raise
-            self._use(compiled, result, before, work)
+            self._use(compiled, result, before, work, backend)
 
     def _adopt(self, found: StoredEntry, result: Any, before: list[Tensor]) -> None:
         """Put an entry that another process published meanwhile into the table."""
@@ -354,8 +354,15 @@ class Miss:
         else:
             self._publish_to_table(kernel)
 
-    def _use(self, compiled: Compiled, result: Any, before: list[Tensor], work: Path) -> None:
-        backend = _backend.current()
+    def _use(
+        self,
+        compiled: Compiled,
+        result: Any,
+        before: list[Tensor],
+        work: Path,
+        # That of the compile: the setting may be another by now, and the code is not.
+        backend: Backend,
+    ) -> None:
         target, requires = self._toolchain.target(backend)
         entry = ready_entry(
             self._call.key,

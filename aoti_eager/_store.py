@@ -80,11 +80,13 @@ class Store:
     Args:
         root: Its directory.
         lock_timeout_s: Seconds that ``locked`` waits for another process.
+        preferred_target: The target whose entries ``find`` looks at first.
     """
 
-    def __init__(self, root: Path, *, lock_timeout_s: float) -> None:
+    def __init__(self, root: Path, *, lock_timeout_s: float, preferred_target: str = "") -> None:
         self.root = root
         self.lock_timeout_s = lock_timeout_s
+        self._preferred_target = preferred_target
 
     # -- reading --
 
@@ -93,6 +95,7 @@ class Store:
     ) -> StoredEntry | None:
         """Return the entry under ``key`` that a CPU with ``features`` can run, or ``None``.
 
+        Of several, the preferred target's; else that of the best instruction set.
         An entry whose directory was deleted is a miss, and so is one of another instruction set.
 
         Raises:
@@ -365,8 +368,12 @@ class Store:
 
     def _targets(self, path: Path) -> list[Path]:
         try:
-            # Best instruction set first: the level's name sorts so.
-            return sorted(path.iterdir(), reverse=True)
+            # Best instruction set first: the level's name sorts so; those of one CPU come last.
+            return sorted(
+                path.iterdir(),
+                key=lambda one: (one.name == self._preferred_target, one.name),
+                reverse=True,
+            )
         except (FileNotFoundError, NotADirectoryError):
             return []
         except OSError as error:

@@ -1,26 +1,21 @@
 """Thin kernel libraries: the graph's own code behind AOTInductor's C interface, nothing else.
 
 Runs in the compile worker only. Inductor's generator of C++ is told to leave out what belongs to a
-model container; ``csrc/thin_library.h`` has the rest, precompiled. For what a thin library has not
-(constants, subgraphs) it raises ``NotThinError``, and AOTInductor's full library is made instead.
+model container; ``csrc/thin_interface.cpp`` has the rest, compiled once. For what a thin library
+has not (constants, subgraphs) it raises ``NotThinError``, and AOTInductor's full library is made
+instead.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
-import os
-import subprocess
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-import filelock
-import torch
-
 from . import _inductor_compat as inductor
+from ._thin_header import INTERFACE, call_compiler, common_parts, stub_library
 
-_HEADER = Path(__file__).parent / "csrc" / "thin_library.h"
 # A library that has symbols which are unique in a process can never be unloaded. Warnings are
 # about torch's headers.
 _FLAGS = ("-fno-gnu-unique", "-g0", "-w")
@@ -108,16 +103,20 @@ def compiler_into(
         if graph.constants:
             raise NotThinError("the graph has constants")
         source = work / "library.cpp"
-        outputs = [f"output{i}" for i in range(len(graph.graph_outputs))]
-        source.write_text("\n".join([wrapper, kernels, _definitions(graph.graph_inputs, outputs)]))
         library = work / "library.so"
         command = [*inductor.compile_flags(source), *_FLAGS]
-        header = _precompiled(command, headers)
-        stub = _stub(command[0], headers)
-        _call(
+        header, interface = common_parts(command, headers)
+        stub = stub_library(command[0], headers)
+        outputs = [f"output{i}" for i in range(len(graph.graph_outputs))]
+        parts = [wrapper, kernels, _definitions(graph.graph_inputs, outputs)]
+        if interface is None:
+            parts.append(f'#include "{INTERFACE}"')
+        source.write_text("\n".join(parts))
+        call_compiler(
             [
                 *command,
-                *("-include", str(header), str(source), "-shared", "-o", str(library)),
+                *("-include", str(header), str(source), *([str(interface)] if interface else [])),
+                *("-shared", "-o", str(library)),
                 # Against a stub: reading torch's own library takes longer than all else.
                 *(f"-L{stub.parent}", "-Wl,--no-as-needed", "-ltorch_cpu", "-Wl,--as-needed"),
             ]
@@ -128,7 +127,7 @@ def compiler_into(
 
 
 def _definitions(inputs: Mapping[str, Any], outputs: list[str]) -> str:
-    """Return what ``thin_library.h`` says that each library defines, and its manifest."""
+    """Return what ``thin_interface.cpp`` says that each library defines, and its manifest."""
 
     def names(values: Iterable[str]) -> str:
         return ", ".join([*map(json.dumps, values), "nullptr"])
@@ -149,6 +148,10 @@ extern "C" __attribute__((visibility("default"))) const char aoti_eager_manifest
 const char aoti_eager_manifest[] = R"json({manifest})json";
 
 namespace aoti_eager {{
+extern const char* const input_names[];
+extern const char* const output_names[];
+extern const size_t num_inputs;
+extern const size_t num_outputs;
 const char* const input_names[] = {{{names(inputs)}}};
 const char* const output_names[] = {{{names(outputs)}}};
 const size_t num_inputs = {len(inputs)};
@@ -158,54 +161,3 @@ void run(const AtenTensorHandle* input_handles, AtenTensorHandle* output_handles
 }}
 }} // namespace aoti_eager
 """
-
-
-def _precompiled(command: list[str], headers: Path) -> Path:
-    """Return our header with its precompiled form beside it, made once for each command.
-
-    The compiler does not look whether the headers of torch are still those that went into it.
-    """
-    text = _HEADER.read_bytes()
-    torchs = [str(torch.__version__), torch.version.git_version]
-    described = json.dumps([command, inductor.compiler_description(), torchs]).encode()
-    digest = hashlib.sha256(described + text).hexdigest()[:24]
-    header = headers / f"thin-{digest}.h"
-    compiled = header.with_suffix(".h.gch")
-    if compiled.exists():
-        return header
-    headers.mkdir(parents=True, exist_ok=True)
-    with filelock.FileLock(headers / f"thin-{digest}.lock"):
-        if not compiled.exists():
-            _write(header, text)
-            temporary = headers / f"thin-{digest}.{os.getpid()}.tmp"
-            try:
-                _call([*command, "-x", "c++-header", str(header), "-o", str(temporary)])
-                # Renamed last: the compiler takes whatever it finds under the name.
-                temporary.replace(compiled)
-            finally:
-                temporary.unlink(missing_ok=True)
-    return header
-
-
-def _stub(compiler: str, headers: Path) -> Path:
-    """Return an empty library with the name of torch's, to link against."""
-    stub = headers / "stub" / "libtorch_cpu.so"
-    if not stub.exists():
-        stub.parent.mkdir(parents=True, exist_ok=True)
-        temporary = stub.with_suffix(f".{os.getpid()}.tmp")
-        soname = f"-Wl,-soname,{stub.name}"
-        _call([compiler, "-shared", "-x", "c++", os.devnull, soname, "-o", str(temporary)])
-        temporary.replace(stub)
-    return stub
-
-
-def _write(path: Path, content: bytes) -> None:
-    temporary = path.with_suffix(f".{os.getpid()}.tmp")
-    temporary.write_bytes(content)
-    temporary.replace(path)
-
-
-def _call(command: list[str]) -> None:
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise inductor.CppCompileError(command, done.stderr)

@@ -31,6 +31,9 @@ else:
     import tomli as tomllib
 
 MODES = ("background", "sync", "cache_only", "off")
+CPU_TARGETS = ("auto", "native", "x86-64-v2", "x86-64-v3", "x86-64-v4")
+# Settings that decide which kernels serve: with another value, calls start with empty tables.
+_TABLE_SETTINGS = ("cache_dir", "cpu_target")
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +73,12 @@ def _native(value: Any) -> str:
     if text not in ("0", "1", "auto"):
         raise ValueError("wants 0, 1 or auto")
     return text
+
+
+def _cpu_target(value: Any) -> str:
+    if value not in CPU_TARGETS:
+        raise ValueError(f"wants one of {', '.join(map(repr, CPU_TARGETS))}")
+    return str(value)
 
 
 def _directory(value: Any) -> Path:
@@ -120,6 +129,13 @@ SETTINGS: dict[str, Setting] = {
             Path(platformdirs.user_cache_dir("aoti_eager")),
             _directory,
             "directory of the store; created 0700",
+        ),
+        Setting(
+            "cpu_target",
+            "auto",
+            _cpu_target,
+            "instruction set of new kernels: auto is the best level of x86-64 that this CPU has, "
+            "elsewhere this very CPU; native is this very CPU; a level is pinned by its name",
         ),
         Setting(
             "gate",
@@ -182,7 +198,8 @@ class Config:
     """
 
     _scopes: list[dict[str, Any]]
-    _tokens: dict[int, int]  # id of a layer with a cache directory of its own -> token
+    _tokens: dict[tuple[int, str], int]  # id of a layer, a setting that it decides -> token
+    _table_tokens: dict[tuple[int, ...], int]  # tokens of these settings -> that of their tables
     _next_token: itertools.count[int]
     _assigned: dict[str, Any]
     _observers: list[Callable[[], None]]
@@ -193,7 +210,8 @@ class Config:
         set_ = object.__setattr__
         set_(self, "_scopes", [])
         set_(self, "_assigned", {})
-        set_(self, "_tokens", {id(self._assigned): 0})
+        set_(self, "_tokens", {(id(self._assigned), name): 0 for name in _TABLE_SETTINGS})
+        set_(self, "_table_tokens", {})
         set_(self, "_next_token", itertools.count(1))
         set_(self, "_observers", [])
         set_(self, "_file", None)
@@ -210,8 +228,8 @@ class Config:
         parsed = _parse(setting, value, f"config.{name}")
         with self._lock:
             layer = next((s for s in reversed(self._scopes) if name in s), self._assigned)
-            if name == "cache_dir" and not self._is_cache_dir(parsed):
-                self._tokens[id(layer)] = next(self._next_token)
+            if name in _TABLE_SETTINGS and not self._is_value(name, parsed):
+                self._tokens[id(layer), name] = next(self._next_token)
             layer[name] = parsed
         self._notify()
 
@@ -242,8 +260,8 @@ class Config:
     def scope(self, **settings: Any) -> Iterator[Config]:
         """Set ``settings`` for the whole process until the ``with`` block ends; scopes nest.
 
-        A scope with another ``cache_dir`` starts with empty tables, and the tables of before come
-        back when it ends. Every thread sees the scope, not only the one that opened it.
+        A scope with another ``cache_dir`` or ``cpu_target`` starts with empty tables, and those of
+        before come back when it ends. Every thread sees the scope, not only the one that opened it.
 
         Raises:
             ConfigError: A name is unknown, or a value is not one the setting takes.
@@ -253,11 +271,12 @@ class Config:
             for name, value in settings.items()
         }
         with self._lock:
-            if "cache_dir" in layer:
-                # Kept also where the directory is that of before: that scope may end first.
-                same = self._is_cache_dir(layer["cache_dir"])
-                token = self.table_token if same else next(self._next_token)
-                self._tokens[id(layer)] = token
+            for name in _TABLE_SETTINGS:
+                if name in layer:
+                    # Kept also where the value is that of before: that scope may end first.
+                    same = self._is_value(name, layer[name])
+                    token = self._token(name) if same else next(self._next_token)
+                    self._tokens[id(layer), name] = token
             self._scopes.append(layer)
         self._notify()
         try:
@@ -266,20 +285,35 @@ class Config:
             with self._lock:
                 # By identity: equal scopes of two threads may end in any order.
                 self._scopes[:] = [scope for scope in self._scopes if scope is not layer]
-                self._tokens.pop(id(layer), None)
+                for name in _TABLE_SETTINGS:
+                    self._tokens.pop((id(layer), name), None)
             self._notify()
 
     @property
     def table_token(self) -> int:
-        """Return what names the in-memory tables to use: new with every other cache directory."""
+        """Return what names the in-memory tables: new with every other directory or CPU target."""
         with self._lock:
-            layers = [self._assigned, *self._scopes]
-            return next(self._tokens[id(s)] for s in reversed(layers) if id(s) in self._tokens)
+            tokens = tuple(map(self._token, _TABLE_SETTINGS))
+            if tokens not in self._table_tokens:
+                self._table_tokens[tokens] = next(self._next_token)
+            return self._table_tokens[tokens]
 
     @property
     def table_tokens(self) -> frozenset[int]:
         """Return the tokens of all tables that may be used again."""
-        return frozenset(self._tokens.values())
+        with self._lock:
+            alive = set(self._tokens.values())
+            for tokens in [one for one in self._table_tokens if not alive.issuperset(one)]:
+                del self._table_tokens[tokens]
+            return frozenset(self._table_tokens.values())
+
+    def _token(self, name: str) -> int:
+        layers = [self._assigned, *self._scopes]
+        return next(
+            self._tokens[id(layer), name]
+            for layer in reversed(layers)
+            if (id(layer), name) in self._tokens
+        )
 
     def validate(self) -> None:
         """Read every setting once, so that a wrong one raises here and not inside a call.
@@ -294,9 +328,9 @@ class Config:
         """Call ``observer`` after every change that a scope or an assignment makes."""
         self._observers.append(observer)
 
-    def _is_cache_dir(self, path: Path) -> bool:
+    def _is_value(self, name: str, value: Any) -> bool:
         try:
-            return bool(path == self.lookup("cache_dir")[0])
+            return bool(value == self.lookup(name)[0])
         except ConfigError:
             return False  # A wrong variable or file, which is about to be overruled.
 
@@ -325,9 +359,23 @@ def _setting(name: str) -> Setting:
         raise ConfigError(f"{name}: no such setting; the settings are {known}") from None
 
 
+def add_check(name: str, check: Callable[[Any], object]) -> None:
+    """Have ``check`` see every value of the setting ``name``; a ValueError of it is what is wrong.
+
+    For what cannot be known here: whether this machine can do what is set.
+    """
+    _checks[name] = check
+
+
+_checks: dict[str, Callable[[Any], object]] = {}
+
+
 def _parse(setting: Setting, value: Any, origin: str) -> Any:
     try:
-        return setting.parse(value)
+        parsed = setting.parse(value)
+        if setting.name in _checks:
+            _checks[setting.name](parsed)
+        return parsed
     except (ValueError, TypeError) as error:
         raise ConfigError(f"{origin}: got {value!r}; {error}") from error
 

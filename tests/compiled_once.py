@@ -29,7 +29,9 @@ def remembering(compile_: Compile, directory: Path) -> Compile:
         service: Any, key: KernelKey, work: Path, toolchain: Path, **options: Any
     ) -> Compiled:
         request = {name: value for name, value in options.items() if name != "timeout_s"}
-        kept = directory / json_digest([key.to_json(), current_environment().digest, request])
+        kept = directory / json_digest(
+            [key.to_json(), current_environment().digest, service._target.name, request]
+        )
         if not kept.exists():
             _keep(kept, lambda: compile_(service, key, work, toolchain, **options))
         document = json.loads((kept / "document.json").read_text())

@@ -13,7 +13,7 @@ import platformdirs
 import pytest
 
 import aoti_eager
-from aoti_eager.config import MODES, SETTINGS, Config
+from aoti_eager.config import CPU_TARGETS, MODES, SETTINGS, Config, _checks
 from aoti_eager.errors import ConfigError
 
 
@@ -82,6 +82,7 @@ def test_the_defaults_are_documented_ones(config: Config) -> None:
     values = {name: config.lookup(name) for name in SETTINGS}
     assert values == {name: (setting.default, "default") for name, setting in SETTINGS.items()}
     assert config.mode in MODES
+    assert config.cpu_target in CPU_TARGETS
     assert config.cache_dir.is_absolute()
     assert config.cache_dir.name == "aoti_eager"
     for name, setting in SETTINGS.items():
@@ -130,6 +131,7 @@ def test_an_empty_variable_for_the_file_is_none_at_all(
         ("mode", "off", "off"),
         ("cache_dir", "/somewhere", Path("/somewhere")),
         ("cache_dir", Path("/somewhere"), Path("/somewhere")),
+        ("cpu_target", "native", "native"),
         ("check", "yes", True),
         ("check", " ON ", True),
         ("check", "0", False),
@@ -162,6 +164,7 @@ def test_a_directory_is_made_absolute_when_it_is_set(
 
 WRONG = [
     ("mode", "fast", "wants one of 'sync', 'cache_only', 'off'"),
+    ("cpu_target", "avx2", "wants one of 'auto', 'native', 'x86-64-v2', 'x86-64-v3', 'x86-64-v4'"),
     ("mode", None, "wants one of"),
     ("mode", ["sync"], "wants one of"),
     ("cache_dir", "", "wants the path of a directory"),
@@ -434,6 +437,44 @@ def test_tables_belong_to_the_directory_in_whatever_order_scopes_end(
     second.__exit__(None, None, None)
     assert config.table_token == default
     assert config.table_tokens == {default}
+
+
+def test_tables_belong_to_the_directory_and_the_target_in_whatever_order_scopes_end(
+    config: Config, tmp_path: Path
+) -> None:
+    """Kernels of one instruction set must not be served while another one is set."""
+    default = config.table_token
+    directory, target = config.scope(cache_dir=tmp_path), config.scope(cpu_target="native")
+    directory.__enter__()
+    other_directory = config.table_token
+    target.__enter__()
+    both = config.table_token
+    directory.__exit__(None, None, None)
+    other_target = config.table_token
+    assert len({default, other_directory, both, other_target}) == 4
+    assert config.table_tokens == {default, other_target}
+    target.__exit__(None, None, None)
+    assert config.table_token == default
+    assert config.table_tokens == {default}
+
+
+def test_a_value_that_this_machine_cannot_do_is_refused_wherever_it_comes_from(
+    config: Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def check(value: str) -> None:
+        if value == "x86-64-v4":
+            raise ValueError("this CPU lacks avx512f")
+
+    monkeypatch.setitem(_checks, "cpu_target", check)
+    with pytest.raises(ConfigError, match="cpu_target: got 'x86-64-v4'; this CPU lacks avx512f"):
+        config.cpu_target = "x86-64-v4"
+    scope = config.scope(cpu_target="x86-64-v4")
+    with pytest.raises(ConfigError, match="this CPU lacks avx512f"):
+        scope.__enter__()
+    assert config.cpu_target == "auto"
+    monkeypatch.setenv("AOTI_EAGER_CPU_TARGET", "x86-64-v4")
+    with pytest.raises(ConfigError, match="AOTI_EAGER_CPU_TARGET: got 'x86-64-v4'; this CPU lacks"):
+        config.validate()
 
 
 def test_the_package_has_one_config(cache_dir: Path) -> None:

@@ -270,7 +270,8 @@ def test_the_highest_level_that_the_cpu_has_is_the_target(
 def test_below_the_levels_the_target_is_this_very_cpu(features: set[str]) -> None:
     """Requirement 5: native code needs all that the compiler may have seen."""
     target = cpu_target(frozenset(features))
-    assert (target.march, target.vector_bits) == ("native", 0)
+    # Nothing is probed on x86-64: without AVX2 there are no vectors for Inductor.
+    assert (target.march, target.vector_bits) == ("native", 128)
     assert target.requires == features
     assert target.name.startswith("cpu-")
     assert target == cpu_target(frozenset(features))
@@ -279,8 +280,48 @@ def test_below_the_levels_the_target_is_this_very_cpu(features: set[str]) -> Non
 def test_no_level_of_another_architecture_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(platform, "machine", lambda: "aarch64")
     target = cpu_target(frozenset(LEVEL_4))
-    assert target.march == "native"
+    assert (target.march, target.vector_bits) == ("native", 0)
     assert target.requires == LEVEL_4
+    assert cpu_target(frozenset(LEVEL_4), "native") == target
+    with pytest.raises(ValueError, match="this CPU is aarch64; set auto or native"):
+        cpu_target(frozenset(LEVEL_4), "x86-64-v3")
+
+
+@ON_X86
+@pytest.mark.parametrize(
+    ("setting", "vector_bits", "requires"),
+    [("x86-64-v2", 128, LEVEL_2), ("x86-64-v3", 256, LEVEL_3), ("x86-64-v4", 512, LEVEL_4)],
+)
+def test_a_pinned_level_is_the_target(setting: str, vector_bits: int, requires: set[str]) -> None:
+    target = cpu_target(frozenset(LEVEL_4 | {"amx_tile"}), setting)
+    assert (target.name, target.march) == (f"cpu-{setting}", setting)
+    assert (target.vector_bits, target.requires) == (vector_bits, requires)
+    assert cpu_target(frozenset(requires), setting) == target
+
+
+@ON_X86
+def test_a_pinned_level_that_the_cpu_has_not_names_what_is_lacking() -> None:
+    with pytest.raises(ValueError, match="lacks avx512dq, fma; set auto, native or a lower level"):
+        cpu_target(frozenset(LEVEL_4 - {"fma", "avx512dq"}), "x86-64-v4")
+
+
+@ON_X86
+@pytest.mark.parametrize(
+    ("features", "vector_bits"),
+    [
+        (LEVEL_4 | {"amx_tile", "avx512_bf16"}, 512),
+        (LEVEL_3 | {"avx512f"}, 256),
+        (LEVEL_2, 128),
+    ],
+)
+def test_native_needs_every_feature_and_probes_nothing(
+    features: set[str], vector_bits: int
+) -> None:
+    """Requirement 5."""
+    target = cpu_target(frozenset(features), "native")
+    assert (target.march, target.vector_bits) == ("native", vector_bits)
+    assert target.requires == features
+    assert target.name not in {f"cpu-x86-64-v{level}" for level in (2, 3, 4)}
 
 
 def test_different_cpus_have_different_native_targets() -> None:

@@ -139,6 +139,32 @@ def test_the_best_instruction_set_that_the_host_has_is_found(store: Store) -> No
     assert without.entry.target == "cpu-x86-64-v3"
 
 
+@pytest.mark.parametrize(
+    ("preferred", "expected"),
+    [
+        ("cpu-x86-64-v3", "cpu-x86-64-v3"),
+        ("cpu-0123456789ab", "cpu-0123456789ab"),
+        ("cpu-x86-64-v4", "cpu-x86-64-v3"),  # This host cannot run it.
+        ("cpu-x86-64-v5", "cpu-x86-64-v3"),
+    ],
+)
+def test_the_target_that_is_set_is_preferred_and_then_the_best(
+    root: Path, preferred: str, expected: str
+) -> None:
+    store = Store(root, lock_timeout_s=0.05, preferred_target=preferred)
+    features = FEATURES - {"avx512f"}
+    for name, requires in (
+        ("cpu-x86-64-v4", features | {"avx512f"}),
+        ("cpu-x86-64-v3", frozenset({"avx2"})),
+        ("cpu-x86-64-v2", frozenset()),
+        ("cpu-0123456789ab", features),
+    ):
+        publish(store, make_entry(target=name, requires=requires), content=name.encode())
+    found = store.find(make_key(), ENVIRONMENT, features)
+    assert found is not None
+    assert found.entry.target == expected
+
+
 def test_declined_and_quarantined_entries_are_found_as_what_they_are(store: Store) -> None:
     declined = make_entry(status=Status.DECLINED, reason="compile_failed", message="no")
     publish(store, declined, content=None, log="error: no")
