@@ -196,7 +196,7 @@ class CompileJobs:
                 with contextlib.suppress(CompileError):  # Then there is one, as there was.
                     made.append(self._tried(request, serial, options))
                     times = self._measured(request, [_library(one) for one, _ in made])
-        best = min(range(len(made)), key=lambda i: _ratio(times[i]))
+        best = min(range(len(made)), key=lambda i: _share(times[i]))
         lowered, compared = made[best]
         return {
             "library": str(lowered.library),
@@ -307,14 +307,15 @@ def _library(lowered: Lowered) -> dict[str, Any]:
     }
 
 
-def _ratio(times: Mapping[str, Mapping[str, float]]) -> float:
+def _share(times: Mapping[str, Mapping[str, float]]) -> float:
+    """Return the kernel's time as a share of the original's; 1 where it is not known."""
     best = times.get("native") or times.get("python")
-    return best["ratio"] if best else 1.0
+    return best["kernel_us"] / best["original_us"] if best else 1.0
 
 
 def _may_lose_to_one_thread(times: Mapping[str, Mapping[str, float]]) -> bool:
     best = times.get("native") or times.get("python")
-    return best is None or (best["ratio"] > 0.9 or best["kernel_us"] < _SERIAL_BELOW_US)
+    return best is None or _share(times) > 0.9 or best["kernel_us"] < _SERIAL_BELOW_US
 
 
 def _use_context(context: Mapping[str, Any]) -> None:

@@ -30,7 +30,7 @@ from ._key import KernelKey
 from ._library_runner import RELEASE_GIL_NUMEL, LibraryRunner
 from ._native_key import native_key
 from ._schema import Kind, OpSchema
-from ._table import TableKey
+from ._table import Decline, TableKey
 from ._template import CallTemplate, call_template
 from ._trial import made_up_input
 from .config import config
@@ -38,16 +38,17 @@ from .config import config
 # One round of one side; shorter ones show the clock, longer ones show other processes.
 _ROUND_NS = 400_000
 _MOST_CALLS = 200
-# Rounds in which no thread of ours waited for a core. The script works beside us, and a parallel
-# region that waits takes a thousand times as long as one that need not.
+# Rounds count in which no thread of ours waited for a core: the script works beside us, and a
+# parallel region that waits takes a thousand times as long as one that need not. If there are too
+# few of them, the fastest rounds are what there is.
 _QUIET_ROUNDS, _LEAST_QUIET_ROUNDS = 12, 4
 _QUIET_SHARE = 0.05
 _BUDGET_NS = 150_000_000
-_MOST_NS = 2_000_000_000
+_MOST_NS = 1_000_000_000
 # What an op writes to changes with each call, and must stay what a script may have.
 _MOST_CALLS_WRITING = 8
 
-Times = dict[str, dict[str, float]]
+Times = dict[str, dict[str, float | bool]]
 
 
 def serve() -> None:
@@ -76,8 +77,10 @@ def _measure(request: Mapping[str, Any]) -> dict[str, Any]:
     measured = _Measured(target, template, function)
     for library in request["libraries"]:
         measured.add(library)
+    paths = ["native"] if request["native"] else ["python"]
+    paths += ["native"] if native is not None and not request["native"] else []
     try:
-        return {"times": measured.times(["python"] if native is None else ["python", "native"])}
+        return {"times": measured.times(paths)}
     except _NotMeasuredError as error:
         return {"reason": "unmeasured", "message": str(error), "remember": False}
 
@@ -104,6 +107,7 @@ class _Measured:
         self._cache = KernelCache(self._op, "CPU")
         self._cache.miss = self._miss  # type: ignore[method-assign]
         self._installed = Installed(self._op, self._cache)
+        self._words = native_key(self._schema, template.key)
         self._kernels: list[Kernel] = []
         self._current: Kernel | None = None
         self._call: Callable[..., Any] = self._op
@@ -123,73 +127,76 @@ class _Measured:
         listed = any(a.kind is Kind.TENSORS for a in self._schema.arguments)
         plain = not listed and all("dtype" in slot.component for slot in slots)
         plain = plain and len(slots) == sum(a.is_tensor for a in self._schema.arguments)
-        words = native_key(self._schema, self._template.key)
         self._kernels.append(
             Kernel(
-                self._schema, runner, library["outputs"], plain=plain, parallel=False, words=words
+                self._schema,
+                runner,
+                library["outputs"],
+                plain=plain,
+                parallel=False,
+                words=self._words,
             )
         )
 
     def times(self, paths: Sequence[str]) -> list[Times]:
         """Return for each library and hit path the medians of alternating rounds."""
         self._choose_call()
-        sides: list[tuple[Kernel | None, str]] = [(None, "")]
-        sides += [(kernel, path) for kernel in self._kernels for path in paths]
-        taken: list[list[float]] = [[] for _ in sides]
-        fastest = [float("inf")] * len(sides)
+        sides = [_Side(None, "")]
+        sides += [_Side(None, path) for path in paths]
+        sides += [_Side(kernel, path) for kernel in self._kernels for path in paths]
         start = perf_counter_ns()
         for number in itertools.count():
             # In turn from both ends: what the machine does meanwhile meets every side alike.
-            order = range(len(sides)) if number % 2 else reversed(range(len(sides)))
-            for i in order:
-                one, quiet = self._round(*sides[i], self._calls_a_round(fastest[i]))
-                fastest[i] = min(fastest[i], one)
-                if quiet:
-                    taken[i].append(one)
-            least, spent = min(map(len, taken)), perf_counter_ns() - start
+            for side in sides if number % 2 else reversed(sides):
+                self._round(side)
+            least, spent = min(len(side.quiet) for side in sides), perf_counter_ns() - start
             if spent > _MOST_NS or (spent > _BUDGET_NS and least >= _QUIET_ROUNDS):
                 break
-        originals = taken[0]
-        if min(map(len, taken)) < _LEAST_QUIET_ROUNDS:
-            raise _NotMeasuredError(f"{self._schema.op}: other processes kept the cores busy")
+        quiet = least >= _LEAST_QUIET_ROUNDS
+        original, passed = sides[0], dict(zip(paths, sides[1:], strict=False))
         results: list[Times] = [{} for _ in self._kernels]
-        for (kernel, path), mine in itertools.islice(zip(sides, taken, strict=True), 1, None):
-            assert kernel is not None
-            results[self._kernels.index(kernel)][path] = _summary(mine, originals)
+        for side in sides[1 + len(paths) :]:
+            assert side.kernel is not None
+            three = (side, original, passed[side.path])
+            kernel_us, original_us, passed_us = (one.microseconds(quiet) for one in three)
+            results[self._kernels.index(side.kernel)][side.path] = {
+                "kernel_us": kernel_us,
+                "original_us": original_us,
+                "passed_us": passed_us,
+                "spread": min(1.0, (side.unrest(quiet) + original.unrest(quiet)) / 2),
+                "quiet": quiet,
+            }
         return results
 
     # -- one round --
 
-    def _round(self, kernel: Kernel | None, path: str, calls: int) -> tuple[float, bool]:
-        """Return the nanoseconds of one call, and whether the round was quiet.
-
-        Args:
-            kernel: What serves; ``None`` for the original.
-            path: By which hit path.
-            calls: How many calls to make.
-        """
+    def _round(self, side: _Side) -> None:
+        """Time one side once more."""
         arguments = self._arguments()
         args, kwargs = arguments()
-        if kernel is None:
+        calls = side.calls(_MOST_CALLS_WRITING if self._mutates else _MOST_CALLS)
+        if not side.path:
             for _ in range(2):
                 self._call(*args, **kwargs)
-            return self._timed(arguments, calls)
-        self._use(kernel)
-        config.native = "auto" if path == "native" else "0"
-        self._installed.install(None, native=path == "native")
+            side.add(*self._timed(arguments, calls))
+            return
+        self._use(side.kernel)
+        counts = self._cache.counters
+        counter = counts.declined("measured") if side.kernel is None else counts.hits
+        config.native = "auto" if side.path == "native" else "0"
+        self._installed.install(None, native=side.path == "native")
         self._installed.set_holder(self, True)
         try:
             for _ in range(3):
                 self._call(*args, **kwargs)
-            before = self._cache.counters.hits.value
-            taken = self._timed(arguments, calls)
-            served = self._cache.counters.hits.value - before
+            before = counter.value
+            side.add(*self._timed(arguments, calls))
+            counted = counter.value - before
         finally:
             self._installed.uninstall()
             self._cache.detach_native()
-        if served != calls:
-            raise _NotMeasuredError(f"{self._schema.op}: {served} of {calls} calls were served")
-        return taken
+        if counted != calls:
+            raise _NotMeasuredError(f"{self._schema.op}: {counted} of {calls} calls were ours")
 
     def _timed(self, arguments: Callable[[], Any], calls: int) -> tuple[float, bool]:
         call = self._call
@@ -215,10 +222,6 @@ class _Measured:
             return args, _without_defaults(self._schema, kwargs)
 
         return arguments
-
-    def _calls_a_round(self, fastest: float) -> int:
-        most = _MOST_CALLS_WRITING if self._mutates else _MOST_CALLS
-        return max(1, min(most, int(_ROUND_NS / max(fastest, 1.0))))
 
     # -- the op --
 
@@ -258,7 +261,8 @@ class _Measured:
         finally:
             self._installed.uninstall()
 
-    def _use(self, kernel: Kernel) -> None:
+    def _use(self, kernel: Kernel | None) -> None:
+        """Serve calls by ``kernel``; decline them if ``None``."""
         if kernel is not self._current:
             self._cache.table.clear()
             self._current = kernel
@@ -266,9 +270,16 @@ class _Measured:
     def _miss(
         self, key: TableKey, keyset: Any, args: Sequence[Any], kwargs: Mapping[str, Any]
     ) -> Any:
-        """Serve this key from now on: it is the dispatcher's spelling of the call."""
-        assert self._current is not None
-        self._cache.table.put(key, self._current)
+        """Decide on this key: it is the dispatcher's spelling of the call."""
+        decline = self._cache.table.declines.get(key)
+        if decline is not None:
+            decline.count.add()
+            return self._cache.original(keyset, args, kwargs)
+        if self._current is None:
+            count = self._cache.counters.declined("measured")
+            self._cache.table.decline(key, Decline("measured", "", count, self._words))
+        else:
+            self._cache.table.put(key, self._current)
         return self._cache.original(keyset, args, kwargs)
 
 
@@ -287,25 +298,38 @@ def _waited_ns() -> int:
     return waited
 
 
-def _quiet_half(taken: Sequence[float]) -> list[float]:
-    """Return the faster half of the rounds: nobody makes a call faster than it is."""
-    return sorted(taken)[: (len(taken) + 1) // 2]
+class _Side:
+    """The original (no path), or what becomes of a call on a hit path: a kernel or a decline."""
 
+    def __init__(self, kernel: Kernel | None, path: str) -> None:
+        self.kernel = kernel
+        self.path = path
+        self.quiet: list[float] = []
+        self._all: list[float] = []
 
-def _unrest(taken: Sequence[float]) -> float:
-    """Return by how much the rounds of the faster half differ, as a share of their median."""
-    half = _quiet_half(taken)
-    return (half[-1] - half[0]) / max(statistics.median(half), 1.0)
+    def add(self, taken: float, quiet: bool) -> None:
+        """Keep the nanoseconds of one call in one more round."""
+        self._all.append(taken)
+        if quiet:
+            self.quiet.append(taken)
 
+    def calls(self, most: int) -> int:
+        """Return how many calls make the next round."""
+        return max(1, min(most, int(_ROUND_NS / max(min(self._all, default=_ROUND_NS), 1.0))))
 
-def _summary(mine: Sequence[float], originals: Sequence[float]) -> dict[str, float]:
-    kernel, original = (statistics.median(_quiet_half(side)) for side in (mine, originals))
-    return {
-        "kernel_us": round(kernel / 1e3, 3),
-        "original_us": round(original / 1e3, 3),
-        "ratio": round(kernel / max(original, 1.0), 4),
-        "spread": round(min(1.0, (_unrest(mine) + _unrest(originals)) / 2), 4),
-    }
+    def microseconds(self, quiet: bool) -> float:
+        """Return the median of the rounds that count."""
+        return round(statistics.median(self._counting(quiet)) / 1e3, 3)
+
+    def unrest(self, quiet: bool) -> float:
+        """Return by how much these differ, as a share of their median."""
+        counting = self._counting(quiet)
+        return round((counting[-1] - counting[0]) / max(statistics.median(counting), 1.0), 4)
+
+    def _counting(self, quiet: bool) -> list[float]:
+        # The faster half of the quiet ones: nobody makes a call faster than it is.
+        taken = sorted(self.quiet if quiet else self._all)
+        return taken[: (len(taken) + 1) // 2 if quiet else (len(taken) + 3) // 4]
 
 
 def _with_constants(

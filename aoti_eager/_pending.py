@@ -36,7 +36,7 @@ LIVE_CHECK_LIMIT_NUMEL = 1 << 16
 # Until a key that another process compiles is asked for again.
 _BUSY_DELAY_S = 0.25
 # How often a library is taken to be timed when the cores are never quiet, in growing distances.
-_UNQUIET_TRIES = 5
+_UNQUIET_TRIES = 3
 
 
 def compile_later(call: KeyedCall, found: StoredEntry | None = None) -> bool:
@@ -128,7 +128,7 @@ class Pending:
             verdict, taken = call.measure(found, verdict, backend, background=True)
             if call.is_gated and taken is None and self._unquiet < _UNQUIET_TRIES:
                 self._unquiet += 1
-                return float(2**self._unquiet)
+                return float(4 ** (self._unquiet - 1))
         if call.is_gated and (taken is None or not taken.wins):
             call.decline(*refused(taken))
             return None

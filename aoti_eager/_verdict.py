@@ -33,29 +33,37 @@ LEAST_GAIN = 0.05
 
 @dataclass(frozen=True, slots=True)
 class PathTime:
-    """One hit path's time beside the original's, from the quiet ones of alternating rounds.
+    """One hit path's times from alternating rounds, in microseconds a call: medians.
 
     Attributes:
-        kernel_us: Median microseconds of a served call.
-        original_us: Median microseconds of the original's call.
-        ratio: ``kernel_us / original_us``.
-        spread: By how much the quiet rounds of both differ among themselves, as a share.
+        kernel_us: A served call.
+        original_us: The same call with nothing registered.
+        passed_us: The same call declined: on its way to the original through our hit path.
+        spread: By how much the rounds that count differ among themselves, as a share.
+        quiet: Whether there was a core for each thread; else the times say nothing of another day.
     """
 
     kernel_us: float
     original_us: float
-    ratio: float
+    passed_us: float
     spread: float
+    quiet: bool
 
     @property
     def wins(self) -> bool:
-        """Return whether the kernel is faster by more than noise."""
-        return self.ratio + max(LEAST_GAIN, self.spread) <= 1.0
+        """Return whether a call is to be served.
+
+        That is where the kernel is faster than the original by more than noise, or at least than
+        the way to the original, which is what a decline would take.
+        """
+        margin = max(LEAST_GAIN, self.spread)
+        faster = self.kernel_us <= (1 - margin) * self.original_us
+        return faster or self.kernel_us <= (1 - margin / 2) * self.passed_us
 
     def __str__(self) -> str:
         return (
-            f"{self.kernel_us:.2f} us against the original's {self.original_us:.2f} us "
-            f"({self.ratio:.2f} +- {self.spread:.2f} of it)"
+            f"{self.kernel_us:.2f} us, the original {self.original_us:.2f} us "
+            f"(+- {100 * self.spread:.0f} %)"
         )
 
 
@@ -85,9 +93,18 @@ class Verdict:
         return replace(self, times={**self.times, **added})
 
 
-def path_times(document: Mapping[str, Any]) -> dict[str, PathTime]:
-    """Return the times that a worker has sent, by hit path."""
-    return {path: PathTime(**{k: float(v) for k, v in t.items()}) for path, t in document.items()}
+def path_times(document: Mapping[str, Mapping[str, Any]]) -> dict[str, PathTime]:
+    """Return the times that a worker has sent, or a verdict keeps, by hit path."""
+    return {
+        path: PathTime(
+            float(time["kernel_us"]),
+            float(time["original_us"]),
+            float(time["passed_us"]),
+            float(time["spread"]),
+            bool(time["quiet"]),
+        )
+        for path, time in document.items()
+    }
 
 
 @functools.cache
@@ -168,7 +185,8 @@ class Verdicts:
 
 def encode_verdict(verdict: Verdict) -> str:
     """Return the document of ``verdict``."""
-    times = {name: asdict(time) for name, time in sorted(verdict.times.items())}
+    # Of a busy moment, times are for who took them.
+    times = {name: asdict(time) for name, time in sorted(verdict.times.items()) if time.quiet}
     document = {
         "format": FORMAT_VERSION,
         "library": verdict.library,

@@ -113,6 +113,7 @@ def tries(number: int, large: bool) -> list[dict[str, Any]]:
         with tempfile.TemporaryDirectory() as directory:
             environment = {**os.environ, "AOTI_EAGER_CACHE_DIR": f"{directory}/cache"}
             environment.pop("AOTI_EAGER_MODE", None)  # the default
+            environment["AOTI_EAGER_NATIVE"] = "1"  # from the first call on
             command = [sys.executable, "-m", "tests.benchmarks.stall", "--one"]
             command += ["--large"] if large else []
             output = subprocess.run(
