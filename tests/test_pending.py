@@ -1,0 +1,420 @@
+"""The mode ``background``: originals run, kernels come, are compared on a live call, and serve."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import threading
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import aoti_eager
+from aoti_eager import OpStats, _backend, _background, _library, _pending, _verdict
+from aoti_eager._compile import CompileService, Measured
+from aoti_eager._kernel import Kernel
+from aoti_eager._verdict import PathTime, Verdicts
+from aoti_eager.errors import AotiEagerWarning
+
+from .conftest import assert_close
+
+pytestmark = [pytest.mark.both_paths(costly=True)]
+
+aten = torch.ops.aten
+X = torch.randn(8, 8, generator=torch.Generator().manual_seed(3))
+
+
+@pytest.fixture(autouse=True)
+def in_background() -> Iterator[None]:
+    with aoti_eager.config.scope(mode="background"):
+        yield
+    assert _background.background.wait(60.0)
+
+
+def stats(op: str = "aten::silu") -> OpStats:
+    return aoti_eager.stats().get(op, OpStats())
+
+
+def silu(x: torch.Tensor) -> torch.Tensor:
+    return x * torch.sigmoid(x)
+
+
+def wins(kernel_us: float = 1.0, **more: Any) -> PathTime:
+    return PathTime(**{**times(kernel_us), **more})
+
+
+def times(kernel_us: float) -> dict[str, Any]:
+    return {
+        "kernel_us": kernel_us,
+        "original_us": 2.0,
+        "passed_us": 2.2,
+        "spread": 0.0,
+        "quiet": True,
+    }
+
+
+def measured(monkeypatch: pytest.MonkeyPatch, *answers: dict[str, PathTime]) -> list[Any]:
+    """Answer measurements, one after another, the last one for good; return who asked."""
+    asked: list[Any] = []
+
+    def measure(service: Any, key: Any, library: Any, *rest: Any, **more: Any) -> Measured:
+        asked.append(key)
+        return Measured(answers[min(len(asked), len(answers)) - 1], compared=True)
+
+    monkeypatch.setattr(CompileService, "measure", measure)
+    return asked
+
+
+def both(time: PathTime) -> dict[str, PathTime]:
+    return {"python": time, "native": time}
+
+
+def test_the_first_calls_run_the_original_and_a_later_one_the_kernel(cache_dir: Path) -> None:
+    with aoti_eager.register("aten::silu"):
+        for _ in range(3):
+            assert_close(aten.silu(X), silu(X))
+        assert stats().hits == 0
+        assert stats().misses == 3
+        assert aoti_eager.wait(120.0)
+        # It has come, and is not in use: the next call compares it.
+        assert stats().hits == 0
+        assert stats().compiles == 1
+        assert_close(aten.silu(X), silu(X))
+        assert stats().misses == 4
+        for _ in range(5):
+            assert_close(aten.silu(X), silu(X))
+        assert stats() == OpStats(hits=5, misses=4, compiles=1)
+        assert aoti_eager.explain("aten::silu", X).verdict == "hit"
+    (entry,) = aoti_eager.cache.list()
+    assert entry.status == "ready"
+    assert not list((cache_dir / "tmp").iterdir())
+    # Compared once: the next table finds that written down and takes it as it is.
+    _background.background.wait(10.0)
+    with aoti_eager.config.scope(mode="cache_only"), aoti_eager.register("aten::silu"):
+        before = stats()
+        aten.silu(X)
+        assert stats().hits == before.hits + 1
+
+
+def test_a_key_that_is_being_made_says_so() -> None:
+    with aoti_eager.register("aten::silu"):
+        aten.silu(X)
+        explained = aoti_eager.explain("aten::silu", X)
+        assert explained.verdict == "miss"
+        assert "being made" in explained.message
+
+
+def test_threads_that_miss_together_wait_for_nothing_and_compile_once() -> None:
+    barrier = threading.Barrier(8)
+    wrong: list[torch.Tensor] = []
+
+    def work() -> None:
+        barrier.wait()
+        for _ in range(20):
+            got = aten.silu(X)
+            if not torch.allclose(got, expected):
+                wrong.append(got)
+
+    expected = silu(X)
+
+    with aoti_eager.register("aten::silu"):
+        threads = [threading.Thread(target=work) for _ in range(8)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        aoti_eager.wait(120.0)
+        aten.silu(X), aten.silu(X)
+        assert stats().compiles == 1
+        assert stats().calls == 8 * 20 + 2
+        assert stats().hits >= 1
+    assert not wrong
+
+
+def test_an_invalid_call_raises_what_the_original_raises_and_queues_nothing() -> None:
+    with aoti_eager.register("aten::native_layer_norm"):
+        with pytest.raises(RuntimeError, match="normalized_shape"):
+            aten.native_layer_norm(X, [7], None, None, 1e-5)
+        assert aoti_eager.wait(1.0)
+        assert stats("aten::native_layer_norm").compiles == 0
+
+
+def test_a_function_of_the_scripts_is_compiled_in_the_background() -> None:
+    scale = 3.0
+
+    @torch.library.custom_op("aoti_eager_test::pending", mutates_args=())
+    def pending(x: torch.Tensor) -> torch.Tensor:
+        return torch.tanh(x) * scale + x.sum(1, keepdim=True)
+
+    with aoti_eager.register("aoti_eager_test::pending"):
+        for _ in range(2):
+            pending(X)
+        assert aoti_eager.wait(120.0)
+        for _ in range(3):
+            assert_close(pending(X), torch.tanh(X) * 3.0 + X.sum(1, keepdim=True))
+        assert stats("aoti_eager_test::pending").hits == 2
+
+
+def test_an_argument_that_is_written_to_is_compared_and_then_written_once() -> None:
+    with aoti_eager.register("aten::mul_.Tensor"):
+        values = [torch.full((4, 4), 2.0) for _ in range(4)]
+        values[0].mul_(values[0] * 1)
+        assert aoti_eager.wait(120.0)
+        for value in values[1:]:
+            value.mul_(torch.full((4, 4), 3.0))
+            assert_close(value, torch.full((4, 4), 6.0))
+        assert stats("aten::mul_.Tensor").hits == 2
+
+
+def test_a_library_that_differs_on_the_live_call_is_quarantined(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    load = _pending.KeyedCall.load
+
+    def load_wrong(call: Any, library: Path, entry: Any) -> Kernel:
+        kernel = load(call, library, entry)
+        run = kernel.run
+        kernel.run = lambda inputs: [run(inputs)[0] + 1]  # type: ignore[method-assign]
+        return kernel
+
+    monkeypatch.setattr(_pending.KeyedCall, "load", load_wrong)
+    with aoti_eager.register("aten::silu"):
+        for _ in range(2):
+            assert_close(aten.silu(X), silu(X))
+            aoti_eager.wait(120.0)
+        assert_close(aten.silu(X), silu(X))
+        assert stats().hits == 0
+        assert stats().failures == 1
+        assert set(stats().declined) == {"mismatch"}
+    (entry,) = aoti_eager.cache.list()
+    assert entry.status == "quarantined"
+
+
+@pytest.mark.parametrize("compared", [True, False])
+def test_a_long_call_goes_by_what_was_compared_elsewhere(
+    compared: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_pending, "LIVE_CHECK_LIMIT_NUMEL", 1)
+
+    def problems(*_: object) -> list[str]:
+        raise AssertionError("compared in the caller's thread")
+
+    monkeypatch.setattr(_pending.LiveCheck, "problems", problems)
+    if not compared:
+        get = Verdicts.get
+        monkeypatch.setattr(Verdicts, "get", lambda *a: _verdict.replace(get(*a), compared=False))
+        monkeypatch.setattr(CompileService, "measure", lambda *a, **k: Measured({}, compared=False))
+    with aoti_eager.register("aten::silu"):
+        aten.silu(X)
+        aoti_eager.wait(120.0)
+        for _ in range(3):
+            assert_close(aten.silu(X), silu(X))
+        if compared:
+            assert stats().hits == 2
+        else:
+            assert stats().declined["unchecked"] == 2
+
+
+def test_a_kernel_that_loses_is_declined_and_the_next_process_knows(
+    monkeypatch: pytest.MonkeyPatch, shared_cache: Path
+) -> None:
+    x = torch.randn(3, 5)
+    monkeypatch.setattr(PathTime, "wins", property(lambda time: False))
+    asked = measured(monkeypatch, both(wins()))
+    with aoti_eager.config.scope(gate=True):
+        for turn in range(2):  # A registration starts with an empty table, as a process does.
+            with aoti_eager.register("aten::silu"):
+                before = stats()
+                aten.silu(x)
+                assert aoti_eager.wait(120.0)
+                aten.silu(x)
+                after = stats()
+            assert after.hits == before.hits
+            assert after.declined.get("slower", 0) - before.declined.get("slower", 0) == 1 + turn
+            assert after.compiles - before.compiles == 1 - turn
+        # The worker that compiled it had measured it, too.
+        assert asked == []
+        # Without the gate it serves, and with it again no more.
+        with aoti_eager.register("aten::silu"):
+            aten.silu(x)
+            with aoti_eager.config.scope(gate=False, mode="sync"):
+                before = stats()
+                aten.silu(x), aten.silu(x)
+                assert stats().hits >= before.hits + 1
+            before = stats()
+            aten.silu(x)
+            assert stats().hits == before.hits
+
+
+def test_another_processor_measures_again(
+    monkeypatch: pytest.MonkeyPatch, shared_cache: Path
+) -> None:
+    x = torch.randn(3, 6)
+    with aoti_eager.register("aten::silu"):
+        aten.silu(x)
+        assert aoti_eager.wait(120.0)
+        aten.silu(x), aten.silu(x)
+    _background.background.wait(10.0)
+    monkeypatch.setattr(_verdict, "processor", lambda: "another-1234")
+    asked = measured(monkeypatch, both(wins()))
+    with aoti_eager.config.scope(gate=True):
+        for turn in range(2):
+            with aoti_eager.register("aten::silu"):
+                before = stats()
+                aten.silu(x)
+                assert aoti_eager.wait(60.0)
+                for _ in range(3):
+                    aten.silu(x)
+                after = stats()
+            assert len(asked) == 1
+            assert after.compiles == before.compiles
+            # The first turn measures, then compares on a call; the second knows all.
+            assert after.hits - before.hits == (2 if turn == 0 else 4)
+
+
+def test_what_cannot_be_timed_is_tried_again_later_and_then_declined(
+    monkeypatch: pytest.MonkeyPatch, shared_cache: Path
+) -> None:
+    x = torch.randn(3, 7)
+    with aoti_eager.register("aten::silu"):
+        aten.silu(x)
+        aoti_eager.wait(120.0)
+    monkeypatch.setattr(_verdict, "processor", lambda: "busy-1234")
+    monkeypatch.setattr(_pending, "_UNQUIET_TRIES", 1)
+    asked = measured(monkeypatch, {})
+    with aoti_eager.config.scope(gate=True), aoti_eager.register("aten::silu"):
+        before = stats()
+        aten.silu(x)
+        assert aoti_eager.wait(60.0)
+        aten.silu(x)
+        assert len(asked) == 2
+        assert stats().declined["unmeasured"] - before.declined.get("unmeasured", 0) == 1
+
+
+def test_switching_to_sync_waits_for_the_keys_of_before() -> None:
+    with aoti_eager.register("aten::silu"):
+        aten.silu(X)
+        with aoti_eager.config.scope(mode="sync"):
+            aten.silu(X)
+            before = stats().hits
+            aten.silu(X)
+            assert stats().hits == before + 1
+
+
+def test_a_full_queue_declines_and_takes_the_key_when_there_is_room(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(_background, "QUEUE_LIMIT", 1)
+    sizes = [torch.randn(n, 3) for n in (2, 3, 4)]
+    publish = CompileService.publish
+    go = threading.Event()
+
+    def publish_later(*args: Any, **kwargs: Any) -> Any:
+        assert go.wait(60.0)
+        return publish(*args, **kwargs)
+
+    monkeypatch.setattr(CompileService, "publish", publish_later)
+    with aoti_eager.register("aten::silu"):
+        for x in sizes * 2:
+            aten.silu(x)
+        assert stats().declined["queue_full"] >= 1
+        go.set()
+        assert aoti_eager.wait(120.0)
+        for _ in range(2):
+            for x in sizes:
+                aten.silu(x)
+            assert aoti_eager.wait(120.0)
+        before = stats().hits
+        for x in sizes:
+            aten.silu(x), aten.silu(x)
+        assert stats().hits - before >= len(sizes)
+
+
+def test_the_cap_counts_keys_that_are_on_their_way() -> None:
+    with aoti_eager.config.scope(static_cap=2), aoti_eager.register("aten::silu"):
+        for n in (2, 3, 4):
+            aten.silu(torch.randn(n, 2))
+        assert stats().declined == {"specialisation_cap": 1}
+
+
+def test_unregistering_while_kernels_come_lets_go_of_them() -> None:
+    with aoti_eager.register("aten::silu"):
+        aten.silu(X)
+    assert aoti_eager.wait(120.0)
+    assert aoti_eager.registered_ops() == []
+    assert_close(aten.silu(X), silu(X))
+
+
+def test_an_earlier_override_is_compared_live(cache_dir: Path) -> None:
+    library = torch.library.Library("aten", "IMPL")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        library.impl("silu", lambda x: x + 100, "CPU")
+    try:
+        with aoti_eager.register("aten::silu.default"):
+            aten.silu(X)
+            aoti_eager.wait(120.0)
+            for _ in range(3):
+                assert_close(aten.silu(X), X + 100)
+            assert stats().hits == 0
+            assert stats().declined["mismatch"] == 2
+    finally:
+        library._destroy()
+
+
+def test_no_compiler_is_one_warning_and_originals(monkeypatch: pytest.MonkeyPatch) -> None:
+    with aoti_eager.register("aten::silu"):
+        monkeypatch.setenv("PATH", "/nonexistent")
+        monkeypatch.delenv("CXX", raising=False)
+        with pytest.warns(AotiEagerWarning, match="no C\\+\\+ compiler"):
+            aten.silu(X)
+            _background.background.wait(30.0)
+        assert_close(aten.silu(X), silu(X))
+        assert stats().declined == {"no_compiler": 1}
+
+
+SCRIPT = """
+import sys, torch, aoti_eager
+x = torch.ones(5, 8)
+aoti_eager.register("aten::silu")
+for _ in range(3):
+    torch.ops.aten.silu(x)
+aoti_eager.wait()
+for _ in range(3):
+    torch.ops.aten.silu(x)
+assert "torch._inductor" not in sys.modules
+print(aoti_eager.stats()["aten::silu"].hits, aoti_eager.stats()["aten::silu"].compiles)
+"""
+
+
+def test_a_process_has_what_an_earlier_one_compiled(shared_cache_dir: Path, tmp_path: Path) -> None:
+    environment = {**os.environ, "AOTI_EAGER_CACHE_DIR": str(shared_cache_dir)}
+    environment.pop("AOTI_EAGER_MODE")
+    done = []
+    for _ in range(2):
+        output = subprocess.run(
+            [sys.executable, "-c", SCRIPT],
+            env=environment,
+            cwd=tmp_path,
+            check=True,
+            stdout=subprocess.PIPE,
+            text=True,
+        ).stdout
+        done.append(output.split())
+    assert done == [["2", "1"], ["6", "0"]]
+
+
+def test_nothing_of_a_job_stays_behind() -> None:
+    with aoti_eager.register("aten::silu"):
+        aten.silu(X)
+        aoti_eager.wait(120.0)
+        aten.silu(X)
+        (cache,) = [c for c in _library.caches() if c.schema.op == "aten::silu"]
+        assert not cache.table.arrivals
+        assert not cache.table.compiling
+    assert _backend.current().store.stale_work() == []
