@@ -77,8 +77,9 @@ def _measure(request: Mapping[str, Any]) -> dict[str, Any]:
     measured = _Measured(target, template, function)
     for library in request["libraries"]:
         measured.add(library)
-    paths = ["native"] if request["native"] else ["python"]
-    paths += ["native"] if native is not None and not request["native"] else []
+    # Python's path is of no interest to a caller that has the other.
+    paths = [] if native is not None and request["native"] else ["python"]
+    paths += [] if native is None else ["native"]
     try:
         return {"times": measured.times(paths)}
     except _NotMeasuredError as error:
