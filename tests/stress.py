@@ -160,7 +160,7 @@ def run(seconds: float, threads: int, seed: int, native: str) -> dict[str, Any]:
     stress = Stress(seed)
     before = aoti_eager.stats()
     with tempfile.TemporaryDirectory() as other, contextlib.ExitStack() as stack:
-        stack.enter_context(aoti_eager.config.scope(native=native, mode="sync"))
+        stack.enter_context(aoti_eager.config.scope(native=native, mode="sync", gate=False))
         registrations = [stack.enter_context(aoti_eager.register(op)) for op in OPS]
         for call in CALLS.values():
             for x in stress.inputs.values():
@@ -170,7 +170,7 @@ def run(seconds: float, threads: int, seed: int, native: str) -> dict[str, Any]:
         bodies: list[Callable[[random.Random], int]] = [stress.call] * (threads - flippers)
         bodies += [lambda dice: stress.flip(dice, registrations, directories)] * flippers
         # A scope with an empty store compiles in the call: not what this is about.
-        stack.enter_context(aoti_eager.config.scope(mode="cache_only"))
+        stack.enter_context(aoti_eager.config.scope(mode="cache_only", gate=False))
         workers = [
             threading.Thread(target=stress.guarded, args=(body, number))
             for number, body in enumerate(bodies)

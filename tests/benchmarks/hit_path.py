@@ -152,7 +152,7 @@ if sys.argv[1] == "torch":
     library._impl_with_aoti_compile("mul.Tensor", "CPU")
 else:
     import aoti_eager
-    aoti_eager.config.native = "1"
+    aoti_eager.config.native, aoti_eager.config.mode, aoti_eager.config.gate = "1", "sync", False
     registration = aoti_eager.register("aten::mul.Tensor")
 for _ in range(3):
     torch.mul(x, y)
@@ -218,7 +218,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=ROUNDS)
     parser.add_argument("--quick", action="store_true", help="leave PyTorch's own cache out")
     namespace = parser.parse_args()
-    aoti_eager.config.mode = "sync"
+    aoti_eager.config.mode, aoti_eager.config.gate = "sync", False
     with tempfile.TemporaryDirectory() as directory:
         times = rounds_in_one_process(namespace.rounds, build_noop(Path(directory)))
     if not namespace.quick:
