@@ -1,4 +1,4 @@
-"""Inspect and manage the store: list, inspect, verify, clear, warm; the verbs of the command line.
+"""Inspect and manage the store: list, inspect, verify, prune, clear, warm; the same as verbs.
 
 Every function takes ``cache_dir``; by default it is the one that is set, ``config.cache_dir``.
 """
@@ -10,9 +10,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
+
 from ._entry import Entry, Status
 from ._environment import cpu_features, current_environment
+from ._key import ANY_THREADS
+from ._prune import PruneReport, prune_store
 from ._store import LOG_FILE, BadEntry, Store, StoredEntry
+from ._verdict import PathTime, Verdict, Verdicts
 from ._warm import warm
 from ._warm_report import WarmFailure, WarmReport
 from ._workload import Call, read_workload
@@ -23,12 +28,14 @@ __all__ = [
     "CacheEntry",
     "Call",
     "EntryDetails",
+    "PruneReport",
     "VerifyReport",
     "WarmFailure",
     "WarmReport",
     "clear",
     "inspect",
     "list",
+    "prune",
     "read_workload",
     "verify",
     "warm",
@@ -42,10 +49,11 @@ class CacheEntry:
     Attributes:
         op: Qualified name of the overload, or ``"?"`` where the entry cannot be read.
         digest: The key's digest, 64 hexadecimal digits; what ``inspect`` takes.
-        status: ``ready``, ``declined``, ``quarantined``; ``stale`` (made in another environment,
-            never opened), ``other_cpu`` (needs CPU features that are not here), ``damaged`` or
-            ``future`` (a newer format).
-        reason: Why it is declined or quarantined, or what is wrong with it.
+        status: ``ready``, ``slower`` (was measured not to beat the original on this processor),
+            ``declined``, ``quarantined``; ``stale`` (made in another environment, never opened),
+            ``other_cpu`` (needs CPU features that are not here), ``damaged`` or ``future`` (a
+            newer format).
+        reason: Why it is declined or quarantined, its times if it is slower, or what is wrong.
         inputs: The tensors of the call in short, ``f32[8,8] f32[8,8]``.
         size_bytes: Bytes of all its files.
         path: Its directory.
@@ -65,13 +73,15 @@ class EntryDetails:
     """All that is known about one entry.
 
     ``differing`` has the components of the environment that differ from this process's, each with
-    the value here and the entry's.
+    the value here and the entry's. ``verdict`` is what this processor has made of the library;
+    ``None`` where it has measured and checked nothing yet.
     """
 
     summary: CacheEntry
     entry: Entry
     differing: dict[str, tuple[str, str]]
     log: str
+    verdict: Verdict | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,8 +109,10 @@ def list(*, cache_dir: str | os.PathLike[str] | None = None) -> Sequence[CacheEn
     Raises:
         StoreError: The store cannot be read, or others can write to it.
     """
+    store = _store(cache_dir)
+    verdicts = Verdicts(store.root)
     return sorted(
-        (_summary(found) for found in _store(cache_dir).scan()),
+        (_summary(found, verdicts) for found in store.scan()),
         key=lambda one: (one.op, one.digest, one.status),
     )
 
@@ -114,9 +126,11 @@ def inspect(
         KeyError: No entry that can be read has such a digest.
         StoreError: The store cannot be read.
     """
+    store = _store(cache_dir)
+    verdicts = Verdicts(store.root)
     found = [
-        _details(stored)
-        for stored in _store(cache_dir).scan()
+        _details(stored, verdicts)
+        for stored in store.scan()
         if isinstance(stored, StoredEntry) and stored.entry.key.digest.startswith(digest)
     ]
     if not digest or not found:
@@ -135,6 +149,7 @@ def verify(*, repair: bool = True, cache_dir: str | os.PathLike[str] | None = No
         StoreError: The store cannot be read, or cannot be written while ``repair`` is set.
     """
     store = _store(cache_dir)
+    verdicts = Verdicts(store.root)
     intact = foreign = 0
     damaged: dict[Path, str] = {}
     for found in store.scan():
@@ -150,7 +165,7 @@ def verify(*, repair: bool = True, cache_dir: str | os.PathLike[str] | None = No
         except EntryDamagedError as error:
             damaged[found.path] = str(error)
             continue
-        if _summary(found).status in ("stale", "other_cpu"):
+        if _summary(found, verdicts).status in ("stale", "other_cpu"):
             foreign += 1
         else:
             intact += 1
@@ -162,9 +177,36 @@ def verify(*, repair: bool = True, cache_dir: str | os.PathLike[str] | None = No
     return VerifyReport(intact, tuple(damaged.items()), foreign, residue, repair)
 
 
+def prune(
+    *,
+    declined: bool = False,
+    stale: bool = False,
+    cache_dir: str | os.PathLike[str] | None = None,
+) -> PruneReport:
+    """Remove what is to be tried again, or cannot be used here, and return how much there was.
+
+    A running process keeps what it has decided; the next one decides anew.
+
+    Args:
+        declined: Remove the remembered failures of the current environment (entries that were
+            declined or quarantined), and what was measured on this processor of kernels that lost
+            on either hit path.
+        stale: Remove the entries of other environments.
+        cache_dir: The store's directory.
+
+    Raises:
+        ValueError: Neither is asked for.
+        StoreError: The store cannot be written, or is not ours.
+    """
+    if not (declined or stale):
+        raise ValueError("nothing to remove: choose declined, stale or both")
+    return prune_store(_store(cache_dir), declined=declined, stale=stale)
+
+
 def clear(*, cache_dir: str | os.PathLike[str] | None = None) -> int:
     """Remove all entries, those of other environments too, and return how many there were.
 
+    What was measured stays: it counts again for a library that is compiled to the same bytes.
     Kernels that this process has loaded go on being used.
 
     Raises:
@@ -178,7 +220,27 @@ def _store(cache_dir: str | os.PathLike[str] | None) -> Store:
     return Store(root, lock_timeout_s=config.lock_timeout_s)
 
 
-def _summary(found: StoredEntry | BadEntry) -> CacheEntry:
+def _verdict(entry: Entry, verdicts: Verdicts) -> Verdict | None:
+    """Return what this processor has made of an entry's library, if anything."""
+    if entry.library is None:
+        return None
+    verdict = verdicts.get(entry.key.digest, entry.library.sha256)
+    return None if verdict == Verdict(entry.library.sha256) else verdict
+
+
+def _losing_time(entry: Entry, verdicts: Verdicts) -> PathTime | None:
+    """Return the times of a library that loses here: in C++, or in Python if it has no others."""
+    verdict = _verdict(entry, verdicts)
+    if verdict is None:
+        return None
+    threads = dict(entry.key.context).get("threads", ANY_THREADS)
+    # Parallel code serves calls with its own count only.
+    count = torch.get_num_threads() if threads == ANY_THREADS else int(str(threads))
+    taken = verdict.time("native", count) or verdict.time("python", count)
+    return None if taken is None or taken.wins else taken
+
+
+def _summary(found: StoredEntry | BadEntry, verdicts: Verdicts) -> CacheEntry:
     size = sum(file.stat().st_size for file in found.path.glob("*") if file.is_file())
     if isinstance(found, BadEntry):
         digest, op = found.path.parent.name, found.path.parent.parent.parent.name
@@ -192,6 +254,8 @@ def _summary(found: StoredEntry | BadEntry) -> CacheEntry:
         status, reason = "stale", "made in another environment"
     elif entry.status is Status.READY and not entry.requires <= cpu_features():
         status, reason = "other_cpu", "needs " + " ".join(sorted(entry.requires - cpu_features()))
+    elif entry.status is Status.READY and (losing := _losing_time(entry, verdicts)) is not None:
+        status, reason = "slower", str(losing)
     return CacheEntry(
         entry.key.op, entry.key.digest, status, reason, _inputs(entry), size, found.path
     )
@@ -219,7 +283,7 @@ def _inputs(entry: Entry) -> str:
     return " ".join(texts)
 
 
-def _details(found: StoredEntry) -> EntryDetails:
+def _details(found: StoredEntry, verdicts: Verdicts) -> EntryDetails:
     environment = current_environment()
     differing = {
         name: (str(here), str(there))
@@ -231,4 +295,5 @@ def _details(found: StoredEntry) -> EntryDetails:
         log = ""
     except OSError as error:
         raise StoreError(f"{found.path / LOG_FILE}: {error.strerror}") from error
-    return EntryDetails(_summary(found), found.entry, differing, log)
+    summary = _summary(found, verdicts)
+    return EntryDetails(summary, found.entry, differing, log, _verdict(found.entry, verdicts))

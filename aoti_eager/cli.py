@@ -16,6 +16,7 @@ import torch
 from . import _demo, _script, _warm_verb, cache
 from ._explain import explain
 from ._stats import OpStats, read_totals
+from ._verdict import Verdict, processor
 from .cache import short_dtype
 from .config import config
 from .errors import AotiEagerError
@@ -55,6 +56,7 @@ def _parser() -> argparse.ArgumentParser:
         ("list", _list, "List the entries of the cache."),
         ("inspect", _inspect, "Show all that is known about an entry."),
         ("verify", _verify, "Check every file of the cache; remove what is broken."),
+        ("prune", _prune, "Remove what the next process is to try again, or has no use for."),
         ("clear", _clear, "Remove all entries."),
         ("stats", _stats, "Show the counters of all processes that used the cache."),
         ("explain", _explain, "Say what becomes of a call, and why."),
@@ -67,6 +69,13 @@ def _parser() -> argparse.ArgumentParser:
             sub.add_argument("digest", help="the beginning of a key's digest, from list")
         if name == "verify":
             sub.add_argument("--dry-run", action="store_true", help="only report")
+        if name == "prune":
+            sub.add_argument(
+                "--declined",
+                action="store_true",
+                help="remembered failures, and what lost against the original on this processor",
+            )
+            sub.add_argument("--stale", action="store_true", help="entries of other environments")
         if name == "explain":
             sub.add_argument("op", help="aten::silu, or aten::add.Tensor")
             sub.add_argument(
@@ -111,6 +120,10 @@ def _inspect(namespace: argparse.Namespace) -> int:
             print(f"  message   {entry.message}")
         print(f"  target    {entry.target}")
         print(f"  checked   {entry.checked}")
+        if details.verdict is not None:
+            print(f"  verdict   {_verdict_text(details.verdict)}")
+            for path, time in sorted(details.verdict.times.items()):
+                print(f"    {path} threads: {time}, {'wins' if time.wins else 'loses'}")
         if entry.library is not None:
             print(f"  library   {entry.library.size_bytes} bytes, sha256 {entry.library.sha256}")
         for name, value in entry.provenance:
@@ -129,6 +142,12 @@ def _inspect(namespace: argparse.Namespace) -> int:
     return 0
 
 
+def _verdict_text(verdict: Verdict) -> str:
+    live = "checked" if verdict.checked else "not checked"
+    compared = "compared" if verdict.compared else "not compared"
+    return f"on {processor()}: {live} on a call's own arguments, {compared} on made-up data"
+
+
 def _verify(namespace: argparse.Namespace) -> int:
     report = cache.verify(repair=not namespace.dry_run)
     for path, problem in report.damaged:
@@ -139,6 +158,18 @@ def _verify(namespace: argparse.Namespace) -> int:
         f"{len(report.damaged)} damaged and {report.residue} leftovers {done}"
     )
     return 1 if report.damaged else 0
+
+
+def _prune(namespace: argparse.Namespace) -> int:
+    if not (namespace.declined or namespace.stale):
+        print("aoti-eager: prune: choose --declined, --stale or both", file=sys.stderr)
+        return 2
+    report = cache.prune(declined=namespace.declined, stale=namespace.stale)
+    print(
+        f"{report.declined} remembered failures, {report.slower} losing verdicts and "
+        f"{report.stale} entries of other environments removed from {config.cache_dir}"
+    )
+    return 0
 
 
 def _clear(namespace: argparse.Namespace) -> int:

@@ -6,6 +6,7 @@ import contextlib
 import fcntl
 import gc
 import os
+import subprocess
 from collections.abc import Generator, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -245,6 +246,28 @@ def no_compiles(monkeypatch: pytest.MonkeyPatch) -> None:
         raise AssertionError("the compiler was asked")
 
     monkeypatch.setattr(CompileService, "compile", compile_)
+
+
+@pytest.fixture
+def mount(tmp_path: Path) -> Iterator[object]:
+    """Mount a tmpfs with the given options; skip, visibly, where that is not permitted."""
+    mounted: list[Path] = []
+
+    def mount_(name: str, options: str) -> Path:
+        path = tmp_path / name
+        path.mkdir(mode=0o700, exist_ok=True)
+        done = subprocess.run(
+            ["mount", "-t", "tmpfs", "-o", f"mode=0700,{options}", "tmpfs", str(path)],
+            capture_output=True,
+        )
+        if done.returncode != 0:
+            pytest.skip(f"cannot mount a tmpfs: {done.stderr.decode().strip()}")
+        mounted.append(path)
+        return path
+
+    yield mount_
+    for path in mounted:
+        subprocess.run(["umount", "-l", str(path)], check=True)
 
 
 def assert_close(got: object, want: object, **options: Any) -> None:

@@ -163,7 +163,7 @@ def test_a_directory_is_made_absolute_when_it_is_set(
 
 
 WRONG = [
-    ("mode", "fast", "wants one of 'sync', 'cache_only', 'off'"),
+    ("mode", "fast", "wants one of 'background', 'sync', 'cache_only', 'off'"),
     ("cpu_target", "avx2", "wants one of 'auto', 'native', 'x86-64-v2', 'x86-64-v3', 'x86-64-v4'"),
     ("mode", None, "wants one of"),
     ("mode", ["sync"], "wants one of"),

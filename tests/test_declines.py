@@ -365,11 +365,11 @@ def test_a_compile_that_takes_too_long_declines_and_its_worker_is_killed(
 def test_a_worker_that_dies_twice_declines(
     shared_cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from aoti_eager import _backend, _compile
+    from aoti_eager import _backend, _worker_process
 
     _backend.close_workers()
     monkeypatch.setattr(
-        _compile, "child_command", lambda *a: [sys.executable, "-c", "raise SystemExit(9)"]
+        _worker_process, "child_command", lambda *a: [sys.executable, "-c", "raise SystemExit(9)"]
     )
     x = torch.randn(3, 5, 9)
     with (

@@ -6,7 +6,6 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -24,28 +23,6 @@ aten = torch.ops.aten
 
 def silu(x: torch.Tensor) -> torch.Tensor:
     return x * torch.sigmoid(x)
-
-
-@pytest.fixture
-def mount(tmp_path: Path) -> Iterator[object]:
-    """Mount a tmpfs with the given options; skip, visibly, where that is not permitted."""
-    mounted: list[Path] = []
-
-    def mount_(name: str, options: str) -> Path:
-        path = tmp_path / name
-        path.mkdir(mode=0o700, exist_ok=True)
-        done = subprocess.run(
-            ["mount", "-t", "tmpfs", "-o", f"mode=0700,{options}", "tmpfs", str(path)],
-            capture_output=True,
-        )
-        if done.returncode != 0:
-            pytest.skip(f"cannot mount a tmpfs: {done.stderr.decode().strip()}")
-        mounted.append(path)
-        return path
-
-    yield mount_
-    for path in mounted:
-        subprocess.run(["umount", "-l", str(path)], check=True)
 
 
 def test_deleting_the_cache_directory_mid_run_is_safe(

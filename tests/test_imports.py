@@ -33,8 +33,8 @@ ORDER = """
     _worker_process _compile _background _device_backends _backend _native_path _original _kernel
     _table _entrance _toolchain _live_check _keyed_call _pending _workload _miss _kernel_cache
     _installed _measure _library
-    _op_constants _explain _custom_op _coverage _compile_task _warm_report _warm cache _script
-    _warm_verb _demo cli __main__ __init__
+    _op_constants _explain _custom_op _coverage _compile_task _warm_report _warm _prune cache
+    _script _warm_verb _demo cli __main__ __init__
 """.split()  # noqa: SIM905 - a list of names to read, not to parse
 
 # The files that may spell private names of torch, each with its reason.
