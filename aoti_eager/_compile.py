@@ -13,55 +13,24 @@ import shutil
 import sys
 import threading
 import time
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from . import _native
+from ._answers import Compiled, Measured, Published, failure
 from ._compat import inductor_settings
 from ._environment import Target
 from ._key import KernelKey
-from ._verdict import PathTime, path_times
+from ._store import remove_work_of
 from ._worker_process import WorkerProcess
 from .errors import CompileError
+
+T = TypeVar("T")
 
 # The first run of one small kernel takes milliseconds; a child that takes longer hangs.
 TRIAL_TIMEOUT_S = 60.0
 _END_TIMEOUT_S = 2.0
-
-
-@dataclass(frozen=True, slots=True)
-class Compiled:
-    """A compiled library, tried in another process; fields as in ``_lowering.Lowered``.
-
-    ``times`` and ``compared`` are as in ``_verdict.Verdict``; times by hit path, empty if none were
-    taken.
-    """
-
-    library: Path
-    outputs: tuple[dict[str, Any], ...]
-    calls_aten: bool
-    parallel: bool
-    compiler: str
-    times: dict[str, PathTime] = field(default_factory=dict)
-    compared: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class Published:
-    """An entry that a worker has found in the store, or (``compiled``) made and put there."""
-
-    entry: Path
-    compiled: bool
-
-
-@dataclass(frozen=True, slots=True)
-class Measured:
-    """What a first run of a library has shown; fields as in ``_verdict.Verdict``."""
-
-    times: dict[str, PathTime]
-    compared: bool
 
 
 def compiler_on_path() -> str | None:
@@ -129,16 +98,8 @@ class CompileService:
             CompileError: No usable library, with the decline reason.
         """
         request = self._compile_request(key, toolchain, check, function, schema, gate)
-        answer = self._answer({**request, "kind": "compile", "work": str(work)}, key, timeout_s)
-        return Compiled(
-            library=Path(answer["library"]),
-            outputs=tuple(answer["outputs"]),
-            calls_aten=answer["calls_aten"],
-            parallel=answer["parallel"],
-            compiler=answer["compiler"],
-            times=path_times(answer["times"]),
-            compared=answer["compared"],
-        )
+        request |= {"kind": "compile", "work": str(work)}
+        return self._answer(request, key, timeout_s, Compiled.read)
 
     def publish(
         self,
@@ -171,10 +132,8 @@ class CompileService:
             CompileError: No usable library, with the decline reason; the store remembers it.
         """
         request = self._compile_request(key, toolchain, check, function, schema, gate)
-        answer = self._answer({**request, "kind": "publish", "store": place}, key, timeout_s)
-        if "busy" in answer:
-            return None
-        return Published(Path(answer["entry"]), compiled=answer.get("compiled", False))
+        request |= {"kind": "publish", "store": place}
+        return self._answer(request, key, timeout_s, Published.read)
 
     def measure(
         self,
@@ -203,8 +162,7 @@ class CompileService:
         """
         request = self._request(key, toolchain, check, function, schema)
         request |= {"kind": "measure", "library": library}
-        answer = self._answer(request, key, timeout_s)
-        return Measured(path_times(answer["times"]), compared=answer["compared"])
+        return self._answer(request, key, timeout_s, Measured.read)
 
     def _compile_request(
         self,
@@ -243,7 +201,13 @@ class CompileService:
             "schema": schema,
         }
 
-    def _answer(self, request: dict[str, Any], key: KernelKey, timeout_s: float) -> dict[str, Any]:
+    def _answer(
+        self,
+        request: dict[str, Any],
+        key: KernelKey,
+        timeout_s: float,
+        read: Callable[[dict[str, Any]], T],
+    ) -> T:
         with self._lock:
             self._running += 1
         try:
@@ -252,14 +216,15 @@ class CompileService:
             with self._lock:
                 self._running -= 1
                 self._idle_again.notify_all()
-        if "reason" in answer:
-            raise CompileError(
-                answer["reason"],
-                f"{key.op}: {answer['message']}",
-                log=answer["log"],
-                remember=answer["remember"],
-            )
-        return answer
+        try:
+            problem = failure(answer, key) if "reason" in answer else None
+            if problem is None:
+                return read(answer)
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            # Another version, say, that was installed over ours while the script runs.
+            message = f"{key.op}: the compile worker gave an answer of another kind: {error!r}"
+            raise CompileError("worker_died", message, remember=False) from error
+        raise problem
 
     def _asked(self, request: dict[str, Any], key: KernelKey, timeout_s: float) -> dict[str, Any]:
         deadline = time.monotonic() + timeout_s
@@ -270,6 +235,8 @@ class CompileService:
                 answer = worker.ask(request, deadline)
             if answer is not None:
                 return answer
+            if "store" in request:  # Where it worked; it cannot tidy up any more.
+                remove_work_of(worker.pid, Path(request["store"]["root"]))
             if time.monotonic() >= deadline:
                 raise CompileError(
                     "compile_timeout", f"{key.op}: no library after {timeout_s:g} s", remember=False
@@ -333,8 +300,7 @@ class CompileService:
     @contextlib.contextmanager
     def _worker(self) -> Iterator[WorkerProcess]:
         with self._slots:
-            with self._lock:
-                worker = self._idle.pop() if self._idle else None
+            worker = self._idle_worker()
             if worker is None:
                 worker = WorkerProcess(self._target, self._nice)
                 with self._lock:
@@ -354,6 +320,17 @@ class CompileService:
                     else:
                         self._all.discard(worker)
                         worker.kill()  # It is dead; this closes its pipes.
+
+    def _idle_worker(self) -> WorkerProcess | None:
+        """Return one that is alive; those that died meanwhile cost no request one of its tries."""
+        while True:
+            with self._lock:
+                worker = self._idle.pop() if self._idle else None
+            if worker is None or worker.is_alive():
+                return worker
+            with self._lock:
+                self._all.discard(worker)
+            worker.kill()  # It closes its pipes.
 
 
 NO_COMPILER = (

@@ -16,8 +16,8 @@ from typing import Any
 from torch import Tensor
 
 from . import _backend
+from ._answers import Compiled
 from ._backend import Backend
-from ._compile import Compiled
 from ._declines import call_decline
 from ._entries import failed_entry, ready_entry
 from ._entry import Status

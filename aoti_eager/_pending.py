@@ -37,6 +37,8 @@ LIVE_CHECK_LIMIT_NUMEL = 1 << 16
 _BUSY_DELAY_S = 0.25
 # How often a library is taken to be timed when the cores are never quiet, in growing distances.
 _UNQUIET_TRIES = 3
+# How often an entry may be gone that a worker has just published.
+_VANISHED_TRIES = 2
 
 
 def compile_later(call: KeyedCall, found: StoredEntry | None = None) -> bool:
@@ -67,6 +69,7 @@ class Pending:
         self._found = found
         self._backend = _backend.current()
         self._unquiet = 0
+        self._vanished = 0
         self.count: Counter = call.cache.counters.pending()
 
     @property
@@ -81,12 +84,9 @@ class Pending:
             return self._run()
         except CompileError as error:
             if _backend.is_ending():
-                self._remove_work()
                 return None
             call.cache.counters.failures.add()
             call.decline(error.reason, str(error))
-            if error.reason in ("worker_died", "compile_timeout"):
-                self._remove_work()
             if not error.remember:
                 warn_once(error.reason, f"{error}; originals run instead")
         except (StoreError, OSError) as error:
@@ -112,7 +112,14 @@ class Pending:
             if published.compiled:
                 call.cache.counters.compiles.add()
             _let_others_run()
-            found = backend.store.read(published.entry)
+            try:
+                found = backend.store.read(published.entry)
+            except FileNotFoundError:
+                # Cleared since; not again and again, if somebody goes on doing it.
+                self._vanished += 1
+                if self._vanished > _VANISHED_TRIES:
+                    raise
+                return _BUSY_DELAY_S
             self._found = found
         entry = found.entry
         if entry.status is not Status.READY:
@@ -168,13 +175,6 @@ class Pending:
                 portable=True,
             )
             return store.publish(entry, work, made.library, "")
-
-    def _remove_work(self) -> None:
-        """Remove what a worker that was killed has left behind."""
-        try:
-            self._backend.store.remove_stale_work()
-        except OSError as error:
-            log.info("%s", error)
 
 
 def _let_others_run() -> None:

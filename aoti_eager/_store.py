@@ -433,6 +433,12 @@ class Store:
         self._trust()
 
 
+def remove_work_of(pid: int, root: Path) -> None:
+    """Remove what a process of this machine, which is dead, was working on in the store."""
+    for path in (root / "tmp").glob(f"{socket.gethostname()}-{pid}-*"):
+        shutil.rmtree(path, ignore_errors=True)
+
+
 def make_private(path: Path) -> None:
     """Create a directory and those above it that are missing, each 0700.
 

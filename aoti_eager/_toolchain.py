@@ -10,9 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ._answers import Compiled, Measured, Published
 from ._backend import Backend
 from ._compat import OpOverload, raw_schema
-from ._compile import Compiled, Measured, Published
 from ._device_backends import DeviceBackend
 from ._entry import Entry
 from ._key import Component

@@ -2,7 +2,7 @@
 
 It reads one JSON request a line from standard input and answers one a line. No op is registered
 here and no state of the caller's threads exists, so autocast, inference mode and dispatch modes of
-the caller cannot leak into a trace. It ends when its standard input does, takes the compilers it
+the caller cannot leak into a trace. It ends when its standard input or its parent does, takes the compilers it
 started with it, and removes what they were writing; so a parent that was killed leaves nothing.
 """
 
@@ -16,6 +16,7 @@ import shutil
 import signal
 import sys
 import threading
+import time
 from typing import Any
 
 from ._compile_job import CompileJobs
@@ -37,6 +38,7 @@ def main() -> None:
     jobs = CompileJobs(start["vector_bits"])
     requests: queue.Queue[dict[str, Any]] = queue.Queue()
     threading.Thread(target=_read_requests, args=(requests, jobs), daemon=True).start()
+    threading.Thread(target=_watch, args=(start["parent"], jobs), daemon=True).start()
     while True:
         answer = jobs.answer(requests.get())
         with contextlib.suppress(OSError):  # Nobody reads any more: standard input ends, too.
@@ -47,6 +49,13 @@ def main() -> None:
 def _read_requests(requests: queue.Queue[dict[str, Any]], jobs: CompileJobs) -> None:
     for line in sys.stdin:
         requests.put(json.loads(line))
+    _end(jobs)
+
+
+def _watch(parent: int, jobs: CompileJobs) -> None:
+    """End with the parent though a child that it has forked keeps our standard input open."""
+    while os.getppid() == parent:
+        time.sleep(1.0)
     _end(jobs)
 
 

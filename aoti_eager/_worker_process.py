@@ -15,6 +15,11 @@ from ._child import child_command
 from ._environment import Target
 from .errors import CompileError
 
+# Bytes; a log of 20,000 characters is the longest part of an answer.
+_LONGEST_ANSWER = 1 << 20
+# A forked child of ours has the pipe's other end, too, and keeps it open when the worker is dead.
+_LOOK_S = 1.0
+
 
 class WorkerProcess:
     """A worker, started at once; ``ask`` gives it one request at a time.
@@ -43,7 +48,7 @@ class WorkerProcess:
             ) from error
         self._lock = threading.Lock()
         self._asking = False
-        self._send({"vector_bits": target.vector_bits, "nice": nice})
+        self._send({"vector_bits": target.vector_bits, "nice": nice, "parent": os.getpid()})
 
     def ask(self, request: dict[str, Any], deadline: float) -> dict[str, Any] | None:
         """Return the answer, or ``None`` if the worker died or the deadline passed."""
@@ -64,20 +69,29 @@ class WorkerProcess:
         assert self._process.stdout is not None
         pipe = self._process.stdout.fileno()
         buffer = b""
-        while not buffer.endswith(b"\n"):
+        while not buffer.endswith(b"\n") and len(buffer) < _LONGEST_ANSWER:
             left = deadline - time.monotonic()
-            ready = wait([pipe], left) if left > 0 else []
+            ready = wait([pipe], min(left, _LOOK_S)) if left > 0 else []
+            if left > 0 and not ready and self.is_alive():
+                continue
             chunk = os.read(pipe, 1 << 16) if ready else b""
             if not chunk:
                 self.kill()
                 return None
             buffer += chunk
         try:
-            answer: dict[str, Any] = json.loads(buffer)
-        except ValueError:
+            answer = json.loads(buffer)
+        except (ValueError, RecursionError):
+            answer = None
+        if not isinstance(answer, dict):
             self.kill()
             return None
         return answer
+
+    @property
+    def pid(self) -> int:
+        """Return the process's number, also when it is dead."""
+        return self._process.pid
 
     def is_alive(self) -> bool:
         """Return whether the process runs."""

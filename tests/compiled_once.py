@@ -13,7 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from aoti_eager._compile import Compiled
+from aoti_eager._answers import Compiled
 from aoti_eager._environment import current_environment
 from aoti_eager._key import KernelKey, json_digest
 from aoti_eager._verdict import path_times

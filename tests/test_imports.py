@@ -30,10 +30,10 @@ ORDER = """
     _constant_buffers _runner _library_runner _check _declines _entries _tracing _graph_checks
     _function_names _function_source _python_function _rebuilt_function _call_target
     _probes _inductor_compat _thin_header _thin_codegen _lowering _trial _compile_job _worker
-    _worker_process _compile _background _device_backends _backend _native_path _original _kernel
-    _table _entrance _toolchain _live_check _keyed_call _pending _workload _miss _kernel_cache
-    _installed _measure _library
-    _op_constants _explain _custom_op _coverage _compile_task _warm_report _warm _prune cache
+    _worker_process _answers _compile _background _device_backends _backend _native_path _original
+    _kernel _table _entrance _toolchain _live_check _keyed_call _pending _workload _miss
+    _kernel_cache _installed _measure _library _op_constants
+    _explain _custom_op _coverage _compile_task _warm_report _warm _prune cache
     _script _warm_verb _demo cli __main__ __init__
 """.split()  # noqa: SIM905 - a list of names to read, not to parse
 

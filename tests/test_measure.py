@@ -12,7 +12,7 @@ import torch
 
 import aoti_eager
 from aoti_eager import _measure, _native
-from aoti_eager._compile import Compiled
+from aoti_eager._answers import Compiled
 from aoti_eager._fork_server import ForkServer
 from aoti_eager._kernel_cache import KernelCache
 from aoti_eager._key import kernel_key

@@ -16,7 +16,8 @@ import torch
 
 import aoti_eager
 from aoti_eager import OpStats, _backend, _background, _library, _pending, _verdict
-from aoti_eager._compile import CompileService, Measured
+from aoti_eager._answers import Measured
+from aoti_eager._compile import CompileService
 from aoti_eager._kernel import Kernel
 from aoti_eager._verdict import PathTime, Verdicts
 from aoti_eager.errors import AotiEagerWarning

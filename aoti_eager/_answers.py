@@ -1,0 +1,84 @@
+"""What a compile worker answers, as the process that asked sees it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ._declines import REASONS
+from ._key import KernelKey
+from ._verdict import PathTime, path_times
+from .errors import CompileError
+
+
+@dataclass(frozen=True, slots=True)
+class Compiled:
+    """A compiled library, tried in another process; fields as in ``_lowering.Lowered``.
+
+    ``times`` and ``compared`` are as in ``_verdict.Verdict``; times by hit path, empty if none were
+    taken.
+    """
+
+    library: Path
+    outputs: tuple[dict[str, Any], ...]
+    calls_aten: bool
+    parallel: bool
+    compiler: str
+    times: dict[str, PathTime] = field(default_factory=dict)
+    compared: bool = False
+
+    @classmethod
+    def read(cls, answer: Mapping[str, Any]) -> Compiled:
+        """Return what a worker's answer says; see ``failure`` for what it may raise."""
+        return cls(
+            library=Path(answer["library"]),
+            outputs=tuple(answer["outputs"]),
+            calls_aten=answer["calls_aten"],
+            parallel=answer["parallel"],
+            compiler=answer["compiler"],
+            times=path_times(answer["times"]),
+            compared=answer["compared"],
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Published:
+    """An entry that a worker has found in the store, or (``compiled``) made and put there."""
+
+    entry: Path
+    compiled: bool
+
+    @classmethod
+    def read(cls, answer: Mapping[str, Any]) -> Published | None:
+        """Return what a worker's answer says; see ``failure`` for what it may raise."""
+        if "busy" in answer:
+            return None
+        return cls(Path(answer["entry"]), compiled=answer.get("compiled", False))
+
+
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """What a first run of a library has shown; fields as in ``_verdict.Verdict``."""
+
+    times: dict[str, PathTime]
+    compared: bool
+
+    @classmethod
+    def read(cls, answer: Mapping[str, Any]) -> Measured:
+        """Return what a worker's answer says; see ``failure`` for what it may raise."""
+        return cls(path_times(answer["times"]), compared=answer["compared"])
+
+
+def failure(answer: Mapping[str, Any], key: KernelKey) -> CompileError:
+    """Return the error that an answer with a ``reason`` stands for.
+
+    Raises:
+        KeyError, TypeError, ValueError, AttributeError: The answer is of another kind, as that of
+            a worker of another version may be.
+    """
+    reason, message = answer["reason"], f"{key.op}: {answer['message']}"
+    if reason not in REASONS:
+        raise ValueError(f"no reason: {reason!r}")
+    return CompileError(reason, message, log=answer["log"], remember=answer["remember"])
