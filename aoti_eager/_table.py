@@ -75,8 +75,10 @@ class Table:
                 self.native = NativeTable()
                 for kernel in self.kernels.values():
                     self._put_natively(kernel)
-                for decline in self.declines.values():
-                    self._decline_natively(decline)
+                for key, decline in self.declines.items():
+                    # C++ would keep the original for good: Python compares what has come.
+                    if key not in self.arrivals:
+                        self._decline_natively(decline)
             return self.native
 
     def put(self, key: TableKey, kernel: Kernel) -> None:

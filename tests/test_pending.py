@@ -101,6 +101,21 @@ def test_the_first_calls_run_the_original_and_a_later_one_the_kernel(cache_dir: 
         assert stats().hits == before.hits + 1
 
 
+@pytest.mark.native
+def test_a_kernel_that_came_before_the_cpp_hit_path_serves_after_the_switch() -> None:
+    with aoti_eager.config.scope(native="0"):
+        registration = aoti_eager.register("aten::silu")
+    with registration:
+        aten.silu(X)
+        assert _background.background.wait(120.0)
+        before = stats()
+        assert aoti_eager.wait()
+        for _ in range(3):
+            assert_close(aten.silu(X), silu(X))
+        assert stats().misses == before.misses + 1
+        assert stats().hits == before.hits + 2
+
+
 def test_a_key_that_is_being_made_says_so() -> None:
     with aoti_eager.register("aten::silu"):
         aten.silu(X)
