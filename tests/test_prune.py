@@ -406,6 +406,20 @@ def test_the_verb_list_shows_the_times(
     assert "20.00 us, the original 10.00 us" in line
 
 
+def test_explain_knows_what_was_measured_not_to_win(filled: dict[str, Entry]) -> None:
+    with aoti_eager.config.scope(gate=True):
+        found = aoti_eager.explain("aten::silu", Y)
+        assert (found.verdict, found.reason) == ("declined", "slower")
+        assert "20.00 us, the original 10.00 us" in found.message
+        assert aoti_eager.explain("aten::silu", X).verdict == "stored"
+        with aoti_eager.register("aten::silu.default"):
+            # Python's hit path serves in this test, and has not been timed.
+            assert aoti_eager.explain("aten::silu", Y).verdict == "stored"
+            measured(filled["slower"], python=LOSES)
+            assert aoti_eager.explain("aten::silu", Y).reason == "slower"
+    assert aoti_eager.explain("aten::silu", Y).verdict == "stored"
+
+
 def test_clear_leaves_what_was_measured(filled: dict[str, Entry]) -> None:
     """It counts again for a library that is compiled to the same bytes."""
     assert cache.clear() == 6
