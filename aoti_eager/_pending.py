@@ -38,7 +38,7 @@ LIVE_CHECK_LIMIT_NUMEL = 1 << 16
 _SLOW_CALLS = 4
 # Until a key that another process compiles is asked for again.
 _BUSY_DELAY_S = 0.25
-# How often a library is taken to be timed when the cores are never quiet, in growing distances.
+# How often a library that could not be timed is taken to be timed again, in growing distances.
 _UNQUIET_TRIES = 3
 
 

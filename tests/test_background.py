@@ -206,6 +206,7 @@ def test_the_end_begins_nothing_more_and_stops_what_runs(queue: Background, held
 
     queue.end(stop)
     assert stopped == [None]
+    assert queue._queue == {}
     assert not any(thread.is_alive() for thread in queue._threads)
     assert not waiting.began.is_set()
     assert not queue.submit(Job())
