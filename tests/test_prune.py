@@ -11,7 +11,7 @@ import pytest
 import torch
 
 import aoti_eager
-from aoti_eager import _backend, _verdict, cache, cli
+from aoti_eager import _backend, _library, _verdict, cache, cli
 from aoti_eager._entry import Entry, Status
 from aoti_eager._environment import Environment
 from aoti_eager._verdict import PathTime, Verdict, Verdicts, processor
@@ -418,6 +418,25 @@ def test_explain_knows_what_was_measured_not_to_win(filled: dict[str, Entry]) ->
             measured(filled["slower"], python=LOSES)
             assert aoti_eager.explain("aten::silu", Y).reason == "slower"
     assert aoti_eager.explain("aten::silu", Y).verdict == "stored"
+
+
+def test_kernels_that_lost_count_towards_the_cap(
+    filled: dict[str, Entry], no_compiles: None
+) -> None:
+    """An op that always loses would have one more compiled for each new size, without end."""
+    measured(filled["slower"], python=LOSES)
+    measured(filled["ready"], python=LOSES)
+    with (
+        aoti_eager.config.scope(gate=True, static_cap=2, mode="background"),
+        aoti_eager.register("aten::silu.default"),
+    ):
+        aten.silu(X), aten.silu(Y), aten.silu(torch.ones(3, 8))
+        assert aoti_eager.stats()["aten::silu"].declined == {"slower": 2, "specialisation_cap": 1}
+        (kernels,) = _library.caches()
+        assert kernels.table.specialisations == 2
+        with aoti_eager.config.scope(gate=False):  # They are forgotten, and may be used.
+            assert kernels.table.specialisations == 0
+        kernels.table.clear()
 
 
 def test_clear_leaves_what_was_measured(filled: dict[str, Entry]) -> None:
