@@ -59,14 +59,22 @@ class Background:
             if len(self._threads) >= wanted:
                 return True
             thread = threading.Thread(target=self._serve, name="aoti_eager-compile", daemon=True)
+            try:
+                thread.start()
+            except RuntimeError as error:  # The system has no thread for us, or Python ends.
+                log.info("no thread for a compile: %s", error)
+                if self._threads:
+                    return True
+                del self._queue[job]
+                self._refused = True
+                return False
             self._threads.append(thread)
-        thread.start()
-        return True
+            return True
 
-    def run_errand(self, errand: Callable[[], None]) -> None:
+    def run_errand(self, errand: Callable[[], None]) -> bool:
         """Have something short done on another thread, in order: a file to be written, say.
 
-        What is asked for is done before Python ends; what is asked for while it ends may be not.
+        What is asked for is done before Python ends; false if it ends already, and it will not be.
         """
         with self._condition:
             if self._errands is None:
@@ -75,6 +83,8 @@ class Background:
                 self._errands.submit(_logged, errand)
             except RuntimeError:  # Python is ending.
                 log.info("not done: %s", errand)
+                return False
+            return True
 
     def wait(self, timeout_s: float | None = None) -> bool:
         """Wait until all jobs and errands are done; return whether they are."""
@@ -86,9 +96,9 @@ class Background:
             errands = self._errands
         if errands is not None and idle:
             done = threading.Event()
-            self.run_errand(done.set)
             left = None if deadline is None else max(0.0, deadline - time.monotonic())
-            idle = done.wait(left)
+            # Where Python ends, it has waited for all errands itself.
+            idle = not self.run_errand(done.set) or done.wait(left)
         return idle
 
     def end(self, stop: Callable[[], None]) -> None:
@@ -107,22 +117,24 @@ class Background:
             delay = None
             try:
                 delay = job.run()
-            finally:
-                with self._condition:
-                    self._running.discard(job)
-                    if delay is not None and not self._ending:
-                        self._queue[job] = time.monotonic() + delay
-                    self._condition.notify_all()
-                    room = self._refused and len(self._queue) <= QUEUE_LIMIT // 2
-                    self._refused = self._refused and not room
-                if room:
-                    for observer in _room_observers:
-                        observer()
+            except BaseException:  # noqa: BLE001 - without this thread all others wait for good
+                log.exception("a job failed")
+            with self._condition:
+                self._running.discard(job)
+                if delay is not None and not self._ending:
+                    self._queue[job] = time.monotonic() + delay
+                self._condition.notify_all()
+                room = self._refused and len(self._queue) <= QUEUE_LIMIT // 2
+                self._refused = self._refused and not room
+            if room:
+                for observer in _room_observers:
+                    _logged(observer)
 
     def _next(self) -> Job | None:
         while True:
             now = time.monotonic()
-            waiting = list(self._queue.items())
+            with self._condition:
+                waiting = list(self._queue.items())
             # Outside of the lock, which a call that misses takes, too.
             best = max((j for j, at in waiting if at <= now), key=lambda j: j.calls, default=None)
             with self._condition:

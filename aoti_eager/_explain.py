@@ -14,12 +14,15 @@ from ._environment import Environment
 from ._kernel import Kernel
 from ._kernel_cache import KernelCache
 from ._key import ANY_THREADS, KernelKey, kernel_key
+from ._keyed_call import refused
 from ._library import find_cache
 from ._ops import find_overload, find_packet
 from ._schema import op_schema
 from ._store import StoredEntry
 from ._table import COMPILING
 from ._template import call_template
+from ._verdict import PathTime
+from .config import config
 from .errors import AotiEagerError, UnsupportedArgumentError, UnsupportedFunctionError
 
 
@@ -44,7 +47,8 @@ class Explanation:
         op: Qualified name of the overload that the call reaches.
         registered: Whether this process serves it.
         verdict: ``"hit"`` (a loaded kernel serves it), ``"stored"`` (the store has its kernel, and
-            the next call loads it), ``"declined"``, or ``"miss"``.
+            the next call loads it, or has it measured or compared first), ``"declined"``, or
+            ``"miss"``.
         reason: The decline reason, one of docs/declines.md; ``None`` unless declined.
         message: The verdict in words.
         key: The canonical key; ``None`` where the call can have none.
@@ -119,7 +123,7 @@ def explain(
     reason = call_decline(call_template(schema, key))
     if reason is not None:
         return Explanation(schema.op, registered, "declined", reason, REASONS[reason], key)
-    return _in_store(key, registered)
+    return _in_store(key, cache)
 
 
 def _in_tables(
@@ -147,7 +151,8 @@ def _stored_key(key: KernelKey) -> KernelKey:
     return key
 
 
-def _in_store(key: KernelKey, registered: bool) -> Explanation:
+def _in_store(key: KernelKey, cache: KernelCache | None) -> Explanation:
+    registered = cache is not None
     backend = _backend.current()
     environment = backend.environment
     for candidate in (key.with_threads(ANY_THREADS), key):
@@ -156,6 +161,10 @@ def _in_store(key: KernelKey, registered: bool) -> Explanation:
         except AotiEagerError as error:
             return Explanation(key.op, registered, "miss", None, str(error), key)
         if found is not None and found.entry.status is Status.READY:
+            taken = _time(found, key, cache)
+            if taken is not None and not taken.wins:
+                reason, message = refused(taken)
+                return Explanation(key.op, registered, "declined", reason, message, candidate)
             message = "the store has its kernel library"
             return Explanation(key.op, registered, "stored", None, message, candidate)
         if found is not None:
@@ -165,6 +174,20 @@ def _in_store(key: KernelKey, registered: bool) -> Explanation:
     nearest = _nearest(key, environment, backend.features)
     message = "no entry has this key" if nearest else "the store has no entry of this op"
     return Explanation(key.op, registered, "miss", None, message, key, nearest)
+
+
+def _time(found: StoredEntry, key: KernelKey, cache: KernelCache | None) -> PathTime | None:
+    """Return the times that the gate goes by, if it is on and they were taken on this processor."""
+    if not config.gate or (cache is not None and not cache.toolchain.works_in_background):
+        return None
+    library = found.entry.library
+    verdict = _backend.current().verdicts.get(
+        found.entry.key.digest, "" if library is None else library.sha256
+    )
+    threads = int(dict(key.context)["threads"])
+    if cache is None:  # Of a process that has it registered, most likely by C++.
+        return verdict.time("native", threads) or verdict.time("python", threads)
+    return verdict.time("python" if cache.native is None else "native", threads)
 
 
 def _nearest(key: KernelKey, environment: Environment, features: Iterable[str]) -> Nearest | None:

@@ -140,7 +140,7 @@ class Miss:
             return self._serve(found)
         if config.mode == "cache_only":
             return self._declined("not_in_cache", f"{self._op}: not in the cache")
-        if len(self._table.kernels) + self._table.compiling >= config.static_cap:
+        if self._table.specialisations >= config.static_cap:
             return self._declined(
                 "specialisation_cap", f"{self._op}: has {config.static_cap} specialisations"
             )

@@ -7,6 +7,7 @@ whether to warn, to go on or to raise. Layout under the root::
     tmp/<host>-<pid>-<random>/        work in progress; a dead process's is removed by verify
     locks/<two hexadecimal digits>    lock files, shared by the keys that begin so; never deleted
     toolchain/                        precompiled headers of the compile worker
+    verdicts/<processor>/<key>.json   times and checks; see ``_verdict``
     totals.json                       counters of all processes, for the command line
 
 An entry is published by one rename of a directory, so a reader sees all of it or nothing.

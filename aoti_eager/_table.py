@@ -38,6 +38,8 @@ class Decline:
 # The reason of keys that have been given to the compile workers: nothing is decided yet, and their
 # calls count as misses.
 COMPILING = "compiling"
+# Of keys whose kernels are there and do not serve. They were as dear to make as those that do.
+_LOST = frozenset({"slower", "unmeasured"})
 
 
 class Arrival(Protocol):
@@ -55,6 +57,7 @@ class Table:
         native: The same for C++, once ``attach`` was called.
         arrivals: What is to be compared on the next call of its key.
         compiling: How many keys are with the compile workers.
+        lost: How many have a kernel that does not pay off.
     """
 
     def __init__(self) -> None:
@@ -65,8 +68,14 @@ class Table:
         self.native: NativeTable | None = None
         self.arrivals: dict[TableKey, Arrival] = {}
         self.compiling = 0
+        self.lost = 0
         self._closed = False
         self._lock = threading.RLock()
+
+    @property
+    def specialisations(self) -> int:
+        """Return how many keys have a kernel, used or not, or are getting one."""
+        return len(self.kernels) + self.compiling + self.lost
 
     def attach(self) -> NativeTable:
         """Return the C++ twin, made and filled by the first call; the hit path must be loaded."""
@@ -75,8 +84,10 @@ class Table:
                 self.native = NativeTable()
                 for kernel in self.kernels.values():
                     self._put_natively(kernel)
-                for decline in self.declines.values():
-                    self._decline_natively(decline)
+                for key, decline in self.declines.items():
+                    # C++ would keep the original for good: Python compares what has come.
+                    if key not in self.arrivals:
+                        self._decline_natively(decline)
             return self.native
 
     def put(self, key: TableKey, kernel: Kernel) -> None:
@@ -118,6 +129,7 @@ class Table:
             self._undecline(key)
             self.declines[key] = decline
             self.compiling += decline.reason == COMPILING
+            self.lost += decline.reason in _LOST
             self._decline_natively(decline)
 
     def forget_declines(self, reason: str) -> None:
@@ -141,7 +153,7 @@ class Table:
             self.kernels.clear()
             self.declines.clear()
             self.arrivals.clear()
-            self.compiling = 0
+            self.compiling = self.lost = 0
             if self.native is not None:
                 self.native.clear()
 
@@ -161,12 +173,14 @@ class Table:
     def _undecline(self, key: TableKey) -> None:
         decline = self.declines.pop(key, None)
         self.arrivals.pop(key, None)
-        self.compiling -= decline is not None and decline.reason == COMPILING
+        if decline is not None:
+            self.compiling -= decline.reason == COMPILING
+            self.lost -= decline.reason in _LOST
 
     def _forget_declines(self) -> None:
         self.declines.clear()
         self.arrivals.clear()
-        self.compiling = 0
+        self.compiling = self.lost = 0
         if self.native is not None:
             # Not one by one: that would be a pause in the call that came to the limit.
             self.native.clear()

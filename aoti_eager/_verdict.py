@@ -24,7 +24,14 @@ from ._store import make_private
 FORMAT_VERSION = 1
 
 # What reading a document raises that is none.
-NOT_A_VERDICT = (ValueError, TypeError, KeyError, AttributeError, RecursionError)
+NOT_A_VERDICT = (
+    ValueError,
+    TypeError,
+    KeyError,
+    AttributeError,
+    OverflowError,
+    RecursionError,
+)
 
 # A kernel within noise of the original is not worth the risk of a busier moment: what is won must
 # be this share of the original's time at least, and more than the rounds differed by.

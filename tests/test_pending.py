@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import subprocess
 import sys
 import threading
+import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -100,6 +103,21 @@ def test_the_first_calls_run_the_original_and_a_later_one_the_kernel(cache_dir: 
         before = stats()
         aten.silu(X)
         assert stats().hits == before.hits + 1
+
+
+@pytest.mark.native
+def test_a_kernel_that_came_before_the_cpp_hit_path_serves_after_the_switch() -> None:
+    with aoti_eager.config.scope(native="0"):
+        registration = aoti_eager.register("aten::silu")
+    with registration:
+        aten.silu(X)
+        assert _background.background.wait(120.0)
+        before = stats()
+        assert aoti_eager.wait()
+        for _ in range(3):
+            assert_close(aten.silu(X), silu(X))
+        assert stats().misses == before.misses + 1
+        assert stats().hits == before.hits + 2
 
 
 def test_a_key_that_is_being_made_says_so() -> None:
@@ -219,6 +237,67 @@ def test_a_long_call_goes_by_what_was_compared_elsewhere(
             assert stats().hits == 2
         else:
             assert stats().declined["unchecked"] == 2
+
+
+def clock(perf_counter: Callable[[], float]) -> SimpleNamespace:
+    """Return what ``_pending`` uses of ``time``, with another clock."""
+    return SimpleNamespace(perf_counter=perf_counter, sleep=time.sleep)
+
+
+@pytest.mark.parametrize("usual_us", [2.0, 5000.0])
+def test_a_call_that_is_long_by_chance_leaves_the_comparison_to_the_next(
+    usual_us: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    taken_s: list[float] = []
+
+    def perf_counter() -> float:
+        return taken_s.pop(0)
+
+    compared: list[None] = []
+    problems = _pending.LiveCheck.problems
+
+    def noted(*args: Any) -> list[str]:
+        compared.append(None)
+        return problems(*args)
+
+    get, usual = Verdicts.get, wins(original_us=usual_us)
+    monkeypatch.setattr(
+        Verdicts, "get", lambda *a: _verdict.replace(get(*a), times={"native/77": usual})
+    )
+    monkeypatch.setattr(_pending.LiveCheck, "problems", noted)
+    monkeypatch.setattr(_pending, "time", clock(perf_counter))
+    with aoti_eager.register("aten::silu"):
+        aten.silu(X)
+        assert _background.background.wait(120.0)
+        before = stats()
+        taken_s[:] = [0.0, 1.0, 0.0, 1.0, 0.0, 0.0001]  # long, long, short
+        for _ in range(4):
+            assert_close(aten.silu(X), silu(X))
+        if usual_us < 200:
+            assert (len(compared), len(taken_s)) == (1, 0)
+            assert stats().misses == before.misses + 3
+            assert stats().hits == before.hits + 1
+        else:  # Each of its calls is long: there is nothing to wait for.
+            assert (len(compared), len(taken_s)) == (0, 4)
+            assert stats().hits == before.hits + 3
+
+
+def test_calls_that_are_always_long_by_chance_do_not_keep_the_kernel_out(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    get = Verdicts.get
+    monkeypatch.setattr(
+        Verdicts, "get", lambda *a: _verdict.replace(get(*a), times={"native/77": wins()})
+    )
+    ticks = itertools.count()
+    monkeypatch.setattr(_pending, "time", clock(lambda: float(next(ticks))))
+    with aoti_eager.register("aten::silu"):
+        aten.silu(X)
+        assert _background.background.wait(120.0)
+        before = stats().hits
+        for _ in range(8):
+            assert_close(aten.silu(X), silu(X))
+        assert stats().hits == before + 8 - 1 - _pending._SLOW_CALLS
 
 
 def test_a_kernel_that_loses_is_declined_and_the_next_process_knows(
