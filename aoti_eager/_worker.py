@@ -2,8 +2,9 @@
 
 It reads one JSON request a line from standard input and answers one a line. No op is registered
 here and no state of the caller's threads exists, so autocast, inference mode and dispatch modes of
-the caller cannot leak into a trace. It ends when its standard input or its parent does, takes the compilers it
-started with it, and removes what they were writing; so a parent that was killed leaves nothing.
+the caller cannot leak into a trace. It ends when its standard input or its parent does, takes the
+compilers it started with it, and removes what they were writing; so a parent that was killed leaves
+nothing.
 """
 
 from __future__ import annotations
@@ -30,15 +31,13 @@ def main() -> None:
     signal.signal(signal.SIGTERM, lambda *_: None)
     answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)  # What compilers print must not be taken for an answer.
-    start = json.loads(sys.stdin.readline() or "null")
-    if start is None:
-        return
+    parent, vector_bits, nice = (int(argument) for argument in sys.argv[1:])
     with contextlib.suppress(OSError):
-        os.nice(start["nice"])
-    jobs = CompileJobs(start["vector_bits"])
+        os.nice(nice)
+    jobs = CompileJobs(vector_bits)
     requests: queue.Queue[dict[str, Any]] = queue.Queue()
     threading.Thread(target=_read_requests, args=(requests, jobs), daemon=True).start()
-    threading.Thread(target=_watch, args=(start["parent"], jobs), daemon=True).start()
+    threading.Thread(target=_watch, args=(parent, jobs), daemon=True).start()
     while True:
         answer = jobs.answer(requests.get())
         with contextlib.suppress(OSError):  # Nobody reads any more: standard input ends, too.

@@ -33,9 +33,10 @@ class WorkerProcess:
     """
 
     def __init__(self, target: Target, nice: int) -> None:
+        arguments = (os.getpid(), target.vector_bits, nice)
         try:
             self._process = subprocess.Popen(
-                child_command("aoti_eager._worker", "main"),
+                [*child_command("aoti_eager._worker", "main"), *map(str, arguments)],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.DEVNULL,
@@ -48,7 +49,6 @@ class WorkerProcess:
             ) from error
         self._lock = threading.Lock()
         self._asking = False
-        self._send({"vector_bits": target.vector_bits, "nice": nice, "parent": os.getpid()})
 
     def ask(self, request: dict[str, Any], deadline: float) -> dict[str, Any] | None:
         """Return the answer, or ``None`` if the worker died or the deadline passed."""

@@ -237,7 +237,7 @@ def test_a_full_disk_is_one_warning_and_nothing_is_remembered(
 
 # -- garbage --
 
-# What a shell says in place of a worker, after it has read the two lines that it is sent.
+# What a shell says in place of a worker, after it has read the request.
 GARBAGE = {
     "exits at once": None,
     "nothing": "",
@@ -264,7 +264,7 @@ def test_garbage_from_a_worker_is_a_decline_with_a_reason(
     said = ""
 
     def command(module: str, function: str) -> list[str]:
-        return ["/bin/sh", "-c", f"read a; read b; {said}" if said is not None else "exit 1"]
+        return ["/bin/sh", "-c", f"read a; {said}" if said is not None else "exit 1"]
 
     monkeypatch.setattr(_worker_process, "child_command", command)
     reasons = {}
@@ -287,7 +287,7 @@ def test_garbage_from_a_worker_is_a_decline_with_a_reason(
 def test_a_worker_that_says_half_a_line_and_no_more_is_given_up_in_time(
     marked: Marked, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    said = """read a; read b; printf '{"entry"'; sleep 1000"""
+    said = """read a; printf '{"entry"'; sleep 1000"""
     monkeypatch.setattr(_worker_process, "child_command", lambda *_: ["/bin/sh", "-c", said])
     with (
         aoti_eager.config.scope(compile_timeout_s=0.3),
