@@ -40,12 +40,9 @@ class Process:
         os.kill(self.pid, number)
 
     def runs(self) -> bool:
-        """Return whether it is there, and no zombie."""
-        try:
-            stat = Path(f"/proc/{self.pid}/stat").read_text()
-        except OSError:
-            return False
-        return stat.rpartition(")")[2].split()[0] not in "ZX"
+        """Return whether any of its threads is there, and no zombie: until then it has not ended."""
+        stats = [_text(path / "stat") for path in Path(f"/proc/{self.pid}/task").glob("*")]
+        return any(stat and stat.rpartition(")")[2].split()[0] not in "ZX" for stat in stats)
 
 
 class Marked:
@@ -90,6 +87,13 @@ def _process(path: Path, mark: bytes) -> Process | None:
     except OSError:
         return None  # It has just ended.
     return None if stat[0] in "ZX" else Process(int(path.name), int(stat[1]), command)
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text()
+    except OSError:
+        return ""
 
 
 def work(cache_dir: Path, name: str = "") -> list[Path]:
