@@ -40,7 +40,7 @@ class Process:
         os.kill(self.pid, number)
 
     def runs(self) -> bool:
-        """Return whether any of its threads is there, and no zombie: until then it has not ended."""
+        """Return whether any of its threads runs: until then it cannot be waited for."""
         stats = [_text(path / "stat") for path in Path(f"/proc/{self.pid}/task").glob("*")]
         return any(stat and stat.rpartition(")")[2].split()[0] not in "ZX" for stat in stats)
 
