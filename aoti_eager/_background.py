@@ -47,11 +47,18 @@ class Background:
         self._ending = False
         self._refused = False
 
+    @property
+    def has_room(self) -> bool:
+        """Return whether a job would be queued now; who was told otherwise is told of room."""
+        with self._condition:
+            room = not self._ending and len(self._queue) < QUEUE_LIMIT
+            self._refused = self._refused or not room
+        return room
+
     def submit(self, job: Job) -> bool:
         """Queue ``job``; return false, and do nothing, if the queue is full or Python ends."""
         with self._condition:
-            if self._ending or len(self._queue) >= QUEUE_LIMIT:
-                self._refused = True
+            if not self.has_room:
                 return False
             self._queue[job] = 0.0
             self._condition.notify()

@@ -51,6 +51,8 @@ def compile_later(call: KeyedCall, found: StoredEntry | None = None) -> bool:
         call: The call that missed.
         found: Its entry, if there is one that has to be measured first.
     """
+    if not _background.background.has_room:
+        return False
     pending = Pending(call, found)
     # First the table: a worker must not be faster.
     call.decline(COMPILING, "its kernel is being made", pending.count)
@@ -132,22 +134,25 @@ class Pending:
         taken = call.time(verdict)
         overridden = call.cache.original.overridden
         # What came from another machine has not been run on this one, and may not be safe to.
-        unknown = call.is_gated and taken is None
+        gated = call.is_gated
+        unknown = gated and taken is None
         untried = call.wants_check(entry, verdict) and not verdict.compared
         if call.toolchain.works_in_background and (unknown or untried):
             verdict, taken = call.measure(found, verdict, backend, background=True)
-            if call.is_gated and taken is None and self._unquiet < _UNQUIET_TRIES:
+            if gated and taken is None and self._unquiet < _UNQUIET_TRIES:
                 self._unquiet += 1
                 return float(4 ** (self._unquiet - 1))
-        if call.is_gated and (taken is None or not taken.wins):
+        if gated and (taken is None or not taken.wins):
             call.decline(*refused(taken))
             return None
         _let_others_run()
         backend.store.check_library(found)
         _let_others_run()
         kernel = call.load(found.library_path, entry)
-        kernel.gated = call.passes_gate
+        kernel.gated = gated or not call.toolchain.works_in_background
         _let_others_run()
+        if call.is_gated and not gated:
+            return 0.0  # The gate has been set meanwhile.
         if call.wants_check(entry, verdict):
             arrival = Arrived(call, found, verdict, kernel, compared=not overridden)
             call.table.arrive(call.table_key, arrival)
