@@ -9,6 +9,7 @@ import logging
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from torch import Tensor
@@ -17,6 +18,7 @@ from . import _backend, _background
 from ._entries import ready_entry
 from ._entry import Status
 from ._kernel import Kernel, call_inputs
+from ._key import ANY_THREADS
 from ._keyed_call import KeyedCall, refused
 from ._live_check import LiveCheck
 from ._passthrough import passthrough
@@ -112,7 +114,7 @@ class Pending:
             if published.compiled:
                 call.cache.counters.compiles.add()
             _let_others_run()
-            found = backend.store.read(published.entry)
+            found = self._read(published.entry)
             self._found = found
         entry = found.entry
         if entry.status is not Status.READY:
@@ -144,6 +146,19 @@ class Pending:
         else:
             call.table.put(call.table_key, kernel)
         return None
+
+    def _read(self, path: Path) -> StoredEntry:
+        """Return the entry that a worker has named.
+
+        Raises:
+            CompileError: It is another key's, whose library must not see our arguments.
+        """
+        found, key = self._backend.store.read(path), self._call.key
+        if found.entry.key not in (key, key.with_threads(ANY_THREADS)):
+            raise CompileError(
+                "worker_died", f"{key.op}: the worker has given another key's entry", remember=False
+            )
+        return found
 
     def _compiled_here(self) -> StoredEntry:
         """Return the entry of a library that a device's own compiler has made, on this thread."""

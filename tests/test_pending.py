@@ -16,7 +16,7 @@ import torch
 
 import aoti_eager
 from aoti_eager import OpStats, _backend, _background, _library, _pending, _verdict
-from aoti_eager._compile import CompileService, Measured
+from aoti_eager._compile import CompileService, Measured, Published
 from aoti_eager._kernel import Kernel
 from aoti_eager._verdict import PathTime, Verdicts
 from aoti_eager.errors import AotiEagerWarning
@@ -218,6 +218,26 @@ def test_a_long_call_goes_by_what_was_compared_elsewhere(
             assert stats().hits == 2
         else:
             assert stats().declined["unchecked"] == 2
+
+
+def test_another_keys_entry_from_a_worker_is_not_used(
+    monkeypatch: pytest.MonkeyPatch, shared_cache: Path
+) -> None:
+    with aoti_eager.config.scope(mode="sync"), aoti_eager.register("aten::silu"):
+        aten.silu(X)
+    other = next(
+        e.path
+        for e in aoti_eager.cache.list()
+        if (e.op, e.inputs, e.status) == ("aten::silu", "f32[8,8]", "ready")
+    )
+    answer = Published(other, compiled=False)
+    monkeypatch.setattr(CompileService, "publish", lambda *a, **k: answer)
+    with aoti_eager.config.scope(check=False), aoti_eager.register("aten::silu"):
+        with pytest.warns(AotiEagerWarning, match="another key's entry"):
+            aten.silu(X[:1, :3])
+            aoti_eager.wait(30.0)
+        assert_close(aten.silu(X[:1, :3]), silu(X[:1, :3]))
+        assert set(stats().declined) == {"worker_died"}
 
 
 def test_a_kernel_that_loses_is_declined_and_the_next_process_knows(
