@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -27,6 +27,7 @@ from ._store import StoredEntry
 from ._table import COMPILING
 from ._verdict import Verdict
 from ._warnings import warn_once
+from .config import config
 from .errors import AotiEagerError, CompileError, StoreError
 
 log = logging.getLogger("aoti_eager")
@@ -49,12 +50,15 @@ def compile_later(call: KeyedCall, found: StoredEntry | None = None) -> bool:
         found: Its entry, if there is one that has to be measured first.
     """
     pending = Pending(call, found)
-    # First the table: a worker must not be faster.
-    call.decline(COMPILING, "its kernel is being made", pending.count)
-    if _background.background.submit(pending):
-        return True
-    call.table.forget_decline(call.table_key)
-    return False
+    submitted = False
+    try:
+        # First the table: a worker must not be faster.
+        call.decline(COMPILING, "its kernel is being made", pending.count)
+        submitted = _background.background.submit(pending)
+    finally:
+        if not submitted:  # Also on Ctrl-C: nobody would ever decide on the key.
+            call.table.forget_decline(call.table_key)
+    return submitted
 
 
 class Pending:
@@ -222,27 +226,57 @@ class Arrived:
         To be called once: whoever takes it out of the table.
         """
         call = self._call
-        original = call.cache.original
         call.cache.counters.misses.add()
+        result = nothing = object()
+        raised: BaseException | None = None
+
+        def original() -> Any:
+            nonlocal result, raised
+            try:
+                result = call.cache.original(keyset, args, kwargs)
+            except BaseException as error:
+                raised = error
+                raise
+            return result
+
+        try:
+            return self._decided(original, keyset, args, kwargs)
+        except Exception as error:
+            if error is raised or config.strict:
+                call.table.forget_decline(call.table_key)  # Nothing is known: another call.
+                raise
+            # An error of ours (no memory for a copy, say), in a call that PyTorch would have run.
+            log.exception("%s: internal error", call.key.op)
+            warn_once("internal_error", f"{call.key.op}: {error!r}; the original runs instead")
+            call.decline("internal_error", repr(error))
+            return original() if result is nothing else result
+        except BaseException:
+            call.table.forget_decline(call.table_key)  # Ctrl-C: another call.
+            raise
+
+    def _decided(
+        self,
+        original: Callable[[], Any],
+        keyset: Any,
+        args: Sequence[Any],
+        kwargs: Mapping[str, Any],
+    ) -> Any:
+        call = self._call
         elsewhere = call.toolchain.works_in_background
         if elsewhere and call.numel > LIVE_CHECK_LIMIT_NUMEL:
             self._unchecked()
-            return original(keyset, args, kwargs)
+            return original()
         with passthrough():
             inputs, same = self._inputs(args, kwargs)
-            live = LiveCheck(call.cache.op, call.template, original, keyset, inputs)
+            live = LiveCheck(call.cache.op, call.template, call.cache.original, keyset, inputs)
             before = live.copies()
         if not same:
             # What its function uses has just been changed by another thread.
             call.table.forget_decline(call.table_key)
-            return original(keyset, args, kwargs)
+            return original()
         sizes_before = [(tensor.shape, tensor.stride()) for tensor in inputs]
         start = time.perf_counter()
-        try:
-            result = original(keyset, args, kwargs)
-        except BaseException:
-            call.table.forget_decline(call.table_key)  # Nothing is known: another call.
-            raise
+        result = original()
         taken = time.perf_counter() - start
         if sizes_before != [(tensor.shape, tensor.stride()) for tensor in inputs]:
             call.decline("out_resized", f"{call.key.op}: the original resized an argument")

@@ -195,6 +195,34 @@ def test_a_library_that_differs_on_the_live_call_is_quarantined(
     assert entry.status == "quarantined"
 
 
+@pytest.mark.parametrize("error", [MemoryError, KeyboardInterrupt])
+def test_an_error_of_ours_in_the_call_that_compares_is_not_the_callers(
+    error: type[BaseException], monkeypatch: pytest.MonkeyPatch, shared_cache: Path
+) -> None:
+    def copies(_: object) -> None:
+        raise error("no room for a copy")
+
+    with aoti_eager.register("aten::silu"):
+        # Of a size of its own: a library that was compared once is not compared again.
+        x = torch.randn(7, 8 + (error is MemoryError))
+        aten.silu(x)
+        assert aoti_eager.wait(120.0)
+        with monkeypatch.context() as patched:
+            patched.setattr(_pending.LiveCheck, "copies", copies)
+            if error is KeyboardInterrupt:
+                with pytest.raises(KeyboardInterrupt):
+                    aten.silu(x)
+            else:
+                with pytest.warns(AotiEagerWarning, match="no room"):
+                    assert_close(aten.silu(x), silu(x))
+        # Ctrl-C says nothing about the key: it comes again.
+        for _ in range(3):
+            assert_close(aten.silu(x), silu(x))
+            assert aoti_eager.wait(60.0)
+        assert (stats().hits > 0) == (error is KeyboardInterrupt)
+        assert ("internal_error" in stats().declined) == (error is MemoryError)
+
+
 @pytest.mark.parametrize("compared", [True, False])
 def test_a_long_call_goes_by_what_was_compared_elsewhere(
     compared: bool, monkeypatch: pytest.MonkeyPatch
