@@ -108,6 +108,8 @@ class Pending:
 
     def _run(self) -> float | None:
         call, backend = self._call, self._backend
+        # Once: the setting may change at any time, and what serves must say by which it was chosen.
+        gated = call.is_gated
         found = self._found
         if found is None and not call.toolchain.works_in_background:
             found = self._compiled_here()
@@ -128,27 +130,27 @@ class Pending:
         taken = call.time(verdict)
         overridden = call.cache.original.overridden
         # What came from another machine has not been run on this one, and may not be safe to.
-        unknown = call.is_gated and taken is None
+        unknown = gated and taken is None
         untried = call.wants_check(entry, verdict) and not verdict.compared
         if call.toolchain.works_in_background and (unknown or untried):
             verdict, taken = call.measure(found, verdict, backend, background=True)
-            if call.is_gated and taken is None and self._unquiet < _UNQUIET_TRIES:
+            if gated and taken is None and self._unquiet < _UNQUIET_TRIES:
                 self._unquiet += 1
                 return float(4 ** (self._unquiet - 1))
-        if call.is_gated and (taken is None or not taken.wins):
+        if gated and (taken is None or not taken.wins):
             call.decline(*refused(taken))
             return None
         _let_others_run()
         backend.store.check_library(found)
         _let_others_run()
         kernel = call.load(found.library_path, entry)
-        kernel.gated = call.passes_gate
+        kernel.gated = gated or not call.toolchain.works_in_background
         _let_others_run()
         if call.wants_check(entry, verdict):
             arrival = Arrived(call, found, verdict, kernel, compared=not overridden)
             call.table.arrive(call.table_key, arrival)
         else:
-            call.table.put(call.table_key, kernel)
+            _put(call, kernel)
         return None
 
     def _read(self, path: Path) -> StoredEntry:
@@ -199,6 +201,14 @@ class Pending:
 def _let_others_run() -> None:
     # The interpreter's lock is ours between two waits; the script gets it here.
     time.sleep(0)
+
+
+def _put(call: KeyedCall, kernel: Kernel) -> None:
+    """Use ``kernel``, unless the gate was switched on since it was chosen without."""
+    call.table.put(call.table_key, kernel)
+    if call.is_gated and not kernel.gated:
+        # The cache's own look at its kernels may have come before this one was there.
+        call.table.drop_kernels(lambda one: one is kernel)
 
 
 class Arrived:
@@ -263,6 +273,9 @@ class Arrived:
     ) -> Any:
         call = self._call
         elsewhere = call.toolchain.works_in_background
+        if call.is_gated and not self._kernel.gated:
+            call.table.forget_decline(call.table_key)  # It has to be measured first.
+            return original()
         if elsewhere and call.numel > LIVE_CHECK_LIMIT_NUMEL:
             self._unchecked()
             return original()
@@ -307,7 +320,7 @@ class Arrived:
             self._call.decline("unchecked", "too long a call to be compared in the caller's thread")
 
     def _use(self) -> None:
-        self._call.table.put(self._call.table_key, self._kernel)
+        _put(self._call, self._kernel)
 
     def _inputs(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> tuple[list[Tensor], bool]:
         """Return the call's inputs, and whether its function is what it was at the miss."""

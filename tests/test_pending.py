@@ -299,6 +299,23 @@ def test_a_kernel_that_loses_is_declined_and_the_next_process_knows(
             assert stats().hits == before.hits
 
 
+def test_what_came_without_the_gate_is_measured_once_it_is_on(
+    monkeypatch: pytest.MonkeyPatch, shared_cache: Path
+) -> None:
+    x = torch.randn(3, 9)
+    asked = measured(monkeypatch, both(wins(9.0)))
+    with aoti_eager.config.scope(gate=True), aoti_eager.register("aten::silu"):
+        with aoti_eager.config.scope(gate=False):
+            aten.silu(x)
+            assert aoti_eager.wait(120.0)
+        for _ in range(3):
+            aten.silu(x)
+            assert aoti_eager.wait(60.0)
+        assert len(asked) == 1
+        assert stats().hits == 0
+        assert set(stats().declined) == {"slower"}
+
+
 def test_another_processor_measures_again(
     monkeypatch: pytest.MonkeyPatch, shared_cache: Path
 ) -> None:
