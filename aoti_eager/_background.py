@@ -48,7 +48,10 @@ class Background:
         self._refused = False
 
     def submit(self, job: Job) -> bool:
-        """Queue ``job``; return false, and do nothing, if the queue is full or Python ends."""
+        """Queue ``job``; return false, and do nothing, if the queue is full or Python ends.
+
+        Nor is it queued where there is no thread and none can be started.
+        """
         with self._condition:
             if self._ending or len(self._queue) >= QUEUE_LIMIT:
                 self._refused = True
@@ -59,22 +62,33 @@ class Background:
             if len(self._threads) >= wanted:
                 return True
             thread = threading.Thread(target=self._serve, name="aoti_eager-compile", daemon=True)
-            self._threads.append(thread)
-        thread.start()
+            try:
+                thread.start()
+            except RuntimeError as error:  # The system has no more threads for us.
+                log.info("no thread: %s", error)
+                if not self._threads:
+                    del self._queue[job]
+                    self._refused = True
+                    return False
+            else:
+                self._threads.append(thread)
         return True
 
-    def run_errand(self, errand: Callable[[], None]) -> None:
+    def run_errand(self, errand: Callable[[], None]) -> bool:
         """Have something short done on another thread, in order: a file to be written, say.
 
         What is asked for is done before Python ends; what is asked for while it ends may be not.
+        Return false if nobody may ever do it.
         """
         with self._condition:
             if self._errands is None:
                 self._errands = ThreadPoolExecutor(1, "aoti_eager-errand")
             try:
                 self._errands.submit(_logged, errand)
-            except RuntimeError:  # Python is ending.
-                log.info("not done: %s", errand)
+            except RuntimeError as error:  # Python is ending, or there are no more threads.
+                log.info("not done: %s: %s", errand, error)
+                return False
+        return True
 
     def wait(self, timeout_s: float | None = None) -> bool:
         """Wait until all jobs and errands are done; return whether they are."""
@@ -86,9 +100,8 @@ class Background:
             errands = self._errands
         if errands is not None and idle:
             done = threading.Event()
-            self.run_errand(done.set)
             left = None if deadline is None else max(0.0, deadline - time.monotonic())
-            idle = done.wait(left)
+            idle = not self.run_errand(done.set) or done.wait(left)
         return idle
 
     def end(self, stop: Callable[[], None]) -> None:
