@@ -16,6 +16,7 @@ import shutil
 import signal
 import sys
 import threading
+from pathlib import Path
 from typing import Any
 
 from ._compile_job import CompileJobs
@@ -34,6 +35,10 @@ def main() -> None:
         return
     with contextlib.suppress(OSError):
         os.nice(start["nice"])
+    with contextlib.suppress(OSError):
+        # What is tried on large tensors may need all the memory there is: it is for us to end then,
+        # not for the script. Our children are the same.
+        Path("/proc/self/oom_score_adj").write_text("1000", encoding="ascii")
     jobs = CompileJobs(start["vector_bits"])
     requests: queue.Queue[dict[str, Any]] = queue.Queue()
     threading.Thread(target=_read_requests, args=(requests, jobs), daemon=True).start()
