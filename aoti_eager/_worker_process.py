@@ -7,6 +7,7 @@ import json
 import os
 import socket
 import subprocess
+import sys
 import threading
 import time
 from multiprocessing.connection import wait
@@ -33,6 +34,14 @@ class WorkerProcess:
     """
 
     def __init__(self, target: Target, nice: int) -> None:
+        if getattr(sys, "frozen", False) or not sys.executable:
+            # It would start the application once more, and that its workers.
+            raise CompileError(
+                "worker_died",
+                "the compile worker cannot be started: this process has no Python interpreter to "
+                "start, as in a frozen application; fill the cache beforehand",
+                remember=False,
+            )
         try:
             # No pipe: a worker that hangs before it reads would hold up who writes a long request.
             self._requests, theirs = socket.socketpair()

@@ -17,6 +17,8 @@ from aoti_eager._environment import cpu_features, cpu_target
 from aoti_eager._worker_process import WorkerProcess
 from aoti_eager.errors import CompileError
 
+from .workers import until
+
 
 @pytest.fixture
 def sleeper(monkeypatch: pytest.MonkeyPatch) -> Iterator[WorkerProcess]:
@@ -74,3 +76,20 @@ def test_a_worker_that_cannot_be_started_leaves_no_file_open(
     with pytest.raises(CompileError, match="cannot be started"):
         WorkerProcess(cpu_target(cpu_features()), 0)
     assert len(os.listdir("/proc/self/fd")) == before
+
+
+def test_a_frozen_application_is_not_started_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "frozen", True, raising=False)
+    monkeypatch.setattr(subprocess, "Popen", lambda *_, **__: pytest.fail("it was"))
+    with pytest.raises(CompileError, match="no Python interpreter"):
+        WorkerProcess(cpu_target(cpu_features()), 0)
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="Linux has such a file")
+def test_memory_that_runs_out_costs_a_worker_and_not_the_script() -> None:
+    worker = WorkerProcess(cpu_target(cpu_features()), 0)
+    try:
+        score = Path(f"/proc/{worker._process.pid}/oom_score_adj")
+        until(lambda: score.read_text().strip() == "1000", "the worker comes first")
+    finally:
+        worker.kill()
