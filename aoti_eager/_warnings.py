@@ -12,7 +12,7 @@ from .errors import AotiEagerWarning
 log = logging.getLogger("aoti_eager")
 
 _given: set[str] = set()
-_lock = threading.Lock()
+_lock = threading.RLock()
 
 
 def warn_once(cause: str, message: str) -> None:
@@ -40,7 +40,7 @@ def forget_warnings() -> None:
 
 def _after_fork() -> None:
     global _lock
-    _lock = threading.Lock()  # A thread of the parent may have held it.
+    _lock = threading.RLock()  # A thread of the parent may have held it.
 
 
 if hasattr(os, "register_at_fork"):
