@@ -60,7 +60,7 @@ class Backend:
 
 _backends: dict[tuple[Path, str], Backend] = {}
 _services: dict[tuple[Target, int], CompileService] = {}  # by target and nice
-_lock = threading.Lock()
+_lock = threading.RLock()
 
 # Where the setting is made or read first, and not inside of a call.
 add_check("cpu_target", lambda setting: cpu_target(cpu_features(), setting))
@@ -134,7 +134,7 @@ def is_forked() -> bool:
 def _after_fork() -> None:
     # The pipes are the parent's; a lock may have been held by a thread that is not here.
     global _lock
-    _lock = threading.Lock()
+    _lock = threading.RLock()
     for service in list(_services.values()):
         service.forget()
 

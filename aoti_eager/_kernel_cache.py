@@ -59,7 +59,7 @@ class KernelCache:
         if dispatch_key == "CPU" and self.original.is_python_function:
             self.function = python_function(op, dispatch_key)
         self._in_flight: dict[TableKey, threading.RLock] = {}
-        self._flight_lock = threading.Lock()
+        self._flight_lock = threading.RLock()
         self._refresh_lock = threading.RLock()
         self._enabled = True
         self._op_decline = op_decline(op, self.schema)
@@ -187,7 +187,7 @@ class KernelCache:
     def after_fork(self) -> None:
         """Forget what threads of the parent held: they are not in this process."""
         self._in_flight = {}
-        self._flight_lock = threading.Lock()
+        self._flight_lock = threading.RLock()
         self._refresh_lock = threading.RLock()
         self.counters.after_fork()
         for table in self._tables.values():

@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from torch import Tensor
@@ -17,6 +18,7 @@ from . import _backend, _background
 from ._entries import ready_entry
 from ._entry import Status
 from ._kernel import Kernel, call_inputs
+from ._key import ANY_THREADS
 from ._keyed_call import KeyedCall, refused
 from ._live_check import LiveCheck
 from ._passthrough import passthrough
@@ -25,6 +27,7 @@ from ._store import StoredEntry
 from ._table import COMPILING
 from ._verdict import Verdict
 from ._warnings import warn_once
+from .config import config
 from .errors import AotiEagerError, CompileError, StoreError
 
 log = logging.getLogger("aoti_eager")
@@ -54,12 +57,15 @@ def compile_later(call: KeyedCall, found: StoredEntry | None = None) -> bool:
     if not _background.background.has_room:
         return False
     pending = Pending(call, found)
-    # First the table: a worker must not be faster.
-    call.decline(COMPILING, "its kernel is being made", pending.count)
-    if _background.background.submit(pending):
-        return True
-    call.table.forget_decline(call.table_key)
-    return False
+    submitted = False
+    try:
+        # First the table: a worker must not be faster.
+        call.decline(COMPILING, "its kernel is being made", pending.count)
+        submitted = _background.background.submit(pending)
+    finally:
+        if not submitted:  # Also on Ctrl-C: nobody would ever decide on the key.
+            call.table.forget_decline(call.table_key)
+    return submitted
 
 
 class Pending:
@@ -107,6 +113,8 @@ class Pending:
 
     def _run(self) -> float | None:
         call, backend = self._call, self._backend
+        # Once: the setting may change at any time, and what serves must say by which it was chosen.
+        gated = call.is_gated
         found = self._found
         if found is None and not call.toolchain.works_in_background:
             found = self._compiled_here()
@@ -118,7 +126,7 @@ class Pending:
                 call.cache.counters.compiles.add()
             _let_others_run()
             try:
-                found = backend.store.read(published.entry)
+                found = self._read(published.entry)
             except FileNotFoundError:
                 # Cleared since; not again and again, if somebody goes on doing it.
                 self._vanished += 1
@@ -134,7 +142,6 @@ class Pending:
         taken = call.time(verdict)
         overridden = call.cache.original.overridden
         # What came from another machine has not been run on this one, and may not be safe to.
-        gated = call.is_gated
         unknown = gated and taken is None
         untried = call.wants_check(entry, verdict) and not verdict.compared
         if call.toolchain.works_in_background and (unknown or untried):
@@ -157,8 +164,21 @@ class Pending:
             arrival = Arrived(call, found, verdict, kernel, compared=not overridden)
             call.table.arrive(call.table_key, arrival)
         else:
-            call.table.put(call.table_key, kernel)
+            _put(call, kernel)
         return None
+
+    def _read(self, path: Path) -> StoredEntry:
+        """Return the entry that a worker has named.
+
+        Raises:
+            CompileError: It is another key's, whose library must not see our arguments.
+        """
+        found, key = self._backend.store.read(path), self._call.key
+        if found.entry.key not in (key, key.with_threads(ANY_THREADS)):
+            raise CompileError(
+                "worker_died", f"{key.op}: the worker has given another key's entry", remember=False
+            )
+        return found
 
     def _compiled_here(self) -> StoredEntry:
         """Return the entry of a library that a device's own compiler has made, on this thread."""
@@ -190,6 +210,14 @@ def _let_others_run() -> None:
     time.sleep(0)
 
 
+def _put(call: KeyedCall, kernel: Kernel) -> None:
+    """Use ``kernel``, unless the gate was switched on since it was chosen without."""
+    call.table.put(call.table_key, kernel)
+    if call.is_gated and not kernel.gated:
+        # The cache's own look at its kernels may have come before this one was there.
+        call.table.drop_kernels(lambda one: one is kernel)
+
+
 class Arrived:
     """A library that has come for a key: compared on the key's next call, then in use."""
 
@@ -216,27 +244,60 @@ class Arrived:
         To be called by whoever has taken it out of the table.
         """
         call = self._call
-        original = call.cache.original
         call.cache.counters.misses.add()
+        result = nothing = object()
+        raised: BaseException | None = None
+
+        def original() -> Any:
+            nonlocal result, raised
+            try:
+                result = call.cache.original(keyset, args, kwargs)
+            except BaseException as error:
+                raised = error
+                raise
+            return result
+
+        try:
+            return self._decided(original, keyset, args, kwargs)
+        except Exception as error:
+            if error is raised or config.strict:
+                call.table.forget_decline(call.table_key)  # Nothing is known: another call.
+                raise
+            # An error of ours (no memory for a copy, say), in a call that PyTorch would have run.
+            log.exception("%s: internal error", call.key.op)
+            warn_once("internal_error", f"{call.key.op}: {error!r}; the original runs instead")
+            call.decline("internal_error", repr(error))
+            return original() if result is nothing else result
+        except BaseException:
+            call.table.forget_decline(call.table_key)  # Ctrl-C: another call.
+            raise
+
+    def _decided(
+        self,
+        original: Callable[[], Any],
+        keyset: Any,
+        args: Sequence[Any],
+        kwargs: Mapping[str, Any],
+    ) -> Any:
+        call = self._call
         elsewhere = call.toolchain.works_in_background
+        if call.is_gated and not self._kernel.gated:
+            call.table.forget_decline(call.table_key)  # It has to be measured first.
+            return original()
         if elsewhere and call.numel > LIVE_CHECK_LIMIT_NUMEL:
             self._unchecked()
-            return original(keyset, args, kwargs)
+            return original()
         with passthrough():
             inputs, same = self._inputs(args, kwargs)
-            live = LiveCheck(call.cache.op, call.template, original, keyset, inputs)
+            live = LiveCheck(call.cache.op, call.template, call.cache.original, keyset, inputs)
             before = live.copies()
         if not same:
             # What its function uses has just been changed by another thread.
             call.table.forget_decline(call.table_key)
-            return original(keyset, args, kwargs)
+            return original()
         sizes_before = [(tensor.shape, tensor.stride()) for tensor in inputs]
         start = time.perf_counter()
-        try:
-            result = original(keyset, args, kwargs)
-        except BaseException:
-            call.table.forget_decline(call.table_key)  # Nothing is known: another call.
-            raise
+        result = original()
         taken = time.perf_counter() - start
         if sizes_before != [(tensor.shape, tensor.stride()) for tensor in inputs]:
             call.decline("out_resized", f"{call.key.op}: the original resized an argument")
@@ -277,7 +338,7 @@ class Arrived:
             self._call.decline("unchecked", "too long a call to be compared in the caller's thread")
 
     def _use(self) -> None:
-        self._call.table.put(self._call.table_key, self._kernel)
+        _put(self._call, self._kernel)
 
     def _inputs(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> tuple[list[Tensor], bool]:
         """Return the call's inputs, and whether its function is what it was at the miss."""

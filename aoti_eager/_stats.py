@@ -16,7 +16,8 @@ import filelock
 
 from ._native import NativeCounter
 
-_native_lock = threading.Lock()
+# Re-entrant, as every lock that a call may take: a finalizer that runs inside may call an op.
+_native_lock = threading.RLock()
 
 
 class Counter:
@@ -110,11 +111,11 @@ class OpCounters:
         self.failures = Counter()
         self._declined: dict[str, Counter] = {}
         self._pending: list[Counter] = []
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
 
     def after_fork(self) -> None:
         """Let go of a lock that a thread of the parent may have held."""
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
 
     def close(self) -> None:
         """Free what C++ counted with; the counts stay."""
@@ -151,7 +152,7 @@ class OpCounters:
 
 def _after_fork() -> None:
     global _native_lock
-    _native_lock = threading.Lock()  # A thread of the parent may have held it.
+    _native_lock = threading.RLock()  # A thread of the parent may have held it.
 
 
 if hasattr(os, "register_at_fork"):

@@ -8,6 +8,7 @@ file a key and processor, replaced as a whole::
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import json
 import os
@@ -118,16 +119,16 @@ def path_times(document: Mapping[str, Mapping[str, Any]]) -> dict[str, PathTime]
 def processor() -> str:
     """Return the name of this machine's model of processor, fit for a directory."""
     name = platform.processor() or platform.machine()
-    try:
-        text = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
-    except OSError:
-        text = ""
     described: dict[str, str] = {}
-    for line in text.splitlines():
-        label, _, value = line.partition(":")
-        described.setdefault(label.strip().lower(), value.strip())
-        if not line.strip():
-            break  # one core is enough
+    with (
+        contextlib.suppress(OSError),
+        open("/proc/cpuinfo", encoding="utf-8", errors="replace") as file,
+    ):
+        for line in file:
+            if not line.strip():
+                break  # One core is enough: a call may wait, and Linux takes its time for hundreds.
+            label, _, value = line.partition(":")
+            described.setdefault(label.strip().lower(), value.strip())
     for label in ("model name", "cpu part", "cpu"):
         if described.get(label):
             name = described[label]

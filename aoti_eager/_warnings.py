@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import threading
 import warnings
 
@@ -11,7 +12,7 @@ from .errors import AotiEagerWarning
 log = logging.getLogger("aoti_eager")
 
 _given: set[str] = set()
-_lock = threading.Lock()
+_lock = threading.RLock()
 
 
 def warn_once(cause: str, message: str) -> None:
@@ -35,3 +36,12 @@ def forget_warnings() -> None:
     """Let every cause be warned about again (for tests)."""
     with _lock:
         _given.clear()
+
+
+def _after_fork() -> None:
+    global _lock
+    _lock = threading.RLock()  # A thread of the parent may have held it.
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)

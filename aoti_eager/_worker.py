@@ -18,6 +18,7 @@ import signal
 import sys
 import threading
 import time
+from pathlib import Path
 from typing import Any
 
 from ._compile_job import CompileJobs
@@ -34,6 +35,10 @@ def main() -> None:
     parent, vector_bits, nice = (int(argument) for argument in sys.argv[1:])
     with contextlib.suppress(OSError):
         os.nice(nice)
+    with contextlib.suppress(OSError):
+        # What is tried on large tensors may need all the memory there is: it is for us to end then,
+        # not for the script. Our children are the same.
+        Path("/proc/self/oom_score_adj").write_text("1000", encoding="ascii")
     jobs = CompileJobs(vector_bits)
     requests: queue.Queue[dict[str, Any]] = queue.Queue()
     threading.Thread(target=_read_requests, args=(requests, jobs), daemon=True).start()

@@ -5,7 +5,9 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import socket
 import subprocess
+import sys
 import threading
 import time
 from multiprocessing.connection import wait
@@ -19,6 +21,8 @@ from .errors import CompileError
 _LONGEST_ANSWER = 1 << 20
 # A forked child of ours has the pipe's other end, too, and keeps it open when the worker is dead.
 _LOOK_S = 1.0
+# A script that has given SIGPIPE its default meaning must not end because a worker did.
+_NO_SIGNAL = getattr(socket, "MSG_NOSIGNAL", 0)
 
 
 class WorkerProcess:
@@ -33,16 +37,29 @@ class WorkerProcess:
     """
 
     def __init__(self, target: Target, nice: int) -> None:
+        if getattr(sys, "frozen", False) or not sys.executable:
+            # It would start the application once more, and that its workers.
+            raise CompileError(
+                "worker_died",
+                "the compile worker cannot be started: this process has no Python interpreter to "
+                "start, as in a frozen application; fill the cache beforehand",
+                remember=False,
+            )
         arguments = (os.getpid(), target.vector_bits, nice)
         try:
-            self._process = subprocess.Popen(
-                [*child_command("aoti_eager._worker", "main"), *map(str, arguments)],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.DEVNULL,
-                # A group of its own: Ctrl-C in the terminal is for the script, not for us.
-                start_new_session=True,
-            )
+            # No pipe: a worker that hangs before it reads would hold up who writes a long request.
+            self._requests, theirs = socket.socketpair()
+            with theirs, contextlib.ExitStack() as undo:
+                undo.enter_context(self._requests)
+                self._process = subprocess.Popen(
+                    [*child_command("aoti_eager._worker", "main"), *map(str, arguments)],
+                    stdin=theirs.fileno(),
+                    stdout=subprocess.PIPE,
+                    stderr=subprocess.DEVNULL,
+                    # A group of its own: Ctrl-C in the terminal is for the script, not for us.
+                    start_new_session=True,
+                )
+                undo.pop_all()
         except OSError as error:
             raise CompileError(
                 "worker_died", f"the compile worker cannot be started: {error}", remember=False
@@ -63,7 +80,7 @@ class WorkerProcess:
                 self.kill()  # It closes the pipes now.
 
     def _ask(self, request: dict[str, Any], deadline: float) -> dict[str, Any] | None:
-        if not self._send(request):
+        if not self._send(request, deadline):
             self.kill()
             return None
         assert self._process.stdout is not None
@@ -109,16 +126,16 @@ class WorkerProcess:
                 self._close_pipes()
 
     def _close_pipes(self) -> None:
-        for pipe in (self._process.stdin, self._process.stdout):
+        for pipe in (self._requests, self._process.stdout):
             if pipe is not None:
                 with contextlib.suppress(OSError):
                     pipe.close()
 
-    def _send(self, message: dict[str, Any]) -> bool:
-        assert self._process.stdin is not None
+    def _send(self, message: dict[str, Any], deadline: float) -> bool:
+        data = json.dumps(message).encode() + b"\n"
         try:
-            self._process.stdin.write(json.dumps(message).encode() + b"\n")
-            self._process.stdin.flush()
-        except (OSError, ValueError):  # It is dead, or was closed when it was.
+            self._requests.settimeout(max(0.001, deadline - time.monotonic()))
+            self._requests.sendall(data, _NO_SIGNAL)
+        except OSError:  # It is dead, hangs, or was closed when it was.
             return False
         return True

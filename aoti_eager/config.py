@@ -328,6 +328,10 @@ class Config:
         """Call ``observer`` after every change that a scope or an assignment makes."""
         self._observers.append(observer)
 
+    def after_fork(self) -> None:
+        """Let go of a lock that a thread of the parent may have held."""
+        object.__setattr__(self, "_lock", threading.RLock())
+
     def _is_value(self, name: str, value: Any) -> bool:
         try:
             return bool(value == self.lookup(name)[0])
@@ -402,3 +406,5 @@ def _load_file(path: Path, *, required: bool) -> dict[str, Any]:
 
 
 config = Config()
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=config.after_fork)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import math
 import os
+import signal
 import threading
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ import platformdirs
 import pytest
 
 import aoti_eager
+from aoti_eager import _warnings
 from aoti_eager.config import CPU_TARGETS, MODES, SETTINGS, Config, _checks
 from aoti_eager.errors import ConfigError
 
@@ -481,3 +483,25 @@ def test_the_package_has_one_config(cache_dir: Path) -> None:
     assert isinstance(aoti_eager.config, Config)
     assert aoti_eager.config.cache_dir == cache_dir
     assert aoti_eager.config.source("cache_dir") == "scope 1"
+
+
+def test_a_forked_child_reads_settings_and_warns_whatever_threads_held() -> None:
+    held, go = threading.Event(), threading.Event()
+
+    def hold() -> None:
+        with aoti_eager.config._lock, _warnings._lock:
+            held.set()
+            go.wait(60.0)
+
+    thread = threading.Thread(target=hold)
+    thread.start()
+    held.wait(60.0)
+    child = os.fork()
+    if child == 0:
+        signal.alarm(20)
+        _ = aoti_eager.config.mode
+        _warnings.forget_warnings()
+        os._exit(0)
+    assert os.waitpid(child, 0)[1] == 0
+    go.set()
+    thread.join()

@@ -19,7 +19,7 @@ import torch
 
 import aoti_eager
 from aoti_eager import OpStats, _backend, _background, _library, _pending, _verdict
-from aoti_eager._answers import Measured
+from aoti_eager._answers import Measured, Published
 from aoti_eager._compile import CompileService
 from aoti_eager._kernel import Kernel
 from aoti_eager._verdict import PathTime, Verdicts
@@ -214,6 +214,34 @@ def test_a_library_that_differs_on_the_live_call_is_quarantined(
     assert entry.status == "quarantined"
 
 
+@pytest.mark.parametrize("error", [MemoryError, KeyboardInterrupt])
+def test_an_error_of_ours_in_the_call_that_compares_is_not_the_callers(
+    error: type[BaseException], monkeypatch: pytest.MonkeyPatch, shared_cache: Path
+) -> None:
+    def copies(_: object) -> None:
+        raise error("no room for a copy")
+
+    with aoti_eager.register("aten::silu"):
+        # Of a size of its own: a library that was compared once is not compared again.
+        x = torch.randn(7, 8 + (error is MemoryError))
+        aten.silu(x)
+        assert aoti_eager.wait(120.0)
+        with monkeypatch.context() as patched:
+            patched.setattr(_pending.LiveCheck, "copies", copies)
+            if error is KeyboardInterrupt:
+                with pytest.raises(KeyboardInterrupt):
+                    aten.silu(x)
+            else:
+                with pytest.warns(AotiEagerWarning, match="no room"):
+                    assert_close(aten.silu(x), silu(x))
+        # Ctrl-C says nothing about the key: it comes again.
+        for _ in range(3):
+            assert_close(aten.silu(x), silu(x))
+            assert aoti_eager.wait(60.0)
+        assert (stats().hits > 0) == (error is KeyboardInterrupt)
+        assert ("internal_error" in stats().declined) == (error is MemoryError)
+
+
 @pytest.mark.parametrize("compared", [True, False])
 def test_a_long_call_goes_by_what_was_compared_elsewhere(
     compared: bool, monkeypatch: pytest.MonkeyPatch
@@ -300,6 +328,26 @@ def test_calls_that_are_always_long_by_chance_do_not_keep_the_kernel_out(
         assert stats().hits == before + 8 - 1 - _pending._SLOW_CALLS
 
 
+def test_another_keys_entry_from_a_worker_is_not_used(
+    monkeypatch: pytest.MonkeyPatch, shared_cache: Path
+) -> None:
+    with aoti_eager.config.scope(mode="sync"), aoti_eager.register("aten::silu"):
+        aten.silu(X)
+    other = next(
+        e.path
+        for e in aoti_eager.cache.list()
+        if (e.op, e.inputs, e.status) == ("aten::silu", "f32[8,8]", "ready")
+    )
+    answer = Published(other, compiled=False)
+    monkeypatch.setattr(CompileService, "publish", lambda *a, **k: answer)
+    with aoti_eager.config.scope(check=False), aoti_eager.register("aten::silu"):
+        with pytest.warns(AotiEagerWarning, match="another key's entry"):
+            aten.silu(X[:1, :3])
+            aoti_eager.wait(30.0)
+        assert_close(aten.silu(X[:1, :3]), silu(X[:1, :3]))
+        assert set(stats().declined) == {"worker_died"}
+
+
 def test_a_kernel_that_loses_is_declined_and_the_next_process_knows(
     monkeypatch: pytest.MonkeyPatch, shared_cache: Path
 ) -> None:
@@ -329,6 +377,23 @@ def test_a_kernel_that_loses_is_declined_and_the_next_process_knows(
             before = stats()
             aten.silu(x)
             assert stats().hits == before.hits
+
+
+def test_what_came_without_the_gate_is_measured_once_it_is_on(
+    monkeypatch: pytest.MonkeyPatch, shared_cache: Path
+) -> None:
+    x = torch.randn(3, 9)
+    asked = measured(monkeypatch, both(wins(9.0)))
+    with aoti_eager.config.scope(gate=True), aoti_eager.register("aten::silu"):
+        with aoti_eager.config.scope(gate=False):
+            aten.silu(x)
+            assert aoti_eager.wait(120.0)
+        for _ in range(3):
+            aten.silu(x)
+            assert aoti_eager.wait(60.0)
+        assert len(asked) == 1
+        assert stats().hits == 0
+        assert set(stats().declined) == {"slower"}
 
 
 def test_another_processor_measures_again(

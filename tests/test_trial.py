@@ -63,6 +63,13 @@ def test_a_library_of_another_op_is_a_mismatch(server: ForkServer, silu_library:
     assert "result 0: values" in answer["message"]
 
 
+def test_what_differs_unchecked_does_not_count_as_compared(
+    server: ForkServer, silu_library: Path
+) -> None:
+    asked = {**request(aten.tanh.default, X, library=silu_library), "check": False}
+    assert server.run(asked) == {"compared": 0}
+
+
 def test_a_library_that_raises_says_so(server: ForkServer, silu_library: Path) -> None:
     answer = server.run(request(aten.mul.Tensor, X, X, library=silu_library))
     assert answer["reason"] == "raised"
