@@ -119,7 +119,9 @@ def _in_child(request: Mapping[str, Any], handler: Handler) -> Answer:
         message = f"the process ended with {name}"
         return {"reason": "crashed", "message": message, "remember": remember}
     if not answer:
-        return {"reason": "crashed", "message": f"the process ended with status {status}"}
+        # An error of its own: no memory, say.
+        message = f"the process ended with status {status}"
+        return {"reason": "crashed", "message": message, "remember": False}
     result: Answer = json.loads(answer)
     return result
 

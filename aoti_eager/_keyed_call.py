@@ -12,7 +12,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from . import _backend, _background
+from . import _background
 from ._backend import Backend
 from ._compat import OpOverload
 from ._entry import Entry, Status
@@ -213,15 +213,17 @@ class KeyedCall:
         log.info("%s: declined (%s): %s", self.key.op, reason, message)
         return decline
 
-    def mismatches(self, found: StoredEntry, problems: Sequence[str]) -> None:
+    def mismatches(self, found: StoredEntry, problems: Sequence[str], backend: Backend) -> None:
         """Decline the key and quarantine its entry, because its results differ."""
         message = "; ".join(problems)
         self.cache.counters.failures.add()
         self.decline("mismatch", message)
-        backend = _backend.current()
 
         def quarantine() -> None:
             try:
+                # It says that the library was checked, maybe; another of the same bytes may come.
+                with contextlib.suppress(OSError):
+                    backend.verdicts.remove(found.entry.key.digest)
                 backend.store.quarantine(found, "mismatch", message)
             except StoreError as error:
                 warn_once("store", f"{error}; kernels are not kept, originals run instead")

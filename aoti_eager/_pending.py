@@ -237,6 +237,8 @@ class Arrived:
         # Whether a comparison with made-up data counts: not where somebody has overridden the op.
         self._compared = compared and verdict.compared
         self._slow_calls = 0
+        self._backend = _backend.current()
+        self._is_used = False
 
     def serve(self, keyset: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
         """Return the original's result, and decide on the library, or wait for another call.
@@ -244,6 +246,8 @@ class Arrived:
         To be called by whoever has taken it out of the table.
         """
         call = self._call
+        if self._is_used:
+            return self._served(keyset, args, kwargs)
         call.cache.counters.misses.add()
         result = nothing = object()
         raised: BaseException | None = None
@@ -271,6 +275,15 @@ class Arrived:
         except BaseException:
             call.table.forget_decline(call.table_key)  # Ctrl-C: another call.
             raise
+
+    def _served(self, keyset: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+        """Return the kernel's result, by way of Python; the next call is for C++ to serve."""
+        self._put()
+        try:
+            return self._call.cache.entrance(keyset, *args, **kwargs)
+        finally:
+            if self._kernel.native() is not None:
+                self._put()
 
     def _decided(
         self,
@@ -301,7 +314,7 @@ class Arrived:
         taken = time.perf_counter() - start
         if sizes_before != [(tensor.shape, tensor.stride()) for tensor in inputs]:
             call.decline("out_resized", f"{call.key.op}: the original resized an argument")
-        elif elsewhere and taken > LIVE_CHECK_LIMIT_S and self._compared:
+        elif elsewhere and taken > LIVE_CHECK_LIMIT_S:
             self._took_long()
         else:
             self._check(live, result, before)
@@ -310,21 +323,20 @@ class Arrived:
     def _check(self, live: LiveCheck, result: Any, before: list[Tensor]) -> None:
         problems = live.problems(self._kernel, self._found.entry.outputs, result, before)
         if problems:
-            self._call.mismatches(self._found, problems)
+            self._call.mismatches(self._found, problems, self._backend)
             return
-        self._use()
+        self._put()
         if not self._call.cache.original.overridden:
             verdict = replace(self._verdict, checked=True)
-            backend = _backend.current()
             _background.background.run_errand(
-                lambda: self._call.keep(verdict, self._found, backend)
+                lambda: self._call.keep(verdict, self._found, self._backend)
             )
 
     def _took_long(self) -> None:
         """Leave the comparison to the next call if calls of this key are short as a rule."""
         self._slow_calls += 1
         measured = [taken.original_us for taken in self._verdict.times.values()]
-        is_short = bool(measured) and min(measured) <= 1e6 * LIVE_CHECK_LIMIT_S
+        is_short = not measured or min(measured) <= 1e6 * LIVE_CHECK_LIMIT_S
         if is_short and self._slow_calls <= _SLOW_CALLS:
             self._call.table.arrive(self._call.table_key, self)
         else:
@@ -332,12 +344,16 @@ class Arrived:
 
     def _unchecked(self) -> None:
         """Go by what was compared outside of this process."""
-        if self._compared:
-            self._use()
-        else:
+        if not self._compared:
             self._call.decline("unchecked", "too long a call to be compared in the caller's thread")
 
-    def _use(self) -> None:
+        elif self._kernel.native() is None and self._call.table.native is not None:
+            self._is_used = True  # C++ takes some kernels after their first run only.
+            self._call.table.arrive(self._call.table_key, self)
+        else:
+            self._put()
+
+    def _put(self) -> None:
         _put(self._call, self._kernel)
 
     def _inputs(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> tuple[list[Tensor], bool]:

@@ -158,8 +158,7 @@ class Store:
         try:
             content = found.library_path.read_bytes()
         except OSError as error:
-            problem = EntryDamagedError(f"its library cannot be read: {error.strerror}")
-            raise _at(problem, found.path) from error
+            raise _unreadable("its library cannot be read", found.path, error) from error
         if hashlib.sha256(content).hexdigest() != library.sha256:
             raise _at(EntryDamagedError("its library is not the file that was stored"), found.path)
 
@@ -388,7 +387,7 @@ class Store:
                 raise _at(EntryDamagedError(f"has no {ENTRY_FILE}"), path) from None
             raise
         except OSError as error:
-            raise _at(EntryDamagedError(f"cannot be read: {error.strerror}"), path) from error
+            raise _unreadable("cannot be read", path, error) from error
         try:
             return StoredEntry(decode(document), path)
         except (EntryDamagedError, CacheFormatError) as error:
@@ -468,6 +467,16 @@ def _at(error: AotiEagerError, path: Path) -> EntryDamagedError | CacheFormatErr
     located = type(error)(f"{path}: {error}")
     located.path = path  # type: ignore[attr-defined]
     return located  # type: ignore[return-value]
+
+
+# What says nothing about a file that cannot be read.
+_PASSING_ERRORS = {errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ESTALE}
+
+
+def _unreadable(what: str, path: Path, error: OSError) -> AotiEagerError:
+    if error.errno in _PASSING_ERRORS:
+        return _store_error(f"{path}: {what}", error)
+    return _at(EntryDamagedError(f"{what}: {error.strerror}"), path)
 
 
 def _store_error(what: str, error: OSError) -> StoreError:

@@ -23,6 +23,9 @@ from typing import Any
 
 from ._compile_job import CompileJobs
 
+# Seconds without a request after which a worker ends.
+IDLE_S = 60.0
+
 
 def main() -> None:
     """Serve until standard input ends."""
@@ -44,10 +47,15 @@ def main() -> None:
     threading.Thread(target=_read_requests, args=(requests, jobs), daemon=True).start()
     threading.Thread(target=_watch, args=(parent, jobs), daemon=True).start()
     while True:
-        answer = jobs.answer(requests.get())
+        try:
+            request = requests.get(timeout=IDLE_S)
+        except queue.Empty:
+            break  # Its memory is worth more than the seconds that the next one takes to start.
+        answer = jobs.answer(request)
         with contextlib.suppress(OSError):  # Nobody reads any more: standard input ends, too.
             answers.write(json.dumps(answer) + "\n")
             answers.flush()
+    _end(jobs)
 
 
 def _read_requests(requests: queue.Queue[dict[str, Any]], jobs: CompileJobs) -> None:

@@ -563,3 +563,35 @@ def test_nothing_of_a_job_stays_behind() -> None:
         assert not cache.table.arrivals
         assert not cache.table.compiling
     assert _backend.current().store.stale_work() == []
+
+
+@pytest.mark.native
+def test_a_kernel_that_cpp_takes_after_its_first_run_only_comes_to_cpp(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """As a full library of AOTInductor's; no call compares it, so none has run it."""
+    load, runs = _pending.KeyedCall.load, []
+
+    def loaded(*args: Any) -> Kernel:
+        kernel = load(*args)
+        run, native = kernel.run, kernel.native
+
+        def noted(inputs: list[torch.Tensor]) -> list[torch.Tensor]:
+            runs.append(1)
+            return run(inputs)
+
+        kernel.run = noted
+        kernel.native = lambda: native() if runs else None
+        return kernel
+
+    monkeypatch.setattr(_pending.KeyedCall, "load", loaded)
+    x = torch.randn(300, 300)
+    with aoti_eager.register("aten::silu"):
+        aten.silu(x)
+        assert _background.background.wait(120.0)
+        before = stats()
+        for _ in range(5):
+            assert_close(aten.silu(x), silu(x))
+        assert stats().misses == before.misses + 1
+        assert stats().hits == before.hits + 4
+        assert len(runs) == 1  # The others went through C++.

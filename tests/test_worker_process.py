@@ -93,3 +93,14 @@ def test_memory_that_runs_out_costs_a_worker_and_not_the_script() -> None:
         until(lambda: score.read_text().strip() == "1000", "the worker comes first")
     finally:
         worker.kill()
+
+
+def test_a_worker_without_work_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+    def command(module: str, function: str) -> list[str]:
+        code = f"import sys; from aoti_eager import _worker; _worker.IDLE_S = 0.1; {function}()"
+        return [sys.executable, "-c", code.replace("main()", "_worker.main()")]
+
+    monkeypatch.setattr(_worker_process, "child_command", command)
+    worker = WorkerProcess(cpu_target(cpu_features()), 0)
+    until(lambda: not worker.is_alive(), "it has ended")
+    worker.kill()
