@@ -27,10 +27,10 @@ from ._keyed_call import Cache, KeyedCall, refused
 from ._live_check import LiveCheck
 from ._native_key import native_key, words_of_values
 from ._passthrough import passthrough
-from ._pending import compile_later
+from ._pending import Arrived, compile_later
 from ._python_function import Description
 from ._store import StoredEntry
-from ._table import Decline, TableKey
+from ._table import COMPILING, Decline, TableKey
 from ._template import CallTemplate, call_template
 from ._verdict import Verdict
 from ._warnings import warn_once
@@ -187,6 +187,8 @@ class Miss:
         kernel.gated = self._call.passes_gate
         if kernel.parallel and _backend.is_forked():
             return self._declined("forked", "OpenMP's threads stayed with the parent")
+        if self._call.wants_check(entry, verdict) and self._in_background:
+            return self._arrived(Arrived(self._call, found, verdict, kernel, compared=True))
         if self._call.wants_check(entry, verdict):
             before = self._live.copies()
             result = self._original()
@@ -204,6 +206,21 @@ class Miss:
             if kernel.native() is not None and not was_native:
                 self._publish_to_table(kernel)  # C++ takes some kernels after their first run.
 
+    def _arrived(self, arrival: Arrived) -> Any:
+        """Return the original's result, compared with that of a library that a worker has tried."""
+        self._call.decline(COMPILING, "its kernel is compared", self._cache.counters.pending())
+        self._counted = True
+        try:
+            return arrival.serve(self._keyset, self._args, self._kwargs)
+        except BaseException as error:
+            self._raised = error
+            raise
+
+    @property
+    def _in_background(self) -> bool:
+        """Return whether nothing that takes long may be done in the call."""
+        return config.mode != "sync" and self._call.toolchain.works_in_background
+
     def _refused(
         self, found: StoredEntry, verdict: Verdict, backend: Backend
     ) -> Callable[[], Any] | None:
@@ -212,16 +229,13 @@ class Miss:
         A library that was not measured here is measured: now, or in the background.
         """
         call = self._call
-        background = config.mode != "sync" and call.toolchain.works_in_background
-        if not call.is_gated:
-            if background and call.wants_check(found.entry, verdict):
-                return lambda: self._later(found)
-            return None
-        taken = call.time(verdict)
-        if background and (
-            taken is None or (taken.wins and call.wants_check(found.entry, verdict))
-        ):
+        taken = call.time(verdict) if call.is_gated else None
+        untried = call.wants_check(found.entry, verdict) and not self._is_compared(verdict)
+        may_serve = taken is not None and taken.wins if call.is_gated else True
+        if self._in_background and ((call.is_gated and taken is None) or (may_serve and untried)):
             return lambda: self._later(found)
+        if not call.is_gated:
+            return None
         if taken is None:
             try:
                 _, taken = call.measure(found, verdict, backend, background=False)
@@ -231,6 +245,10 @@ class Miss:
         if taken is None or not taken.wins:
             return lambda: self._declined(*refused(taken))
         return None
+
+    def _is_compared(self, verdict: Verdict) -> bool:
+        """Return whether a worker has compared the library, so that a call may run it once more."""
+        return verdict.compared and not self._cache.original.overridden
 
     def _check(self, found: StoredEntry, kernel: Kernel, result: Any, before: list[Tensor]) -> None:
         """Use a stored library that gives what the original gave; quarantine another."""

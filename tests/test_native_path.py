@@ -23,8 +23,8 @@ from aoti_eager import _library, _native, _stats, _table
 from aoti_eager._compat import wrapped_number
 from aoti_eager._kernel_cache import KernelCache
 from aoti_eager._key import kernel_key
+from aoti_eager._keyed_call import KeyedCall
 from aoti_eager._library_runner import LibraryRunner
-from aoti_eager._miss import Miss
 from aoti_eager._native_key import native_key
 from aoti_eager._passthrough import passthrough
 from aoti_eager.errors import NativePathError, RunnerError
@@ -539,9 +539,9 @@ def test_a_kernel_from_the_store_that_fails_after_it_wrote_is_an_error(
     with aoti_eager.config.scope(native=native):
         with aoti_eager.register(op):
             ones.clone().add_(ones)
-        load = Miss._load
+        load = KeyedCall.load
 
-        def load_failing(self: Miss, *arguments: Any) -> Any:
+        def load_failing(self: KeyedCall, *arguments: Any) -> Any:
             kernel = load(self, *arguments)
 
             def run(inputs: list[torch.Tensor]) -> list[torch.Tensor]:
@@ -551,7 +551,7 @@ def test_a_kernel_from_the_store_that_fails_after_it_wrote_is_an_error(
             kernel.run, kernel.words = run, None
             return kernel
 
-        monkeypatch.setattr(Miss, "_load", load_failing)
+        monkeypatch.setattr(KeyedCall, "load", load_failing)
         with aoti_eager.register(op):
             with pytest.raises(RunnerError, match="half way"):
                 ones.clone().add_(ones)
