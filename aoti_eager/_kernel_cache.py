@@ -106,7 +106,6 @@ class KernelCache:
         if reason != self.always_declined:
             self._always = None if reason is None else self.counters.declined(reason)
             self.always_declined = reason
-        # Held until the end of this function: C++ lets go of tables before they are freed.
         before = self._tables
         self.table = before.setdefault(config.table_token, Table())
         self.lookup = self.table.kernel
@@ -125,6 +124,9 @@ class KernelCache:
             self.table.forget_declines("slower")
             self.table.forget_declines("unmeasured")
         self._refresh_native()
+        for token, table in before.items():
+            if token not in self._tables:
+                table.close()  # What waits in the queue for it need not be made.
 
     def _refresh_native(self) -> None:
         native = self.native

@@ -91,6 +91,8 @@ class Pending:
     def run(self) -> float | None:
         """Get the key's entry from a worker and decide, or return the seconds to wait."""
         call = self._call
+        if call.table.closed:
+            return None  # Unregistered, or its scope has ended.
         try:
             return self._run()
         except CompileError as error:

@@ -58,6 +58,7 @@ class Table:
         arrivals: What is to be compared on the next call of its key.
         compiling: How many keys are with the compile workers.
         lost: How many have a kernel that does not pay off.
+        closed: Whether nobody looks into it any more, and nothing is kept in it.
     """
 
     def __init__(self) -> None:
@@ -69,7 +70,7 @@ class Table:
         self.arrivals: dict[TableKey, Arrival] = {}
         self.compiling = 0
         self.lost = 0
-        self._closed = False
+        self.closed = False
         self._lock = threading.RLock()
 
     @property
@@ -93,7 +94,7 @@ class Table:
     def put(self, key: TableKey, kernel: Kernel) -> None:
         """Serve calls of ``key`` by ``kernel`` from now on."""
         with self._lock:
-            if self._closed:
+            if self.closed:
                 return
             self.kernels[key] = kernel
             self._undecline(key)
@@ -103,7 +104,7 @@ class Table:
         """Have the next call of ``key`` compared; calls beside it go on with the original."""
         with self._lock:
             decline = self.declines.get(key)
-            if self._closed or decline is None or decline.reason != COMPILING:
+            if self.closed or decline is None or decline.reason != COMPILING:
                 return  # It was decided otherwise meanwhile.
             self.arrivals[key] = arrival
             if self.native is not None and decline.words is not None:
@@ -121,7 +122,7 @@ class Table:
     def decline(self, key: TableKey, decline: Decline) -> None:
         """Keep the original for calls of ``key`` from now on."""
         with self._lock:
-            if self._closed:
+            if self.closed:
                 return
             if len(self.declines) >= DECLINES_LIMIT:
                 self._forget_declines()  # They are found out again; memory is not.
@@ -161,7 +162,7 @@ class Table:
         """Let go of all, for good; no op may look into the C++ table any more."""
         with self._lock:
             self.clear()
-            self._closed = True  # What a worker still brings is let go of.
+            self.closed = True  # What a worker still brings is let go of.
             native, self.native = self.native, None
             if native is not None:
                 native.close()
