@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ._declines import REASONS
+from ._guards import Guards
 from ._key import KernelKey
 from ._verdict import PathTime, path_times
 from .errors import CompileError
@@ -28,6 +29,8 @@ class Compiled:
     compiler: str
     times: dict[str, PathTime] = field(default_factory=dict)
     compared: bool = False
+    pattern: KernelKey | None = None
+    guards: Guards | None = None
 
     @classmethod
     def read(cls, answer: Mapping[str, Any]) -> Compiled:
@@ -40,6 +43,8 @@ class Compiled:
             compiler=answer["compiler"],
             times=path_times(answer["times"]),
             compared=answer["compared"],
+            pattern=KernelKey.from_json(answer["pattern"]) if answer["pattern"] else None,
+            guards=Guards.from_json(answer["guards"]) if answer["guards"] else None,
         )
 
 

@@ -293,6 +293,13 @@ def fake_mode() -> Any:
     return FakeTensorMode()
 
 
+def symbolic_functions() -> Any:
+    """Return the module of the functions that torch adds to sympy's for sizes."""
+    import torch.utils._sympy.functions
+
+    return torch.utils._sympy.functions
+
+
 def data_dependent_errors() -> tuple[type[Exception], ...]:
     """Return what an op raises in ``fake_mode`` if its result depends on data."""
     from torch._subclasses.fake_tensor import (

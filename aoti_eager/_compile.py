@@ -80,6 +80,7 @@ class CompileService:
         function: dict[str, Any] | None = None,
         schema: str = "",
         gate: bool = False,
+        dynamic: dict[str, Any] | None = None,
     ) -> Compiled:
         """Compile ``key`` in a worker and return the library, somewhere in ``work``.
 
@@ -93,12 +94,13 @@ class CompileService:
                 worker then.
             schema: That op's schema in words.
             gate: Whether the library is timed against the original, too.
+            dynamic: ``_specialisations.Plan.to_json``, for a dynamic specialisation.
 
         Raises:
             CompileError: No usable library, with the decline reason.
         """
         request = self._compile_request(key, toolchain, check, function, schema, gate)
-        request |= {"kind": "compile", "work": str(work)}
+        request |= {"kind": "compile", "work": str(work), "dynamic": dynamic}
         return self._answer(request, key, timeout_s, Compiled.read)
 
     def publish(
@@ -112,6 +114,7 @@ class CompileService:
         function: dict[str, Any] | None = None,
         schema: str = "",
         gate: bool = False,
+        dynamic: dict[str, Any] | None = None,
     ) -> Published | None:
         """Have a worker put the entry of ``key`` into the store; ``None`` if it has to wait.
 
@@ -127,12 +130,13 @@ class CompileService:
             function: As for ``compile``.
             schema: As for ``compile``.
             gate: As for ``compile``.
+            dynamic: As for ``compile``.
 
         Raises:
             CompileError: No usable library, with the decline reason; the store remembers it.
         """
         request = self._compile_request(key, toolchain, check, function, schema, gate)
-        request |= {"kind": "publish", "store": place}
+        request |= {"kind": "publish", "store": place, "dynamic": dynamic}
         return self._answer(request, key, timeout_s, Published.read)
 
     def measure(

@@ -15,7 +15,11 @@ from typing import TYPE_CHECKING, Any
 from ._entries import failed_entry, ready_entry
 from ._environment import Environment, cpu_features
 from ._fork_server import ForkServer
+from ._guards import Guards, match
 from ._key import ANY_THREADS, KernelKey
+from ._native_key import key_words, pattern_words
+from ._pattern import instances, is_pattern, size_class
+from ._schema import OpSchema
 from ._store import Store, StoredEntry
 from ._verdict import Verdict, Verdicts, path_times
 from .errors import (
@@ -33,6 +37,9 @@ if TYPE_CHECKING:
 _LOCK_TIMEOUT_S = 0.05
 # Above it, what a parallel region costs to enter and leave is nothing, and one thread cannot win.
 _SERIAL_BELOW_US = 300.0
+
+# What a dynamic specialisation is tried with, besides the call that it is compiled for.
+_MOST_ELEMENTS = 1 << 20
 
 Request = Mapping[str, Any]
 Answer = dict[str, Any]
@@ -101,7 +108,9 @@ class CompileJobs:
         environment = Environment(tuple(sorted(place["environment"].items())))
         try:
             with store.locked(key):
-                found = _stored(store, key, environment)
+                found = None
+                if request.get("dynamic") is None:
+                    found = _stored(store, key, environment)
                 if found is not None:
                     return {"entry": str(found.path)}
                 with store.workspace() as work, self._working_in(work):
@@ -117,18 +126,21 @@ class CompileJobs:
             made = self._compile(request, work)
         except CompileError as error:
             if error.remember and not self.ending:
+                dynamic = request.get("dynamic")
                 entry = failed_entry(
-                    key,
+                    key if dynamic is None else KernelKey.from_json(dynamic["pattern"]),
                     environment,
                     target,
                     requires,
                     reason=error.reason,
                     message=str(error),
+                    guards=None if dynamic is None else Guards.from_json(dynamic["guards"]),
                 )
                 store.publish(entry, work, None, error.log)
             raise
+        pattern, guards = made["pattern"], made["guards"]
         entry = ready_entry(
-            key,
+            key if pattern is None else KernelKey.from_json(pattern),
             environment,
             target,
             requires,
@@ -137,13 +149,18 @@ class CompileJobs:
             parallel=made["parallel"],
             compiler=made["compiler"],
             checked=False,
+            guards=None if guards is None else Guards.from_json(guards),
         )
         if self.ending:
             raise CompileError("worker_died", "the process that asked is gone", remember=False)
         stored = store.publish(entry, work, Path(made["library"]), "")
         if stored.entry.library is not None:
             verdict = Verdict(stored.entry.library.sha256, compared=made["compared"])
-            verdict = verdict.with_times(path_times(made["times"]), request["threads"])
+            verdict = verdict.with_times(
+                path_times(made["times"]),
+                request["threads"],
+                None if guards is None else size_class(key),
+            )
             with contextlib.suppress(OSError):  # It is measured again, that is all.
                 Verdicts(store.root).put(stored.entry.key.digest, verdict)
         return {"entry": str(stored.path), "compiled": True}
@@ -207,6 +224,8 @@ class CompileJobs:
             "compiler": lowered.compiler,
             "compared": compared,
             "times": times[best],
+            "pattern": None if lowered.pattern is None else lowered.pattern.to_json(),
+            "guards": None if lowered.guards is None else lowered.guards.to_json(),
         }
 
     def _tried(self, request: Request, work: Path, options: dict[str, Any]) -> tuple[Lowered, bool]:
@@ -221,8 +240,17 @@ class CompileJobs:
         headers = Path(request["toolchain"]) / "headers"
         _use_directories(work, headers)
         _use_context(dict(key.context))
-        lowered = lower(op, call_template(schema, key), work, headers, options)
-        return lowered, self._try(request, str(lowered.library), lowered.outputs)
+        dynamic = request.get("dynamic")
+        dims = [] if dynamic is None else [tuple(place) for place in dynamic["dims"]]
+        lowered = lower(op, call_template(schema, key), work, headers, options, dims)
+        keys = [key]
+        if lowered.pattern is not None and lowered.guards is not None:
+            keys += _other_calls(schema, key, lowered.pattern, lowered.guards)
+        tried = [
+            self._try({**request, "key": one.to_json()}, str(lowered.library), lowered.outputs)
+            for one in keys
+        ]
+        return lowered, tried[0]
 
     def _try(self, request: Request, library: str, outputs: list[dict[str, Any]]) -> bool:
         """Run a library for the first time; return whether anything was compared.
@@ -282,6 +310,23 @@ class CompileJobs:
             yield
         finally:
             self.work = None
+
+
+def _other_calls(
+    schema: OpSchema, key: KernelKey, pattern: KernelKey, guards: Guards
+) -> list[KernelKey]:
+    """Return further calls to try a dynamic specialisation with.
+
+    Raises:
+        CompileError: It is none, or does not serve the call that it was compiled for.
+    """
+    if not is_pattern(pattern):
+        raise CompileError("not_dynamic", "the code depends on each of the sizes")
+    words, general = key_words(schema, key), pattern_words(schema, pattern)
+    values = None if words is None or general is None else match(words, general, guards)
+    if values is None:
+        raise CompileError("not_dynamic", "its guards do not let the call pass that it is for")
+    return instances(pattern, guards, values, most_elements=_MOST_ELEMENTS)
 
 
 def _stored(store: Store, key: KernelKey, environment: Environment) -> StoredEntry | None:

@@ -48,6 +48,7 @@ REASONS: dict[str, str] = {
     "unsupported_function": "the op's function uses something that the compile worker cannot have",
     "mutates_constant": "the op's function writes to a tensor that it closes over",
     "setting_not_portable": "an Inductor setting has a value that cannot be sent to the worker",
+    "not_dynamic": "no kernel for several sizes can be made: its assumptions cannot be checked",
     "specialisation_cap": "the op has static_cap specialisations already",
     "slower": "its kernel was measured not to beat the original here, or only within noise",
     "unmeasured": "its kernel could not be timed against the original",

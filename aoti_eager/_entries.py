@@ -11,6 +11,7 @@ from typing import Any
 from ._declines import DEPENDS_ON_THREADS
 from ._entry import Entry, Status
 from ._environment import Environment
+from ._guards import Guards
 from ._key import ANY_THREADS, KernelKey
 
 
@@ -26,6 +27,7 @@ def ready_entry(
     compiler: str,
     checked: bool,
     portable: bool = False,
+    guards: Guards | None = None,
 ) -> Entry:
     """Return the entry of a library that was compiled for ``key``.
 
@@ -40,6 +42,7 @@ def ready_entry(
         compiler: For the reader.
         checked: Whether it was compared with the original on a call's own arguments.
         portable: Whether the code is not AOTInductor's and depends on no thread count.
+        guards: Those of a dynamic specialisation, whose ``key`` is a pattern.
     """
     # Code without parallel regions is the same for every thread count, unless it has none only
     # because there was one thread to compile for.
@@ -54,6 +57,7 @@ def ready_entry(
         calls_aten=calls_aten,
         checked=checked,
         provenance=(("compiler", compiler),),
+        guards=guards,
     )
 
 
@@ -65,6 +69,7 @@ def failed_entry(
     *,
     reason: str,
     message: str,
+    guards: Guards | None = None,
 ) -> Entry:
     """Return the entry that remembers why ``key`` has no library, or one that must not be used."""
     return Entry(
@@ -75,4 +80,5 @@ def failed_entry(
         requires=requires,
         reason=reason,
         message=message,
+        guards=guards,
     )

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ._environment import Environment
+from ._guards import Guards
 from ._key import KernelKey, json_digest
 from .errors import CacheFormatError, EntryDamagedError
 
@@ -58,6 +59,7 @@ class Entry:
         reason: Why it is declined or quarantined, one of docs/declines.md; else ``None``.
         message: The reason in words, with what differed.
         provenance: The compiler and other facts for a reader; nothing is decided by them.
+        guards: For a dynamic specialisation, whose key is a pattern: what must hold of its symbols.
     """
 
     status: Status
@@ -72,6 +74,7 @@ class Entry:
     reason: str | None = None
     message: str | None = None
     provenance: tuple[tuple[str, str], ...] = ()
+    guards: Guards | None = None
 
 
 def encode(entry: Entry) -> bytes:
@@ -91,6 +94,8 @@ def encode(entry: Entry) -> bytes:
         "message": entry.message,
         "provenance": dict(entry.provenance),
     }
+    if entry.guards is not None:
+        payload["guards"] = entry.guards.to_json()
     return _document({"format": FORMAT_VERSION, "sha256": json_digest(payload), "payload": payload})
 
 
@@ -155,4 +160,5 @@ def _entry(payload: dict[str, Any]) -> Entry:
         reason=payload["reason"],
         message=payload["message"],
         provenance=tuple(sorted(payload["provenance"].items())),
+        guards=Guards.from_json(payload["guards"]) if "guards" in payload else None,
     )

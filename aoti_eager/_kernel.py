@@ -45,11 +45,13 @@ class Kernel:
         native: Gives what the C++ hit path calls, if it can run this library now.
         native_results: The same as ``results``, as C++ takes it; ``None`` if C++ cannot make them.
         words: The key in C++; ``None`` if it has none.
+        is_dynamic: Whether the library is that of a dynamic specialisation, which keys share.
         gated: Whether it may serve while the setting ``gate`` is on; set by who knows its times.
     """
 
     __slots__ = (
         "gated",
+        "is_dynamic",
         "lock",
         "native",
         "native_results",
@@ -77,6 +79,7 @@ class Kernel:
         self.native_results = native_results(schema, outputs)
         self.words = words
         self.gated = False
+        self.is_dynamic = False
         self.plain = plain
         self.parallel = parallel
         self.single = len(outputs) == 1 and outputs[0].get("output") == 0

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import struct
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -191,6 +192,12 @@ def tensor_component(value: Any) -> Component:
         # Code for other devices may load 16 bytes at a time.
         component["aligned"] = is_aligned(value)
     return component
+
+
+def float_bits(text: str) -> int:
+    """Return the bits of a float64 that is spelled as in a key, as a signed integer."""
+    (bits,) = struct.unpack("=q", struct.pack("=d", float.fromhex(text)))
+    return int(bits)
 
 
 def is_aligned(tensor: Tensor) -> bool:

@@ -18,8 +18,10 @@ from ._compat import OpOverload
 from ._entry import Entry, Status
 from ._kernel import Kernel
 from ._key import ANY_THREADS, KernelKey
+from ._library_runner import RELEASE_GIL_NUMEL
 from ._native import NativeOp
 from ._original import OriginalKernel
+from ._pattern import size_class
 from ._python_function import Description, PythonFunction
 from ._schema import Kind, OpSchema
 from ._stats import Counter, OpCounters
@@ -113,7 +115,36 @@ class KeyedCall:
                 continue
             if found is not None:
                 return found
-        return None
+        return self._find_dynamic(backend)
+
+    def _find_dynamic(self, backend: Backend) -> StoredEntry | None:
+        """Return the dynamic specialisation that serves the call; a damaged one is removed."""
+        if not self.may_be_dynamic:
+            return None
+        specialised = self.table.specialised
+        found = specialised.find(self.cache.schema, self.key, backend)
+        if found is None:
+            return None
+        if not specialised.is_loaded(found):
+            try:
+                backend.store.check_library(found)
+            except EntryDamagedError as error:
+                if config.strict:
+                    raise
+                log.warning("%s; it is removed and made anew", error)
+                backend.discard(error)
+                specialised.forget()
+                return None
+        return found
+
+    @property
+    def may_be_dynamic(self) -> bool:
+        """Return whether kernels for several sizes are made for such calls."""
+        return (
+            self.function is None
+            and self.toolchain.works_in_background
+            and self.cache.dispatch_key == "CPU"
+        )
 
     def load(self, library: Path, entry: Entry) -> Kernel:
         """Return the kernel of an entry's library.
@@ -121,7 +152,15 @@ class KeyedCall:
         Raises:
             RunnerError: It cannot be loaded.
         """
-        runner = self.toolchain.load(library, entry, numel=self.numel, device=self.device)
+
+        def load() -> Any:
+            return self.toolchain.load(library, entry, numel=self.numel, device=self.device)
+
+        if entry.guards is None:
+            runner = load()
+        else:
+            releases_gil = self.numel >= RELEASE_GIL_NUMEL
+            runner = self.table.specialised.runner(entry, releases_gil, load)
         plain = all(
             argument.kind is Kind.TENSOR and isinstance(component, dict) and "dtype" in component
             for argument, (_, component) in zip(
@@ -130,7 +169,7 @@ class KeyedCall:
             if argument.is_tensor
         )
         parallel = dict(entry.key.context)["threads"] != ANY_THREADS
-        return Kernel(
+        kernel = Kernel(
             self.cache.schema,
             runner,
             entry.outputs,
@@ -138,6 +177,8 @@ class KeyedCall:
             parallel=parallel,
             words=self.words,
         )
+        kernel.is_dynamic = entry.guards is not None
+        return kernel
 
     # -- the gate --
 
@@ -162,9 +203,14 @@ class KeyedCall:
         digest = found.entry.key.digest
         return backend.verdicts.get(digest, "" if library is None else library.sha256)
 
-    def time(self, verdict: Verdict) -> PathTime | None:
+    def time(self, verdict: Verdict, entry: Entry) -> PathTime | None:
         """Return the times on the hit path that will serve, if they were taken."""
-        return verdict.time("python" if self.cache.native is None else "native", self.threads)
+        path = "python" if self.cache.native is None else "native"
+        return verdict.time(path, self.threads, self.size(entry))
+
+    def size(self, entry: Entry) -> int | None:
+        """Return the call's size class, by which a dynamic specialisation is measured."""
+        return None if entry.guards is None else size_class(self.key)
 
     def measure(
         self, found: StoredEntry, verdict: Verdict, backend: Backend, *, background: bool
@@ -183,10 +229,12 @@ class KeyedCall:
             background=background,
         )
         verdict = replace(verdict, compared=verdict.compared or measured.compared)
-        verdict = verdict.with_times(measured.times, self.threads)
+        size = self.size(found.entry)
+        verdict = verdict.with_times(measured.times, self.threads, size)
         self.keep(verdict, found, backend)
         # Where the C++ hit path could not be timed, Python's is the slower one.
-        return verdict, self.time(verdict) or verdict.time("python", self.threads)
+        taken = self.time(verdict, found.entry)
+        return verdict, taken or verdict.time("python", self.threads, size)
 
     def keep(self, verdict: Verdict, found: StoredEntry, backend: Backend) -> None:
         """Write a verdict into the store; where it cannot be written, this process has it."""
@@ -205,10 +253,17 @@ class KeyedCall:
         checked = entry.checked or (verdict is not None and verdict.checked)
         return (self.checks and not checked) or self.cache.original.overridden
 
-    def decline(self, reason: str, message: str, count: Counter | None = None) -> Decline:
+    def decline(
+        self,
+        reason: str,
+        message: str,
+        count: Counter | None = None,
+        *,
+        is_dynamic: bool = False,
+    ) -> Decline:
         """Decline the key in its table from now on; ``count`` is in place of the reason's."""
         count = count or self.cache.counters.declined(reason)
-        decline = Decline(reason, message, count, self.words)
+        decline = Decline(reason, message, count, self.words, is_dynamic)
         self.table.decline(self.table_key, decline)
         log.info("%s: declined (%s): %s", self.key.op, reason, message)
         return decline

@@ -7,6 +7,7 @@ reaches the original kernels.
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,9 @@ from torch import Tensor
 from . import _inductor_compat as inductor
 from ._compat import OpOverload, fake_mode
 from ._graph_checks import check_graph
+from ._guards import Guards
+from ._key import KernelKey
+from ._symbolic import compiled_pattern, symbolic_program
 from ._template import CallTemplate
 from ._thin_codegen import NotThinError, ThinWrapper, compiler_into
 from ._tracing import call_module, error_text, fake_inputs, trace_outputs
@@ -33,6 +37,8 @@ class Lowered:
         calls_aten: Whether the library calls ATen for a part of its work.
         parallel: Whether its code has parallel regions, so that it depends on the thread count.
         compiler: The C++ compiler's name and version.
+        pattern: The calls that a dynamic specialisation serves; ``None`` for a static one.
+        guards: What must hold of the pattern's symbols.
     """
 
     library: Path
@@ -40,10 +46,17 @@ class Lowered:
     calls_aten: bool
     parallel: bool
     compiler: str
+    pattern: KernelKey | None = None
+    guards: Guards | None = None
 
 
 def lower(
-    op: OpOverload, template: CallTemplate, work: Path, headers: Path, options: dict[str, Any]
+    op: OpOverload,
+    template: CallTemplate,
+    work: Path,
+    headers: Path,
+    options: dict[str, Any],
+    dims: Sequence[tuple[int, int]] = (),
 ) -> Lowered:
     """Compile the call of ``template`` and return its library, inside ``work``.
 
@@ -53,6 +66,7 @@ def lower(
         work: An empty directory for everything that is generated.
         headers: Where precompiled headers are kept.
         options: Inductor settings by dotted name.
+        dims: Slot and dimension of each size that is to be a symbol.
 
     Raises:
         CompileError: No usable library, with the decline reason.
@@ -63,12 +77,17 @@ def lower(
     facts = _GeneratedCode()
     try:
         try:
-            library = _compile_thin(op, template, outputs, work, headers, options, facts)
+            library, traced = _compile_thin(
+                op, template, outputs, work, headers, options, facts, dims
+            )
         except Exception as error:
             if not any(isinstance(one, NotThinError) for one in _chain(error)):
                 raise
+            if dims:
+                raise CompileError("not_dynamic", f"no thin library: {error}") from error
             facts = _GeneratedCode()
             library = _compile_full(op, template, outputs, options, facts)
+        pattern, guards = compiled_pattern(template, traced) if dims else (None, None)
     except CompileError:
         raise
     except Exception as error:
@@ -79,6 +98,8 @@ def lower(
         calls_aten=facts.calls_aten,
         parallel=facts.parallel,
         compiler=inductor.compiler_description(),
+        pattern=pattern,
+        guards=guards,
     )
 
 
@@ -107,11 +128,16 @@ def _compile_thin(
     headers: Path,
     options: dict[str, Any],
     facts: _GeneratedCode,
-) -> Any:
-    program, inputs = _program(op, template, outputs)
+    dims: Sequence[tuple[int, int]],
+) -> tuple[Any, list[Any]]:
+    traced: list[Any] = []
+    if dims:
+        program, inputs, traced = symbolic_program(op, template, outputs, dims)
+    else:
+        program, inputs = _program(op, template, outputs)
     compile_ = compiler_into(work, headers, facts.inspect)
     with inductor.cpu_wrapper_class(ThinWrapper), inductor.aot_code_compiler(compile_):
-        return inductor.aot_compile(program, inputs, options=options)
+        return inductor.aot_compile(program, inputs, options=options), traced
 
 
 def _compile_full(

@@ -20,7 +20,7 @@ from ._answers import Compiled
 from ._backend import Backend
 from ._declines import call_decline
 from ._entries import failed_entry, ready_entry
-from ._entry import Status
+from ._entry import Entry, Status
 from ._kernel import Kernel, call_inputs
 from ._key import KernelKey, kernel_key
 from ._keyed_call import Cache, KeyedCall, refused
@@ -29,6 +29,7 @@ from ._native_key import native_key, words_of_values
 from ._passthrough import passthrough
 from ._pending import Arrived, compile_later
 from ._python_function import Description
+from ._specialisations import Plan
 from ._store import StoredEntry
 from ._table import COMPILING, Decline, TableKey
 from ._template import CallTemplate, call_template
@@ -137,14 +138,32 @@ class Miss:
         except StoreError as error:
             return self._store_failed(error)
         if found is not None:
+            if self._call.may_be_dynamic and found.entry.guards is None:
+                self._table.specialised.note(cache.schema, key)
             return self._serve(found)
         if config.mode == "cache_only":
             return self._declined("not_in_cache", f"{self._op}: not in the cache")
-        if self._table.specialisations >= config.static_cap:
-            return self._declined(
-                "specialisation_cap", f"{self._op}: has {config.static_cap} specialisations"
-            )
-        return self._compile()
+        plan = None
+        if self._call.may_be_dynamic:
+            specialised = self._table.specialised
+            if specialised.wait_for(cache.schema, key, self._table_key):
+                return self._wait()
+            plan = specialised.plan(cache.schema, key)
+        if plan is None and self._table.specialisations >= config.static_cap:
+            return self._declined("specialisation_cap", self._cap_message(key))
+        return self._compile(plan)
+
+    def _wait(self) -> Any:
+        """Return the original's result; a kernel for several sizes is being made."""
+        result = self._original()
+        count = self._cache.counters.pending()
+        self._call.decline(COMPILING, "a dynamic kernel is being made", count, is_dynamic=True)
+        return result
+
+    def _cap_message(self, key: KernelKey) -> str:
+        changing = self._table.specialised.changing(self._cache.schema, key)
+        what = f"; what kept changing: {', '.join(changing)}" if changing else ""
+        return f"{self._op}: has {config.static_cap} static specialisations{what}"
 
     def _keyed_call(
         self, key: KernelKey, template: CallTemplate, function: Description | None
@@ -229,7 +248,7 @@ class Miss:
         A library that was not measured here is measured: now, or in the background.
         """
         call = self._call
-        taken = call.time(verdict) if call.is_gated else None
+        taken = call.time(verdict, found.entry) if call.is_gated else None
         untried = call.wants_check(found.entry, verdict) and not self._is_compared(verdict)
         may_serve = taken is not None and taken.wins if call.is_gated else True
         if self._in_background and ((call.is_gated and taken is None) or (may_serve and untried)):
@@ -243,7 +262,8 @@ class Miss:
                 message = str(error)
                 return lambda: self._declined("unmeasured", message)
         if taken is None or not taken.wins:
-            return lambda: self._declined(*refused(taken))
+            dynamic = found.entry.guards is not None
+            return lambda: self._declined(*refused(taken), is_dynamic=dynamic)
         return None
 
     def _is_compared(self, verdict: Verdict) -> bool:
@@ -265,7 +285,7 @@ class Miss:
 
     # -- a kernel from the compiler --
 
-    def _compile(self) -> Any:
+    def _compile(self, plan: Plan | None) -> Any:
         in_background = config.mode != "sync"
         before = self._live.copies() if self._call.checks and not in_background else []
         sizes_before = [(t.shape, t.stride()) for t in self._inputs]
@@ -281,12 +301,12 @@ class Miss:
             self._decline_next("out_resized", f"{self._op}: the original resized an argument")
             return result
         if in_background:
-            self._queue()
+            self._queue(plan=plan)
             return result
         ident = get_ident()
         compiling.add(ident)
         try:
-            self._compile_and_check(result, before)
+            self._compile_and_check(result, before, plan)
         except CompileError as error:
             self._cache.counters.failures.add()
             self._decline_next(error.reason, str(error))
@@ -307,14 +327,14 @@ class Miss:
         self._queue(found)
         return result
 
-    def _queue(self, found: StoredEntry | None = None) -> None:
+    def _queue(self, found: StoredEntry | None = None, plan: Plan | None = None) -> None:
         if _backend.is_forked():
             # A process for each of a data loader's workers would be in the way of all.
             self._decline_next("forked", "the compile workers are the parent's")
-        elif not compile_later(self._call, found):
+        elif not compile_later(self._call, found, plan):
             self._decline_next("queue_full", f"{self._op}: too many keys wait for the compiler")
 
-    def _compile_and_check(self, result: Any, before: list[Tensor]) -> None:
+    def _compile_and_check(self, result: Any, before: list[Tensor], plan: Plan | None) -> None:
         backend = _backend.current()
         with backend.store.locked(self._call.key), backend.store.workspace() as work:
             # Another process may have compiled it while this one waited for the lock.
@@ -325,21 +345,28 @@ class Miss:
             self._cache.counters.compiles.add()
             try:
                 compiled = self._toolchain.compile(
-                    self._call.template, self._call.function, backend, work
+                    self._call.template, self._call.function, backend, work, plan
                 )
             except CompileError as error:
                 if error.remember:
                     target, requires = self._toolchain.target(backend)
                     entry = failed_entry(
-                        self._call.key,
+                        self._call.key if plan is None else plan.pattern,
                         backend.environment,
                         target,
                         requires,
                         reason=error.reason,
                         message=str(error),
+                        guards=None if plan is None else plan.guards,
                     )
-                    backend.store.publish(entry, work, None, error.log)
-                raise
+                    stored = backend.store.publish(entry, work, None, error.log)
+                    if plan is not None:
+                        self._table.specialised.add(stored)
+                if plan is None or not error.remember:
+                    raise
+                # The next call of this key asks for a kernel of its own.
+                log.info("%s: no dynamic kernel (%s): %s", self._op, error.reason, error)
+                return
             self._use(compiled, result, before, work, backend)
 
     def _adopt(self, found: StoredEntry, result: Any, before: list[Tensor]) -> None:
@@ -351,7 +378,7 @@ class Miss:
         backend = _backend.current()
         verdict = self._call.verdict(found, backend)
         if self._call.is_gated:
-            taken = self._call.time(verdict)
+            taken = self._call.time(verdict, found.entry)
             if taken is None:
                 verdict, taken = self._call.measure(found, verdict, backend, background=False)
             if taken is None or not taken.wins:
@@ -383,7 +410,7 @@ class Miss:
     ) -> None:
         target, requires = self._toolchain.target(backend)
         entry = ready_entry(
-            self._call.key,
+            self._call.key if compiled.pattern is None else compiled.pattern,
             backend.environment,
             target,
             requires,
@@ -393,6 +420,7 @@ class Miss:
             compiler=compiled.compiler,
             checked=self._call.checks,
             portable=self._toolchain.is_portable,
+            guards=compiled.guards,
         )
         try:
             kernel = self._call.load(compiled.library, entry)
@@ -412,24 +440,28 @@ class Miss:
             self._cache.counters.failures.add()
             self._decline_next("mismatch", message)
             return
-        self._use_if_faster(kernel, compiled)
+        self._use_if_faster(kernel, compiled, entry)
         found = backend.store.publish(entry, work, compiled.library, "")
+        if entry.guards is not None:
+            self._table.specialised.add(found)
         if found.entry.library is not None and self._call.is_gated:
             verdict = Verdict(found.entry.library.sha256, compared=compiled.compared)
-            verdict = verdict.with_times(compiled.times, self._call.threads)
+            size = self._call.size(entry)
+            verdict = verdict.with_times(compiled.times, self._call.threads, size)
             self._call.keep(verdict, found, backend)
 
-    def _use_if_faster(self, kernel: Kernel, compiled: Compiled) -> None:
+    def _use_if_faster(self, kernel: Kernel, compiled: Compiled, entry: Entry) -> None:
         """Put the kernel into the table, unless it was measured to lose.
 
         Usable even if the store turns out to be full: the library is mapped already.
         """
         call = self._call
         if call.is_gated:
-            times = Verdict("").with_times(compiled.times, call.threads)
-            taken = call.time(times) or times.time("python", call.threads)
+            size = call.size(entry)
+            times = Verdict("").with_times(compiled.times, call.threads, size)
+            taken = call.time(times, entry) or times.time("python", call.threads, size)
             if taken is None or not taken.wins:
-                self._decline_next(*refused(taken))
+                self._decline_next(*refused(taken), is_dynamic=entry.guards is not None)
                 return
         kernel.gated = call.passes_gate
         self._publish_to_table(kernel)
@@ -447,18 +479,18 @@ class Miss:
     def _publish_to_table(self, kernel: Kernel) -> None:
         self._table.put(self._table_key, kernel)
 
-    def _decline_next(self, reason: str, message: str) -> None:
+    def _decline_next(self, reason: str, message: str, *, is_dynamic: bool = False) -> None:
         """Decline this key from the next call on; this call has its result."""
         count = self._cache.counters.declined(reason)
-        decline = Decline(reason, message, count, self._words)
+        decline = Decline(reason, message, count, self._words, is_dynamic)
         self._table.decline(self._table_key, decline)
         log.info("%s: declined (%s): %s", self._op, reason, message)
         if not self._counted:
             decline.count.add()
             self._counted = True
 
-    def _declined(self, reason: str, message: str) -> Any:
-        self._decline_next(reason, message)
+    def _declined(self, reason: str, message: str, *, is_dynamic: bool = False) -> Any:
+        self._decline_next(reason, message, is_dynamic=is_dynamic)
         return self._original()
 
     def _quarantine(self, found: StoredEntry, problems: list[str]) -> None:

@@ -17,6 +17,7 @@ from typing import Any
 import torch
 
 from ._compat import device_type_numbers, dtypes_by_number
+from ._guards import Expression
 from ._key import Component, KernelKey, argument_component, call_context
 from ._schema import Argument, Kind, OpSchema
 from .errors import UnsupportedArgumentError
@@ -53,8 +54,36 @@ def native_key(schema: OpSchema, key: KernelKey, *, overlaps: bool = False) -> b
         key: The canonical key, for the thread count of the calls.
         overlaps: Whether a mutated argument overlaps another one.
     """
+    return _packed(_key_words(schema, key, overlaps))
+
+
+def key_words(schema: OpSchema, key: KernelKey) -> list[int] | None:
+    """Return the words of ``key``'s calls as signed integers, or ``None`` if it has none."""
+    words = _key_words(schema, key, overlaps=False)
+    return None if words is None else [_signed(word) for word in words]
+
+
+def pattern_words(schema: OpSchema, pattern: KernelKey) -> list[Expression] | None:
+    """Return the same of a key with symbols: sizes and strides may be expressions."""
+    return key_words(schema, pattern)
+
+
+def _key_words(schema: OpSchema, key: KernelKey, overlaps: bool) -> list[Any] | None:
     components = [component for _, component in key.arguments]
     return _words(schema, components, dict(key.context), key.dispatch_key != "CPU", overlaps)
+
+
+def _packed(words: list[int] | None) -> bytes | None:
+    if words is None:
+        return None
+    return struct.pack(f"={len(words)}Q", *(word & 0xFFFF_FFFF_FFFF_FFFF for word in words))
+
+
+def _signed(word: Any) -> Any:
+    if not isinstance(word, int):
+        return word
+    word &= 0xFFFF_FFFF_FFFF_FFFF
+    return word - (1 << 64) if word >> 63 else word
 
 
 def words_of_values(schema: OpSchema, dispatch_key: str, values: Sequence[Any]) -> bytes | None:
@@ -73,7 +102,7 @@ def words_of_values(schema: OpSchema, dispatch_key: str, values: Sequence[Any]) 
         "threads": threads,
     }
     # Overlaps do not matter: no kernel serves such a call, however its arguments lie.
-    return _words(schema, components, context, dispatch_key != "CPU", overlaps=False)
+    return _packed(_words(schema, components, context, dispatch_key != "CPU", overlaps=False))
 
 
 def _words(
@@ -82,8 +111,8 @@ def _words(
     context: Mapping[str, Component],
     with_device: bool,
     overlaps: bool,
-) -> bytes | None:
-    words: list[int] = []
+) -> list[Any] | None:
+    words: list[Any] = []
     try:
         for argument, component in zip(schema.arguments, components, strict=True):
             _write(argument, component, words, with_device)
@@ -98,7 +127,7 @@ def _words(
         )
     except _NoWordsError:
         return None
-    return struct.pack(f"={len(words)}Q", *(word & 0xFFFF_FFFF_FFFF_FFFF for word in words))
+    return words
 
 
 class _NoWordsError(Exception):
@@ -111,7 +140,7 @@ def _dtype_numbers() -> dict[str, int]:
     return {str(dtype).removeprefix("torch."): number for number, dtype in numbers.items()}
 
 
-def _write(argument: Argument, component: Component, words: list[int], with_device: bool) -> None:
+def _write(argument: Argument, component: Component, words: list[Any], with_device: bool) -> None:
     kind = argument_kind(argument)
     if component is None:
         words.append(_NONE)
@@ -132,7 +161,7 @@ def _write(argument: Argument, component: Component, words: list[int], with_devi
         _write_value(argument.kind, component, words)
 
 
-def _write_tensor(component: Component, words: list[int], with_device: bool) -> None:
+def _write_tensor(component: Component, words: list[Any], with_device: bool) -> None:
     if "number" in component:
         words.append(_NUMBER | _NUMBER_KINDS[component["number"]] << 8)
         return
@@ -155,7 +184,7 @@ def _write_tensor(component: Component, words: list[int], with_device: bool) -> 
         words.append(component.get("aligned", True))
 
 
-def _write_value(kind: Kind, component: Component, words: list[int]) -> None:
+def _write_value(kind: Kind, component: Component, words: list[Any]) -> None:
     if kind in (Kind.SCALAR, Kind.SCALARS):
         scalars = [component] if kind is Kind.SCALAR else component
         if kind is Kind.SCALARS:
@@ -190,7 +219,7 @@ _NUMBERS = {Kind.INT: "int", Kind.FLOAT: "float", Kind.BOOL: "bool"}
 _LISTS = {Kind.INTS: "int", Kind.FLOATS: "float", Kind.BOOLS: "bool"}
 
 
-def _write_number(name: str, value: Component, words: list[int]) -> None:
+def _write_number(name: str, value: Component, words: list[Any]) -> None:
     if name == "bool":
         words.append(_BOOL | value << 8)
     elif name == "int":
@@ -211,7 +240,7 @@ def _float_bits(text: str) -> int:
     return int(bits)
 
 
-def _write_device(name: str, words: list[int]) -> None:
+def _write_device(name: str, words: list[Any]) -> None:
     device = torch.device(name)
     number = device_type_numbers().get(device.type)
     if number is None:

@@ -22,6 +22,7 @@ from ._key import ANY_THREADS
 from ._keyed_call import KeyedCall, refused
 from ._live_check import LiveCheck
 from ._passthrough import passthrough
+from ._specialisations import Plan, serves
 from ._stats import Counter
 from ._store import StoredEntry
 from ._table import COMPILING
@@ -47,24 +48,32 @@ _UNQUIET_TRIES = 3
 _VANISHED_TRIES = 2
 
 
-def compile_later(call: KeyedCall, found: StoredEntry | None = None) -> bool:
+def compile_later(
+    call: KeyedCall, found: StoredEntry | None = None, plan: Plan | None = None
+) -> bool:
     """Queue a key and keep its original meanwhile; return false if the queue is full.
 
     Args:
         call: The call that missed.
         found: Its entry, if there is one that has to be measured first.
+        plan: For a dynamic specialisation.
     """
     if not _background.background.has_room:
         return False
-    pending = Pending(call, found)
+    pending = Pending(call, found, plan)
+    dynamic = plan is not None or (found is not None and found.entry.guards is not None)
     submitted = False
     try:
         # First the table: a worker must not be faster.
-        call.decline(COMPILING, "its kernel is being made", pending.count)
+        if plan is not None:
+            call.table.specialised.begin(plan)
+        call.decline(COMPILING, "its kernel is being made", pending.count, is_dynamic=dynamic)
         submitted = _background.background.submit(pending)
     finally:
         if not submitted:  # Also on Ctrl-C: nobody would ever decide on the key.
             call.table.forget_decline(call.table_key)
+            if plan is not None:
+                call.table.specialised.end(plan, call.table.forget_decline)
     return submitted
 
 
@@ -75,8 +84,11 @@ class Pending:
         count: Counts the key's calls while it is here; they are misses.
     """
 
-    def __init__(self, call: KeyedCall, found: StoredEntry | None) -> None:
+    def __init__(
+        self, call: KeyedCall, found: StoredEntry | None, plan: Plan | None = None
+    ) -> None:
         self._call = call
+        self._plan = plan
         self._found = found
         self._backend = _backend.current()
         self._unquiet = 0
@@ -90,15 +102,28 @@ class Pending:
 
     def run(self) -> float | None:
         """Get the key's entry from a worker and decide, or return the seconds to wait."""
-        call = self._call
+        call, plan = self._call, self._plan
         if call.table.closed:
             return None  # Unregistered, or its scope has ended.
+        delay = self._guarded_run()
+        if delay is None and plan is not None:
+            call.table.specialised.end(plan, call.table.forget_decline)
+        return delay
+
+    def _guarded_run(self) -> float | None:
+        call = self._call
         try:
             return self._run()
         except CompileError as error:
             if _backend.is_ending():
                 return None
             call.cache.counters.failures.add()
+            if self._plan is not None and error.remember:
+                # The next call of this key asks for a kernel of its own.
+                log.info("%s: no dynamic kernel (%s): %s", call.key.op, error.reason, error)
+                call.table.specialised.forget()
+                call.table.forget_decline(call.table_key)
+                return None
             call.decline(error.reason, str(error))
             if not error.remember:
                 warn_once(error.reason, f"{error}; originals run instead")
@@ -121,7 +146,7 @@ class Pending:
         if found is None and not call.toolchain.works_in_background:
             found = self._compiled_here()
         if found is None:
-            published = call.toolchain.publish(call.template, call.function, backend)
+            published = call.toolchain.publish(call.template, call.function, backend, self._plan)
             if published is None:
                 return _BUSY_DELAY_S
             if published.compiled:
@@ -136,12 +161,14 @@ class Pending:
                     raise
                 return _BUSY_DELAY_S
             self._found = found
+            if found.entry.guards is not None:
+                call.table.specialised.add(found)
         entry = found.entry
         if entry.status is not Status.READY:
             call.decline(entry.reason or "mismatch", entry.message or "see the log of its entry")
             return None
         verdict = call.verdict(found, backend)
-        taken = call.time(verdict)
+        taken = call.time(verdict, entry)
         overridden = call.cache.original.overridden
         # What came from another machine has not been run on this one, and may not be safe to.
         unknown = gated and taken is None
@@ -152,7 +179,7 @@ class Pending:
                 self._unquiet += 1
                 return float(4 ** (self._unquiet - 1))
         if gated and (taken is None or not taken.wins):
-            call.decline(*refused(taken))
+            call.decline(*refused(taken), is_dynamic=entry.guards is not None)
             return None
         _let_others_run()
         backend.store.check_library(found)
@@ -176,7 +203,8 @@ class Pending:
             CompileError: It is another key's, whose library must not see our arguments.
         """
         found, key = self._backend.store.read(path), self._call.key
-        if found.entry.key not in (key, key.with_threads(ANY_THREADS)):
+        is_own = found.entry.key in (key, key.with_threads(ANY_THREADS))
+        if not is_own and not serves(self._call.cache.schema, found, key):
             raise CompileError(
                 "worker_died", f"{key.op}: the worker has given another key's entry", remember=False
             )

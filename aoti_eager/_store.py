@@ -33,6 +33,8 @@ import filelock
 from ._entry import Entry, Library, Status, decode, encode
 from ._environment import Environment
 from ._key import KernelKey
+from ._pattern import is_pattern
+from ._warnings import log
 from .errors import (
     AotiEagerError,
     CacheFormatError,
@@ -122,6 +124,38 @@ class Store:
         if damaged is not None:
             raise damaged
         return None
+
+    def find_dynamic(
+        self, op: str, environment: Environment, features: frozenset[str]
+    ) -> list[StoredEntry]:
+        """Return the op's dynamic specialisations that a CPU with ``features`` can run.
+
+        What is damaged is left out, for ``verify`` to remove.
+
+        Raises:
+            StoreError: The store cannot be read, or is not ours.
+        """
+        if not self._trust():
+            return []
+        found = []
+        for directory in self._targets(self._op_path(op, environment, dynamic=True)):
+            for path in self._targets(directory):
+                try:
+                    stored = self._read(path)
+                except (FileNotFoundError, EntryDamagedError, CacheFormatError) as error:
+                    log.info("%s: passed over: %s", path, error)
+                    continue
+                entry = stored.entry
+                if (
+                    entry.guards is not None
+                    and entry.key.op == op
+                    and entry.environment == environment
+                    and entry.requires <= features
+                    and self._key_path(entry.key, environment) == directory
+                ):
+                    found.append(stored)
+                    break
+        return found
 
     def has_entries(self, environment: Environment) -> bool:
         """Return whether anything is stored for ``environment``."""
@@ -363,8 +397,11 @@ class Store:
     # -- paths and trust --
 
     def _key_path(self, key: KernelKey, environment: Environment) -> Path:
-        op = key.op.replace("::", ".")
-        return self.root / "v1" / environment.digest[:16] / op / "static" / key.digest
+        return self._op_path(key.op, environment, is_pattern(key)) / key.digest
+
+    def _op_path(self, op: str, environment: Environment, dynamic: bool) -> Path:
+        kind = "dynamic" if dynamic else "static"
+        return self.root / "v1" / environment.digest[:16] / op.replace("::", ".") / kind
 
     def _targets(self, path: Path) -> list[Path]:
         try:

@@ -14,25 +14,30 @@ from typing import Any, Protocol
 
 from ._kernel import Kernel
 from ._native import NativeTable
+from ._specialisations import Specialisations
 from ._stats import Counter
 
 TableKey = tuple[Any, ...]
 
 # Keys remembered as declined.
 DECLINES_LIMIT = 1 << 16
+# Keys with a kernel; beyond it those that share a dynamic one are forgotten, and found again.
+KERNELS_LIMIT = 1 << 12
 
 
 @dataclass(frozen=True, slots=True)
 class Decline:
     """The decision to keep the original kernel for a key.
 
-    ``words`` is the key in C++; ``None`` if it has none.
+    ``words`` is the key in C++; ``None`` if it has none. ``is_dynamic`` is true of a key that a
+    dynamic specialisation is there for, or comes: it does not count as one of its own.
     """
 
     reason: str
     message: str
     count: Counter
     words: bytes | None = None
+    is_dynamic: bool = False
 
 
 # The reason of keys that have been given to the compile workers: nothing is decided yet, and their
@@ -58,6 +63,7 @@ class Table:
         arrivals: What is to be compared on the next call of its key.
         compiling: How many keys are with the compile workers.
         lost: How many have a kernel that does not pay off.
+        specialised: The op's dynamic specialisations.
         closed: Whether nobody looks into it any more, and nothing is kept in it.
     """
 
@@ -71,12 +77,14 @@ class Table:
         self.compiling = 0
         self.lost = 0
         self.closed = False
+        self.specialised = Specialisations()
         self._lock = threading.RLock()
 
     @property
     def specialisations(self) -> int:
         """Return how many keys have a kernel, used or not, or are getting one."""
-        return len(self.kernels) + self.compiling + self.lost
+        static = sum(not kernel.is_dynamic for kernel in self.kernels.values())
+        return static + self.compiling + self.lost
 
     def attach(self) -> NativeTable:
         """Return the C++ twin, made and filled by the first call; the hit path must be loaded."""
@@ -96,6 +104,8 @@ class Table:
         with self._lock:
             if self.closed:
                 return
+            if len(self.kernels) >= KERNELS_LIMIT:
+                self.drop_kernels(lambda one: one.is_dynamic)
             self.kernels[key] = kernel
             self._undecline(key)
             self._put_natively(kernel)
@@ -129,8 +139,7 @@ class Table:
             self.kernels.pop(key, None)
             self._undecline(key)
             self.declines[key] = decline
-            self.compiling += decline.reason == COMPILING
-            self.lost += decline.reason in _LOST
+            self._count(decline, 1)
             self._decline_natively(decline)
 
     def forget_declines(self, reason: str) -> None:
@@ -155,6 +164,7 @@ class Table:
             self.declines.clear()
             self.arrivals.clear()
             self.compiling = self.lost = 0
+            self.specialised = Specialisations()
             if self.native is not None:
                 self.native.clear()
 
@@ -170,13 +180,18 @@ class Table:
     def after_fork(self) -> None:
         """Let go of a lock that a thread of the parent may have held."""
         self._lock = threading.RLock()
+        self.specialised.after_fork()
 
     def _undecline(self, key: TableKey) -> None:
         decline = self.declines.pop(key, None)
         self.arrivals.pop(key, None)
         if decline is not None:
-            self.compiling -= decline.reason == COMPILING
-            self.lost -= decline.reason in _LOST
+            self._count(decline, -1)
+
+    def _count(self, decline: Decline, change: int) -> None:
+        if not decline.is_dynamic:
+            self.compiling += change * (decline.reason == COMPILING)
+            self.lost += change * (decline.reason in _LOST)
 
     def _forget_declines(self) -> None:
         self.declines.clear()

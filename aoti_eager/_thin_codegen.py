@@ -126,6 +126,14 @@ def compiler_into(
     return compile_
 
 
+def _size(size: Any) -> int | str:
+    """Return a size or stride, or the expression of one that is not known yet."""
+    try:
+        return int(size)
+    except TypeError:
+        return str(size)
+
+
 def _definitions(inputs: Mapping[str, Any], outputs: list[str]) -> str:
     """Return what ``thin_interface.cpp`` says that each library defines, and its manifest."""
 
@@ -136,8 +144,8 @@ def _definitions(inputs: Mapping[str, Any], outputs: list[str]) -> str:
         {
             "name": name,
             "dtype": str(value.get_dtype()).removeprefix("torch."),
-            "sizes": [int(n) for n in value.get_size()],
-            "strides": [int(n) for n in value.get_stride()],
+            "sizes": [_size(n) for n in value.get_size()],
+            "strides": [_size(n) for n in value.get_stride()],
         }
         for name, value in inputs.items()
     ]

@@ -19,6 +19,7 @@ from ._key import Component
 from ._library_runner import RELEASE_GIL_NUMEL, LibraryRunner
 from ._native import NativeRun
 from ._python_function import Description
+from ._specialisations import Plan
 from ._template import CallTemplate
 from .config import config
 
@@ -79,6 +80,7 @@ class Toolchain:
         function: Description | None,
         backend: Backend,
         work: Path,
+        plan: Plan | None = None,
     ) -> Compiled:
         """Return a new library, somewhere in ``work``.
 
@@ -87,6 +89,7 @@ class Toolchain:
             function: The user's function behind the op; ``None`` for an op that a worker has.
             backend: The store's and the workers' side.
             work: An empty directory of the store.
+            plan: For a dynamic specialisation.
 
         Raises:
             CompileError: No usable library, with the decline reason.
@@ -103,11 +106,20 @@ class Toolchain:
                 compiler=self._device_backend.identity,
             )
         return backend.service.compile(
-            template.key, work, backend.toolchain, gate=config.gate, **self._asked(function)
+            template.key,
+            work,
+            backend.toolchain,
+            gate=config.gate,
+            dynamic=None if plan is None else plan.to_json(),
+            **self._asked(function),
         )
 
     def publish(
-        self, template: CallTemplate, function: Description | None, backend: Backend
+        self,
+        template: CallTemplate,
+        function: Description | None,
+        backend: Backend,
+        plan: Plan | None = None,
     ) -> Published | None:
         """Have a worker of low priority put the call's entry into the store; it is waited for.
 
@@ -121,7 +133,12 @@ class Toolchain:
             "requires": sorted(requires),
         }
         return backend.background_service.publish(
-            template.key, place, backend.toolchain, gate=config.gate, **self._asked(function)
+            template.key,
+            place,
+            backend.toolchain,
+            gate=config.gate,
+            dynamic=None if plan is None else plan.to_json(),
+            **self._asked(function),
         )
 
     def measure(

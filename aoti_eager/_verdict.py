@@ -83,7 +83,8 @@ class Verdict:
         library: The library's SHA-256; times of another library say nothing.
         checked: Whether the results were compared on a call's own arguments, here.
         compared: Whether a first run in another process compared anything, on made-up data.
-        times: By hit path and thread count, ``"native/2"``.
+        times: By hit path and thread count, ``"native/2"``; for a dynamic specialisation by size
+            class, too: ``"native/2/7"``.
     """
 
     library: str
@@ -91,14 +92,20 @@ class Verdict:
     compared: bool = False
     times: Mapping[str, PathTime] = field(default_factory=dict)
 
-    def time(self, path: str, threads: int) -> PathTime | None:
-        """Return what was measured for one hit path and thread count, if anything was."""
-        return self.times.get(f"{path}/{threads}")
+    def time(self, path: str, threads: int, size: int | None = None) -> PathTime | None:
+        """Return what was measured for one hit path, thread count and size class, if anything."""
+        return self.times.get(_label(path, threads, size))
 
-    def with_times(self, times: Mapping[str, PathTime], threads: int) -> Verdict:
+    def with_times(
+        self, times: Mapping[str, PathTime], threads: int, size: int | None = None
+    ) -> Verdict:
         """Return the verdict with ``times`` by hit path, taken with ``threads`` threads."""
-        added = {f"{path}/{threads}": time for path, time in times.items()}
+        added = {_label(path, threads, size): time for path, time in times.items()}
         return replace(self, times={**self.times, **added})
+
+
+def _label(path: str, threads: int, size: int | None) -> str:
+    return f"{path}/{threads}" if size is None else f"{path}/{threads}/{size}"
 
 
 def path_times(document: Mapping[str, Mapping[str, Any]]) -> dict[str, PathTime]:

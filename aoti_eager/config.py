@@ -68,6 +68,15 @@ def _mode(value: Any) -> str:
     return str(value)
 
 
+def _dynamic(value: Any) -> str | bool:
+    text = str(value).strip().lower()
+    if text == "auto":
+        return "auto"
+    if text in ("1", "true", "0", "false"):
+        return text in ("1", "true")
+    raise ValueError("wants 'auto', True or False")
+
+
 def _native(value: Any) -> str:
     text = str(int(value)) if isinstance(value, bool) else str(value).strip().lower()
     if text not in ("0", "1", "auto"):
@@ -160,6 +169,19 @@ SETTINGS: dict[str, Setting] = {
             64,
             _count,
             "most static specialisations of one op in one process; past it, new keys decline",
+        ),
+        Setting(
+            "dynamic",
+            "auto",
+            _dynamic,
+            "kernels for several sizes: auto compiles one when sizes change, true at once, false "
+            "never, and uses none",
+        ),
+        Setting(
+            "dynamic_cap",
+            8,
+            _count,
+            "most dynamic specialisations of one op in one process; past it, kernels are static",
         ),
         Setting(
             "native",

@@ -40,6 +40,17 @@ class Input {
     AOTI_TORCH_ERROR_CODE_CHECK(aoti_torch_get_data_ptr(handle_, &pointer));
     return pointer;
   }
+  // Of a dynamic specialisation's inputs.
+  const int64_t* sizes() const {
+    int64_t* sizes = nullptr;
+    AOTI_TORCH_ERROR_CODE_CHECK(aoti_torch_get_sizes(handle_, &sizes));
+    return sizes;
+  }
+  const int64_t* strides() const {
+    int64_t* strides = nullptr;
+    AOTI_TORCH_ERROR_CODE_CHECK(aoti_torch_get_strides(handle_, &strides));
+    return strides;
+  }
   void reset() {}
 
   // An input that is an output, too.

@@ -1,0 +1,284 @@
+"""Keys with symbols: what several calls of one op have in common. Pure.
+
+The *family* of a key is the key with every size of two and more, every stride that does not follow
+from sizes, and every number replaced by a symbol. Calls of one family have the same ranks, dtypes,
+stride order, broadcasting and settings. A *pattern* is a family of which some symbols have values
+again: those that do not vary from call to call. A dynamic specialisation is compiled for a pattern.
+
+Sizes of 0 and 1 are never symbols: they decide on broadcasting, and eager's strides and errors
+are other ones there.
+"""
+
+from __future__ import annotations
+
+import math
+import struct
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from ._guards import Expression, Guards, NoValueError, evaluate
+from ._key import Component, KernelKey, float_bits
+from ._schema import Kind, OpSchema
+
+# The kinds of numbers that may be inputs of a kernel.
+_NUMBER_KINDS = (Kind.SCALAR, Kind.FLOAT)
+
+
+@dataclass(frozen=True, slots=True)
+class Family:
+    """A key's family, and the values of its symbols in that key.
+
+    Attributes:
+        pattern: The key with all symbols.
+        values: Sizes and strides by symbol; numbers as the bits of a float64.
+        meanings: What each symbol is, for people: ``input.size(0)``.
+        places: Slot (see ``CallTemplate``) and dimension of each size and stride.
+    """
+
+    pattern: KernelKey
+    values: dict[str, int]
+    meanings: dict[str, str]
+    places: dict[str, tuple[int, int]]
+
+
+@dataclass(slots=True)
+class _Symbols:
+    values: dict[str, int] = field(default_factory=dict)
+    meanings: dict[str, str] = field(default_factory=dict)
+    places: dict[str, tuple[int, int]] = field(default_factory=dict)
+    counts: dict[str, int] = field(default_factory=dict)
+    slot: int = -1
+
+    def new(self, prefix: str, value: int, meaning: str, dim: int = -1) -> str:
+        number = self.counts.get(prefix, 0)
+        self.counts[prefix] = number + 1
+        name = f"{prefix}{number}"
+        self.values[name], self.meanings[name] = value, meaning
+        if dim >= 0:
+            self.places[name] = (self.slot, dim)
+        return name
+
+
+def family_of(schema: OpSchema, key: KernelKey, *, numbers: bool = True) -> Family:
+    """Return the family of ``key``; without ``numbers``, numbers stay as they are."""
+    symbols = _Symbols()
+    arguments: list[tuple[str, Component]] = []
+    for argument, (name, component) in zip(schema.arguments, key.arguments, strict=True):
+        if component is None:
+            general = None
+        elif argument.kind is Kind.TENSOR:
+            general = _tensor(name, component, symbols)
+        elif argument.is_tensor:
+            general = [
+                None if one is None else _tensor(f"{name}[{index}]", one, symbols)
+                for index, one in enumerate(component)
+            ]
+        elif numbers and argument.kind in _NUMBER_KINDS:
+            general = _number(name, argument.kind, component, symbols)
+        else:
+            general = component
+        arguments.append((name, general))
+    pattern = KernelKey(key.op, key.dispatch_key, tuple(arguments), key.context)
+    return Family(pattern, symbols.values, symbols.meanings, symbols.places)
+
+
+def _tensor(name: str, component: dict[str, Any], symbols: _Symbols) -> Component:
+    symbols.slot += 1
+    if component.get("layout") != "strided" or "undefined" in component:
+        return component
+    sizes: list[Expression] = [
+        symbols.new("s", size, f"{name}.size({dim})", dim) if size > 1 else size
+        for dim, size in enumerate(component["sizes"])
+    ]
+    strides = _strides(name, component["sizes"], component["strides"], sizes, symbols)
+    return {**component, "sizes": sizes, "strides": strides}
+
+
+def _strides(
+    name: str,
+    sizes: Sequence[int],
+    strides: Sequence[int],
+    general_sizes: Sequence[Expression],
+    symbols: _Symbols,
+) -> list[Expression]:
+    """Return strides as products of sizes where they are that: innermost dimension first."""
+    general: list[Expression] = list(strides)
+    expected, expression = 1, 1  # type: int, Expression
+    order = sorted(range(len(sizes)), key=lambda dim: (strides[dim], -dim))
+    for dim in order:
+        if sizes[dim] < 2 or strides[dim] == 0:
+            if sizes[dim] == 1 and strides[dim] == expected:
+                general[dim] = expression  # As of a tensor that was allocated so.
+            continue
+        if strides[dim] != expected:
+            expected = strides[dim]
+            # A step of 2 or 3 is worth code of its own no more than a row's length is.
+            expression = symbols.new("t", expected, f"{name}.stride({dim})", dim)
+        general[dim] = expression
+        expected *= sizes[dim]
+        size = general_sizes[dim]
+        expression = size if expression == 1 else _product(expression, size)
+    return general
+
+
+def _product(expression: Expression, size: Expression) -> Expression:
+    if isinstance(expression, list):
+        return [*expression, size]
+    return ["*", expression, size]
+
+
+def _number(name: str, kind: Kind, component: Component, symbols: _Symbols) -> Component:
+    if kind is Kind.FLOAT:
+        return {"symbol": symbols.new("v", float_bits(component), name)}
+    if "float" not in component:
+        return component
+    return {"float": {"symbol": symbols.new("v", float_bits(component["float"]), name)}}
+
+
+def with_values(pattern: KernelKey, values: Mapping[str, int]) -> KernelKey:
+    """Return ``pattern`` with ``values`` in place of some of its symbols, or of all."""
+    arguments = tuple((name, _filled(component, values)) for name, component in pattern.arguments)
+    return KernelKey(pattern.op, pattern.dispatch_key, arguments, pattern.context)
+
+
+def _filled(component: Component, values: Mapping[str, int]) -> Component:
+    if isinstance(component, list):
+        return [_filled(one, values) for one in component]
+    if not isinstance(component, dict):
+        return component
+    if "sizes" in component:
+        return {
+            **component,
+            "sizes": [_reduced(size, values) for size in component["sizes"]],
+            "strides": [_reduced(stride, values) for stride in component["strides"] or ()],
+        }
+    if "symbol" in component:
+        name = component["symbol"]
+        return float_text(values[name]) if name in values else component
+    if isinstance(component.get("float"), dict):
+        name = component["float"]["symbol"]
+        return {"float": float_text(values[name])} if name in values else component
+    return component
+
+
+def _reduced(expression: Expression, values: Mapping[str, int]) -> Expression:
+    if isinstance(expression, str):
+        return values.get(expression, expression)
+    if not isinstance(expression, list):
+        return expression
+    try:
+        return evaluate(expression, values)
+    except NoValueError:
+        operator, *operands = expression
+        return [operator, *(_reduced(one, values) for one in operands)]
+
+
+def symbols_in(pattern: KernelKey) -> set[str]:
+    """Return the names of the symbols that ``pattern`` has."""
+    found: set[str] = set()
+    for _, component in pattern.arguments:
+        _collect(component, found)
+    return found
+
+
+def _collect(component: Component, into: set[str]) -> None:
+    if isinstance(component, list):
+        for one in component:
+            _collect(one, into)
+    elif isinstance(component, dict):
+        if "sizes" in component:
+            into |= {size for size in component["sizes"] if isinstance(size, str)}
+            into |= {stride for stride in component["strides"] or () if isinstance(stride, str)}
+        elif "symbol" in component:
+            into.add(component["symbol"])
+        elif isinstance(component.get("float"), dict):
+            into.add(component["float"]["symbol"])
+
+
+def is_pattern(key: KernelKey) -> bool:
+    """Return whether ``key`` has symbols."""
+    return bool(symbols_in(key))
+
+
+def varied(families: Iterable[Mapping[str, int]]) -> set[str]:
+    """Return the symbols that do not have one value in all of these calls."""
+    seen: dict[str, int] = {}
+    different: set[str] = set()
+    for values in families:
+        for name, value in values.items():
+            if seen.setdefault(name, value) != value:
+                different.add(name)
+    return different
+
+
+def float_text(bits: int) -> str:
+    """Return the number with these bits as a key spells it."""
+    (value,) = struct.unpack("=d", struct.pack("=q", bits))
+    return float(value).hex()
+
+
+def size_class(key: KernelKey) -> int:
+    """Return the class of a call's size; what is measured for one call counts for its class.
+
+    Calls of one class differ by less than four times in the elements of all their tensors.
+    """
+    return sum(_numels(component) for _, component in key.arguments).bit_length() // 2
+
+
+def _numels(component: Component) -> int:
+    if isinstance(component, list):
+        return sum(_numels(one) for one in component)
+    if isinstance(component, dict) and "sizes" in component:
+        return math.prod(component["sizes"])
+    return 0
+
+
+_OTHER_SIZES: tuple[Callable[[int], int], ...] = (
+    lambda size: 2,
+    lambda size: 3,
+    lambda size: size // 2,
+    lambda size: size - 1,
+    lambda size: 2 * size + 1,
+)
+
+
+def instances(
+    pattern: KernelKey, guards: Guards, values: Mapping[str, int], *, most_elements: int
+) -> list[KernelKey]:
+    """Return some other calls that a pattern serves, smaller and larger than a known one.
+
+    Args:
+        pattern: The pattern.
+        guards: Its guards.
+        values: Its symbols in the known call.
+        most_elements: No call has more of them in all its tensors.
+    """
+    sizes = _size_symbols(pattern)
+    found: list[KernelKey] = []
+    for choose in (
+        lambda n: 2,
+        lambda n: 3,
+        lambda n: n // 2,
+        lambda n: n - 1,
+        lambda n: 2 * n + 1,
+    ):
+        # Rows stay as far apart as they are: another stride may make elements overlap.
+        chosen = {name: choose(n) if name in sizes else n for name, n in values.items()}
+        if len(sizes) < len(values) and any(chosen[name] > values[name] for name in sizes):
+            continue
+        key = with_values(pattern, chosen)
+        elements = sum(_numels(component) for _, component in key.arguments)
+        is_new = key not in found and chosen != values
+        if is_new and elements <= most_elements and guards.hold(chosen):
+            found.append(key)
+    return found
+
+
+def _size_symbols(pattern: KernelKey) -> set[str]:
+    found: set[str] = set()
+    for _, component in pattern.arguments:
+        for one in component if isinstance(component, list) else [component]:
+            if isinstance(one, dict) and "sizes" in one:
+                found |= {size for size in one["sizes"] if isinstance(size, str)}
+    return found

@@ -1,0 +1,277 @@
+"""Which calls of an op share a kernel: the dynamic specialisations of one table, and the policy.
+
+The first call of a family gets a static kernel. When the family comes back with other sizes, the
+sizes that changed become symbols and one more kernel is compiled; if that is not enough, those that
+have changed by then; then all.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+from ._backend import Backend
+from ._entry import Entry, Status
+from ._guards import Expression, Guards, match
+from ._key import ANY_THREADS, KernelKey
+from ._native_key import key_words, pattern_words
+from ._pattern import Family, family_of, varied, with_values
+from ._schema import OpSchema
+from ._store import StoredEntry
+from .config import config
+
+TableKey = tuple[Any, ...]
+T = TypeVar("T")
+
+# Calls of a family that are remembered, and families: a script may have any number of either.
+_CALLS, _FAMILIES = 32, 1024
+# After so many kernels a family is taken to be static: its sizes shape the code.
+_MOST_KERNELS = 3
+# Sizes of calls for which a dynamic kernel was not compiled: as large as they may be.
+_ANY_SIZE = (2, 1 << 62)
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """A dynamic specialisation that is to be compiled.
+
+    Attributes:
+        family: The digest of the calls' family.
+        dims: Slot and dimension of each size that is to be a symbol.
+        pattern: The key with these symbols; the compiler may find that fewer will do.
+        guards: The ranges that are asked for.
+    """
+
+    family: str
+    dims: tuple[tuple[int, int], ...]
+    pattern: KernelKey
+    guards: Guards
+
+    def to_json(self) -> dict[str, Any]:
+        """Return what a compile worker is told."""
+        return {
+            "dims": [list(place) for place in self.dims],
+            "pattern": self.pattern.to_json(),
+            "guards": self.guards.to_json(),
+        }
+
+
+@dataclass(slots=True)
+class _History:
+    """What is known of one family.
+
+    Attributes:
+        calls: The values of its symbols in the last calls without a kernel.
+        kernels: How many dynamic kernels were planned for it.
+        is_compiling: Whether one is on its way.
+        waiting: Keys of calls that wait for that one.
+    """
+
+    calls: deque[dict[str, int]] = field(default_factory=lambda: deque(maxlen=_CALLS))
+    kernels: int = 0
+    is_compiling: bool = False
+    waiting: list[TableKey] = field(default_factory=list)
+
+
+class Specialisations:
+    """The dynamic kernels of one op in one table."""
+
+    def __init__(self) -> None:
+        self._known: dict[str, StoredEntry] | None = None
+        self._families: dict[str, _History] = {}
+        self._runners: dict[tuple[str, bool], Any] = {}
+        self._lock = threading.RLock()
+
+    # -- which there are --
+
+    def find(self, schema: OpSchema, key: KernelKey, backend: Backend) -> StoredEntry | None:
+        """Return the dynamic specialisation that serves ``key``'s calls, if there is one.
+
+        Of several, the one with the fewest symbols: it knows most.
+
+        Raises:
+            StoreError: The store cannot be read.
+        """
+        if config.dynamic is False:
+            return None
+        words = key_words(schema, key)
+        if words is None:
+            return None
+        with self._lock:
+            if self._known is None:
+                found = backend.store.find_dynamic(key.op, backend.environment, backend.features)
+                self._known = {one.entry.key.digest: one for one in found}
+            known = list(self._known.values())
+        serving = [
+            one
+            for one in known
+            if one.entry.status is Status.READY and serves(schema, one, key, words)
+        ]
+        return min(serving, key=_symbols, default=None)
+
+    def add(self, found: StoredEntry) -> None:
+        """Use a specialisation that has just been compiled, or that another process has."""
+        with self._lock:
+            if self._known is not None:
+                self._known[found.entry.key.digest] = found
+
+    def forget(self) -> None:
+        """Look into the store again: an entry has turned out to be damaged or deleted."""
+        with self._lock:
+            self._known = None
+            self._runners.clear()
+
+    def runner(self, found: Entry, releases_gil: bool, load: Callable[[], T]) -> T:
+        """Return the loaded library of a specialisation, which its calls share."""
+        with self._lock:
+            runner: T | None = self._runners.get((found.key.digest, releases_gil))
+            if runner is None:
+                runner = self._runners[found.key.digest, releases_gil] = load()
+            return runner
+
+    def is_loaded(self, found: StoredEntry) -> bool:
+        """Return whether its library was looked at already."""
+        return any(digest == found.entry.key.digest for digest, _ in list(self._runners))
+
+    @property
+    def count(self) -> int:
+        """Return how many dynamic kernels the op has."""
+        with self._lock:
+            return len(self._known or {}) - len(self._failed())
+
+    # -- which there should be --
+
+    def plan(self, schema: OpSchema, key: KernelKey) -> Plan | None:
+        """Return what to compile for a call that no specialisation serves; ``None`` for static."""
+        if config.dynamic is False:
+            return None
+        family = family_of(schema, key, numbers=False)
+        if not family.values:
+            return None
+        digest = family.pattern.digest
+        with self._lock:
+            history = self._history(digest)
+            before = list(history.calls)
+            if family.values not in before:
+                history.calls.append(family.values)
+            if history.kernels >= _MOST_KERNELS or self.count >= config.dynamic_cap:
+                return None
+            if any(serves(schema, failed, key) for failed in self._failed()):
+                return None
+            if config.dynamic is True or history.kernels == _MOST_KERNELS - 1:
+                names = set(family.values)
+            else:
+                names = varied([*before, family.values])
+            if not names:
+                return None
+            history.kernels += 1
+        return _plan(digest, family, names)
+
+    def note(self, schema: OpSchema, key: KernelKey) -> None:
+        """Remember a call that a static kernel of the store serves."""
+        if config.dynamic is False:
+            return
+        family = family_of(schema, key, numbers=False)
+        with self._lock:
+            calls = self._history(family.pattern.digest).calls
+            if family.values not in calls:
+                calls.append(family.values)
+
+    def wait_for(self, schema: OpSchema, key: KernelKey, table_key: TableKey) -> bool:
+        """Return whether a dynamic kernel is on its way that may serve a call, which waits then."""
+        if config.dynamic is False:
+            return False
+        family = family_of(schema, key, numbers=False)
+        with self._lock:
+            history = self._families.get(family.pattern.digest)
+            if history is None or not history.is_compiling:
+                return False
+            history.calls.append(family.values)
+            history.waiting.append(table_key)
+            return True
+
+    def begin(self, plan: Plan) -> None:
+        """Note that ``plan`` is being compiled beside the script."""
+        with self._lock:
+            self._history(plan.family).is_compiling = True
+
+    def end(self, plan: Plan, forget: Callable[[TableKey], None]) -> None:
+        """Note that it has been, and let the calls that wait for it be decided on."""
+        with self._lock:
+            history = self._history(plan.family)
+            history.is_compiling = False
+            waiting, history.waiting = history.waiting, []
+        for key in waiting:
+            forget(key)
+
+    def changing(self, schema: OpSchema, key: KernelKey) -> list[str]:
+        """Return what has not been the same in all calls of the family of ``key``, in words."""
+        family = family_of(schema, key, numbers=False)
+        with self._lock:
+            history = self._families.get(family.pattern.digest)
+            names = varied([*history.calls, family.values]) if history is not None else set()
+        return sorted(family.meanings[name] for name in names)
+
+    def after_fork(self) -> None:
+        """Let go of a lock that a thread of the parent may have held, and of what it waited for."""
+        self._lock = threading.RLock()
+        for history in self._families.values():
+            history.is_compiling, history.waiting = False, []
+
+    def _failed(self) -> list[StoredEntry]:
+        known = (self._known or {}).values()
+        return [one for one in known if one.entry.status is not Status.READY]
+
+    def _history(self, digest: str) -> _History:
+        if len(self._families) >= _FAMILIES and digest not in self._families:
+            self._families.clear()  # They are found out again; memory is not.
+        return self._families.setdefault(digest, _History())
+
+
+def serves(
+    schema: OpSchema, found: StoredEntry, key: KernelKey, words: list[int] | None = None
+) -> bool:
+    """Return whether ``key``'s calls are instances of a stored pattern, and its guards hold."""
+    entry, threads = found.entry, dict(key.context)["threads"]
+    if entry.guards is None:
+        return False
+    pattern = entry.key
+    if dict(pattern.context)["threads"] == ANY_THREADS:
+        pattern = pattern.with_threads(threads)
+    if (pattern.op, pattern.dispatch_key) != (key.op, key.dispatch_key):
+        return False
+    if pattern.context != key.context:
+        return False
+    words = words or key_words(schema, key)
+    general: list[Expression] | None = pattern_words(schema, pattern)
+    return (
+        words is not None
+        and general is not None
+        and match(words, general, entry.guards) is not None
+    )
+
+
+def _symbols(found: StoredEntry) -> int:
+    return len(found.entry.guards.ranges) if found.entry.guards is not None else 0
+
+
+def _plan(digest: str, family: Family, names: set[str]) -> Plan:
+    slots = {family.places[name][0] for name in names if name.startswith("t")}
+    dims = tuple(
+        sorted(
+            place
+            for name, place in family.places.items()
+            if name.startswith("s") and (name in names or place[0] in slots)
+        )
+    )
+    free = {
+        name
+        for name, place in family.places.items()
+        if place in dims or (name.startswith("t") and any(place[0] == slot for slot, _ in dims))
+    }
+    fixed = {name: value for name, value in family.values.items() if name not in free}
+    guards = Guards(dict.fromkeys(sorted(free), _ANY_SIZE))
+    return Plan(digest, dims, with_values(family.pattern, fixed), guards)

@@ -1,0 +1,218 @@
+"""A call with some sizes as symbols, as a graph, and what the code relies on. Worker only.
+
+The guards are read after the compile, from the shape environment of the traced tensors: lowering
+goes on to specialise and to compare sizes when the exported program is long finished.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import sympy  # type: ignore[import-untyped]
+import torch
+from torch import Tensor
+
+from ._compat import OpOverload, symbolic_functions
+from ._graph_checks import check_graph
+from ._guards import INT64_MAX, Expression, Guards
+from ._key import KernelKey
+from ._schema import Kind
+from ._template import CallTemplate, slot_dtype
+from ._tracing import call_module, error_text
+from .errors import CompileError
+
+Dims = Sequence[tuple[int, int]]
+
+
+def symbolic_program(
+    op: OpOverload, template: CallTemplate, outputs: list[dict[str, Any]], dims: Dims
+) -> tuple[Any, tuple[Tensor, ...], list[Any]]:
+    """Return the call as an exported program, its inputs, and how these were traced.
+
+    Args:
+        op: The overload.
+        template: The call with the sizes to trace with.
+        outputs: Where its results come from.
+        dims: Slot and dimension of each size that is to be a symbol.
+
+    Raises:
+        CompileError: It cannot be traced so.
+    """
+    inputs = tuple(_tensor(slot) for slot in template.slots)
+    wanted: list[dict[int, Any]] = [{} for _ in inputs]
+    for slot, dim in dims:
+        # AUTO lets the compiler take a size back where the code depends on it.
+        wanted[slot][dim] = torch.export.Dim.AUTO
+    module = call_module(op, template, outputs)
+    try:
+        with torch.no_grad():
+            exported = torch.export.export(
+                module, inputs, dynamic_shapes=(tuple(wanted),), strict=False
+            )
+        check_graph(exported, template)
+    except CompileError:
+        raise
+    except Exception as error:
+        raise CompileError("does_not_trace", error_text(error)) from error
+    traced = [node.meta["val"] for node in exported.graph.nodes if node.op == "placeholder"]
+    return exported.module(check_guards=False), inputs, traced[-len(inputs) :]
+
+
+def _tensor(slot: Any) -> Tensor:
+    # A real one, whose memory is never touched: of a fake one no symbols are made.
+    if slot.number_kind:
+        return torch.zeros((), dtype=slot_dtype(slot))
+    sizes, strides = slot.component["sizes"], slot.component["strides"]
+    return torch.empty_strided(sizes, strides, dtype=slot_dtype(slot))
+
+
+def compiled_pattern(template: CallTemplate, traced: list[Any]) -> tuple[KernelKey, Guards]:
+    """Return the calls that the code serves: after the compile, not before.
+
+    Raises:
+        CompileError: What it relies on cannot be said.
+    """
+    names: dict[sympy.Symbol, str] = {}
+    shapes: list[tuple[list[Any], list[Any]] | None] = []
+    for slot, tensor in zip(template.slots, traced, strict=True):
+        if slot.number_kind or slot.component.get("sizes") is None:
+            shapes.append(None)
+            continue
+        sizes = [_expression(size) for size in tensor.shape]
+        strides = [_expression(stride) for stride in tensor.stride()]
+        for one in (*sizes, *strides):
+            if isinstance(one, sympy.Symbol):
+                names.setdefault(one, f"s{len(names)}")
+        shapes.append((sizes, strides))
+    described = iter(
+        None
+        if shape is None
+        else {
+            "sizes": [_json(one, names) for one in shape[0]],
+            "strides": [_json(one, names) for one in shape[1]],
+        }
+        for shape in shapes
+    )
+    pattern = _with_shapes(template, described)
+    environments = {
+        id(env): env
+        for tensor in traced
+        if (env := getattr(getattr(tensor, "fake_mode", None), "shape_env", None)) is not None
+    }
+    conditions: list[Expression] = []
+    ranges: dict[str, tuple[int, int]] = {}
+    for env in environments.values():
+        conditions += _conditions(env, names)
+        ranges |= _ranges(env, names)
+    return pattern, Guards(ranges, tuple(conditions))
+
+
+def _with_shapes(template: CallTemplate, described: Iterable[dict[str, Any] | None]) -> KernelKey:
+    """Return the template's key with other sizes and strides in its slots."""
+    shapes = iter(described)
+
+    def tensor(component: Any) -> Any:
+        shape = next(shapes)
+        return component if shape is None else {**component, **shape}
+
+    key = template.key
+    arguments = []
+    for argument, (name, component) in zip(template.schema.arguments, key.arguments, strict=True):
+        if argument.is_tensor and component is not None:
+            if argument.kind is Kind.TENSOR:
+                component = tensor(component)
+            else:
+                component = [None if one is None else tensor(one) for one in component]
+        arguments.append((name, component))
+    return KernelKey(key.op, key.dispatch_key, tuple(arguments), key.context)
+
+
+def _expression(value: Any) -> Any:
+    return value.node.expr if isinstance(value, torch.SymInt) else sympy.Integer(int(value))
+
+
+def _ranges(env: Any, names: dict[sympy.Symbol, str]) -> dict[str, tuple[int, int]]:
+    ranges = {}
+    for symbol, name in names.items():
+        bounds = env.var_to_range[symbol]
+        # Sizes of 0 and 1 were never tried: the compiler takes it that there are none.
+        low = max(2, int(bounds.lower)) if _is_finite(bounds.lower) else 2
+        high = int(bounds.upper) if _is_finite(bounds.upper) else INT64_MAX
+        ranges[name] = (low, high)
+    return ranges
+
+
+def _is_finite(bound: Any) -> bool:
+    return isinstance(bound, sympy.Integer)
+
+
+def _conditions(env: Any, names: dict[sympy.Symbol, str]) -> list[Expression]:
+    asserted = [guard.expr for guard in env.guards]
+    for deferred in env.deferred_runtime_asserts.values():
+        asserted += [one.expr for one in deferred]
+    conditions: list[Expression] = []
+    for one in asserted:
+        expression = env.replace(one)
+        if expression is sympy.true:
+            continue
+        written = _json(expression, names)
+        if written not in conditions:
+            conditions.append(written)
+    return conditions
+
+
+def _json(expression: Any, names: dict[sympy.Symbol, str]) -> Expression:
+    """Return a sympy expression as guards have it.
+
+    Raises:
+        CompileError: It has an operator that guards do not know, or a symbol that no input shows.
+    """
+    if isinstance(expression, sympy.Integer):
+        return int(expression)
+    if isinstance(expression, sympy.Symbol) and expression in names:
+        return names[expression]
+    if expression in (sympy.true, sympy.false):
+        return int(bool(expression))
+    if isinstance(expression, sympy.Pow):
+        base, exponent = expression.args
+        if isinstance(exponent, sympy.Integer) and 2 <= exponent <= 8:
+            return ["*", *[_json(base, names)] * int(exponent)]
+    operator = _operators().get(type(expression))
+    if operator is None:
+        raise CompileError(
+            "not_dynamic", f"the code relies on {expression}, which no guard can say"
+        )
+    name, swapped = operator
+    operands = [_json(one, names) for one in expression.args]
+    return [name, *(reversed(operands) if swapped else operands)]
+
+
+def _operators() -> dict[type, tuple[str, bool]]:
+    functions = symbolic_functions()
+    known: dict[type, tuple[str, bool]] = {
+        sympy.Add: ("+", False),
+        sympy.Mul: ("*", False),
+        sympy.Eq: ("==", False),
+        sympy.Ne: ("!=", False),
+        sympy.StrictLessThan: ("<", False),
+        sympy.LessThan: ("<=", False),
+        sympy.StrictGreaterThan: ("<", True),
+        sympy.GreaterThan: ("<=", True),
+        sympy.And: ("and", False),
+        sympy.Or: ("or", False),
+        sympy.Not: ("not", False),
+        sympy.Min: ("min", False),
+        sympy.Max: ("max", False),
+    }
+    for name, operator in (
+        ("FloorDiv", "//"),
+        ("CleanDiv", "//"),
+        ("Mod", "%"),
+        ("PythonMod", "%"),
+        ("Min", "min"),
+        ("Max", "max"),
+    ):
+        if hasattr(functions, name):
+            known[getattr(functions, name)] = (operator, False)
+    return known
