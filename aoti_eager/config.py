@@ -225,7 +225,7 @@ class Config:
     _next_token: itertools.count[int]
     _assigned: dict[str, Any]
     _observers: list[Callable[[], None]]
-    _file: dict[str, Any] | None
+    _file: tuple[dict[str, Any], Path] | None  # its content, and which it was
     _lock: threading.RLock
 
     def __init__(self) -> None:
@@ -365,13 +365,13 @@ class Config:
             observer()
 
     def _read_file(self) -> tuple[dict[str, Any], Path]:
-        variable = os.environ.get("AOTI_EAGER_CONFIG")
-        default = Path(platformdirs.user_config_dir("aoti_eager")) / "config.toml"
-        path = Path(variable).expanduser() if variable else default
         if self._file is None:
-            object.__setattr__(self, "_file", _load_file(path, required=bool(variable)))
+            variable = os.environ.get("AOTI_EAGER_CONFIG")
+            default = Path(platformdirs.user_config_dir("aoti_eager")) / "config.toml"
+            path = Path(variable).expanduser() if variable else default
+            object.__setattr__(self, "_file", (_load_file(path, required=bool(variable)), path))
         assert self._file is not None
-        return self._file, path
+        return self._file
 
 
 def _setting(name: str) -> Setting:
