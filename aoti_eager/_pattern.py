@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import math
 import struct
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -147,11 +147,11 @@ def _filled(component: Component, values: Mapping[str, int]) -> Component:
         return [_filled(one, values) for one in component]
     if not isinstance(component, dict):
         return component
-    if "sizes" in component:
+    if component.get("strides") is not None:
         return {
             **component,
             "sizes": [_reduced(size, values) for size in component["sizes"]],
-            "strides": [_reduced(stride, values) for stride in component["strides"] or ()],
+            "strides": [_reduced(stride, values) for stride in component["strides"]],
         }
     if "symbol" in component:
         name = component["symbol"]
@@ -194,6 +194,16 @@ def _collect(component: Component, into: set[str]) -> None:
             into.add(component["symbol"])
         elif isinstance(component.get("float"), dict):
             into.add(component["float"]["symbol"])
+
+
+def expressions_in(pattern: KernelKey) -> Iterator[Expression]:
+    """Give what stands for the sizes and strides of ``pattern`` and is no number."""
+    for _, component in pattern.arguments:
+        for one in component if isinstance(component, list) else [component]:
+            if isinstance(one, dict) and "sizes" in one:
+                for word in (*one["sizes"], *(one["strides"] or ())):
+                    if not isinstance(word, int):
+                        yield word
 
 
 def is_pattern(key: KernelKey) -> bool:
@@ -256,13 +266,7 @@ def instances(
     """
     sizes = _size_symbols(pattern)
     found: list[KernelKey] = []
-    for choose in (
-        lambda n: 2,
-        lambda n: 3,
-        lambda n: n // 2,
-        lambda n: n - 1,
-        lambda n: 2 * n + 1,
-    ):
+    for choose in _OTHER_SIZES:
         # Rows stay as far apart as they are: another stride may make elements overlap.
         chosen = {name: choose(n) if name in sizes else n for name, n in values.items()}
         if len(sizes) < len(values) and any(chosen[name] > values[name] for name in sizes):
