@@ -70,7 +70,7 @@ class Guards:
         """
         ranges = {}
         for name, (low, high) in values["ranges"].items():
-            if not (_is_int(low) and _is_int(high) and INT64_MIN <= low and high <= INT64_MAX):
+            if not (_is_int(low) and _is_int(high) and low >= INT64_MIN and high <= INT64_MAX):
                 raise ValueError(f"range of {name}: {low!r}, {high!r}")
             ranges[name] = (low, high)
         conditions = values["conditions"]

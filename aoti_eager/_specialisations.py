@@ -83,6 +83,7 @@ class Specialisations:
         self._known: dict[str, StoredEntry] | None = None
         self._families: dict[str, _History] = {}
         self._runners: dict[tuple[str, bool], Any] = {}
+        self._distrusted: set[str] = set()
         self._lock = threading.RLock()
 
     # -- which there are --
@@ -104,12 +105,8 @@ class Specialisations:
             if self._known is None:
                 found = backend.store.find_dynamic(key.op, backend.environment, backend.features)
                 self._known = {one.entry.key.digest: one for one in found}
-            known = list(self._known.values())
-        serving = [
-            one
-            for one in known
-            if one.entry.status is Status.READY and serves(schema, one, key, words)
-        ]
+            known = [one for one in self._known.values() if self._is_usable(one)]
+        serving = [one for one in known if serves(schema, one, key, words)]
         return min(serving, key=_symbols, default=None)
 
     def add(self, found: StoredEntry) -> None:
@@ -118,11 +115,22 @@ class Specialisations:
             if self._known is not None:
                 self._known[found.entry.key.digest] = found
 
+    def look_again(self) -> None:
+        """Look into the store again: another process may have compiled what is missing here."""
+        with self._lock:
+            self._known = None
+
     def forget(self) -> None:
         """Look into the store again: an entry has turned out to be damaged or deleted."""
         with self._lock:
             self._known = None
             self._runners.clear()
+
+    def distrust(self, digest: str) -> None:
+        """Never use a specialisation again, whatever the store says: its results were wrong."""
+        with self._lock:
+            self._distrusted.add(digest)
+            self._runners = {k: runner for k, runner in self._runners.items() if k[0] != digest}
 
     def runner(self, found: Entry, releases_gil: bool, load: Callable[[], T]) -> T:
         """Return the loaded library of a specialisation, which its calls share."""
@@ -132,9 +140,9 @@ class Specialisations:
                 runner = self._runners[found.key.digest, releases_gil] = load()
             return runner
 
-    def is_loaded(self, found: StoredEntry) -> bool:
-        """Return whether its library was looked at already."""
-        return any(digest == found.entry.key.digest for digest, _ in list(self._runners))
+    def is_loaded(self, found: StoredEntry, releases_gil: bool) -> bool:
+        """Return whether its library need not be opened any more."""
+        return (found.entry.key.digest, releases_gil) in self._runners
 
     @property
     def count(self) -> int:
@@ -165,10 +173,12 @@ class Specialisations:
                 names = set(family.values)
             else:
                 names = varied([*before, family.values])
-            if not names:
-                return None
-            history.kernels += 1
-        return _plan(digest, family, names)
+        return _plan(digest, family, names) if names else None
+
+    def start(self, plan: Plan) -> None:
+        """Count ``plan`` among its family's kernels: the compiler is asked for it now."""
+        with self._lock:
+            self._history(plan.family).kernels += 1
 
     def note(self, schema: OpSchema, key: KernelKey) -> None:
         """Remember a call that a static kernel of the store serves."""
@@ -180,8 +190,17 @@ class Specialisations:
             if family.values not in calls:
                 calls.append(family.values)
 
-    def wait_for(self, schema: OpSchema, key: KernelKey, table_key: TableKey) -> bool:
-        """Return whether a dynamic kernel is on its way that may serve a call, which waits then."""
+    def wait_for(
+        self,
+        schema: OpSchema,
+        key: KernelKey,
+        table_key: TableKey,
+        decline: Callable[[], object],
+    ) -> bool:
+        """Return whether a dynamic kernel is on its way that may serve a call, which waits then.
+
+        ``decline`` keeps the original for the call's key, until ``end``; it is called in time.
+        """
         if config.dynamic is False:
             return False
         family = family_of(schema, key, numbers=False)
@@ -189,13 +208,16 @@ class Specialisations:
             history = self._families.get(family.pattern.digest)
             if history is None or not history.is_compiling:
                 return False
-            history.calls.append(family.values)
+            if family.values not in history.calls:
+                history.calls.append(family.values)
             history.waiting.append(table_key)
+            decline()  # Before anybody can forget it.
             return True
 
     def begin(self, plan: Plan) -> None:
         """Note that ``plan`` is being compiled beside the script."""
         with self._lock:
+            self.start(plan)
             self._history(plan.family).is_compiling = True
 
     def end(self, plan: Plan, forget: Callable[[TableKey], None]) -> None:
@@ -223,7 +245,11 @@ class Specialisations:
 
     def _failed(self) -> list[StoredEntry]:
         known = (self._known or {}).values()
-        return [one for one in known if one.entry.status is not Status.READY]
+        return [one for one in known if not self._is_usable(one)]
+
+    def _is_usable(self, found: StoredEntry) -> bool:
+        entry = found.entry
+        return entry.status is Status.READY and entry.key.digest not in self._distrusted
 
     def _history(self, digest: str) -> _History:
         if len(self._families) >= _FAMILIES and digest not in self._families:

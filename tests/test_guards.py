@@ -1,4 +1,4 @@
-"""Guards: expressions with a value in 64 bits or none, and calls that are instances of a pattern."""
+"""Guards: expressions with a value in 64 bits or none, and calls that match a pattern."""
 
 from __future__ import annotations
 
@@ -321,7 +321,7 @@ def test_a_call_matches_exactly_if_its_words_are_the_patterns_with_values(
     used = sorted({word for word in plain if isinstance(word, str)})
     derived = [["*", one, other] for one in used for other in used]
     pattern = data.draw(st.permutations([*plain, *derived[:3]]))
-    guards = Guards({name: (2, 5) for name in used})
+    guards = Guards(dict.fromkeys(used, (2, 5)))
     words = [evaluate(word, values) for word in pattern]
     assert match(words, pattern, guards) == {name: values[name] for name in used}
     if words:

@@ -204,9 +204,11 @@ def test_a_tensor_that_is_not_strided_stays_as_it_is() -> None:
 
 # -- any tensors --
 
+SIZES = st.integers(0, 6)
+
 
 @st.composite
-def tensors(draw: st.DrawFn, sizes: st.SearchStrategy[int] = st.integers(0, 6)) -> torch.Tensor:
+def tensors(draw: st.DrawFn, sizes: st.SearchStrategy[int] = SIZES) -> torch.Tensor:
     """Draw a view of a buffer: permuted, sliced, stepped, expanded."""
     rank = draw(st.integers(0, 4))
     shape = draw(st.lists(sizes, min_size=rank, max_size=rank))
