@@ -12,6 +12,7 @@ from torch import Tensor
 from . import _native
 from ._library_runner import Run
 from ._native import NativeRun
+from ._native_pattern import NativePattern
 from ._schema import Kind, OpSchema
 from ._template import NUMBER_DTYPES
 
@@ -46,6 +47,7 @@ class Kernel:
         native_results: The same as ``results``, as C++ takes it; ``None`` if C++ cannot make them.
         words: The key in C++; ``None`` if it has none.
         is_dynamic: Whether the library is that of a dynamic specialisation, which keys share.
+        pattern: What C++ matches calls with that share the library; ``None`` for a key of its own.
         gated: Whether it may serve while the setting ``gate`` is on; set by who knows its times.
     """
 
@@ -56,6 +58,7 @@ class Kernel:
         "native",
         "native_results",
         "parallel",
+        "pattern",
         "plain",
         "results",
         "run",
@@ -80,6 +83,7 @@ class Kernel:
         self.words = words
         self.gated = False
         self.is_dynamic = False
+        self.pattern: NativePattern | None = None
         self.plain = plain
         self.parallel = parallel
         self.single = len(outputs) == 1 and outputs[0].get("output") == 0

@@ -226,6 +226,25 @@ def size_class(key: KernelKey) -> int:
     return sum(_numels(component) for _, component in key.arguments).bit_length() // 2
 
 
+def in_size_class(pattern: KernelKey, size: int) -> list[Expression]:
+    """Return the conditions under which a pattern's call is of a size class."""
+    terms = [term for _, component in pattern.arguments for term in _numel_terms(component)]
+    total: Expression = terms[0] if len(terms) == 1 else ["+", *terms]
+    least = 1 << (2 * size - 1) if size > 0 else 0
+    return [["<=", least, total], ["<", total, 1 << (2 * size + 1)]]
+
+
+def _numel_terms(component: Component) -> list[Expression]:
+    if isinstance(component, list):
+        return [term for one in component for term in _numel_terms(one)]
+    if isinstance(component, dict) and "sizes" in component:
+        sizes = component["sizes"]
+        if len(sizes) < 2:
+            return list(sizes) or [1]
+        return [["*", *sizes]]
+    return []
+
+
 def _numels(component: Component) -> int:
     if isinstance(component, list):
         return sum(_numels(one) for one in component)

@@ -7,6 +7,7 @@ have changed by then; then all.
 
 from __future__ import annotations
 
+import struct
 import threading
 from collections import deque
 from collections.abc import Callable
@@ -18,7 +19,8 @@ from ._entry import Entry, Status
 from ._guards import Expression, Guards, match
 from ._key import ANY_THREADS, KernelKey
 from ._native_key import key_words, pattern_words
-from ._pattern import Family, family_of, varied, with_values
+from ._native_pattern import NativePattern, pattern_program
+from ._pattern import Family, family_of, in_size_class, size_class, varied, with_values
 from ._schema import OpSchema
 from ._store import StoredEntry
 from .config import config
@@ -252,6 +254,25 @@ def serves(
         and general is not None
         and match(words, general, entry.guards) is not None
     )
+
+
+def native_pattern(schema: OpSchema, entry: Entry, key: KernelKey) -> NativePattern | None:
+    """Return what C++ matches calls with: those of a stored pattern, of the size class of ``key``.
+
+    ``None`` where only Python can.
+    """
+    if entry.guards is None:
+        return None
+    pattern = entry.key.with_threads(dict(key.context)["threads"])
+    words, size = pattern_words(schema, pattern), size_class(key)
+    if words is None:
+        return None
+    guards = Guards(entry.guards.ranges, (*entry.guards.conditions, *in_size_class(pattern, size)))
+    program = pattern_program(words, guards)
+    if program is None:
+        return None
+    name = bytes.fromhex(entry.key.digest) + struct.pack("=q", size)
+    return NativePattern(name, program)
 
 
 def _symbols(found: StoredEntry) -> int:

@@ -21,6 +21,7 @@
 #include <vector>
 
 #include "key.h"
+#include "pattern.h"
 
 namespace aoti_eager {
 
@@ -130,6 +131,7 @@ class Entry : public Keyed, Counted<Entry> {
   Library library;
   std::vector<Result> results;
   Counter* declines = nullptr;
+  std::unique_ptr<Pattern> pattern; // of calls that have no entry of their own
   bool is_single = false;
 
  private:
