@@ -22,14 +22,14 @@ from ._library_runner import RELEASE_GIL_NUMEL
 from ._native import NativeOp
 from ._native_pattern import NativePattern
 from ._original import OriginalKernel
-from ._pattern import size_class
+from ._pattern import number_arguments, size_class
 from ._python_function import Description, PythonFunction
 from ._schema import Kind, OpSchema
 from ._specialisations import native_pattern
 from ._stats import Counter, OpCounters
 from ._store import StoredEntry
 from ._table import Decline, Table, TableKey
-from ._template import CallTemplate
+from ._template import CallTemplate, call_template
 from ._toolchain import Toolchain
 from ._verdict import PathTime, Verdict
 from ._warnings import warn_once
@@ -180,6 +180,9 @@ class KeyedCall:
             words=self.words,
         )
         kernel.is_dynamic = entry.guards is not None
+        if kernel.is_dynamic:
+            numbers = number_arguments(entry.key)
+            kernel.take_numbers(call_template(self.cache.schema, self.key, numbers))
         kernel.pattern = self.pattern(entry)
         return kernel
 

@@ -36,7 +36,10 @@ _FUNCTIONS: dict[str, tuple[Any, tuple[Any, ...]]] = {
     "ae_table_delete": (None, (_POINTER,)),
     "ae_table_put_library": (
         None,
-        (_POINTER, _TEXT, _SIZE, _POINTER, _POINTER, _SIZE, ctypes.c_uint64, _TEXT, _SIZE),
+        (
+            *(_POINTER, _TEXT, _SIZE, _POINTER, _POINTER, _SIZE, ctypes.c_uint64),
+            *(_TEXT, _SIZE, _TEXT, _SIZE),
+        ),
     ),
     "ae_table_put_decline": (None, (_POINTER, _TEXT, _SIZE, _POINTER, _TEXT, _SIZE)),
     "ae_table_remove": (None, (_POINTER, _TEXT, _SIZE)),
@@ -218,6 +221,7 @@ class NativeTable:
         run: NativeRun,
         results: Sequence[tuple[int, int, int]],
         program: bytes | None = None,
+        numbers: bytes = b"",
     ) -> None:
         """Serve calls of ``key`` by a library.
 
@@ -226,6 +230,7 @@ class NativeTable:
             run: The library.
             results: Kind, index and count of each result of the op.
             program: What calls match that have no entry of their own; see ``pattern_program``.
+            numbers: A byte for each argument: whether it is a number that is an input.
         """
         library = _LibraryStruct(
             run.borrowing_run or None,
@@ -248,6 +253,8 @@ class NativeTable:
             owner,
             program,
             len(program or b"") // 8,
+            numbers,
+            len(numbers),
         )
         _collect()
 

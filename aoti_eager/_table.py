@@ -212,10 +212,11 @@ class Table:
         if run is None:
             return
         if kernel.pattern is None:
-            self.native.put(kernel.words, run, kernel.native_results)
+            if not kernel.numbers:
+                self.native.put(kernel.words, run, kernel.native_results)
             return
         name, program = kernel.pattern.name, kernel.pattern.program
-        self.native.put(name, run, kernel.native_results, program)
+        self.native.put(name, run, kernel.native_results, program, kernel.numbers)
         self.native.remove(kernel.words)  # What a key has of its own comes first.
 
     def _decline_natively(self, decline: Decline) -> None:

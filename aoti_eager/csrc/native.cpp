@@ -124,11 +124,12 @@ void ae_table_delete(EntryTable* table) {
 }
 
 // `results` has three numbers a result: kind, index, count. With a `program` (pattern.h) the words
-// are a name, and calls are matched.
+// are a name, and calls are matched. `numbers` has a byte for each argument, or none: whether it is
+// a number that the library takes as an input.
 void ae_table_put_library(
     EntryTable* table, const Word* words, size_t count, const Library* library,
     const int32_t* results, size_t results_count, uint64_t owner, const int64_t* program,
-    size_t program_count) {
+    size_t program_count, const uint8_t* numbers, size_t numbers_count) {
   guarded([&] {
     std::vector<Result> plan;
     for (size_t i = 0; i < results_count; ++i) {
@@ -136,6 +137,7 @@ void ae_table_put_library(
       plan.push_back({static_cast<Result::Kind>(one[0]), one[1], one[2]});
     }
     auto entry = std::make_unique<Entry>(words, count, *library, std::move(plan), owner);
+    entry->numbers.assign(numbers, numbers + numbers_count);
     put(table, std::move(entry), program, program_count);
   });
 }
