@@ -18,6 +18,7 @@ from ._backend import Backend
 from ._entry import Entry, Status
 from ._guards import Expression, Guards, match
 from ._key import ANY_THREADS, KernelKey
+from ._marks import marked
 from ._native_key import key_words, pattern_words
 from ._native_pattern import NativePattern, pattern_program
 from ._pattern import (
@@ -179,6 +180,8 @@ class Specialisations:
                 names = set(family.values)
             else:
                 names = varied([*before, family.values])
+            marks = marked(schema.op, family)
+            names = {name for name in family.values if marks.get(name, name in names)}
             if not names:
                 return None
             history.kernels += 1
