@@ -42,6 +42,9 @@ T = TypeVar("T")
 _CALLS, _FAMILIES = 32, 1024
 # After so many kernels a family is taken to be static: its sizes shape the code.
 _MOST_KERNELS = 3
+# Static kernels that a family has when it has come back with other sizes and no dynamic kernel can
+# be had: its sizes go on changing, and each would be compiled for.
+_MOST_STATIC = 3
 # Sizes of calls for which a dynamic kernel was not compiled: as large as they may be.
 _ANY_SIZE = (2, 1 << 62)
 
@@ -81,12 +84,14 @@ class _History:
     Attributes:
         calls: The values of its symbols in the last calls without a kernel.
         kernels: How many dynamic kernels were planned for it.
+        static: How many static ones since.
         is_compiling: Whether one is on its way.
         waiting: Keys of calls that wait for that one.
     """
 
     calls: deque[dict[str, int]] = field(default_factory=lambda: deque(maxlen=_CALLS))
     kernels: int = 0
+    static: int = 0
     is_compiling: bool = False
     waiting: list[TableKey] = field(default_factory=list)
 
@@ -180,9 +185,12 @@ class Specialisations:
             before = list(history.calls)
             if family.values not in before:
                 history.calls.append(family.values)
-            if history.kernels >= _MOST_KERNELS or self.count >= config.dynamic_cap:
-                return None
-            if any(serves(schema, failed, key) for failed in self._failed()):
+            if (
+                history.kernels >= _MOST_KERNELS
+                or self.count >= config.dynamic_cap
+                or any(serves(schema, failed, key) for failed in self._failed())
+            ):
+                history.static += 1
                 return None
             if config.dynamic is True or history.kernels == _MOST_KERNELS - 1:
                 names = set(family.values)
@@ -191,6 +199,15 @@ class Specialisations:
             marks = marked(schema.op, family)
             names = {name for name in family.values if marks.get(name, name in names)}
         return _plan(digest, family, names) if names else None
+
+    def is_exhausted(self, schema: OpSchema, key: KernelKey) -> bool:
+        """Return whether the family of ``key`` has all the static kernels that it may have.
+
+        To be asked after ``plan`` gave nothing.
+        """
+        with self._lock:
+            history = self._families.get(family_of(schema, key).pattern.digest)
+            return history is not None and history.static > _MOST_STATIC
 
     def start(self, plan: Plan) -> None:
         """Count ``plan`` among its family's kernels: the compiler is asked for it now."""
