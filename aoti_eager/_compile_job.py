@@ -266,10 +266,7 @@ class CompileJobs:
         assert guards is not None
         passed = set()
         for names in (*({name} for name in size_symbols(pattern)), size_symbols(pattern)):
-            ranges = {
-                n: (1 if n in names else low, high) for n, (low, high) in guards.ranges.items()
-            }
-            wider = Guards(ranges, guards.conditions)
+            wider = guards.with_least(names, 1)
             ones = {**values, **dict.fromkeys(names, 1)}
             if not wider.hold(ones):
                 continue
@@ -284,8 +281,7 @@ class CompileJobs:
                 continue
             if compared:
                 passed |= names if len(names) == 1 else set()
-        ranges = {n: (1 if n in passed else low, high) for n, (low, high) in guards.ranges.items()}
-        return Guards(ranges, guards.conditions)
+        return guards.with_least(passed, 1)
 
     def _try(self, request: Request, library: str, outputs: list[dict[str, Any]]) -> bool:
         """Run a library for the first time; return whether anything was compared.
