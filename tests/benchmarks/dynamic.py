@@ -25,6 +25,19 @@ import aoti_eager
 MOST = 1.15
 ROUND_S = 1e-3
 aten = torch.ops.aten
+# Arguments whose first dimension is the rows.
+ROWS = [
+    "self",
+    "input",
+    "condition",
+    "other",
+    "tensors",
+    "out",
+    "tensor1",
+    "tensor2",
+    "grad_output",
+    "output",
+]
 Call = Callable[[], Any]
 
 
