@@ -26,7 +26,8 @@ MOST = 1.15
 ROUND_S = 1e-3
 aten = torch.ops.aten
 # Arguments whose first dimension is the rows.
-ROWS = [
+ROWS = ("self", "input", "condition", "other", "tensors", "out", "tensor1", "tensor2")
+ROWS += ("grad_output", "output")
     "self",
     "input",
     "condition",
