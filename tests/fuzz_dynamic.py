@@ -6,7 +6,7 @@ so a kernel that reads beside them is found out by what it returns.
 
 Each op has a few *main forms*, as a script would: ranks, dtypes, layouts, broadcasting and options
 of which only sizes, offsets and data change from call to call. They make up 94% of the calls. The
-other calls are of any form. Call ``n`` of an op depends on the seed, the op and ``n`` alone, so that
+other calls are of any form. Call ``n`` of an op depends on the seed, the op and ``n`` only, so that
 ``--ops OP`` repeats what a run of all ops did.
 
 Prints a table and, last, JSON; exits with status 1 if a call differed.
@@ -21,7 +21,6 @@ import json
 import math
 import os
 import random
-import struct
 import sys
 import time
 import warnings
