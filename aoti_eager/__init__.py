@@ -11,6 +11,7 @@ from ._device_backends import (
 )
 from ._explain import Explanation, explain
 from ._library import Registration, impl, register, registered_ops, stats, wait
+from ._marks import mark_dynamic, mark_static, unmark
 from ._op_constants import constants, update_constants
 from ._runner import ModelContainerRunner
 from ._stats import OpStats
@@ -29,11 +30,14 @@ __all__ = [
     "explain",
     "impl",
     "load_runner",
+    "mark_dynamic",
+    "mark_static",
     "register",
     "register_compile_backend",
     "register_runner",
     "registered_ops",
     "stats",
+    "unmark",
     "update_constants",
     "wait",
 ]

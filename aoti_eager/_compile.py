@@ -100,7 +100,7 @@ class CompileService:
             CompileError: No usable library, with the decline reason.
         """
         request = self._compile_request(key, toolchain, check, function, schema, gate)
-        request |= {"kind": "compile", "work": str(work), "dynamic": dynamic}
+        request |= {"kind": "compile", "work": str(work), **_dynamic_request(dynamic)}
         return self._answer(request, key, timeout_s, Compiled.read)
 
     def publish(
@@ -136,7 +136,7 @@ class CompileService:
             CompileError: No usable library, with the decline reason; the store remembers it.
         """
         request = self._compile_request(key, toolchain, check, function, schema, gate)
-        request |= {"kind": "publish", "store": place, "dynamic": dynamic}
+        request |= {"kind": "publish", "store": place, **_dynamic_request(dynamic)}
         return self._answer(request, key, timeout_s, Published.read)
 
     def measure(
@@ -165,7 +165,7 @@ class CompileService:
             CompileError: It must not be used, or there is no worker to tell.
         """
         request = self._request(key, toolchain, check, function, schema)
-        request |= {"kind": "measure", "library": library}
+        request |= {"kind": "measure", "library": library, "numbers": library.get("numbers")}
         return self._answer(request, key, timeout_s, Measured.read)
 
     def _compile_request(
@@ -335,6 +335,10 @@ class CompileService:
             with self._lock:
                 self._all.discard(worker)
             worker.kill()  # It closes its pipes.
+
+
+def _dynamic_request(dynamic: dict[str, Any] | None) -> dict[str, Any]:
+    return {} if dynamic is None else {"dynamic": dynamic, "numbers": dynamic["numbers"]}
 
 
 NO_COMPILER = (

@@ -241,8 +241,9 @@ class CompileJobs:
         _use_directories(work, headers)
         _use_context(dict(key.context))
         dynamic = request.get("dynamic")
-        dims = [] if dynamic is None else [tuple(place) for place in dynamic["dims"]]
-        lowered = lower(op, call_template(schema, key), work, headers, options, dims)
+        dims = None if dynamic is None else [tuple(place) for place in dynamic["dims"]]
+        template = call_template(schema, key, request.get("numbers") or ())
+        lowered = lower(op, template, work, headers, options, dims)
         keys = [key]
         if lowered.pattern is not None and lowered.guards is not None:
             keys += _other_calls(schema, key, lowered.pattern, lowered.guards)
@@ -267,6 +268,7 @@ class CompileJobs:
                 "timeout_s": request["trial_timeout_s"],
                 "function": request["function"],
                 "schema": request["schema"],
+                "numbers": request.get("numbers"),
             }
         )
         if "reason" in answer:
@@ -286,6 +288,7 @@ class CompileJobs:
                 "native": request["native"],
                 "threads": request["threads"],
                 "libraries": libraries,
+                "numbers": request.get("numbers"),
                 "timeout_s": request["trial_timeout_s"],
             }
         )

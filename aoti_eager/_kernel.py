@@ -12,8 +12,9 @@ from torch import Tensor
 from . import _native
 from ._library_runner import Run
 from ._native import NativeRun
+from ._native_pattern import NativePattern
 from ._schema import Kind, OpSchema
-from ._template import NUMBER_DTYPES
+from ._template import NUMBER_DTYPES, CallTemplate
 
 
 class Runner(Protocol):
@@ -46,6 +47,8 @@ class Kernel:
         native_results: The same as ``results``, as C++ takes it; ``None`` if C++ cannot make them.
         words: The key in C++; ``None`` if it has none.
         is_dynamic: Whether the library is that of a dynamic specialisation, which keys share.
+        numbers: For C++, a byte for each argument: whether it is a number that is an input.
+        pattern: What C++ matches calls with that share the library; ``None`` for a key of its own.
         gated: Whether it may serve while the setting ``gate`` is on; set by who knows its times.
     """
 
@@ -55,7 +58,9 @@ class Kernel:
         "lock",
         "native",
         "native_results",
+        "numbers",
         "parallel",
+        "pattern",
         "plain",
         "results",
         "run",
@@ -80,10 +85,32 @@ class Kernel:
         self.words = words
         self.gated = False
         self.is_dynamic = False
+        self.numbers = b""
+        self.pattern: NativePattern | None = None
         self.plain = plain
         self.parallel = parallel
         self.single = len(outputs) == 1 and outputs[0].get("output") == 0
         self.results = result_function(schema, outputs)
+
+    def take_numbers(self, template: CallTemplate) -> None:
+        """Have the numbers of a call handed to the library, which takes them as inputs."""
+        if not template.numbers:
+            return
+        places = [
+            (place, torch.tensor(float.fromhex(slot.component["value"]), dtype=torch.float64))
+            for place, slot in enumerate(template.slots)
+            if "value" in slot.component
+        ]
+        run = self.run
+
+        def run_with_numbers(inputs: list[Tensor]) -> list[Tensor]:
+            inputs = list(inputs)
+            for place, number in places:
+                inputs.insert(place, number)
+            return run(inputs)
+
+        self.run = run_with_numbers
+        self.numbers = bytes(a.name in template.numbers for a in template.schema.arguments)
 
 
 def result_function(

@@ -208,7 +208,17 @@ class KernelCache:
                     # OpenMP's threads stayed with the parent, and a region would wait for them.
                     count = self.counters.declined("forked")
                     message = "the process was forked"
-                    table.decline(key, Decline("forked", message, count, kernel.words))
+                    table.decline(
+                        key,
+                        Decline(
+                            "forked",
+                            message,
+                            count,
+                            kernel.words,
+                            kernel.is_dynamic,
+                            kernel.pattern,
+                        ),
+                    )
 
     def state_of(self, key: TableKey) -> Kernel | Decline | None:
         """Return what the tables hold under ``key``, for ``explain``; nothing is counted."""
@@ -236,6 +246,9 @@ class KernelCache:
         else:
             kernel = self.table.kernel(key)
             words = None if kernel is None else kernel.words
+            if kernel is None or kernel.is_dynamic:
+                # C++ has served it by what it shares with others.
+                self.table.drop_kernels(lambda one: one.is_dynamic)
             self.decline(key, "run_failed", str(error), words).count.add()
         if self.schema.mutated:
             raise RunnerError(

@@ -20,14 +20,16 @@ from ._kernel import Kernel
 from ._key import ANY_THREADS, KernelKey
 from ._library_runner import RELEASE_GIL_NUMEL
 from ._native import NativeOp
+from ._native_pattern import NativePattern
 from ._original import OriginalKernel
-from ._pattern import size_class
+from ._pattern import number_arguments, size_class
 from ._python_function import Description, PythonFunction
 from ._schema import Kind, OpSchema
+from ._specialisations import native_pattern
 from ._stats import Counter, OpCounters
 from ._store import StoredEntry
 from ._table import Decline, Table, TableKey
-from ._template import CallTemplate
+from ._template import CallTemplate, call_template
 from ._toolchain import Toolchain
 from ._verdict import PathTime, Verdict
 from ._warnings import warn_once
@@ -178,7 +180,15 @@ class KeyedCall:
             words=self.words,
         )
         kernel.is_dynamic = entry.guards is not None
+        if kernel.is_dynamic:
+            numbers = number_arguments(entry.key)
+            kernel.take_numbers(call_template(self.cache.schema, self.key, numbers))
+        kernel.pattern = self.pattern(entry)
         return kernel
+
+    def pattern(self, entry: Entry) -> NativePattern | None:
+        """Return how C++ recognises the calls that share an entry's library with this one."""
+        return native_pattern(self.cache.schema, entry, self.key)
 
     # -- the gate --
 
@@ -260,10 +270,16 @@ class KeyedCall:
         count: Counter | None = None,
         *,
         is_dynamic: bool = False,
+        entry: Entry | None = None,
     ) -> Decline:
-        """Decline the key in its table from now on; ``count`` is in place of the reason's."""
+        """Decline the key in its table from now on; ``count`` is in place of the reason's.
+
+        With the ``entry`` of a dynamic specialisation, all calls of its size class.
+        """
         count = count or self.cache.counters.declined(reason)
-        decline = Decline(reason, message, count, self.words, is_dynamic)
+        pattern = None if entry is None else self.pattern(entry)
+        is_dynamic = is_dynamic or (entry is not None and entry.guards is not None)
+        decline = Decline(reason, message, count, self.words, is_dynamic, pattern)
         self.table.decline(self.table_key, decline)
         log.info("%s: declined (%s): %s", self.key.op, reason, message)
         return decline

@@ -56,7 +56,7 @@ def lower(
     work: Path,
     headers: Path,
     options: dict[str, Any],
-    dims: Sequence[tuple[int, int]] = (),
+    dims: Sequence[tuple[int, int]] | None = None,
 ) -> Lowered:
     """Compile the call of ``template`` and return its library, inside ``work``.
 
@@ -66,7 +66,7 @@ def lower(
         work: An empty directory for everything that is generated.
         headers: Where precompiled headers are kept.
         options: Inductor settings by dotted name.
-        dims: Slot and dimension of each size that is to be a symbol.
+        dims: For a dynamic specialisation: slot and dimension of each size that is to be a symbol.
 
     Raises:
         CompileError: No usable library, with the decline reason.
@@ -83,11 +83,11 @@ def lower(
         except Exception as error:
             if not any(isinstance(one, NotThinError) for one in _chain(error)):
                 raise
-            if dims:
+            if dims is not None:
                 raise CompileError("not_dynamic", f"no thin library: {error}") from error
             facts = _GeneratedCode()
             library = _compile_full(op, template, outputs, options, facts)
-        pattern, guards = compiled_pattern(template, traced) if dims else (None, None)
+        pattern, guards = compiled_pattern(template, traced) if dims is not None else (None, None)
     except CompileError:
         raise
     except Exception as error:
@@ -128,10 +128,10 @@ def _compile_thin(
     headers: Path,
     options: dict[str, Any],
     facts: _GeneratedCode,
-    dims: Sequence[tuple[int, int]],
+    dims: Sequence[tuple[int, int]] | None,
 ) -> tuple[Any, list[Any]]:
     traced: list[Any] = []
-    if dims:
+    if dims is not None:
         program, inputs, traced = symbolic_program(op, template, outputs, dims)
     else:
         program, inputs = _program(op, template, outputs)

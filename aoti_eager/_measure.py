@@ -66,7 +66,8 @@ def _measure(request: Mapping[str, Any]) -> dict[str, Any]:
     torch.set_float32_matmul_precision(context["float32_matmul_precision"])
     torch.set_num_threads(request["threads"])
     config.mode = "cache_only"
-    template = call_template(schema, key)
+    numbers = request.get("numbers") or ()
+    template = call_template(schema, key, numbers)
     native = None
     if request["function"] is None:
         # The one that the caller has, or one that it may have later.
@@ -125,6 +126,7 @@ class _Measured:
         if self._constants:
             runner.run = _with_constants(runner.run, self._constants)
         slots = self._template.slots[: len(self._template.slots) - self._template.constants]
+        slots = tuple(slot for slot in slots if "value" not in slot.component)
         listed = any(a.kind is Kind.TENSORS for a in self._schema.arguments)
         plain = not listed and all("dtype" in slot.component for slot in slots)
         plain = plain and len(slots) == sum(a.is_tensor for a in self._schema.arguments)
@@ -138,6 +140,7 @@ class _Measured:
                 words=self._words,
             )
         )
+        self._kernels[-1].take_numbers(self._template)
 
     def times(self, paths: Sequence[str]) -> list[Times]:
         """Return for each library and hit path the medians of alternating rounds."""

@@ -262,8 +262,7 @@ class Miss:
                 message = str(error)
                 return lambda: self._declined("unmeasured", message)
         if taken is None or not taken.wins:
-            dynamic = found.entry.guards is not None
-            return lambda: self._declined(*refused(taken), is_dynamic=dynamic)
+            return lambda: self._declined(*refused(taken), entry=found.entry)
         return None
 
     def _is_compared(self, verdict: Verdict) -> bool:
@@ -461,7 +460,7 @@ class Miss:
             times = Verdict("").with_times(compiled.times, call.threads, size)
             taken = call.time(times, entry) or times.time("python", call.threads, size)
             if taken is None or not taken.wins:
-                self._decline_next(*refused(taken), is_dynamic=entry.guards is not None)
+                self._decline_next(*refused(taken), entry=entry)
                 return
         kernel.gated = call.passes_gate
         self._publish_to_table(kernel)
@@ -479,18 +478,23 @@ class Miss:
     def _publish_to_table(self, kernel: Kernel) -> None:
         self._table.put(self._table_key, kernel)
 
-    def _decline_next(self, reason: str, message: str, *, is_dynamic: bool = False) -> None:
-        """Decline this key from the next call on; this call has its result."""
+    def _decline_next(self, reason: str, message: str, *, entry: Entry | None = None) -> None:
+        """Decline this key from the next call on; this call has its result.
+
+        With the ``entry`` of a dynamic specialisation, all calls of its size class.
+        """
         count = self._cache.counters.declined(reason)
-        decline = Decline(reason, message, count, self._words, is_dynamic)
+        is_dynamic = entry is not None and entry.guards is not None
+        pattern = self._call.pattern(entry) if entry is not None and is_dynamic else None
+        decline = Decline(reason, message, count, self._words, is_dynamic, pattern)
         self._table.decline(self._table_key, decline)
         log.info("%s: declined (%s): %s", self._op, reason, message)
         if not self._counted:
             decline.count.add()
             self._counted = True
 
-    def _declined(self, reason: str, message: str, *, is_dynamic: bool = False) -> Any:
-        self._decline_next(reason, message, is_dynamic=is_dynamic)
+    def _declined(self, reason: str, message: str, *, entry: Entry | None = None) -> Any:
+        self._decline_next(reason, message, entry=entry)
         return self._original()
 
     def _quarantine(self, found: StoredEntry, problems: list[str]) -> None:

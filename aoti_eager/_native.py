@@ -36,10 +36,15 @@ _FUNCTIONS: dict[str, tuple[Any, tuple[Any, ...]]] = {
     "ae_table_delete": (None, (_POINTER,)),
     "ae_table_put_library": (
         None,
-        (_POINTER, _TEXT, _SIZE, _POINTER, _POINTER, _SIZE, ctypes.c_uint64),
+        (
+            *(_POINTER, _TEXT, _SIZE, _POINTER, _POINTER, _SIZE, ctypes.c_uint64),
+            *(_TEXT, _SIZE, _TEXT, _SIZE),
+        ),
     ),
-    "ae_table_put_decline": (None, (_POINTER, _TEXT, _SIZE, _POINTER)),
+    "ae_table_put_decline": (None, (_POINTER, _TEXT, _SIZE, _POINTER, _TEXT, _SIZE)),
     "ae_table_remove": (None, (_POINTER, _TEXT, _SIZE)),
+    "ae_table_remove_pattern": (None, (_POINTER, _TEXT, _SIZE)),
+    "ae_matches": (ctypes.c_int32, (_TEXT, _SIZE, _TEXT, _SIZE)),
     "ae_table_clear": (None, (_POINTER,)),
     "ae_table_size": (_SIZE, (_POINTER,)),
     "ae_released": (_SIZE, (_POINTER, _SIZE)),
@@ -210,13 +215,22 @@ class NativeTable:
         """Return the address that ops are given."""
         return int(self._pointer)
 
-    def put(self, key: bytes, run: NativeRun, results: Sequence[tuple[int, int, int]]) -> None:
+    def put(
+        self,
+        key: bytes,
+        run: NativeRun,
+        results: Sequence[tuple[int, int, int]],
+        program: bytes | None = None,
+        numbers: bytes = b"",
+    ) -> None:
         """Serve calls of ``key`` by a library.
 
         Args:
-            key: The words of ``native_key``.
+            key: The words of ``native_key``; with a program a name, of as many bytes as words have.
             run: The library.
             results: Kind, index and count of each result of the op.
+            program: What calls match that have no entry of their own; see ``pattern_program``.
+            numbers: A byte for each argument: whether it is a number that is an input.
         """
         library = _LibraryStruct(
             run.borrowing_run or None,
@@ -237,12 +251,24 @@ class NativeTable:
             ctypes.addressof(plan),
             len(results),
             owner,
+            program,
+            len(program or b"") // 8,
+            numbers,
+            len(numbers),
         )
         _collect()
 
-    def put_decline(self, key: bytes, counter: NativeCounter) -> None:
-        """Send calls of ``key`` to the original kernel, and count them."""
-        _library.ae_table_put_decline(self._pointer, key, len(key) // 8, counter.pointer)
+    def put_decline(self, key: bytes, counter: NativeCounter, program: bytes | None = None) -> None:
+        """Send calls of ``key``, or that match ``program``, to the original kernel; count them."""
+        count = len(program or b"") // 8
+        _library.ae_table_put_decline(
+            self._pointer, key, len(key) // 8, counter.pointer, program, count
+        )
+        _collect()
+
+    def remove_pattern(self, name: bytes) -> None:
+        """Let Python decide on calls that matched the program put under ``name``."""
+        _library.ae_table_remove_pattern(self._pointer, name, len(name) // 8)
         _collect()
 
     def remove(self, key: bytes) -> None:
@@ -349,6 +375,11 @@ class NativeOp:
     def _error(self, what: str) -> NativePathError:
         message = (_library.ae_last_error() or b"").decode(errors="replace")
         return NativePathError(f"{self._name}: {what} by the native hit path: {message}")
+
+
+def matches(program: bytes, words: bytes) -> bool:
+    """Return whether C++ says that a call's words match a program of ``pattern_program``."""
+    return bool(_library.ae_matches(program, len(program) // 8, words, len(words) // 8))
 
 
 def recorded_key() -> bytes:

@@ -191,11 +191,16 @@ def _write_value(kind: Kind, component: Component, words: list[Any]) -> None:
             words.append(_LIST | len(scalars) << 32)
         for scalar in scalars:
             ((name, value),) = scalar.items()
+            if isinstance(value, dict):
+                words += (_FLOAT, value["symbol"])
+                continue
             _write_number(name, value, words)
     elif kind in _LISTS:
         words.append(_LIST | len(component) << 32)
         for value in component:
             _write_number(_LISTS[kind], value, words)
+    elif kind is Kind.FLOAT and isinstance(component, dict):
+        words += (_FLOAT, component["symbol"])
     elif kind in _NUMBERS:
         _write_number(_NUMBERS[kind], component, words)
     elif kind is Kind.STR:

@@ -17,12 +17,15 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from ._guards import Expression, Guards, NoValueError, evaluate
+from ._guards import INT64_MIN, Expression, Guards, NoValueError, evaluate
 from ._key import Component, KernelKey, float_bits
 from ._schema import Kind, OpSchema
 
-# The kinds of numbers that may be inputs of a kernel.
+# The kinds of numbers that may be inputs of a kernel, and within which bounds.
 _NUMBER_KINDS = (Kind.SCALAR, Kind.FLOAT)
+_SMALLEST, _LARGEST = 2.0**-100, 2.0**100
+# Ops that compute some numbers in ways of their own: a square root for 0.5, a square for 2.
+_SPECIAL_NUMBERS = ("pow", "float_power")
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,9 +63,10 @@ class _Symbols:
         return name
 
 
-def family_of(schema: OpSchema, key: KernelKey, *, numbers: bool = True) -> Family:
-    """Return the family of ``key``; without ``numbers``, numbers stay as they are."""
+def family_of(schema: OpSchema, key: KernelKey) -> Family:
+    """Return the family of ``key``."""
     symbols = _Symbols()
+    numbers = _takes_numbers(schema, key)
     arguments: list[tuple[str, Component]] = []
     for argument, (name, component) in zip(schema.arguments, key.arguments, strict=True):
         if component is None:
@@ -129,11 +133,52 @@ def _product(expression: Expression, size: Expression) -> Expression:
 
 
 def _number(name: str, kind: Kind, component: Component, symbols: _Symbols) -> Component:
-    if kind is Kind.FLOAT:
-        return {"symbol": symbols.new("v", float_bits(component), name)}
-    if "float" not in component:
+    text = component if kind is Kind.FLOAT else component.get("float")
+    if text is None or number_range(float_bits(text)) is None:
         return component
-    return {"float": {"symbol": symbols.new("v", float_bits(component["float"]), name)}}
+    return symbolic_number(kind, symbols.new("v", float_bits(text), name))
+
+
+def symbolic_number(kind: Kind, symbol: str) -> Component:
+    """Return the component of a number argument that is a symbol."""
+    return {"symbol": symbol} if kind is Kind.FLOAT else {"float": {"symbol": symbol}}
+
+
+def number_range(bits: int) -> tuple[int, int] | None:
+    """Return the bits of the numbers that one kernel may serve with this one; ``None`` if alone.
+
+    Zeros, infinities, NaN and what float32 has not are special to many ops; and so is the sign.
+    """
+    low, high = float_bits(_SMALLEST.hex()), float_bits(_LARGEST.hex())
+    for least, most in ((low, high), (INT64_MIN + low, INT64_MIN + high)):
+        if least <= bits <= most:
+            return least, most
+    return None
+
+
+def _takes_numbers(schema: OpSchema, key: KernelKey) -> bool:
+    """Return whether the numbers of a call may be inputs of its kernel."""
+    if schema.op.partition("::")[2].startswith(_SPECIAL_NUMBERS):
+        return False
+    tensors = [
+        one
+        for argument, (_, component) in zip(schema.arguments, key.arguments, strict=True)
+        if argument.is_tensor and component is not None
+        for one in (component if isinstance(component, list) else [component])
+        if one is not None
+    ]
+    # Of integers the result's dtype, of half precision its rounding depends on the number.
+    return all(one.get("dtype") in ("float32", "float64") for one in tensors)
+
+
+def number_arguments(pattern: KernelKey) -> tuple[str, ...]:
+    """Return the names of the arguments whose numbers are symbols."""
+    return tuple(
+        name
+        for name, component in pattern.arguments
+        if isinstance(component, dict)
+        and ("symbol" in component or isinstance(component.get("float"), dict))
+    )
 
 
 def with_values(pattern: KernelKey, values: Mapping[str, int]) -> KernelKey:
@@ -226,6 +271,25 @@ def size_class(key: KernelKey) -> int:
     return sum(_numels(component) for _, component in key.arguments).bit_length() // 2
 
 
+def in_size_class(pattern: KernelKey, size: int) -> list[Expression]:
+    """Return the conditions under which a pattern's call is of a size class."""
+    terms = [term for _, component in pattern.arguments for term in _numel_terms(component)]
+    total: Expression = terms[0] if len(terms) == 1 else ["+", *terms]
+    least = 1 << (2 * size - 1) if size > 0 else 0
+    return [["<=", least, total], ["<", total, 1 << (2 * size + 1)]]
+
+
+def _numel_terms(component: Component) -> list[Expression]:
+    if isinstance(component, list):
+        return [term for one in component for term in _numel_terms(one)]
+    if isinstance(component, dict) and "sizes" in component:
+        sizes = component["sizes"]
+        if len(sizes) < 2:
+            return list(sizes) or [1]
+        return [["*", *sizes]]
+    return []
+
+
 def _numels(component: Component) -> int:
     if isinstance(component, list):
         return sum(_numels(one) for one in component)
@@ -234,6 +298,8 @@ def _numels(component: Component) -> int:
     return 0
 
 
+# A bit in the middle of a float64's fraction.
+_OTHER_NUMBER = 1 << 50
 _OTHER_SIZES: tuple[Callable[[int], int], ...] = (
     lambda size: 2,
     lambda size: 3,
@@ -255,6 +321,7 @@ def instances(
         most_elements: No call has more of them in all its tensors.
     """
     sizes = _size_symbols(pattern)
+    numbers = {name for name in values if name.startswith("v")}
     found: list[KernelKey] = []
     for choose in (
         lambda n: 2,
@@ -264,8 +331,12 @@ def instances(
         lambda n: 2 * n + 1,
     ):
         # Rows stay as far apart as they are: another stride may make elements overlap.
-        chosen = {name: choose(n) if name in sizes else n for name, n in values.items()}
-        if len(sizes) < len(values) and any(chosen[name] > values[name] for name in sizes):
+        chosen = {
+            name: choose(n) if name in sizes else n ^ _OTHER_NUMBER if name in numbers else n
+            for name, n in values.items()
+        }
+        has_strides = len(sizes) + len(numbers) < len(values)
+        if has_strides and any(chosen[name] > values[name] for name in sizes):
             continue
         key = with_values(pattern, chosen)
         elements = sum(_numels(component) for _, component in key.arguments)

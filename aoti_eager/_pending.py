@@ -179,7 +179,7 @@ class Pending:
                 self._unquiet += 1
                 return float(4 ** (self._unquiet - 1))
         if gated and (taken is None or not taken.wins):
-            call.decline(*refused(taken), is_dynamic=entry.guards is not None)
+            call.decline(*refused(taken), entry=entry)
             return None
         _let_others_run()
         backend.store.check_library(found)

@@ -7,6 +7,7 @@ have changed by then; then all.
 
 from __future__ import annotations
 
+import struct
 import threading
 from collections import deque
 from collections.abc import Callable
@@ -17,8 +18,19 @@ from ._backend import Backend
 from ._entry import Entry, Status
 from ._guards import Expression, Guards, match
 from ._key import ANY_THREADS, KernelKey
+from ._marks import marked
 from ._native_key import key_words, pattern_words
-from ._pattern import Family, family_of, varied, with_values
+from ._native_pattern import NativePattern, pattern_program
+from ._pattern import (
+    Family,
+    family_of,
+    in_size_class,
+    number_arguments,
+    number_range,
+    size_class,
+    varied,
+    with_values,
+)
 from ._schema import OpSchema
 from ._store import StoredEntry
 from .config import config
@@ -41,12 +53,14 @@ class Plan:
     Attributes:
         family: The digest of the calls' family.
         dims: Slot and dimension of each size that is to be a symbol.
+        numbers: Arguments that are to be inputs.
         pattern: The key with these symbols; the compiler may find that fewer will do.
         guards: The ranges that are asked for.
     """
 
     family: str
     dims: tuple[tuple[int, int], ...]
+    numbers: tuple[str, ...]
     pattern: KernelKey
     guards: Guards
 
@@ -54,6 +68,7 @@ class Plan:
         """Return what a compile worker is told."""
         return {
             "dims": [list(place) for place in self.dims],
+            "numbers": list(self.numbers),
             "pattern": self.pattern.to_json(),
             "guards": self.guards.to_json(),
         }
@@ -148,7 +163,7 @@ class Specialisations:
         """Return what to compile for a call that no specialisation serves; ``None`` for static."""
         if config.dynamic is False:
             return None
-        family = family_of(schema, key, numbers=False)
+        family = family_of(schema, key)
         if not family.values:
             return None
         digest = family.pattern.digest
@@ -165,6 +180,8 @@ class Specialisations:
                 names = set(family.values)
             else:
                 names = varied([*before, family.values])
+            marks = marked(schema.op, family)
+            names = {name for name in family.values if marks.get(name, name in names)}
             if not names:
                 return None
             history.kernels += 1
@@ -174,7 +191,7 @@ class Specialisations:
         """Remember a call that a static kernel of the store serves."""
         if config.dynamic is False:
             return
-        family = family_of(schema, key, numbers=False)
+        family = family_of(schema, key)
         with self._lock:
             calls = self._history(family.pattern.digest).calls
             if family.values not in calls:
@@ -184,7 +201,7 @@ class Specialisations:
         """Return whether a dynamic kernel is on its way that may serve a call, which waits then."""
         if config.dynamic is False:
             return False
-        family = family_of(schema, key, numbers=False)
+        family = family_of(schema, key)
         with self._lock:
             history = self._families.get(family.pattern.digest)
             if history is None or not history.is_compiling:
@@ -209,7 +226,7 @@ class Specialisations:
 
     def changing(self, schema: OpSchema, key: KernelKey) -> list[str]:
         """Return what has not been the same in all calls of the family of ``key``, in words."""
-        family = family_of(schema, key, numbers=False)
+        family = family_of(schema, key)
         with self._lock:
             history = self._families.get(family.pattern.digest)
             names = varied([*history.calls, family.values]) if history is not None else set()
@@ -254,6 +271,25 @@ def serves(
     )
 
 
+def native_pattern(schema: OpSchema, entry: Entry, key: KernelKey) -> NativePattern | None:
+    """Return what C++ matches calls with: those of a stored pattern, of the size class of ``key``.
+
+    ``None`` where only Python can.
+    """
+    if entry.guards is None:
+        return None
+    pattern = entry.key.with_threads(dict(key.context)["threads"])
+    words, size = pattern_words(schema, pattern), size_class(key)
+    if words is None:
+        return None
+    guards = Guards(entry.guards.ranges, (*entry.guards.conditions, *in_size_class(pattern, size)))
+    program = pattern_program(words, guards)
+    if program is None:
+        return None
+    name = bytes.fromhex(entry.key.digest) + struct.pack("=q", size)
+    return NativePattern(name, program)
+
+
 def _symbols(found: StoredEntry) -> int:
     return len(found.entry.guards.ranges) if found.entry.guards is not None else 0
 
@@ -272,6 +308,13 @@ def _plan(digest: str, family: Family, names: set[str]) -> Plan:
         for name, place in family.places.items()
         if place in dims or (name.startswith("t") and any(place[0] == slot for slot, _ in dims))
     }
+    free |= {name for name in names if name.startswith("v")}
     fixed = {name: value for name, value in family.values.items() if name not in free}
-    guards = Guards(dict.fromkeys(sorted(free), _ANY_SIZE))
-    return Plan(digest, dims, with_values(family.pattern, fixed), guards)
+    pattern = with_values(family.pattern, fixed)
+    ranges = {
+        name: (number_range(family.values[name]) or _ANY_SIZE)
+        if name.startswith("v")
+        else _ANY_SIZE
+        for name in sorted(free)
+    }
+    return Plan(digest, dims, number_arguments(pattern), pattern, Guards(ranges))

@@ -16,7 +16,8 @@ from torch import Tensor
 from ._compat import OpOverload, symbolic_functions
 from ._graph_checks import check_graph
 from ._guards import INT64_MAX, Expression, Guards
-from ._key import KernelKey
+from ._key import KernelKey, float_bits
+from ._pattern import number_range, symbolic_number
 from ._schema import Kind
 from ._template import CallTemplate, slot_dtype
 from ._tracing import call_module, error_text
@@ -101,7 +102,7 @@ def compiled_pattern(template: CallTemplate, traced: list[Any]) -> tuple[KernelK
         if (env := getattr(getattr(tensor, "fake_mode", None), "shape_env", None)) is not None
     }
     conditions: list[Expression] = []
-    ranges: dict[str, tuple[int, int]] = {}
+    ranges: dict[str, tuple[int, int]] = _number_ranges(template)
     for env in environments.values():
         conditions += _conditions(env, names)
         ranges |= _ranges(env, names)
@@ -118,14 +119,30 @@ def _with_shapes(template: CallTemplate, described: Iterable[dict[str, Any] | No
 
     key = template.key
     arguments = []
+    count = 0
     for argument, (name, component) in zip(template.schema.arguments, key.arguments, strict=True):
         if argument.is_tensor and component is not None:
             if argument.kind is Kind.TENSOR:
                 component = tensor(component)
             else:
                 component = [None if one is None else tensor(one) for one in component]
+        elif name in template.numbers:
+            next(shapes)
+            component = symbolic_number(argument.kind, f"v{count}")
+            count += 1
         arguments.append((name, component))
     return KernelKey(key.op, key.dispatch_key, tuple(arguments), key.context)
+
+
+def _number_ranges(template: CallTemplate) -> dict[str, tuple[int, int]]:
+    values = [slot.component["value"] for slot in template.slots if "value" in slot.component]
+    ranges = {}
+    for count, value in enumerate(values):
+        bounds = number_range(float_bits(value))
+        if bounds is None:
+            raise CompileError("not_dynamic", f"{value} is a number with a meaning of its own")
+        ranges[f"v{count}"] = bounds
+    return ranges
 
 
 def _expression(value: Any) -> Any:

@@ -14,6 +14,7 @@ from typing import Any, Protocol
 
 from ._kernel import Kernel
 from ._native import NativeTable
+from ._native_pattern import NativePattern
 from ._specialisations import Specialisations
 from ._stats import Counter
 
@@ -30,7 +31,8 @@ class Decline:
     """The decision to keep the original kernel for a key.
 
     ``words`` is the key in C++; ``None`` if it has none. ``is_dynamic`` is true of a key that a
-    dynamic specialisation is there for, or comes: it does not count as one of its own.
+    dynamic specialisation is there for, or comes: it does not count as one of its own. With a
+    ``pattern`` C++ declines all calls that match it.
     """
 
     reason: str
@@ -38,6 +40,7 @@ class Decline:
     count: Counter
     words: bytes | None = None
     is_dynamic: bool = False
+    pattern: NativePattern | None = None
 
 
 # The reason of keys that have been given to the compile workers: nothing is decided yet, and their
@@ -126,8 +129,7 @@ class Table:
             for key, kernel in list(self.kernels.items()):
                 if which(kernel):
                     del self.kernels[key]
-                    if self.native is not None and kernel.words is not None:
-                        self.native.remove(kernel.words)
+                    self._remove_natively(kernel)
 
     def decline(self, key: TableKey, decline: Decline) -> None:
         """Keep the original for calls of ``key`` from now on."""
@@ -154,8 +156,8 @@ class Table:
         with self._lock:
             decline = self.declines.get(key)
             self._undecline(key)
-            if self.native is not None and decline is not None and decline.words is not None:
-                self.native.remove(decline.words)
+            if decline is not None:
+                self._remove_natively(decline)
 
     def clear(self) -> None:
         """Let go of all libraries; a call that is inside of one ends undisturbed."""
@@ -207,9 +209,29 @@ class Table:
         if self.native is None or kernel.words is None or kernel.native_results is None:
             return
         run = kernel.native()
-        if run is not None:
-            self.native.put(kernel.words, run, kernel.native_results)
+        if run is None:
+            return
+        if kernel.pattern is None:
+            if not kernel.numbers:
+                self.native.put(kernel.words, run, kernel.native_results)
+            return
+        name, program = kernel.pattern.name, kernel.pattern.program
+        self.native.put(name, run, kernel.native_results, program, kernel.numbers)
+        self.native.remove(kernel.words)  # What a key has of its own comes first.
 
     def _decline_natively(self, decline: Decline) -> None:
-        if self.native is not None and decline.words is not None:
+        if self.native is None or decline.words is None:
+            return
+        if decline.pattern is None:
             self.native.put_decline(decline.words, decline.count.native)
+            return
+        name, program = decline.pattern.name, decline.pattern.program
+        self.native.put_decline(name, decline.count.native, program)
+        self.native.remove(decline.words)
+
+    def _remove_natively(self, held: Kernel | Decline) -> None:
+        if self.native is None or held.words is None:
+            return
+        self.native.remove(held.words)
+        if held.pattern is not None:
+            self.native.remove_pattern(held.pattern.name)

@@ -6,7 +6,7 @@ compile worker with fake tensors, the trial process with made-up data.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -44,12 +44,14 @@ class CallTemplate:
 
     ``slots`` are the inputs in schema order, lists flattened and absent ones left out, then the
     ``constants`` of a function of the user's; this is the order in which a runner takes them.
+    Arguments in ``numbers`` are inputs, too, each a tensor without dimensions.
     """
 
     schema: OpSchema
     key: KernelKey
     slots: tuple[TensorSlot, ...]
     constants: int = 0
+    numbers: frozenset[str] = frozenset()
 
     def call(
         self,
@@ -86,6 +88,8 @@ class CallTemplate:
                     value = next(remaining)
                 else:
                     value = [None if one is None else next(remaining) for one in component]
+            elif argument.name in self.numbers:
+                value = next(remaining)
             else:
                 value = None if component is None else _DECODERS[argument.kind](component)
             if argument.kwarg_only:
@@ -95,17 +99,24 @@ class CallTemplate:
         return args, kwargs
 
 
-def call_template(schema: OpSchema, key: KernelKey) -> CallTemplate:
-    """Return the call that ``key`` was made from, without its tensors."""
+def call_template(schema: OpSchema, key: KernelKey, numbers: Iterable[str] = ()) -> CallTemplate:
+    """Return the call that ``key`` was made from, without its tensors.
+
+    ``numbers`` are arguments, floats in the key, that the kernel takes as inputs.
+    """
+    inputs = frozenset(numbers)
     slots: list[TensorSlot] = []
     for argument, (name, component) in zip(schema.arguments, key.arguments, strict=True):
+        if name in inputs:
+            value = component if isinstance(component, str) else component["float"]
+            slots.append(TensorSlot(name, {"number": "float", "value": value}, mutated=False))
         if not argument.is_tensor or component is None:
             continue
         listed = [component] if argument.kind is Kind.TENSOR else component
         slots += [TensorSlot(name, one, argument.mutated) for one in listed if one is not None]
     constants = dict(key.context).get("constants", ())
     slots += [TensorSlot(one["name"], one, mutated=False) for one in constants]
-    return CallTemplate(schema, key, tuple(slots), len(constants))
+    return CallTemplate(schema, key, tuple(slots), len(constants), inputs)
 
 
 def slot_dtype(slot: TensorSlot) -> torch.dtype:

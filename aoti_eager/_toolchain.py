@@ -18,6 +18,7 @@ from ._entry import Entry
 from ._key import Component
 from ._library_runner import RELEASE_GIL_NUMEL, LibraryRunner
 from ._native import NativeRun
+from ._pattern import number_arguments
 from ._python_function import Description
 from ._specialisations import Plan
 from ._template import CallTemplate
@@ -168,6 +169,7 @@ class Toolchain:
             "path": str(library),
             "outputs": [dict(output) for output in entry.outputs],
             "calls_aten": entry.calls_aten,
+            "numbers": list(number_arguments(entry.key)),
         }
         service = backend.background_service if background else backend.service
         return service.measure(template.key, described, backend.toolchain, **self._asked(function))

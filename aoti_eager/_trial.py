@@ -33,7 +33,7 @@ def serve() -> None:
 def _try_library(request: Mapping[str, Any]) -> dict[str, Any]:
     key = KernelKey.from_json(request["key"])
     op, schema = call_target(key.op, request.get("function"), request.get("schema", ""))
-    template = call_template(schema, key)
+    template = call_template(schema, key, request.get("numbers") or ())
     outputs = request["outputs"]
     context = dict(key.context)
     torch.set_default_dtype(getattr(torch, context["default_dtype"]))
@@ -124,6 +124,8 @@ def made_up_input(slot: TensorSlot, data: str, seed: int) -> Tensor:
         seed: Slots with different seeds get their special values in different order.
     """
     dtype = slot_dtype(slot)
+    if "value" in slot.component:
+        return torch.tensor(float.fromhex(slot.component["value"]), dtype=dtype)
     if slot.number_kind:
         value: Any = {"bool": True, "int": 2, "float": 1.5, "complex": 1.5 + 0.5j}[slot.number_kind]
         return torch.tensor(value, dtype=dtype)

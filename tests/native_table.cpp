@@ -31,6 +31,12 @@ void require(bool holds, const char* what) {
 
 constexpr uint64_t kAlive = 0x11FE11FE11FE11FEull;
 
+struct NoPattern {
+  bool matches(const Word*, size_t) const {
+    return false;
+  }
+};
+
 class Item : public Keyed, Counted<Item> {
  public:
   using Counted<Item>::alive;
@@ -39,6 +45,7 @@ class Item : public Keyed, Counted<Item> {
     canary = 0;
   }
   Word payload;
+  std::unique_ptr<NoPattern> pattern;
   volatile uint64_t canary = kAlive;
 };
 

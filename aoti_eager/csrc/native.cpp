@@ -38,6 +38,19 @@ void retire(T* object) {
   });
 }
 
+void put(
+    EntryTable* table, std::unique_ptr<Entry> entry, const int64_t* program, size_t count) {
+  if (program != nullptr) {
+    entry->pattern = std::make_unique<Pattern>(std::vector<int64_t>(program, program + count));
+  }
+  Writing writing;
+  if (program != nullptr) {
+    table->put_pattern(std::move(entry));
+  } else {
+    table->put(std::move(entry));
+  }
+}
+
 } // namespace
 } // namespace aoti_eager
 
@@ -110,10 +123,13 @@ void ae_table_delete(EntryTable* table) {
   retire(table);
 }
 
-// `results` has three numbers a result: kind, index, count.
+// `results` has three numbers a result: kind, index, count. With a `program` (pattern.h) the words
+// are a name, and calls are matched. `numbers` has a byte for each argument, or none: whether it is
+// a number that the library takes as an input.
 void ae_table_put_library(
     EntryTable* table, const Word* words, size_t count, const Library* library,
-    const int32_t* results, size_t results_count, uint64_t owner) {
+    const int32_t* results, size_t results_count, uint64_t owner, const int64_t* program,
+    size_t program_count, const uint8_t* numbers, size_t numbers_count) {
   guarded([&] {
     std::vector<Result> plan;
     for (size_t i = 0; i < results_count; ++i) {
@@ -121,16 +137,23 @@ void ae_table_put_library(
       plan.push_back({static_cast<Result::Kind>(one[0]), one[1], one[2]});
     }
     auto entry = std::make_unique<Entry>(words, count, *library, std::move(plan), owner);
-    Writing writing;
-    table->put(std::move(entry));
+    entry->numbers.assign(numbers, numbers + numbers_count);
+    put(table, std::move(entry), program, program_count);
   });
 }
 
-void ae_table_put_decline(EntryTable* table, const Word* words, size_t count, Counter* declines) {
+void ae_table_put_decline(
+    EntryTable* table, const Word* words, size_t count, Counter* declines, const int64_t* program,
+    size_t program_count) {
   guarded([&] {
-    auto entry = std::make_unique<Entry>(words, count, declines);
+    put(table, std::make_unique<Entry>(words, count, declines), program, program_count);
+  });
+}
+
+void ae_table_remove_pattern(EntryTable* table, const Word* name, size_t count) {
+  guarded([&] {
     Writing writing;
-    table->put(std::move(entry));
+    table->remove_pattern(name, count);
   });
 }
 
@@ -146,6 +169,11 @@ void ae_table_clear(EntryTable* table) {
     Writing writing;
     table->clear();
   });
+}
+
+// Whether a call's words match a program of pattern.h.
+int32_t ae_matches(const int64_t* program, size_t count, const Word* words, size_t words_count) {
+  return Pattern(std::vector<int64_t>(program, program + count)).matches(words, words_count);
 }
 
 size_t ae_table_size(EntryTable* table) {

@@ -8,6 +8,7 @@
 #pragma once
 
 #include <ATen/core/dispatch/Dispatcher.h>
+#include <ATen/ScalarOps.h>
 #include <ATen/core/grad_mode.h>
 #include <ATen/record_function.h>
 #include <torch/csrc/inductor/aoti_runtime/interface.h>
@@ -21,6 +22,7 @@
 #include <vector>
 
 #include "key.h"
+#include "pattern.h"
 
 namespace aoti_eager {
 
@@ -130,6 +132,8 @@ class Entry : public Keyed, Counted<Entry> {
   Library library;
   std::vector<Result> results;
   Counter* declines = nullptr;
+  std::vector<uint8_t> numbers; // by argument: whether it is a number that is an input; or empty
+  std::unique_ptr<Pattern> pattern; // of calls that have no entry of their own
   bool is_single = false;
 
  private:
@@ -369,6 +373,10 @@ inline bool Op::run(const Entry& entry, Stack* stack) {
       for (const c10::IValue& element : values[i].toListRef()) {
         add_input(element, inputs, converted);
       }
+    } else if (i < entry.numbers.size() && entry.numbers[i] != 0) {
+      at::Tensor& number = converted.emplace_front(at::detail::scalar_tensor_static(
+          c10::Scalar(values[i].toDouble()), at::kDouble, at::kCPU));
+      inputs.push_back(reinterpret_cast<AtenTensorHandle>(&number));
     }
   }
   c10::SmallVector<AtenTensorHandle, 4> outputs(library.outputs, nullptr);

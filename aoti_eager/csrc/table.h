@@ -56,7 +56,8 @@ class Keyed {
   uint64_t hash_;
 };
 
-// Entry derives from Keyed. What changes the table is called while `Writing`.
+// Entry derives from Keyed and has `pattern`, null or what calls without an entry of their own must
+// match. What changes the table is called while `Writing`.
 template <class Entry>
 class Table : Counted<Table<Entry>> {
  public:
@@ -74,10 +75,50 @@ class Table : Counted<Table<Entry>> {
       }
     }
     delete slots;
+    Patterns* patterns = patterns_.load(std::memory_order_relaxed);
+    for (Entry* entry : *patterns) {
+      delete entry;
+    }
+    delete patterns;
   }
 
-  // Returns the entry of a key, or null. The caller is in an epoch.
+  // Returns the entry of a key, or null: its own, or the first whose pattern it matches. The caller
+  // is in an epoch.
   Entry* find(const Word* words, size_t count) {
+    if (Entry* entry = find_own(words, count)) {
+      return entry;
+    }
+    for (Entry* entry : *patterns_.load(std::memory_order_seq_cst)) {
+      if (entry->pattern->matches(words, count)) {
+        return entry;
+      }
+    }
+    return nullptr;
+  }
+
+  // Puts an entry with a pattern in, instead of one with its key, which is a name and no call's.
+  void put_pattern(std::unique_ptr<Entry> entry) {
+    auto after = std::make_unique<Patterns>(*patterns_.load(std::memory_order_relaxed));
+    const std::vector<Word>& name = entry->words();
+    Entry* before = take_out(*after, name.data(), name.size());
+    after->push_back(entry.release());
+    replace_patterns(after.release(), before);
+  }
+
+  bool remove_pattern(const Word* name, size_t count) {
+    auto after = std::make_unique<Patterns>(*patterns_.load(std::memory_order_relaxed));
+    Entry* before = take_out(*after, name, count);
+    if (before == nullptr) {
+      return false;
+    }
+    replace_patterns(after.release(), before);
+    return true;
+  }
+
+ private:
+  using Patterns = std::vector<Entry*>;
+
+  Entry* find_own(const Word* words, size_t count) {
     Slots* slots = slots_.load(std::memory_order_seq_cst);
     // Most calls of an op in a row are of one key. The place is remembered, not the entry: what is
     // read from a slot is alive, and a pointer kept elsewhere might not be.
@@ -99,6 +140,7 @@ class Table : Counted<Table<Entry>> {
     }
   }
 
+ public:
   // Puts an entry in, instead of one with its key if there is one.
   void put(std::unique_ptr<Entry> entry) {
     const std::vector<Word>& words = entry->words();
@@ -141,10 +183,16 @@ class Table : Counted<Table<Entry>> {
     }
     Epochs::instance().retire(before, [](void* slots) { delete static_cast<Slots*>(slots); });
     size_ = 0;
+    auto* none = new Patterns;
+    Patterns* patterns = patterns_.exchange(none, std::memory_order_seq_cst);
+    for (Entry* entry : *patterns) {
+      retire(entry);
+    }
+    retire_patterns(patterns);
   }
 
   size_t size() const {
-    return size_;
+    return size_ + patterns_.load(std::memory_order_relaxed)->size();
   }
 
  private:
@@ -209,12 +257,35 @@ class Table : Counted<Table<Entry>> {
     return after;
   }
 
+  static Entry* take_out(Patterns& patterns, const Word* name, size_t count) {
+    for (size_t i = 0; i < patterns.size(); ++i) {
+      if (patterns[i]->has_key(name, count)) {
+        Entry* found = patterns[i];
+        patterns.erase(patterns.begin() + i);
+        return found;
+      }
+    }
+    return nullptr;
+  }
+
+  void replace_patterns(Patterns* after, Entry* gone) {
+    retire_patterns(patterns_.exchange(after, std::memory_order_seq_cst));
+    if (gone != nullptr) {
+      retire(gone);
+    }
+  }
+
+  static void retire_patterns(Patterns* patterns) {
+    Epochs::instance().retire(patterns, [](void* one) { delete static_cast<Patterns*>(one); });
+  }
+
   static void retire(Entry* entry) {
     Epochs::instance().retire(entry, [](void* one) { delete static_cast<Entry*>(one); });
   }
 
   std::atomic<size_t> last_{0};
   std::atomic<Slots*> slots_;
+  std::atomic<Patterns*> patterns_{new Patterns};
   size_t size_ = 0;
 };
 
