@@ -672,8 +672,9 @@ class Fuzz:
             tally.raised += 1
             return "raised"
         if after.hits > before.hits:
-            kernel = cache.table.kernels[key]
-            by = "dynamic" if kernel.is_dynamic else "static"
+            # C++ finds dynamic kernels by their patterns, without this key.
+            kernel = cache.table.kernels.get(key)
+            by = "dynamic" if kernel is None or kernel.is_dynamic else "static"
             setattr(tally, by, getattr(tally, by) + 1)
         elif after.misses > before.misses:
             tally.compiled += 1
