@@ -96,6 +96,7 @@ class Specialisations:
 
     def __init__(self) -> None:
         self._known: dict[str, StoredEntry] | None = None
+        self._used: set[str] = set()
         self._families: dict[str, _History] = {}
         self._runners: dict[tuple[str, bool], Any] = {}
         self._lock = threading.RLock()
@@ -125,13 +126,18 @@ class Specialisations:
             for one in known
             if one.entry.status is Status.READY and serves(schema, one, key, words)
         ]
-        return min(serving, key=_symbols, default=None)
+        found_one = min(serving, key=_symbols, default=None)
+        if found_one is not None:
+            self._used.add(found_one.entry.key.digest)
+        return found_one
 
     def add(self, found: StoredEntry) -> None:
         """Use a specialisation that has just been compiled, or that another process has."""
         with self._lock:
             if self._known is not None:
                 self._known[found.entry.key.digest] = found
+            if found.entry.status is Status.READY:
+                self._used.add(found.entry.key.digest)
 
     def forget(self) -> None:
         """Look into the store again: an entry has turned out to be damaged or deleted."""
@@ -153,9 +159,8 @@ class Specialisations:
 
     @property
     def count(self) -> int:
-        """Return how many dynamic kernels the op has."""
-        with self._lock:
-            return len(self._known or {}) - len(self._failed())
+        """Return how many dynamic kernels this process has used; the store may have any number."""
+        return len(self._used)
 
     # -- which there should be --
 

@@ -1,0 +1,47 @@
+"""What counts against the caps on an op's specialisations, with real kernels."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+import aoti_eager
+from aoti_eager._compile import CompileService
+from aoti_eager.errors import CompileError
+
+aten = torch.ops.aten
+SILU = "aten::silu"
+
+
+def test_keys_whose_compiles_fail_count_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An op of which every kernel fails must not ask for each new shape for ever."""
+    asked = []
+
+    def compile_(*args: object, **options: object) -> None:
+        asked.append(args)
+        raise CompileError("mismatch", "as on some machines")
+
+    monkeypatch.setattr(CompileService, "compile", compile_)
+    with aoti_eager.config.scope(static_cap=3, dynamic=False), aoti_eager.register(SILU):
+        for size in range(2, 12):
+            aten.silu(torch.ones(size))
+        declined = aoti_eager.stats()[SILU].declined
+    assert len(asked) == 3
+    assert declined == {"mismatch": 3, "specialisation_cap": 7}
+
+
+@pytest.mark.compiles
+def test_dynamic_kernels_that_others_have_left_do_not_count() -> None:
+    """Another script's kernels in the store must not keep this one from having its own."""
+    with aoti_eager.config.scope(dynamic_cap=1):
+        with aoti_eager.register(SILU):
+            for size in (3, 4):
+                aten.silu(torch.ones(size))
+        with aoti_eager.register(SILU):  # With a table of its own, as another process has.
+            for size in (5, 6, 7):
+                aten.silu(torch.ones(size, 3))
+                aten.silu(torch.ones(size, 2, dtype=torch.float64))
+            cache = next(iter(aoti_eager._library.caches()))
+            assert cache.table.specialised.count == 1
+            kernels = cache.table.kernels.values()
+            assert {kernel.is_dynamic for kernel in kernels} == {False, True}
