@@ -53,7 +53,7 @@ def _overloads(op: str) -> list[OpOverload]:
     if "." in op:
         return [find_overload(op)]
     packet = find_packet(op)
-    return [getattr(packet, name) for name in packet.overloads()]
+    return [getattr(packet, name) for name in packet.overloads()]  # type: ignore[no-untyped-call]
 
 
 def unmark(op: str) -> None:

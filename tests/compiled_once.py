@@ -15,6 +15,7 @@ from typing import Any
 
 from aoti_eager._answers import Compiled
 from aoti_eager._environment import current_environment
+from aoti_eager._guards import Guards
 from aoti_eager._key import KernelKey, json_digest
 from aoti_eager._verdict import path_times
 from aoti_eager.errors import CompileError
@@ -37,6 +38,7 @@ def remembering(compile_: Compile, directory: Path) -> Compile:
         document = json.loads((kept / "document.json").read_text())
         if "error" in document:
             raise CompileError(**document["error"])
+        pattern, guards = document["pattern"], document["guards"]
         library = work / "copied.so"
         shutil.copyfile(kept / "library", library)
         return Compiled(
@@ -45,6 +47,8 @@ def remembering(compile_: Compile, directory: Path) -> Compile:
                 "library": library,
                 "outputs": tuple(document["outputs"]),
                 "times": path_times(document["times"]),
+                "pattern": pattern and KernelKey.from_json(pattern),
+                "guards": guards and Guards.from_json(guards),
             }
         )
 
@@ -64,7 +68,12 @@ def _keep(kept: Path, compile_: Callable[[], Compiled]) -> None:
         document: dict[str, Any] = {"error": said}
     else:
         shutil.copyfile(compiled.library, staged / "library")
-        document = {**dataclasses.asdict(compiled), "library": None}
+        document = {
+            **dataclasses.asdict(compiled),
+            "library": None,
+            "pattern": compiled.pattern and compiled.pattern.to_json(),
+            "guards": compiled.guards and compiled.guards.to_json(),
+        }
     (staged / "document.json").write_text(json.dumps(document))
     try:
         staged.rename(kept)

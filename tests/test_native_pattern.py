@@ -17,6 +17,7 @@ pytestmark = pytest.mark.native
 
 NAMES = ["s0", "s1", "s2"]
 EDGES = [0, 1, -1, 2, 3, 7, INT64_MAX, INT64_MIN, INT64_MAX - 1, 1 << 32, -(1 << 62)]
+ANY_NUMBER = ["+", "*", "min", "max", "and", "or"]
 NUMBERS = st.one_of(st.sampled_from(EDGES), st.integers(-20, 20))
 
 
