@@ -16,6 +16,7 @@ from typing import Any
 from ._environment import Environment
 from ._guards import Guards
 from ._key import KernelKey, json_digest
+from ._pattern import expressions_in
 from .errors import CacheFormatError, EntryDamagedError
 
 FORMAT_VERSION = 1
@@ -147,9 +148,14 @@ def _has_digest(payload: Any, sha256: object) -> bool:
 
 def _entry(payload: dict[str, Any]) -> Entry:
     library = payload["library"]
+    key = KernelKey.from_json(payload["key"])
+    guards = Guards.from_json(payload["guards"]) if "guards" in payload else None
+    if guards is not None:
+        for expression in expressions_in(key):
+            guards.check(expression)
     return Entry(
         status=Status(payload["status"]),
-        key=KernelKey.from_json(payload["key"]),
+        key=key,
         environment=Environment(tuple(sorted(payload["environment"].items()))),
         target=str(payload["target"]),
         requires=frozenset(payload["requires"]),
@@ -160,5 +166,5 @@ def _entry(payload: dict[str, Any]) -> Entry:
         reason=payload["reason"],
         message=payload["message"],
         provenance=tuple(sorted(payload["provenance"].items())),
-        guards=Guards.from_json(payload["guards"]) if "guards" in payload else None,
+        guards=guards,
     )

@@ -17,7 +17,9 @@ from ._key import ANY_THREADS, KernelKey, kernel_key
 from ._keyed_call import refused
 from ._library import find_cache
 from ._ops import find_overload, find_packet
-from ._schema import op_schema
+from ._pattern import size_class
+from ._schema import OpSchema, op_schema
+from ._specialisations import Specialisations
 from ._store import StoredEntry
 from ._table import COMPILING
 from ._template import call_template
@@ -123,7 +125,7 @@ def explain(
     reason = call_decline(call_template(schema, key))
     if reason is not None:
         return Explanation(schema.op, registered, "declined", reason, REASONS[reason], key)
-    return _in_store(key, cache)
+    return _in_store(schema, key, cache)
 
 
 def _in_tables(
@@ -151,7 +153,7 @@ def _stored_key(key: KernelKey) -> KernelKey:
     return key
 
 
-def _in_store(key: KernelKey, cache: KernelCache | None) -> Explanation:
+def _in_store(schema: OpSchema, key: KernelKey, cache: KernelCache | None) -> Explanation:
     registered = cache is not None
     backend = _backend.current()
     environment = backend.environment
@@ -171,6 +173,14 @@ def _in_store(key: KernelKey, cache: KernelCache | None) -> Explanation:
             reason = found.entry.reason or "mismatch"
             message = found.entry.message or REASONS.get(reason, reason)
             return Explanation(key.op, registered, "declined", reason, message, candidate)
+    specialised = Specialisations() if cache is None else cache.table.specialised
+    found = specialised.find(schema, key, backend)
+    if found is not None:
+        taken = _time(found, key, cache)
+        if taken is not None and not taken.wins:
+            return Explanation(key.op, registered, "declined", *refused(taken), key)
+        message = f"the store has a kernel library for several sizes, {found.entry.key.digest}"
+        return Explanation(key.op, registered, "stored", None, message, key)
     nearest = _nearest(key, environment, backend.features)
     message = "no entry has this key" if nearest else "the store has no entry of this op"
     return Explanation(key.op, registered, "miss", None, message, key, nearest)
@@ -185,9 +195,10 @@ def _time(found: StoredEntry, key: KernelKey, cache: KernelCache | None) -> Path
         found.entry.key.digest, "" if library is None else library.sha256
     )
     threads = int(dict(key.context)["threads"])
+    size = None if found.entry.guards is None else size_class(key)
     if cache is None:  # Of a process that has it registered, most likely by C++.
-        return verdict.time("native", threads) or verdict.time("python", threads)
-    return verdict.time("python" if cache.native is None else "native", threads)
+        return verdict.time("native", threads, size) or verdict.time("python", threads, size)
+    return verdict.time("python" if cache.native is None else "native", threads, size)
 
 
 def _nearest(key: KernelKey, environment: Environment, features: Iterable[str]) -> Nearest | None:

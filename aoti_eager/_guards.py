@@ -70,15 +70,26 @@ class Guards:
         """
         ranges = {}
         for name, (low, high) in values["ranges"].items():
-            if not (_is_int(low) and _is_int(high)):
+            if not (_is_int(low) and _is_int(high) and low >= INT64_MIN and high <= INT64_MAX):
                 raise ValueError(f"range of {name}: {low!r}, {high!r}")
             ranges[name] = (low, high)
-        guards = cls(ranges, tuple(values["conditions"]))
-        for condition in guards.conditions:
-            missing = set(symbols_of(condition)) - set(ranges)
-            if missing:
-                raise ValueError(f"unknown symbols: {sorted(missing)}")
+        conditions = values["conditions"]
+        if not isinstance(conditions, list):
+            raise TypeError(f"conditions: {conditions!r}")
+        guards = cls(ranges, tuple(conditions))
+        for condition in conditions:
+            guards.check(condition)
         return guards
+
+    def check(self, expression: Expression) -> None:
+        """Raise unless ``expression`` is one, of symbols that have a range.
+
+        Raises:
+            ValueError, TypeError: It is not.
+        """
+        missing = set(symbols_of(expression)) - set(self.ranges)
+        if missing:
+            raise ValueError(f"symbols without a range: {sorted(missing)}")
 
     def hold(self, symbols: Mapping[str, int]) -> bool:
         """Return whether values of all symbols are within their ranges and meet all conditions."""
@@ -184,7 +195,7 @@ def symbols_of(expression: Expression) -> Iterator[str]:
     if isinstance(expression, str):
         yield expression
     elif isinstance(expression, list | tuple):
-        if not expression or expression[0] not in OPERATORS:
+        if not expression or str(expression[0]) not in OPERATORS:
             raise ValueError(f"no expression: {expression!r}")
         operator, *operands = expression
         wanted = OPERATORS[operator]
@@ -205,7 +216,7 @@ def text(expression: Expression) -> str:
     if operator in ("min", "max"):
         return f"{operator}({', '.join(texts)})"
     if operator == "not":
-        return f"not {texts[0]}"
+        return f"(not {texts[0]})"
     return "(" + f" {operator} ".join(texts) + ")"
 
 

@@ -124,7 +124,7 @@ class KernelCache:
             self.table.forget_declines("slower")
             self.table.forget_declines("unmeasured")
         if config.dynamic is False:
-            self.table.drop_kernels(lambda kernel: kernel.is_dynamic)
+            self.table.leave_dynamic()
         self._refresh_native()
         for token, table in before.items():
             if token not in self._tables:

@@ -127,7 +127,7 @@ class KeyedCall:
         found = specialised.find(self.cache.schema, self.key, backend)
         if found is None:
             return None
-        if not specialised.is_loaded(found):
+        if not specialised.is_loaded(found, self._releases_gil):
             try:
                 backend.store.check_library(found)
             except EntryDamagedError as error:
@@ -148,6 +148,10 @@ class KeyedCall:
             and self.cache.dispatch_key == "CPU"
         )
 
+    @property
+    def _releases_gil(self) -> bool:
+        return self.numel >= RELEASE_GIL_NUMEL
+
     def load(self, library: Path, entry: Entry) -> Kernel:
         """Return the kernel of an entry's library.
 
@@ -161,8 +165,7 @@ class KeyedCall:
         if entry.guards is None:
             runner = load()
         else:
-            releases_gil = self.numel >= RELEASE_GIL_NUMEL
-            runner = self.table.specialised.runner(entry, releases_gil, load)
+            runner = self.table.specialised.runner(entry, self._releases_gil, load)
         plain = all(
             argument.kind is Kind.TENSOR and isinstance(component, dict) and "dtype" in component
             for argument, (_, component) in zip(
@@ -289,6 +292,8 @@ class KeyedCall:
         message = "; ".join(problems)
         self.cache.counters.failures.add()
         self.decline("mismatch", message)
+        if found.entry.guards is not None:
+            self.table.distrust(found.entry.key.digest)
 
         def quarantine() -> None:
             try:

@@ -146,24 +146,28 @@ class Miss:
         plan = None
         if self._call.may_be_dynamic:
             specialised = self._table.specialised
-            if specialised.wait_for(cache.schema, key, self._table_key):
-                return self._wait()
+            if config.mode != "sync" and specialised.wait_for(
+                cache.schema, key, self._table_key, self._decline_meanwhile
+            ):
+                return self._original()
             plan = specialised.plan(cache.schema, key)
+            if plan is None and specialised.is_exhausted(cache.schema, key):
+                message = "several sizes cannot share a kernel here, and it has enough static ones"
+                return self._declined("specialisation_cap", self._cap_message(key, message))
         if plan is None and self._table.specialisations >= config.static_cap:
-            return self._declined("specialisation_cap", self._cap_message(key))
+            message = f"has {config.static_cap} static specialisations"
+            return self._declined("specialisation_cap", self._cap_message(key, message))
         return self._compile(plan)
 
-    def _wait(self) -> Any:
-        """Return the original's result; a kernel for several sizes is being made."""
-        result = self._original()
+    def _decline_meanwhile(self) -> None:
+        """Keep the original until a kernel for several sizes is made, which may serve the call."""
         count = self._cache.counters.pending()
         self._call.decline(COMPILING, "a dynamic kernel is being made", count, is_dynamic=True)
-        return result
 
-    def _cap_message(self, key: KernelKey) -> str:
+    def _cap_message(self, key: KernelKey, message: str) -> str:
         changing = self._table.specialised.changing(self._cache.schema, key)
         what = f"; what kept changing: {', '.join(changing)}" if changing else ""
-        return f"{self._op}: has {config.static_cap} static specialisations{what}"
+        return f"{self._op}: {message}{what}"
 
     def _keyed_call(
         self, key: KernelKey, template: CallTemplate, function: Description | None
@@ -337,10 +341,14 @@ class Miss:
         backend = _backend.current()
         with backend.store.locked(self._call.key), backend.store.workspace() as work:
             # Another process may have compiled it while this one waited for the lock.
+            if plan is not None:
+                self._table.specialised.look_again()
             found = self._call.find(backend)
             if found is not None:
                 self._adopt(found, result, before)
                 return
+            if plan is not None:
+                self._table.specialised.start(plan)
             self._cache.counters.compiles.add()
             try:
                 compiled = self._toolchain.compile(
@@ -434,7 +442,10 @@ class Miss:
         if problems:
             message = "; ".join(problems)
             entry = replace(entry, status=Status.QUARANTINED, reason="mismatch", message=message)
-            backend.store.publish(entry, work, compiled.library, message)
+            stored = backend.store.publish(entry, work, compiled.library, message)
+            if entry.guards is not None:
+                self._table.specialised.add(stored)
+                self._table.distrust(entry.key.digest)
             log.warning("%s: its library is quarantined: %s", self._op, message)
             self._cache.counters.failures.add()
             self._decline_next("mismatch", message)
@@ -499,6 +510,8 @@ class Miss:
 
     def _quarantine(self, found: StoredEntry, problems: list[str]) -> None:
         self._cache.counters.failures.add()
+        if found.entry.guards is not None:
+            self._table.distrust(found.entry.key.digest)
         try:
             _backend.current().store.quarantine(found, "mismatch", "; ".join(problems))
         except StoreError as error:

@@ -13,14 +13,16 @@ from __future__ import annotations
 
 import math
 import struct
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from ._guards import INT64_MIN, Expression, Guards, NoValueError, evaluate
-from ._key import Component, KernelKey, float_bits
+from ._key import Component, KernelKey, float_bits, json_digest
 from ._schema import Kind, OpSchema
 
+# In the context of an entry's key.
+_GUARDS = "guards"
 # The kinds of numbers that may be inputs of a kernel, and within which bounds.
 _NUMBER_KINDS = (Kind.SCALAR, Kind.FLOAT)
 _SMALLEST, _LARGEST = 2.0**-100, 2.0**100
@@ -181,6 +183,23 @@ def number_arguments(pattern: KernelKey) -> tuple[str, ...]:
     )
 
 
+def with_guards(key: KernelKey, guards: Guards | None) -> KernelKey:
+    """Return the key of the entry for a pattern under ``guards``; any other key as it is.
+
+    One pattern may have a kernel for tall and one for wide tensors. They are two entries: under one
+    digest the library of one would be taken for that of the other.
+    """
+    if guards is None:
+        return key
+    context = (*without_guards(key).context, (_GUARDS, json_digest(guards.to_json())[:16]))
+    return replace(key, context=context)
+
+
+def without_guards(key: KernelKey) -> KernelKey:
+    """Return the pattern of an entry's key, with the context that a call's key has."""
+    return replace(key, context=tuple(pair for pair in key.context if pair[0] != _GUARDS))
+
+
 def with_values(pattern: KernelKey, values: Mapping[str, int]) -> KernelKey:
     """Return ``pattern`` with ``values`` in place of some of its symbols, or of all."""
     arguments = tuple((name, _filled(component, values)) for name, component in pattern.arguments)
@@ -192,11 +211,11 @@ def _filled(component: Component, values: Mapping[str, int]) -> Component:
         return [_filled(one, values) for one in component]
     if not isinstance(component, dict):
         return component
-    if "sizes" in component:
+    if component.get("strides") is not None:
         return {
             **component,
             "sizes": [_reduced(size, values) for size in component["sizes"]],
-            "strides": [_reduced(stride, values) for stride in component["strides"] or ()],
+            "strides": [_reduced(stride, values) for stride in component["strides"]],
         }
     if "symbol" in component:
         name = component["symbol"]
@@ -239,6 +258,16 @@ def _collect(component: Component, into: set[str]) -> None:
             into.add(component["symbol"])
         elif isinstance(component.get("float"), dict):
             into.add(component["float"]["symbol"])
+
+
+def expressions_in(pattern: KernelKey) -> Iterator[Expression]:
+    """Give what stands for the sizes and strides of ``pattern`` and is no number."""
+    for _, component in pattern.arguments:
+        for one in component if isinstance(component, list) else [component]:
+            if isinstance(one, dict) and "sizes" in one:
+                for word in (*one["sizes"], *(one["strides"] or ())):
+                    if not isinstance(word, int):
+                        yield word
 
 
 def is_pattern(key: KernelKey) -> bool:
@@ -323,13 +352,7 @@ def instances(
     sizes = _size_symbols(pattern)
     numbers = {name for name in values if name.startswith("v")}
     found: list[KernelKey] = []
-    for choose in (
-        lambda n: 2,
-        lambda n: 3,
-        lambda n: n // 2,
-        lambda n: n - 1,
-        lambda n: 2 * n + 1,
-    ):
+    for choose in _OTHER_SIZES:
         # Rows stay as far apart as they are: another stride may make elements overlap.
         chosen = {
             name: choose(n) if name in sizes else n ^ _OTHER_NUMBER if name in numbers else n

@@ -145,6 +145,9 @@ class Pending:
         found = self._found
         if found is None and not call.toolchain.works_in_background:
             found = self._compiled_here()
+        if found is None and self._plan is not None:
+            call.table.specialised.look_again()
+            found = call.find(backend)
         if found is None:
             published = call.toolchain.publish(call.template, call.function, backend, self._plan)
             if published is None:
@@ -241,9 +244,10 @@ def _let_others_run() -> None:
 
 
 def _put(call: KeyedCall, kernel: Kernel) -> None:
-    """Use ``kernel``, unless the gate was switched on since it was chosen without."""
+    """Use ``kernel``, unless a setting rules it out that was another when it was chosen."""
     call.table.put(call.table_key, kernel)
-    if call.is_gated and not kernel.gated:
+    ruled_out = kernel.is_dynamic and config.dynamic is False
+    if ruled_out or (call.is_gated and not kernel.gated):
         # The cache's own look at its kernels may have come before this one was there.
         call.table.drop_kernels(lambda one: one is kernel)
 

@@ -30,6 +30,7 @@ from ._pattern import (
     size_class,
     varied,
     with_values,
+    without_guards,
 )
 from ._schema import OpSchema
 from ._store import StoredEntry
@@ -42,6 +43,9 @@ T = TypeVar("T")
 _CALLS, _FAMILIES = 32, 1024
 # After so many kernels a family is taken to be static: its sizes shape the code.
 _MOST_KERNELS = 3
+# Static kernels that a family has when it has come back with other sizes and no dynamic kernel can
+# be had: its sizes go on changing, and each would be compiled for.
+_MOST_STATIC = 3
 # Sizes of calls for which a dynamic kernel was not compiled: as large as they may be.
 _ANY_SIZE = (2, 1 << 62)
 
@@ -81,12 +85,14 @@ class _History:
     Attributes:
         calls: The values of its symbols in the last calls without a kernel.
         kernels: How many dynamic kernels were planned for it.
+        static: How many static ones since.
         is_compiling: Whether one is on its way.
         waiting: Keys of calls that wait for that one.
     """
 
     calls: deque[dict[str, int]] = field(default_factory=lambda: deque(maxlen=_CALLS))
     kernels: int = 0
+    static: int = 0
     is_compiling: bool = False
     waiting: list[TableKey] = field(default_factory=list)
 
@@ -99,6 +105,7 @@ class Specialisations:
         self._used: set[str] = set()
         self._families: dict[str, _History] = {}
         self._runners: dict[tuple[str, bool], Any] = {}
+        self._distrusted: set[str] = set()
         self._lock = threading.RLock()
 
     # -- which there are --
@@ -120,16 +127,12 @@ class Specialisations:
             if self._known is None:
                 found = backend.store.find_dynamic(key.op, backend.environment, backend.features)
                 self._known = {one.entry.key.digest: one for one in found}
-            known = list(self._known.values())
-        serving = [
-            one
-            for one in known
-            if one.entry.status is Status.READY and serves(schema, one, key, words)
-        ]
-        found_one = min(serving, key=_symbols, default=None)
-        if found_one is not None:
-            self._used.add(found_one.entry.key.digest)
-        return found_one
+            known = [one for one in self._known.values() if self._is_usable(one)]
+        serving = [one for one in known if serves(schema, one, key, words)]
+        best = min(serving, key=_symbols, default=None)
+        if best is not None:
+            self._used.add(best.entry.key.digest)
+        return best
 
     def add(self, found: StoredEntry) -> None:
         """Use a specialisation that has just been compiled, or that another process has."""
@@ -139,11 +142,22 @@ class Specialisations:
             if found.entry.status is Status.READY:
                 self._used.add(found.entry.key.digest)
 
+    def look_again(self) -> None:
+        """Look into the store again: another process may have compiled what is missing here."""
+        with self._lock:
+            self._known = None
+
     def forget(self) -> None:
         """Look into the store again: an entry has turned out to be damaged or deleted."""
         with self._lock:
             self._known = None
             self._runners.clear()
+
+    def distrust(self, digest: str) -> None:
+        """Never use a specialisation again, whatever the store says: its results were wrong."""
+        with self._lock:
+            self._distrusted.add(digest)
+            self._runners = {k: runner for k, runner in self._runners.items() if k[0] != digest}
 
     def runner(self, found: Entry, releases_gil: bool, load: Callable[[], T]) -> T:
         """Return the loaded library of a specialisation, which its calls share."""
@@ -153,9 +167,9 @@ class Specialisations:
                 runner = self._runners[found.key.digest, releases_gil] = load()
             return runner
 
-    def is_loaded(self, found: StoredEntry) -> bool:
-        """Return whether its library was looked at already."""
-        return any(digest == found.entry.key.digest for digest, _ in list(self._runners))
+    def is_loaded(self, found: StoredEntry, releases_gil: bool) -> bool:
+        """Return whether its library need not be opened any more."""
+        return (found.entry.key.digest, releases_gil) in self._runners
 
     @property
     def count(self) -> int:
@@ -177,9 +191,12 @@ class Specialisations:
             before = list(history.calls)
             if family.values not in before:
                 history.calls.append(family.values)
-            if history.kernels >= _MOST_KERNELS or self.count >= config.dynamic_cap:
-                return None
-            if any(serves(schema, failed, key) for failed in self._failed()):
+            if (
+                history.kernels >= _MOST_KERNELS
+                or self.count >= config.dynamic_cap
+                or any(serves(schema, failed, key) for failed in self._failed())
+            ):
+                history.static += 1
                 return None
             if config.dynamic is True or history.kernels == _MOST_KERNELS - 1:
                 names = set(family.values)
@@ -187,10 +204,21 @@ class Specialisations:
                 names = varied([*before, family.values])
             marks = marked(schema.op, family)
             names = {name for name in family.values if marks.get(name, name in names)}
-            if not names:
-                return None
-            history.kernels += 1
-        return _plan(digest, family, names)
+        return _plan(digest, family, names) if names else None
+
+    def is_exhausted(self, schema: OpSchema, key: KernelKey) -> bool:
+        """Return whether the family of ``key`` has all the static kernels that it may have.
+
+        To be asked after ``plan`` gave nothing.
+        """
+        with self._lock:
+            history = self._families.get(family_of(schema, key).pattern.digest)
+            return history is not None and history.static > _MOST_STATIC
+
+    def start(self, plan: Plan) -> None:
+        """Count ``plan`` among its family's kernels: the compiler is asked for it now."""
+        with self._lock:
+            self._history(plan.family).kernels += 1
 
     def note(self, schema: OpSchema, key: KernelKey) -> None:
         """Remember a call that a static kernel of the store serves."""
@@ -202,8 +230,17 @@ class Specialisations:
             if family.values not in calls:
                 calls.append(family.values)
 
-    def wait_for(self, schema: OpSchema, key: KernelKey, table_key: TableKey) -> bool:
-        """Return whether a dynamic kernel is on its way that may serve a call, which waits then."""
+    def wait_for(
+        self,
+        schema: OpSchema,
+        key: KernelKey,
+        table_key: TableKey,
+        decline: Callable[[], object],
+    ) -> bool:
+        """Return whether a dynamic kernel is on its way that may serve a call, which waits then.
+
+        ``decline`` keeps the original for the call's key, until ``end``; it is called in time.
+        """
         if config.dynamic is False:
             return False
         family = family_of(schema, key)
@@ -211,13 +248,16 @@ class Specialisations:
             history = self._families.get(family.pattern.digest)
             if history is None or not history.is_compiling:
                 return False
-            history.calls.append(family.values)
+            if family.values not in history.calls:
+                history.calls.append(family.values)
             history.waiting.append(table_key)
+            decline()  # Before anybody can forget it.
             return True
 
     def begin(self, plan: Plan) -> None:
         """Note that ``plan`` is being compiled beside the script."""
         with self._lock:
+            self.start(plan)
             self._history(plan.family).is_compiling = True
 
     def end(self, plan: Plan, forget: Callable[[TableKey], None]) -> None:
@@ -245,7 +285,11 @@ class Specialisations:
 
     def _failed(self) -> list[StoredEntry]:
         known = (self._known or {}).values()
-        return [one for one in known if one.entry.status is not Status.READY]
+        return [one for one in known if not self._is_usable(one)]
+
+    def _is_usable(self, found: StoredEntry) -> bool:
+        entry = found.entry
+        return entry.status is Status.READY and entry.key.digest not in self._distrusted
 
     def _history(self, digest: str) -> _History:
         if len(self._families) >= _FAMILIES and digest not in self._families:
@@ -260,7 +304,7 @@ def serves(
     entry, threads = found.entry, dict(key.context)["threads"]
     if entry.guards is None:
         return False
-    pattern = entry.key
+    pattern = without_guards(entry.key)
     if dict(pattern.context)["threads"] == ANY_THREADS:
         pattern = pattern.with_threads(threads)
     if (pattern.op, pattern.dispatch_key) != (key.op, key.dispatch_key):

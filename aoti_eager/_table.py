@@ -145,6 +145,21 @@ class Table:
                     del self.kernels[key]
                     self._remove_natively(kernel)
 
+    def leave_dynamic(self) -> None:
+        """Decide anew on the keys that dynamic specialisations serve, or were to serve."""
+        with self._lock:
+            self.drop_kernels(lambda kernel: kernel.is_dynamic)
+            for key, decline in list(self.declines.items()):
+                if decline.is_dynamic:
+                    self.forget_decline(key)
+
+    def distrust(self, digest: str) -> None:
+        """Serve no call any more by the dynamic specialisation whose pattern has this digest."""
+        with self._lock:
+            self.specialised.distrust(digest)
+            # Whichever these are: those of others are found again by their next calls.
+            self.drop_kernels(lambda kernel: kernel.is_dynamic)
+
     def decline(self, key: TableKey, decline: Decline) -> None:
         """Keep the original for calls of ``key`` from now on."""
         with self._lock:

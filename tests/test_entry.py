@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from aoti_eager._entry import FORMAT_VERSION, Entry, Library, Status, decode, encode
 from aoti_eager._environment import Environment
+from aoti_eager._guards import Guards
 from aoti_eager._key import KernelKey, json_digest
 from aoti_eager.errors import CacheFormatError, EntryDamagedError
 
@@ -47,6 +48,7 @@ entries = st.builds(
     reason=st.none() | names,
     message=st.none() | names,
     provenance=texts,
+    guards=st.none() | st.just(Guards({"s0": (2, 64)}, (["==", ["%", "s0", 4], 0],))),
 )
 
 
@@ -91,6 +93,46 @@ def test_a_document_is_text_that_a_person_can_read() -> None:
     lines = DOCUMENT.decode("ascii").splitlines()
     assert parsed()["format"] == FORMAT_VERSION == 1
     assert '  "status": "ready",' in lines
+
+
+def dynamic_payload(**fields: Any) -> dict[str, Any]:
+    """Return the payload of an entry of a dynamic specialisation, with ``fields`` changed."""
+    payload: dict[str, Any] = parsed()["payload"]
+    payload["key"]["arguments"][0][1]["sizes"] = ["s0", ["*", "s0", 8]]
+    payload["guards"] = {"ranges": {"s0": [2, 4096]}, "conditions": [["<", "s0", 9]]}
+    return {**payload, **fields}
+
+
+def test_guards_come_back() -> None:
+    entry = decode(signed(dynamic_payload()))
+    assert entry.guards == Guards({"s0": (2, 4096)}, (["<", "s0", 9],))
+    assert decode(encode(entry)) == entry
+    assert '"ranges": {' in encode(entry).decode()
+    assert decode(DOCUMENT).guards is None
+
+
+@pytest.mark.parametrize(
+    "guards",
+    [
+        None,
+        {},
+        {"ranges": {}, "conditions": []},  # The key has a symbol without a range.
+        {"ranges": {"s0": [2, 4096]}, "conditions": [["<", "s1", 9]]},
+        {"ranges": {"s0": [2, 4096]}, "conditions": [["~", "s0"]]},
+        {"ranges": {"s0": ["2", 4096]}, "conditions": []},
+    ],
+)
+def test_guards_that_are_none_make_the_entry_a_damaged_one(guards: Any) -> None:
+    with pytest.raises(EntryDamagedError):
+        decode(signed(dynamic_payload(guards=guards)))
+
+
+@pytest.mark.parametrize("size", [["**", "s0", 2], ["*", "s0"], [], None, 2.5, {"a": 1}])
+def test_sizes_that_are_no_expressions_make_the_entry_a_damaged_one(size: Any) -> None:
+    payload = dynamic_payload()
+    payload["key"]["arguments"][0][1]["sizes"] = ["s0", size]
+    with pytest.raises(EntryDamagedError):
+        decode(signed(payload))
 
 
 # --- what was not --------------------------------------------------------------------------------

@@ -9,6 +9,8 @@ import aoti_eager
 from aoti_eager._compile import CompileService
 from aoti_eager.errors import CompileError
 
+from .conftest import assert_close
+
 aten = torch.ops.aten
 SILU = "aten::silu"
 
@@ -45,3 +47,25 @@ def test_dynamic_kernels_that_others_have_left_do_not_count() -> None:
             assert cache.table.specialised.count == 1
             kernels = cache.table.kernels.values()
             assert {kernel.is_dynamic for kernel in kernels} == {False, True}
+
+
+@pytest.mark.both_paths
+@pytest.mark.compiles
+def test_two_kernels_of_one_pattern_are_two_libraries() -> None:
+    """Eager's strides depend on which size is larger: guards, not words, tell the kernels apart."""
+
+    def overlapping(*sizes: int) -> torch.Tensor:
+        return torch.arange(sum(sizes) * 1.0).as_strided(sizes, (1, 1))
+
+    shapes = [(20, 30), (36, 44), (70, 11), (60, 12), (10, 50), (90, 8), (36, 45)]
+    with aoti_eager.register(SILU):
+        for shape in shapes:
+            got = aten.silu(overlapping(*shape))
+            with aoti_eager.config.scope(mode="off"):
+                want = aten.silu(overlapping(*shape))
+            assert_close(got, want, check_stride=True)
+        stats = aoti_eager.stats()[SILU]
+        cache = next(iter(aoti_eager._library.caches()))
+        assert cache.table.specialised.count == 2
+    assert stats.declined == {}
+    assert stats.compiles == 3
