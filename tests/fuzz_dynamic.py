@@ -54,6 +54,8 @@ BATCH = 50
 EDGES = (7, 8, 9, 15, 16, 17, 31, 32, 33, 63, 64, 65, 127, 128, 129, 255, 256, 257, 511, 512)
 # A kernel may be off by so many times the original's error, where assert_close finds them apart.
 ALLOWED_ERROR = 2.0
+# Of these, terms that cancel leave what their order makes of them, and eager's may be lucky.
+SUMS = frozenset({"aten::sum.dim_IntList", "aten::var.correction"})
 
 
 @dataclass
@@ -206,10 +208,16 @@ class Draw:
         return sizes[-fewer:] if how == "fewer" else list(sizes)
 
     def tensor(
-        self, sizes: list[int], *, mutated: bool = False, dtype: str | None = None
+        self,
+        sizes: list[int],
+        *,
+        mutated: bool = False,
+        dtype: str | None = None,
+        layout: str | None = None,
     ) -> TensorSpec:
         """Return a tensor of these sizes; the first of a call has the layout of the form."""
-        layout, self._layout = self._layout, None
+        if layout is None:
+            layout, self._layout = self._layout, None
         if layout is None:
             layout = self.form.choice(("contiguous", "contiguous", *LAYOUTS, "windows"))
         dims = len(sizes)
@@ -398,7 +406,8 @@ def group_norm(d: Draw) -> Drawn:
     n, pixels = d.size(), d.usual()
     x = d.tensor([min(n, 48), channels, pixels])
     affine = d.option(True, True, False)
-    weights = [d.tensor([channels]), d.tensor([channels])]
+    # Eager reads beyond those of half precision that are not contiguous.
+    weights = [d.tensor([channels], layout=d.option("contiguous", "view")) for _ in range(2)]
     sizes = x.sizes
     rest = [sizes[0], channels, sizes[2], groups + d.invalid, 1e-5]
     return [x, *(weights if affine else (None, None)), *rest], {}
@@ -535,7 +544,7 @@ def problem_of(call: Call, want: Made, got: Made) -> str | None:
                 exact = _exact(call)
             truths = None if exact is None else [*_flat(exact.result), *_written(call, exact)]
             truth = None if truths is None else truths[place]
-            if truth is None or not _is_no_worse(a, b, truth):
+            if truth is None or not _is_no_worse(a, b, truth, _rounding(call, want)):
                 return f"{where_}: " + " ".join(str(error).split())
     return None
 
@@ -591,7 +600,16 @@ def _exact(call: Call) -> Made | None:
     return made if made.error is None else None
 
 
-def _is_no_worse(got: Tensor, want: Tensor, exact: Tensor) -> bool:
+def _rounding(call: Call, made: Made) -> float:
+    """Return the error that any order of a sum's terms may come to; 0 for what is no sum."""
+    if call.op not in SUMS:
+        return 0.0
+    terms = made.args[0].to(torch.float64).nan_to_num(0.0, 0.0, 0.0)
+    eps = torch.finfo(made.args[0].dtype).eps
+    return float(eps * math.sqrt(terms.numel()) * terms.abs().max())
+
+
+def _is_no_worse(got: Tensor, want: Tensor, exact: Tensor, rounding: float) -> bool:
     mine, theirs, truth = (t.to(torch.float64) for t in (got, want, exact))
     finite = torch.isfinite(mine) & torch.isfinite(theirs) & torch.isfinite(truth)
     odd = ~finite & ~((mine == theirs) | (mine.isnan() & theirs.isnan()))
@@ -600,7 +618,7 @@ def _is_no_worse(got: Tensor, want: Tensor, exact: Tensor) -> bool:
     if not bool(finite.any()):
         return True
     error, allowed = ((t - truth).abs()[finite].max() for t in (mine, theirs))
-    return bool(error <= ALLOWED_ERROR * allowed)
+    return bool(error <= max(ALLOWED_ERROR * float(allowed), rounding))
 
 
 # -- the run --
