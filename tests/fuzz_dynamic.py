@@ -606,7 +606,7 @@ def _rounding(call: Call, made: Made) -> float:
         return 0.0
     terms = made.args[0].to(torch.float64).nan_to_num(0.0, 0.0, 0.0)
     eps = torch.finfo(made.args[0].dtype).eps
-    return float(eps * math.sqrt(terms.numel()) * terms.abs().max())
+    return float(4 * eps * math.sqrt(terms.numel()) * terms.abs().max())
 
 
 def _is_no_worse(got: Tensor, want: Tensor, exact: Tensor, rounding: float) -> bool:
