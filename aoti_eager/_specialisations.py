@@ -43,9 +43,9 @@ T = TypeVar("T")
 _CALLS, _FAMILIES = 32, 1024
 # After so many kernels a family is taken to be static: its sizes shape the code.
 _MOST_KERNELS = 3
-# Static kernels that a family has when it has come back with other sizes and no dynamic kernel can
-# be had: its sizes go on changing, and each would be compiled for.
-_MOST_STATIC = 3
+# Static kernels of calls with the same ranks and dtypes, where sizes change and no dynamic kernel can
+# be had: they go on changing, and each would be compiled for.
+_MOST_STATIC = 4
 # Sizes of calls for which a dynamic kernel was not compiled: as large as they may be.
 _ANY_SIZE = (2, 1 << 62)
 
@@ -85,16 +85,22 @@ class _History:
     Attributes:
         calls: The values of its symbols in the last calls without a kernel.
         kernels: How many dynamic kernels were planned for it.
-        static: How many static ones since.
         is_compiling: Whether one is on its way.
         waiting: Keys of calls that wait for that one.
     """
 
     calls: deque[dict[str, int]] = field(default_factory=lambda: deque(maxlen=_CALLS))
     kernels: int = 0
-    static: int = 0
     is_compiling: bool = False
     waiting: list[TableKey] = field(default_factory=list)
+
+
+@dataclass(slots=True)
+class _Group:
+    """Calls with the same ranks and dtypes: how many static kernels, and if no dynamic one."""
+
+    static: int = 0
+    refused: bool = False
 
 
 class Specialisations:
@@ -104,6 +110,7 @@ class Specialisations:
         self._known: dict[str, StoredEntry] | None = None
         self._used: set[str] = set()
         self._families: dict[str, _History] = {}
+        self._groups: dict[str, _Group] = {}
         self._runners: dict[tuple[str, bool], Any] = {}
         self._distrusted: set[str] = set()
         self._lock = threading.RLock()
@@ -188,6 +195,7 @@ class Specialisations:
         digest = family.pattern.digest
         with self._lock:
             history = self._history(digest)
+            group = self._groups.setdefault(_rank_digest(key), _Group())
             before = list(history.calls)
             if family.values not in before:
                 history.calls.append(family.values)
@@ -196,7 +204,8 @@ class Specialisations:
                 or self.count >= config.dynamic_cap
                 or any(serves(schema, failed, key) for failed in self._failed())
             ):
-                history.static += 1
+                group.refused = True
+                group.static += 1
                 return None
             if config.dynamic is True or history.kernels == _MOST_KERNELS - 1:
                 names = set(family.values)
@@ -204,6 +213,7 @@ class Specialisations:
                 names = varied([*before, family.values])
             marks = marked(schema.op, family)
             names = {name for name in family.values if marks.get(name, name in names)}
+            group.static += not names
         return _plan(digest, family, names) if names else None
 
     def is_exhausted(self, schema: OpSchema, key: KernelKey) -> bool:
@@ -212,8 +222,8 @@ class Specialisations:
         To be asked after ``plan`` gave nothing.
         """
         with self._lock:
-            history = self._families.get(family_of(schema, key).pattern.digest)
-            return history is not None and history.static > _MOST_STATIC
+            group = self._groups.get(_rank_digest(key))
+            return group is not None and group.refused and group.static > _MOST_STATIC
 
     def start(self, plan: Plan) -> None:
         """Count ``plan`` among its family's kernels: the compiler is asked for it now."""
@@ -293,6 +303,7 @@ class Specialisations:
 
     def _history(self, digest: str) -> _History:
         if len(self._families) >= _FAMILIES and digest not in self._families:
+            self._groups.clear()
             self._families.clear()  # They are found out again; memory is not.
         return self._families.setdefault(digest, _History())
 
@@ -337,6 +348,20 @@ def native_pattern(schema: OpSchema, entry: Entry, key: KernelKey) -> NativePatt
         return None
     name = bytes.fromhex(entry.key.digest) + struct.pack("=q", size)
     return NativePattern(name, program)
+
+
+def _rank_digest(key: KernelKey) -> str:
+    """Return a digest of all of ``key`` but the values of its sizes and strides."""
+
+    def without_sizes(component: Any) -> Any:
+        if isinstance(component, list):
+            return [without_sizes(one) for one in component]
+        if isinstance(component, dict) and "sizes" in component:
+            return {**component, "sizes": len(component["sizes"]), "strides": None}
+        return component
+
+    arguments = tuple((name, without_sizes(one)) for name, one in key.arguments)
+    return KernelKey(key.op, key.dispatch_key, arguments, key.context).digest
 
 
 def _symbols(found: StoredEntry) -> int:
