@@ -369,6 +369,15 @@ def instances(
     return found
 
 
+def with_ones(guards: Guards, names: Iterable[str], wrong: Iterable[Sequence[str]] = ()) -> Guards:
+    """Return guards that let these symbols be 1, but none of the ``wrong`` groups at once."""
+    ranges = dict(guards.ranges)
+    for name in names:
+        ranges[name] = (1, ranges[name][1])
+    refused = [["not", ["and", *(["==", name, 1] for name in group)]] for group in wrong]
+    return Guards(ranges, (*guards.conditions, *refused))
+
+
 def size_symbols(pattern: KernelKey) -> set[str]:
     """Return the symbols that are the size of a dimension."""
     found: set[str] = set()

@@ -43,8 +43,8 @@ T = TypeVar("T")
 _CALLS, _FAMILIES = 32, 1024
 # After so many kernels a family is taken to be static: its sizes shape the code.
 _MOST_KERNELS = 3
-# Static kernels of calls with the same ranks and dtypes, where sizes change and no dynamic kernel can
-# be had: they go on changing, and each would be compiled for.
+# Static kernels of calls with the same ranks and dtypes, where sizes change and no dynamic kernel
+# can be had: they go on changing, and each would be compiled for.
 _MOST_STATIC = 4
 # Sizes of calls for which a dynamic kernel was not compiled: as large as they may be.
 _ANY_SIZE = (2, 1 << 62)

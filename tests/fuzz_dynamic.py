@@ -46,7 +46,7 @@ LAYOUTS_OF = {"aten::native_group_norm": ("contiguous", "view", "contiguous", "v
 NO_INFINITY = frozenset({"aten::native_layer_norm", "aten::native_group_norm"})
 OTHER_FORMS, INVALID, SPECIAL = 0.06, 0.01, 0.05
 # Per dimension.
-SIZE_0, SIZE_1 = 0.003, 0.006
+SIZE_0 = 0.003
 MOST_ELEMENTS = 1 << 14
 # Calls whose originals are run together: changing the mode takes a moment.
 BATCH = 50
@@ -178,7 +178,7 @@ class Draw:
     def size(self) -> int:
         """Return a size: small ones as often as large ones."""
         chance = self.dice.random()
-        if chance < SIZE_0 + SIZE_1:
+        if chance < SIZE_0 + SHARES.ones:
             return int(chance >= SIZE_0)
         if self.dice.random() < 0.2:
             return self.dice.choice(EDGES)
@@ -261,7 +261,7 @@ class Draw:
     def number(self, *values: float) -> float:
         """Return a number that the form has; another one now and then."""
         value = self.form.choice(values)
-        if self.dice.random() >= NUMBERS.share:
+        if self.dice.random() >= SHARES.numbers:
             return value
         return self.dice.choice((0.0, -0.0, 1.0, -2.5, self.dice.gauss(0, 2), 1e30))
 
@@ -274,10 +274,11 @@ class Draw:
         return dim - (self.rank if rank is None else rank) if negative else dim
 
 
-class NUMBERS:
-    """How often a number is another one than its form's."""
+class SHARES:
+    """How often a size is 1, and a number another one than its form's."""
 
-    share = 0.01
+    ones = 0.006
+    numbers = 0.01
 
 
 def _strides(sizes: Sequence[int]) -> list[int]:
@@ -799,13 +800,14 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--ops", nargs="+", default=list(OPS), choices=list(OPS), metavar="OP")
     parser.add_argument("--minutes", type=float, help="stop after so long")
-    parser.add_argument("--numbers", type=float, default=NUMBERS.share, help="share that vary")
+    parser.add_argument("--numbers", type=float, default=SHARES.numbers, help="share that vary")
+    parser.add_argument("--ones", type=float, default=SHARES.ones, help="share of sizes that are 1")
     parser.add_argument("--dynamic-cap", type=int)
     parser.add_argument("--static-cap", type=int)
     parser.add_argument("--min-share", type=float, default=0.0, help="of dynamic kernels")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
-    NUMBERS.share = options.numbers
+    SHARES.numbers, SHARES.ones = options.numbers, options.ones
     caps = {"dynamic_cap": options.dynamic_cap, "static_cap": options.static_cap}
     start = time.monotonic()
     done = fuzz(

@@ -1,4 +1,4 @@
-"""What counts against the caps on an op's specialisations, with real kernels."""
+"""Which calls dynamic kernels serve, and what counts against the caps, with real kernels."""
 
 from __future__ import annotations
 
@@ -69,3 +69,19 @@ def test_two_kernels_of_one_pattern_are_two_libraries() -> None:
         assert cache.table.specialised.count == 2
     assert stats.declined == {}
     assert stats.compiles == 3
+
+
+@pytest.mark.compiles
+def test_sizes_of_1_are_let_in_together_only_where_they_were_right_together() -> None:
+    """Eager takes a turned tensor for contiguous if all but one of its sizes are 1."""
+    shapes = [(3, 4, 5), (6, 7, 8), (5, 1, 1), (5, 2, 1), (1, 5, 1), (1, 2, 3), (1, 1, 1)]
+    with aoti_eager.register(SILU):
+        for shape in shapes:
+            turned = torch.randn(shape).permute(2, 1, 0)
+            got = aten.silu(turned)
+            with aoti_eager.config.scope(mode="off"):
+                want = aten.silu(turned)
+            assert_close(got, want, check_stride=True)
+        cache = next(iter(aoti_eager._library.caches()))
+        served = [kernel for kernel in cache.table.kernels.values() if kernel.is_dynamic]
+        assert len(served) >= 3  # (6, 7, 8), (5, 2, 1) and (1, 2, 3).
