@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import ctypes.util
+import itertools
 import os
 import tempfile
 import traceback
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,7 +20,7 @@ from ._fork_server import ForkServer
 from ._guards import Guards, match
 from ._key import ANY_THREADS, KernelKey
 from ._native_key import key_words, pattern_words
-from ._pattern import instances, is_pattern, size_class, size_symbols, with_values
+from ._pattern import instances, is_pattern, size_class, size_symbols, with_ones, with_values
 from ._schema import OpSchema
 from ._store import Store, StoredEntry
 from ._verdict import Verdict, Verdicts, path_times
@@ -41,6 +42,9 @@ _SERIAL_BELOW_US = 300.0
 
 # What a dynamic specialisation is tried with, besides the call that it is compiled for.
 _MOST_ELEMENTS = 1 << 20
+
+# Sizes of 1 at once that a dynamic specialisation is tried with; it serves no calls with more.
+_MOST_ONES = 3
 
 Request = Mapping[str, Any]
 Answer = dict[str, Any]
@@ -264,24 +268,32 @@ class CompileJobs:
         pattern, guards = lowered.pattern, lowered.guards
         assert pattern is not None
         assert guards is not None
-        passed = set()
-        for names in (*({name} for name in size_symbols(pattern)), size_symbols(pattern)):
-            wider = guards.with_least(names, 1)
+
+        def is_right(names: Sequence[str]) -> bool:
+            """Return whether the code was right where these were 1 together."""
             ones = {**values, **dict.fromkeys(names, 1)}
-            if not wider.hold(ones):
-                continue
-            key = with_values(pattern, ones).to_json()
+            if len(names) > _MOST_ONES or not with_ones(guards, names).hold(ones):
+                return False
+            other = {**request, "key": with_values(pattern, ones).to_json(), "check": True}
             try:
-                compared = self._try(
-                    {**request, "key": key, "check": True}, str(lowered.library), lowered.outputs
-                )
+                return self._try(other, str(lowered.library), lowered.outputs)
             except CompileError as error:
-                if len(names) > 1 or error.reason != "mismatch":
-                    return guards  # Together they are wrong, or one is out of bounds.
-                continue
-            if compared:
-                passed |= names if len(names) == 1 else set()
-        return guards.with_least(passed, 1)
+                if error.reason != "mismatch":
+                    raise
+                return False
+
+        try:
+            passed = [name for name in sorted(size_symbols(pattern)) if is_right([name])]
+            # A tensor with two sizes of 1 may have other strides in eager than those with one.
+            wrong: list[tuple[str, ...]] = []
+            for count in range(2, len(passed) + 1):
+                for names in itertools.combinations(passed, count):
+                    is_known = any(set(one) <= set(names) for one in wrong)
+                    if not is_known and not is_right(names):
+                        wrong.append(names)
+        except CompileError:
+            return guards  # One is out of bounds, maybe.
+        return with_ones(guards, passed, wrong)
 
     def _try(self, request: Request, library: str, outputs: list[dict[str, Any]]) -> bool:
         """Run a library for the first time; return whether anything was compared.

@@ -14,13 +14,15 @@ from __future__ import annotations
 import math
 import struct
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from ._guards import INT64_MIN, Expression, Guards, NoValueError, evaluate
-from ._key import Component, KernelKey, float_bits
+from ._key import Component, KernelKey, float_bits, json_digest
 from ._schema import Kind, OpSchema
 
+# In the context of an entry's key.
+_GUARDS = "guards"
 # The kinds of numbers that may be inputs of a kernel, and within which bounds.
 _NUMBER_KINDS = (Kind.SCALAR, Kind.FLOAT)
 _SMALLEST, _LARGEST = 2.0**-100, 2.0**100
@@ -179,6 +181,23 @@ def number_arguments(pattern: KernelKey) -> tuple[str, ...]:
         if isinstance(component, dict)
         and ("symbol" in component or isinstance(component.get("float"), dict))
     )
+
+
+def with_guards(key: KernelKey, guards: Guards | None) -> KernelKey:
+    """Return the key of the entry for a pattern under ``guards``; any other key as it is.
+
+    One pattern may have a kernel for tall and one for wide tensors. They are two entries: under one
+    digest the library of one would be taken for that of the other.
+    """
+    if guards is None:
+        return key
+    context = (*without_guards(key).context, (_GUARDS, json_digest(guards.to_json())[:16]))
+    return replace(key, context=context)
+
+
+def without_guards(key: KernelKey) -> KernelKey:
+    """Return the pattern of an entry's key, with the context that a call's key has."""
+    return replace(key, context=tuple(pair for pair in key.context if pair[0] != _GUARDS))
 
 
 def with_values(pattern: KernelKey, values: Mapping[str, int]) -> KernelKey:
@@ -348,6 +367,15 @@ def instances(
         if is_new and elements <= most_elements and guards.hold(chosen):
             found.append(key)
     return found
+
+
+def with_ones(guards: Guards, names: Iterable[str], wrong: Iterable[Sequence[str]] = ()) -> Guards:
+    """Return guards that let these symbols be 1, but none of the ``wrong`` groups at once."""
+    ranges = dict(guards.ranges)
+    for name in names:
+        ranges[name] = (1, ranges[name][1])
+    refused = [["not", ["and", *(["==", name, 1] for name in group)]] for group in wrong]
+    return Guards(ranges, (*guards.conditions, *refused))
 
 
 def size_symbols(pattern: KernelKey) -> set[str]:

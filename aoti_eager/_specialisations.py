@@ -30,6 +30,7 @@ from ._pattern import (
     size_class,
     varied,
     with_values,
+    without_guards,
 )
 from ._schema import OpSchema
 from ._store import StoredEntry
@@ -107,6 +108,7 @@ class Specialisations:
 
     def __init__(self) -> None:
         self._known: dict[str, StoredEntry] | None = None
+        self._used: set[str] = set()
         self._families: dict[str, _History] = {}
         self._groups: dict[str, _Group] = {}
         self._runners: dict[tuple[str, bool], Any] = {}
@@ -134,13 +136,18 @@ class Specialisations:
                 self._known = {one.entry.key.digest: one for one in found}
             known = [one for one in self._known.values() if self._is_usable(one)]
         serving = [one for one in known if serves(schema, one, key, words)]
-        return min(serving, key=_symbols, default=None)
+        best = min(serving, key=_symbols, default=None)
+        if best is not None:
+            self._used.add(best.entry.key.digest)
+        return best
 
     def add(self, found: StoredEntry) -> None:
         """Use a specialisation that has just been compiled, or that another process has."""
         with self._lock:
             if self._known is not None:
                 self._known[found.entry.key.digest] = found
+            if found.entry.status is Status.READY:
+                self._used.add(found.entry.key.digest)
 
     def look_again(self) -> None:
         """Look into the store again: another process may have compiled what is missing here."""
@@ -173,9 +180,8 @@ class Specialisations:
 
     @property
     def count(self) -> int:
-        """Return how many dynamic kernels the op has."""
-        with self._lock:
-            return len(self._known or {}) - len(self._failed())
+        """Return how many dynamic kernels this process has used; the store may have any number."""
+        return len(self._used)
 
     # -- which there should be --
 
@@ -309,7 +315,7 @@ def serves(
     entry, threads = found.entry, dict(key.context)["threads"]
     if entry.guards is None:
         return False
-    pattern = entry.key
+    pattern = without_guards(entry.key)
     if dict(pattern.context)["threads"] == ANY_THREADS:
         pattern = pattern.with_threads(threads)
     if (pattern.op, pattern.dispatch_key) != (key.op, key.dispatch_key):

@@ -46,8 +46,22 @@ class Decline:
 # The reason of keys that have been given to the compile workers: nothing is decided yet, and their
 # calls count as misses.
 COMPILING = "compiling"
-# Of keys whose kernels are there and do not serve. They were as dear to make as those that do.
-_LOST = frozenset({"slower", "unmeasured"})
+# Of keys that have no kernel in use, though the compiler was asked: they were as dear as those that
+# have one, and an op of which every kernel fails would ask for each new size.
+_LOST = frozenset(
+    {
+        "slower",
+        "unmeasured",
+        "mismatch",
+        "crashed",
+        "raised",
+        "compile_failed",
+        "compile_timeout",
+        "does_not_trace",
+        "needs_proxy_executor",
+        "no_kernel_of_its_own",
+    }
+)
 
 
 class Arrival(Protocol):
@@ -65,7 +79,7 @@ class Table:
         native: The same for C++, once ``attach`` was called.
         arrivals: What is to be compared on the next call of its key.
         compiling: How many keys are with the compile workers.
-        lost: How many have a kernel that does not pay off.
+        lost: How many have a kernel that does not pay off, or could not be given one.
         specialised: The op's dynamic specialisations.
         closed: Whether nobody looks into it any more, and nothing is kept in it.
     """

@@ -27,18 +27,7 @@ ROUND_S = 1e-3
 aten = torch.ops.aten
 # Arguments whose first dimension is the rows.
 ROWS = ("self", "input", "condition", "other", "tensors", "out", "tensor1", "tensor2")
-ROWS += ("grad_output", "output")
-    "self",
-    "input",
-    "condition",
-    "other",
-    "tensors",
-    "out",
-    "tensor1",
-    "tensor2",
-    "grad_output",
-    "output",
-]
+GRADIENTS = ("grad_output", "output")
 Call = Callable[[], Any]
 
 
