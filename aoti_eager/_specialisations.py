@@ -119,7 +119,7 @@ class Specialisations:
         with self._lock:
             if self._known is None:
                 found = backend.store.find_dynamic(key.op, backend.environment, backend.features)
-                self._known = {one.entry.key.digest: one for one in found}
+                self._known = {one.entry.digest: one for one in found}
             known = [one for one in self._known.values() if self._is_usable(one)]
         serving = [one for one in known if serves(schema, one, key, words)]
         return min(serving, key=_symbols, default=None)
@@ -128,7 +128,7 @@ class Specialisations:
         """Use a specialisation that has just been compiled, or that another process has."""
         with self._lock:
             if self._known is not None:
-                self._known[found.entry.key.digest] = found
+                self._known[found.entry.digest] = found
 
     def look_again(self) -> None:
         """Look into the store again: another process may have compiled what is missing here."""
@@ -150,14 +150,14 @@ class Specialisations:
     def runner(self, found: Entry, releases_gil: bool, load: Callable[[], T]) -> T:
         """Return the loaded library of a specialisation, which its calls share."""
         with self._lock:
-            runner: T | None = self._runners.get((found.key.digest, releases_gil))
+            runner: T | None = self._runners.get((found.digest, releases_gil))
             if runner is None:
-                runner = self._runners[found.key.digest, releases_gil] = load()
+                runner = self._runners[found.digest, releases_gil] = load()
             return runner
 
     def is_loaded(self, found: StoredEntry, releases_gil: bool) -> bool:
         """Return whether its library need not be opened any more."""
-        return (found.entry.key.digest, releases_gil) in self._runners
+        return (found.entry.digest, releases_gil) in self._runners
 
     @property
     def count(self) -> int:
@@ -266,7 +266,7 @@ class Specialisations:
 
     def _is_usable(self, found: StoredEntry) -> bool:
         entry = found.entry
-        return entry.status is Status.READY and entry.key.digest not in self._distrusted
+        return entry.status is Status.READY and entry.digest not in self._distrusted
 
     def _history(self, digest: str) -> _History:
         if len(self._families) >= _FAMILIES and digest not in self._families:
@@ -312,7 +312,7 @@ def native_pattern(schema: OpSchema, entry: Entry, key: KernelKey) -> NativePatt
     program = pattern_program(words, guards)
     if program is None:
         return None
-    name = bytes.fromhex(entry.key.digest) + struct.pack("=q", size)
+    name = bytes.fromhex(entry.digest) + struct.pack("=q", size)
     return NativePattern(name, program)
 
 

@@ -131,7 +131,7 @@ def inspect(
     found = [
         _details(stored, verdicts)
         for stored in store.scan()
-        if isinstance(stored, StoredEntry) and stored.entry.key.digest.startswith(digest)
+        if isinstance(stored, StoredEntry) and stored.entry.digest.startswith(digest)
     ]
     if not digest or not found:
         raise KeyError(f"no entry has a digest that begins with {digest!r}; see list")
@@ -224,7 +224,7 @@ def _verdict(entry: Entry, verdicts: Verdicts) -> Verdict | None:
     """Return what this processor has made of an entry's library, if anything."""
     if entry.library is None:
         return None
-    verdict = verdicts.get(entry.key.digest, entry.library.sha256)
+    verdict = verdicts.get(entry.digest, entry.library.sha256)
     return None if verdict == Verdict(entry.library.sha256) else verdict
 
 
@@ -256,9 +256,7 @@ def _summary(found: StoredEntry | BadEntry, verdicts: Verdicts) -> CacheEntry:
         status, reason = "other_cpu", "needs " + " ".join(sorted(entry.requires - cpu_features()))
     elif entry.status is Status.READY and (losing := _losing_time(entry, verdicts)) is not None:
         status, reason = "slower", str(losing)
-    return CacheEntry(
-        entry.key.op, entry.key.digest, status, reason, _inputs(entry), size, found.path
-    )
+    return CacheEntry(entry.key.op, entry.digest, status, reason, _inputs(entry), size, found.path)
 
 
 _SHORT = {"float": "f", "bfloat": "bf", "int": "i", "uint": "u", "complex": "c", "bool": "b8"}

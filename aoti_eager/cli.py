@@ -113,7 +113,7 @@ def _list(namespace: argparse.Namespace) -> int:
 def _inspect(namespace: argparse.Namespace) -> int:
     for details in cache.inspect(namespace.digest):
         entry, summary = details.entry, details.summary
-        print(f"{entry.key.op}  {entry.key.digest}")
+        print(f"{entry.key.op}  {entry.digest}")
         print(f"  path      {summary.path}")
         print(f"  status    {summary.status}" + (f" ({entry.reason})" if entry.reason else ""))
         if entry.message:
