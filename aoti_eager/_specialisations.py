@@ -99,6 +99,7 @@ class Specialisations:
         self._families: dict[str, _History] = {}
         self._runners: dict[tuple[str, bool], Any] = {}
         self._distrusted: set[str] = set()
+        self._counted: set[str] = set()
         self._lock = threading.RLock()
 
     # -- which there are --
@@ -127,6 +128,7 @@ class Specialisations:
     def add(self, found: StoredEntry) -> None:
         """Use a specialisation that has just been compiled, or that another process has."""
         with self._lock:
+            self._counted.add(found.entry.digest)
             if self._known is not None:
                 self._known[found.entry.digest] = found
 
@@ -153,6 +155,7 @@ class Specialisations:
             runner: T | None = self._runners.get((found.digest, releases_gil))
             if runner is None:
                 runner = self._runners[found.digest, releases_gil] = load()
+                self._counted.add(found.digest)
             return runner
 
     def is_loaded(self, found: StoredEntry, releases_gil: bool) -> bool:
@@ -161,9 +164,10 @@ class Specialisations:
 
     @property
     def count(self) -> int:
-        """Return how many dynamic kernels the op has."""
+        """Return how many dynamic kernels this process has made or loaded; a store has more."""
         with self._lock:
-            return len(self._known or {}) - len(self._failed())
+            known = [one for one in (self._known or {}).values() if self._is_usable(one)]
+            return sum(one.entry.digest in self._counted for one in known)
 
     # -- which there should be --
 

@@ -14,6 +14,7 @@ import torch
 
 from ._entry import Entry, Status
 from ._environment import cpu_features, current_environment
+from ._guards import text
 from ._key import ANY_THREADS
 from ._prune import PruneReport, prune_store
 from ._store import LOG_FILE, BadEntry, Store, StoredEntry
@@ -54,7 +55,8 @@ class CacheEntry:
             ``other_cpu`` (needs CPU features that are not here), ``damaged`` or ``future`` (a
             newer format).
         reason: Why it is declined or quarantined, its times if it is slower, or what is wrong.
-        inputs: The tensors of the call in short, ``f32[8,8] f32[8,8]``.
+        inputs: The tensors of the call in short, ``f32[8,8] f32[8,8]``; with symbols in place of
+            the sizes that a dynamic specialisation leaves open, ``f32[s0,8]``.
         size_bytes: Bytes of all its files.
         path: Its directory.
     """
@@ -274,7 +276,7 @@ def _inputs(entry: Entry) -> str:
         listed = component if isinstance(component, tuple | type([])) else [component]
         for one in listed:
             if isinstance(one, dict) and "dtype" in one:
-                sizes = ",".join(map(str, one["sizes"]))
+                sizes = ",".join(map(text, one["sizes"]))
                 texts.append(f"{short_dtype(one['dtype'])}[{sizes}]")
             elif isinstance(one, dict) and "number" in one:
                 texts.append(one["number"])

@@ -15,6 +15,7 @@ import torch
 
 from . import _demo, _script, _warm_verb, cache
 from ._explain import explain
+from ._pattern import guard_texts
 from ._stats import OpStats, read_totals
 from ._verdict import Verdict, processor
 from .cache import short_dtype
@@ -131,6 +132,10 @@ def _inspect(namespace: argparse.Namespace) -> int:
         print("  key")
         for name, value in entry.key.components().items():
             print(f"    {name} = {value}")
+        if entry.guards is not None:
+            print("  guards")
+            for line in guard_texts(entry.guards):
+                print(f"    {line}")
         print("  environment")
         for name, value in entry.environment.components:
             print(f"    {name} = {value}")

@@ -21,6 +21,7 @@ from aoti_eager._pattern import (
     expressions_in,
     family_of,
     float_text,
+    guard_texts,
     instances,
     is_pattern,
     number_arguments,
@@ -429,3 +430,19 @@ def test_a_pattern_serves_its_instances(x: torch.Tensor, most: int, high: int) -
         assert values is not None
         assert with_values(family.pattern, values) == one
         assert math.prod(dict(one.arguments)["self"]["sizes"]) <= most
+
+
+def test_guards_in_words() -> None:
+    low, high = (float_bits(value.hex()) for value in (0.5, 8.0))
+    negative = tuple(float_bits((-value).hex()) for value in (0.5, 8.0))
+    guards = Guards(
+        {"s1": (4097, INT64_MAX), "s0": (2, 4096), "v0": (low, high), "v1": negative},
+        (["==", ["%", "s0", 8], 0],),
+    )
+    assert guard_texts(guards) == [
+        "2 <= s0 <= 4096",
+        "4097 <= s1",
+        "0.5 <= v0 <= 8",
+        "-8 <= v1 <= -0.5",
+        "((s0 % 8) == 0)",
+    ]

@@ -236,6 +236,18 @@ def test_past_the_cap_kernels_are_static() -> None:
         assert calls(op, (4, 4, 4, 4), (5, 4, 4, 4), (9, 5)) == ["static", "static", "hit"]
 
 
+def test_what_other_scripts_have_stored_does_not_count() -> None:
+    stored = [dynamic(key_of(*[4] * rank), "s0") for rank in range(1, 6)]
+    op = Op(*stored)
+    with aoti_eager.config.scope(dynamic_cap=2):
+        assert calls(op, (9,), (9, 4)) == ["hit", "hit"]
+        assert op.specialised.count == 0
+        op.specialised.runner(stored[0].entry, False, object)
+        assert op.specialised.count == 1
+        assert calls(op, (9, 8, 8), (9, 8, 9)) == ["static", ["self.size(2)"]]
+        assert calls(op, (9, 8, 8, 8), (9, 8, 8, 9)) == ["static", "static"]
+
+
 # -- what failed --
 
 
