@@ -9,6 +9,7 @@ import tempfile
 import traceback
 import warnings
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +19,7 @@ from ._fork_server import ForkServer
 from ._guards import Guards, match
 from ._key import ANY_THREADS, KernelKey
 from ._native_key import key_words, pattern_words
-from ._pattern import instances, is_pattern, size_class
+from ._pattern import instances, is_pattern, size_class, size_symbols, with_values
 from ._schema import OpSchema
 from ._store import Store, StoredEntry
 from ._verdict import Verdict, Verdicts, path_times
@@ -244,14 +245,43 @@ class CompileJobs:
         dims = None if dynamic is None else [tuple(place) for place in dynamic["dims"]]
         template = call_template(schema, key, request.get("numbers") or ())
         lowered = lower(op, template, work, headers, options, dims)
-        keys = [key]
+        library = str(lowered.library)
+        compared = self._try(request, library, lowered.outputs)
         if lowered.pattern is not None and lowered.guards is not None:
-            keys += _other_calls(schema, key, lowered.pattern, lowered.guards)
-        tried = [
-            self._try({**request, "key": one.to_json()}, str(lowered.library), lowered.outputs)
-            for one in keys
-        ]
-        return lowered, tried[0]
+            values = _values(schema, key, lowered.pattern, lowered.guards)
+            pattern, guards = lowered.pattern, lowered.guards
+            for other in instances(pattern, guards, values, most_elements=_MOST_ELEMENTS):
+                self._try({**request, "key": other.to_json()}, library, lowered.outputs)
+            guards = self._relaxed(request, lowered, values)
+            lowered = replace(lowered, guards=guards)
+        return lowered, compared
+
+    def _relaxed(self, request: Request, lowered: Lowered, values: Mapping[str, int]) -> Guards:
+        """Return the guards with sizes of 1 let in where they were tried and are right.
+
+        The compiler takes it that there are none: broadcasting is another graph.
+        """
+        pattern, guards = lowered.pattern, lowered.guards
+        assert pattern is not None
+        assert guards is not None
+        passed = set()
+        for names in (*({name} for name in size_symbols(pattern)), size_symbols(pattern)):
+            wider = guards.with_least(names, 1)
+            ones = {**values, **dict.fromkeys(names, 1)}
+            if not wider.hold(ones):
+                continue
+            key = with_values(pattern, ones).to_json()
+            try:
+                compared = self._try(
+                    {**request, "key": key, "check": True}, str(lowered.library), lowered.outputs
+                )
+            except CompileError as error:
+                if len(names) > 1 or error.reason != "mismatch":
+                    return guards  # Together they are wrong, or one is out of bounds.
+                continue
+            if compared:
+                passed |= names if len(names) == 1 else set()
+        return guards.with_least(passed, 1)
 
     def _try(self, request: Request, library: str, outputs: list[dict[str, Any]]) -> bool:
         """Run a library for the first time; return whether anything was compared.
@@ -315,13 +345,11 @@ class CompileJobs:
             self.work = None
 
 
-def _other_calls(
-    schema: OpSchema, key: KernelKey, pattern: KernelKey, guards: Guards
-) -> list[KernelKey]:
-    """Return further calls to try a dynamic specialisation with.
+def _values(schema: OpSchema, key: KernelKey, pattern: KernelKey, guards: Guards) -> dict[str, int]:
+    """Return the values of a pattern's symbols in the call that it was compiled for.
 
     Raises:
-        CompileError: It is none, or does not serve the call that it was compiled for.
+        CompileError: It has no symbols, or does not serve that call.
     """
     if not is_pattern(pattern):
         raise CompileError("not_dynamic", "the code depends on each of the sizes")
@@ -329,7 +357,7 @@ def _other_calls(
     values = None if words is None or general is None else match(words, general, guards)
     if values is None:
         raise CompileError("not_dynamic", "its guards do not let the call pass that it is for")
-    return instances(pattern, guards, values, most_elements=_MOST_ELEMENTS)
+    return values
 
 
 def _stored(store: Store, key: KernelKey, environment: Environment) -> StoredEntry | None:

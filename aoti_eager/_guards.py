@@ -11,7 +11,7 @@ Values are 64-bit integers; what overflows or divides by zero is no match.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -90,6 +90,14 @@ class Guards:
         missing = set(symbols_of(expression)) - set(self.ranges)
         if missing:
             raise ValueError(f"symbols without a range: {sorted(missing)}")
+
+    def with_least(self, names: Container[str], least: int) -> Guards:
+        """Return the guards with another lower bound for some symbols."""
+        ranges = {
+            name: (least if name in names else low, high)
+            for name, (low, high) in self.ranges.items()
+        }
+        return Guards(ranges, self.conditions)
 
     def hold(self, symbols: Mapping[str, int]) -> bool:
         """Return whether values of all symbols are within their ranges and meet all conditions."""

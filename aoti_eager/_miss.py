@@ -151,8 +151,12 @@ class Miss:
             ):
                 return self._original()
             plan = specialised.plan(cache.schema, key)
+            if plan is None and specialised.is_exhausted(cache.schema, key):
+                message = "several sizes cannot share a kernel here, and it has enough static ones"
+                return self._declined("specialisation_cap", self._cap_message(key, message))
         if plan is None and self._table.specialisations >= config.static_cap:
-            return self._declined("specialisation_cap", self._cap_message(key))
+            message = f"has {config.static_cap} static specialisations"
+            return self._declined("specialisation_cap", self._cap_message(key, message))
         return self._compile(plan)
 
     def _decline_meanwhile(self) -> None:
@@ -160,10 +164,10 @@ class Miss:
         count = self._cache.counters.pending()
         self._call.decline(COMPILING, "a dynamic kernel is being made", count, is_dynamic=True)
 
-    def _cap_message(self, key: KernelKey) -> str:
+    def _cap_message(self, key: KernelKey, message: str) -> str:
         changing = self._table.specialised.changing(self._cache.schema, key)
         what = f"; what kept changing: {', '.join(changing)}" if changing else ""
-        return f"{self._op}: has {config.static_cap} static specialisations{what}"
+        return f"{self._op}: {message}{what}"
 
     def _keyed_call(
         self, key: KernelKey, template: CallTemplate, function: Description | None

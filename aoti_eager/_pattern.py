@@ -345,7 +345,7 @@ def instances(
         values: Its symbols in the known call.
         most_elements: No call has more of them in all its tensors.
     """
-    sizes = _size_symbols(pattern)
+    sizes = size_symbols(pattern)
     numbers = {name for name in values if name.startswith("v")}
     found: list[KernelKey] = []
     for choose in _OTHER_SIZES:
@@ -365,7 +365,8 @@ def instances(
     return found
 
 
-def _size_symbols(pattern: KernelKey) -> set[str]:
+def size_symbols(pattern: KernelKey) -> set[str]:
+    """Return the symbols that are the size of a dimension."""
     found: set[str] = set()
     for _, component in pattern.arguments:
         for one in component if isinstance(component, list) else [component]:

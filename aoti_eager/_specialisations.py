@@ -42,6 +42,9 @@ T = TypeVar("T")
 _CALLS, _FAMILIES = 32, 1024
 # After so many kernels a family is taken to be static: its sizes shape the code.
 _MOST_KERNELS = 3
+# Static kernels of calls with the same ranks and dtypes, where sizes change and a dynamic kernel
+# cannot be had: they go on changing, and each would be compiled for.
+_MOST_STATIC = 4
 # Sizes of calls for which a dynamic kernel was not compiled: as large as they may be.
 _ANY_SIZE = (2, 1 << 62)
 
@@ -91,12 +94,21 @@ class _History:
     waiting: list[TableKey] = field(default_factory=list)
 
 
+@dataclass(slots=True)
+class _Group:
+    """Calls with the same ranks and dtypes: how many static kernels, and if no dynamic one."""
+
+    static: int = 0
+    refused: bool = False
+
+
 class Specialisations:
     """The dynamic kernels of one op in one table."""
 
     def __init__(self) -> None:
         self._known: dict[str, StoredEntry] | None = None
         self._families: dict[str, _History] = {}
+        self._groups: dict[str, _Group] = {}
         self._runners: dict[tuple[str, bool], Any] = {}
         self._distrusted: set[str] = set()
         self._counted: set[str] = set()
@@ -181,12 +193,17 @@ class Specialisations:
         digest = family.pattern.digest
         with self._lock:
             history = self._history(digest)
+            group = self._groups.setdefault(_rank_digest(key), _Group())
             before = list(history.calls)
             if family.values not in before:
                 history.calls.append(family.values)
-            if history.kernels >= _MOST_KERNELS or self.count >= config.dynamic_cap:
-                return None
-            if any(serves(schema, failed, key) for failed in self._failed()):
+            if (
+                history.kernels >= _MOST_KERNELS
+                or self.count >= config.dynamic_cap
+                or any(serves(schema, failed, key) for failed in self._failed())
+            ):
+                group.refused = True
+                group.static += 1
                 return None
             if config.dynamic is True or history.kernels == _MOST_KERNELS - 1:
                 names = set(family.values)
@@ -194,7 +211,17 @@ class Specialisations:
                 names = varied([*before, family.values])
             marks = marked(schema.op, family)
             names = {name for name in family.values if marks.get(name, name in names)}
+            group.static += not names
         return _plan(digest, family, names) if names else None
+
+    def is_exhausted(self, schema: OpSchema, key: KernelKey) -> bool:
+        """Return whether the family of ``key`` has all the static kernels that it may have.
+
+        To be asked after ``plan`` gave nothing.
+        """
+        with self._lock:
+            group = self._groups.get(_rank_digest(key))
+            return group is not None and group.refused and group.static > _MOST_STATIC
 
     def start(self, plan: Plan) -> None:
         """Count ``plan`` among its family's kernels: the compiler is asked for it now."""
@@ -274,6 +301,7 @@ class Specialisations:
 
     def _history(self, digest: str) -> _History:
         if len(self._families) >= _FAMILIES and digest not in self._families:
+            self._groups.clear()
             self._families.clear()  # They are found out again; memory is not.
         return self._families.setdefault(digest, _History())
 
@@ -318,6 +346,20 @@ def native_pattern(schema: OpSchema, entry: Entry, key: KernelKey) -> NativePatt
         return None
     name = bytes.fromhex(entry.digest) + struct.pack("=q", size)
     return NativePattern(name, program)
+
+
+def _rank_digest(key: KernelKey) -> str:
+    """Return a digest of all of ``key`` but the values of its sizes and strides."""
+
+    def without_sizes(component: Any) -> Any:
+        if isinstance(component, list):
+            return [without_sizes(one) for one in component]
+        if isinstance(component, dict) and "sizes" in component:
+            return {**component, "sizes": len(component["sizes"]), "strides": None}
+        return component
+
+    arguments = tuple((name, without_sizes(one)) for name, one in key.arguments)
+    return KernelKey(key.op, key.dispatch_key, arguments, key.context).digest
 
 
 def _symbols(found: StoredEntry) -> int:
