@@ -167,7 +167,7 @@ class CompileJobs:
                 None if guards is None else size_class(key),
             )
             with contextlib.suppress(OSError):  # It is measured again, that is all.
-                Verdicts(store.root).put(stored.entry.key.digest, verdict)
+                Verdicts(store.root).put(stored.entry.digest, verdict)
         return {"entry": str(stored.path), "compiled": True}
 
     # -- a library that exists --

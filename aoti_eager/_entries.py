@@ -13,7 +13,6 @@ from ._entry import Entry, Status
 from ._environment import Environment
 from ._guards import Guards
 from ._key import ANY_THREADS, KernelKey
-from ._pattern import with_guards
 
 
 def ready_entry(
@@ -45,7 +44,6 @@ def ready_entry(
         portable: Whether the code is not AOTInductor's and depends on no thread count.
         guards: Those of a dynamic specialisation, whose ``key`` is a pattern.
     """
-    key = with_guards(key, guards)
     # Code without parallel regions is the same for every thread count, unless it has none only
     # because there was one thread to compile for.
     any_threads = not parallel and (portable or dict(key.context)["threads"] > 1)
@@ -74,7 +72,6 @@ def failed_entry(
     guards: Guards | None = None,
 ) -> Entry:
     """Return the entry that remembers why ``key`` has no library, or one that must not be used."""
-    key = with_guards(key, guards)
     return Entry(
         status=Status.QUARANTINED if reason == "mismatch" else Status.DECLINED,
         key=key if reason in DEPENDS_ON_THREADS else key.with_threads(ANY_THREADS),

@@ -77,6 +77,16 @@ class Entry:
     provenance: tuple[tuple[str, str], ...] = ()
     guards: Guards | None = None
 
+    @property
+    def digest(self) -> str:
+        """Return what names the entry: the key's digest, with guards that of the key and these.
+
+        Patterns of two libraries may be the same, and only their guards tell the calls apart.
+        """
+        if self.guards is None:
+            return self.key.digest
+        return json_digest([self.key.to_json(), self.guards.to_json()])
+
 
 def encode(entry: Entry) -> bytes:
     """Return the document of ``entry``, UTF-8."""

@@ -179,7 +179,7 @@ def _in_store(schema: OpSchema, key: KernelKey, cache: KernelCache | None) -> Ex
         taken = _time(found, key, cache)
         if taken is not None and not taken.wins:
             return Explanation(key.op, registered, "declined", *refused(taken), key)
-        message = f"the store has a kernel library for several sizes, {found.entry.key.digest}"
+        message = f"the store has a kernel library for several sizes, {found.entry.digest}"
         return Explanation(key.op, registered, "stored", None, message, key)
     nearest = _nearest(key, environment, backend.features)
     message = "no entry has this key" if nearest else "the store has no entry of this op"
@@ -192,7 +192,7 @@ def _time(found: StoredEntry, key: KernelKey, cache: KernelCache | None) -> Path
         return None
     library = found.entry.library
     verdict = _backend.current().verdicts.get(
-        found.entry.key.digest, "" if library is None else library.sha256
+        found.entry.digest, "" if library is None else library.sha256
     )
     threads = int(dict(key.context)["threads"])
     size = None if found.entry.guards is None else size_class(key)
@@ -203,7 +203,7 @@ def _time(found: StoredEntry, key: KernelKey, cache: KernelCache | None) -> Path
 
 def _nearest(key: KernelKey, environment: Environment, features: Iterable[str]) -> Nearest | None:
     candidates = [
-        Nearest(found.entry.key.digest, found.entry.status.value, differing)
+        Nearest(found.entry.digest, found.entry.status.value, differing)
         for found in _backend.current().store.scan()
         if isinstance(found, StoredEntry) and found.entry.key.op == key.op
         for differing in [_differing(key, environment, frozenset(features), found.entry)]

@@ -213,7 +213,7 @@ class KeyedCall:
     def verdict(self, found: StoredEntry, backend: Backend) -> Verdict:
         """Return what this processor has made of a stored library."""
         library = found.entry.library
-        digest = found.entry.key.digest
+        digest = found.entry.digest
         return backend.verdicts.get(digest, "" if library is None else library.sha256)
 
     def time(self, verdict: Verdict, entry: Entry) -> PathTime | None:
@@ -252,7 +252,7 @@ class KeyedCall:
     def keep(self, verdict: Verdict, found: StoredEntry, backend: Backend) -> None:
         """Write a verdict into the store; where it cannot be written, this process has it."""
         with contextlib.suppress(OSError):
-            backend.verdicts.put(found.entry.key.digest, verdict)
+            backend.verdicts.put(found.entry.digest, verdict)
 
     # -- outcomes --
 
@@ -293,13 +293,13 @@ class KeyedCall:
         self.cache.counters.failures.add()
         self.decline("mismatch", message)
         if found.entry.guards is not None:
-            self.table.distrust(found.entry.key.digest)
+            self.table.distrust(found.entry.digest)
 
         def quarantine() -> None:
             try:
                 # It says that the library was checked, maybe; another of the same bytes may come.
                 with contextlib.suppress(OSError):
-                    backend.verdicts.remove(found.entry.key.digest)
+                    backend.verdicts.remove(found.entry.digest)
                 backend.store.quarantine(found, "mismatch", message)
             except StoreError as error:
                 warn_once("store", f"{error}; kernels are not kept, originals run instead")

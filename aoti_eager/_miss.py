@@ -445,7 +445,7 @@ class Miss:
             stored = backend.store.publish(entry, work, compiled.library, message)
             if entry.guards is not None:
                 self._table.specialised.add(stored)
-                self._table.distrust(entry.key.digest)
+                self._table.distrust(entry.digest)
             log.warning("%s: its library is quarantined: %s", self._op, message)
             self._cache.counters.failures.add()
             self._decline_next("mismatch", message)
@@ -511,7 +511,7 @@ class Miss:
     def _quarantine(self, found: StoredEntry, problems: list[str]) -> None:
         self._cache.counters.failures.add()
         if found.entry.guards is not None:
-            self._table.distrust(found.entry.key.digest)
+            self._table.distrust(found.entry.digest)
         try:
             _backend.current().store.quarantine(found, "mismatch", "; ".join(problems))
         except StoreError as error:

@@ -14,17 +14,16 @@ from __future__ import annotations
 import math
 import struct
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
-from ._guards import INT64_MIN, Expression, Guards, NoValueError, evaluate
-from ._key import Component, KernelKey, float_bits, json_digest
+from ._guards import INT64_MIN, Expression, Guards, NoValueError, evaluate, text
+from ._key import Component, KernelKey, float_bits
 from ._schema import Kind, OpSchema
 
-# In the context of an entry's key.
-_GUARDS = "guards"
 # The kinds of numbers that may be inputs of a kernel, and within which bounds.
 _NUMBER_KINDS = (Kind.SCALAR, Kind.FLOAT)
+_UNLIMITED = 1 << 62  # As large as a size may be, and larger.
 _SMALLEST, _LARGEST = 2.0**-100, 2.0**100
 # Ops that compute some numbers in ways of their own: a square root for 0.5, a square for 2.
 _SPECIAL_NUMBERS = ("pow", "float_power")
@@ -183,23 +182,6 @@ def number_arguments(pattern: KernelKey) -> tuple[str, ...]:
     )
 
 
-def with_guards(key: KernelKey, guards: Guards | None) -> KernelKey:
-    """Return the key of the entry for a pattern under ``guards``; any other key as it is.
-
-    One pattern may have a kernel for tall and one for wide tensors. They are two entries: under one
-    digest the library of one would be taken for that of the other.
-    """
-    if guards is None:
-        return key
-    context = (*without_guards(key).context, (_GUARDS, json_digest(guards.to_json())[:16]))
-    return replace(key, context=context)
-
-
-def without_guards(key: KernelKey) -> KernelKey:
-    """Return the pattern of an entry's key, with the context that a call's key has."""
-    return replace(key, context=tuple(pair for pair in key.context if pair[0] != _GUARDS))
-
-
 def with_values(pattern: KernelKey, values: Mapping[str, int]) -> KernelKey:
     """Return ``pattern`` with ``values`` in place of some of its symbols, or of all."""
     arguments = tuple((name, _filled(component, values)) for name, component in pattern.arguments)
@@ -273,6 +255,20 @@ def expressions_in(pattern: KernelKey) -> Iterator[Expression]:
 def is_pattern(key: KernelKey) -> bool:
     """Return whether ``key`` has symbols."""
     return bool(symbols_in(key))
+
+
+def guard_texts(guards: Guards) -> list[str]:
+    """Return what ``guards`` ask for, as people write it: first ranges, then conditions."""
+    lines = []
+    for name, (low, high) in sorted(guards.ranges.items()):
+        if name.startswith("v"):  # The bits of numbers; those of negative ones grow downwards.
+            ends = sorted(float.fromhex(float_text(bits)) for bits in (low, high))
+            lines.append(f"{ends[0]:.6g} <= {name} <= {ends[1]:.6g}")
+        elif high >= _UNLIMITED:
+            lines.append(f"{low} <= {name}")
+        else:
+            lines.append(f"{low} <= {name} <= {high}")
+    return lines + [text(condition) for condition in guards.conditions]
 
 
 def varied(families: Iterable[Mapping[str, int]]) -> set[str]:

@@ -30,7 +30,6 @@ from ._pattern import (
     size_class,
     varied,
     with_values,
-    without_guards,
 )
 from ._schema import OpSchema
 from ._store import StoredEntry
@@ -108,11 +107,11 @@ class Specialisations:
 
     def __init__(self) -> None:
         self._known: dict[str, StoredEntry] | None = None
-        self._used: set[str] = set()
         self._families: dict[str, _History] = {}
         self._groups: dict[str, _Group] = {}
         self._runners: dict[tuple[str, bool], Any] = {}
         self._distrusted: set[str] = set()
+        self._counted: set[str] = set()
         self._lock = threading.RLock()
 
     # -- which there are --
@@ -133,21 +132,17 @@ class Specialisations:
         with self._lock:
             if self._known is None:
                 found = backend.store.find_dynamic(key.op, backend.environment, backend.features)
-                self._known = {one.entry.key.digest: one for one in found}
+                self._known = {one.entry.digest: one for one in found}
             known = [one for one in self._known.values() if self._is_usable(one)]
         serving = [one for one in known if serves(schema, one, key, words)]
-        best = min(serving, key=_symbols, default=None)
-        if best is not None:
-            self._used.add(best.entry.key.digest)
-        return best
+        return min(serving, key=_symbols, default=None)
 
     def add(self, found: StoredEntry) -> None:
         """Use a specialisation that has just been compiled, or that another process has."""
         with self._lock:
+            self._counted.add(found.entry.digest)
             if self._known is not None:
-                self._known[found.entry.key.digest] = found
-            if found.entry.status is Status.READY:
-                self._used.add(found.entry.key.digest)
+                self._known[found.entry.digest] = found
 
     def look_again(self) -> None:
         """Look into the store again: another process may have compiled what is missing here."""
@@ -169,19 +164,22 @@ class Specialisations:
     def runner(self, found: Entry, releases_gil: bool, load: Callable[[], T]) -> T:
         """Return the loaded library of a specialisation, which its calls share."""
         with self._lock:
-            runner: T | None = self._runners.get((found.key.digest, releases_gil))
+            runner: T | None = self._runners.get((found.digest, releases_gil))
             if runner is None:
-                runner = self._runners[found.key.digest, releases_gil] = load()
+                runner = self._runners[found.digest, releases_gil] = load()
+                self._counted.add(found.digest)
             return runner
 
     def is_loaded(self, found: StoredEntry, releases_gil: bool) -> bool:
         """Return whether its library need not be opened any more."""
-        return (found.entry.key.digest, releases_gil) in self._runners
+        return (found.entry.digest, releases_gil) in self._runners
 
     @property
     def count(self) -> int:
-        """Return how many dynamic kernels this process has used; the store may have any number."""
-        return len(self._used)
+        """Return how many dynamic kernels this process has made or loaded; a store has more."""
+        with self._lock:
+            known = [one for one in (self._known or {}).values() if self._is_usable(one)]
+            return sum(one.entry.digest in self._counted for one in known)
 
     # -- which there should be --
 
@@ -299,7 +297,7 @@ class Specialisations:
 
     def _is_usable(self, found: StoredEntry) -> bool:
         entry = found.entry
-        return entry.status is Status.READY and entry.key.digest not in self._distrusted
+        return entry.status is Status.READY and entry.digest not in self._distrusted
 
     def _history(self, digest: str) -> _History:
         if len(self._families) >= _FAMILIES and digest not in self._families:
@@ -315,7 +313,7 @@ def serves(
     entry, threads = found.entry, dict(key.context)["threads"]
     if entry.guards is None:
         return False
-    pattern = without_guards(entry.key)
+    pattern = entry.key
     if dict(pattern.context)["threads"] == ANY_THREADS:
         pattern = pattern.with_threads(threads)
     if (pattern.op, pattern.dispatch_key) != (key.op, key.dispatch_key):
@@ -346,7 +344,7 @@ def native_pattern(schema: OpSchema, entry: Entry, key: KernelKey) -> NativePatt
     program = pattern_program(words, guards)
     if program is None:
         return None
-    name = bytes.fromhex(entry.key.digest) + struct.pack("=q", size)
+    name = bytes.fromhex(entry.digest) + struct.pack("=q", size)
     return NativePattern(name, program)
 
 

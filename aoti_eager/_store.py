@@ -3,7 +3,7 @@
 The store knows files, digests and locks; it decides no policy. It raises, and its caller decides
 whether to warn, to go on or to raise. Layout under the root::
 
-    v1/<environment>/<op>/static/<key>/<target>/{entry.json, library.so, log}
+    v1/<environment>/<op>/<static|dynamic>/<key>/<target>/{entry.json, library.so, log}
     tmp/<host>-<pid>-<random>/        work in progress; a dead process's is removed by verify
     locks/<two hexadecimal digits>    lock files, shared by the keys that begin so; never deleted
     toolchain/                        precompiled headers of the compile worker
@@ -33,7 +33,6 @@ import filelock
 from ._entry import Entry, Library, Status, decode, encode
 from ._environment import Environment
 from ._key import KernelKey
-from ._pattern import is_pattern
 from ._warnings import log
 from .errors import (
     AotiEagerError,
@@ -109,7 +108,8 @@ class Store:
         if not self._trust():
             return None
         damaged: EntryDamagedError | CacheFormatError | None = None
-        for path in self._targets(self._key_path(key, environment)):
+        static = self._op_path(key.op, environment, dynamic=False)
+        for path in self._targets(static / key.digest):
             try:
                 found = self._read(path)
             except FileNotFoundError:
@@ -151,7 +151,7 @@ class Store:
                     and entry.key.op == op
                     and entry.environment == environment
                     and entry.requires <= features
-                    and self._key_path(entry.key, environment) == directory
+                    and self._entry_path(entry) == directory
                 ):
                     found.append(stored)
                     break
@@ -283,7 +283,7 @@ class Store:
             StoreError: It cannot be written; nothing of it is left behind.
         """
         staged = work / f"staged-{uuid.uuid4().hex[:8]}"
-        final = self._key_path(entry.key, entry.environment) / entry.target
+        final = self._entry_path(entry) / entry.target
         try:
             staged.mkdir(mode=0o700)
             if library is not None:
@@ -396,8 +396,9 @@ class Store:
 
     # -- paths and trust --
 
-    def _key_path(self, key: KernelKey, environment: Environment) -> Path:
-        return self._op_path(key.op, environment, is_pattern(key)) / key.digest
+    def _entry_path(self, entry: Entry) -> Path:
+        is_dynamic = entry.guards is not None
+        return self._op_path(entry.key.op, entry.environment, is_dynamic) / entry.digest
 
     def _op_path(self, op: str, environment: Environment, dynamic: bool) -> Path:
         kind = "dynamic" if dynamic else "static"

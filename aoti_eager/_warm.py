@@ -236,7 +236,7 @@ class Warming:
         with contextlib.suppress(OSError, *NOT_A_VERDICT):  # It is measured again, that is all.
             verdict = decode_verdict(answer["verdict"])
             if verdict.library == entry.library.sha256:
-                self._backend.verdicts.put(entry.key.digest, verdict)
+                self._backend.verdicts.put(entry.digest, verdict)
 
 
 class _Compiles:

@@ -14,6 +14,7 @@ import torch
 
 from ._entry import Entry, Status
 from ._environment import cpu_features, current_environment
+from ._guards import text
 from ._key import ANY_THREADS
 from ._prune import PruneReport, prune_store
 from ._store import LOG_FILE, BadEntry, Store, StoredEntry
@@ -54,7 +55,8 @@ class CacheEntry:
             ``other_cpu`` (needs CPU features that are not here), ``damaged`` or ``future`` (a
             newer format).
         reason: Why it is declined or quarantined, its times if it is slower, or what is wrong.
-        inputs: The tensors of the call in short, ``f32[8,8] f32[8,8]``.
+        inputs: The tensors of the call in short, ``f32[8,8] f32[8,8]``; with symbols in place of
+            the sizes that a dynamic specialisation leaves open, ``f32[s0,8]``.
         size_bytes: Bytes of all its files.
         path: Its directory.
     """
@@ -131,7 +133,7 @@ def inspect(
     found = [
         _details(stored, verdicts)
         for stored in store.scan()
-        if isinstance(stored, StoredEntry) and stored.entry.key.digest.startswith(digest)
+        if isinstance(stored, StoredEntry) and stored.entry.digest.startswith(digest)
     ]
     if not digest or not found:
         raise KeyError(f"no entry has a digest that begins with {digest!r}; see list")
@@ -224,7 +226,7 @@ def _verdict(entry: Entry, verdicts: Verdicts) -> Verdict | None:
     """Return what this processor has made of an entry's library, if anything."""
     if entry.library is None:
         return None
-    verdict = verdicts.get(entry.key.digest, entry.library.sha256)
+    verdict = verdicts.get(entry.digest, entry.library.sha256)
     return None if verdict == Verdict(entry.library.sha256) else verdict
 
 
@@ -256,9 +258,7 @@ def _summary(found: StoredEntry | BadEntry, verdicts: Verdicts) -> CacheEntry:
         status, reason = "other_cpu", "needs " + " ".join(sorted(entry.requires - cpu_features()))
     elif entry.status is Status.READY and (losing := _losing_time(entry, verdicts)) is not None:
         status, reason = "slower", str(losing)
-    return CacheEntry(
-        entry.key.op, entry.key.digest, status, reason, _inputs(entry), size, found.path
-    )
+    return CacheEntry(entry.key.op, entry.digest, status, reason, _inputs(entry), size, found.path)
 
 
 _SHORT = {"float": "f", "bfloat": "bf", "int": "i", "uint": "u", "complex": "c", "bool": "b8"}
@@ -276,7 +276,7 @@ def _inputs(entry: Entry) -> str:
         listed = component if isinstance(component, tuple | type([])) else [component]
         for one in listed:
             if isinstance(one, dict) and "dtype" in one:
-                sizes = ",".join(map(str, one["sizes"]))
+                sizes = ",".join(map(text, one["sizes"]))
                 texts.append(f"{short_dtype(one['dtype'])}[{sizes}]")
             elif isinstance(one, dict) and "number" in one:
                 texts.append(one["number"])

@@ -15,6 +15,7 @@ import torch
 
 from . import _demo, _script, _warm_verb, cache
 from ._explain import explain
+from ._pattern import guard_texts
 from ._stats import OpStats, read_totals
 from ._verdict import Verdict, processor
 from .cache import short_dtype
@@ -113,7 +114,7 @@ def _list(namespace: argparse.Namespace) -> int:
 def _inspect(namespace: argparse.Namespace) -> int:
     for details in cache.inspect(namespace.digest):
         entry, summary = details.entry, details.summary
-        print(f"{entry.key.op}  {entry.key.digest}")
+        print(f"{entry.key.op}  {entry.digest}")
         print(f"  path      {summary.path}")
         print(f"  status    {summary.status}" + (f" ({entry.reason})" if entry.reason else ""))
         if entry.message:
@@ -131,6 +132,10 @@ def _inspect(namespace: argparse.Namespace) -> int:
         print("  key")
         for name, value in entry.key.components().items():
             print(f"    {name} = {value}")
+        if entry.guards is not None:
+            print("  guards")
+            for line in guard_texts(entry.guards):
+                print(f"    {line}")
         print("  environment")
         for name, value in entry.environment.components:
             print(f"    {name} = {value}")

@@ -21,8 +21,11 @@ from aoti_eager._pattern import (
     expressions_in,
     family_of,
     float_text,
+    guard_texts,
     instances,
     is_pattern,
+    number_arguments,
+    number_range,
     size_class,
     symbols_in,
     varied,
@@ -162,16 +165,52 @@ def test_a_number_in_a_tensor_slot_takes_one() -> None:
 
 
 def test_numbers_are_symbols_where_that_is_asked_for() -> None:
-    key = key_of(ELU, torch.empty(3), 2.5, -0.0, math.nan)
+    key = key_of(ELU, torch.empty(3), 2.5, -1e-3, 7)
     family = family_of(ELU, key)
     arguments = dict(family.pattern.arguments)
     assert arguments["alpha"] == {"float": {"symbol": "v0"}}
+    assert arguments["input_scale"] == {"int": 7}
     assert family.meanings["v1"] == "scale"
     assert family.values["v0"] == float_bits((2.5).hex())
     assert "v0" not in family.places
-    assert symbols_in(family.pattern) == {"s0", "v0", "v1", "v2"}
+    assert symbols_in(family.pattern) == {"s0", "v0", "v1"}
+    assert number_arguments(family.pattern) == ("alpha", "scale")
     assert with_values(family.pattern, family.values) == key
-    assert family_of(ELU, key, numbers=False).values == {"s0": 3}
+
+
+@pytest.mark.parametrize("value", [0.0, -0.0, math.inf, -math.inf, math.nan, 1e-40, 1e300])
+def test_a_number_with_a_meaning_of_its_own_stays(value: float) -> None:
+    key = key_of(ELU, torch.empty(3), value)
+    family = family_of(ELU, key)
+    assert dict(family.pattern.arguments)["alpha"] == {"float": value.hex()}
+    assert with_values(family.pattern, family.values) == key
+
+
+@given(st.floats(2.0**-100, 2.0**100), st.floats(2.0**-100, 2.0**100), st.booleans())
+def test_numbers_of_one_sign_share_a_kernel(one: float, other: float, negative: bool) -> None:
+    sign = -1 if negative else 1
+    bounds = number_range(float_bits((sign * one).hex()))
+    assert bounds is not None
+    assert bounds[0] <= float_bits((sign * other).hex()) <= bounds[1]
+    assert not bounds[0] <= float_bits((-sign * other).hex()) <= bounds[1]
+
+
+@pytest.mark.parametrize(
+    "x",
+    [
+        torch.empty(3, dtype=torch.float16),
+        torch.empty(3, dtype=torch.bfloat16),
+        torch.empty(3, dtype=torch.int64),
+        torch.empty(3, dtype=torch.complex64),
+    ],
+)
+def test_numbers_stay_where_the_results_dtype_or_rounding_depends_on_them(x: torch.Tensor) -> None:
+    assert set(family_of(ELU, key_of(ELU, x, 2.5)).values) == {"s0"}
+
+
+def test_numbers_stay_where_the_op_computes_some_in_ways_of_their_own() -> None:
+    power = op_schema(find_overload("aten::pow.Tensor_Scalar"))
+    assert set(family_of(power, key_of(power, torch.empty(3), 2.5)).values) == {"s0"}
 
 
 def test_a_float_argument_is_a_symbol_by_its_bits() -> None:
@@ -240,7 +279,7 @@ def test_a_family_with_its_values_is_the_key(x: torch.Tensor, y: torch.Tensor) -
 @property_test
 def test_a_key_is_an_instance_of_its_family(x: torch.Tensor, y: torch.Tensor) -> None:
     key = key_of(ADD, x, y)
-    family = family_of(ADD, key, numbers=False)
+    family = family_of(ADD, key)
     words, general = key_words(ADD, key), pattern_words(ADD, family.pattern)
     assert words is not None
     assert general is not None
@@ -391,3 +430,19 @@ def test_a_pattern_serves_its_instances(x: torch.Tensor, most: int, high: int) -
         assert values is not None
         assert with_values(family.pattern, values) == one
         assert math.prod(dict(one.arguments)["self"]["sizes"]) <= most
+
+
+def test_guards_in_words() -> None:
+    low, high = (float_bits(value.hex()) for value in (0.5, 8.0))
+    negative = tuple(float_bits((-value).hex()) for value in (0.5, 8.0))
+    guards = Guards(
+        {"s1": (4097, INT64_MAX), "s0": (2, 4096), "v0": (low, high), "v1": negative},
+        (["==", ["%", "s0", 8], 0],),
+    )
+    assert guard_texts(guards) == [
+        "2 <= s0 <= 4096",
+        "4097 <= s1",
+        "0.5 <= v0 <= 8",
+        "-8 <= v1 <= -0.5",
+        "((s0 % 8) == 0)",
+    ]

@@ -236,6 +236,18 @@ def test_past_the_cap_kernels_are_static() -> None:
         assert calls(op, (4, 4, 4, 4), (5, 4, 4, 4), (9, 5)) == ["static", "static", "hit"]
 
 
+def test_what_other_scripts_have_stored_does_not_count() -> None:
+    stored = [dynamic(key_of(*[4] * rank), "s0") for rank in range(1, 6)]
+    op = Op(*stored)
+    with aoti_eager.config.scope(dynamic_cap=2):
+        assert calls(op, (9,), (9, 4)) == ["hit", "hit"]
+        assert op.specialised.count == 0
+        op.specialised.runner(stored[0].entry, False, object)
+        assert op.specialised.count == 1
+        assert calls(op, (9, 8, 8), (9, 8, 9)) == ["static", ["self.size(2)"]]
+        assert calls(op, (9, 8, 8, 8), (9, 8, 8, 9)) == ["static", "static"]
+
+
 # -- what failed --
 
 
@@ -274,7 +286,7 @@ def test_what_is_distrusted_serves_no_call_and_is_not_made_again() -> None:
     op = Op(found)
     assert op.call(key_of(6, 5)) == "hit"
     runner = op.specialised.runner(found.entry, False, object)
-    op.specialised.distrust(found.entry.key.digest)
+    op.specialised.distrust(found.entry.digest)
     assert not op.specialised.is_loaded(found, False)
     assert op.specialised.runner(found.entry, False, object) is not runner
     op.specialised.look_again()  # The store may not know yet.
@@ -502,6 +514,23 @@ def test_the_best_instruction_set_is_found(store: Store) -> None:
     stored_dynamic(store, target="cpu-x86-64-v3")
     best = stored_dynamic(store, target="cpu-x86-64-v4")
     assert found_in(store) == [best]
+
+
+def test_libraries_with_the_same_pattern_and_other_guards_are_two_entries(store: Store) -> None:
+    """Short rows are reduced by other code than long ones: 4096 is in the guards alone."""
+    ranges = {"s0": (2, 4096)}, {"s0": (4097, 1 << 40)}
+    short, long = (stored_dynamic(store, guards=Guards(one)) for one in ranges)
+    assert short.entry.key == long.entry.key
+    assert short.entry.digest != long.entry.digest
+    assert sorted(one.path for one in found_in(store)) == sorted([short.path, long.path])
+    op = Op(short, long)
+    assert op.find(key_of(4096, 5)) == short
+    assert op.find(key_of(4097, 5)) == long
+    runners = [op.specialised.runner(one.entry, False, object) for one in (short, long)]
+    assert runners[0] is not runners[1]
+    op.specialised.distrust(short.entry.digest)
+    assert op.find(key_of(4096, 5)) is None
+    assert op.find(key_of(4097, 5)) == long
 
 
 def test_a_failed_one_is_found_so_that_it_is_not_tried_again(store: Store) -> None:
