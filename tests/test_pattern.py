@@ -114,7 +114,6 @@ def strided(sizes: Sequence[int], strides: Sequence[int]) -> torch.Tensor:
         (torch.empty(14)[::2], ["s0"], ["t0"]),
         (strided((3, 3), (1, 1)), ["s0", "s1"], ["t0", 1]),
     ],
-    ids=str,
 )
 def test_sizes_and_strides_of_a_tensor(
     tensor: torch.Tensor, sizes: list[Any], strides: list[Any]
