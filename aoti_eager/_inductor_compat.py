@@ -10,6 +10,7 @@ import contextlib
 import functools
 import os
 import platform
+import re
 import shlex
 import shutil
 import subprocess
@@ -23,7 +24,11 @@ import torch._inductor.config as inductor_config
 import torch._inductor.cpp_builder as cpp_builder
 import torch._inductor.cpu_vec_isa as cpu_vec_isa
 from torch._inductor import aot_compile
-from torch._inductor.codegen.common import device_codegens, init_backend_registration
+from torch._inductor.codegen.common import (
+    KernelArgs,
+    device_codegens,
+    init_backend_registration,
+)
 from torch._inductor.codegen.cpp_wrapper_cpu import CppWrapperCpu
 from torch._inductor.exc import CppCompileError
 from torch._inductor.virtualized import V
@@ -73,9 +78,27 @@ def prepare_worker(vector_bits: int) -> None:
     # two pi. There is no setting for it.
     flags = cpp_builder._get_ffast_math_flags
     cpp_builder._get_ffast_math_flags = lambda: [f for f in flags() if f != "fno-signed-zeros"]
+    _numbers_in_double()
     if shutil.which("openssl") is None:
         # Inductor hashes preprocessed headers with the openssl program and fails without it.
         inductor_config.aot_inductor.precompile_headers = False
+
+
+def _numbers_in_double() -> None:
+    """Have kernels take numbers as they are: Inductor passes them as float, to float64 code too.
+
+    Code for other dtypes converts them itself.
+    """
+    original = KernelArgs.cpp_argdefs
+
+    @functools.wraps(original)
+    def cpp_argdefs(self: KernelArgs, *args: Any, **kwargs: Any) -> Any:
+        definitions, call, types = original(self, *args, **kwargs)
+        definitions = [re.sub(r"^const float (?=\w)", "const double ", one) for one in definitions]
+        types = ["const double" if one == "const float" else one for one in types]
+        return definitions, call, types
+
+    KernelArgs.cpp_argdefs = cpp_argdefs  # type: ignore[method-assign]
 
 
 def remember_probes(directory: Path) -> None:
