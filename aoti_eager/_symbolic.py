@@ -6,7 +6,8 @@ goes on to specialise and to compare sizes when the exported program is long fin
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import itertools
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import sympy  # type: ignore[import-untyped]
@@ -95,6 +96,12 @@ def compiled_pattern(template: CallTemplate, traced: list[Any]) -> tuple[KernelK
         }
         for shape in shapes
     )
+    separate = [
+        condition
+        for slot, shape in zip(template.slots, shapes, strict=True)
+        if shape is not None
+        for condition in _no_overlap(slot.component, shape, names)
+    ]
     pattern = _with_shapes(template, described)
     environments = {
         id(env): env
@@ -106,7 +113,27 @@ def compiled_pattern(template: CallTemplate, traced: list[Any]) -> tuple[KernelK
     for env in environments.values():
         conditions += _conditions(env, names)
         ranges |= _ranges(env, names)
+    conditions += [one for one in separate if one not in conditions]
     return pattern, Guards(ranges, tuple(conditions))
+
+
+def _no_overlap(
+    component: dict[str, Any],
+    shape: tuple[list[Any], list[Any]],
+    names: dict[sympy.Symbol, str],
+) -> Iterator[Expression]:
+    """Give the conditions under which no two elements of an input share memory.
+
+    Where they do, eager refuses to write to it, and lays out results in another order. Dimensions
+    that are expanded share by design: their stride of 0 is no symbol.
+    """
+    sizes, strides = shape
+    spread = [d for d, size in enumerate(component["sizes"]) if size > 1 and strides[d] != 0]
+    spread.sort(key=lambda dim: (component["strides"][dim], -dim))
+    for inner, outer in itertools.pairwise(spread):
+        taken = strides[inner] * sizes[inner]
+        if taken != strides[outer]:
+            yield ["<=", _json(taken, names), _json(strides[outer], names)]
 
 
 def _with_shapes(template: CallTemplate, described: Iterable[dict[str, Any] | None]) -> KernelKey:

@@ -529,3 +529,17 @@ def test_a_compile_that_dies_leaves_nobody_waiting(
             assert aoti_eager.wait(120.0)
         assert stats("aten::silu").hits >= 2
         assert COMPILING not in stats("aten::silu").declined
+
+
+def test_a_tensor_whose_elements_share_memory_has_no_part_in_a_dynamic_kernel() -> None:
+    """Rows of a wider buffer: how wide is a symbol, and narrower than a row is another thing."""
+    buffer, op = torch.zeros(4000), "aten::add_.Tensor"
+    with aoti_eager.register(op):
+        for rows, wide in ((5, 10), (6, 12), (7, 11), (5, 9)):
+            x = buffer.as_strided((rows, 8), (wide, 1))
+            before = x.clone()
+            assert_close(x.add_(torch.ones(rows, 8)), before + 1)
+        assert dynamic_entries(op)
+        hits = stats(op).hits
+        buffer.as_strided((5, 8), (7, 1)).add_(torch.ones(5, 8))
+        assert stats(op).hits == hits
