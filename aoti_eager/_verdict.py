@@ -24,6 +24,8 @@ from ._store import make_private
 
 FORMAT_VERSION = 1
 
+CPUINFO = Path("/proc/cpuinfo")
+
 # What reading a document raises that is none.
 NOT_A_VERDICT = (
     ValueError,
@@ -129,7 +131,7 @@ def processor() -> str:
     described: dict[str, str] = {}
     with (
         contextlib.suppress(OSError),
-        open("/proc/cpuinfo", encoding="utf-8", errors="replace") as file,
+        CPUINFO.open(encoding="utf-8", errors="replace") as file,
     ):
         for line in file:
             if not line.strip():

@@ -163,6 +163,27 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 def pytest_addoption(parser: pytest.Parser) -> None:
     """Add the option for the long run."""
     parser.addoption("--both-paths", action="store_true", help="costly tests on both hit paths")
+    parser.addoption("--long", action="store_true", help="all cases of tests of which a share runs")
+    parser.addoption("--seed", type=int, default=0, help="which share of these runs")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave out most cases of the tests marked ``share``."""
+    if config.getoption("--long"):
+        return
+    seen: dict[object, int] = {}
+    left_out: list[pytest.Item] = []
+    for item in items:
+        marker = item.get_closest_marker("share")
+        if marker is None:
+            continue
+        test = getattr(item, "function", item)
+        number = seen[test] = seen.get(test, -1) + 1
+        if (number + config.getoption("--seed")) % marker.kwargs["of"]:
+            left_out.append(item)
+    if left_out:
+        config.hook.pytest_deselected(items=left_out)
+        items[:] = [item for item in items if item not in left_out]
 
 
 @pytest.fixture

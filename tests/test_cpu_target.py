@@ -66,6 +66,7 @@ def call_softmax(x: torch.Tensor) -> None:
 
 @ON_X86
 @pytest.mark.compiles
+@pytest.mark.share(of=2)
 @pytest.mark.parametrize("setting", [one for one in LEVELS if can_run(one)])
 def test_a_kernel_for_each_level_is_right_and_has_nothing_above_it(setting: str) -> None:
     """Requirement 5."""

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import io
 import json
 import math
 import os
 import subprocess
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -348,7 +350,8 @@ def test_a_store_that_cannot_be_written_is_an_error_and_can_be_read(mount: Any) 
 
 def cpuinfo(monkeypatch: pytest.MonkeyPatch, text: str) -> str:
     """Return the name of the processor on a machine that says ``text``."""
-    monkeypatch.setattr(Path, "read_text", lambda *_, **__: text)
+    file = SimpleNamespace(open=lambda **_: io.StringIO(text))
+    monkeypatch.setattr(_verdict, "CPUINFO", file)
     return processor.__wrapped__()
 
 

@@ -13,7 +13,7 @@ import sys
 import textwrap
 import threading
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -99,50 +99,58 @@ def kill(process: Process) -> None:
 # -- killed --
 
 
-def test_a_worker_killed_once_at_each_stage_is_replaced_and_leaves_nothing(
-    marked: Marked, cache_dir: Path
+def imports(marked: Marked, cache_dir: Path) -> None:
+    pass
+
+
+def traces(marked: Marked, cache_dir: Path) -> None:
+    until(lambda: work(cache_dir, "compile.log"), "it has begun")
+
+
+def compiles(marked: Marked, cache_dir: Path) -> None:
+    until(marked.compiles, "a compiler")
+
+
+@pytest.mark.share(of=3)
+@pytest.mark.parametrize("stage", [imports, traces, compiles])
+def test_a_worker_killed_once_is_replaced_and_leaves_nothing(
+    stage: Callable[[Marked, Path], None], marked: Marked, cache_dir: Path
 ) -> None:
-    """The worker that has done the work of one victim is the next one."""
     with aoti_eager.register("aten::silu"):
         silu(1)
-        kill(until(marked.worker, "a worker that imports"))
+        until(marked.worker, "a worker")
+        stage(marked, cache_dir)
+        kill(until(marked.worker, "a worker"))
         settle(1)
-        assert work(cache_dir) == []
+        assert_one_library(cache_dir)
+        assert counts().hits == 1
 
-        silu(2)
-        until(lambda: work(cache_dir, "compile.log"), "it has begun")
-        kill(until(marked.worker, "a worker that traces"))
-        settle(2)
-        assert work(cache_dir) == []
 
-        silu(3)
-        until(marked.compiles, "a compiler")
-        kill(until(marked.worker, "a worker that compiles"))
-        settle(3)
-        assert work(cache_dir) == []
+@pytest.mark.share(of=2)
+@pytest.mark.parametrize("module", ["_trial", "_measure"])
+def test_a_worker_killed_while_it_waits_for_its_server_is_replaced(
+    module: str, marked: Marked, cache_dir: Path
+) -> None:
+    with aoti_eager.config.scope(gate=True), aoti_eager.register("aten::silu"):
+        silu(1)
+        server = until(lambda: marked.server(module), module)
+        server.send(signal.SIGSTOP)  # The stage lasts until we have seen it.
+        until(lambda: work(cache_dir, "library.so"), "a library")
+        until(lambda: not marked.compiles(), "it is complete")
+        kill(until(marked.worker, "a worker that waits"))
+        until(lambda: not server.runs(), "the stopped server is gone, too")
+        assert aoti_eager.wait(60)
+        silu(1)
+        assert_one_library(cache_dir)
+        assert set(counts().declined) <= {"slower", "unmeasured"}
 
-        for rows, module in ((4, "_trial"), (5, "_measure")):
-            with aoti_eager.config.scope(gate=module == "_measure"):
-                server = until(lambda m=module: marked.server(m), module)  # type: ignore[misc]
-                server.send(signal.SIGSTOP)  # The stage lasts until we have seen it.
-                silu(rows)
-                until(lambda: work(cache_dir, "library.so"), "a library")
-                until(lambda: not marked.compiles(), "it is complete")
-                kill(until(marked.worker, "a worker that waits"))
-                until(lambda s=server: not s.runs(), "the stopped server is gone, too")
-                if module == "_measure":
-                    assert aoti_eager.wait(60)
-                    silu(rows)
-                else:
-                    settle(rows)
-                assert work(cache_dir) == []
-        stats = counts()
-        assert cache.verify().damaged == ()
-        assert len(cache.list()) == 5
-    assert stats.compiles == 5
-    assert stats.failures == 0
-    assert set(stats.declined) <= {"slower", "unmeasured"}
-    assert stats.hits >= 4
+
+def assert_one_library(cache_dir: Path) -> None:
+    assert work(cache_dir) == []
+    assert cache.verify().damaged == ()
+    assert len(cache.list()) == 1
+    assert counts().compiles == 1
+    assert counts().failures == 0
 
 
 def test_a_worker_that_dies_each_time_costs_its_key_and_no_other(
@@ -208,6 +216,7 @@ def test_a_hung_worker_is_killed_in_time_and_leaves_nothing(
 # -- disk full --
 
 
+@pytest.mark.share(of=4)
 @pytest.mark.parametrize("size", ["16k", "48k", "64k", "96k"])
 def test_a_full_disk_is_one_warning_and_nothing_is_remembered(
     size: str, mount: object, shared_cache_dir: Path, marked: Marked
@@ -382,6 +391,7 @@ MOMENTS = {
 }
 
 
+@pytest.mark.share(of=4)
 @pytest.mark.parametrize("moment", MOMENTS)
 def test_a_script_ends_at_once_in_the_middle_of_a_compile(
     moment: str, script: Script, cache_dir: Path
@@ -390,6 +400,7 @@ def test_a_script_ends_at_once_in_the_middle_of_a_compile(
     assert script.end("\n") == (0, "")
 
 
+@pytest.mark.share(of=5)
 @pytest.mark.parametrize(
     ("how", "status"),
     [
@@ -552,6 +563,7 @@ CORRUPTS = textwrap.dedent("""
     """)
 
 
+@pytest.mark.share(of=2)
 @pytest.mark.parametrize("mode", ["background", "sync"])
 def test_code_that_corrupts_memory_ends_its_trial_and_not_the_script(
     mode: str, cache_dir: Path, header: None
