@@ -224,7 +224,12 @@ def settings(
     monkeypatch.setenv("AOTI_EAGER_MODE", "sync")
     # Most tests are about what kernels do, and take small ones, which lose.
     monkeypatch.setenv("AOTI_EAGER_GATE", "0")
-    with aoti_eager.config.scope(mode="sync", gate=False, cache_dir=cache_dir, native=native):
+    # And a kernel that an earlier test left behind is not to serve what the next one counts.
+    dynamic = "auto" if request.node.get_closest_marker("dynamic") is not None else "0"
+    monkeypatch.setenv("AOTI_EAGER_DYNAMIC", dynamic)
+    with aoti_eager.config.scope(
+        mode="sync", gate=False, cache_dir=cache_dir, native=native, dynamic=dynamic
+    ):
         yield
     left = aoti_eager.registered_ops()
     for installed in _library._installed.values():  # one failure, not one in every later test

@@ -22,6 +22,8 @@ from aoti_eager._table import COMPILING
 from . import processes
 from .conftest import assert_close
 
+pytestmark = pytest.mark.dynamic
+
 aten = torch.ops.aten
 GENERATOR = torch.Generator().manual_seed(6)
 

@@ -10,7 +10,7 @@ import torch
 from . import fuzz_dynamic
 from .fuzz_dynamic import LAYOUTS, LAYOUTS_OF, OPS, draw, fuzz, overload_of, problem_of
 
-pytestmark = pytest.mark.compiles
+pytestmark = [pytest.mark.compiles, pytest.mark.dynamic]
 
 
 @pytest.mark.native

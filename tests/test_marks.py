@@ -13,6 +13,8 @@ from aoti_eager.errors import RegistrationError, UnknownOpError
 
 from .conftest import assert_close
 
+pytestmark = pytest.mark.dynamic
+
 SILU = "aten::silu"
 
 

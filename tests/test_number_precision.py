@@ -7,6 +7,8 @@ import torch
 
 import aoti_eager
 
+pytestmark = pytest.mark.dynamic
+
 aten = torch.ops.aten
 
 

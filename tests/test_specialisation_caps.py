@@ -11,6 +11,8 @@ from aoti_eager.errors import CompileError
 
 from .conftest import assert_close
 
+pytestmark = pytest.mark.dynamic
+
 aten = torch.ops.aten
 SILU = "aten::silu"
 

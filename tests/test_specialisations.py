@@ -23,6 +23,8 @@ from aoti_eager._store import Store, StoredEntry
 
 from .entries import ENVIRONMENT, FEATURES, OTHER_ENVIRONMENT, make_entry, publish
 
+pytestmark = pytest.mark.dynamic
+
 SILU, ADD = (op_schema(find_overload(name)) for name in ("aten::silu", "aten::add.Tensor"))
 ANY_SIZE = (2, 1 << 62)
 
