@@ -99,7 +99,7 @@ def compiled_pattern(template: CallTemplate, traced: list[Any]) -> tuple[KernelK
     separate = [
         condition
         for slot, shape in zip(template.slots, shapes, strict=True)
-        if shape is not None
+        if shape is not None and slot.mutated
         for condition in _no_overlap(slot.component, shape, names)
     ]
     pattern = _with_shapes(template, described)
@@ -122,10 +122,9 @@ def _no_overlap(
     shape: tuple[list[Any], list[Any]],
     names: dict[sympy.Symbol, str],
 ) -> Iterator[Expression]:
-    """Give the conditions under which no two elements of an input share memory.
+    """Give the conditions under which no two elements of a mutated input share memory.
 
-    Where they do, eager refuses to write to it, and lays out results in another order. Dimensions
-    that are expanded share by design: their stride of 0 is no symbol.
+    Where they do, what is written depends on the order.
     """
     sizes, strides = shape
     spread = [d for d, size in enumerate(component["sizes"]) if size > 1 and strides[d] != 0]
