@@ -43,7 +43,7 @@ KEYS = 3
 
 def start(cache_dir: Path, script: str = WORK, **variables: str) -> subprocess.Popen[str]:
     """Start ``script`` on the cache in ``cache_dir``; a variable that is empty is unset."""
-    simplest = {"AOTI_EAGER_MODE": "sync", "AOTI_EAGER_GATE": "0"}
+    simplest = {"AOTI_EAGER_MODE": "sync", "AOTI_EAGER_GATE": "0", "AOTI_EAGER_DYNAMIC": "0"}
     own = {"AOTI_EAGER_CACHE_DIR": str(cache_dir), **variables}
     environment = {**simplest, **os.environ, **own}
     environment = {name: value for name, value in environment.items() if value}
