@@ -380,7 +380,9 @@ class Arrived:
         """Go by what was compared outside of this process."""
         if not self._compared:
             self._call.decline("unchecked", "too long a call to be compared in the caller's thread")
-
+        elif self._call.table.specialised.is_distrusted(self._found.entry):
+            # Its results were wrong for another size since it came.
+            self._call.table.forget_decline(self._call.table_key)
         elif self._kernel.native() is None and self._call.table.native is not None:
             self._is_used = True  # C++ takes some kernels after their first run only.
             self._call.table.arrive(self._call.table_key, self)

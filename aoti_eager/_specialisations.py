@@ -161,6 +161,10 @@ class Specialisations:
             self._distrusted.add(digest)
             self._runners = {k: runner for k, runner in self._runners.items() if k[0] != digest}
 
+    def is_distrusted(self, found: Entry) -> bool:
+        """Return whether the results of an entry's library were wrong in this process."""
+        return found.digest in self._distrusted
+
     def runner(self, found: Entry, releases_gil: bool, load: Callable[[], T]) -> T:
         """Return the loaded library of a specialisation, which its calls share."""
         with self._lock:

@@ -123,6 +123,7 @@ class Table:
                 return
             if len(self.kernels) >= KERNELS_LIMIT:
                 self.drop_kernels(lambda one: one.is_dynamic)
+            self._leave_pattern(key, kernel)
             self.kernels[key] = kernel
             self._undecline(key)
             self._put_natively(kernel)
@@ -167,6 +168,7 @@ class Table:
                 return
             if len(self.declines) >= DECLINES_LIMIT:
                 self._forget_declines()  # They are found out again; memory is not.
+            self._leave_pattern(key, decline)
             self.kernels.pop(key, None)
             self._undecline(key)
             self.declines[key] = decline
@@ -257,6 +259,14 @@ class Table:
         name, program = decline.pattern.name, decline.pattern.program
         self.native.put_decline(name, decline.count.native, program)
         self.native.remove(decline.words)
+
+    def _leave_pattern(self, key: TableKey, successor: Kernel | Decline) -> None:
+        """Take out what C++ matches by the key's kernel, which nobody could take out afterwards."""
+        before = self.kernels.get(key)
+        if self.native is None or before is None or before.pattern is None:
+            return
+        if successor.pattern is None or successor.pattern.name != before.pattern.name:
+            self.native.remove_pattern(before.pattern.name)
 
     def _remove_natively(self, held: Kernel | Decline) -> None:
         if self.native is None or held.words is None:
