@@ -17,7 +17,7 @@ from aoti_eager import OpStats, _background, _live_check, _pending, cache, cli
 from aoti_eager._compile import CompileService
 from aoti_eager._entry import Status
 from aoti_eager._guards import text
-from aoti_eager._table import COMPILING
+from aoti_eager._table import COMPILING, Decline
 
 from . import processes
 from .conftest import assert_close
@@ -545,3 +545,20 @@ def test_a_tensor_whose_elements_share_memory_has_no_part_in_a_dynamic_kernel() 
         hits = stats(op).hits
         buffer.as_strided((5, 8), (7, 1)).add_(torch.ones(5, 8))
         assert stats(op).hits == hits
+
+
+@pytest.mark.native
+def test_cpp_matches_nothing_by_a_kernel_that_is_gone() -> None:
+    with aoti_eager.register("aten::silu"):
+        for rows in (5, 6, 7):
+            check(aten.silu, rand(rows, 7))
+        kernels = next(one for one in aoti_eager._library.caches() if one.table.kernels)
+        table = kernels.table
+        key, kernel = next((k, one) for k, one in table.kernels.items() if one.is_dynamic)
+        count = kernels.counters.declined("run_failed")
+        table.decline(key, Decline("run_failed", "on purpose", count, kernel.words))
+        (entry,) = dynamic_entries("aten::silu")
+        table.distrust(entry.digest)
+        hits = stats("aten::silu").hits
+        check(aten.silu, rand(8, 7))
+        assert stats("aten::silu").hits == hits
