@@ -262,8 +262,15 @@ class KeyedCall:
         return bool(config.check) or self.cache.original.overridden
 
     def wants_check(self, entry: Entry, verdict: Verdict | None = None) -> bool:
-        """Return whether a stored library must be compared here before it serves calls."""
-        checked = entry.checked or (verdict is not None and verdict.checked)
+        """Return whether a stored library must be compared here before it serves calls.
+
+        A dynamic specialisation, in each size class: sums of many terms differ where those of few
+        do not.
+        """
+        size = self.size(entry)
+        checked = (entry.checked and size is None) or (
+            verdict is not None and verdict.is_checked(size)
+        )
         return (self.checks and not checked) or self.cache.original.overridden
 
     def decline(

@@ -284,7 +284,8 @@ class Miss:
         if not self._cache.original.overridden:
             backend = _backend.current()
             verdict = self._call.verdict(found, backend)
-            self._call.keep(replace(verdict, checked=True), found, backend)
+            size = self._call.size(found.entry)
+            self._call.keep(verdict.with_check(size), found, backend)
 
     # -- a kernel from the compiler --
 
@@ -454,10 +455,12 @@ class Miss:
         found = backend.store.publish(entry, work, compiled.library, "")
         if entry.guards is not None:
             self._table.specialised.add(found)
-        if found.entry.library is not None and self._call.is_gated:
+        size = self._call.size(entry)
+        if found.entry.library is not None and (self._call.is_gated or size is not None):
             verdict = Verdict(found.entry.library.sha256, compared=compiled.compared)
-            size = self._call.size(entry)
             verdict = verdict.with_times(compiled.times, self._call.threads, size)
+            if size is not None and self._call.checks:
+                verdict = verdict.with_check(size)
             self._call.keep(verdict, found, backend)
 
     def _use_if_faster(self, kernel: Kernel, compiled: Compiled, entry: Entry) -> None:

@@ -225,7 +225,9 @@ _LISTS = {Kind.INTS: "int", Kind.FLOATS: "float", Kind.BOOLS: "bool"}
 
 
 def _write_number(name: str, value: Component, words: list[Any]) -> None:
-    if name == "bool":
+    if isinstance(value, dict):
+        words += (_INT, value["size"])
+    elif name == "bool":
         words.append(_BOOL | value << 8)
     elif name == "int":
         if not -(1 << 63) <= value < 1 << 63:

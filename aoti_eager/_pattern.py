@@ -20,9 +20,11 @@ from typing import Any
 from ._guards import INT64_MIN, Expression, Guards, NoValueError, evaluate, text
 from ._key import Component, KernelKey, float_bits
 from ._schema import Kind, OpSchema
+from ._size_arguments import TensorSizes, expressions, with_sizes
 
-# The kinds of numbers that may be inputs of a kernel, and within which bounds.
-_NUMBER_KINDS = (Kind.SCALAR, Kind.FLOAT)
+# The kinds of numbers that may be inputs of a kernel, and within which bounds. A ``float``, unlike
+# a ``Scalar``, cannot be traced as a symbol: the dispatcher asks for its value.
+_NUMBER_KINDS = (Kind.SCALAR,)
 _UNLIMITED = 1 << 62  # As large as a size may be, and larger.
 _SMALLEST, _LARGEST = 2.0**-100, 2.0**100
 # Ops that compute some numbers in ways of their own: a square root for 0.5, a square for 2.
@@ -52,6 +54,7 @@ class _Symbols:
     meanings: dict[str, str] = field(default_factory=dict)
     places: dict[str, tuple[int, int]] = field(default_factory=dict)
     counts: dict[str, int] = field(default_factory=dict)
+    tensors: list[TensorSizes] = field(default_factory=list)
     slot: int = -1
 
     def new(self, prefix: str, value: int, meaning: str, dim: int = -1) -> str:
@@ -84,7 +87,8 @@ def family_of(schema: OpSchema, key: KernelKey) -> Family:
         else:
             general = component
         arguments.append((name, general))
-    pattern = KernelKey(key.op, key.dispatch_key, tuple(arguments), key.context)
+    general_arguments = with_sizes(schema, arguments, symbols.tensors)
+    pattern = KernelKey(key.op, key.dispatch_key, general_arguments, key.context)
     return Family(pattern, symbols.values, symbols.meanings, symbols.places)
 
 
@@ -96,6 +100,7 @@ def _tensor(name: str, component: dict[str, Any], symbols: _Symbols) -> Componen
         symbols.new("s", size, f"{name}.size({dim})", dim) if size > 1 else size
         for dim, size in enumerate(component["sizes"])
     ]
+    symbols.tensors.append(TensorSizes(component["sizes"], sizes))
     strides = _strides(name, component["sizes"], component["strides"], sizes, symbols)
     return {**component, "sizes": sizes, "strides": strides}
 
@@ -112,9 +117,15 @@ def _strides(
     expected, expression = 1, 1  # type: int, Expression
     order = sorted(range(len(sizes)), key=lambda dim: (strides[dim], -dim))
     for dim in order:
-        if sizes[dim] < 2 or strides[dim] == 0:
-            if sizes[dim] == 1 and strides[dim] == expected:
-                general[dim] = expression  # As of a tensor that was allocated so.
+        if sizes[dim] == 0 or strides[dim] == 0:
+            continue
+        if sizes[dim] == 1:
+            # As of a tensor that was allocated so; or one row of a tensor with more.
+            general[dim] = (
+                expression
+                if strides[dim] == expected
+                else symbols.new("t", strides[dim], f"{name}.stride({dim})", dim)
+            )
             continue
         if strides[dim] != expected:
             expected = strides[dim]
@@ -199,6 +210,9 @@ def _filled(component: Component, values: Mapping[str, int]) -> Component:
             "sizes": [_reduced(size, values) for size in component["sizes"]],
             "strides": [_reduced(stride, values) for stride in component["strides"]],
         }
+    if "size" in component:
+        size = _reduced(component["size"], values)
+        return size if isinstance(size, int) else {"size": size}
     if "symbol" in component:
         name = component["symbol"]
         return float_text(values[name]) if name in values else component
@@ -245,6 +259,7 @@ def _collect(component: Component, into: set[str]) -> None:
 def expressions_in(pattern: KernelKey) -> Iterator[Expression]:
     """Give what stands for the sizes and strides of ``pattern`` and is no number."""
     for _, component in pattern.arguments:
+        yield from expressions(component)
         for one in component if isinstance(component, list) else [component]:
             if isinstance(one, dict) and "sizes" in one:
                 for word in (*one["sizes"], *(one["strides"] or ())):

@@ -8,7 +8,6 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -361,7 +360,7 @@ class Arrived:
             return
         self._put()
         if not self._call.cache.original.overridden:
-            verdict = replace(self._verdict, checked=True)
+            verdict = self._verdict.with_check(self._call.size(self._found.entry))
             _background.background.run_errand(
                 lambda: self._call.keep(verdict, self._found, self._backend)
             )

@@ -87,7 +87,7 @@ class Argument:
     """One argument of a schema.
 
     ``mutated`` is whether the op writes to it (``Tensor(a!)``); ``type_name`` is the schema's own
-    spelling, for messages.
+    spelling, for messages; ``is_size`` whether it is a ``SymInt`` or several, which may be sizes.
     """
 
     name: str
@@ -98,6 +98,7 @@ class Argument:
     kwarg_only: bool
     mutated: bool
     type_name: str
+    is_size: bool = False
 
     @property
     def is_tensor(self) -> bool:
@@ -212,6 +213,7 @@ def _argument(argument: Any) -> Argument:
         kwarg_only=argument.kwarg_only,
         mutated=argument.alias_info is not None and argument.alias_info.is_write,
         type_name=str(argument.real_type),
+        is_size="SymInt" in argument.real_type.str(),
     )
 
 

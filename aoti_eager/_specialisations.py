@@ -32,6 +32,7 @@ from ._pattern import (
     with_values,
 )
 from ._schema import OpSchema
+from ._size_arguments import size_arguments
 from ._store import StoredEntry
 from .config import config
 
@@ -197,17 +198,12 @@ class Specialisations:
         digest = family.pattern.digest
         with self._lock:
             history = self._history(digest)
-            group = self._groups.setdefault(_rank_digest(key), _Group())
+            group = self._groups.setdefault(_rank_digest(key, family), _Group())
             before = list(history.calls)
             if family.values not in before:
                 history.calls.append(family.values)
-            if (
-                history.kernels >= _MOST_KERNELS
-                or self.count >= config.dynamic_cap
-                or any(serves(schema, failed, key) for failed in self._failed())
-            ):
-                group.refused = True
-                group.static += 1
+            if history.kernels >= _MOST_KERNELS or self.count >= config.dynamic_cap:
+                _refuse(group)
                 return None
             if config.dynamic is True or history.kernels == _MOST_KERNELS - 1:
                 names = set(family.values)
@@ -215,16 +211,21 @@ class Specialisations:
                 names = varied([*before, family.values])
             marks = marked(schema.op, family)
             names = {name for name in family.values if marks.get(name, name in names)}
-            group.static += not names
-        return _plan(digest, family, names) if names else None
+            plan = _plan(digest, family, names) if names else None
+            if plan is not None and self._has_failed(schema, key, plan):
+                _refuse(group)
+                return None
+            group.static += plan is None
+        return plan
 
     def is_exhausted(self, schema: OpSchema, key: KernelKey) -> bool:
         """Return whether the family of ``key`` has all the static kernels that it may have.
 
         To be asked after ``plan`` gave nothing.
         """
+        digest = _rank_digest(key, family_of(schema, key))
         with self._lock:
-            group = self._groups.get(_rank_digest(key))
+            group = self._groups.get(digest)
             return group is not None and group.refused and group.static > _MOST_STATIC
 
     def start(self, plan: Plan) -> None:
@@ -295,9 +296,17 @@ class Specialisations:
         for history in self._families.values():
             history.is_compiling, history.waiting = False, []
 
-    def _failed(self) -> list[StoredEntry]:
-        known = (self._known or {}).values()
-        return [one for one in known if not self._is_usable(one)]
+    def _has_failed(self, schema: OpSchema, key: KernelKey, plan: Plan) -> bool:
+        """Return whether the same was planned in vain, or a kernel was wrong for such calls."""
+        wanted = plan.pattern.with_threads(ANY_THREADS)
+        for one in (self._known or {}).values():
+            if self._is_usable(one):
+                continue
+            if one.entry.key.with_threads(ANY_THREADS) == wanted:
+                return True
+            if one.entry.status is not Status.DECLINED and serves(schema, one, key):
+                return True
+        return False
 
     def _is_usable(self, found: StoredEntry) -> bool:
         entry = found.entry
@@ -352,8 +361,9 @@ def native_pattern(schema: OpSchema, entry: Entry, key: KernelKey) -> NativePatt
     return NativePattern(name, program)
 
 
-def _rank_digest(key: KernelKey) -> str:
+def _rank_digest(key: KernelKey, family: Family) -> str:
     """Return a digest of all of ``key`` but the values of its sizes and strides."""
+    repeated = size_arguments(family.pattern.arguments)
 
     def without_sizes(component: Any) -> Any:
         if isinstance(component, list):
@@ -362,8 +372,15 @@ def _rank_digest(key: KernelKey) -> str:
             return {**component, "sizes": len(component["sizes"]), "strides": None}
         return component
 
-    arguments = tuple((name, without_sizes(one)) for name, one in key.arguments)
+    arguments = tuple(
+        (name, None if name in repeated else without_sizes(one)) for name, one in key.arguments
+    )
     return KernelKey(key.op, key.dispatch_key, arguments, key.context).digest
+
+
+def _refuse(group: _Group) -> None:
+    group.refused = True
+    group.static += 1
 
 
 def _symbols(found: StoredEntry) -> int:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 import sympy  # type: ignore[import-untyped]
@@ -18,8 +19,9 @@ from ._compat import OpOverload, symbolic_functions
 from ._graph_checks import check_graph
 from ._guards import INT64_MAX, Expression, Guards
 from ._key import KernelKey, float_bits
-from ._pattern import number_range, symbolic_number
+from ._pattern import family_of, number_range, size_symbols, symbolic_number
 from ._schema import Kind
+from ._size_arguments import product, resolved, size_arguments
 from ._template import CallTemplate, slot_dtype
 from ._tracing import call_module, error_text
 from .errors import CompileError
@@ -43,10 +45,11 @@ def symbolic_program(
     """
     inputs = tuple(_tensor(slot) for slot in template.slots)
     wanted: list[dict[int, Any]] = [{} for _ in inputs]
+    slots = _tensor_slots(template)
     for slot, dim in dims:
         # AUTO lets the compiler take a size back where the code depends on it.
-        wanted[slot][dim] = torch.export.Dim.AUTO
-    module = call_module(op, template, outputs)
+        wanted[slots[slot]][dim] = torch.export.Dim.AUTO
+    module = call_module(op, _with_repeated_sizes(template), outputs)
     try:
         with torch.no_grad():
             exported = torch.export.export(
@@ -59,6 +62,25 @@ def symbolic_program(
         raise CompileError("does_not_trace", error_text(error)) from error
     traced = [node.meta["val"] for node in exported.graph.nodes if node.op == "placeholder"]
     return exported.module(check_guards=False), inputs, traced[-len(inputs) :]
+
+
+def _tensor_slots(template: CallTemplate) -> list[int]:
+    """Return the slots that a family counts: numbers that are inputs only here are none."""
+    return [index for index, slot in enumerate(template.slots) if "value" not in slot.component]
+
+
+def _with_repeated_sizes(template: CallTemplate) -> CallTemplate:
+    """Return the template with int arguments that repeat sizes read from the inputs."""
+    family, slots = family_of(template.schema, template.key), _tensor_slots(template)
+    return replace(
+        template,
+        repeated=size_arguments(family.pattern.arguments),
+        places={
+            name: (slots[slot], dim)
+            for name, (slot, dim) in family.places.items()
+            if name in size_symbols(family.pattern)
+        },
+    )
 
 
 def _tensor(slot: Any) -> Tensor:
@@ -102,7 +124,7 @@ def compiled_pattern(template: CallTemplate, traced: list[Any]) -> tuple[KernelK
         if shape is not None and slot.mutated
         for condition in _no_overlap(slot.component, shape, names)
     ]
-    pattern = _with_shapes(template, described)
+    pattern = _with_shapes(template, described, _repeated_sizes(template, shapes, names))
     environments = {
         id(env): env
         for tensor in traced
@@ -135,7 +157,31 @@ def _no_overlap(
             yield ["<=", _json(taken, names), _json(strides[outer], names)]
 
 
-def _with_shapes(template: CallTemplate, described: Iterable[dict[str, Any] | None]) -> KernelKey:
+def _repeated_sizes(
+    template: CallTemplate,
+    shapes: Sequence[tuple[list[Any], list[Any]] | None],
+    names: dict[sympy.Symbol, str],
+) -> dict[str, Any]:
+    """Return the int arguments that repeat sizes, by name, as the traced tensors have these."""
+    general = _with_repeated_sizes(template)
+    sizes = {
+        name: shape[0][dim]
+        for name, (slot, dim) in general.places.items()
+        if (shape := shapes[slot]) is not None
+    }
+
+    def described(expression: Expression) -> Any:
+        size = _json(product(expression, sizes), names)
+        return size if isinstance(size, int) else {"size": size}
+
+    return {name: resolved(one, described) for name, one in general.repeated.items()}
+
+
+def _with_shapes(
+    template: CallTemplate,
+    described: Iterable[dict[str, Any] | None],
+    repeated: dict[str, Any],
+) -> KernelKey:
     """Return the template's key with other sizes and strides in its slots."""
     shapes = iter(described)
 
@@ -156,6 +202,8 @@ def _with_shapes(template: CallTemplate, described: Iterable[dict[str, Any] | No
             next(shapes)
             component = symbolic_number(argument.kind, f"v{count}")
             count += 1
+        elif name in repeated:
+            component = repeated[name]
         arguments.append((name, component))
     return KernelKey(key.op, key.dispatch_key, tuple(arguments), key.context)
 

@@ -6,14 +6,15 @@ compile worker with fake tensors, the trial process with made-up data.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 
 from ._key import Component, KernelKey
 from ._schema import Kind, OpSchema
+from ._size_arguments import product, resolved
 
 # The dtype of the 0-dim tensor that stands for a number in a Tensor slot, by the number's kind.
 NUMBER_DTYPES = {
@@ -44,7 +45,9 @@ class CallTemplate:
 
     ``slots`` are the inputs in schema order, lists flattened and absent ones left out, then the
     ``constants`` of a function of the user's; this is the order in which a runner takes them.
-    Arguments in ``numbers`` are inputs, too, each a tensor without dimensions.
+    Arguments in ``numbers`` are inputs, too, each a tensor without dimensions. Those in
+    ``repeated`` are read from the inputs' sizes: expressions of symbols, whose slots and dimensions
+    are in ``places``.
     """
 
     schema: OpSchema
@@ -52,6 +55,8 @@ class CallTemplate:
     slots: tuple[TensorSlot, ...]
     constants: int = 0
     numbers: frozenset[str] = frozenset()
+    repeated: Mapping[str, Component] = field(default_factory=dict)
+    places: Mapping[str, tuple[int, int]] = field(default_factory=dict)
 
     def call(
         self,
@@ -80,6 +85,7 @@ class CallTemplate:
                 for slot, value in zip(self.slots, inputs, strict=True)
             ]
         )
+        sizes = {name: inputs[slot].shape[dim] for name, (slot, dim) in self.places.items()}
         args: list[Any] = []
         kwargs: dict[str, Any] = {}
         for argument, (_, component) in zip(self.schema.arguments, self.key.arguments, strict=True):
@@ -90,6 +96,8 @@ class CallTemplate:
                     value = [None if one is None else next(remaining) for one in component]
             elif argument.name in self.numbers:
                 value = next(remaining)
+            elif argument.name in self.repeated:
+                value = resolved(self.repeated[argument.name], lambda one: product(one, sizes))
             else:
                 value = None if component is None else _DECODERS[argument.kind](component)
             if argument.kwarg_only:

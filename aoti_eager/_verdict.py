@@ -84,6 +84,7 @@ class Verdict:
     Attributes:
         library: The library's SHA-256; times of another library say nothing.
         checked: Whether the results were compared on a call's own arguments, here.
+        checked_sizes: For a dynamic specialisation, the size classes in which they were.
         compared: Whether a first run in another process compared anything, on made-up data.
         times: By hit path and thread count, ``"native/2"``; for a dynamic specialisation by size
             class, too: ``"native/2/7"``.
@@ -93,6 +94,17 @@ class Verdict:
     checked: bool = False
     compared: bool = False
     times: Mapping[str, PathTime] = field(default_factory=dict)
+    checked_sizes: frozenset[int] = frozenset()
+
+    def is_checked(self, size: int | None = None) -> bool:
+        """Return whether results were compared: in that size class, if the kernel serves many."""
+        return self.checked if size is None else size in self.checked_sizes
+
+    def with_check(self, size: int | None = None) -> Verdict:
+        """Return the verdict after results were compared and were right."""
+        if size is None:
+            return replace(self, checked=True)
+        return replace(self, checked_sizes=self.checked_sizes | {size})
 
     def time(self, path: str, threads: int, size: int | None = None) -> PathTime | None:
         """Return what was measured for one hit path, thread count and size class, if anything."""
@@ -208,6 +220,7 @@ def encode_verdict(verdict: Verdict) -> str:
         "format": FORMAT_VERSION,
         "library": verdict.library,
         "checked": verdict.checked,
+        "checked_sizes": sorted(verdict.checked_sizes),
         "compared": verdict.compared,
         "times": times,
     }
@@ -228,4 +241,5 @@ def decode_verdict(document: bytes | str) -> Verdict:
         bool(values["checked"]),
         bool(values["compared"]),
         path_times(values["times"]),
+        frozenset(int(size) for size in values.get("checked_sizes", ())),
     )

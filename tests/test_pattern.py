@@ -35,7 +35,7 @@ from aoti_eager._schema import OpSchema, op_schema
 
 property_test = hypothesis_settings(deadline=None, max_examples=300)
 
-SILU, ADD, MUL, CAT, CLAMP, ELU, NORM = (
+SILU, ADD, MUL, CAT, CLAMP, ELU, NORM, GROUP_NORM = (
     op_schema(find_overload(f"aten::{name}"))
     for name in (
         "silu",
@@ -45,6 +45,7 @@ SILU, ADD, MUL, CAT, CLAMP, ELU, NORM = (
         "clamp.Tensor",
         "elu",
         "native_layer_norm",
+        "native_group_norm",
     )
 )
 
@@ -113,6 +114,10 @@ def strided(sizes: Sequence[int], strides: Sequence[int]) -> torch.Tensor:
         (torch.empty(7), ["s0"], [1]),
         (torch.empty(14)[::2], ["s0"], ["t0"]),
         (strided((3, 3), (1, 1)), ["s0", "s1"], ["t0", 1]),
+        # One row or column of a tensor with more.
+        (torch.empty(4, 9)[:1, :5], [1, "s0"], ["t0", 1]),
+        (torch.empty(4, 9)[:, :1], ["s0", 1], ["t0", 1]),
+        (torch.empty(4, 3, 9)[:, :1, :5], ["s0", 1, "s1"], ["t1", "t0", 1]),
     ],
 )
 def test_sizes_and_strides_of_a_tensor(
@@ -212,12 +217,11 @@ def test_numbers_stay_where_the_op_computes_some_in_ways_of_their_own() -> None:
     assert set(family_of(power, key_of(power, torch.empty(3), 2.5)).values) == {"s0"}
 
 
-def test_a_float_argument_is_a_symbol_by_its_bits() -> None:
+def test_a_float_argument_stays_and_a_list_of_sizes_is_symbols() -> None:
     key = key_of(NORM, torch.empty(3, 5), [5], None, None, 1e-5)
     family = family_of(NORM, key)
-    assert dict(family.pattern.arguments)["eps"] == {"symbol": "v0"}
-    # What shapes the code stays: normalized_shape is an int[].
-    assert dict(family.pattern.arguments)["normalized_shape"] == [5]
+    assert dict(family.pattern.arguments)["eps"] == dict(key.arguments)["eps"]
+    assert dict(family.pattern.arguments)["normalized_shape"] == [{"size": "s1"}]
     assert with_values(family.pattern, family.values) == key
 
 
@@ -226,6 +230,58 @@ def test_other_numbers_than_floats_stay(alpha: Any) -> None:
     key = key_of(ADD, torch.empty(3), torch.empty(3), alpha=alpha)
     family = family_of(ADD, key)
     assert dict(family.pattern.arguments)["alpha"] == dict(key.arguments)["alpha"]
+
+
+@pytest.mark.parametrize(
+    ("sizes", "ints", "expected"),
+    [
+        ((4, 8, 32), (4, 8, 32), ["s0", "s1", "s2"]),
+        ((8, 8, 8), (8, 8, 8), ["s0", "s1", "s2"]),
+        ((4, 8, 3, 5), (4, 8, 15), ["s0", "s1", ["*", "s2", "s3"]]),
+        ((4, 8, 15, 1), (4, 8, 15), ["s0", "s1", "s2"]),
+        ((1, 8, 32), (1, 8, 32), [1, "s0", "s1"]),
+        ((4, 8, 32), (2, 16, 33), [2, 16, 33]),
+        ((6, 8, 32), (3, 8, 64), [3, "s1", 64]),
+    ],
+)
+def test_an_int_that_repeats_a_size_is_that(
+    sizes: tuple[int, ...], ints: tuple[int, ...], expected: list[Any]
+) -> None:
+    key = key_of(GROUP_NORM, torch.empty(sizes), None, None, *ints, 2, 1e-5)
+    family = family_of(GROUP_NORM, key)
+    arguments = dict(family.pattern.arguments)
+    found = [arguments[name] for name in ("N", "C", "HxW")]
+    assert found == [one if isinstance(one, int) else {"size": one} for one in expected]
+    assert arguments["group"] == 2  # No SymInt in the schema.
+    assert with_values(family.pattern, family.values) == key
+    partly = with_values(family.pattern, {"s0": family.values["s0"]})
+    assert with_values(partly, family.values) == key
+
+
+def test_words_of_ints_that_repeat_sizes_follow_the_sizes() -> None:
+    def words(*sizes: int) -> list[int]:
+        n, c, h, w = sizes
+        key = key_of(GROUP_NORM, torch.empty(sizes), None, None, n, c, h * w, 2, 1e-5)
+        found = key_words(GROUP_NORM, key)
+        assert found is not None
+        return found
+
+    x = torch.empty(4, 8, 3, 5)
+    family = family_of(GROUP_NORM, key_of(GROUP_NORM, x, None, None, 4, 8, 15, 2, 1e-5))
+    pattern = pattern_words(GROUP_NORM, family.pattern)
+    assert pattern is not None
+    values = match(words(7, 6, 4, 9), pattern, wide(family))
+    assert values is not None
+    assert {name: values[name] for name in ("s0", "s1", "s2", "s3")} == {
+        "s0": 7,
+        "s1": 6,
+        "s2": 4,
+        "s3": 9,
+    }
+    key = key_of(GROUP_NORM, torch.empty(7, 6, 4, 9), None, None, 7, 6, 35, 2, 1e-5)
+    other = key_words(GROUP_NORM, key)
+    assert other is not None
+    assert match(other, pattern, wide(family)) is None
 
 
 @given(st.floats())

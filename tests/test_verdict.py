@@ -147,6 +147,7 @@ _VERDICTS = st.builds(
         _TIMES,
         max_size=6,
     ),
+    st.frozensets(st.integers(0, 31)),
 )
 
 
@@ -163,6 +164,7 @@ def test_the_document_can_be_read_by_people() -> None:
         "format": 1,
         "library": LIBRARY,
         "checked": True,
+        "checked_sizes": [],
         "compared": True,
         "times": {
             "native/2": {
