@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from . import cache, errors
+from ._custom_op import CustomOp, custom_op
 from ._device_backends import (
     CompileRequest,
     load_runner,
@@ -19,6 +20,7 @@ from .config import config
 
 __all__ = [
     "CompileRequest",
+    "CustomOp",
     "Explanation",
     "ModelContainerRunner",
     "OpStats",
@@ -26,6 +28,7 @@ __all__ = [
     "cache",
     "config",
     "constants",
+    "custom_op",
     "errors",
     "explain",
     "impl",

@@ -7,11 +7,13 @@ which only the compile worker imports.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import inspect
 import os
 import sys
 import types
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -61,8 +63,14 @@ def is_torchs_own(kernel: Any) -> bool:
 
 
 def is_custom_op_kernel(kernel: Any) -> bool:
-    """Return whether a kernel from ``torch.library.get_kernel`` is one of ``custom_op``'s."""
-    return "/torch/_library/custom_ops.py:" in repr(kernel)
+    """Return whether a kernel from ``torch.library.get_kernel`` is a Python function's of an op.
+
+    That is one of ``torch.library.custom_op``'s, or of an op that this package defines.
+    """
+    origin = repr(kernel)
+    return (
+        "/torch/_library/custom_ops.py:" in origin or "/aoti_eager/_op_functions.py:" in origin
+    )
 
 
 def is_from_python(kernel: Any) -> bool:
@@ -102,6 +110,57 @@ def is_tracing() -> bool:
     if torch._guards.TracingContext.try_get() is not None:
         return True
     return bool(torch._C._len_torch_dispatch_stack()) or torch.compiler.is_compiling()
+
+
+# There are no public words for any of these: a kernel above the backend has to say what of the
+# dispatcher's keys comes next, and whether a transform is on its way through it.
+below_autograd = torch._C._AutoDispatchBelowAutograd
+_AFTER_AUTOGRAD = torch._C._after_autograd_keyset
+_AFTER_VERSIONS = torch._C._after_ADInplaceOrView_keyset
+
+
+def redispatch_below_autograd(op: Any, keyset: Any, args: Any, kwargs: Any) -> Any:
+    """Return the result of ``op`` without a gradient."""
+    with below_autograd():
+        return op.redispatch(keyset & _AFTER_AUTOGRAD, *args, **kwargs)
+
+
+def redispatch_below_versions(op: Any, keyset: Any, args: Any, kwargs: Any) -> Any:
+    """Return the result of ``op`` after the versions of what it writes to were counted."""
+    return op.redispatch(keyset & _AFTER_VERSIONS, *args, **kwargs)
+
+
+_AUTOGRAD_KEYS = [
+    key
+    for name, key in torch._C.DispatchKey.__members__.items()
+    if name == "ADInplaceOrView" or name.startswith("Autograd")
+]
+
+
+@contextlib.contextmanager
+def with_autograd() -> Iterator[None]:
+    """Have autograd follow what a kernel below it does, which differentiates for itself."""
+    excluded = torch._C._dispatch_tls_local_exclude_set()
+    for key in _AUTOGRAD_KEYS:
+        excluded = excluded.remove(key)
+    included = torch._C._dispatch_tls_local_include_set()
+    with torch._C._ForceDispatchKeyGuard(included, excluded), torch.enable_grad():
+        yield
+
+
+def is_transforming() -> bool:
+    """Return whether ``torch.func`` or forward-mode differentiation is on its way through a call.
+
+    Each asks for another way to differentiate, and gets it from the ops that a function calls.
+    """
+    if torch._C._functorch.peek_interpreter_stack() is not None:
+        return True
+    return bool(torch.autograd.forward_ad._current_level >= 0)
+
+
+def shares_memory(results: tuple[Any, ...], args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+    """Return whether a result shares its storage with an argument or with another result."""
+    return bool(torch._C._any_output_is_alias_to_input_or_output(args, kwargs, results))
 
 
 def _wrapped_templates() -> dict[type, Any]:
@@ -171,6 +230,16 @@ OpOverloadPacket = torch._ops.OpOverloadPacket
 def raw_schema(op: Any) -> Any:
     """Return the torch.FunctionSchema of an overload; the attribute has no public spelling."""
     return op._schema
+
+
+def type_in_schema(argument: Any) -> str:
+    """Return the type of a schema's argument as schemas spell it; ``real_type`` has no document."""
+    return str(argument.real_type.str())
+
+
+def dispatch_key_of(device_type: str) -> str:
+    """Return the name of the dispatch key of a device type: ``cuda`` -> ``CUDA``."""
+    return str(torch._C._dispatch_key_for_device(device_type))
 
 
 def destroy(library: torch.library.Library) -> None:

@@ -63,7 +63,8 @@ class Installed:
         Only where nobody else has registered anything for the op since, because the order of
         registrations is theirs to choose.
         """
-        if self.cache.native is not None or self.cache.function is not None:
+        function = self.cache.function
+        if self.cache.native is not None or (function is not None and not function.is_constant):
             return
         if self.library is None or not _compat.is_ours(
             torch.library.get_kernel(self._op, self.cache.dispatch_key)

@@ -22,7 +22,8 @@ from ._native import NativeOp
 from ._native_key import argument_kind
 from ._original import OriginalKernel
 from ._passthrough import passing
-from ._python_function import Description, PythonFunction, python_function
+from ._op_functions import function_of
+from ._python_function import Description, PythonFunction
 from ._schema import op_schema
 from ._stats import Counter, OpCounters
 from ._table import COMPILING, Decline, Table, TableKey
@@ -57,7 +58,7 @@ class KernelCache:
         self.counters = OpCounters()
         self.function: PythonFunction | None = None
         if dispatch_key == "CPU" and self.original.is_python_function:
-            self.function = python_function(op, dispatch_key)
+            self.function = function_of(op, dispatch_key)
         self._in_flight: dict[TableKey, threading.RLock] = {}
         self._flight_lock = threading.RLock()
         self._refresh_lock = threading.RLock()
@@ -71,6 +72,7 @@ class KernelCache:
         self._always: Counter | None = None
         self.native: NativeOp | None = None
         self._tables: dict[object, Table] = {}
+        self.observers: list[Callable[[], None]] = []  # told of every change of state
         self.refresh()
         self.entrance, self.key = entrance(self)
 
@@ -126,6 +128,8 @@ class KernelCache:
         if config.dynamic is False:
             self.table.leave_dynamic()
         self._refresh_native()
+        for observer in self.observers:
+            observer()
         for token, table in before.items():
             if token not in self._tables:
                 table.close()  # What waits in the queue for it need not be made.
@@ -150,7 +154,9 @@ class KernelCache:
         Raises:
             NativePathError: C++ cannot take the op over.
         """
-        if self.function is not None or (above is not None and above.native is None):
+        if above is not None and above.native is None:
+            return
+        if self.function is not None and not self.function.is_constant:
             # What a Python function refers to is a part of its key, and only Python can look.
             return
         if device_backend(_backend.device_type(self.dispatch_key)) is not None:
@@ -161,6 +167,7 @@ class KernelCache:
             [argument_kind(argument) for argument in self.schema.arguments],
             [argument.mutated for argument in self.schema.arguments],
             above.native if above is not None else None,
+            is_function=self.function is not None,
         )
         for reason in ("slower", "unmeasured"):  # Python's hit path was; C++ is faster.
             self.table.forget_declines(reason)

@@ -12,7 +12,7 @@ import os
 import threading
 import time
 import weakref
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from types import TracebackType
 
 import torch
@@ -38,6 +38,7 @@ Op = str | OpOverload | OpOverloadPacket
 _lock = threading.RLock()
 
 
+_observers: list[Callable[[], None]] = []
 _installed: dict[tuple[str, str], Installed] = {}
 # Kernels in callers' libraries, which decide how long they stay.
 _foreign: list[tuple[weakref.ref[torch.library.Library], KernelCache]] = []
@@ -330,6 +331,19 @@ def _switch_to_native() -> None:
     for cache in caches():
         if cache.native is None and not cache.asks_native:
             cache.refresh()  # It stays with Python, and asks C++ now whether to pass calls through.
+    for observer in list(_observers):
+        observer()
+
+
+def on_native(observer: Callable[[], None]) -> None:
+    """Call ``observer`` whenever ops are put under the C++ hit path: nobody calls any meanwhile."""
+    _observers.append(observer)
+
+
+def forget_native(observer: Callable[[], None]) -> None:
+    """Do so no more."""
+    if observer in _observers:
+        _observers.remove(observer)
 
 
 def _make_cache(op: OpOverload, dispatch_key: str) -> tuple[KernelCache, KernelCache | None]:

@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.fx.experimental.proxy_tensor import make_fx
 
 from . import _inductor_compat as inductor
 from ._compat import OpOverload, fake_mode
@@ -162,7 +163,11 @@ def _program(
     with fake_mode(), torch.no_grad():
         inputs = tuple(fake_inputs(template))
         try:
-            exported = torch.export.export(call_module(op, template, outputs), inputs, strict=False)
+            module = call_module(op, template, outputs)
+            if getattr(op, "differentiates", False):
+                # Export follows no autograd that a function does for itself.
+                module = make_fx(module)(*inputs)
+            exported = torch.export.export(module, inputs, strict=False)
             check_graph(exported, template)
             return exported.module(check_guards=False), inputs
         except CompileError:

@@ -23,6 +23,8 @@ from torch import Tensor
 from . import _compat, _fork_server, _native, _native_build
 from ._call_target import call_target
 from ._check import copy_tensor
+from ._gradient_function import GradientFunction
+from ._gradients import GradientNode, JoinedCall
 from ._installed import Installed
 from ._kernel import Kernel
 from ._kernel_cache import KernelCache
@@ -69,7 +71,7 @@ def _measure(request: Mapping[str, Any]) -> dict[str, Any]:
     numbers = request.get("numbers") or ()
     template = call_template(schema, key, numbers)
     native = None
-    if request["function"] is None:
+    if request["function"] is None or request["function"]["constant"]:
         # The one that the caller has, or one that it may have later.
         native = request["native"] or _native_build.find(Path(request["toolchain"]), None)
         if native is not None:
@@ -104,6 +106,7 @@ class _Measured:
         torch.manual_seed(0)
         self._fresh = [made_up_input(s, "normal", i) for i, s in enumerate(template.slots)]
         self._constants = self._fresh[len(self._fresh) - template.constants :]
+        self._function: Callable[..., Any] | None = None
         self._function_library: torch.library.Library | None = None
         self._op = target if function is None else self._define(target, function)
         self._cache = KernelCache(self._op, "CPU")
@@ -113,6 +116,10 @@ class _Measured:
         self._kernels: list[Kernel] = []
         self._current: Kernel | None = None
         self._call: Callable[..., Any] = self._op
+        # What a script does where nothing of ours is registered.
+        self._plain: Callable[..., Any] | None = None
+        if isinstance(self._function, GradientFunction):
+            self._plain, self._call = _steps(self._function, self._op, self._arguments()()[0])
 
     def add(self, library: Mapping[str, Any]) -> None:
         """Measure this library, too: ``path``, ``outputs`` and ``calls_aten``."""
@@ -180,9 +187,10 @@ class _Measured:
         args, kwargs = arguments()
         calls = side.calls(_MOST_CALLS_WRITING if self._mutates else _MOST_CALLS)
         if not side.path:
+            call = self._plain or self._call
             for _ in range(2):
-                self._call(*args, **kwargs)
-            side.add(*self._timed(arguments, calls))
+                call(*args, **kwargs)
+            side.add(*self._timed(call, arguments, calls))
             return
         self._use(side.kernel)
         counts = self._cache.counters
@@ -194,7 +202,7 @@ class _Measured:
             for _ in range(3):
                 self._call(*args, **kwargs)
             before = counter.value
-            side.add(*self._timed(arguments, calls))
+            side.add(*self._timed(self._call, arguments, calls))
             counted = counter.value - before
         finally:
             self._installed.uninstall()
@@ -202,8 +210,9 @@ class _Measured:
         if counted != calls:
             raise _NotMeasuredError(f"{self._schema.op}: {counted} of {calls} calls were ours")
 
-    def _timed(self, arguments: Callable[[], Any], calls: int) -> tuple[float, bool]:
-        call = self._call
+    def _timed(
+        self, call: Callable[..., Any], arguments: Callable[[], Any], calls: int
+    ) -> tuple[float, bool]:
         args, kwargs = arguments()
         waited = _waited_ns()
         start = perf_counter_ns()
@@ -235,8 +244,8 @@ class _Measured:
         namespace = f"aoti_eager_measure_{name}"
         library = self._function_library = _compat.new_library(namespace, "DEF")
         library.define(f"{name}{schema[schema.index('(') :]}")  # type: ignore[no-untyped-call]
-        function = target.with_constants_for_good(self._constants)
-        library.impl(name, function, "CPU")  # type: ignore[no-untyped-call]
+        self._function = target.with_constants_for_good(self._constants)
+        library.impl(name, self._function, "CPU")  # type: ignore[no-untyped-call]
         return getattr(getattr(torch.ops, namespace), name).default
 
     def _choose_call(self) -> None:
@@ -245,6 +254,8 @@ class _Measured:
         ``torch.ops`` enters the dispatcher boxed, which is dear for torch's kernels and cheap for
         ours: it would make losers look like winners.
         """
+        if self._plain is not None:
+            return
         self._use(self._kernels[0])
         config.native = "0"
         self._installed.install(None, native=False)
@@ -285,6 +296,42 @@ class _Measured:
         else:
             self._cache.table.put(key, self._current)
         return self._cache.original(keyset, args, kwargs)
+
+
+def _steps(
+    function: GradientFunction, backward: Any, values: Sequence[Any]
+) -> tuple[Callable[..., Any], Callable[..., Any]]:
+    """Return a training step as eager code makes it, and with the compiled backward.
+
+    Both run the function forward as it is: the forward kernel has a measurement of its own, so
+    what wins here wins all the more with it.
+    """
+    signature = function.signature
+    gradients, arguments, needs = signature.split(values)
+    tensors = [arguments[place] for place in signature.tensors]
+    for tensor, need in zip(tensors, needs, strict=True):
+        if need:
+            tensor.requires_grad_()
+    results = signature.call(function.function, arguments)
+    owner = types.SimpleNamespace(
+        op=function.function,
+        backward=backward,
+        tensors=signature.tensors,
+        keywords=signature.keywords,
+        gradient=function,
+    )
+    joined = JoinedCall(owner, needs, results)
+
+    def eager(*_: Any) -> Any:
+        results = signature.call(function.function, arguments)
+        return function.found(arguments, needs, results, gradients)
+
+    def ours(*_: Any) -> Any:
+        result = GradientNode.apply(joined, *arguments)  # type: ignore[no-untyped-call]
+        results = [result] if signature.single else list(result)
+        return function.found(arguments, needs, results, gradients)
+
+    return eager, ours
 
 
 def _waited_ns() -> int:

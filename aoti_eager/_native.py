@@ -25,13 +25,19 @@ _TEXT = ctypes.c_char_p
 # name -> result type, argument types
 _FUNCTIONS: dict[str, tuple[Any, tuple[Any, ...]]] = {
     "ae_last_error": (_TEXT, ()),
-    "ae_op_new": (_POINTER, (_TEXT, _TEXT, _TEXT, _TEXT, _TEXT, _SIZE, _POINTER)),
+    "ae_op_new": (_POINTER, (*(_TEXT,) * 5, _SIZE, _POINTER, ctypes.c_int32)),
     "ae_op_install": (ctypes.c_int32, (_POINTER,)),
     "ae_op_uninstall": (None, (_POINTER,)),
     "ae_op_delete": (None, (_POINTER,)),
     "ae_op_set_state": (None, (_POINTER, ctypes.c_int32)),
     "ae_op_set_table": (None, (_POINTER, _POINTER)),
     "ae_op_set_counters": (None, (_POINTER, _POINTER, _POINTER)),
+    "ae_gate_new": (_POINTER, (*(_TEXT,) * 5, _SIZE, _SIZE)),
+    "ae_gate_install": (ctypes.c_int32, (_POINTER,)),
+    "ae_gate_uninstall": (None, (_POINTER,)),
+    "ae_gate_delete": (None, (_POINTER,)),
+    "ae_gate_put": (None, (_POINTER, _TEXT, _SIZE, _POINTER)),
+    "ae_gate_clear": (None, (_POINTER,)),
     "ae_table_new": (_POINTER, ()),
     "ae_table_delete": (None, (_POINTER,)),
     "ae_table_put_library": (
@@ -304,6 +310,7 @@ class NativeOp:
         kinds: For each argument the number of ``argument_kind``.
         mutated: For each argument whether the op writes to it.
         above: A kernel of ours that is registered for the same op and key already.
+        is_function: Whether the original is a function of ops that autocast each for itself.
 
     Raises:
         NativePathError: There is no such op, or no kernel at that key.
@@ -316,6 +323,8 @@ class NativeOp:
         kinds: Sequence[int],
         mutated: Sequence[bool],
         above: NativeOp | None = None,
+        *,
+        is_function: bool = False,
     ) -> None:
         name, _, overload = op.partition(".")
         self._name = op
@@ -327,6 +336,7 @@ class NativeOp:
             bytes(mutated),
             len(kinds),
             above._pointer if above is not None else None,
+            is_function,
         )
         if not self._pointer:
             raise self._error("cannot be taken over")
@@ -373,8 +383,73 @@ class NativeOp:
             _library.ae_op_delete(pointer)
 
     def _error(self, what: str) -> NativePathError:
-        message = (_library.ae_last_error() or b"").decode(errors="replace")
-        return NativePathError(f"{self._name}: {what} by the native hit path: {message}")
+        return _failed(self._name, what)
+
+
+def _failed(name: str, what: str) -> NativePathError:
+    message = (_library.ae_last_error() or b"").decode(errors="replace")
+    return NativePathError(f"{name}: {what} by the native hit path: {message}")
+
+
+class NativeGate:
+    """The boxed C++ kernel of one op at the autograd key; see ``csrc/gradient.h``.
+
+    Args:
+        op: Qualified name.
+        backward: That of the op of its gradient.
+        kinds: For each argument the number of ``argument_kind``; none is written to.
+        results: How many tensors the op returns.
+
+    Raises:
+        NativePathError: There are no such ops.
+    """
+
+    def __init__(self, op: str, backward: str, kinds: Sequence[int], results: int) -> None:
+        name, _, overload = op.partition(".")
+        self._name = op
+        self._pointer: int | None = _library.ae_gate_new(
+            name.encode(),
+            overload.encode(),
+            backward.encode(),
+            bytes(kinds),
+            bytes(len(kinds)),
+            len(kinds),
+            results,
+        )
+        if not self._pointer:
+            raise _failed(op, "cannot be differentiated")
+
+    def install(self) -> None:
+        """Register the C++ kernel; what is registered now gets the calls that are not known.
+
+        Raises:
+            NativePathError: It cannot be registered.
+        """
+        if _library.ae_gate_install(self._pointer):
+            raise _failed(self._name, "cannot be registered at the autograd key")
+
+    def put(self, key: bytes, layouts: Sequence[int]) -> None:
+        """Join forward and backward of calls of ``key``.
+
+        Args:
+            key: The words of ``native_key`` and one with a bit for each tensor's gradient.
+            layouts: For each result whether it is differentiable, its dimensions, sizes, strides.
+        """
+        numbers = (ctypes.c_int64 * len(layouts))(*layouts)
+        if self._pointer:
+            _library.ae_gate_put(self._pointer, key, len(key) // 8, ctypes.addressof(numbers))
+
+    def clear(self) -> None:
+        """Let Python decide on all calls."""
+        if self._pointer:
+            _library.ae_gate_clear(self._pointer)
+
+    def close(self) -> None:
+        """Take it out of the dispatcher and free it; no call of the op may run."""
+        pointer, self._pointer = self._pointer, None
+        if pointer:
+            _library.ae_gate_uninstall(pointer)
+            _library.ae_gate_delete(pointer)
 
 
 def matches(program: bytes, words: bytes) -> bool:

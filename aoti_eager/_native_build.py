@@ -33,9 +33,11 @@ _SOURCES = Path(__file__).parent / "csrc"
 _NAMES = (
     "counters.h",
     "epochs.h",
+    "gradient.h",
     "key.h",
     "native.cpp",
     "op.h",
+    "pattern.h",
     "table.h",
     "torch_compat.h",
 )

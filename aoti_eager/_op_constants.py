@@ -9,9 +9,9 @@ from torch import Tensor
 
 from . import _constants
 from ._compat import OpOverload, OpOverloadPacket
+from ._op_functions import function_of
 from ._ops import find_overload
 from ._passthrough import passthrough
-from ._python_function import python_function
 from ._schema import qualified_name
 from .errors import ConstantError, UnknownConstantError, UnknownOpError
 
@@ -35,7 +35,7 @@ def constants(
             compile worker; the message names what it uses.
     """
     overload = _overload(op)
-    function = python_function(overload, dispatch_key)
+    function = function_of(overload, dispatch_key)
     if function is None:
         return {}
     description, tensors = function.describe()

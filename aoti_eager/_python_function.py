@@ -77,11 +77,25 @@ class PythonFunction:
 
     Args:
         function: Gives the function that a call of the op runs at this moment, or ``None``.
+        fixed: Whether that is always the same one.
     """
 
-    def __init__(self, function: Callable[[], types.FunctionType | None]) -> None:
+    def __init__(
+        self, function: Callable[[], types.FunctionType | None], *, fixed: bool = False
+    ) -> None:
         self._function = function
+        self._fixed = fixed
         self._refused: tuple[types.FunctionType | None, str] | None = None
+
+    @property
+    def is_constant(self) -> bool:
+        """Return whether nothing that the function uses can change from call to call.
+
+        That is where it finds nothing by name but modules and functions of torch's: C++, which
+        cannot look, may serve its calls.
+        """
+        function = self._function() if self._fixed else None
+        return function is not None and all(_is_lasting(one) for _, one in _used(function))
 
     def snapshot(self) -> tuple[Any, list[Tensor]]:
         """Return what the function depends on at this moment, for the table, and its tensors.
@@ -123,6 +137,7 @@ class PythonFunction:
         except Exception as error:
             self._refused = (function, f"cannot be looked at: {error!r}")
             raise UnsupportedFunctionError(self._refused[1]) from error
+        document["constant"] = self.is_constant
         return Description(document, tuple(writer.constants)), writer.tensors
 
 
@@ -356,6 +371,12 @@ class _Writer:
                 "attributes": attributes,
             }
         }
+
+
+def _is_lasting(value: Any) -> bool:
+    if isinstance(value, types.ModuleType):
+        return value.__name__.partition(".")[0] in _BY_REFERENCE
+    return value is _ABSENT or _is_by_reference(value) or isinstance(value, _TORCH_VALUES)
 
 
 @functools.lru_cache(maxsize=1024)

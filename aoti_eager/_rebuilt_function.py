@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ._gradient_function import GradientFunction, GradientSignature
 from ._python_function import resolve_name
 
 
@@ -24,6 +25,11 @@ class RebuiltFunction:
     def __init__(self, document: Mapping[str, Any]) -> None:
         self._document = document
 
+    @property
+    def differentiates(self) -> bool:
+        """Return whether it is the gradient of a function."""
+        return "gradient" in self._document
+
     def with_constants(
         self, constants: Sequence[Tensor], args: Sequence[Any], kwargs: Mapping[str, Any]
     ) -> Any:
@@ -32,8 +38,14 @@ class RebuiltFunction:
 
     def with_constants_for_good(self, constants: Sequence[Tensor]) -> Callable[..., Any]:
         """Return the function with these tensors in it, for many calls."""
-        function: Callable[..., Any] = _Reader(constants).function(self._document)
-        return function
+        reader = _Reader(constants)
+        gradient = self._document.get("gradient")
+        if gradient is None:
+            function: Callable[..., Any] = reader.function(self._document)
+            return function
+        return GradientFunction(
+            reader.function(self._document["function"]), GradientSignature(**gradient)
+        )
 
 
 class _Reader:

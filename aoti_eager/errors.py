@@ -42,6 +42,14 @@ class CompositeImplicitOpError(RegistrationError):
     """The op takes its gradients from being decomposed; a backend kernel would break them."""
 
 
+class CustomOpError(RegistrationError, ValueError):
+    """A function cannot be made an operator under that name."""
+
+
+class CustomOpResultError(AotiEagerError, RuntimeError, TypeError):
+    """The function behind an operator has returned what an operator cannot."""
+
+
 class OriginalKernelError(AotiEagerError, RuntimeError):
     """The kernel that was registered before ours is gone, so a call cannot reach it."""
 

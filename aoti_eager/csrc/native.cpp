@@ -4,6 +4,7 @@
 // Functions that can fail return null or nonzero and leave a message for `ae_last_error`. Pointers
 // that come in were given out here; each has one owner, a Python object.
 
+#include "gradient.h"
 #include "op.h"
 
 namespace aoti_eager {
@@ -28,6 +29,14 @@ bool guarded(Function&& function) {
     last_error() = "unknown exception";
   }
   return false;
+}
+
+std::vector<Argument> arguments_of(const uint8_t* kinds, const uint8_t* mutated, size_t count) {
+  std::vector<Argument> arguments;
+  for (size_t i = 0; i < count; ++i) {
+    arguments.push_back({static_cast<ArgumentKind>(kinds[i]), mutated[i] != 0});
+  }
+  return arguments;
 }
 
 template <class T>
@@ -67,18 +76,16 @@ const char* ae_last_error() {
 
 // `kinds` and `mutated` have one byte an argument. `above` is an op of ours that is registered
 // already and has the original, or null.
+// `is_function`: its original is a function of ops that autocast each for itself.
 Op* ae_op_new(
     const char* name, const char* overload, const char* dispatch_key, const uint8_t* kinds,
-    const uint8_t* mutated, size_t count, const Op* above) {
+    const uint8_t* mutated, size_t count, const Op* above, int32_t is_function) {
   Op* op = nullptr;
   guarded([&] {
-    std::vector<Argument> arguments;
-    for (size_t i = 0; i < count; ++i) {
-      arguments.push_back({static_cast<ArgumentKind>(kinds[i]), mutated[i] != 0});
-    }
     op = new Op(
         c10::Dispatcher::singleton().findSchemaOrThrow(name, overload),
-        c10::parseDispatchKey(dispatch_key), std::move(arguments), above);
+        c10::parseDispatchKey(dispatch_key), arguments_of(kinds, mutated, count), above,
+        is_function != 0);
   });
   return op;
 }
@@ -108,6 +115,55 @@ void ae_op_set_table(Op* op, EntryTable* table) {
 void ae_op_set_counters(Op* op, Counter* hits, Counter* always_declined) {
   op->hits.store(hits, std::memory_order_release);
   op->always_declined.store(always_declined, std::memory_order_release);
+}
+
+// -- gradients --
+
+// `backward` is the qualified name of the op of the gradient; `results` the number of tensors that
+// the op returns.
+Gate* ae_gate_new(
+    const char* name, const char* overload, const char* backward, const uint8_t* kinds,
+    const uint8_t* mutated, size_t count, size_t results) {
+  Gate* gate = nullptr;
+  guarded([&] {
+    auto& dispatcher = c10::Dispatcher::singleton();
+    gate = new Gate(
+        dispatcher.findSchemaOrThrow(name, overload), dispatcher.findSchemaOrThrow(backward, ""),
+        arguments_of(kinds, mutated, count), results);
+  });
+  return gate;
+}
+
+int32_t ae_gate_install(Gate* gate) {
+  return guarded([gate] { gate->install(); }) ? 0 : 1;
+}
+
+// No call of the op may run.
+void ae_gate_uninstall(Gate* gate) {
+  guarded([gate] { gate->uninstall(); });
+}
+
+void ae_gate_delete(Gate* gate) {
+  retire(gate);
+}
+
+// `layouts` has for each result: whether it is differentiable, its dimensions, sizes, strides.
+void ae_gate_put(Gate* gate, const Word* words, size_t count, const int64_t* layouts) {
+  guarded([&] {
+    std::vector<ResultLayout> results(gate->results());
+    for (ResultLayout& one : results) {
+      one.differentiable = *layouts++ != 0;
+      int64_t dimensions = *layouts++;
+      one.sizes.assign(layouts, layouts + dimensions);
+      one.strides.assign(layouts + dimensions, layouts + 2 * dimensions);
+      layouts += 2 * dimensions;
+    }
+    gate->put(words, count, std::move(results));
+  });
+}
+
+void ae_gate_clear(Gate* gate) {
+  guarded([gate] { gate->clear(); });
 }
 
 // -- tables --

@@ -9,6 +9,7 @@
 
 #include <ATen/core/dispatch/Dispatcher.h>
 #include <ATen/ScalarOps.h>
+#include <ATen/autocast_mode.h>
 #include <ATen/core/grad_mode.h>
 #include <ATen/record_function.h>
 #include <torch/csrc/inductor/aoti_runtime/interface.h>
@@ -168,15 +169,18 @@ class Op : Counted<Op> {
  public:
   using Counted<Op>::alive;
 
+  // `is_function`: the original is a function of ops that autocast each for itself, so that no
+  // library serves under autocast.
   Op(c10::OperatorHandle handle, c10::DispatchKey dispatch_key, std::vector<Argument> arguments,
-     const Op* above)
+     const Op* above, bool is_function)
       : handle_(std::move(handle)),
         dispatch_key_(dispatch_key),
         arguments_(std::move(arguments)),
         original_(
             above != nullptr ? above->original_
                              : handle_.getComputedKernelForDispatchKey(dispatch_key)),
-        profiled_name_("aoti_eager::" + c10::toString(handle_.operator_name())) {
+        profiled_name_("aoti_eager::" + c10::toString(handle_.operator_name())),
+        is_function_(is_function) {
     for (const Argument& argument : arguments_) {
       mutates_ |= argument.mutated;
     }
@@ -213,6 +217,7 @@ class Op : Counted<Op> {
   std::optional<c10::SafeKernelFunction> python_;
   std::optional<torch::Library> registration_;
   std::string profiled_name_;
+  bool is_function_;
   bool mutates_ = false;
   bool with_device_ = false;
 };
@@ -270,7 +275,8 @@ inline void Op::call(const c10::OperatorHandle& op, c10::DispatchKeySet keys, St
     reading.end();
     return call_original(op, keys, stack);
   }
-  if (C10_UNLIKELY(op.schema().arguments().size() != arguments_.size())) {
+  if (C10_UNLIKELY(op.schema().arguments().size() != arguments_.size()) ||
+      (is_function_ && at::autocast::is_autocast_enabled(at::kCPU))) {
     // The op was made again, as notebooks do. Python knows what to do.
     return python_->callBoxed(op, keys, stack);
   }

@@ -1,0 +1,393 @@
+"""Functions of the user's own as PyTorch operators, compiled, cached and differentiable."""
+
+from __future__ import annotations
+
+import types
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from . import _compat, _library
+from ._compat import OpOverload
+from ._gradient_function import GradientFunction, GradientOfFunction, GradientSignature
+from ._gradients import Gradients, SecondOrder
+from ._kernel_cache import KernelCache
+from ._op_functions import define, forget, new_op_library
+from ._python_function import PythonFunction
+from ._schema import Kind, OpSchema, op_schema
+from ._warnings import warn_once
+from .errors import CustomOpError, CustomOpResultError, NativePathError
+
+_made: dict[str, CustomOp] = {}
+
+
+def custom_op(
+    name: str,
+    function: Callable[..., Any] | None = None,
+    /,
+    *,
+    mutates_args: str | Iterable[str] = (),
+    device_types: str | Sequence[str] | None = None,
+    schema: str | None = None,
+    tags: Sequence[torch.Tag] | None = None,
+) -> Any:
+    """Make a PyTorch operator of a function; a decorator, as ``torch.library.custom_op`` is.
+
+    The operator is ``torch.ops.<namespace>.<name>``. Its calls on the CPU are served by kernels
+    that are compiled from the function, forward and backward; where none serves, the function
+    itself runs. ``torch.compile``, ``torch.export`` and ``torch.func`` see the operator, or what the
+    function consists of.
+
+    Args:
+        name: ``"mylib::rms_norm"``: a namespace of your own, and the operator's name.
+        function: The function, if this is not used as a decorator. It computes its results from
+            its arguments by torch's functions and returns new tensors.
+        mutates_args: Names of the arguments that it writes to; ``"unknown"`` is not supported.
+        device_types: Types of the devices that it is for, ``"cpu"``; ``None`` for all.
+        schema: ``"(Tensor x, float eps=1e-6) -> Tensor"``; inferred from the annotations if absent.
+        tags: As for ``torch.library.Library.define``.
+
+    Raises:
+        CustomOpError: The name has no namespace, or another function has it.
+        ValueError: An annotation is missing or no schema can have it, as from
+            ``torch.library.infer_schema``.
+
+    Source: torch.library.custom_op, whose signature this is.
+    """
+
+    def make(function: Callable[..., Any]) -> CustomOp:
+        return CustomOp(name, function, mutates_args, device_types, schema, tags or ())
+
+    return make if function is None else make(function)
+
+
+class CustomOp:
+    """An operator made by ``custom_op``; calling it calls ``torch.ops.<namespace>.<name>``.
+
+    Attributes:
+        name: Its qualified name.
+        op: Its overload, for what takes one: ``torch.library.opcheck``, ``register``.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        function: Callable[..., Any],
+        mutates_args: str | Iterable[str],
+        device_types: str | Sequence[str] | None,
+        schema: str | None,
+        tags: Sequence[torch.Tag],
+    ) -> None:
+        if not isinstance(function, types.FunctionType):
+            raise CustomOpError(
+                f"{name}: is made of a {type(function).__name__}; a function that is defined with "
+                "def is wanted"
+            )
+        namespace = _checked_name(name)
+        if schema is None:
+            schema = torch.library.infer_schema(
+                function, mutates_args=mutates_args, op_name=None
+            )
+        _release_older(name, function)
+        self.name = name
+        self.__name__, self.__doc__ = function.__name__, function.__doc__
+        self.__module__, self.__qualname__ = function.__module__, function.__qualname__
+        self.__wrapped__ = function
+        self._source = PythonFunction(lambda: function, fixed=True)
+        self._library = new_op_library(namespace)
+        self._gradients: Gradients | None = None
+        self._parts: list[Any] = []
+        try:
+            self.op: OpOverload = define(
+                self._library, name, schema, self._source, tags=tuple(tags)
+            )
+            self._schema = op_schema(self.op)
+            self._run = _checked(name, self._schema, function)
+            self._implement(_dispatch_keys(device_types))
+            self._serve(self.op)
+            if self._is_differentiable():
+                self._add_gradients(namespace)
+        except BaseException:
+            self._release()
+            raise
+        _made[name] = self
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Call the operator."""
+        return self.op(*args, **kwargs)
+
+    def __repr__(self) -> str:
+        return f"<CustomOp {self.name}>"
+
+    def register_autograd(
+        self,
+        backward: Callable[..., Any],
+        /,
+        *,
+        setup_context: Callable[..., Any] | None = None,
+    ) -> None:
+        """Differentiate the operator by ``backward`` instead, as ``torch.library`` has it.
+
+        The backward function runs as it is; make an operator of it to have it compiled.
+
+        Args:
+            backward: ``(ctx, *gradients) -> gradients`` of all arguments, ``None`` for those
+                without one.
+            setup_context: ``(ctx, inputs, output) -> None``, which keeps what ``backward`` needs.
+
+        Raises:
+            RuntimeError: The operator writes to an argument, or returns one.
+        """
+        self._remove_gradients()
+        torch.library.register_autograd(
+            self.name, backward, setup_context=setup_context, lib=self._library
+        )
+
+    def register_fake(self, fake: Callable[..., Any], /) -> Callable[..., Any]:
+        """Use ``fake`` for sizes and dtypes of results, where tracing the function does not do.
+
+        Returns:
+            ``fake``, so that this is a decorator.
+        """
+        torch.library.register_fake(
+            self.name, fake, lib=self._library, allow_override=True
+        )
+        return fake
+
+    def unregister(self) -> None:
+        """Take the operator out of PyTorch; a second call does nothing.
+
+        Not while other threads call it: PyTorch's dispatcher crashes on that.
+        """
+        if _made.get(self.name) is self:
+            del _made[self.name]
+            self._release()
+
+    # -- what is in the dispatcher --
+
+    def _implement(self, dispatch_keys: Sequence[str]) -> None:
+        local = self.name.partition("::")[2]
+        for key in dispatch_keys:
+            self._library.impl(local, self._run, key)  # type: ignore[no-untyped-call]
+        torch.library.register_fake(self.name, self.__wrapped__, lib=self._library)
+        # Below a vmap the function's own ops know what to do.
+        self._library.impl(local, self._run, "FuncTorchBatched")  # type: ignore[no-untyped-call]
+        if self._schema.mutated:
+            self._library.impl(  # type: ignore[no-untyped-call]
+                local, self._count_versions, "ADInplaceOrView", with_keyset=True
+            )
+            self._library.impl(  # type: ignore[no-untyped-call]
+                local, self._follow_writes, "Autograd", with_keyset=True
+            )
+
+    def _count_versions(self, keyset: Any, *args: Any, **kwargs: Any) -> Any:
+        """Count the versions of what the operator writes to, and go on."""
+        for argument, value in zip(self._schema.arguments, args, strict=False):
+            if argument.mutated:
+                _increment(value)
+        for argument in self._schema.arguments:
+            if argument.mutated and argument.name in kwargs:
+                _increment(kwargs[argument.name])
+        return _compat.redispatch_below_versions(self.op, keyset, args, kwargs)
+
+    def _follow_writes(self, keyset: Any, *args: Any, **kwargs: Any) -> Any:
+        """Let autograd follow the function's own writes where one of its tensors has a gradient."""
+        if torch.is_grad_enabled() and any(one.requires_grad for one in _tensors(args, kwargs)):
+            return self._run(*args, **kwargs)
+        if _compat.is_transforming():
+            return self._run(*args, **kwargs)
+        return _compat.redispatch_below_autograd(self.op, keyset, args, kwargs)
+
+    def _serve(self, op: OpOverload) -> None:
+        if _compat.has_computed_kernel(str(op.name()), "CPU"):
+            self._parts.append(_library.register(op))
+
+    # -- gradients --
+
+    def _is_differentiable(self) -> bool:
+        schema = self._schema
+        lists = any(a.is_tensor and a.kind is not Kind.TENSOR for a in schema.arguments)
+        return (
+            not schema.mutated
+            and not lists
+            and any(a.kind is Kind.TENSOR for a in schema.arguments)
+            and bool(schema.returns)
+            and all(one.kind is Kind.TENSOR and not one.is_view for one in schema.returns)
+        )
+
+    def _add_gradients(self, namespace: str) -> None:
+        local = self.name.partition("::")[2]
+        signature = GradientSignature(
+            results=len(self._schema.returns),
+            single=len(self._schema.returns) == 1,
+            tensors=[i for i, a in enumerate(self._schema.arguments) if a.is_tensor],
+            keywords=[a.name for a in self._schema.arguments if a.kwarg_only],
+        )
+        gradient = GradientFunction(self.__wrapped__, signature)
+        name = f"{namespace}::_{local}_backward"
+        backward = define(
+            self._library,
+            name,
+            _backward_schema(self.op, signature),
+            GradientOfFunction(self._source, signature),
+        )
+        self._library.impl(  # type: ignore[no-untyped-call]
+            f"_{local}_backward", gradient, "CompositeExplicitAutograd"
+        )
+        self._serve(backward)
+        self._gradients = Gradients(
+            self.op, self._schema, self._run, gradient, backward, lambda: _caches(self.op, backward)
+        )
+        above = new_op_library(namespace)
+        second = SecondOrder(backward, gradient)
+        above.impl(local, self._gradients, "Autograd", with_keyset=True)  # type: ignore[no-untyped-call]
+        above.impl(  # type: ignore[no-untyped-call]
+            f"_{local}_backward", second, "Autograd", with_keyset=True
+        )
+        self._parts.append(above)
+        self._attach_native()
+        _library.on_native(self._attach_native)
+
+    def _attach_native(self) -> None:
+        if self._gradients is not None and self._source.is_constant:
+            try:
+                self._gradients.attach_native()
+            except NativePathError as error:
+                warn_once("native", f"{error}; Python serves its gradients")
+
+    def _remove_gradients(self) -> None:
+        _library.forget_native(self._attach_native)
+        if self._gradients is not None:
+            self._gradients.close()
+        self._gradients = None
+        for part in list(self._parts):
+            if isinstance(part, torch.library.Library):
+                _compat.destroy(part)
+                self._parts.remove(part)
+
+    def _release(self) -> None:
+        """Take the operator out of the dispatcher; no call of it may run."""
+        self._remove_gradients()
+        for part in reversed(self._parts):
+            if isinstance(part, torch.library.Library):
+                _compat.destroy(part)
+            else:
+                part.unregister()
+        self._parts.clear()
+        forget(self.name)
+        _compat.destroy(self._library)
+
+
+def _caches(op: OpOverload, backward: OpOverload) -> tuple[KernelCache, KernelCache] | None:
+    found = [_library.find_cache(one, "CPU") for one in (op, backward)]
+    return None if None in found else (found[0], found[1])  # type: ignore[return-value]
+
+
+def _checked_name(name: str) -> str:
+    """Return the namespace of a qualified name.
+
+    Raises:
+        CustomOpError: It is none.
+    """
+    namespace, separator, local = str(name).partition("::")
+    if not separator or not namespace.isidentifier() or not local.isidentifier():
+        raise CustomOpError(
+            f"{name!r} is no name of an operator: namespace::name is wanted, mylib::rms_norm"
+        )
+    if namespace in ("aten", "prim", "prims"):
+        raise CustomOpError(f"{name!r}: the namespace {namespace} is PyTorch's; take one of yours")
+    return namespace
+
+
+def _release_older(name: str, function: types.FunctionType) -> None:
+    """Let a function take the place of an earlier version of itself, as notebooks define again.
+
+    Raises:
+        CustomOpError: Another function has the name.
+    """
+    older = _made.get(name)
+    if older is None:
+        return
+    before = older.__wrapped__
+    names = [(one.__module__, one.__qualname__) for one in (before, function)]
+    if names[0] != names[1]:
+        raise CustomOpError(
+            f"{name}: is already the function {'.'.join(names[0])}, and {'.'.join(names[1])} "
+            "would take its place; give one of them another name"
+        )
+    older._release()
+    del _made[name]
+
+
+def _dispatch_keys(device_types: str | Sequence[str] | None) -> list[str]:
+    if device_types is None:
+        return ["CompositeExplicitAutograd"]
+    listed = [device_types] if isinstance(device_types, str) else device_types
+    return [_compat.dispatch_key_of(one) for one in listed]
+
+
+def _checked(name: str, schema: OpSchema, function: Callable[..., Any]) -> Callable[..., Any]:
+    """Return ``function`` with the rules that PyTorch has for an operator's results."""
+    aliases = any(one.argument is not None or one.is_view for one in schema.returns)
+    kinds = [one.kind for one in schema.returns]
+
+    def run(*args: Any, **kwargs: Any) -> Any:
+        result = function(*args, **kwargs)
+        results = (
+            () if not kinds else (result,) if len(kinds) == 1 else tuple(_several(name, result))
+        )
+        if len(results) != len(kinds):
+            raise CustomOpResultError(
+                f"{name}: returned {len(results)} results; its schema has {len(kinds)}"
+            )
+        for index, (kind, one) in enumerate(zip(kinds, results, strict=True)):
+            if kind is Kind.TENSOR and not isinstance(one, Tensor):
+                raise CustomOpResultError(
+                    f"{name}: result {index} is {type(one).__name__}; its schema says Tensor"
+                )
+        if not kinds and result is not None:
+            raise CustomOpResultError(
+                f"{name}: returned {type(result).__name__}; its schema says that it returns nothing"
+            )
+        if not aliases and _compat.shares_memory(results, args, kwargs):
+            raise CustomOpResultError(
+                f"{name}: a result is an argument, a view of one or of another result; an "
+                "operator returns new tensors: return a clone"
+            )
+        return result
+
+    return run
+
+
+def _several(name: str, result: Any) -> Sequence[Any]:
+    if not isinstance(result, tuple | list):
+        raise CustomOpResultError(
+            f"{name}: returned {type(result).__name__}; its schema has several results"
+        )
+    return result
+
+
+def _backward_schema(op: OpOverload, signature: GradientSignature) -> str:
+    gradients = [f"Tensor? ae_gradient_{i}" for i in range(signature.results)]
+    arguments = [
+        f"{_compat.type_in_schema(argument)} {argument.name}"
+        for argument in _compat.raw_schema(op).arguments
+    ]
+    results = ["Tensor"] * len(signature.tensors)
+    returns = results[0] if len(results) == 1 else f"({', '.join(results)})"
+    return f"({', '.join([*gradients, *arguments, 'bool[] ae_needs'])}) -> {returns}"
+
+
+def _tensors(args: Sequence[Any], kwargs: dict[str, Any]) -> list[Tensor]:
+    found = []
+    for value in (*args, *kwargs.values()):
+        listed = value if isinstance(value, tuple | list) else (value,)
+        found += [one for one in listed if isinstance(one, Tensor)]
+    return found
+
+
+def _increment(value: Any) -> None:
+    for one in _tensors((value,), {}):
+        torch.autograd.graph.increment_version(one)

@@ -1,0 +1,290 @@
+// One op at the autograd key: joins its forward and backward kernels by a node of autograd's.
+//
+//   no gradient wanted      -> below autograd
+//   call known as compiled  -> below autograd, and a node that calls the backward op
+//   everything else         -> Python kernel: transforms, traces, autocast, calls not seen before
+//
+// What a node keeps is the call's arguments.
+
+#pragma once
+
+#include <ATen/autocast_mode.h>
+#include <c10/core/impl/TorchDispatchModeTLS.h>
+#include <torch/csrc/autograd/function.h>
+#include <torch/csrc/autograd/functions/utils.h>
+#include <torch/csrc/autograd/saved_variable.h>
+
+#include <memory>
+#include <mutex>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "op.h"
+
+namespace aoti_eager {
+
+// What a result is, and how its gradient is laid out for the backward kernel.
+struct ResultLayout {
+  bool differentiable;
+  std::vector<int64_t> sizes;
+  std::vector<int64_t> strides;
+};
+
+// What all calls of one key have in common.
+struct GradientCall {
+  std::vector<ResultLayout> results;
+  std::vector<size_t> tensors; // places of the op's tensor arguments
+  c10::List<bool> needs; // for each of them
+  c10::OperatorHandle backward;
+  std::string name;
+};
+
+class GradientEntry : public Keyed {
+ public:
+  GradientEntry(const Word* words, size_t count, std::shared_ptr<const GradientCall> call)
+      : Keyed(words, count), call(std::move(call)) {}
+
+  std::shared_ptr<const GradientCall> call;
+  std::unique_ptr<Pattern> pattern; // none has one; see Table
+};
+
+class GradientNode : public torch::autograd::Node {
+ public:
+  GradientNode(std::shared_ptr<const GradientCall> call, const c10::IValue* values, size_t count)
+      : call_(std::move(call)), arguments_(values, values + count) {
+    for (size_t place : call_->tensors) {
+      c10::IValue& argument = arguments_[place];
+      bool there = argument.isTensor() && argument.toTensor().defined();
+      saved_.emplace_back(there ? argument.toTensor() : at::Tensor(), /*is_output=*/false);
+      present_.push_back(there);
+      argument = c10::IValue();
+    }
+  }
+
+  std::string name() const override {
+    return call_->name;
+  }
+
+  void release_variables() override {
+    std::lock_guard<std::mutex> lock(mutex_);
+    released_ = true;
+    for (torch::autograd::SavedVariable& one : saved_) {
+      one.reset_data();
+    }
+  }
+
+  torch::autograd::variable_list apply(torch::autograd::variable_list&& gradients) override {
+    std::lock_guard<std::mutex> lock(mutex_);
+    TORCH_CHECK(!released_, torch::autograd::ERR_BACKWARD_TWICE);
+    Stack stack;
+    for (size_t i = 0; i < call_->results.size(); ++i) {
+      stack.push_back(laid_out(i, std::move(gradients[i])));
+    }
+    size_t first = stack.size();
+    stack.insert(stack.end(), arguments_.begin(), arguments_.end());
+    for (size_t k = 0; k < saved_.size(); ++k) {
+      if (present_[k]) {
+        stack[first + call_->tensors[k]] = saved_[k].unpack();
+      }
+    }
+    stack.emplace_back(call_->needs.copy());
+    if (at::GradMode::is_enabled()) {
+      call_->backward.callBoxed(&stack); // Python's kernel: a gradient that has one itself
+    } else {
+      at::AutoDispatchBelowAutograd guard;
+      call_->backward.callBoxed(&stack);
+    }
+    torch::autograd::variable_list found(saved_.size());
+    for (size_t k = 0; k < saved_.size(); ++k) {
+      if (call_->needs.get(k) && task_should_compute_output(k) && stack[k].isTensor()) {
+        found[k] = stack[k].toTensor();
+      }
+    }
+    return found;
+  }
+
+ private:
+  c10::IValue laid_out(size_t index, at::Tensor gradient) const {
+    const ResultLayout& layout = call_->results[index];
+    if (!layout.differentiable) {
+      return c10::IValue();
+    }
+    if (!gradient.defined()) {
+      return at::empty_strided(
+                 layout.sizes, layout.strides, input_metadata(index).options())
+          .zero_();
+    }
+    if (gradient.strides() == c10::IntArrayRef(layout.strides)) {
+      return gradient;
+    }
+    return at::empty_strided(layout.sizes, layout.strides, gradient.options()).copy_(gradient);
+  }
+
+  std::shared_ptr<const GradientCall> call_;
+  std::vector<c10::IValue> arguments_;
+  std::vector<torch::autograd::SavedVariable> saved_;
+  std::vector<bool> present_;
+  bool released_ = false;
+};
+
+class Gate : Counted<Gate> {
+ public:
+  using Counted<Gate>::alive;
+
+  Gate(
+      c10::OperatorHandle handle, c10::OperatorHandle backward, std::vector<Argument> arguments,
+      size_t results)
+      : handle_(std::move(handle)),
+        backward_(std::move(backward)),
+        arguments_(std::move(arguments)),
+        results_(results) {
+    for (size_t i = 0; i < arguments_.size(); ++i) {
+      if (arguments_[i].kind == ArgumentKind::kTensor) {
+        tensors_.push_back(i);
+      }
+    }
+    TORCH_CHECK(tensors_.size() <= 64, "an op with more than 64 tensors");
+  }
+
+  // Takes what is registered now, the Python kernel, for what is not known as compiled.
+  void install();
+  void uninstall() {
+    registration_.reset();
+    python_.reset();
+  }
+
+  void call(const c10::OperatorHandle& op, c10::DispatchKeySet keys, Stack* stack);
+
+  // Calls of this key are joined from now on. `key` is that of the op's own kernels and a word with
+  // a bit for each tensor whose gradient is wanted.
+  void put(const Word* key, size_t count, std::vector<ResultLayout> results) {
+    c10::List<bool> needs;
+    for (size_t k = 0; k < tensors_.size(); ++k) {
+      needs.push_back((key[count - 1] >> k & 1) != 0);
+    }
+    std::string name = c10::toString(handle_.operator_name()) + "Backward";
+    auto call = std::make_shared<GradientCall>(GradientCall{
+        std::move(results), tensors_, std::move(needs), backward_, std::move(name)});
+    Writing writing;
+    table_.put(std::make_unique<GradientEntry>(key, count, std::move(call)));
+  }
+
+  size_t results() const {
+    return results_;
+  }
+
+  void clear() {
+    Writing writing;
+    table_.clear();
+  }
+
+ private:
+  struct Registered final : c10::OperatorKernel {
+    explicit Registered(Gate* gate) : gate_(gate) {}
+
+    void operator()(const c10::OperatorHandle& op, c10::DispatchKeySet keys, Stack* stack) {
+      gate_->call(op, keys, stack);
+    }
+
+   private:
+    Gate* gate_;
+  };
+
+  std::shared_ptr<const GradientCall> find(const c10::IValue* values, Word needs) {
+    Words words;
+    if (!KeyWriter(words, /*with_device=*/false).write(arguments_, values, /*mutates=*/false)) {
+      return nullptr;
+    }
+    words.push_back(needs);
+    Reading reading(Epochs::place());
+    GradientEntry* entry = table_.find(words.data(), words.size());
+    return entry == nullptr ? nullptr : entry->call;
+  }
+
+  c10::OperatorHandle handle_;
+  c10::OperatorHandle backward_;
+  std::vector<Argument> arguments_;
+  std::vector<size_t> tensors_;
+  size_t results_;
+  Table<GradientEntry> table_;
+  std::optional<c10::SafeKernelFunction> python_;
+  std::optional<torch::Library> registration_;
+};
+
+inline void Gate::install() {
+  constexpr auto kKey = c10::DispatchKey::AutogradCPU;
+  python_.emplace(handle_.getComputedKernelForDispatchKey(kKey));
+  const c10::OperatorName& name = handle_.operator_name();
+  std::string space(name.getNamespace().value());
+  std::string local = name.name.substr(space.size() + 2);
+  if (!name.overload_name.empty()) {
+    local += "." + name.overload_name;
+  }
+  SilentWarnings silent;
+  c10::WarningUtils::WarningHandlerGuard guard(&silent);
+  registration_.emplace(torch::Library::IMPL, space, kKey, kFile, __LINE__);
+  registration_->impl(
+      local.c_str(), torch::CppFunction::makeFromBoxedFunctor(std::make_unique<Registered>(this)));
+}
+
+inline void Gate::call(const c10::OperatorHandle& op, c10::DispatchKeySet keys, Stack* stack) {
+  // A transform, a mode or a subclass wants to see what the function consists of, or the op itself.
+  constexpr c10::DispatchKeySet kSeen(
+      {c10::DispatchKey::Python, c10::DispatchKey::FuncTorchDynamicLayerBackMode,
+       c10::DispatchKey::FuncTorchDynamicLayerFrontMode, c10::DispatchKey::FuncTorchGradWrapper});
+  const size_t count = arguments_.size();
+  if (C10_UNLIKELY(op.schema().arguments().size() != count) || keys.has_any(kSeen)) {
+    return python_->callBoxed(op, keys, stack);
+  }
+  const c10::IValue* values = stack->data() + (stack->size() - count);
+  const bool recording = at::GradMode::is_enabled();
+  Word needs = 0;
+  for (size_t k = 0; k < tensors_.size(); ++k) {
+    const c10::IValue& value = values[tensors_[k]];
+    if (!value.isTensor() || !value.toTensor().defined()) {
+      continue;
+    }
+    const at::Tensor& tensor = value.toTensor();
+    if (tensor._fw_grad(/*level=*/0).defined()) {
+      return python_->callBoxed(op, keys, stack);
+    }
+    needs |= Word(recording && tensor.requires_grad()) << k;
+  }
+  std::shared_ptr<const GradientCall> known;
+  if (needs != 0) {
+    bool seen = c10::impl::TorchDispatchModeTLS::any_modes_set() ||
+        at::autocast::is_autocast_enabled(at::kCPU);
+    known = seen ? nullptr : find(values, needs);
+    if (known == nullptr) {
+      return python_->callBoxed(op, keys, stack);
+    }
+  }
+  c10::intrusive_ptr<GradientNode> node;
+  if (known != nullptr) {
+    torch::autograd::variable_list inputs(tensors_.size());
+    for (size_t k = 0; k < tensors_.size(); ++k) {
+      const c10::IValue& value = values[tensors_[k]];
+      inputs[k] = value.isTensor() ? value.toTensor() : at::Tensor();
+    }
+    node = c10::make_intrusive<GradientNode>(known, values, count);
+    node->set_next_edges(torch::autograd::collect_next_edges(inputs));
+  }
+  {
+    at::AutoDispatchBelowAutograd guard;
+    op.redispatchBoxed(keys & c10::after_autograd_keyset, stack);
+  }
+  if (!node) {
+    return;
+  }
+  for (size_t i = 0; i < results_; ++i) {
+    at::Tensor result = (*stack)[stack->size() - results_ + i].toTensor();
+    if (known->results[i].differentiable) {
+      torch::autograd::set_history(result, node);
+    } else {
+      node->add_input_metadata(torch::autograd::Node::undefined_input());
+    }
+  }
+}
+
+} // namespace aoti_eager
