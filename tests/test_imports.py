@@ -22,8 +22,8 @@ FILES = sorted(PACKAGE.glob("*.py"))
 
 # Each module imports only from modules before it. docs/architecture.md says what each is for.
 ORDER = """
-    errors config _warnings _compat _schema _aliasing _output_file _guards _key _native_key
-    _native_pattern _native _pattern _environment _entry _stats _ops _marks _template _store
+    errors config _warnings _compat _schema _aliasing _output_file _guards _key
+    _size_arguments _native_key _native_pattern _native _pattern _environment _entry _stats _ops _marks _template _store
     _verdict _remote _bundle _passthrough _child _fork_server _native_build _elf _handles _abi
     _constants _devices _container _library_container _model_container _proxy_container _package
     _instances _input_checks _constant_buffers _runner _library_runner _check _declines _entries
