@@ -68,9 +68,7 @@ def is_custom_op_kernel(kernel: Any) -> bool:
     That is one of ``torch.library.custom_op``'s, or of an op that this package defines.
     """
     origin = repr(kernel)
-    return (
-        "/torch/_library/custom_ops.py:" in origin or "/aoti_eager/_op_functions.py:" in origin
-    )
+    return "/torch/_library/custom_ops.py:" in origin or "/aoti_eager/_op_functions.py:" in origin
 
 
 def is_from_python(kernel: Any) -> bool:

@@ -11,14 +11,13 @@ from torch import Tensor
 
 from . import _compat, _library
 from ._compat import OpOverload
-from ._gradient_function import GradientFunction, GradientOfFunction, GradientSignature
-from ._gradients import Gradients, SecondOrder
-from ._kernel_cache import KernelCache
+from ._differentiable import Differentiable, is_differentiable, signature_of
+from ._gradient_function import GradientOfFunction
+from ._library import Registration
 from ._op_functions import define, forget, new_op_library
 from ._python_function import PythonFunction
 from ._schema import Kind, OpSchema, op_schema
-from ._warnings import warn_once
-from .errors import CustomOpError, CustomOpResultError, NativePathError
+from .errors import CustomOpError, CustomOpResultError
 
 _made: dict[str, CustomOp] = {}
 
@@ -37,8 +36,8 @@ def custom_op(
 
     The operator is ``torch.ops.<namespace>.<name>``. Its calls on the CPU are served by kernels
     that are compiled from the function, forward and backward; where none serves, the function
-    itself runs. ``torch.compile``, ``torch.export`` and ``torch.func`` see the operator, or what the
-    function consists of.
+    itself runs. ``torch.compile``, ``torch.export`` and ``torch.func`` see the operator, or what
+    the function consists of.
 
     Args:
         name: ``"mylib::rms_norm"``: a namespace of your own, and the operator's name.
@@ -50,9 +49,8 @@ def custom_op(
         tags: As for ``torch.library.Library.define``.
 
     Raises:
-        CustomOpError: The name has no namespace, or another function has it.
-        ValueError: An annotation is missing or no schema can have it, as from
-            ``torch.library.infer_schema``.
+        CustomOpError: The name has no namespace, or another function has it; an annotation is
+            missing, or no schema can have it (``torch.library.infer_schema``'s own words).
 
     Source: torch.library.custom_op, whose signature this is.
     """
@@ -87,9 +85,10 @@ class CustomOp:
             )
         namespace = _checked_name(name)
         if schema is None:
-            schema = torch.library.infer_schema(
-                function, mutates_args=mutates_args, op_name=None
-            )
+            try:
+                schema = torch.library.infer_schema(function, mutates_args=mutates_args)
+            except ValueError as error:
+                raise CustomOpError(f"{name}: {error}") from error
         _release_older(name, function)
         self.name = name
         self.__name__, self.__doc__ = function.__name__, function.__doc__
@@ -97,8 +96,9 @@ class CustomOp:
         self.__wrapped__ = function
         self._source = PythonFunction(lambda: function, fixed=True)
         self._library = new_op_library(namespace)
-        self._gradients: Gradients | None = None
-        self._parts: list[Any] = []
+        self._registration: Registration | None = None
+        self._differentiable: Differentiable | None = None
+        self._following: torch.library.Library | None = None
         try:
             self.op: OpOverload = define(
                 self._library, name, schema, self._source, tags=tuple(tags)
@@ -106,9 +106,15 @@ class CustomOp:
             self._schema = op_schema(self.op)
             self._run = _checked(name, self._schema, function)
             self._implement(_dispatch_keys(device_types))
-            self._serve(self.op)
-            if self._is_differentiable():
+            if _compat.has_computed_kernel(name, "CPU"):
+                self._registration = _library.register(self.op)
+            if self._registration is not None and is_differentiable(self._schema):
                 self._add_gradients(namespace)
+            else:
+                self._following = new_op_library(namespace)
+                self._following.impl(  # type: ignore[no-untyped-call]
+                    name.partition("::")[2], self._follow, "Autograd", with_keyset=True
+                )
         except BaseException:
             self._release()
             raise
@@ -151,9 +157,7 @@ class CustomOp:
         Returns:
             ``fake``, so that this is a decorator.
         """
-        torch.library.register_fake(
-            self.name, fake, lib=self._library, allow_override=True
-        )
+        torch.library.register_fake(self.name, fake, lib=self._library, allow_override=True)
         return fake
 
     def unregister(self) -> None:
@@ -178,9 +182,6 @@ class CustomOp:
             self._library.impl(  # type: ignore[no-untyped-call]
                 local, self._count_versions, "ADInplaceOrView", with_keyset=True
             )
-            self._library.impl(  # type: ignore[no-untyped-call]
-                local, self._follow_writes, "Autograd", with_keyset=True
-            )
 
     def _count_versions(self, keyset: Any, *args: Any, **kwargs: Any) -> Any:
         """Count the versions of what the operator writes to, and go on."""
@@ -192,97 +193,51 @@ class CustomOp:
                 _increment(kwargs[argument.name])
         return _compat.redispatch_below_versions(self.op, keyset, args, kwargs)
 
-    def _follow_writes(self, keyset: Any, *args: Any, **kwargs: Any) -> Any:
-        """Let autograd follow the function's own writes where one of its tensors has a gradient."""
+    def _follow(self, keyset: Any, *args: Any, **kwargs: Any) -> Any:
+        """Let autograd follow the function where one of its tensors has a gradient."""
         if torch.is_grad_enabled() and any(one.requires_grad for one in _tensors(args, kwargs)):
             return self._run(*args, **kwargs)
         if _compat.is_transforming():
             return self._run(*args, **kwargs)
         return _compat.redispatch_below_autograd(self.op, keyset, args, kwargs)
 
-    def _serve(self, op: OpOverload) -> None:
-        if _compat.has_computed_kernel(str(op.name()), "CPU"):
-            self._parts.append(_library.register(op))
-
     # -- gradients --
-
-    def _is_differentiable(self) -> bool:
-        schema = self._schema
-        lists = any(a.is_tensor and a.kind is not Kind.TENSOR for a in schema.arguments)
-        return (
-            not schema.mutated
-            and not lists
-            and any(a.kind is Kind.TENSOR for a in schema.arguments)
-            and bool(schema.returns)
-            and all(one.kind is Kind.TENSOR and not one.is_view for one in schema.returns)
-        )
 
     def _add_gradients(self, namespace: str) -> None:
         local = self.name.partition("::")[2]
-        signature = GradientSignature(
-            results=len(self._schema.returns),
-            single=len(self._schema.returns) == 1,
-            tensors=[i for i, a in enumerate(self._schema.arguments) if a.is_tensor],
-            keywords=[a.name for a in self._schema.arguments if a.kwarg_only],
+        self._differentiable = Differentiable(
+            self.op,
+            self._schema,
+            f"{namespace}::_{local}_backward",
+            function=self.__wrapped__,
+            run=self._run,
+            source=GradientOfFunction(self._source, signature_of(self._schema)),
+            serving=_library.SERVING,
         )
-        gradient = GradientFunction(self.__wrapped__, signature)
-        name = f"{namespace}::_{local}_backward"
-        backward = define(
-            self._library,
-            name,
-            _backward_schema(self.op, signature),
-            GradientOfFunction(self._source, signature),
-        )
-        self._library.impl(  # type: ignore[no-untyped-call]
-            f"_{local}_backward", gradient, "CompositeExplicitAutograd"
-        )
-        self._serve(backward)
-        self._gradients = Gradients(
-            self.op, self._schema, self._run, gradient, backward, lambda: _caches(self.op, backward)
-        )
-        above = new_op_library(namespace)
-        second = SecondOrder(backward, gradient)
-        above.impl(local, self._gradients, "Autograd", with_keyset=True)  # type: ignore[no-untyped-call]
-        above.impl(  # type: ignore[no-untyped-call]
-            f"_{local}_backward", second, "Autograd", with_keyset=True
-        )
-        self._parts.append(above)
         self._attach_native()
         _library.on_native(self._attach_native)
 
     def _attach_native(self) -> None:
-        if self._gradients is not None and self._source.is_constant:
-            try:
-                self._gradients.attach_native()
-            except NativePathError as error:
-                warn_once("native", f"{error}; Python serves its gradients")
+        if self._differentiable is not None:
+            self._differentiable.attach_native()
 
     def _remove_gradients(self) -> None:
         _library.forget_native(self._attach_native)
-        if self._gradients is not None:
-            self._gradients.close()
-        self._gradients = None
-        for part in list(self._parts):
-            if isinstance(part, torch.library.Library):
-                _compat.destroy(part)
-                self._parts.remove(part)
+        if self._differentiable is not None:
+            self._differentiable.close()
+            self._differentiable = None
+        if self._following is not None:
+            _compat.destroy(self._following)
+            self._following = None
 
     def _release(self) -> None:
         """Take the operator out of the dispatcher; no call of it may run."""
         self._remove_gradients()
-        for part in reversed(self._parts):
-            if isinstance(part, torch.library.Library):
-                _compat.destroy(part)
-            else:
-                part.unregister()
-        self._parts.clear()
+        if self._registration is not None:
+            self._registration.unregister()
+            self._registration = None
         forget(self.name)
         _compat.destroy(self._library)
-
-
-def _caches(op: OpOverload, backward: OpOverload) -> tuple[KernelCache, KernelCache] | None:
-    found = [_library.find_cache(one, "CPU") for one in (op, backward)]
-    return None if None in found else (found[0], found[1])  # type: ignore[return-value]
 
 
 def _checked_name(name: str) -> str:
@@ -367,17 +322,6 @@ def _several(name: str, result: Any) -> Sequence[Any]:
             f"{name}: returned {type(result).__name__}; its schema has several results"
         )
     return result
-
-
-def _backward_schema(op: OpOverload, signature: GradientSignature) -> str:
-    gradients = [f"Tensor? ae_gradient_{i}" for i in range(signature.results)]
-    arguments = [
-        f"{_compat.type_in_schema(argument)} {argument.name}"
-        for argument in _compat.raw_schema(op).arguments
-    ]
-    results = ["Tensor"] * len(signature.tensors)
-    returns = results[0] if len(results) == 1 else f"({', '.join(results)})"
-    return f"({', '.join([*gradients, *arguments, 'bool[] ae_needs'])}) -> {returns}"
 
 
 def _tensors(args: Sequence[Any], kwargs: dict[str, Any]) -> list[Tensor]:

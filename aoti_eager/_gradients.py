@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -27,6 +28,23 @@ from ._schema import OpSchema, qualified_name
 _PLAIN = (Tensor, torch.nn.Parameter)
 
 
+@dataclass(frozen=True, slots=True)
+class Pair:
+    """An op and the op of its gradient.
+
+    Attributes:
+        op: The op, or what is called in its place.
+        backward: ``(*gradients, *arguments, needs) -> gradients``.
+        tensors: Places of the op's tensor arguments.
+        keywords: Names of its keyword-only arguments, the last ones.
+    """
+
+    op: Callable[..., Any]
+    backward: Callable[..., Any]
+    tensors: tuple[int, ...]
+    keywords: tuple[str, ...]
+
+
 class Gradients:
     """The kernel of one op at the autograd key.
 
@@ -37,6 +55,8 @@ class Gradients:
         gradient: The gradient of that.
         backward: The op of the gradient.
         caches: Gives the kernel caches of the op and of ``backward``, where they are registered.
+        decomposes: Whether traces, transforms and autocast are to see what the op consists of
+            where no gradient is wanted, too.
     """
 
     def __init__(
@@ -47,14 +67,17 @@ class Gradients:
         gradient: GradientFunction,
         backward: OpOverload,
         caches: Callable[[], tuple[KernelCache, KernelCache] | None],
+        *,
+        decomposes: bool = False,
     ) -> None:
-        self.op, self.gradient, self.backward = op, gradient, backward
+        self.op, self._backward = op, backward
+        keywords = [a.name for a in schema.arguments if a.kwarg_only]
+        self._pair = Pair(op, backward, tuple(gradient.signature.tensors), tuple(keywords))
         self._function = function
         self._caches = caches
-        self.keywords = [a.name for a in schema.arguments if a.kwarg_only]
         self._defaults = [a.default if a.has_default else None for a in schema.arguments]
-        self.tensors = gradient.signature.tensors
         self._schema = schema
+        self._decomposes = decomposes
         self._table: Any = None
         self._calls: dict[Any, JoinedCall] = {}
         self._gate: NativeGate | None = None
@@ -62,9 +85,11 @@ class Gradients:
     def __call__(self, keyset: Any, *args: Any, **kwargs: Any) -> Any:
         """Return the op's result, with a gradient if one is wanted."""
         arguments = self._by_place(args, kwargs)
-        tensors = [arguments[place] for place in self.tensors]
+        tensors = [arguments[place] for place in self._pair.tensors]
         needs = [one is not None and one.requires_grad for one in tensors]
         if not torch.is_grad_enabled() or True not in needs:
+            if self._decomposes and self._must_decompose(tensors):
+                return self._function(*args, **kwargs)
             if _compat.is_transforming():
                 return self._function(*args, **kwargs)
             return _compat.redispatch_below_autograd(self.op, keyset, args, kwargs)
@@ -103,7 +128,11 @@ class Gradients:
             return
         kinds = [argument_kind(argument) for argument in self._schema.arguments]
         gate = NativeGate(
-            self._schema.op, qualified_name(self.backward), kinds, len(self._schema.returns)
+            self._schema.op,
+            qualified_name(self._backward),
+            kinds,
+            len(self._schema.returns),
+            decomposes=self._decomposes,
         )
         try:
             gate.install()
@@ -136,9 +165,7 @@ class Gradients:
             return
         needs = sum(need << index for index, need in enumerate(call.needs))
         layouts: list[int] = []
-        for (sizes, strides), differentiable in zip(
-            call.layouts, call.differentiable, strict=True
-        ):
+        for (sizes, strides), differentiable in zip(call.layouts, call.differentiable, strict=True):
             layouts += (differentiable, len(sizes), *sizes, *strides)
         gate.put(words + needs.to_bytes(8, sys.byteorder), layouts)
 
@@ -146,8 +173,8 @@ class Gradients:
 
     def _by_place(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> list[Any]:
         """Return all arguments in the schema's order, as the dispatcher has filled them in."""
-        split = len(self._defaults) - len(self.keywords)
-        keywords = zip(self.keywords, self._defaults[split:], strict=True)
+        split = len(self._defaults) - len(self._pair.keywords)
+        keywords = zip(self._pair.keywords, self._defaults[split:], strict=True)
         return [
             *args,
             *self._defaults[len(args) : split],
@@ -176,7 +203,7 @@ class Gradients:
         """Run the function, see which of its results have a gradient, and ask for the kernel."""
         result = self._function(*args, **kwargs)
         results = _listed(result)
-        call = self._calls[key] = JoinedCall(self, needs, results)
+        call = self._calls[key] = JoinedCall(self._pair, needs, results)
         if any(call.differentiable):
             call.ask(backward, arguments, results)
         return result
@@ -191,9 +218,9 @@ class JoinedCall:
         is_native: Whether C++ knows of it.
     """
 
-    def __init__(self, owner: Gradients, needs: list[bool], results: Sequence[Tensor]) -> None:
-        self.owner = owner
-        self.needs = needs
+    def __init__(self, pair: Pair, needs: Sequence[bool], results: Sequence[Tensor]) -> None:
+        self.pair = pair
+        self.needs = list(needs)
         self.key: Any = None
         self.is_native = False
         self.differentiable = [one.requires_grad for one in results]
@@ -211,11 +238,9 @@ class JoinedCall:
             values = self.values([one.detach() for one in results], arguments)
             if self.key is None:
                 self.key = backward.key(*values)
-            self.owner.backward(*values)
+            self.pair.backward(*values)
 
-    def values(
-        self, gradients: Sequence[Tensor | None], arguments: Sequence[Any]
-    ) -> list[Any]:
+    def values(self, gradients: Sequence[Tensor | None], arguments: Sequence[Any]) -> list[Any]:
         """Return the arguments of the backward op."""
         laid_out = [
             _laid_out(one, *layout) if wanted and one is not None else None
@@ -232,14 +257,14 @@ class GradientNode(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, call: JoinedCall, *arguments: Any) -> Any:
         """Return the op's results; its kernels serve, or its function runs."""
-        owner = call.owner
+        pair = call.pair
         ctx.call = call
-        ctx.save_for_backward(*[arguments[place] for place in owner.tensors])
+        ctx.save_for_backward(*[arguments[place] for place in pair.tensors])
         ctx.others = [None if isinstance(one, Tensor) else one for one in arguments]
-        split = len(arguments) - len(owner.keywords)
-        keywords = dict(zip(owner.keywords, arguments[split:], strict=True))
+        split = len(arguments) - len(pair.keywords)
+        keywords = dict(zip(pair.keywords, arguments[split:], strict=True))
         with _compat.below_autograd():
-            result = owner.op(*arguments[:split], **keywords)
+            result = pair.op(*arguments[:split], **keywords)
         if False in call.differentiable:
             results = zip(_listed(result), call.differentiable, strict=True)
             ctx.mark_non_differentiable(*[one for one, wanted in results if not wanted])
@@ -249,14 +274,14 @@ class GradientNode(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Any) -> Any:
         """Return the gradients of the arguments; of the second order by autograd itself."""
         call, arguments = ctx.call, list(ctx.others)
-        owner = call.owner
-        for place, tensor in zip(owner.tensors, ctx.saved_tensors, strict=True):
+        pair = call.pair
+        for place, tensor in zip(pair.tensors, ctx.saved_tensors, strict=True):
             arguments[place] = tensor
         needs = ctx.needs_input_grad[1:]
-        found = owner.backward(*call.values(gradients, arguments))
+        found = pair.backward(*call.values(gradients, arguments))
         by_place = [None] * len(arguments)
-        listed = (found,) if len(owner.tensors) == 1 else found
-        for place, one in zip(owner.tensors, listed, strict=True):
+        listed = (found,) if len(pair.tensors) == 1 else found
+        for place, one in zip(pair.tensors, listed, strict=True):
             by_place[place] = one if needs[place] else None
         return (None, *by_place)
 
@@ -303,6 +328,6 @@ def _layout(result: Tensor) -> tuple[torch.Size, tuple[int, ...]]:
 def _laid_out(tensor: Tensor, sizes: torch.Size, strides: tuple[int, ...]) -> Tensor:
     if tensor.stride() == strides:
         return tensor
-    return torch.empty_strided(
-        sizes, strides, dtype=tensor.dtype, device=tensor.device
-    ).copy_(tensor)
+    return torch.empty_strided(sizes, strides, dtype=tensor.dtype, device=tensor.device).copy_(
+        tensor
+    )

@@ -20,9 +20,9 @@ from ._key import Component
 from ._miss import Miss, compiling
 from ._native import NativeOp
 from ._native_key import argument_kind
+from ._op_functions import function_of
 from ._original import OriginalKernel
 from ._passthrough import passing
-from ._op_functions import function_of
 from ._python_function import Description, PythonFunction
 from ._schema import op_schema
 from ._stats import Counter, OpCounters

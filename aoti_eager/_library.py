@@ -335,6 +335,21 @@ def _switch_to_native() -> None:
         observer()
 
 
+class _Serving:
+    """What ``_differentiable`` needs of this module."""
+
+    @staticmethod
+    def register(op: OpOverload) -> Registration:
+        return register(op)
+
+    @staticmethod
+    def find(op: OpOverload) -> KernelCache | None:
+        return find_cache(op, "CPU")
+
+
+SERVING = _Serving()
+
+
 def on_native(observer: Callable[[], None]) -> None:
     """Call ``observer`` whenever ops are put under the C++ hit path: nobody calls any meanwhile."""
     _observers.append(observer)

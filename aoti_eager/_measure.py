@@ -24,7 +24,7 @@ from . import _compat, _fork_server, _native, _native_build
 from ._call_target import call_target
 from ._check import copy_tensor
 from ._gradient_function import GradientFunction
-from ._gradients import GradientNode, JoinedCall
+from ._gradients import GradientNode, JoinedCall, Pair
 from ._installed import Installed
 from ._kernel import Kernel
 from ._kernel_cache import KernelCache
@@ -313,14 +313,8 @@ def _steps(
         if need:
             tensor.requires_grad_()
     results = signature.call(function.function, arguments)
-    owner = types.SimpleNamespace(
-        op=function.function,
-        backward=backward,
-        tensors=signature.tensors,
-        keywords=signature.keywords,
-        gradient=function,
-    )
-    joined = JoinedCall(owner, needs, results)
+    pair = Pair(function.function, backward, tuple(signature.tensors), tuple(signature.keywords))
+    joined = JoinedCall(pair, needs, results)
 
     def eager(*_: Any) -> Any:
         results = signature.call(function.function, arguments)

@@ -32,7 +32,7 @@ _FUNCTIONS: dict[str, tuple[Any, tuple[Any, ...]]] = {
     "ae_op_set_state": (None, (_POINTER, ctypes.c_int32)),
     "ae_op_set_table": (None, (_POINTER, _POINTER)),
     "ae_op_set_counters": (None, (_POINTER, _POINTER, _POINTER)),
-    "ae_gate_new": (_POINTER, (*(_TEXT,) * 5, _SIZE, _SIZE)),
+    "ae_gate_new": (_POINTER, (*(_TEXT,) * 5, _SIZE, _SIZE, ctypes.c_int32)),
     "ae_gate_install": (ctypes.c_int32, (_POINTER,)),
     "ae_gate_uninstall": (None, (_POINTER,)),
     "ae_gate_delete": (None, (_POINTER,)),
@@ -399,12 +399,21 @@ class NativeGate:
         backward: That of the op of its gradient.
         kinds: For each argument the number of ``argument_kind``; none is written to.
         results: How many tensors the op returns.
+        decomposes: Whether traces, transforms and autocast see what the op consists of.
 
     Raises:
         NativePathError: There are no such ops.
     """
 
-    def __init__(self, op: str, backward: str, kinds: Sequence[int], results: int) -> None:
+    def __init__(
+        self,
+        op: str,
+        backward: str,
+        kinds: Sequence[int],
+        results: int,
+        *,
+        decomposes: bool = False,
+    ) -> None:
         name, _, overload = op.partition(".")
         self._name = op
         self._pointer: int | None = _library.ae_gate_new(
@@ -415,6 +424,7 @@ class NativeGate:
             bytes(len(kinds)),
             len(kinds),
             results,
+            decomposes,
         )
         if not self._pointer:
             raise _failed(op, "cannot be differentiated")

@@ -49,5 +49,3 @@ def function_of(op: OpOverload, dispatch_key: str) -> PythonFunction | None:
     """Return the Python function that ``op`` runs at ``dispatch_key``, if it has one we can see."""
     own = _functions.get(qualified_name(op))
     return own if own is not None else python_function(op, dispatch_key)
-
-

@@ -79,9 +79,7 @@ def run(op: CustomOp, *arguments: Any) -> list[Tensor]:
 
 @pytest.mark.both_paths
 @pytest.mark.parametrize("name", CASES)
-def test_gradients_of_first_and_second_order(
-    name: str, make_op: MakeOp, shared_cache: Any
-) -> None:
+def test_gradients_of_first_and_second_order(name: str, make_op: MakeOp, shared_cache: Any) -> None:
     function, make = CASES[name]
     op, arguments = make_op(function), make()
     run(op, *arguments)  # Compiled, and compared.

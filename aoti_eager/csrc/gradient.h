@@ -134,11 +134,12 @@ class Gate : Counted<Gate> {
 
   Gate(
       c10::OperatorHandle handle, c10::OperatorHandle backward, std::vector<Argument> arguments,
-      size_t results)
+      size_t results, bool decomposes)
       : handle_(std::move(handle)),
         backward_(std::move(backward)),
         arguments_(std::move(arguments)),
-        results_(results) {
+        results_(results),
+        decomposes_(decomposes) {
     for (size_t i = 0; i < arguments_.size(); ++i) {
       if (arguments_[i].kind == ArgumentKind::kTensor) {
         tensors_.push_back(i);
@@ -207,6 +208,7 @@ class Gate : Counted<Gate> {
   std::vector<Argument> arguments_;
   std::vector<size_t> tensors_;
   size_t results_;
+  bool decomposes_; // traces, modes and autocast see what the op consists of
   Table<GradientEntry> table_;
   std::optional<c10::SafeKernelFunction> python_;
   std::optional<torch::Library> registration_;
@@ -252,11 +254,11 @@ inline void Gate::call(const c10::OperatorHandle& op, c10::DispatchKeySet keys, 
     needs |= Word(recording && tensor.requires_grad()) << k;
   }
   std::shared_ptr<const GradientCall> known;
-  if (needs != 0) {
+  if (needs != 0 || decomposes_) {
     bool seen = c10::impl::TorchDispatchModeTLS::any_modes_set() ||
         at::autocast::is_autocast_enabled(at::kCPU);
-    known = seen ? nullptr : find(values, needs);
-    if (known == nullptr) {
+    known = seen || needs == 0 ? nullptr : find(values, needs);
+    if (known == nullptr && (seen || needs != 0)) {
       return python_->callBoxed(op, keys, stack);
     }
   }

@@ -123,13 +123,13 @@ void ae_op_set_counters(Op* op, Counter* hits, Counter* always_declined) {
 // the op returns.
 Gate* ae_gate_new(
     const char* name, const char* overload, const char* backward, const uint8_t* kinds,
-    const uint8_t* mutated, size_t count, size_t results) {
+    const uint8_t* mutated, size_t count, size_t results, int32_t decomposes) {
   Gate* gate = nullptr;
   guarded([&] {
     auto& dispatcher = c10::Dispatcher::singleton();
     gate = new Gate(
         dispatcher.findSchemaOrThrow(name, overload), dispatcher.findSchemaOrThrow(backward, ""),
-        arguments_of(kinds, mutated, count), results);
+        arguments_of(kinds, mutated, count), results, decomposes != 0);
   });
   return gate;
 }
