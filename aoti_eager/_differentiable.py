@@ -96,6 +96,11 @@ class Differentiable:
                 self._libraries[0], backward_name, _backward_schema(op, signature), source
             )
             self._implement(local, gradient, "CompositeExplicitAutograd")
+            function_op = f"{local.removesuffix('_backward')}_function"
+            self._libraries[0].define(  # type: ignore[no-untyped-call]
+                function_op + _arguments_and_results(op)
+            )
+            self._implement(function_op, run, "CompositeImplicitAutograd")
             self._implement(local, SecondOrder(backward, gradient), "Autograd", with_keyset=True)
             self._registered = serving.register(backward)
 
@@ -104,7 +109,14 @@ class Differentiable:
                 return None if one is None or other is None else (one, other)
 
             self._gradients = Gradients(
-                op, schema, run, gradient, backward, caches, decomposes=decomposes
+                op,
+                schema,
+                run,
+                gradient,
+                backward,
+                caches,
+                function_op=f"{namespace}::{function_op}",
+                decomposes=decomposes,
             )
             space, _, name = schema.op.partition("::")
             self._libraries.append(new_op_library(space))
@@ -140,6 +152,12 @@ class Differentiable:
             _compat.destroy(library)
         self._libraries.clear()
         forget(self._backward_name)
+
+
+def _arguments_and_results(op: OpOverload) -> str:
+    """Return the schema of ``op`` without its name."""
+    schema = str(_compat.raw_schema(op))
+    return schema[schema.index("(") :]
 
 
 def _backward_schema(op: OpOverload, signature: GradientSignature) -> str:

@@ -152,6 +152,11 @@ class GradientOfFunction(PythonFunction):
         """Return whether it is the same in each call."""
         return self._of.is_constant
 
+    @property
+    def is_refused(self) -> bool:
+        """Return whether the function was; see ``PythonFunction``."""
+        return self._of.is_refused
+
     def snapshot(self) -> tuple[Any, list[Tensor]]:
         """Return what the function depends on; see ``PythonFunction``."""
         return self._of.snapshot()

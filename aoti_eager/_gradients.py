@@ -19,11 +19,13 @@ from torch import Tensor
 
 from . import _compat
 from ._compat import OpOverload
+from ._declines import LASTING
 from ._gradient_function import GradientFunction
 from ._kernel_cache import KernelCache
 from ._native import NativeGate
 from ._native_key import argument_kind, words_of_values
 from ._schema import OpSchema, qualified_name
+from ._table import Decline
 
 _PLAIN = (Tensor, torch.nn.Parameter)
 
@@ -55,6 +57,7 @@ class Gradients:
         gradient: The gradient of that.
         backward: The op of the gradient.
         caches: Gives the kernel caches of the op and of ``backward``, where they are registered.
+        function_op: Qualified name of an op that runs ``function``.
         decomposes: Whether traces, transforms and autocast are to see what the op consists of
             where no gradient is wanted, too.
     """
@@ -68,6 +71,7 @@ class Gradients:
         backward: OpOverload,
         caches: Callable[[], tuple[KernelCache, KernelCache] | None],
         *,
+        function_op: str,
         decomposes: bool = False,
     ) -> None:
         self.op, self._backward = op, backward
@@ -78,19 +82,20 @@ class Gradients:
         self._defaults = [a.default if a.has_default else None for a in schema.arguments]
         self._schema = schema
         self._decomposes = decomposes
+        self._function_op = function_op
         self._table: Any = None
         self._calls: dict[Any, JoinedCall] = {}
         self._gate: NativeGate | None = None
 
     def __call__(self, keyset: Any, *args: Any, **kwargs: Any) -> Any:
         """Return the op's result, with a gradient if one is wanted."""
-        arguments = self._by_place(args, kwargs)
-        tensors = [arguments[place] for place in self._pair.tensors]
+        tensors: list[Any] = []
+        if self._decomposes or torch.is_grad_enabled():
+            arguments = self._by_place(args, kwargs)
+            tensors = [arguments[place] for place in self._pair.tensors]
         needs = [one is not None and one.requires_grad for one in tensors]
-        if not torch.is_grad_enabled() or True not in needs:
-            if self._decomposes and self._must_decompose(tensors):
-                return self._function(*args, **kwargs)
-            if _compat.is_transforming():
+        if True not in needs or not torch.is_grad_enabled():
+            if _compat.is_transforming() or (self._decomposes and self._must_decompose(tensors)):
                 return self._function(*args, **kwargs)
             return _compat.redispatch_below_autograd(self.op, keyset, args, kwargs)
         caches = self._caches()
@@ -111,8 +116,12 @@ class Gradients:
                 self._put(self._gate, call, arguments)
             return GradientNode.apply(call, *arguments)  # type: ignore[no-untyped-call]
         result = self._function(*args, **kwargs)
-        if call.key is not None and call.key not in backward.table.declines:
+        decline = backward.table.declines.get(call.key)
+        if decline is None and call.key is not None:
             call.ask(backward, arguments, _listed(result))
+        elif self._gate is not None and not call.is_native and _is_lasting(decline):
+            call.is_native = True
+            self._put(self._gate, call, arguments, declined=True)
         return result
 
     # -- C++ --
@@ -130,6 +139,7 @@ class Gradients:
         gate = NativeGate(
             self._schema.op,
             qualified_name(self._backward),
+            self._function_op,
             kinds,
             len(self._schema.returns),
             decomposes=self._decomposes,
@@ -159,15 +169,26 @@ class Gradients:
         for call in list(self._calls.values()):
             call.is_native = False
 
-    def _put(self, gate: NativeGate, call: JoinedCall, arguments: Sequence[Any]) -> None:
+    def _put(
+        self,
+        gate: NativeGate,
+        call: JoinedCall,
+        arguments: Sequence[Any],
+        *,
+        declined: bool = False,
+    ) -> None:
         words = words_of_values(self._schema, "CPU", arguments)
         if words is None:
             return
         needs = sum(need << index for index, need in enumerate(call.needs))
+        words += needs.to_bytes(8, sys.byteorder)
+        if declined:
+            gate.put_decline(words)
+            return
         layouts: list[int] = []
         for (sizes, strides), differentiable in zip(call.layouts, call.differentiable, strict=True):
             layouts += (differentiable, len(sizes), *sizes, *strides)
-        gate.put(words + needs.to_bytes(8, sys.byteorder), layouts)
+        gate.put(words, layouts)
 
     # -- Python --
 
@@ -314,6 +335,11 @@ class SecondOrder:
                     arguments[place] = arguments[place].detach().requires_grad_()
             results = signature.call(self._gradient.function, arguments)
             return self._gradient.found(arguments, needs, results, gradients, create_graph=True)
+
+
+def _is_lasting(decline: Decline | None) -> bool:
+    """Return whether a decline stays until a setting changes; one without any gradient does."""
+    return decline is None or decline.reason in LASTING
 
 
 def _listed(result: Any) -> Sequence[Tensor]:

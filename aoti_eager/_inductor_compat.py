@@ -30,6 +30,7 @@ from torch._inductor.codegen.common import (
     init_backend_registration,
 )
 from torch._inductor.codegen.cpp_wrapper_cpu import CppWrapperCpu
+from torch._inductor.decomposition import select_decomp_table
 from torch._inductor.exc import CppCompileError
 from torch._inductor.virtualized import V
 
@@ -219,6 +220,11 @@ def compile_flags(source: Path) -> list[str]:
 
 
 @functools.cache
+def decompositions() -> dict[Any, Any]:
+    """Return by overload how Inductor takes ops apart; a copy."""
+    return dict(select_decomp_table())
+
+
 def compiler_description() -> str:
     """Return the C++ compiler's name and version, for an entry's provenance."""
     compiler = cpp_builder.get_cpp_compiler()

@@ -21,6 +21,7 @@ from ._compat import OpOverload, fake_mode
 from ._graph_checks import check_graph
 from ._guards import Guards
 from ._key import KernelKey
+from ._row_sums import in_blocks
 from ._symbolic import compiled_pattern, symbolic_program
 from ._template import CallTemplate
 from ._thin_codegen import NotThinError, ThinWrapper, compiler_into
@@ -166,7 +167,7 @@ def _program(
             module = call_module(op, template, outputs)
             if getattr(op, "differentiates", False):
                 # Export follows no autograd that a function does for itself.
-                module = make_fx(module)(*inputs)
+                module = in_blocks(make_fx(module, inductor.decompositions())(*inputs))
             exported = torch.export.export(module, inputs, strict=False)
             check_graph(exported, template)
             return exported.module(check_guards=False), inputs

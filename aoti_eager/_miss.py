@@ -120,6 +120,9 @@ class Miss:
             self._words = words_of_values(cache.schema, cache.dispatch_key, values)
             return self._declined(error.reason, str(error))
         except UnsupportedFunctionError as error:
+            if cache.function is not None and cache.function.is_refused:
+                # For good; what a refused function uses is not looked at, in C++ neither.
+                self._words = words_of_values(cache.schema, cache.dispatch_key, values)
             return self._declined("unsupported_function", f"{self._op}: its function {error}")
         reason = call_decline(template)
         if reason is None and overlaps:

@@ -32,11 +32,12 @@ _FUNCTIONS: dict[str, tuple[Any, tuple[Any, ...]]] = {
     "ae_op_set_state": (None, (_POINTER, ctypes.c_int32)),
     "ae_op_set_table": (None, (_POINTER, _POINTER)),
     "ae_op_set_counters": (None, (_POINTER, _POINTER, _POINTER)),
-    "ae_gate_new": (_POINTER, (*(_TEXT,) * 5, _SIZE, _SIZE, ctypes.c_int32)),
+    "ae_gate_new": (_POINTER, (*(_TEXT,) * 6, _SIZE, _SIZE, ctypes.c_int32)),
     "ae_gate_install": (ctypes.c_int32, (_POINTER,)),
     "ae_gate_uninstall": (None, (_POINTER,)),
     "ae_gate_delete": (None, (_POINTER,)),
     "ae_gate_put": (None, (_POINTER, _TEXT, _SIZE, _POINTER)),
+    "ae_gate_put_decline": (None, (_POINTER, _TEXT, _SIZE)),
     "ae_gate_clear": (None, (_POINTER,)),
     "ae_table_new": (_POINTER, ()),
     "ae_table_delete": (None, (_POINTER,)),
@@ -397,6 +398,7 @@ class NativeGate:
     Args:
         op: Qualified name.
         backward: That of the op of its gradient.
+        function: That of an op that runs what the op consists of.
         kinds: For each argument the number of ``argument_kind``; none is written to.
         results: How many tensors the op returns.
         decomposes: Whether traces, transforms and autocast see what the op consists of.
@@ -409,6 +411,7 @@ class NativeGate:
         self,
         op: str,
         backward: str,
+        function: str,
         kinds: Sequence[int],
         results: int,
         *,
@@ -420,6 +423,7 @@ class NativeGate:
             name.encode(),
             overload.encode(),
             backward.encode(),
+            function.encode(),
             bytes(kinds),
             bytes(len(kinds)),
             len(kinds),
@@ -448,6 +452,11 @@ class NativeGate:
         numbers = (ctypes.c_int64 * len(layouts))(*layouts)
         if self._pointer:
             _library.ae_gate_put(self._pointer, key, len(key) // 8, ctypes.addressof(numbers))
+
+    def put_decline(self, key: bytes) -> None:
+        """Send calls of ``key`` to the op's function."""
+        if self._pointer:
+            _library.ae_gate_put_decline(self._pointer, key, len(key) // 8)
 
     def clear(self) -> None:
         """Let Python decide on all calls."""

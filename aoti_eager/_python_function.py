@@ -97,6 +97,11 @@ class PythonFunction:
         function = self._function() if self._fixed else None
         return function is not None and all(_is_lasting(one) for _, one in _used(function))
 
+    @property
+    def is_refused(self) -> bool:
+        """Return whether the function, which is always the same, was found to be unsupported."""
+        return self._fixed and self._refused is not None
+
     def snapshot(self) -> tuple[Any, list[Tensor]]:
         """Return what the function depends on at this moment, for the table, and its tensors.
 

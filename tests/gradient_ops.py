@@ -58,3 +58,26 @@ def huber(x: Tensor, target: Tensor, delta: float = 1.0) -> Tensor:
 def bilinear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     product = (x.unsqueeze(-1) * weight).sum(-2)
     return torch.tanh(product if bias is None else product + bias)
+
+
+def adamw(
+    parameters: list[Tensor],
+    gradients: list[Tensor],
+    averages: list[Tensor],
+    squares: list[Tensor],
+    lr: float,
+    beta1: float,
+    beta2: float,
+    eps: float,
+    decay: float,
+    correction1: float,
+    correction2: float,
+) -> None:
+    for parameter, gradient, average, square in zip(
+        parameters, gradients, averages, squares, strict=True
+    ):
+        parameter.mul_(1 - lr * decay)
+        average.lerp_(gradient, 1 - beta1)
+        square.mul_(beta2).addcmul_(gradient, gradient, value=1 - beta2)
+        root = (square / correction2).sqrt() + eps
+        parameter.addcdiv_(average, root, value=-lr / correction1)

@@ -2,6 +2,7 @@
 //
 //   no gradient wanted      -> below autograd
 //   call known as compiled  -> below autograd, and a node that calls the backward op
+//   call known as declined  -> the op's function, which autograd follows
 //   everything else         -> Python kernel: transforms, traces, autocast, calls not seen before
 //
 // What a node keeps is the call's arguments.
@@ -45,7 +46,7 @@ class GradientEntry : public Keyed {
   GradientEntry(const Word* words, size_t count, std::shared_ptr<const GradientCall> call)
       : Keyed(words, count), call(std::move(call)) {}
 
-  std::shared_ptr<const GradientCall> call;
+  std::shared_ptr<const GradientCall> call; // null for a declined one
   std::unique_ptr<Pattern> pattern; // none has one; see Table
 };
 
@@ -133,10 +134,11 @@ class Gate : Counted<Gate> {
   using Counted<Gate>::alive;
 
   Gate(
-      c10::OperatorHandle handle, c10::OperatorHandle backward, std::vector<Argument> arguments,
-      size_t results, bool decomposes)
+      c10::OperatorHandle handle, c10::OperatorHandle backward, c10::OperatorHandle function,
+      std::vector<Argument> arguments, size_t results, bool decomposes)
       : handle_(std::move(handle)),
         backward_(std::move(backward)),
+        function_(std::move(function)),
         arguments_(std::move(arguments)),
         results_(results),
         decomposes_(decomposes) {
@@ -171,6 +173,12 @@ class Gate : Counted<Gate> {
     table_.put(std::make_unique<GradientEntry>(key, count, std::move(call)));
   }
 
+  // Calls of this key are for the op's function from now on.
+  void put_decline(const Word* key, size_t count) {
+    Writing writing;
+    table_.put(std::make_unique<GradientEntry>(key, count, nullptr));
+  }
+
   size_t results() const {
     return results_;
   }
@@ -192,19 +200,22 @@ class Gate : Counted<Gate> {
     Gate* gate_;
   };
 
-  std::shared_ptr<const GradientCall> find(const c10::IValue* values, Word needs) {
+  // Whether a call is known, and as what.
+  std::pair<bool, std::shared_ptr<const GradientCall>> find(
+      const c10::IValue* values, Word needs) {
     Words words;
     if (!KeyWriter(words, /*with_device=*/false).write(arguments_, values, /*mutates=*/false)) {
-      return nullptr;
+      return {false, nullptr};
     }
     words.push_back(needs);
     Reading reading(Epochs::place());
     GradientEntry* entry = table_.find(words.data(), words.size());
-    return entry == nullptr ? nullptr : entry->call;
+    return {entry != nullptr, entry == nullptr ? nullptr : entry->call};
   }
 
   c10::OperatorHandle handle_;
   c10::OperatorHandle backward_;
+  c10::OperatorHandle function_;
   std::vector<Argument> arguments_;
   std::vector<size_t> tensors_;
   size_t results_;
@@ -257,9 +268,18 @@ inline void Gate::call(const c10::OperatorHandle& op, c10::DispatchKeySet keys, 
   if (needs != 0 || decomposes_) {
     bool seen = c10::impl::TorchDispatchModeTLS::any_modes_set() ||
         at::autocast::is_autocast_enabled(at::kCPU);
-    known = seen || needs == 0 ? nullptr : find(values, needs);
-    if (known == nullptr && (seen || needs != 0)) {
+    if (seen) {
       return python_->callBoxed(op, keys, stack);
+    }
+    if (needs != 0) {
+      auto [is_known, call] = find(values, needs);
+      if (!is_known) {
+        return python_->callBoxed(op, keys, stack);
+      }
+      if (call == nullptr) {
+        return function_.callBoxed(stack);
+      }
+      known = std::move(call);
     }
   }
   c10::intrusive_ptr<GradientNode> node;

@@ -119,17 +119,18 @@ void ae_op_set_counters(Op* op, Counter* hits, Counter* always_declined) {
 
 // -- gradients --
 
-// `backward` is the qualified name of the op of the gradient; `results` the number of tensors that
-// the op returns.
+// `backward` and `function` are the qualified names of the op of the gradient, and of one that runs
+// the op's function; `results` is the number of tensors that the op returns.
 Gate* ae_gate_new(
-    const char* name, const char* overload, const char* backward, const uint8_t* kinds,
-    const uint8_t* mutated, size_t count, size_t results, int32_t decomposes) {
+    const char* name, const char* overload, const char* backward, const char* function,
+    const uint8_t* kinds, const uint8_t* mutated, size_t count, size_t results,
+    int32_t decomposes) {
   Gate* gate = nullptr;
   guarded([&] {
     auto& dispatcher = c10::Dispatcher::singleton();
     gate = new Gate(
         dispatcher.findSchemaOrThrow(name, overload), dispatcher.findSchemaOrThrow(backward, ""),
-        arguments_of(kinds, mutated, count), results, decomposes != 0);
+        dispatcher.findSchemaOrThrow(function, ""), arguments_of(kinds, mutated, count), results, decomposes != 0);
   });
   return gate;
 }
@@ -160,6 +161,10 @@ void ae_gate_put(Gate* gate, const Word* words, size_t count, const int64_t* lay
     }
     gate->put(words, count, std::move(results));
   });
+}
+
+void ae_gate_put_decline(Gate* gate, const Word* words, size_t count) {
+  guarded([&] { gate->put_decline(words, count); });
 }
 
 void ae_gate_clear(Gate* gate) {

@@ -1,0 +1,65 @@
+"""Sums over many rows, in two steps: the rounding of eager's. Worker only.
+
+The gradient of a weight is a sum over all rows of a batch. Inductor adds row to row, so that the
+error grows with their number; eager adds up blocks, and so do these graphs after ``in_blocks``.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+
+_aten = torch.ops.aten
+# Fewer rows than that are added as they come.
+_LEAST_ROWS, _BLOCK = 64, 16
+_DTYPES = (torch.float32, torch.float64)
+
+
+def in_blocks(module: torch.fx.GraphModule) -> torch.fx.GraphModule:
+    """Return a traced graph with sums over leading dimensions as sums of sums."""
+    graph = module.graph
+    for node in list(graph.nodes):
+        if node.op != "call_function" or node.target is not _aten.sum.dim_IntList:
+            continue
+        x, dims = node.args[:2]
+        keepdim = bool(node.args[2]) if len(node.args) > 2 else False
+        value = x.meta.get("val")
+        block = _block(value, dims) if not node.kwargs else None
+        if block is None:
+            continue
+        with graph.inserting_before(node):
+            node.replace_all_uses_with(_sum_of_sums(graph, x, len(dims), block, keepdim))
+        graph.erase_node(node)
+    module.recompile()
+    return module
+
+
+def _sum_of_sums(graph: Any, x: Any, count: int, block: int, keepdim: bool) -> Any:
+    sizes = list(x.meta["val"].shape)
+    rows = math.prod(sizes[:count])
+    rest = sizes[count:]
+    total = x
+    while rows >= _LEAST_ROWS and rows % block == 0:
+        rows //= block
+        total = graph.call_function(_aten.reshape.default, (total, [rows, block, *rest]))
+        total = graph.call_function(_aten.sum.dim_IntList, (total, [1]))
+    total = graph.call_function(_aten.sum.dim_IntList, (total, [0]))
+    if keepdim:
+        total = graph.call_function(_aten.reshape.default, (total, [1] * count + rest))
+    return total
+
+
+def _block(value: Any, dims: Any) -> int | None:
+    """Return how many rows make a block; ``None`` where a sum is to stay as it is."""
+    if not isinstance(value, torch.Tensor) or value.dtype not in _DTYPES:
+        return None
+    rank = value.dim()
+    places = sorted(dim % rank for dim in dims) if rank else []
+    if not places or places != list(range(len(places))) or len(places) == rank:
+        return None
+    rows = math.prod(value.shape[: len(places)])
+    if not isinstance(rows, int) or rows < _LEAST_ROWS:
+        return None
+    return next((block for block in range(_BLOCK, 3, -1) if rows % block == 0), None)
