@@ -240,6 +240,11 @@ def dispatch_key_of(device_type: str) -> str:
     return str(torch._C._dispatch_key_for_device(device_type))
 
 
+def autograd_keyset() -> Any:
+    """Return the keys of a plain CPU tensor's call above the backend; there is no public maker."""
+    return torch._C.DispatchKeySet(torch._C.DispatchKey.AutogradCPU)
+
+
 def destroy(library: torch.library.Library) -> None:
     """Take a library's kernels out of the dispatcher now, not when it is garbage."""
     library._destroy()  # type: ignore[no-untyped-call]

@@ -78,6 +78,7 @@ class Cache(Protocol):
     counters: OpCounters
     bypassed: bool
     asks_native: bool
+    is_composite: bool
     function: PythonFunction | None
     lookup: Callable[[tuple[Any, ...]], Any]
 
@@ -115,7 +116,10 @@ def entrance(cache: Cache) -> tuple[Callable[..., Any], Callable[..., tuple[Any,
         "ae_profiled": functools.partial(profiled, profiled_name(schema.op)),
     }
     key = table_key_source(schema, cache.dispatch_key, names)
-    snapshot = constants = ""
+    snapshot = constants = autocast = ""
+    if cache.is_composite:
+        names["ae_is_autocast"] = torch.is_autocast_enabled
+        autocast = 'or ae_is_autocast("cpu")'
     if cache.function is not None:
         # What its function closes over is a part of the key, and its tensors are inputs.
         names["ae_snapshot"] = cache.function.snapshot
@@ -141,6 +145,7 @@ def kernel({signature}):
         ae_cache.bypassed
         or (ae_passing and ae_ident() in ae_passing)
         or (ae_cache.asks_native and ae_native_passing())
+        {autocast}
     ):
         return ae_cache.bypass({call})
     {snapshot}

@@ -19,6 +19,7 @@ from . import _compat
 from ._key import Component
 from ._python_function import Description, PythonFunction
 from ._tracing import storage_identity
+from .errors import UnsupportedFunctionError
 
 Function = Callable[..., Any]
 
@@ -138,6 +139,40 @@ def _own(found: Sequence[Tensor | None], given: Sequence[Any]) -> list[Tensor | 
             taken.add(storage_identity(one))
         own.append(one)
     return own
+
+
+class GradientOfOp(PythonFunction):
+    """The gradient of an op of PyTorch's that is made of others, for keys.
+
+    Args:
+        op: Its qualified name; a worker has it, too.
+        signature: How it is called.
+    """
+
+    def __init__(self, op: str, signature: GradientSignature) -> None:
+        self._op = op
+        self._signature = signature
+
+    @property
+    def is_constant(self) -> bool:
+        """Return true: it is the same in each call."""
+        return True
+
+    @property
+    def is_refused(self) -> bool:
+        """Return false: a worker can have it."""
+        return False
+
+    def snapshot(self) -> tuple[Any, list[Tensor]]:
+        """Return what it depends on; see ``PythonFunction``."""
+        return torch.is_autocast_enabled("cpu"), []
+
+    def describe(self) -> tuple[Description, list[Tensor]]:
+        """Return the gradient as data; see ``PythonFunction``."""
+        if torch.is_autocast_enabled("cpu"):
+            raise UnsupportedFunctionError("runs under autocast")
+        document = {"op": self._op, "gradient": asdict(self._signature), "constant": True}
+        return Description(document, ()), []
 
 
 class GradientOfFunction(PythonFunction):

@@ -8,6 +8,7 @@ import torch
 
 from . import _compat, _native, _native_path
 from ._compat import OpOverload
+from ._differentiable import Differentiable
 from ._kernel_cache import KernelCache
 from .config import config
 from .errors import NativePathError
@@ -21,6 +22,7 @@ class Installed:
         self.cache = cache
         self.library: torch.library.Library | None = None
         self.holders: dict[object, bool] = {}  # a registration's token -> enabled
+        self.gradients: Differentiable | None = None  # of an op that is made of others
 
     def set_holder(self, holder: object, enabled: bool | None) -> None:
         """Take over what a registration wants: served, disabled, or ``None`` for gone."""

@@ -42,14 +42,21 @@ class KernelCache:
         op: The overload.
         dispatch_key: Name of a Dense backend key, ``CPU``.
         above: Another kernel of ours for the same op and key that is registered already.
+        is_composite: Whether the original is made of other ops, which autocast each for itself.
 
     Raises:
         RuntimeError: The op has no kernel at that key.
     """
 
     def __init__(
-        self, op: OpOverload, dispatch_key: str, *, above: KernelCache | None = None
+        self,
+        op: OpOverload,
+        dispatch_key: str,
+        *,
+        above: KernelCache | None = None,
+        is_composite: bool = False,
     ) -> None:
+        self.is_composite = is_composite
         self.op = op
         self.schema = op_schema(op)
         self.dispatch_key = dispatch_key
@@ -167,7 +174,7 @@ class KernelCache:
             [argument_kind(argument) for argument in self.schema.arguments],
             [argument.mutated for argument in self.schema.arguments],
             above.native if above is not None else None,
-            is_function=self.function is not None,
+            is_function=self.function is not None or self.is_composite,
         )
         for reason in ("slower", "unmeasured"):  # Python's hit path was; C++ is faster.
             self.table.forget_declines(reason)

@@ -14,16 +14,20 @@ import time
 import weakref
 from collections.abc import Callable, Iterable
 from types import TracebackType
+from typing import Any
 
 import torch
 
 from . import _backend, _background, _compat, _device_backends, _native_path
 from ._compat import OpOverload, OpOverloadPacket
 from ._compile import NO_COMPILER, compiler_on_path
+from ._differentiable import Differentiable, is_differentiable, signature_of
+from ._gradient_function import GradientOfOp
 from ._installed import Installed, install
 from ._kernel_cache import KernelCache
 from ._ops import find_overload, find_packet
-from ._schema import qualified_name
+from ._original import OriginalKernel
+from ._schema import OpSchema, op_schema, qualified_name
 from ._stats import OpStats, add_totals
 from ._warnings import log, warn_once
 from .config import config
@@ -159,6 +163,9 @@ def impl(library: torch.library.Library, op: Op, dispatch_key: str = "CPU") -> N
     if isinstance(op, str) and "::" not in op:
         op = f"{library.ns}::{op}"
     wanted, _ = _resolve(op, dispatch_key)
+    for overload in wanted:
+        if _is_composite(overload, dispatch_key):
+            raise _refused_composite(overload, "a library of the caller's")
     with _lock:
         for overload in wanted:
             cache, _ = _make_cache(overload, dispatch_key)
@@ -269,15 +276,30 @@ def _problem(op: OpOverload, dispatch_key: str) -> RegistrationError | None:
     name = qualified_name(op)
     if _compat.has_kernel(name, dispatch_key):
         return None
-    if _compat.has_kernel(name, "CompositeImplicitAutograd"):
-        return CompositeImplicitOpError(
-            f"{name}: is composite-implicit: it takes its gradients, autocast and version counters "
-            f"from being decomposed, and a kernel at {dispatch_key} would break all three; "
-            "register the ops it decomposes into"
-        )
+    if _is_composite(op, dispatch_key):
+        if dispatch_key == "CPU" and is_differentiable(op_schema(op)):
+            return None
+        where = f"dispatch key {dispatch_key}" if dispatch_key != "CPU" else "such arguments"
+        return _refused_composite(op, where)
     if not _compat.has_computed_kernel(name, dispatch_key):
         return RegistrationError(f"{name}: has no kernel at dispatch key {dispatch_key}")
     return None
+
+
+def _is_composite(op: OpOverload, dispatch_key: str) -> bool:
+    name = qualified_name(op)
+    return not _compat.has_kernel(name, dispatch_key) and _compat.has_kernel(
+        name, "CompositeImplicitAutograd"
+    )
+
+
+def _refused_composite(op: OpOverload, where: str) -> CompositeImplicitOpError:
+    return CompositeImplicitOpError(
+        f"{qualified_name(op)}: is composite-implicit: it takes its gradients, autocast and "
+        f"version counters from being decomposed, and in {where} a kernel of ours would break "
+        "them: it is served on the CPU where it takes tensors and returns new ones, no lists; "
+        "register the ops it decomposes into"
+    )
 
 
 def _can_serve() -> bool:
@@ -297,11 +319,47 @@ def _can_serve() -> bool:
 def _hold(op: OpOverload, name: str, dispatch_key: str, holder: object) -> None:
     installed = _installed.get((name, dispatch_key))
     if installed is None:
+        composite = _is_composite(op, dispatch_key)
+        original = OriginalKernel(op, op_schema(op), "AutogradCPU") if composite else None
         cache, above = _make_cache(op, dispatch_key)
         installed = Installed(op, cache)
         installed.install(above)
         _installed[name, dispatch_key] = installed
+        if original is not None:
+            try:
+                installed.gradients = _composite_gradients(op, cache.schema, original)
+            except BaseException:
+                del _installed[name, dispatch_key]
+                installed.uninstall()
+                raise
+            on_native(installed.gradients.attach_native)
+            installed.gradients.attach_native()
     installed.set_holder(holder, True)
+
+
+def _composite_gradients(
+    op: OpOverload, schema: OpSchema, original: OriginalKernel
+) -> Differentiable:
+    """Return what is above the kernels of an op that is made of others: gradients, and the way out.
+
+    ``original`` is its kernel at the autograd key, as it was.
+    """
+    keyset = _compat.autograd_keyset()
+
+    def run(*args: Any, **kwargs: Any) -> Any:
+        return original(keyset, args, kwargs)
+
+    local = schema.op.replace("::", "_").replace(".", "_")
+    return Differentiable(
+        op,
+        schema,
+        f"aoti_eager::_{local}_backward",
+        function=run,
+        run=run,
+        source=GradientOfOp(schema.op, signature_of(schema)),
+        serving=SERVING,
+        decomposes=True,
+    )
 
 
 def _release(name: str, dispatch_key: str, holder: object) -> None:
@@ -309,6 +367,9 @@ def _release(name: str, dispatch_key: str, holder: object) -> None:
     installed.set_holder(holder, None)
     if installed.holders:
         return
+    if installed.gradients is not None:
+        forget_native(installed.gradients.attach_native)
+        installed.gradients.close()
     del _installed[name, dispatch_key]
     installed.uninstall()
     _retire(installed.cache)
@@ -365,7 +426,8 @@ def _make_cache(op: OpOverload, dispatch_key: str) -> tuple[KernelCache, KernelC
     """Return a kernel to register, and the one of ours that is registered already."""
     ours = find_cache(op, dispatch_key)
     try:
-        return KernelCache(op, dispatch_key, above=ours), ours
+        composite = _is_composite(op, dispatch_key)
+        return KernelCache(op, dispatch_key, above=ours, is_composite=composite), ours
     except RuntimeError as error:
         raise RegistrationError(f"{qualified_name(op)}: {error}") from error
 

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from ._gradient_function import GradientFunction, GradientSignature
+from ._ops import find_overload
 from ._python_function import resolve_name
 
 
@@ -43,8 +44,10 @@ class RebuiltFunction:
         if gradient is None:
             function: Callable[..., Any] = reader.function(self._document)
             return function
+        op = self._document.get("op")
         return GradientFunction(
-            reader.function(self._document["function"]), GradientSignature(**gradient)
+            reader.function(self._document["function"]) if op is None else find_overload(op),
+            GradientSignature(**gradient),
         )
 
 
