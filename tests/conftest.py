@@ -7,7 +7,7 @@ import fcntl
 import gc
 import os
 import subprocess
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -294,6 +294,24 @@ def mount(tmp_path: Path) -> Iterator[object]:
     yield mount_
     for path in mounted:
         subprocess.run(["umount", "-l", str(path)], check=True)
+
+
+MakeOp = Callable[..., aoti_eager.CustomOp]
+
+
+@pytest.fixture
+def make_op() -> Iterator[MakeOp]:
+    """Make an operator of a function; it is taken out again at the end of the test."""
+    made: list[aoti_eager.CustomOp] = []
+
+    def make(function: Callable[..., Any], **options: Any) -> aoti_eager.CustomOp:
+        op = aoti_eager.custom_op(f"aetest::{function.__name__}", function, **options)
+        made.append(op)
+        return op
+
+    yield make
+    for op in made:
+        op.unregister()
 
 
 def assert_close(got: object, want: object, **options: Any) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 from torch.autograd import gradcheck, gradgradcheck
 
-from aoti_eager import CustomOp, custom_op, stats
+from aoti_eager import CustomOp, stats
 
 from . import gradient_ops as functions
-from .conftest import assert_close
+from .conftest import MakeOp, assert_close
 
 
 def leaf(*sizes: int, seed: int = 0, dtype: torch.dtype = torch.float64) -> Tensor:
@@ -42,23 +42,6 @@ CASES: dict[str, tuple[Callable[..., Any], Callable[[], tuple[Any, ...]]]] = {
     "huber": (functions.huber, lambda: (leaf(3, 5), leaf(3, 5, seed=1), 0.75)),
     "bilinear": (functions.bilinear, lambda: (leaf(3, 4), leaf(4, 2, seed=1), None)),
 }
-
-
-@pytest.fixture
-def make_op() -> Iterator[Callable[[Callable[..., Any]], CustomOp]]:
-    """Make an operator of a function; it is taken out again at the end of the test."""
-    made: list[CustomOp] = []
-
-    def make(function: Callable[..., Any], **options: Any) -> CustomOp:
-        made.append(custom_op(f"aetest::{function.__name__}", function, **options))
-        return made[-1]
-
-    yield make
-    for op in made:
-        op.unregister()
-
-
-MakeOp = Callable[..., CustomOp]
 
 
 def counts(op: CustomOp) -> tuple[Any, Any]:
