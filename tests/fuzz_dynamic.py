@@ -45,8 +45,9 @@ LAYOUTS_OF = {"aten::native_group_norm": ("contiguous", "view", "contiguous", "v
 # Of a row with an infinity, eager's mean is NaN and that of compiled code is the infinity.
 NO_INFINITY = frozenset({"aten::native_layer_norm", "aten::native_group_norm"})
 OTHER_FORMS, INVALID, SPECIAL = 0.03, 0.01, 0.05
-# An op has six main forms here, of which some take two kernels: for either order of two strides.
-DYNAMIC_CAP = 16
+# An op has six main forms here, of which some take several kernels: for either order of two strides,
+# before and after all that varies has varied. Those of other forms count, too.
+DYNAMIC_CAP = 32
 # Per dimension.
 SIZE_0 = 0.003
 MOST_ELEMENTS = 1 << 14
@@ -394,8 +395,8 @@ def layer_norm(d: Draw) -> Drawn:
     """The last dimension is a model's width."""
     width = d.usual()
     leading = d.sizes(d.rank - 1)
-    if math.prod(leading) * width > 4 * MOST_ELEMENTS:
-        leading = [min(n, 8) for n in leading]
+    while math.prod(leading) * width > 4 * MOST_ELEMENTS:
+        leading = d.sizes(d.rank - 1)
     x = d.tensor([*leading, width])
     affine = d.option(True, True, False)
     weights = [d.tensor([width]), d.tensor([width])]
@@ -407,7 +408,9 @@ def group_norm(d: Draw) -> Drawn:
     groups, per_group = d.option(1, 2, 4), d.option(1, 3, 8)
     channels = groups * per_group
     n, pixels = d.size(), d.usual()
-    x = d.tensor([min(n, 48), channels, pixels])
+    while n > 2 * MOST_ELEMENTS // (channels * pixels):
+        n = d.size()
+    x = d.tensor([n, channels, pixels])
     affine = d.option(True, True, False)
     # Eager reads beyond those of half precision that are not contiguous.
     weights = [d.tensor([channels], layout=d.option("contiguous", "view")) for _ in range(2)]
