@@ -79,10 +79,19 @@ def test_an_unknown_op_in_a_list_registers_nothing() -> None:
     assert aoti_eager.registered_ops() == []
 
 
-@pytest.mark.parametrize("op", ["aten::rms_norm", "aten::inner"])
+@pytest.mark.parametrize("op", ["aten::selu_", "aten::flatten.using_ints", "aten::vstack"])
 def test_composite_implicit_ops_are_refused_with_the_reason(op: str) -> None:
     with pytest.raises(CompositeImplicitOpError, match=f"{op}.*gradients"):
         aoti_eager.register(op)
+
+
+def test_composite_implicit_ops_are_served_on_the_cpu_and_by_register_only() -> None:
+    with pytest.raises(CompositeImplicitOpError, match=r"aten::rms_norm.*CUDA"):
+        aoti_eager.register("aten::rms_norm", dispatch_key="CUDA")
+    library = torch.library.Library("aten", "IMPL")
+    with pytest.raises(CompositeImplicitOpError, match="a library of the caller's"):
+        aoti_eager.impl(library, "rms_norm")
+    library._destroy()
 
 
 def test_what_is_no_dense_backend_is_refused() -> None:

@@ -156,7 +156,7 @@ def test_the_default_ops_are_registered_and_all_there(write):
             ["--ops", "aten::gelo"],
             "aten::gelo: no such op is registered with PyTorch; did you mean",
         ),
-        (["--ops", "aten::silu", "--ops", "aten::rms_norm"], "aten::rms_norm: is composite"),
+        (["--ops", "aten::silu", "--ops", "aten::selu_"], "aten::selu_: is composite"),
         (["--workers", "none"], "workers"),
         (["--json", "no-such-directory/counts.json"], "cannot be written: No such file"),
     ],
