@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from . import cache, errors
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from . import errors
 from ._custom_op import CustomOp, custom_op
 from ._device_backends import (
     CompileRequest,
@@ -17,6 +20,9 @@ from ._op_constants import constants, update_constants
 from ._runner import ModelContainerRunner
 from ._stats import OpStats
 from .config import config
+
+if TYPE_CHECKING:
+    from . import cache
 
 __all__ = [
     "CompileRequest",
@@ -44,3 +50,10 @@ __all__ = [
     "update_constants",
     "wait",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    """Return the module ``cache``, which a script that only calls ops never needs to import."""
+    if name == "cache":
+        return importlib.import_module(".cache", __name__)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

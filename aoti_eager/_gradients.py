@@ -116,8 +116,9 @@ class Gradients:
                 self._put(self._gate, call, arguments)
             return GradientNode.apply(call, *arguments)  # type: ignore[no-untyped-call]
         result = self._function(*args, **kwargs)
-        decline = backward.table.declines.get(call.key)
-        if decline is None and call.key is not None:
+        table = backward.table
+        decline = table.declines.get(call.key)
+        if call.key is not None and (decline is None or call.key in table.arrivals):
             call.ask(backward, arguments, _listed(result))
         elif self._gate is not None and not call.is_native and _is_lasting(decline):
             call.is_native = True
