@@ -125,7 +125,8 @@ def redispatch_below_autograd(op: Any, keyset: Any, args: Any, kwargs: Any) -> A
 
 def redispatch_below_versions(op: Any, keyset: Any, args: Any, kwargs: Any) -> Any:
     """Return the result of ``op`` after the versions of what it writes to were counted."""
-    return op.redispatch(keyset & _AFTER_VERSIONS, *args, **kwargs)
+    with torch._C._AutoDispatchBelowADInplaceOrView():
+        return op.redispatch(keyset & _AFTER_VERSIONS, *args, **kwargs)
 
 
 _AUTOGRAD_KEYS = [

@@ -81,9 +81,11 @@ def check_names(definition: ast.AST, lookup: Lookup) -> None:
             check_member(base, node.attr)
         elif isinstance(base, torch.nn.Module):
             if node.attr not in _parts_of(base):
-                raise UnsupportedFunctionError(f"uses .{node.attr} of a {type(base).__name__}")
+                raise UnsupportedFunctionError(
+                    f"uses {ast.unparse(node)}, of a {type(base).__name__}"
+                )
         elif not (isinstance(base, torch.Tensor | list | tuple | dict | str)):
-            raise UnsupportedFunctionError(f"uses .{node.attr} of a {type(base).__name__}")
+            raise UnsupportedFunctionError(f"uses {ast.unparse(node)}, of a {type(base).__name__}")
         elif not _is_allowed_of_tensor(node.attr):
             raise UnsupportedFunctionError(
                 f"uses .{node.attr}, which may do or ask for more than its key says"

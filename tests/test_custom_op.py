@@ -316,3 +316,161 @@ def test_a_later_process_compiles_nothing_and_an_edited_function_misses(
     assert edited["compiles"] == 2
     for found, factor in ((first, 2), (second, 2), (edited, 3)):
         assert_close(torch.tensor(found["gradient"]), torch.full((8,), 4.0 * factor))
+
+
+# -- what a function closes over --
+
+SCALE = 2.0
+TABLE = torch.full((5,), 3.0)
+
+
+def scaled(x: Tensor) -> Tensor:
+    return x * SCALE + TABLE
+
+
+def shifted(x: Tensor, by: float = 0.5) -> Tensor:
+    return torch.tanh(x) + by
+
+
+@pytest.mark.both_paths
+def test_a_global_that_changes_is_another_key_and_a_tensor_is_read_anew(
+    make_op: MakeOp, shared_cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    op = make_op(scaled)
+    x = torch.ones(3, 5, requires_grad=True)
+    for scale in (2.0, 4.0, 2.0):
+        monkeypatch.setitem(globals(), "SCALE", scale)
+        for value in (3.0, 7.0):
+            monkeypatch.setitem(globals(), "TABLE", torch.full((5,), value))
+            for _ in range(3):
+                got = op(x)
+                assert_close(got, torch.full((3, 5), scale + value))
+                assert_close(torch.autograd.grad(got.sum(), x)[0], torch.full((3, 5), scale))
+                with torch.no_grad():
+                    assert_close(op(x), torch.full((3, 5), scale + value))
+    assert stats()[op.name].compiles <= 2
+    assert stats()[op.name].hits >= 6
+
+
+@pytest.mark.both_paths
+def test_defaults_are_those_of_the_definition(make_op: MakeOp, shared_cache: Path) -> None:
+    op = make_op(shifted)
+    x = torch.ones(3, 5)
+    for _ in range(2):
+        assert_close(op(x), torch.tanh(x) + 0.5)
+        assert_close(op(x, 0.25), torch.tanh(x) + 0.25)
+        assert_close(op(x, by=0.5), torch.tanh(x) + 0.5)
+
+
+class Box:
+    """Something that no worker can have."""
+
+    factor = 2.0
+
+
+BOX = Box()
+
+
+def boxed(x: Tensor) -> Tensor:
+    return x * BOX.factor
+
+
+@pytest.mark.both_paths
+def test_what_cannot_be_in_a_key_is_named_and_the_function_runs(
+    make_op: MakeOp, shared_cache: Path
+) -> None:
+    op = make_op(boxed)
+    x = torch.ones(3, 5, requires_grad=True)
+    for factor in (2.0, 5.0):
+        BOX.factor = factor
+        op(x).sum().backward()
+        assert_close(x.grad, torch.full((3, 5), factor))
+        x.grad = None
+        assert_close(op(x.detach()), torch.full((3, 5), factor))
+    assert stats()[op.name].declined.keys() == {"unsupported_function"}
+    message = str(aoti_eager.explain(op.op, x.detach()))
+    assert "BOX" in message
+
+
+# -- autograd's rules --
+
+
+def test_what_needs_no_gradient_gets_none_and_costs_no_kernel(
+    make_op: MakeOp, shared_cache: Path
+) -> None:
+    op = make_op(functions.swiglu)
+    gate, up = torch.randn(3, 5, requires_grad=True), torch.randn(3, 5)
+    for _ in range(3):
+        result = op(gate, up)
+        (gradient,) = torch.autograd.grad(result.sum(), gate)
+    want = torch.autograd.grad(functions.swiglu(gate, up).sum(), gate)[0]
+    assert_close(gradient, want)
+    before = stats()["aetest::_swiglu_backward"]
+    with torch.no_grad():
+        assert op(gate, up).grad_fn is None
+    assert op(gate.detach(), up).grad_fn is None
+    assert stats()["aetest::_swiglu_backward"] == before
+
+
+@pytest.mark.both_paths
+def test_gradients_in_any_layout_twice_and_of_one_result(
+    make_op: MakeOp, shared_cache: Path
+) -> None:
+    op = make_op(functions.variance)
+    x = torch.randn(2, 3, 4, requires_grad=True)
+    for _ in range(3):
+        mean, variance = op(x)
+        want_mean, want_variance = functions.variance(x)
+        # An expanded gradient; one of the results alone; the graph a second time.
+        got = torch.autograd.grad(variance.sum(), x, retain_graph=True)
+        assert_close(got, torch.autograd.grad(want_variance.sum(), x, retain_graph=True))
+        got = torch.autograd.grad(mean, x, torch.ones(6)[::2], retain_graph=True)
+        assert_close(got, torch.autograd.grad(want_mean, x, torch.ones(3), retain_graph=True))
+        assert_close(
+            torch.autograd.grad((mean * variance).sum(), x),
+            torch.autograd.grad((want_mean * want_variance).sum(), x),
+        )
+    assert stats()["aetest::_variance_backward"].hits >= 3
+
+
+@pytest.mark.both_paths
+def test_a_graph_is_gone_after_its_backward(make_op: MakeOp, shared_cache: Path) -> None:
+    op = make_op(functions.gelu_tanh)
+    x = torch.randn(3, 5, requires_grad=True)
+    for _ in range(4):
+        total = op(x).sum()
+        total.backward()
+        with pytest.raises(RuntimeError, match="second time"):
+            total.backward()
+
+
+@pytest.mark.both_paths
+def test_an_argument_that_was_written_to_since_is_an_error(
+    make_op: MakeOp, shared_cache: Path
+) -> None:
+    op = make_op(functions.gelu_tanh)
+    leaf = torch.randn(3, 5, requires_grad=True)
+    for _ in range(3):
+        x = leaf * 1
+        result = op(x)
+        x.add_(1)
+        with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+            result.sum().backward()
+
+
+@pytest.mark.both_paths
+def test_the_mode_off_and_a_disabled_op_run_the_function(
+    make_op: MakeOp, shared_cache: Path
+) -> None:
+    op = make_op(functions.gelu_tanh)
+    x = torch.randn(3, 5, requires_grad=True)
+    for _ in range(3):
+        op(x).sum().backward()
+    before = [one.hits for one in stats().values()]
+    with aoti_eager.config.scope(mode="off"):
+        for _ in range(2):
+            assert "Backward0" in op(x).grad_fn.name()
+            op(x).sum().backward()
+        assert [one.hits for one in stats().values()] == before
+    op(x).sum().backward()
+    assert [one.hits for one in stats().values()] > before
