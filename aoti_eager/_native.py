@@ -127,7 +127,7 @@ def is_passing() -> bool:
 
 def alive() -> dict[str, int]:
     """Return how many C++ objects there are of each kind; nothing is alive before ``load``."""
-    kinds = ("ops", "kernels", "tables", "entries", "retired")
+    kinds = ("ops", "kernels", "tables", "entries", "retired", "gates")
     counts = (ctypes.c_int64 * len(kinds))()
     if _library is not None:
         _library.ae_alive(counts)

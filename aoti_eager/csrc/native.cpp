@@ -289,7 +289,7 @@ size_t ae_recorded_key(Word* words, size_t room) {
 
 // -- what there is --
 
-// Ops, registered kernels, tables, entries, and what waits for its readers.
+// Ops, registered kernels, tables, entries, what waits for its readers, and gates.
 void ae_alive(int64_t* counts) {
   { Writing writing; } // frees what can be freed
   counts[0] = Op::alive();
@@ -298,6 +298,7 @@ void ae_alive(int64_t* counts) {
   counts[3] = Entry::alive();
   Writing writing;
   counts[4] = static_cast<int64_t>(Epochs::instance().retired());
+  counts[5] = Gate::alive();
 }
 
 } // extern "C"
