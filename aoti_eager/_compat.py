@@ -157,6 +157,17 @@ def is_transforming() -> bool:
     return bool(torch.autograd.forward_ad._current_level >= 0)
 
 
+def is_batched(tensor: torch.Tensor) -> bool:
+    """Return whether a tensor stands for a batch of them, whose own sizes and strides it hides."""
+    functorch = torch._C._functorch
+    return bool(functorch.is_batchedtensor(tensor) or functorch.is_legacy_batchedtensor(tensor))
+
+
+def has_saved_tensor_hooks() -> bool:
+    """Return whether what autograd saves goes through hooks: a checkpoint's, an offload's."""
+    return torch._C._autograd._top_saved_tensors_default_hooks(True) is not None
+
+
 def shares_memory(results: tuple[Any, ...], args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
     """Return whether a result shares its storage with an argument or with another result."""
     return bool(torch._C._any_output_is_alias_to_input_or_output(args, kwargs, results))
@@ -229,6 +240,15 @@ OpOverloadPacket = torch._ops.OpOverloadPacket
 def raw_schema(op: Any) -> Any:
     """Return the torch.FunctionSchema of an overload; the attribute has no public spelling."""
     return op._schema
+
+
+def is_defined(name: str) -> bool:
+    """Return whether the dispatcher has an op of this qualified name, with no overload's name."""
+    try:
+        torch._C._dispatch_find_schema_or_throw(name, "")
+    except RuntimeError:
+        return False
+    return True
 
 
 def type_in_schema(argument: Any) -> str:
@@ -304,7 +324,8 @@ def dispatched_call(function: Any, args: Any, kwargs: Any) -> tuple[Any, Any, An
             raise Captured(func, args, kwargs or {})
 
     try:
-        with Capture():  # type: ignore[no-untyped-call]
+        # An op with a compiled gradient shows a mode what its function consists of.
+        with torch.no_grad(), Capture():  # type: ignore[no-untyped-call]
             function(*args, **kwargs)
     except Captured as captured:
         func, args, kwargs = captured.args

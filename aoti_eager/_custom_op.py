@@ -108,7 +108,7 @@ class CustomOp:
             self._implement(_dispatch_keys(device_types))
             if _compat.has_computed_kernel(name, "CPU"):
                 self._registration = _library.register(self.op)
-            if self._registration is not None and is_differentiable(self._schema):
+            if self._has_compiled_gradient():
                 self._add_gradients(namespace)
             else:
                 self._following = new_op_library(namespace)
@@ -121,7 +121,11 @@ class CustomOp:
         _made[name] = self
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        """Call the operator."""
+        """Call the operator.
+
+        Raises:
+            CustomOpError: It was taken out, or another version of its function has its place.
+        """
         return self.op(*args, **kwargs)
 
     def __repr__(self) -> str:
@@ -185,23 +189,46 @@ class CustomOp:
 
     def _count_versions(self, keyset: Any, *args: Any, **kwargs: Any) -> Any:
         """Count the versions of what the operator writes to, and go on."""
-        for argument, value in zip(self._schema.arguments, args, strict=False):
-            if argument.mutated:
-                _increment(value)
-        for argument in self._schema.arguments:
-            if argument.mutated and argument.name in kwargs:
-                _increment(kwargs[argument.name])
+        written = [
+            value
+            for argument, value in zip(self._schema.arguments, args, strict=False)
+            if argument.mutated
+        ]
+        written += [
+            kwargs[a.name] for a in self._schema.arguments if a.mutated and a.name in kwargs
+        ]
+        for one in _tensors(written, {}):
+            if one.is_inference() and not torch.is_inference_mode_enabled():
+                raise RuntimeError(
+                    f"{self.name}: writes to an inference tensor outside of InferenceMode; make a "
+                    "clone and pass that"
+                )
+            torch.autograd.graph.increment_version(one)
         return _compat.redispatch_below_versions(self.op, keyset, args, kwargs)
 
     def _follow(self, keyset: Any, *args: Any, **kwargs: Any) -> Any:
         """Let autograd follow the function where one of its tensors has a gradient."""
-        if torch.is_grad_enabled() and any(one.requires_grad for one in _tensors(args, kwargs)):
-            return self._run(*args, **kwargs)
+        if torch.is_grad_enabled():
+            closed_over = self._source.snapshot()[1]
+            if any(one.requires_grad for one in (*_tensors(args, kwargs), *closed_over)):
+                return self._run(*args, **kwargs)
         if _compat.is_transforming():
             return self._run(*args, **kwargs)
         return _compat.redispatch_below_autograd(self.op, keyset, args, kwargs)
 
     # -- gradients --
+
+    def _has_compiled_gradient(self) -> bool:
+        """Return whether a backward kernel may stand in for what autograd would do.
+
+        What a function finds by name may be another value in the backward pass, and may have a
+        gradient itself: then autograd follows the function.
+        """
+        return (
+            self._registration is not None
+            and is_differentiable(self._schema)
+            and self._source.is_constant
+        )
 
     def _add_gradients(self, namespace: str) -> None:
         local = self.name.partition("::")[2]
@@ -238,6 +265,14 @@ class CustomOp:
             self._registration = None
         forget(self.name)
         _compat.destroy(self._library)
+        name = self.name
+
+        def gone(*args: Any, **kwargs: Any) -> Any:
+            raise CustomOpError(
+                f"{name}: was taken out, or defined anew; call what has its place now"
+            )
+
+        self.op = gone  # type: ignore[assignment]
 
 
 def _checked_name(name: str) -> str:
@@ -267,10 +302,12 @@ def _release_older(name: str, function: types.FunctionType) -> None:
         return
     before = older.__wrapped__
     names = [(one.__module__, one.__qualname__) for one in (before, function)]
-    if names[0] != names[1]:
+    # One definition makes several functions of the same code: each closes over something else.
+    is_sibling = before.__code__ is function.__code__ and before is not function
+    if names[0] != names[1] or is_sibling:
         raise CustomOpError(
             f"{name}: is already the function {'.'.join(names[0])}, and {'.'.join(names[1])} "
-            "would take its place; give one of them another name"
+            "would take its place; give one of them another name, or unregister() the older one"
         )
     older._release()
     del _made[name]
@@ -330,8 +367,3 @@ def _tensors(args: Sequence[Any], kwargs: dict[str, Any]) -> list[Tensor]:
         listed = value if isinstance(value, tuple | list) else (value,)
         found += [one for one in listed if isinstance(one, Tensor)]
     return found
-
-
-def _increment(value: Any) -> None:
-    for one in _tensors((value,), {}):
-        torch.autograd.graph.increment_version(one)

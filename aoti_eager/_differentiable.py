@@ -6,6 +6,8 @@ import warnings
 from collections.abc import Callable
 from typing import Any, Protocol
 
+import torch
+
 from . import _compat
 from ._compat import OpOverload
 from ._gradient_function import GradientFunction, GradientSignature
@@ -16,6 +18,17 @@ from ._python_function import PythonFunction
 from ._schema import Kind, OpSchema
 from ._warnings import warn_once
 from .errors import NativePathError
+
+# Libraries of backward ops that graphs will call yet, after their ops are gone.
+_called_yet: list[torch.library.Library] = []
+
+
+def _free_name(name: str) -> str:
+    """Return a name for a new op: ``name``, or if an older one has that yet, another."""
+    free, count = name, 2
+    while _compat.is_defined(free):
+        free, count = f"{name}_{count}", count + 1
+    return free
 
 
 class Registered(Protocol):
@@ -85,6 +98,7 @@ class Differentiable:
     ) -> None:
         signature = signature_of(schema)
         gradient = GradientFunction(function, signature)
+        backward_name = _free_name(backward_name)
         namespace, _, local = backward_name.partition("::")
         self._backward_name = backward_name
         self._source = source
@@ -96,7 +110,8 @@ class Differentiable:
                 self._libraries[0], backward_name, _backward_schema(op, signature), source
             )
             self._implement(local, gradient, "CompositeExplicitAutograd")
-            function_op = f"{local.removesuffix('_backward')}_function"
+            self._implement(local, gradient, "FuncTorchBatched")
+            function_op = local.replace("_backward", "_function")
             self._libraries[0].define(  # type: ignore[no-untyped-call]
                 function_op + _arguments_and_results(op)
             )
@@ -141,17 +156,24 @@ class Differentiable:
             warn_once("native", f"{error}; Python serves its gradients")
 
     def close(self) -> None:
-        """Take all of it out of the dispatcher; no call of the op may run."""
+        """Take all of it out of the dispatcher; no call of the op may run.
+
+        What graphs of the user's will call yet stays: the gradient's op, with no kernel of ours.
+        """
+        nodes = 0
         if self._gradients is not None:
+            nodes = self._gradients.nodes
             self._gradients.close()
             self._gradients = None
         if self._registered is not None:
             self._registered.unregister()
             self._registered = None
+        forget(self._backward_name)
+        if nodes:
+            _called_yet.append(self._libraries.pop(0))
         for library in reversed(self._libraries):
             _compat.destroy(library)
         self._libraries.clear()
-        forget(self._backward_name)
 
 
 def _arguments_and_results(op: OpOverload) -> str:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
 from torch import Tensor
@@ -125,17 +125,21 @@ class GradientFunction:
         return by_place[0] if len(by_place) == 1 else tuple(by_place)
 
 
+def _has_storage(value: Any) -> TypeGuard[Tensor]:
+    return isinstance(value, Tensor) and value.layout is torch.strided
+
+
 def _own(found: Sequence[Tensor | None], given: Sequence[Any]) -> list[Tensor | None]:
     """Return gradients of which none shares its memory with another, or with what was given.
 
     Autograd hands on one tensor for both terms of a sum; an op returns new ones.
     """
-    taken = {storage_identity(one) for one in given if isinstance(one, Tensor)}
+    taken = {storage_identity(one) for one in given if _has_storage(one)}
     own: list[Tensor | None] = []
     for one in found:
-        if one is not None and storage_identity(one) in taken:
+        if _has_storage(one) and storage_identity(one) in taken:
             one = one.clone()
-        if one is not None:
+        if _has_storage(one):
             taken.add(storage_identity(one))
         own.append(one)
     return own

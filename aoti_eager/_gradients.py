@@ -10,8 +10,9 @@ transforms, traces and autocast, and for the second derivative.
 from __future__ import annotations
 
 import sys
+import weakref
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -26,8 +27,29 @@ from ._native import NativeGate
 from ._native_key import argument_kind, words_of_values
 from ._schema import OpSchema, qualified_name
 from ._table import Decline
+from .config import config
 
 _PLAIN = (Tensor, torch.nn.Parameter)
+
+
+class Alive:
+    """Counts what there is of something."""
+
+    def __init__(self) -> None:
+        self._all: weakref.WeakSet[_One] = weakref.WeakSet()
+
+    def __len__(self) -> int:
+        return len(self._all)
+
+    def one(self) -> _One:
+        """Return what is counted as long as it is kept."""
+        one = _One()
+        self._all.add(one)
+        return one
+
+
+class _One:
+    __slots__ = ("__weakref__",)
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,12 +61,14 @@ class Pair:
         backward: ``(*gradients, *arguments, needs) -> gradients``.
         tensors: Places of the op's tensor arguments.
         keywords: Names of its keyword-only arguments, the last ones.
+        alive: Counts the nodes that will call ``backward``.
     """
 
     op: Callable[..., Any]
     backward: Callable[..., Any]
     tensors: tuple[int, ...]
     keywords: tuple[str, ...]
+    alive: Alive = field(default_factory=lambda: Alive())
 
 
 class Gradients:
@@ -99,7 +123,7 @@ class Gradients:
                 return self._function(*args, **kwargs)
             return _compat.redispatch_below_autograd(self.op, keyset, args, kwargs)
         caches = self._caches()
-        if caches is None or self._must_decompose(tensors):
+        if caches is None or self._must_decompose(tensors) or self._must_not_save(tensors):
             return self._function(*args, **kwargs)
         forward, backward = caches
         if backward.table is not self._table:
@@ -108,6 +132,8 @@ class Gradients:
             return self._function(*args, **kwargs)
         key = (*needs, *forward.key(*args, **kwargs))
         call = self._calls.get(key)
+        if call is None and len(self._calls) >= config.static_cap:
+            return self._function(*args, **kwargs)  # It goes on changing, and has its kernels.
         if call is None:
             return self._first(key, backward, arguments, needs, args, kwargs)
         if backward.lookup(call.key) is not None:
@@ -118,7 +144,7 @@ class Gradients:
         result = self._function(*args, **kwargs)
         table = backward.table
         decline = table.declines.get(call.key)
-        if call.key is not None and (decline is None or call.key in table.arrivals):
+        if call.has_gradient and (decline is None or call.key in table.arrivals):
             call.ask(backward, arguments, _listed(result))
         elif self._gate is not None and not call.is_native and _is_lasting(decline):
             call.is_native = True
@@ -153,6 +179,11 @@ class Gradients:
         self._gate = gate
         for cache in caches:
             cache.observers.append(self._refreshed)
+
+    @property
+    def nodes(self) -> int:
+        """Return how many nodes of autograd's there are that call the backward op yet."""
+        return len(self._pair.alive) + (0 if self._gate is None else self._gate.nodes)
 
     def close(self) -> None:
         """Take C++'s kernel out of the dispatcher; no call of the op may run."""
@@ -213,6 +244,18 @@ class Gradients:
             or any(one is not None and one.device.type != "cpu" for one in tensors)
         )
 
+    @staticmethod
+    def _must_not_save(tensors: Sequence[Tensor | None]) -> bool:
+        """Return whether the function must run though a kernel is there.
+
+        Nothing can be saved of an inference tensor. And what is saved under hooks must be the same
+        each time, whether a kernel has come meanwhile or not: a checkpoint compares.
+        """
+        return _compat.has_saved_tensor_hooks() or any(
+            one is not None and (one.is_inference() or one.layout is not torch.strided)
+            for one in tensors
+        )
+
     def _first(
         self,
         key: Any,
@@ -226,7 +269,7 @@ class Gradients:
         result = self._function(*args, **kwargs)
         results = _listed(result)
         call = self._calls[key] = JoinedCall(self._pair, needs, results)
-        if any(call.differentiable):
+        if call.has_gradient:
             call.ask(backward, arguments, results)
         return result
 
@@ -237,6 +280,7 @@ class JoinedCall:
     Attributes:
         key: In the table of the backward op; ``None`` where there is no gradient at all.
         differentiable: For each result whether it has a gradient.
+        has_gradient: Whether one of them has, and all can be a kernel's.
         is_native: Whether C++ knows of it.
     """
 
@@ -246,8 +290,10 @@ class JoinedCall:
         self.key: Any = None
         self.is_native = False
         self.differentiable = [one.requires_grad for one in results]
+        is_strided = all(one.layout is torch.strided for one in results)
+        self.has_gradient = is_strided and any(self.differentiable)
         # A gradient comes in any layout; the kernel is made for that of its result.
-        self.layouts = [_layout(one) for one in results]
+        self.layouts = [_layout(one) for one in results] if is_strided else []
 
     def ask(
         self, backward: KernelCache, arguments: Sequence[Any], results: Sequence[Tensor]
@@ -281,6 +327,8 @@ class GradientNode(torch.autograd.Function):
         """Return the op's results; its kernels serve, or its function runs."""
         pair = call.pair
         ctx.call = call
+        ctx.alive = pair.alive.one()
+        ctx.set_materialize_grads(False)  # None is no gradient of zeros.
         ctx.save_for_backward(*[arguments[place] for place in pair.tensors])
         ctx.others = [None if isinstance(one, Tensor) else one for one in arguments]
         split = len(arguments) - len(pair.keywords)
@@ -300,7 +348,15 @@ class GradientNode(torch.autograd.Function):
         for place, tensor in zip(pair.tensors, ctx.saved_tensors, strict=True):
             arguments[place] = tensor
         needs = ctx.needs_input_grad[1:]
-        found = pair.backward(*call.values(gradients, arguments))
+        if all(one is None for one in gradients):
+            return (None, *[None for _ in arguments])
+        values = call.values(gradients, arguments)
+        if torch.is_autocast_enabled("cpu"):
+            # A backward kernel computes in the forward's dtypes.
+            with torch.autocast("cpu", enabled=False):
+                found = pair.backward(*values)
+        else:
+            found = pair.backward(*values)
         by_place = [None] * len(arguments)
         listed = (found,) if len(pair.tensors) == 1 else found
         for place, one in zip(pair.tensors, listed, strict=True):
@@ -322,6 +378,8 @@ class SecondOrder:
     def __call__(self, keyset: Any, *values: Any) -> Any:
         """Return the gradients; as functions of the arguments and of the results' gradients."""
         if not torch.is_grad_enabled() and not _compat.is_transforming():
+            if _compat.is_tracing():  # A mode counts what the gradient consists of.
+                return self._gradient(*values)
             return _compat.redispatch_below_autograd(self._backward, keyset, values, {})
         signature = self._gradient.signature
         gradients, arguments, needs = signature.split(values)
@@ -353,6 +411,8 @@ def _layout(result: Tensor) -> tuple[torch.Size, tuple[int, ...]]:
 
 
 def _laid_out(tensor: Tensor, sizes: torch.Size, strides: tuple[int, ...]) -> Tensor:
+    if tensor.layout is not torch.strided or _compat.is_batched(tensor):
+        return tensor
     if tensor.stride() == strides:
         return tensor
     return torch.empty_strided(sizes, strides, dtype=tensor.dtype, device=tensor.device).copy_(

@@ -38,6 +38,7 @@ _FUNCTIONS: dict[str, tuple[Any, tuple[Any, ...]]] = {
     "ae_gate_delete": (None, (_POINTER,)),
     "ae_gate_put": (None, (_POINTER, _TEXT, _SIZE, _POINTER)),
     "ae_gate_put_decline": (None, (_POINTER, _TEXT, _SIZE)),
+    "ae_gate_nodes": (ctypes.c_int64, (_POINTER,)),
     "ae_gate_clear": (None, (_POINTER,)),
     "ae_table_new": (_POINTER, ()),
     "ae_table_delete": (None, (_POINTER,)),
@@ -452,6 +453,11 @@ class NativeGate:
         numbers = (ctypes.c_int64 * len(layouts))(*layouts)
         if self._pointer:
             _library.ae_gate_put(self._pointer, key, len(key) // 8, ctypes.addressof(numbers))
+
+    @property
+    def nodes(self) -> int:
+        """Return how many nodes of autograd's there are that call the backward op yet."""
+        return int(_library.ae_gate_nodes(self._pointer)) if self._pointer else 0
 
     def put_decline(self, key: bytes) -> None:
         """Send calls of ``key`` to the op's function."""

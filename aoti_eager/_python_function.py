@@ -95,7 +95,7 @@ class PythonFunction:
         cannot look, may serve its calls.
         """
         function = self._function() if self._fixed else None
-        return function is not None and all(_is_lasting(one) for _, one in _used(function))
+        return function is not None and all(_is_lasting(*one) for one in _used(function))
 
     @property
     def is_refused(self) -> bool:
@@ -378,10 +378,12 @@ class _Writer:
         }
 
 
-def _is_lasting(value: Any) -> bool:
+def _is_lasting(name: str, value: Any) -> bool:
+    if value is _ABSENT:
+        return hasattr(builtins, name)  # Otherwise it is defined later, as anything.
     if isinstance(value, types.ModuleType):
         return value.__name__.partition(".")[0] in _BY_REFERENCE
-    return value is _ABSENT or _is_by_reference(value) or isinstance(value, _TORCH_VALUES)
+    return _is_by_reference(value) or isinstance(value, _TORCH_VALUES)
 
 
 @functools.lru_cache(maxsize=1024)

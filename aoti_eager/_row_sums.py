@@ -23,7 +23,9 @@ def in_blocks(module: torch.fx.GraphModule) -> torch.fx.GraphModule:
     for node in list(graph.nodes):
         if node.op != "call_function" or node.target is not _aten.sum.dim_IntList:
             continue
-        x, dims = node.args[:2]
+        x, dims = node.args[0], node.args[1]
+        if not dims:
+            continue  # All of them: one number.
         keepdim = bool(node.args[2]) if len(node.args) > 2 else False
         value = x.meta.get("val")
         block = _block(value, dims) if not node.kwargs else None

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import types
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
+import torch.autograd.forward_ad as forward_ad
 from torch import Tensor
 from torch.autograd import gradcheck, gradgradcheck
+from torch.utils.checkpoint import checkpoint
 
+import aoti_eager
 from aoti_eager import CustomOp, stats
+from aoti_eager.errors import CustomOpError
 
 from . import gradient_ops as functions
 from .conftest import MakeOp, assert_close
@@ -51,10 +56,15 @@ def counts(op: CustomOp) -> tuple[Any, Any]:
     return found[op.name], found[f"{namespace}::_{local}_backward"]
 
 
+def results_of(op: Callable[..., Any], *arguments: Any) -> list[Tensor]:
+    """Return the results of a call."""
+    found = op(*arguments)
+    return [found] if isinstance(found, Tensor) else list(found)
+
+
 def run(op: CustomOp, *arguments: Any) -> list[Tensor]:
     """Return the results and gradients of a call."""
-    found = op(*arguments)
-    results = [found] if isinstance(found, Tensor) else list(found)
+    results = results_of(op, *arguments)
     wanted = [one for one in arguments if isinstance(one, Tensor) and one.requires_grad]
     total = sum((one * (index + 1)).sum() for index, one in enumerate(results))
     return [*results, *torch.autograd.grad(total, wanted)]
@@ -65,7 +75,10 @@ def run(op: CustomOp, *arguments: Any) -> list[Tensor]:
 def test_gradients_of_first_and_second_order(name: str, make_op: MakeOp, shared_cache: Any) -> None:
     function, make = CASES[name]
     op, arguments = make_op(function), make()
-    run(op, *arguments)  # Compiled, and compared.
+    run(op, *arguments)  # Compiled, and compared; then the gradient of each result alone.
+    for result in results_of(op, *arguments):
+        wanted = [one for one in arguments if isinstance(one, Tensor) and one.requires_grad]
+        torch.autograd.grad(result.sum(), wanted, retain_graph=True, allow_unused=True)
     forward, backward = counts(op)
     assert gradcheck(op, arguments)
     assert counts(op)[0].hits > forward.hits
@@ -83,3 +96,172 @@ def test_what_eager_gives_in_float32(name: str, make_op: MakeOp, shared_cache: A
     for _ in range(3):
         assert_close(run(op, *arguments), run(op.__wrapped__, *arguments))
     assert counts(op)[1].hits >= 1
+
+
+# -- what eager does, and a compiled gradient must not change --
+
+
+def halves(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+    return x * 2 + 1, (x * y).sqrt()
+
+
+@pytest.mark.both_paths
+def test_a_result_that_nobody_uses_has_no_gradient(make_op: MakeOp, shared_cache: Any) -> None:
+    op = make_op(halves)
+    for _ in range(6):  # The function, Python's node, C++'s.
+        x, y = (torch.full((3,), v, requires_grad=True) for v in (0.0, 1.0))
+        op(x, y)[0].sum().backward()
+        assert_close(x.grad, torch.full((3,), 2.0))  # Not NaN: 0 times infinity.
+        assert y.grad is None
+    for _ in range(3):
+        x, y = (torch.full((3,), v, requires_grad=True) for v in (4.0, 1.0))
+        sum(one.sum() for one in op(x, y)).backward()
+        assert_close(x.grad, torch.full((3,), 2.25))
+        assert_close(y.grad, torch.full((3,), 1.0))
+
+
+@pytest.mark.both_paths
+@pytest.mark.parametrize("event", ["unregister", "register_autograd", "redefine"])
+def test_a_graph_outlives_its_op(event: str, make_op: MakeOp, shared_cache: Any) -> None:
+    op = make_op(functions.gelu_tanh)
+    x = torch.randn(3, 5, requires_grad=True)
+    (want,) = torch.autograd.grad(functions.gelu_tanh(x).sum(), x)
+    for _ in range(3):
+        run(op, x)
+    results = [op(x), op(x)]
+    if event == "unregister":
+        op.unregister()
+        with pytest.raises(CustomOpError, match="was taken out"):
+            op(x)
+    elif event == "redefine":
+        code = functions.gelu_tanh.__code__.replace(co_firstlineno=1)
+        again = types.FunctionType(code, vars(functions), "gelu_tanh")
+        again.__annotations__ = functions.gelu_tanh.__annotations__
+        make_op(again)
+    else:
+        op.register_autograd(lambda ctx, gradient: gradient * 7)
+    for result in results:
+        assert_close(torch.autograd.grad(result.sum(), x)[0], want)
+
+
+@pytest.mark.both_paths
+def test_a_checkpoint_saves_the_same_each_time(make_op: MakeOp, shared_cache: Any) -> None:
+    op = make_op(functions.gelu_tanh)
+    x = torch.randn(3, 5, requires_grad=True)
+    for _ in range(5):
+        total = checkpoint(lambda one: op(one * 1.0).sin(), x, use_reentrant=False).sum()
+        (got,) = torch.autograd.grad(total, x)
+        (want,) = torch.autograd.grad(functions.gelu_tanh(x).sin().sum(), x)
+        assert_close(got, want)
+        run(op, x)  # A kernel comes.
+
+
+def doubled(x: Tensor) -> Tensor:
+    return x * 2
+
+
+@pytest.mark.both_paths
+@pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated:DeprecationWarning")
+def test_sparse_batched_and_dual_gradients(make_op: MakeOp, shared_cache: Any) -> None:
+    op, twice = make_op(functions.gelu_tanh), make_op(doubled)
+    weight = torch.randn(7, 4, requires_grad=True)
+    batch = torch.randn(2, 4, 7).transpose(1, 2)
+    for _ in range(5):
+        rows = torch.nn.functional.embedding(torch.tensor([0, 2]), twice(weight), sparse=True)
+        want = doubled(weight)[[0, 2]]
+        got = [torch.autograd.grad(one.sum(), weight)[0].to_dense() for one in (rows, want)]
+        assert_close(*got)
+        (got_batch,) = torch.autograd.grad(op(weight), weight, batch, is_grads_batched=True)
+        want_batch = [
+            torch.autograd.grad(functions.gelu_tanh(weight), weight, one)[0] for one in batch
+        ]
+        assert_close(got_batch, torch.stack(want_batch))
+        with forward_ad.dual_level():
+            dual = forward_ad.make_dual(torch.ones(7, 4), torch.full((7, 4), 2.0))
+            tangents = [
+                forward_ad.unpack_dual(torch.autograd.grad(f(weight), weight, dual)[0]).tangent
+                for f in (op, functions.gelu_tanh)
+            ]
+        assert_close(*tangents)
+
+
+@pytest.mark.both_paths
+def test_what_cannot_be_saved_is_no_error(make_op: MakeOp, shared_cache: Any) -> None:
+    with torch.inference_mode():
+        row = torch.ones(5)
+    column = torch.randn(3, 1, requires_grad=True)
+    add = make_op(plus)
+    for _ in range(4):
+        run(add, torch.ones(5), column)
+        (got,) = torch.autograd.grad(add(row, column).sum(), column)
+        assert_close(got, torch.full((3, 1), 5.0))
+
+
+def plus(a: Tensor, b: Tensor) -> Tensor:
+    return a + b
+
+
+@pytest.mark.both_paths
+def test_a_backward_under_autocast_computes_as_the_forward_did(
+    make_op: MakeOp, shared_cache: Any
+) -> None:
+    op = make_op(functions.bilinear)
+    x, weight = (one.detach().float().requires_grad_() for one in (leaf(3, 4), leaf(4, 2)))
+    (want, _) = torch.autograd.grad(functions.bilinear(x, weight).sum(), (x, weight))
+    for _ in range(4):
+        result = op(x, weight).sum()
+        with torch.autocast("cpu", torch.bfloat16):
+            (got, _) = torch.autograd.grad(result, (x, weight))
+        assert_close(got, want)
+
+
+def scaled_tanh(x: Tensor, by: float) -> Tensor:
+    return torch.tanh(x) * by
+
+
+def test_numbers_that_go_on_changing_are_not_asked_for(make_op: MakeOp, shared_cache: Any) -> None:
+    op = make_op(scaled_tanh)
+    x = torch.randn(3, 5, requires_grad=True)
+    with aoti_eager.config.scope(static_cap=2):
+        for step in range(12):
+            run(op, x, 1.0 + step)
+        assert stats()["aetest::_scaled_tanh_backward"].calls <= 4
+
+
+FACTOR = torch.nn.Parameter(torch.full((5,), 3.0))
+
+
+def times_factor(x: Tensor) -> Tensor:
+    return torch.sin(x) * FACTOR
+
+
+@pytest.mark.both_paths
+def test_what_a_function_finds_by_name_has_its_gradient_and_its_value_of_the_forward(
+    make_op: MakeOp, shared_cache: Any
+) -> None:
+    op = make_op(times_factor)
+    for _ in range(4):
+        x = torch.ones(5, requires_grad=True)
+        FACTOR.grad = None
+        op(x).sum().backward()
+        assert_close(FACTOR.grad, torch.sin(torch.ones(5)))
+        op(x.detach()).sum().backward()
+        assert_close(FACTOR.grad, 2 * torch.sin(torch.ones(5)))
+        result = op(x)
+        with torch.no_grad():
+            FACTOR.mul_(1)
+        with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+            result.sum().backward()
+
+
+def test_functions_of_one_definition_are_two(make_op: MakeOp) -> None:
+    def make(by: float) -> Callable[[Tensor], Tensor]:
+        def scaled(x: Tensor) -> Tensor:
+            return x * by
+
+        return scaled
+
+    first = make_op(make(2.0))
+    with pytest.raises(CustomOpError, match="give one of them another name"):
+        make_op(make(3.0))
+    assert_close(first(torch.ones(3)), torch.full((3,), 2.0))

@@ -9,12 +9,15 @@
 
 #pragma once
 
+#include <ATen/SavedTensorHooks.h>
 #include <ATen/autocast_mode.h>
 #include <c10/core/impl/TorchDispatchModeTLS.h>
 #include <torch/csrc/autograd/function.h>
 #include <torch/csrc/autograd/functions/utils.h>
 #include <torch/csrc/autograd/saved_variable.h>
 
+#include <algorithm>
+#include <atomic>
 #include <memory>
 #include <mutex>
 #include <string>
@@ -39,7 +42,39 @@ struct GradientCall {
   c10::List<bool> needs; // for each of them
   c10::OperatorHandle backward;
   std::string name;
+  std::shared_ptr<std::atomic<int64_t>> nodes; // how many there are: they call `backward` yet
 };
+
+// The forward ran outside of it or in it; a backward kernel computes in the forward's dtypes.
+class WithoutAutocast {
+ public:
+  WithoutAutocast() : was_enabled_(at::autocast::is_autocast_enabled(at::kCPU)) {
+    if (was_enabled_) {
+      at::autocast::set_autocast_enabled(at::kCPU, false);
+    }
+  }
+  ~WithoutAutocast() {
+    if (was_enabled_) {
+      at::autocast::set_autocast_enabled(at::kCPU, true);
+    }
+  }
+  WithoutAutocast(const WithoutAutocast&) = delete;
+  WithoutAutocast& operator=(const WithoutAutocast&) = delete;
+
+ private:
+  bool was_enabled_;
+};
+
+// A transform, a mode or a subclass wants to see what the function consists of, or the op itself.
+constexpr c10::DispatchKeySet kSeen(
+    {c10::DispatchKey::Python, c10::DispatchKey::FuncTorchDynamicLayerBackMode,
+     c10::DispatchKey::FuncTorchDynamicLayerFrontMode, c10::DispatchKey::FuncTorchGradWrapper,
+     c10::DispatchKey::FuncTorchBatched, c10::DispatchKey::Batched});
+
+inline bool is_seen(const at::Tensor& tensor) {
+  return tensor.defined() &&
+      (tensor.key_set().has_any(kSeen) || tensor._fw_grad(/*level=*/0).defined());
+}
 
 class GradientEntry : public Keyed {
  public:
@@ -54,6 +89,7 @@ class GradientNode : public torch::autograd::Node {
  public:
   GradientNode(std::shared_ptr<const GradientCall> call, const c10::IValue* values, size_t count)
       : call_(std::move(call)), arguments_(values, values + count) {
+    call_->nodes->fetch_add(1);
     for (size_t place : call_->tensors) {
       c10::IValue& argument = arguments_[place];
       bool there = argument.isTensor() && argument.toTensor().defined();
@@ -61,6 +97,10 @@ class GradientNode : public torch::autograd::Node {
       present_.push_back(there);
       argument = c10::IValue();
     }
+  }
+
+  ~GradientNode() override {
+    call_->nodes->fetch_sub(1);
   }
 
   std::string name() const override {
@@ -78,25 +118,34 @@ class GradientNode : public torch::autograd::Node {
   torch::autograd::variable_list apply(torch::autograd::variable_list&& gradients) override {
     std::lock_guard<std::mutex> lock(mutex_);
     TORCH_CHECK(!released_, torch::autograd::ERR_BACKWARD_TWICE);
+    torch::autograd::variable_list found(saved_.size());
+    if (std::none_of(
+            gradients.begin(), gradients.end(), [](const at::Tensor& one) { return one.defined(); })) {
+      return found;
+    }
     Stack stack;
+    bool seen = at::GradMode::is_enabled() || c10::impl::TorchDispatchModeTLS::any_modes_set();
     for (size_t i = 0; i < call_->results.size(); ++i) {
+      seen |= is_seen(gradients[i]);
       stack.push_back(laid_out(i, std::move(gradients[i])));
     }
     size_t first = stack.size();
     stack.insert(stack.end(), arguments_.begin(), arguments_.end());
     for (size_t k = 0; k < saved_.size(); ++k) {
       if (present_[k]) {
-        stack[first + call_->tensors[k]] = saved_[k].unpack();
+        at::Tensor saved = saved_[k].unpack();
+        seen |= is_seen(saved);
+        stack[first + call_->tensors[k]] = std::move(saved);
       }
     }
     stack.emplace_back(call_->needs.copy());
-    if (at::GradMode::is_enabled()) {
+    WithoutAutocast without_autocast;
+    if (seen) {
       call_->backward.callBoxed(&stack); // Python's kernel: a gradient that has one itself
     } else {
       at::AutoDispatchBelowAutograd guard;
       call_->backward.callBoxed(&stack);
     }
-    torch::autograd::variable_list found(saved_.size());
     for (size_t k = 0; k < saved_.size(); ++k) {
       if (call_->needs.get(k) && task_should_compute_output(k) && stack[k].isTensor()) {
         found[k] = stack[k].toTensor();
@@ -108,15 +157,12 @@ class GradientNode : public torch::autograd::Node {
  private:
   c10::IValue laid_out(size_t index, at::Tensor gradient) const {
     const ResultLayout& layout = call_->results[index];
-    if (!layout.differentiable) {
+    // Nobody asks for this result's gradient: that is no gradient of zeros.
+    if (!layout.differentiable || !gradient.defined()) {
       return c10::IValue();
     }
-    if (!gradient.defined()) {
-      return at::empty_strided(
-                 layout.sizes, layout.strides, input_metadata(index).options())
-          .zero_();
-    }
-    if (gradient.strides() == c10::IntArrayRef(layout.strides)) {
+    if (gradient.layout() != at::kStrided || gradient.key_set().has_any(kSeen) ||
+        gradient.strides() == c10::IntArrayRef(layout.strides)) {
       return gradient;
     }
     return at::empty_strided(layout.sizes, layout.strides, gradient.options()).copy_(gradient);
@@ -159,6 +205,11 @@ class Gate : Counted<Gate> {
 
   void call(const c10::OperatorHandle& op, c10::DispatchKeySet keys, Stack* stack);
 
+  // Returns how many nodes of this op's calls there are.
+  int64_t nodes() const {
+    return nodes_->load();
+  }
+
   // Calls of this key are joined from now on. `key` is that of the op's own kernels and a word with
   // a bit for each tensor whose gradient is wanted.
   void put(const Word* key, size_t count, std::vector<ResultLayout> results) {
@@ -168,7 +219,7 @@ class Gate : Counted<Gate> {
     }
     std::string name = c10::toString(handle_.operator_name()) + "Backward";
     auto call = std::make_shared<GradientCall>(GradientCall{
-        std::move(results), tensors_, std::move(needs), backward_, std::move(name)});
+        std::move(results), tensors_, std::move(needs), backward_, std::move(name), nodes_});
     Writing writing;
     table_.put(std::make_unique<GradientEntry>(key, count, std::move(call)));
   }
@@ -220,6 +271,7 @@ class Gate : Counted<Gate> {
   std::vector<size_t> tensors_;
   size_t results_;
   bool decomposes_; // traces, modes and autocast see what the op consists of
+  std::shared_ptr<std::atomic<int64_t>> nodes_ = std::make_shared<std::atomic<int64_t>>(0);
   Table<GradientEntry> table_;
   std::optional<c10::SafeKernelFunction> python_;
   std::optional<torch::Library> registration_;
@@ -242,10 +294,6 @@ inline void Gate::install() {
 }
 
 inline void Gate::call(const c10::OperatorHandle& op, c10::DispatchKeySet keys, Stack* stack) {
-  // A transform, a mode or a subclass wants to see what the function consists of, or the op itself.
-  constexpr c10::DispatchKeySet kSeen(
-      {c10::DispatchKey::Python, c10::DispatchKey::FuncTorchDynamicLayerBackMode,
-       c10::DispatchKey::FuncTorchDynamicLayerFrontMode, c10::DispatchKey::FuncTorchGradWrapper});
   const size_t count = arguments_.size();
   if (C10_UNLIKELY(op.schema().arguments().size() != count) || keys.has_any(kSeen)) {
     return python_->callBoxed(op, keys, stack);
@@ -253,6 +301,7 @@ inline void Gate::call(const c10::OperatorHandle& op, c10::DispatchKeySet keys, 
   const c10::IValue* values = stack->data() + (stack->size() - count);
   const bool recording = at::GradMode::is_enabled();
   Word needs = 0;
+  bool inference = false;
   for (size_t k = 0; k < tensors_.size(); ++k) {
     const c10::IValue& value = values[tensors_[k]];
     if (!value.isTensor() || !value.toTensor().defined()) {
@@ -263,11 +312,16 @@ inline void Gate::call(const c10::OperatorHandle& op, c10::DispatchKeySet keys, 
       return python_->callBoxed(op, keys, stack);
     }
     needs |= Word(recording && tensor.requires_grad()) << k;
+    inference |= tensor.is_inference();
   }
   std::shared_ptr<const GradientCall> known;
   if (needs != 0 || decomposes_) {
     bool seen = c10::impl::TorchDispatchModeTLS::any_modes_set() ||
         at::autocast::is_autocast_enabled(at::kCPU);
+    // Nothing is to be saved of such a tensor; and what is saved under hooks is to be the same each
+    // time, whether a kernel has come meanwhile or not: a checkpoint compares.
+    seen |= needs != 0 &&
+        (inference || !at::SavedTensorDefaultHooks::get_tls_state().stack.empty());
     if (seen) {
       return python_->callBoxed(op, keys, stack);
     }

@@ -163,6 +163,11 @@ void ae_gate_put(Gate* gate, const Word* words, size_t count, const int64_t* lay
   });
 }
 
+// How many nodes of autograd's there are that call the backward op yet.
+int64_t ae_gate_nodes(const Gate* gate) {
+  return gate->nodes();
+}
+
 void ae_gate_put_decline(Gate* gate, const Word* words, size_t count) {
   guarded([&] { gate->put_decline(words, count); });
 }
