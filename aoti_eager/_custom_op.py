@@ -325,8 +325,16 @@ def _checked(name: str, schema: OpSchema, function: Callable[..., Any]) -> Calla
     aliases = any(one.argument is not None or one.is_view for one in schema.returns)
     kinds = [one.kind for one in schema.returns]
 
-    def run(*args: Any, **kwargs: Any) -> Any:
+    def run_for_one(*args: Any, **kwargs: Any) -> Any:
         result = function(*args, **kwargs)
+        if isinstance(result, Tensor) and not _compat.shares_memory((result,), args, kwargs):
+            return result
+        return checked(result, args, kwargs)
+
+    def run(*args: Any, **kwargs: Any) -> Any:
+        return checked(function(*args, **kwargs), args, kwargs)
+
+    def checked(result: Any, args: Any, kwargs: Any) -> Any:
         results = (
             () if not kinds else (result,) if len(kinds) == 1 else tuple(_several(name, result))
         )
@@ -350,7 +358,7 @@ def _checked(name: str, schema: OpSchema, function: Callable[..., Any]) -> Calla
             )
         return result
 
-    return run
+    return run_for_one if kinds == [Kind.TENSOR] else run
 
 
 def _several(name: str, result: Any) -> Sequence[Any]:

@@ -26,7 +26,6 @@ from ._kernel_cache import KernelCache
 from ._native import NativeGate
 from ._native_key import argument_kind, words_of_values
 from ._schema import OpSchema, qualified_name
-from ._table import Decline
 from .config import config
 
 _PLAIN = (Tensor, torch.nn.Parameter)
@@ -130,25 +129,36 @@ class Gradients:
             self._table, self._calls = backward.table, {}
         if forward.bypassed or backward.bypassed:
             return self._function(*args, **kwargs)
-        key = (*needs, *forward.key(*args, **kwargs))
+        forward_key = forward.key(*args, **kwargs)
+        key = (*needs, *forward_key)
         call = self._calls.get(key)
         if call is None and len(self._calls) >= config.static_cap:
             return self._function(*args, **kwargs)  # It goes on changing, and has its kernels.
         if call is None:
-            return self._first(key, backward, arguments, needs, args, kwargs)
-        if backward.lookup(call.key) is not None:
+            return self._first(key, forward_key, caches, arguments, needs, args, kwargs)
+        missing = [
+            (cache, one)
+            for cache, one in ((forward, forward_key), (backward, call.key))
+            if cache.lookup(one) is None
+        ]
+        if not missing:
             if self._gate is not None and not call.is_native:
                 call.is_native = True
-                self._put(self._gate, call, arguments)
+                self.put(self._gate, call, arguments)
             return GradientNode.apply(call, *arguments)  # type: ignore[no-untyped-call]
         result = self._function(*args, **kwargs)
-        table = backward.table
-        decline = table.declines.get(call.key)
-        if call.has_gradient and (decline is None or call.key in table.arrivals):
-            call.ask(backward, arguments, _listed(result))
-        elif self._gate is not None and not call.is_native and _is_lasting(decline):
-            call.is_native = True
-            self._put(self._gate, call, arguments, declined=True)
+        if not call.has_gradient or any(_is_lasting(*one) for one in missing):
+            if self._gate is not None and not call.is_native:
+                call.is_native = True
+                self.put(self._gate, call, arguments, declined=True)
+            return result
+        for cache, one in missing:
+            if one in cache.table.declines and one not in cache.table.arrivals:
+                continue  # It is on its way.
+            if cache is backward:
+                call.ask(backward, arguments, _listed(result))
+            else:
+                call.ask_forward(args, kwargs)
         return result
 
     # -- C++ --
@@ -201,7 +211,7 @@ class Gradients:
         for call in list(self._calls.values()):
             call.is_native = False
 
-    def _put(
+    def put(
         self,
         gate: NativeGate,
         call: JoinedCall,
@@ -209,6 +219,7 @@ class Gradients:
         *,
         declined: bool = False,
     ) -> None:
+        """Tell C++ of a call: that its kernels are joined, or that its function runs."""
         words = words_of_values(self._schema, "CPU", arguments)
         if words is None:
             return
@@ -259,18 +270,22 @@ class Gradients:
     def _first(
         self,
         key: Any,
-        backward: KernelCache,
+        forward_key: Any,
+        caches: tuple[KernelCache, KernelCache],
         arguments: list[Any],
         needs: list[bool],
         args: Sequence[Any],
         kwargs: Mapping[str, Any],
     ) -> Any:
-        """Run the function, see which of its results have a gradient, and ask for the kernel."""
+        """Run the function, see which of its results have a gradient, and ask for the kernels."""
+        forward, backward = caches
         result = self._function(*args, **kwargs)
         results = _listed(result)
         call = self._calls[key] = JoinedCall(self._pair, needs, results)
         if call.has_gradient:
             call.ask(backward, arguments, results)
+            if forward.lookup(forward_key) is None:
+                call.ask_forward(args, kwargs)
         return result
 
 
@@ -307,6 +322,11 @@ class JoinedCall:
             if self.key is None:
                 self.key = backward.key(*values)
             self.pair.backward(*values)
+
+    def ask_forward(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
+        """Call the op once without a gradient, likewise."""
+        with torch.no_grad():
+            self.pair.op(*args, **kwargs)
 
     def values(self, gradients: Sequence[Tensor | None], arguments: Sequence[Any]) -> list[Any]:
         """Return the arguments of the backward op."""
@@ -396,9 +416,10 @@ class SecondOrder:
             return self._gradient.found(arguments, needs, results, gradients, create_graph=True)
 
 
-def _is_lasting(decline: Decline | None) -> bool:
-    """Return whether a decline stays until a setting changes; one without any gradient does."""
-    return decline is None or decline.reason in LASTING
+def _is_lasting(cache: KernelCache, key: Any) -> bool:
+    """Return whether calls of a key are declined until a setting changes."""
+    decline = cache.table.declines.get(key)
+    return decline is not None and decline.reason in LASTING and key not in cache.table.arrivals
 
 
 def _listed(result: Any) -> Sequence[Tensor]:

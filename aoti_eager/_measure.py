@@ -25,12 +25,13 @@ from ._call_target import call_target
 from ._check import copy_tensor
 from ._differentiable import is_differentiable, signature_of
 from ._gradient_function import GradientFunction
-from ._gradients import GradientNode, Gradients, JoinedCall, Pair
+from ._gradients import Gradients
 from ._installed import Installed
 from ._kernel import Kernel
 from ._kernel_cache import KernelCache
 from ._key import KernelKey
 from ._library_runner import RELEASE_GIL_NUMEL, LibraryRunner
+from ._measured_step import MeasuredStep
 from ._native_key import native_key
 from ._schema import Kind, OpSchema
 from ._table import Decline, TableKey
@@ -119,8 +120,10 @@ class _Measured:
         self._call: Callable[..., Any] = self._op
         # What a script does where nothing of ours is registered.
         self._plain: Callable[..., Any] | None = None
+        self._step: MeasuredStep | None = None
         if isinstance(self._function, GradientFunction):
-            self._plain, self._call = _steps(self._function, self._op, self._arguments()()[0])
+            self._step = MeasuredStep(self._function, self._op, self._arguments()()[0])
+            self._plain = self._step.eager
 
     def add(self, library: Mapping[str, Any]) -> None:
         """Measure this library, too: ``path``, ``outputs`` and ``calls_aten``."""
@@ -202,11 +205,12 @@ class _Measured:
         self._installed.install(None, native=side.path == "native")
         self._installed.set_holder(self, True)
         above = self._at_autograd() if side.path == "python" else None
+        call = self._call if self._step is None else getattr(self._step, side.path)
         try:
             for _ in range(3):
-                self._call(*args, **kwargs)
+                call(*args, **kwargs)
             before = counter.value
-            side.add(*self._timed(self._call, arguments, calls))
+            side.add(*self._timed(call, arguments, calls))
             counted = counter.value - before
         finally:
             if above is not None:
@@ -321,36 +325,6 @@ class _Measured:
         else:
             self._cache.table.put(key, self._current)
         return self._cache.original(keyset, args, kwargs)
-
-
-def _steps(
-    function: GradientFunction, backward: Any, values: Sequence[Any]
-) -> tuple[Callable[..., Any], Callable[..., Any]]:
-    """Return a training step as eager code makes it, and with the compiled backward.
-
-    Both run the function forward as it is: the forward kernel has a measurement of its own, so
-    what wins here wins all the more with it.
-    """
-    signature = function.signature
-    gradients, arguments, needs = signature.split(values)
-    tensors = [arguments[place] for place in signature.tensors]
-    for tensor, need in zip(tensors, needs, strict=True):
-        if need:
-            tensor.requires_grad_()
-    results = signature.call(function.function, arguments)
-    pair = Pair(function.function, backward, tuple(signature.tensors), tuple(signature.keywords))
-    joined = JoinedCall(pair, needs, results)
-
-    def eager(*_: Any) -> Any:
-        results = signature.call(function.function, arguments)
-        return function.found(arguments, needs, results, gradients)
-
-    def ours(*_: Any) -> Any:
-        result = GradientNode.apply(joined, *arguments)  # type: ignore[no-untyped-call]
-        results = [result] if signature.single else list(result)
-        return function.found(arguments, needs, results, gradients)
-
-    return eager, ours
 
 
 def _waited_ns() -> int:
