@@ -215,7 +215,14 @@ def caches() -> list[KernelCache]:
 
 def find_cache(op: OpOverload, dispatch_key: str) -> KernelCache | None:
     """Return the kernel of ``op`` at ``dispatch_key``, or ``None`` if it is not registered."""
-    return next((c for c in caches() if c.op is op and c.dispatch_key == dispatch_key), None)
+    # By name: torch.ops may give another object for an op that was made again.
+    name = qualified_name(op)
+    installed = _installed.get((name, dispatch_key))
+    if installed is not None:
+        return installed.cache
+    return next(
+        (c for c in caches() if c.schema.op == name and c.dispatch_key == dispatch_key), None
+    )
 
 
 def stats() -> dict[str, OpStats]:
