@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from . import errors
+from . import _collector, errors
 from ._custom_op import CustomOp, custom_op
 from ._device_backends import (
     CompileRequest,
@@ -50,6 +50,8 @@ __all__ = [
     "update_constants",
     "wait",
 ]
+
+_collector.resume()
 
 
 def __getattr__(name: str) -> Any:

@@ -1,0 +1,16 @@
+"""What importing the package leaves behind."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+
+@pytest.mark.parametrize("collects", [True, False])
+def test_the_garbage_collector_is_left_as_it_was(collects: bool) -> None:
+    switch = "" if collects else "gc.disable()"
+    script = f"import gc, torch; {switch}\nimport aoti_eager; print(gc.isenabled())"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert done.stdout.strip() == str(collects), done.stderr
