@@ -45,7 +45,7 @@ LAYOUTS_OF = {"aten::native_group_norm": ("contiguous", "view", "contiguous", "v
 # Of a row with an infinity, eager's mean is NaN and that of compiled code is the infinity.
 NO_INFINITY = frozenset({"aten::native_layer_norm", "aten::native_group_norm"})
 OTHER_FORMS, INVALID, SPECIAL = 0.03, 0.01, 0.05
-# An op has six main forms here, of which some take several kernels: for either order of two strides,
+# An op has six main forms here, of which some take several kernels: for either order of strides,
 # before and after all that varies has varied. Those of other forms count, too.
 DYNAMIC_CAP = 32
 # Per dimension.
