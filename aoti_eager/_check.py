@@ -55,11 +55,6 @@ def fresh_results(outputs: Sequence[Output], result: Any, returns: int) -> list[
     return fresh
 
 
-# Of a function, code sums up other terms than its ops do one by one. As good as the sum is, the
-# largest of many rounding errors is by chance the one's or the other's.
-_FUNCTION_ERROR = 2.0
-
-
 def differences(
     template: CallTemplate,
     expected: Sequence[Tensor],
@@ -86,8 +81,6 @@ def differences(
     if len(expected) != len(got):
         return [f"results: {len(got)} instead of {len(expected)}"]
     found = _aliasing(expected, got, expected_inputs, got_inputs)
-    if any(name == "function" for name, _ in template.key.context):
-        allowed_error *= _FUNCTION_ERROR
     exact: tuple[Sequence[Tensor], Sequence[Tensor]] | None = None
     pairs = [
         (f"result {i}", 0, i, a, b) for i, (a, b) in enumerate(zip(expected, got, strict=True))

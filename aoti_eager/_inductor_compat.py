@@ -219,12 +219,12 @@ def compile_flags(source: Path) -> list[str]:
     return [part for part in command if part not in ("-c", str(source))]
 
 
-@functools.cache
 def decompositions() -> dict[Any, Any]:
     """Return by overload how Inductor takes ops apart; a copy."""
     return dict(select_decomp_table())
 
 
+@functools.cache
 def compiler_description() -> str:
     """Return the C++ compiler's name and version, for an entry's provenance."""
     compiler = cpp_builder.get_cpp_compiler()

@@ -1,7 +1,8 @@
-"""Sums over many rows, in two steps: the rounding of eager's. Worker only.
+"""Sums over many rows, in blocks and in double precision. Worker only.
 
 The gradient of a weight is a sum over all rows of a batch. Inductor adds row to row, so that the
-error grows with their number; eager adds up blocks, and so do these graphs after ``in_blocks``.
+error grows with their number; eager adds up blocks. These graphs do that after ``in_blocks``, and
+keep what blocks come to in double precision: the result is no further from the exact one.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ _aten = torch.ops.aten
 # Fewer rows than that are added as they come.
 _LEAST_ROWS, _BLOCK = 64, 16
 _DTYPES = (torch.float32, torch.float64)
+_WIDE = {"dtype": torch.float64}
 
 
 def in_blocks(module: torch.fx.GraphModule) -> torch.fx.GraphModule:
@@ -43,11 +45,14 @@ def _sum_of_sums(graph: Any, x: Any, count: int, block: int, keepdim: bool) -> A
     rows = math.prod(sizes[:count])
     rest = sizes[count:]
     total = x
+    dtype = x.meta["val"].dtype
     while rows >= _LEAST_ROWS and rows % block == 0:
         rows //= block
         total = graph.call_function(_aten.reshape.default, (total, [rows, block, *rest]))
-        total = graph.call_function(_aten.sum.dim_IntList, (total, [1]))
-    total = graph.call_function(_aten.sum.dim_IntList, (total, [0]))
+        total = graph.call_function(_aten.sum.dim_IntList, (total, [1]), _WIDE)
+    total = graph.call_function(_aten.sum.dim_IntList, (total, [0]), _WIDE)
+    if dtype is not torch.float64:
+        total = graph.call_function(_aten._to_copy.default, (total,), {"dtype": dtype})
     if keepdim:
         total = graph.call_function(_aten.reshape.default, (total, [1] * count + rest))
     return total
