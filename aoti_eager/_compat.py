@@ -80,7 +80,7 @@ def is_ours(kernel: Any) -> bool:
     """Return whether a kernel from ``torch.library.get_kernel`` is one that we registered."""
     # The repr names the line that made the library: ours is made in this file, or in C++.
     origin = repr(kernel)
-    return "/aoti_eager/_compat.py:" in origin or "aoti_eager/csrc/op.h:" in origin
+    return "/aoti_eager/_compat.py:" in origin or "aoti_eager/csrc/registration.h:" in origin
 
 
 # What a Tensor subclass does in ``__torch_function__`` is for its user's calls, not for ours.
@@ -324,8 +324,11 @@ def dispatched_call(function: Any, args: Any, kwargs: Any) -> tuple[Any, Any, An
             raise Captured(func, args, kwargs or {})
 
     try:
-        # An op with a compiled gradient shows a mode what its function consists of.
-        with torch.no_grad(), Capture():  # type: ignore[no-untyped-call]
+        # An op with a compiled gradient shows a mode what its function consists of; a function that
+        # is no op may ask for the gradient mode, and call others.
+        is_op = isinstance(function, OpOverload | OpOverloadPacket)
+        mode = torch.set_grad_enabled(torch.is_grad_enabled() and not is_op)
+        with mode, Capture():  # type: ignore[no-untyped-call]
             function(*args, **kwargs)
     except Captured as captured:
         func, args, kwargs = captured.args

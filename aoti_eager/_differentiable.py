@@ -11,7 +11,8 @@ import torch
 from . import _compat
 from ._compat import OpOverload
 from ._gradient_function import GradientFunction, GradientSignature
-from ._gradients import Gradients, SecondOrder
+from ._gradient_node import SecondOrder
+from ._gradients import Gradients
 from ._kernel_cache import KernelCache
 from ._op_functions import define, forget, new_op_library
 from ._python_function import PythonFunction

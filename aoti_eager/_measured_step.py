@@ -14,7 +14,8 @@ import torch
 from . import _compat
 from ._compat import OpOverload
 from ._gradient_function import GradientFunction
-from ._gradients import GradientNode, Gradients, JoinedCall, Pair
+from ._gradient_node import GradientNode, JoinedCall, Pair
+from ._gradients import Gradients
 from ._native import NativeGate
 from ._native_key import argument_kind
 from ._schema import op_schema

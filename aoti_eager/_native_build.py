@@ -38,6 +38,7 @@ _NAMES = (
     "native.cpp",
     "op.h",
     "pattern.h",
+    "registration.h",
     "table.h",
     "torch_compat.h",
 )

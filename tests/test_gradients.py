@@ -62,7 +62,7 @@ def results_of(op: Callable[..., Any], *arguments: Any) -> list[Tensor]:
     return [found] if isinstance(found, Tensor) else list(found)
 
 
-def run(op: CustomOp, *arguments: Any) -> list[Tensor]:
+def run(op: Callable[..., Any], *arguments: Any) -> list[Tensor]:
     """Return the results and gradients of a call."""
     results = results_of(op, *arguments)
     wanted = [one for one in arguments if isinstance(one, Tensor) and one.requires_grad]
@@ -226,6 +226,37 @@ def test_numbers_that_go_on_changing_are_not_asked_for(make_op: MakeOp, shared_c
         for step in range(12):
             run(op, x, 1.0 + step)
         assert stats()["aetest::_scaled_tanh_backward"].calls <= 4
+
+
+def noisy(x: Tensor) -> Tensor:
+    return torch.nn.functional.dropout(torch.sin(x), 0.5)
+
+
+@pytest.mark.both_paths
+def test_asking_for_kernels_takes_no_random_number(make_op: MakeOp, shared_cache: Any) -> None:
+    op, x = make_op(noisy), torch.randn(64, requires_grad=True)
+    torch.manual_seed(5)
+    want = [run(noisy, x) for _ in range(4)]
+    torch.manual_seed(5)
+    got = [run(op, x) for _ in range(4)]
+    for ours, theirs in zip(got, want, strict=True):
+        assert all(map(torch.equal, ours, theirs))
+
+
+def without_gradient(x: Tensor) -> Tensor:
+    return torch.special.zeta(torch.exp(x) + 1, torch.exp(x))
+
+
+@pytest.mark.both_paths
+def test_a_function_without_a_gradient_is_one_until_somebody_wants_it(
+    make_op: MakeOp, shared_cache: Any
+) -> None:
+    op, x = make_op(without_gradient), torch.randn(3, 5, requires_grad=True)
+    for _ in range(4):
+        result = op(x)
+        assert_close(result, without_gradient(x))
+        with pytest.raises(NotImplementedError, match="derivative for .zeta. is not implemented"):
+            result.sum().backward()
 
 
 FACTOR = torch.nn.Parameter(torch.full((5,), 3.0))

@@ -199,8 +199,7 @@ class Gate : Counted<Gate> {
   // Takes what is registered now, the Python kernel, for what is not known as compiled.
   void install();
   void uninstall() {
-    registration_.reset();
-    python_.reset();
+    registration_.uninstall();
   }
 
   void call(const c10::OperatorHandle& op, c10::DispatchKeySet keys, Stack* stack);
@@ -273,30 +272,18 @@ class Gate : Counted<Gate> {
   bool decomposes_; // traces, modes and autocast see what the op consists of
   std::shared_ptr<std::atomic<int64_t>> nodes_ = std::make_shared<std::atomic<int64_t>>(0);
   Table<GradientEntry> table_;
-  std::optional<c10::SafeKernelFunction> python_;
-  std::optional<torch::Library> registration_;
+  Registration registration_;
 };
 
 inline void Gate::install() {
-  constexpr auto kKey = c10::DispatchKey::AutogradCPU;
-  python_.emplace(handle_.getComputedKernelForDispatchKey(kKey));
-  const c10::OperatorName& name = handle_.operator_name();
-  std::string space(name.getNamespace().value());
-  std::string local = name.name.substr(space.size() + 2);
-  if (!name.overload_name.empty()) {
-    local += "." + name.overload_name;
-  }
-  SilentWarnings silent;
-  c10::WarningUtils::WarningHandlerGuard guard(&silent);
-  registration_.emplace(torch::Library::IMPL, space, kKey, kFile, __LINE__);
-  registration_->impl(
-      local.c_str(), torch::CppFunction::makeFromBoxedFunctor(std::make_unique<Registered>(this)));
+  registration_.install(
+      handle_, c10::DispatchKey::AutogradCPU, std::make_unique<Registered>(this));
 }
 
 inline void Gate::call(const c10::OperatorHandle& op, c10::DispatchKeySet keys, Stack* stack) {
   const size_t count = arguments_.size();
   if (C10_UNLIKELY(op.schema().arguments().size() != count) || keys.has_any(kSeen)) {
-    return python_->callBoxed(op, keys, stack);
+    return registration_.call_python(op, keys, stack);
   }
   const c10::IValue* values = stack->data() + (stack->size() - count);
   const bool recording = at::GradMode::is_enabled();
@@ -309,7 +296,7 @@ inline void Gate::call(const c10::OperatorHandle& op, c10::DispatchKeySet keys, 
     }
     const at::Tensor& tensor = value.toTensor();
     if (tensor._fw_grad(/*level=*/0).defined()) {
-      return python_->callBoxed(op, keys, stack);
+      return registration_.call_python(op, keys, stack);
     }
     needs |= Word(recording && tensor.requires_grad()) << k;
     inference |= tensor.is_inference();
@@ -323,12 +310,12 @@ inline void Gate::call(const c10::OperatorHandle& op, c10::DispatchKeySet keys, 
     seen |= needs != 0 &&
         (inference || !at::SavedTensorDefaultHooks::get_tls_state().stack.empty());
     if (seen) {
-      return python_->callBoxed(op, keys, stack);
+      return registration_.call_python(op, keys, stack);
     }
     if (needs != 0) {
       auto [is_known, call] = find(values, needs);
       if (!is_known) {
-        return python_->callBoxed(op, keys, stack);
+        return registration_.call_python(op, keys, stack);
       }
       if (call == nullptr) {
         return function_.callBoxed(stack);

@@ -130,7 +130,8 @@ Gate* ae_gate_new(
     auto& dispatcher = c10::Dispatcher::singleton();
     gate = new Gate(
         dispatcher.findSchemaOrThrow(name, overload), dispatcher.findSchemaOrThrow(backward, ""),
-        dispatcher.findSchemaOrThrow(function, ""), arguments_of(kinds, mutated, count), results, decomposes != 0);
+        dispatcher.findSchemaOrThrow(function, ""), arguments_of(kinds, mutated, count), results,
+        decomposes != 0);
   });
   return gate;
 }

@@ -13,7 +13,6 @@
 #include <ATen/core/grad_mode.h>
 #include <ATen/record_function.h>
 #include <torch/csrc/inductor/aoti_runtime/interface.h>
-#include <torch/library.h>
 
 #include <forward_list>
 #include <memory>
@@ -24,6 +23,7 @@
 
 #include "key.h"
 #include "pattern.h"
+#include "registration.h"
 
 namespace aoti_eager {
 
@@ -191,8 +191,7 @@ class Op : Counted<Op> {
   // registers the boxed kernel above it.
   void install();
   void uninstall() {
-    registration_.reset();
-    python_.reset();
+    registration_.uninstall();
   }
 
   void call(const c10::OperatorHandle& op, c10::DispatchKeySet keys, Stack* stack);
@@ -214,8 +213,7 @@ class Op : Counted<Op> {
   c10::DispatchKey dispatch_key_;
   std::vector<Argument> arguments_;
   c10::SafeKernelFunction original_;
-  std::optional<c10::SafeKernelFunction> python_;
-  std::optional<torch::Library> registration_;
+  Registration registration_;
   std::string profiled_name_;
   bool is_function_;
   bool mutates_ = false;
@@ -223,8 +221,6 @@ class Op : Counted<Op> {
 };
 
 namespace {
-
-constexpr const char* kFile = "aoti_eager/csrc/op.h"; // by this, Python knows the kernel as ours
 
 struct Kernel final : c10::OperatorKernel, Counted<Kernel> {
   using Counted<Kernel>::alive;
@@ -239,26 +235,10 @@ struct Kernel final : c10::OperatorKernel, Counted<Kernel> {
   Op* op_;
 };
 
-struct SilentWarnings final : c10::WarningHandler {
-  void process(const c10::Warning&) override {}
-};
-
 } // namespace
 
 inline void Op::install() {
-  python_.emplace(handle_.getComputedKernelForDispatchKey(dispatch_key_));
-  const c10::OperatorName& name = handle_.operator_name();
-  std::string space(name.getNamespace().value());
-  std::string local = name.name.substr(space.size() + 2);
-  if (!name.overload_name.empty()) {
-    local += "." + name.overload_name;
-  }
-  // PyTorch warns that a kernel is overridden, which is what was asked for.
-  SilentWarnings silent;
-  c10::WarningUtils::WarningHandlerGuard guard(&silent);
-  registration_.emplace(torch::Library::IMPL, space, dispatch_key_, kFile, __LINE__);
-  registration_->impl(
-      local.c_str(), torch::CppFunction::makeFromBoxedFunctor(std::make_unique<Kernel>(this)));
+  registration_.install(handle_, dispatch_key_, std::make_unique<Kernel>(this));
 }
 
 inline void Op::call(const c10::OperatorHandle& op, c10::DispatchKeySet keys, Stack* stack) {
@@ -278,7 +258,7 @@ inline void Op::call(const c10::OperatorHandle& op, c10::DispatchKeySet keys, St
   if (C10_UNLIKELY(op.schema().arguments().size() != arguments_.size()) ||
       (is_function_ && at::autocast::is_autocast_enabled(at::kCPU))) {
     // The op was made again, as notebooks do. Python knows what to do.
-    return python_->callBoxed(op, keys, stack);
+    return registration_.call_python(op, keys, stack);
   }
   Words words;
   const c10::IValue* values = stack->data() + (stack->size() - arguments_.size());
@@ -304,7 +284,7 @@ inline void Op::call(const c10::OperatorHandle& op, c10::DispatchKeySet keys, St
       }
     }
   }
-  python_->callBoxed(op, keys, stack);
+  registration_.call_python(op, keys, stack);
 }
 
 inline void Op::call_original(
@@ -318,7 +298,7 @@ inline void Op::call_original(
       throw;
     }
     // Its library is gone. The Python kernel finds what there is instead, or says what to do.
-    python_->callBoxed(op, keys, stack);
+    registration_.call_python(op, keys, stack);
   }
 }
 
