@@ -61,7 +61,8 @@ class Background:
             if not self.has_room:
                 return False
             self._queue[job] = 0.0
-            self._condition.notify()
+            # All: the one that is woken might be a script that waits for the queue to be empty.
+            self._condition.notify_all()
             wanted = min(config.workers, len(self._queue) + len(self._running))
             if len(self._threads) >= wanted:
                 return True

@@ -12,6 +12,7 @@ import subprocess
 import sys
 import textwrap
 import threading
+import traceback
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -81,9 +82,19 @@ def silu(rows: int) -> None:
 def settle(rows: int, seconds: float = 60) -> None:
     """Call the op, let the background be done with it, and call it for a check and for a hit."""
     silu(rows)
-    assert aoti_eager.wait(seconds)
+    assert aoti_eager.wait(seconds), stacks()
     silu(rows)
     silu(rows)
+
+
+def stacks() -> str:
+    """Return what all threads are doing."""
+    frames = sys._current_frames()
+    return "\n".join(
+        "".join([f"{one.name}\n", *traceback.format_stack(frames[one.ident])])
+        for one in threading.enumerate()
+        if one.ident in frames
+    )
 
 
 def counts() -> aoti_eager.OpStats:
