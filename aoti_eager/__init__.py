@@ -5,21 +5,26 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from . import _collector, errors
-from ._custom_op import CustomOp, custom_op
-from ._device_backends import (
-    CompileRequest,
-    load_runner,
-    register_compile_backend,
-    register_runner,
-)
-from ._explain import Explanation, explain
-from ._library import Registration, impl, register, registered_ops, stats, wait
-from ._marks import mark_dynamic, mark_static, unmark
-from ._op_constants import constants, update_constants
-from ._runner import ModelContainerRunner
-from ._stats import OpStats
-from .config import config
+from . import _collector
+
+try:
+    from . import errors
+    from ._custom_op import CustomOp, custom_op
+    from ._device_backends import (
+        CompileRequest,
+        load_runner,
+        register_compile_backend,
+        register_runner,
+    )
+    from ._explain import Explanation, explain
+    from ._library import Registration, impl, register, registered_ops, stats, wait
+    from ._marks import mark_dynamic, mark_static, unmark
+    from ._op_constants import constants, update_constants
+    from ._runner import ModelContainerRunner
+    from ._stats import OpStats
+    from .config import config
+finally:
+    _collector.resume()  # Also where an import fails.
 
 if TYPE_CHECKING:
     from . import cache
@@ -50,8 +55,6 @@ __all__ = [
     "update_constants",
     "wait",
 ]
-
-_collector.resume()
 
 
 def __getattr__(name: str) -> Any:

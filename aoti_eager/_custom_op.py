@@ -43,7 +43,7 @@ def custom_op(
         name: ``"mylib::rms_norm"``: a namespace of your own, and the operator's name.
         function: The function, if this is not used as a decorator. It computes its results from
             its arguments by torch's functions and returns new tensors.
-        mutates_args: Names of the arguments that it writes to; ``"unknown"`` is not supported.
+        mutates_args: Names of the arguments that it writes to; ``"unknown"`` for all tensors.
         device_types: Types of the devices that it is for, ``"cpu"``; ``None`` for all.
         schema: ``"(Tensor x, float eps=1e-6) -> Tensor"``; inferred from the annotations if absent.
         tags: As for ``torch.library.Library.define``.
