@@ -16,7 +16,7 @@ import pytest
 import torch
 
 import aoti_eager
-from aoti_eager import _backend, _library, _native, _native_build
+from aoti_eager import _backend, _library, _native, _native_build, _pending
 from aoti_eager._compile import CompileService, compiler_on_path
 from aoti_eager._runner import ModelContainerRunner
 from aoti_eager._warnings import forget_warnings
@@ -227,6 +227,8 @@ def settings(
     # And a kernel that an earlier test left behind is not to serve what the next one counts.
     dynamic = "auto" if request.node.get_closest_marker("dynamic") is not None else "0"
     monkeypatch.setenv("AOTI_EAGER_DYNAMIC", dynamic)
+    # However busy the machine is, a kernel is compared in the first call after it has come.
+    monkeypatch.setattr(_pending, "LIVE_CHECK_LIMIT_S", 10.0)
     with aoti_eager.config.scope(
         mode="sync", gate=False, cache_dir=cache_dir, native=native, dynamic=dynamic
     ):
