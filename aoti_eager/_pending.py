@@ -41,7 +41,7 @@ LIVE_CHECK_LIMIT_NUMEL = 1 << 16
 _SLOW_CALLS = 4
 # Until a key that another process compiles is asked for again.
 _BUSY_DELAY_S = 0.25
-# How often a library that could not be timed is taken to be timed again, in growing distances.
+# How often a library is timed again that could not be, or that lost by noise, in growing distances.
 _UNQUIET_TRIES = 3
 # How often an entry may be gone that a worker has just published.
 _VANISHED_TRIES = 2
@@ -177,7 +177,8 @@ class Pending:
         untried = call.wants_check(entry, verdict) and not verdict.compared
         if call.toolchain.works_in_background and (unknown or untried):
             verdict, taken = call.measure(found, verdict, backend, background=True)
-            if gated and taken is None and self._unquiet < _UNQUIET_TRIES:
+            unsettled = taken is None or taken.is_doubtful
+            if gated and unsettled and self._unquiet < _UNQUIET_TRIES:
                 self._unquiet += 1
                 return float(4 ** (self._unquiet - 1))
         if gated and (taken is None or not taken.wins):

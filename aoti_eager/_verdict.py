@@ -39,6 +39,8 @@ NOT_A_VERDICT = (
 # A kernel within noise of the original is not worth the risk of a busier moment: what is won must
 # be this share of the original's time at least, and more than the rounds differed by.
 LEAST_GAIN = 0.05
+# Rounds of a calm moment do not differ by more.
+_CALM_SPREAD = 0.1
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +68,14 @@ class PathTime:
         That is where the kernel is faster than the original by more than noise, or at least than
         the way to the original, which is what a decline would take.
         """
-        margin = max(LEAST_GAIN, self.spread)
+        return self._wins_by(max(LEAST_GAIN, self.spread))
+
+    @property
+    def is_doubtful(self) -> bool:
+        """Return whether it loses by noise alone: in a calmer moment it may win."""
+        return self.spread > _CALM_SPREAD and not self.wins and self._wins_by(LEAST_GAIN)
+
+    def _wins_by(self, margin: float) -> bool:
         faster = self.kernel_us <= (1 - margin) * self.original_us
         return faster or self.kernel_us <= (1 - margin / 2) * self.passed_us
 
@@ -215,14 +224,18 @@ class Verdicts:
 def encode_verdict(verdict: Verdict) -> str:
     """Return the document of ``verdict``."""
     # Of a busy moment, times are for who took them.
-    times = {name: asdict(time) for name, time in sorted(verdict.times.items()) if time.quiet}
+    lasting = {
+        name: time
+        for name, time in sorted(verdict.times.items())
+        if time.quiet and not time.is_doubtful
+    }
     document = {
         "format": FORMAT_VERSION,
         "library": verdict.library,
         "checked": verdict.checked,
         "checked_sizes": sorted(verdict.checked_sizes),
         "compared": verdict.compared,
-        "times": times,
+        "times": {name: asdict(time) for name, time in lasting.items()},
     }
     return json.dumps(document, indent=1, sort_keys=True) + "\n"
 

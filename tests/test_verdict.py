@@ -74,6 +74,26 @@ def test_a_kernel_wins_where_serving_it_is_faster_than_declining(
     assert time(kernel_us, spread=spread).wins is wins
 
 
+@pytest.mark.parametrize(
+    ("kernel_us", "spread", "doubtful"),
+    [
+        (5.6, 1.0, True),  # it won by far, but for the noise
+        (5.4, 1.0, False),  # it wins
+        (12.0, 1.0, False),  # it loses
+        (10.6, 0.11, True),  # less than a decline takes
+        (10.6, 0.1, False),  # a calm moment: it loses
+    ],
+)
+def test_who_loses_by_noise_alone_is_in_doubt_and_nothing_of_it_is_kept(
+    kernel_us: float, spread: float, doubtful: bool
+) -> None:
+    taken = time(kernel_us, spread=spread)
+    assert taken.is_doubtful is doubtful
+    verdict = Verdict(LIBRARY).with_times({"native": taken}, 2)
+    kept = decode_verdict(encode_verdict(verdict))
+    assert kept.times == ({} if doubtful else verdict.times)
+
+
 @pytest.mark.parametrize(("kernel_us", "wins"), [(9.5, True), (9.51, False), (10.0, False)])
 def test_where_a_decline_costs_nothing_the_original_has_to_be_beaten(
     kernel_us: float, wins: bool
@@ -154,7 +174,9 @@ _VERDICTS = st.builds(
 @property_test
 @given(_VERDICTS)
 def test_what_is_written_is_read_but_for_times_of_busy_moments(verdict: Verdict) -> None:
-    quiet = {name: time for name, time in verdict.times.items() if time.quiet}
+    quiet = {
+        name: time for name, time in verdict.times.items() if time.quiet and not time.is_doubtful
+    }
     assert decode_verdict(encode_verdict(verdict)) == replace(verdict, times=quiet)
     assert decode_verdict(encode_verdict(verdict).encode()) == replace(verdict, times=quiet)
 
