@@ -179,7 +179,7 @@ SETTINGS: dict[str, Setting] = {
         ),
         Setting(
             "dynamic_cap",
-            8,
+            32,
             _count,
             "most dynamic specialisations of one op in one process; past it, kernels are static",
         ),

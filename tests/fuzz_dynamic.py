@@ -661,7 +661,8 @@ class Fuzz:
         self.ops, self.seed = list(ops), seed
         self.tallies = {op: Tally() for op in ops}
         self.mismatches: list[dict[str, Any]] = []
-        self.slowest_s = 0.0
+        # Valid calls, and those that dynamic kernels served, of either half of the run.
+        self.halves = [[0, 0], [0, 0]]
 
     def run(self, calls: int, deadline: float | None = None) -> None:
         """Make ``calls`` calls, of each op in turn; the ops must be registered."""
@@ -682,6 +683,9 @@ class Fuzz:
                 self._call(call, made, caches[call.op])
                 for call, made in zip(batch, got, strict=True)
             ]
+            half = self.halves[2 * start >= calls]
+            half[0] += sum(by != "raised" for by in served)
+            half[1] += served.count("dynamic")
             with aoti_eager.config.scope(mode="off"):
                 for call, mine, theirs, by in zip(batch, got, want, served, strict=True):
                     self._compare(call, mine, theirs, by)
@@ -751,6 +755,7 @@ class Fuzz:
             "calls": sum(tally.calls for tally in self.tallies.values()),
             "mismatches": self.mismatches,
             "dynamic_share": round(self.share, 4),
+            "shares_of_halves": [round(of / max(1, calls), 4) for calls, of in self.halves],
             "ops": {
                 op: {**vars(tally), "dynamic_share": round(tally.share, 4)}
                 for op, tally in self.tallies.items()
@@ -839,7 +844,8 @@ def main() -> None:
     if options.json is not None:
         options.json.write_text(json.dumps(result, indent=1))
     print(done.table())
-    summary = {name: result[name] for name in ("seed", "calls", "dynamic_share", "seconds")}
+    names = ("seed", "calls", "dynamic_share", "shares_of_halves", "seconds")
+    summary = {name: result[name] for name in names}
     print(json.dumps({**summary, "mismatches": len(done.mismatches)}))
     for found in done.mismatches[:20]:
         print(json.dumps(found))
