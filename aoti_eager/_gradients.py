@@ -99,29 +99,20 @@ class Gradients:
             return self._function(*args, **kwargs)  # It goes on changing, and has its kernels.
         if call is None:
             return self._first(key, forward_key, caches, arguments, needs, args, kwargs)
-        missing = [
-            (cache, one)
-            for cache, one in ((forward, forward_key), (backward, call.key))
-            if cache.lookup(one) is None
-        ]
-        if not missing:
+        if backward.lookup(call.key) is not None:
             if self._gate is not None and not call.is_native:
                 call.is_native = True
                 self.put(self._gate, call, arguments)
             return GradientNode.apply(call, *arguments)  # type: ignore[no-untyped-call]
         result = self._function(*args, **kwargs)
-        if not call.has_gradient or any(_is_lasting(*one) for one in missing):
+        if not call.has_gradient or _is_lasting(backward, call.key):
             if self._gate is not None and not call.is_native:
                 call.is_native = True
                 self.put(self._gate, call, arguments, declined=True)
             return result
-        for cache, one in missing:
-            if one in cache.table.declines and one not in cache.table.arrivals:
-                continue  # It is on its way.
-            if cache is backward:
-                call.ask(backward, arguments, listed(result))
-            else:
-                call.ask_forward(args, kwargs)
+        table = backward.table
+        if call.key in table.arrivals or call.key not in table.declines:  # Else it is on its way.
+            call.ask(backward, arguments, listed(result))
         return result
 
     # -- C++ --

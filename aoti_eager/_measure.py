@@ -174,8 +174,6 @@ class _Measured:
             assert side.kernel is not None
             three = (side, original, passed[side.path])
             kernel_us, original_us, passed_us = (one.microseconds(quiet) for one in three)
-            if self._plain is not None:
-                passed_us = original_us  # Calls without a backward kernel do not come this way.
             results[self._kernels.index(side.kernel)][side.path] = {
                 "kernel_us": kernel_us,
                 "original_us": original_us,
@@ -192,8 +190,10 @@ class _Measured:
         arguments = self._arguments()
         args, kwargs = arguments()
         calls = side.calls(_MOST_CALLS_WRITING if self._mutates else _MOST_CALLS)
-        if not side.path:
+        if not side.path or (self._step is not None and side.kernel is None):
             call = self._plain or self._call
+            if self._step is not None and side.path:
+                call = self._step.declined(side.path)
             for _ in range(2):
                 call(*args, **kwargs)
             side.add(*self._timed(call, arguments, calls))
@@ -205,7 +205,7 @@ class _Measured:
         self._installed.install(None, native=side.path == "native")
         self._installed.set_holder(self, True)
         above = self._at_autograd() if side.path == "python" else None
-        call = self._call if self._step is None else getattr(self._step, side.path)
+        call = self._call if self._step is None else self._step.served(side.path)
         try:
             for _ in range(3):
                 call(*args, **kwargs)

@@ -1,7 +1,8 @@
-"""The backward pass of one function, as eager code makes it and with a compiled kernel.
+"""A training step of one function: eager, served by a backward kernel, and declined.
 
-For the gate of a backward kernel, in the process that measures. The forward pass runs once, before:
-forward kernels have a measurement of their own, and both must win.
+For the gate of a backward kernel, in the process that measures. A step is the forward pass and the
+gradients: with a backward kernel, the forward pass records nothing but its arguments. The forward
+pass itself is the function's own on all sides, since its kernel has a measurement, too.
 """
 
 from __future__ import annotations
@@ -24,16 +25,12 @@ Step = Callable[..., Any]
 
 
 class MeasuredStep:
-    """The backward pass of one call; each way goes back over a graph of its own again and again.
+    """The step of one call.
 
     Args:
         function: The gradient of the function.
         backward: The op of that gradient, served by kernels in turn.
         values: Its arguments.
-
-    Attributes:
-        eager: The pass without us.
-        python: The pass with Python's node.
     """
 
     def __init__(
@@ -41,71 +38,79 @@ class MeasuredStep:
     ) -> None:
         self._function, self._backward = function, backward
         signature = function.signature
-        gradients, self._arguments, needs = signature.split(values)
-        for place, need in zip(signature.tensors, needs, strict=True):
+        self._results, self._arguments, self._needs = signature.split(values)
+        for place, need in zip(signature.tensors, self._needs, strict=True):
             if need:
                 self._arguments[place].requires_grad_()
         results = signature.call(function.function, self._arguments)
         self._pair = Pair(
             function.function, backward, tuple(signature.tensors), tuple(signature.keywords)
         )
-        self._joined = JoinedCall(self._pair, needs, results)
-        self._kept: list[Any] = []
+        self._joined = JoinedCall(self._pair, self._needs, results)
+        self._library: torch.library.Library | None = None
+        self._gates: list[NativeGate] = []
+        self._steps: dict[tuple[str, bool], Step] = {}
 
-        def back(results: Any) -> Step:
-            listed = list(results) if isinstance(results, tuple | list) else [results]
+    def eager(self, *_: Any) -> Any:
+        """Make the step without us."""
+        return self._back(self._function.signature.call(self._function.function, self._arguments))
 
-            def step(*_: Any) -> Any:
-                return function.found(self._arguments, needs, listed, gradients, retain_graph=True)
+    def served(self, path: str) -> Step:
+        """Return the step with the node of that hit path; C++'s must be loaded."""
+        if path == "python":
+            return lambda *_: self._back(GradientNode.apply(self._joined, *self._arguments))  # type: ignore[no-untyped-call]
+        return self._through(path, declined=False)
 
-            return step
+    def declined(self, path: str) -> Step:
+        """Return the step that takes its way through that hit path to the function."""
+        return self._through(path, declined=True)
 
-        self._back = back
-        self.eager = back(results)
-        self.python = back(GradientNode.apply(self._joined, *self._arguments))  # type: ignore[no-untyped-call]
-        self._native: Step | None = None
+    def _back(self, results: Any) -> Any:
+        listed = list(results) if isinstance(results, tuple | list) else [results]
+        return self._function.found(self._arguments, self._needs, listed, self._results)
 
-    def native(self, *_: Any) -> Any:
-        """Make the pass with C++'s node; the C++ hit path must be loaded."""
-        if self._native is None:
-            self._native = self._back(self._gated()(*self._arguments))
-        return self._native()
+    def _through(self, path: str, *, declined: bool) -> Step:
+        """Return the step with a forward pass that is an op's."""
+        step = self._steps.get((path, declined))
+        if step is None:
+            op = self._op(path, declined=declined)
+            step = self._steps[path, declined] = lambda *_: self._back(op(*self._arguments))
+        return step
 
-    def _gated(self) -> OpOverload:
-        """Return an op of this process's that runs the function, differentiated by C++'s node."""
-        namespace = _compat.raw_schema(self._backward).name.partition("::")[0]
-        signature = self._function.signature
-        library = _compat.new_library(namespace, "FRAGMENT")
-        listed = _compat.raw_schema(self._backward).arguments[signature.results : -1]
+    def _op(self, path: str, *, declined: bool) -> OpOverload:
+        """Return an op of this process's that runs the function, with the path's gradient."""
+        backward, signature = _compat.raw_schema(self._backward), self._function.signature
+        namespace = backward.name.partition("::")[0]
+        if self._library is None:
+            self._library = _compat.new_library(namespace, "FRAGMENT")
+        library = self._library
+        listed = backward.arguments[signature.results : -1]
         arguments = ", ".join(f"{_compat.type_in_schema(one)} {one.name}" for one in listed)
         returns = ", ".join(["Tensor"] * signature.results)
         schema = f"({arguments}) -> {returns if signature.single else f'({returns})'}"
-        for name in ("forward", "function"):
-            library.define(name + schema)  # type: ignore[no-untyped-call]
+        name = f"{path}_{'declined' if declined else 'served'}"
+        for one in (name, f"{name}_function"):
+            library.define(one + schema)  # type: ignore[no-untyped-call]
 
         def run(*values: Any) -> Any:
             results = signature.call(self._function.function, values)
             return results[0] if signature.single else tuple(results)
 
-        def above(keyset: Any, *values: Any) -> Any:
-            return run(*values)
-
-        library.impl("forward", run, "CompositeExplicitAutograd")  # type: ignore[no-untyped-call]
-        library.impl("forward", above, "Autograd", with_keyset=True)  # type: ignore[no-untyped-call]
-        library.impl("function", run, "CompositeImplicitAutograd")  # type: ignore[no-untyped-call]
-        op: OpOverload = getattr(torch.ops, namespace).forward.default
+        op: OpOverload = getattr(getattr(torch.ops, namespace), name).default
         own = op_schema(op)
-        gate = NativeGate(
-            own.op,
-            _compat.raw_schema(self._backward).name,
-            f"{namespace}::function",
-            [argument_kind(argument) for argument in own.arguments],
-            signature.results,
-        )
-        gate.install()
+        # Without caches it declines each call.
         gradients = Gradients(
             op, own, run, self._function, self._backward, lambda: None, function_op=""
         )
-        gradients.put(gate, self._joined, self._arguments)
-        self._kept += [library, gate]
+        library.impl(name, run, "CompositeExplicitAutograd")  # type: ignore[no-untyped-call]
+        library.impl(name, gradients, "Autograd", with_keyset=True)  # type: ignore[no-untyped-call]
+        library.impl(f"{name}_function", run, "CompositeImplicitAutograd")  # type: ignore[no-untyped-call]
+        if path == "native":
+            kinds = [argument_kind(argument) for argument in own.arguments]
+            gate = NativeGate(
+                own.op, backward.name, f"{namespace}::{name}_function", kinds, signature.results
+            )
+            gate.install()
+            self._gates.append(gate)
+            gradients.put(gate, self._joined, self._arguments, declined=declined)
         return op
