@@ -65,15 +65,6 @@ REASONS: dict[str, str] = {
 # Reasons that say something about one thread count's code; the others hold for every count.
 DEPENDS_ON_THREADS = frozenset({"crashed", "raised", "mismatch"})
 
-# Reasons that stay what they are until a setting changes, in this process.
-LASTING = frozenset(
-    """
-    crashed data_dependent_output does_not_trace error_depends_on_data mismatch mutates_constant
-    needs_proxy_executor no_kernel_of_its_own non_tensor_result raised random
-    reads_storage_offset result_shares_storage slower unmeasured unsupported_function
-    """.split()  # noqa: SIM905 - a list of names to read, not to parse
-)
-
 # No tag says these things, so they are named. Each list is by base name, all overloads.
 _UNINITIALISED = re.compile(
     r"(new_)?empty(_like|_strided|_permuted|_quantized)?$|_empty_affine\w*$"

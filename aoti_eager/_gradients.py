@@ -18,7 +18,6 @@ from torch import Tensor
 
 from . import _compat
 from ._compat import OpOverload
-from ._declines import LASTING
 from ._gradient_function import GradientFunction
 from ._gradient_node import GradientNode, JoinedCall, Pair, listed
 from ._kernel_cache import KernelCache
@@ -69,6 +68,7 @@ class Gradients:
         self._table: Any = None
         self._calls: dict[Any, JoinedCall] = {}
         self._gate: NativeGate | None = None
+        self._declines = False
 
     def __call__(self, keyset: Any, *args: Any, **kwargs: Any) -> Any:
         """Return the op's result, with a gradient if one is wanted."""
@@ -87,6 +87,7 @@ class Gradients:
         forward, backward = caches
         if backward.table is not self._table:
             self._table, self._calls = backward.table, {}
+            self._table.listener = self._decided
         if forward.bypassed or backward.bypassed:
             return self._function(*args, **kwargs)
         try:
@@ -105,13 +106,9 @@ class Gradients:
                 self.put(self._gate, call, arguments)
             return GradientNode.apply(call, *arguments)  # type: ignore[no-untyped-call]
         result = self._function(*args, **kwargs)
-        if not call.has_gradient or _is_lasting(backward, call.key):
-            if self._gate is not None and not call.is_native:
-                call.is_native = True
-                self.put(self._gate, call, arguments, declined=True)
-            return result
-        table = backward.table
-        if call.key in table.arrivals or call.key not in table.declines:  # Else it is on its way.
+        if not call.has_gradient or _is_declined(backward, call.key):
+            self._decline_natively(backward, call, arguments)
+        else:
             call.ask(backward, arguments, listed(result))
         return result
 
@@ -164,6 +161,23 @@ class Gradients:
             self._gate.clear()
         for call in list(self._calls.values()):
             call.is_native = False
+
+    def _decided(self) -> None:
+        """Decide anew on the calls that were declined: a kernel of theirs may have come."""
+        if self._declines:
+            self._declines = False
+            self._refreshed()
+
+    def _decline_natively(
+        self, backward: KernelCache, call: JoinedCall, arguments: Sequence[Any]
+    ) -> None:
+        """Have C++ send such calls to the function, until something else is decided."""
+        if self._gate is None or call.is_native:
+            return
+        call.is_native = self._declines = True
+        self.put(self._gate, call, arguments, declined=True)
+        if call.has_gradient and not _is_declined(backward, call.key):
+            self._refreshed()  # It came meanwhile, and C++ was told so too early.
 
     def put(
         self,
@@ -243,7 +257,6 @@ class Gradients:
         return result
 
 
-def _is_lasting(cache: KernelCache, key: Any) -> bool:
-    """Return whether calls of a key are declined until a setting changes."""
-    decline = cache.table.declines.get(key)
-    return decline is not None and decline.reason in LASTING and key not in cache.table.arrivals
+def _is_declined(cache: KernelCache, key: Any) -> bool:
+    """Return whether a key has no kernel for now: it may be with the compiler, or none pays off."""
+    return key in cache.table.declines and key not in cache.table.arrivals

@@ -118,12 +118,9 @@ class _Measured:
         self._kernels: list[Kernel] = []
         self._current: Kernel | None = None
         self._call: Callable[..., Any] = self._op
-        # What a script does where nothing of ours is registered.
-        self._plain: Callable[..., Any] | None = None
         self._step: MeasuredStep | None = None
         if isinstance(self._function, GradientFunction):
             self._step = MeasuredStep(self._function, self._op, self._arguments()()[0])
-            self._plain = self._step.eager
 
     def add(self, library: Mapping[str, Any]) -> None:
         """Measure this library, too: ``path``, ``outputs`` and ``calls_aten``."""
@@ -156,9 +153,21 @@ class _Measured:
     def times(self, paths: Sequence[str]) -> list[Times]:
         """Return for each library and hit path the medians of alternating rounds."""
         self._choose_call()
-        sides = [_Side(None, "")]
-        sides += [_Side(None, path) for path in paths]
-        sides += [_Side(kernel, path) for kernel in self._kernels for path in paths]
+        step = self._step
+        if step is None:
+            sides = [_Side(None, ""), *(_Side(None, path) for path in paths)]
+            forward = None
+        else:
+            sides = [_Side(None, "", step.eager)]
+            sides += [_Side(None, path, step.declined(path)) for path in paths]
+            forward = _Side(None, "", step.forward)
+        sides += [
+            _Side(kernel, path, None if step is None else step.served(path))
+            for kernel in self._kernels
+            for path in paths
+        ]
+        served = sides[1 + len(paths) :]
+        sides += [] if forward is None else [forward]
         start = perf_counter_ns()
         for number in itertools.count():
             # In turn from both ends: what the machine does meanwhile meets every side alike.
@@ -170,10 +179,12 @@ class _Measured:
         quiet = least >= _LEAST_QUIET_ROUNDS
         original, passed = sides[0], dict(zip(paths, sides[1:], strict=False))
         results: list[Times] = [{} for _ in self._kernels]
-        for side in sides[1 + len(paths) :]:
+        for side in served:
             assert side.kernel is not None
             three = (side, original, passed[side.path])
             kernel_us, original_us, passed_us = (one.microseconds(quiet) for one in three)
+            if forward is not None:
+                kernel_us = round(kernel_us + forward.microseconds(quiet), 3)
             results[self._kernels.index(side.kernel)][side.path] = {
                 "kernel_us": kernel_us,
                 "original_us": original_us,
@@ -190,10 +201,8 @@ class _Measured:
         arguments = self._arguments()
         args, kwargs = arguments()
         calls = side.calls(_MOST_CALLS_WRITING if self._mutates else _MOST_CALLS)
-        if not side.path or (self._step is not None and side.kernel is None):
-            call = self._plain or self._call
-            if self._step is not None and side.path:
-                call = self._step.declined(side.path)
+        call = side.call or self._call
+        if not side.path or (side.call is not None and side.kernel is None):
             for _ in range(2):
                 call(*args, **kwargs)
             side.add(*self._timed(call, arguments, calls))
@@ -205,7 +214,6 @@ class _Measured:
         self._installed.install(None, native=side.path == "native")
         self._installed.set_holder(self, True)
         above = self._at_autograd() if side.path == "python" else None
-        call = self._call if self._step is None else self._step.served(side.path)
         try:
             for _ in range(3):
                 call(*args, **kwargs)
@@ -264,7 +272,7 @@ class _Measured:
         C++'s is a hundredth of a microsecond an argument.
         """
         function = self._function
-        if function is None or self._plain is not None or not is_differentiable(self._schema):
+        if function is None or self._step is not None or not is_differentiable(self._schema):
             return None
         gradient = GradientFunction(function, signature_of(self._schema))
         kernel = Gradients(
@@ -283,7 +291,7 @@ class _Measured:
         ``torch.ops`` enters the dispatcher boxed, which is dear for torch's kernels and cheap for
         ours: it would make losers look like winners.
         """
-        if self._plain is not None:
+        if self._step is not None:
             return
         self._use(self._kernels[0])
         config.native = "0"
@@ -343,11 +351,17 @@ def _waited_ns() -> int:
 
 
 class _Side:
-    """The original (no path), or what becomes of a call on a hit path: a kernel or a decline."""
+    """The original (no path), or what becomes of a call on a hit path: a kernel or a decline.
 
-    def __init__(self, kernel: Kernel | None, path: str) -> None:
+    ``call`` is what is called, if it is not the op.
+    """
+
+    def __init__(
+        self, kernel: Kernel | None, path: str, call: Callable[..., Any] | None = None
+    ) -> None:
         self.kernel = kernel
         self.path = path
+        self.call = call
         self.quiet: list[float] = []
         self._all: list[float] = []
 

@@ -1,8 +1,11 @@
 """A training step of one function: eager, served by a backward kernel, and declined.
 
 For the gate of a backward kernel, in the process that measures. A step is the forward pass and the
-gradients: with a backward kernel, the forward pass records nothing but its arguments. The forward
-pass itself is the function's own on all sides, since its kernel has a measurement, too.
+gradients: with a backward kernel, the forward pass records nothing but its arguments.
+
+The forward kernel is not known here. In a served step, empty results stand for it: they take the
+way through the dispatcher that it takes. What it computes is to be added, and is taken to last as
+long as the function without a graph: where its kernel is slower than that, the function runs.
 """
 
 from __future__ import annotations
@@ -43,10 +46,15 @@ class MeasuredStep:
             if need:
                 self._arguments[place].requires_grad_()
         results = signature.call(function.function, self._arguments)
-        self._pair = Pair(
-            function.function, backward, tuple(signature.tensors), tuple(signature.keywords)
-        )
-        self._joined = JoinedCall(self._pair, self._needs, results)
+        like = [one.detach() for one in results]
+
+        def stand_in(*_: Any, **__: Any) -> Any:
+            made = tuple(torch.empty_like(one) for one in like)
+            return made[0] if signature.single else made
+
+        self._stand_in = stand_in
+        pair = Pair(stand_in, backward, tuple(signature.tensors), tuple(signature.keywords))
+        self._joined = JoinedCall(pair, self._needs, results)
         self._library: torch.library.Library | None = None
         self._gates: list[NativeGate] = []
         self._steps: dict[tuple[str, bool], Step] = {}
@@ -55,8 +63,16 @@ class MeasuredStep:
         """Make the step without us."""
         return self._back(self._function.signature.call(self._function.function, self._arguments))
 
+    def forward(self, *_: Any) -> Any:
+        """Run the function without a graph."""
+        with torch.no_grad():
+            return self._function.signature.call(self._function.function, self._arguments)
+
     def served(self, path: str) -> Step:
-        """Return the step with the node of that hit path; C++'s must be loaded."""
+        """Return the step with the node of that hit path, and an empty forward pass.
+
+        The C++ hit path must be loaded for its node.
+        """
         if path == "python":
             return lambda *_: self._back(GradientNode.apply(self._joined, *self._arguments))  # type: ignore[no-untyped-call]
         return self._through(path, declined=False)
@@ -93,6 +109,8 @@ class MeasuredStep:
             library.define(one + schema)  # type: ignore[no-untyped-call]
 
         def run(*values: Any) -> Any:
+            if not declined:
+                return self._stand_in()
             results = signature.call(self._function.function, values)
             return results[0] if signature.single else tuple(results)
 

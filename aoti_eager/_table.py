@@ -82,6 +82,7 @@ class Table:
         lost: How many have a kernel that does not pay off, or could not be given one.
         specialised: The op's dynamic specialisations.
         closed: Whether nobody looks into it any more, and nothing is kept in it.
+        listener: Is told after a decline was taken back, and when a library has come.
     """
 
     def __init__(self) -> None:
@@ -94,6 +95,7 @@ class Table:
         self.compiling = 0
         self.lost = 0
         self.closed = False
+        self.listener: Callable[[], None] | None = None
         self.specialised = Specialisations()
         self._lock = threading.RLock()
 
@@ -137,6 +139,7 @@ class Table:
             self.arrivals[key] = arrival
             if self.native is not None and decline.words is not None:
                 self.native.remove(decline.words)
+            self._tell()
 
     def drop_kernels(self, which: Callable[[Kernel], bool]) -> None:
         """Let go of the kernels of which ``which`` is true; their keys are decided on again."""
@@ -200,6 +203,7 @@ class Table:
             self.specialised = Specialisations()
             if self.native is not None:
                 self.native.clear()
+            self._tell()
 
     def close(self) -> None:
         """Let go of all, for good; no op may look into the C++ table any more."""
@@ -220,6 +224,11 @@ class Table:
         self.arrivals.pop(key, None)
         if decline is not None:
             self._count(decline, -1)
+            self._tell()
+
+    def _tell(self) -> None:
+        if self.listener is not None:
+            self.listener()
 
     def _count(self, decline: Decline, change: int) -> None:
         if not decline.is_dynamic:
@@ -235,6 +244,7 @@ class Table:
             self.native.clear()
             for kernel in self.kernels.values():
                 self._put_natively(kernel)
+        self._tell()
 
     def _put_natively(self, kernel: Kernel) -> None:
         if self.native is None or kernel.words is None or kernel.native_results is None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import types
 from collections.abc import Callable
 from typing import Any
@@ -15,6 +16,8 @@ from torch.utils.checkpoint import checkpoint
 
 import aoti_eager
 from aoti_eager import CustomOp, stats
+from aoti_eager._compile import CompileService
+from aoti_eager._gradients import Gradients
 from aoti_eager.errors import CustomOpError
 
 from . import gradient_ops as functions
@@ -213,6 +216,39 @@ def test_a_backward_under_autocast_computes_as_the_forward_did(
         with torch.autocast("cpu", torch.bfloat16):
             (got, _) = torch.autograd.grad(result, (x, weight))
         assert_close(got, want)
+
+
+@pytest.mark.native
+def test_calls_that_wait_for_their_kernel_do_not_pass_python(
+    make_op: MakeOp, shared_cache: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    op, x = make_op(functions.variance), leaf(2, 3, 7).detach().float().requires_grad_()
+    may_compile = threading.Event()
+    compile_ = CompileService.publish
+
+    def publish(*args: Any, **kwargs: Any) -> Any:
+        assert may_compile.wait(60.0)
+        return compile_(*args, **kwargs)
+
+    monkeypatch.setattr(CompileService, "publish", publish)
+    with aoti_eager.config.scope(mode="background"):
+        want = run(functions.variance, x)
+        passed, call = 0, Gradients.__call__
+
+        def counted(*args: Any, **kwargs: Any) -> Any:
+            nonlocal passed
+            passed += 1
+            return call(*args, **kwargs)
+
+        monkeypatch.setattr(Gradients, "__call__", counted)
+        got = [run(op, x) for _ in range(6)]
+        assert passed == 2  # It asks, and tells C++.
+        may_compile.set()
+        assert aoti_eager.wait(120.0)
+        got += [run(op, x) for _ in range(6)]
+        assert counts(op)[1].hits >= 3
+    for one in got:
+        assert_close(one, want)
 
 
 def scaled_tanh(x: Tensor, by: float) -> Tensor:

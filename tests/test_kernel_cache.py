@@ -336,9 +336,7 @@ def test_an_entry_that_needs_more_of_the_cpu_is_a_miss(
 
 
 @pytest.mark.parametrize("file", ["entry.json", "library.so"])
-def test_a_garbled_entry_is_rebuilt_and_the_others_are_served(
-    file: str, shared_cache: Path
-) -> None:
+def test_a_garbled_entry_is_rebuilt_and_the_others_are_served(file: str) -> None:
     """Defect 16."""
     x, y = f32(6, 6), f32(8, 8)
     with aoti_eager.register("aten::silu"):
