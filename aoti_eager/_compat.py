@@ -306,6 +306,25 @@ def overload_names(packet: Any) -> list[str]:
     ]
 
 
+def seen_random(function: Any, args: Any, kwargs: Any) -> tuple[Any, bool]:
+    """Call ``function``; return its result, and whether an op of it draws random numbers."""
+    from torch.utils._python_dispatch import TorchDispatchMode
+
+    drawn = False
+
+    class Seen(TorchDispatchMode):  # type: ignore[no-untyped-call]
+        def __torch_dispatch__(
+            self, func: Any, types: Any, args: Any = (), kwargs: Any = None
+        ) -> Any:
+            nonlocal drawn
+            drawn = drawn or torch.Tag.nondeterministic_seeded in func.tags
+            return func(*args, **(kwargs or {}))
+
+    with Seen():  # type: ignore[no-untyped-call]
+        result = function(*args, **kwargs)
+    return result, drawn
+
+
 def dispatched_call(function: Any, args: Any, kwargs: Any) -> tuple[Any, Any, Any]:
     """Return the first overload that a call of ``function`` dispatches, with its arguments.
 

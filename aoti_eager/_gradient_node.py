@@ -18,8 +18,12 @@ from . import _compat
 from ._compat import OpOverload
 from ._gradient_function import GradientFunction
 from ._kernel_cache import KernelCache
+from .errors import AotiEagerError
 
 log = logging.getLogger("aoti_eager")
+
+# How often asking for a kernel of a call may raise.
+_MOST_FAILED = 2
 
 
 class Alive:
@@ -76,6 +80,7 @@ class JoinedCall:
         self.needs = list(needs)
         self.key: Any = None
         self.is_native = False
+        self._failed = 0
         self.differentiable = [one.requires_grad for one in results]
         is_strided = all(one.layout is torch.strided for one in results)
         self.has_gradient = is_strided and any(self.differentiable)
@@ -96,23 +101,13 @@ class JoinedCall:
                 self.key = backward.key(*values)
             self.pair.backward(*values)
 
-        self._aside(call)
+        if not _made_aside(call):
+            self._failed += 1
+            self.has_gradient = self._failed < _MOST_FAILED
 
     def ask_forward(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
         """Call the op once without a gradient, likewise."""
-        self._aside(lambda: self.pair.op(*args, **kwargs))
-
-    def _aside(self, call: Callable[[], Any]) -> None:
-        """Make a call that the script has not made: it sees no random number and no error of it.
-
-        A function may have no gradient at all, or none here, and the script may never want one.
-        """
-        try:
-            with torch.random.fork_rng(devices=()), torch.no_grad():
-                call()
-        except Exception as error:  # noqa: BLE001 - of the function, which was called for nothing
-            log.info("no gradient is compiled: %r", error)
-            self.has_gradient = False
+        _made_aside(lambda: self.pair.op(*args, **kwargs))
 
     def values(self, gradients: Sequence[Tensor | None], arguments: Sequence[Any]) -> list[Any]:
         """Return the arguments of the backward op."""
@@ -200,6 +195,23 @@ class SecondOrder:
                     arguments[place] = arguments[place].detach().requires_grad_()
             results = signature.call(self._gradient.function, arguments)
             return self._gradient.found(arguments, needs, results, gradients, create_graph=True)
+
+
+def _made_aside(call: Callable[[], Any]) -> bool:
+    """Make a call that the script has not made; return whether it raised nothing.
+
+    A function may have no gradient, or none here, and the script may never want one. What raises
+    is the function, or with the setting ``strict`` we.
+    """
+    try:
+        with torch.no_grad():
+            call()
+    except AotiEagerError:
+        raise
+    except Exception as error:  # noqa: BLE001 - of the function, which was called for nothing
+        log.info("asking for a kernel raised: %r", error)
+        return False
+    return True
 
 
 def listed(result: Any) -> Sequence[Tensor]:

@@ -9,7 +9,10 @@ transforms, traces and autocast, and for the second derivative.
 
 from __future__ import annotations
 
+import os
 import sys
+import threading
+import weakref
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -24,6 +27,7 @@ from ._kernel_cache import KernelCache
 from ._native import NativeGate
 from ._native_key import argument_kind, words_of_values
 from ._schema import OpSchema, qualified_name
+from ._table import Table
 from .config import config
 
 _PLAIN = (Tensor, torch.nn.Parameter)
@@ -65,10 +69,13 @@ class Gradients:
         self._schema = schema
         self._decomposes = decomposes
         self._function_op = function_op
-        self._table: Any = None
+        self._table: Table | None = None
         self._calls: dict[Any, JoinedCall] = {}
         self._gate: NativeGate | None = None
-        self._declines = False
+        self._told_native = False
+        # Of the gate, and what it was told. Taken after a table's, where both are.
+        self._gate_lock = threading.RLock()
+        _all.add(self)
 
     def __call__(self, keyset: Any, *args: Any, **kwargs: Any) -> Any:
         """Return the op's result, with a gradient if one is wanted."""
@@ -86,8 +93,7 @@ class Gradients:
             return self._function(*args, **kwargs)
         forward, backward = caches
         if backward.table is not self._table:
-            self._table, self._calls = backward.table, {}
-            self._table.listener = self._decided
+            self._listen_to(backward.table)
         if forward.bypassed or backward.bypassed:
             return self._function(*args, **kwargs)
         try:
@@ -102,12 +108,12 @@ class Gradients:
             return self._first(key, forward_key, caches, arguments, needs, args, kwargs)
         if backward.lookup(call.key) is not None:
             if self._gate is not None and not call.is_native:
-                call.is_native = True
-                self.put(self._gate, call, arguments)
+                self._tell_native(backward, call, arguments, joined=True)
             return GradientNode.apply(call, *arguments)  # type: ignore[no-untyped-call]
         result = self._function(*args, **kwargs)
         if not call.has_gradient or _is_declined(backward, call.key):
-            self._decline_natively(backward, call, arguments)
+            if self._gate is not None and not call.is_native:
+                self._tell_native(backward, call, arguments, joined=False)
         else:
             call.ask(backward, arguments, listed(result))
         return result
@@ -148,36 +154,56 @@ class Gradients:
 
     def close(self) -> None:
         """Take C++'s kernel out of the dispatcher; no call of the op may run."""
-        gate, self._gate = self._gate, None
-        if gate is not None:
-            gate.close()
+        self._listen_to(None)  # A worker may be deciding on a call.
+        with self._gate_lock:
+            gate, self._gate = self._gate, None
+            if gate is not None:
+                gate.close()
         for cache in self._caches() or ():
             if self._refreshed in cache.observers:
                 cache.observers.remove(self._refreshed)
 
+    def _listen_to(self, table: Table | None) -> None:
+        """Have the calls of a table, and be told of what changes in it."""
+        before, self._table, self._calls = self._table, table, {}
+        if before is not None:
+            before.tell(None)
+        if table is not None:
+            table.tell(self._decided)
+
     def _refreshed(self) -> None:
         """Decide anew on all calls: a setting has changed, or what serves them."""
-        if self._gate is not None:
-            self._gate.clear()
-        for call in list(self._calls.values()):
-            call.is_native = False
+        with self._gate_lock:
+            self._told_native = False
+            if self._gate is not None:
+                self._gate.clear()
+            for call in list(self._calls.values()):
+                call.is_native = False
 
     def _decided(self) -> None:
-        """Decide anew on the calls that were declined: a kernel of theirs may have come."""
-        if self._declines:
-            self._declines = False
-            self._refreshed()
+        """Decide anew on the calls that C++ knows: a kernel of theirs may have come, or gone."""
+        with self._gate_lock:
+            if self._told_native:
+                self._refreshed()
 
-    def _decline_natively(
-        self, backward: KernelCache, call: JoinedCall, arguments: Sequence[Any]
+    def _tell_native(
+        self, backward: KernelCache, call: JoinedCall, arguments: Sequence[Any], *, joined: bool
     ) -> None:
-        """Have C++ send such calls to the function, until something else is decided."""
-        if self._gate is None or call.is_native:
-            return
-        call.is_native = self._declines = True
-        self.put(self._gate, call, arguments, declined=True)
-        if call.has_gradient and not _is_declined(backward, call.key):
-            self._refreshed()  # It came meanwhile, and C++ was told so too early.
+        """Have C++ join such calls, or send them to the function, until something else is decided.
+
+        Others may decide at any time: what they decided before this was told is looked at again.
+        """
+        with self._gate_lock:
+            if self._gate is None or call.is_native:
+                return
+            call.is_native = self._told_native = True
+            self.put(self._gate, call, arguments, declined=not joined)
+            if joined:
+                is_so = backward.lookup(call.key) is not None
+            else:
+                is_so = not call.has_gradient or _is_declined(backward, call.key)
+            if not is_so:
+                self._refreshed()
 
     def put(
         self,
@@ -247,9 +273,12 @@ class Gradients:
     ) -> Any:
         """Run the function, see which of its results have a gradient, and ask for the kernels."""
         forward, backward = caches
-        result = self._function(*args, **kwargs)
+        result, is_random = _compat.seen_random(self._function, args, kwargs)
         results = listed(result)
         call = self._calls[key] = JoinedCall(self._pair, needs, results)
+        if is_random:
+            # It has no backward kernel, and asking for one would take numbers of the script's.
+            call.has_gradient = False
         if call.has_gradient:
             call.ask(backward, arguments, results)
             if forward.lookup(forward_key) is None:
@@ -260,3 +289,16 @@ class Gradients:
 def _is_declined(cache: KernelCache, key: Any) -> bool:
     """Return whether a key has no kernel for now: it may be with the compiler, or none pays off."""
     return key in cache.table.declines and key not in cache.table.arrivals
+
+
+_all: weakref.WeakSet[Gradients] = weakref.WeakSet()
+
+
+def _after_fork() -> None:
+    for one in list(_all):
+        # It may have been held by a thread that is not here.
+        one._gate_lock = threading.RLock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)

@@ -20,6 +20,7 @@ from ._compat import OpOverload
 from ._gradient_function import GradientFunction
 from ._gradient_node import GradientNode, JoinedCall, Pair
 from ._gradients import Gradients
+from ._kernel_cache import KernelCache
 from ._native import NativeGate
 from ._native_key import argument_kind
 from ._schema import op_schema
@@ -73,8 +74,6 @@ class MeasuredStep:
 
         The C++ hit path must be loaded for its node.
         """
-        if path == "python":
-            return lambda *_: self._back(GradientNode.apply(self._joined, *self._arguments))  # type: ignore[no-untyped-call]
         return self._through(path, declined=False)
 
     def declined(self, path: str) -> Step:
@@ -116,12 +115,19 @@ class MeasuredStep:
 
         op: OpOverload = getattr(getattr(torch.ops, namespace), name).default
         own = op_schema(op)
-        # Without caches it declines each call.
         gradients = Gradients(
             op, own, run, self._function, self._backward, lambda: None, function_op=""
         )
+        cache = KernelCache(op, "CPU")
+
+        def above(keyset: Any, *values: Any) -> Any:
+            """Do what ``Gradients`` does in Python, with what it would find in the caches."""
+            found = gradients(keyset, *values) if declined else None
+            cache.lookup(cache.key(*values))
+            return GradientNode.apply(self._joined, *values) if found is None else found  # type: ignore[no-untyped-call]
+
         library.impl(name, run, "CompositeExplicitAutograd")  # type: ignore[no-untyped-call]
-        library.impl(name, gradients, "Autograd", with_keyset=True)  # type: ignore[no-untyped-call]
+        library.impl(name, above, "Autograd", with_keyset=True)  # type: ignore[no-untyped-call]
         library.impl(f"{name}_function", run, "CompositeImplicitAutograd")  # type: ignore[no-untyped-call]
         if path == "native":
             kinds = [argument_kind(argument) for argument in own.arguments]

@@ -46,10 +46,12 @@ def _sum_of_sums(graph: Any, x: Any, count: int, block: int, keepdim: bool) -> A
     rest = sizes[count:]
     total = x
     dtype = x.meta["val"].dtype
-    while rows >= _LEAST_ROWS and rows % block == 0:
+    while block > 1 and rows >= _LEAST_ROWS and rows % block == 0:
         rows //= block
         total = graph.call_function(_aten.reshape.default, (total, [rows, block, *rest]))
         total = graph.call_function(_aten.sum.dim_IntList, (total, [1]), _WIDE)
+    if total is x:
+        total = graph.call_function(_aten.reshape.default, (total, [rows, *rest]))
     total = graph.call_function(_aten.sum.dim_IntList, (total, [0]), _WIDE)
     if dtype is not torch.float64:
         total = graph.call_function(_aten._to_copy.default, (total,), {"dtype": dtype})
@@ -59,7 +61,7 @@ def _sum_of_sums(graph: Any, x: Any, count: int, block: int, keepdim: bool) -> A
 
 
 def _block(value: Any, dims: Any) -> int | None:
-    """Return how many rows make a block; ``None`` where a sum is to stay as it is."""
+    """Return how many rows make a block, 1 for none; ``None`` where a sum is to stay as it is."""
     if not isinstance(value, torch.Tensor) or value.dtype not in _DTYPES:
         return None
     rank = value.dim()
@@ -69,4 +71,4 @@ def _block(value: Any, dims: Any) -> int | None:
     rows = math.prod(value.shape[: len(places)])
     if not isinstance(rows, int) or rows < _LEAST_ROWS:
         return None
-    return next((block for block in range(_BLOCK, 3, -1) if rows % block == 0), None)
+    return next((block for block in range(_BLOCK, 3, -1) if rows % block == 0), 1)

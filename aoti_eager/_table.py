@@ -82,7 +82,6 @@ class Table:
         lost: How many have a kernel that does not pay off, or could not be given one.
         specialised: The op's dynamic specialisations.
         closed: Whether nobody looks into it any more, and nothing is kept in it.
-        listener: Is told after a decline was taken back, and when a library has come.
     """
 
     def __init__(self) -> None:
@@ -95,7 +94,7 @@ class Table:
         self.compiling = 0
         self.lost = 0
         self.closed = False
-        self.listener: Callable[[], None] | None = None
+        self._listener: Callable[[], None] | None = None
         self.specialised = Specialisations()
         self._lock = threading.RLock()
 
@@ -117,6 +116,14 @@ class Table:
                     if key not in self.arrivals:
                         self._decline_natively(decline)
             return self.native
+
+    def tell(self, listener: Callable[[], None] | None) -> None:
+        """Tell ``listener`` of every decision that is taken back, and of libraries that come.
+
+        ``None`` for nobody: who was told is not any more when this returns.
+        """
+        with self._lock:
+            self._listener = listener
 
     def put(self, key: TableKey, kernel: Kernel) -> None:
         """Serve calls of ``key`` by ``kernel`` from now on."""
@@ -148,6 +155,7 @@ class Table:
                 if which(kernel):
                     del self.kernels[key]
                     self._remove_natively(kernel)
+                    self._tell()
 
     def leave_dynamic(self) -> None:
         """Decide anew on the keys that dynamic specialisations serve, or were to serve."""
@@ -172,9 +180,11 @@ class Table:
             if len(self.declines) >= DECLINES_LIMIT:
                 self._forget_declines()  # They are found out again; memory is not.
             self._leave_pattern(key, decline)
-            self.kernels.pop(key, None)
+            lost = self.kernels.pop(key, None) is not None
             self._undecline(key)
             self.declines[key] = decline
+            if lost:
+                self._tell()
             self._count(decline, 1)
             self._decline_natively(decline)
 
@@ -227,8 +237,8 @@ class Table:
             self._tell()
 
     def _tell(self) -> None:
-        if self.listener is not None:
-            self.listener()
+        if self._listener is not None:
+            self._listener()
 
     def _count(self, decline: Decline, change: int) -> None:
         if not decline.is_dynamic:

@@ -249,10 +249,11 @@ def decode_verdict(document: bytes | str) -> Verdict:
     values = json.loads(document)
     if values["format"] != FORMAT_VERSION:
         raise ValueError(f"format {values['format']}")
+    times = path_times(values["times"])
     return Verdict(
         str(values["library"]),
         bool(values["checked"]),
         bool(values["compared"]),
-        path_times(values["times"]),
+        {name: time for name, time in times.items() if not time.is_doubtful},
         frozenset(int(size) for size in values.get("checked_sizes", ())),
     )

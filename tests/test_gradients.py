@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 import types
 from collections.abc import Callable
 from typing import Any
@@ -18,7 +19,8 @@ import aoti_eager
 from aoti_eager import CustomOp, stats
 from aoti_eager._compile import CompileService
 from aoti_eager._gradients import Gradients
-from aoti_eager.errors import CustomOpError
+from aoti_eager._native import NativeGate
+from aoti_eager.errors import AotiEagerWarning, CustomOpError, StoreError
 
 from . import gradient_ops as functions
 from .conftest import MakeOp, assert_close
@@ -249,6 +251,107 @@ def test_calls_that_wait_for_their_kernel_do_not_pass_python(
         assert counts(op)[1].hits >= 3
     for one in got:
         assert_close(one, want)
+
+
+def test_asking_for_kernels_gives_back_no_random_number_of_another_thread(
+    make_op: MakeOp, shared_cache: Any
+) -> None:
+    op, drawn, done = make_op(functions.swiglu), [], threading.Event()
+
+    def draw() -> None:
+        while not done.is_set():
+            drawn.append(torch.randint(1 << 62, (1,)).item())
+            time.sleep(1e-4)
+
+    thread = threading.Thread(target=draw)
+    thread.start()
+    try:
+        for rows in range(2, 5):
+            run(op, *(torch.randn(rows, 5, requires_grad=True) for _ in range(2)))
+    finally:
+        done.set()
+        thread.join()
+    assert len(set(drawn)) == len(drawn)
+
+
+def asked(op: CustomOp, rows: int) -> Tensor:
+    """Ask for the kernels of a call, and return its argument."""
+    x = torch.randn(rows, 3, 7, requires_grad=True)
+    op(x)
+    return x
+
+
+@pytest.mark.native
+def test_a_kernel_that_comes_while_another_call_is_declined_is_not_missed(
+    make_op: MakeOp, shared_cache: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    op = make_op(functions.variance)
+    with aoti_eager.config.scope(mode="background"):
+        xs = [asked(op, rows) for rows in (2, 3, 4)]
+        tellers: list[threading.Thread] = []
+        put = NativeGate.put_decline
+
+        def slow_put(gate: NativeGate, key: bytes) -> None:
+            # A worker decides on another key of the op, at the worst of times.
+            table = gradient_table(op)
+            tellers.append(threading.Thread(target=table._tell))
+            tellers[-1].start()
+            time.sleep(0.02)
+            put(gate, key)
+
+        monkeypatch.setattr(NativeGate, "put_decline", slow_put)
+        for x in xs:
+            op(x)
+        assert aoti_eager.wait(120.0)
+        for x in xs:
+            for _ in range(3):
+                op(x)
+        for teller in tellers:
+            teller.join()
+        before = counts(op)[1].hits
+        for x in xs:
+            run(op, x)
+        assert counts(op)[1].hits == before + len(xs)
+
+
+def gradient_table(op: CustomOp) -> Any:
+    """Return the table of the op's gradient."""
+    gradients = op._differentiable._gradients
+    assert gradients is not None
+    return gradients._table
+
+
+def go_on_telling(table: Any, done: threading.Event) -> None:
+    """Do what a worker does that has decided on a key."""
+    while not done.is_set():
+        with table._lock:
+            table._tell()
+
+
+@pytest.mark.native
+def test_an_op_is_unregistered_while_a_worker_decides(make_op: MakeOp, shared_cache: Any) -> None:
+    with aoti_eager.config.scope(mode="cache_only"):
+        for _ in range(20):
+            op = make_op(functions.swiglu)
+            for _ in range(2):
+                run(op, *(torch.randn(2, 5, requires_grad=True) for _ in range(2)))
+            done = threading.Event()
+            thread = threading.Thread(target=go_on_telling, args=(gradient_table(op), done))
+            thread.start()
+            op.unregister()
+            done.set()
+            thread.join()
+
+
+def test_strict_raises_in_a_training_call_too(make_op: MakeOp, tmp_path: Any) -> None:
+    op = make_op(functions.swiglu)
+    x = torch.randn(2, 5, requires_grad=True)
+    (tmp_path / "file").write_text("no directory")
+    with aoti_eager.config.scope(cache_dir=tmp_path / "file"):
+        with aoti_eager.config.scope(strict=True), pytest.raises(StoreError):
+            op(x, x)
+        with pytest.warns(AotiEagerWarning, match="originals run"):
+            assert_close(op(x, x), functions.swiglu(x, x))
 
 
 def scaled_tanh(x: Tensor, by: float) -> Tensor:

@@ -59,3 +59,12 @@ def test_what_is_no_plain_sum_of_floats_stays() -> None:
     x = torch.ones(1024, 8)
     _, count = rewritten(lambda one: aten.sum.dim_IntList(one, [0], False, dtype=torch.float64), x)
     assert count == 1
+
+
+@pytest.mark.parametrize("rows", [1024, 3001, 5003, 6007])
+def test_sums_are_as_exact_as_eager_s_whatever_divides_the_rows(rows: int) -> None:
+    x = torch.rand(rows, 64, generator=torch.Generator().manual_seed(0))
+    module, _ = rewritten(lambda one: aten.sum.dim_IntList(one, [0], False), x)
+    exact = x.double().sum(0)
+    assert (module(x) - exact).abs().max() <= (x.sum(0) - exact).abs().max()
+    assert module(x).dtype is torch.float32
