@@ -306,25 +306,6 @@ def overload_names(packet: Any) -> list[str]:
     ]
 
 
-def seen_random(function: Any, args: Any, kwargs: Any) -> tuple[Any, bool]:
-    """Call ``function``; return its result, and whether an op of it draws random numbers."""
-    from torch.utils._python_dispatch import TorchDispatchMode
-
-    drawn = False
-
-    class Seen(TorchDispatchMode):  # type: ignore[no-untyped-call]
-        def __torch_dispatch__(
-            self, func: Any, types: Any, args: Any = (), kwargs: Any = None
-        ) -> Any:
-            nonlocal drawn
-            drawn = drawn or torch.Tag.nondeterministic_seeded in func.tags
-            return func(*args, **(kwargs or {}))
-
-    with Seen():  # type: ignore[no-untyped-call]
-        result = function(*args, **kwargs)
-    return result, drawn
-
-
 def dispatched_call(function: Any, args: Any, kwargs: Any) -> tuple[Any, Any, Any]:
     """Return the first overload that a call of ``function`` dispatches, with its arguments.
 
@@ -402,6 +383,25 @@ def libtorch_cpu() -> ctypes.CDLL:
 
 # Tensors without data, and what tracing raises where data would be needed, have no public names.
 # Imported where they are used: a warm process needs neither.
+@contextlib.contextmanager
+def real_tensors_allowed() -> Iterator[None]:
+    """Within a call under a ``FakeTensorMode``, take real tensors as constants, as export does."""
+    from torch._guards import detect_fake_mode
+    from torch._subclasses.fake_tensor import FakeTensorMode
+    from torch.utils._python_dispatch import _get_current_dispatch_mode_stack
+
+    modes = [one for one in _get_current_dispatch_mode_stack() if isinstance(one, FakeTensorMode)]
+    modes += [found for found in (detect_fake_mode(),) if found is not None]
+    before = [one.allow_non_fake_inputs for one in modes]
+    for one in modes:
+        one.allow_non_fake_inputs = True
+    try:
+        yield
+    finally:
+        for one, was in zip(modes, before, strict=True):
+            one.allow_non_fake_inputs = was
+
+
 def fake_mode() -> Any:
     """Return a mode in which new tensors have metadata and no data."""
     from torch._subclasses.fake_tensor import FakeTensorMode

@@ -55,6 +55,8 @@ def custom_op(
     Source: torch.library.custom_op, whose signature this is.
     """
 
+    _checked_name(name)
+
     def make(function: Callable[..., Any]) -> CustomOp:
         return CustomOp(name, function, mutates_args, device_types, schema, tags or ())
 
@@ -81,7 +83,7 @@ class CustomOp:
         if not isinstance(function, types.FunctionType):
             raise CustomOpError(
                 f"{name}: is made of a {type(function).__name__}; a function that is defined with "
-                "def is wanted"
+                "def is wanted, and all else by keyword"
             )
         namespace = _checked_name(name)
         if schema is None:
@@ -179,13 +181,18 @@ class CustomOp:
         local = self.name.partition("::")[2]
         for key in dispatch_keys:
             self._library.impl(local, self._run, key)  # type: ignore[no-untyped-call]
-        torch.library.register_fake(self.name, self.__wrapped__, lib=self._library)
+        torch.library.register_fake(self.name, self._fake, lib=self._library)
         # Below a vmap the function's own ops know what to do.
         self._library.impl(local, self._run, "FuncTorchBatched")  # type: ignore[no-untyped-call]
         if self._schema.mutated:
             self._library.impl(  # type: ignore[no-untyped-call]
                 local, self._count_versions, "ADInplaceOrView", with_keyset=True
             )
+
+    def _fake(self, *args: Any, **kwargs: Any) -> Any:
+        """Return results without data; tensors that the function finds by name are real ones."""
+        with _compat.real_tensors_allowed():
+            return self.__wrapped__(*args, **kwargs)
 
     def _count_versions(self, keyset: Any, *args: Any, **kwargs: Any) -> Any:
         """Count the versions of what the operator writes to, and go on."""
@@ -211,6 +218,12 @@ class CustomOp:
         if torch.is_grad_enabled():
             closed_over = self._source.snapshot()[1]
             if any(one.requires_grad for one in (*_tensors(args, kwargs), *closed_over)):
+                if closed_over and _compat.is_tracing():
+                    raise CustomOpError(
+                        f"{self.name}: its function finds a tensor by name, which a trace with "
+                        "gradients cannot have; make it an argument, or do not compile or export "
+                        "calls of it that want gradients"
+                    )
                 return self._run(*args, **kwargs)
         if _compat.is_transforming():
             return self._run(*args, **kwargs)
@@ -281,7 +294,11 @@ def _checked_name(name: str) -> str:
     Raises:
         CustomOpError: It is none.
     """
-    namespace, separator, local = str(name).partition("::")
+    if not isinstance(name, str):
+        raise CustomOpError(
+            f'got {name!r} for the operator\'s name: @custom_op("namespace::name") is wanted'
+        )
+    namespace, separator, local = name.partition("::")
     if not separator or not namespace.isidentifier() or not local.isidentifier():
         raise CustomOpError(
             f"{name!r} is no name of an operator: namespace::name is wanted, mylib::rms_norm"

@@ -13,6 +13,7 @@ import os
 import sys
 import threading
 import weakref
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -31,6 +32,8 @@ from ._table import Table
 from .config import config
 
 _PLAIN = (Tensor, torch.nn.Parameter)
+# In so many first calls of a key random numbers were drawn: it is the function that does it.
+_MOST_DRAWN = 8
 
 
 class Gradients:
@@ -72,6 +75,7 @@ class Gradients:
         self._table: Table | None = None
         self._calls: dict[Any, JoinedCall] = {}
         self._gate: NativeGate | None = None
+        self._drawn: Counter[Any] = Counter()
         self._told_native = False
         # Of the gate, and what it was told. Taken after a table's, where both are.
         self._gate_lock = threading.RLock()
@@ -166,6 +170,7 @@ class Gradients:
     def _listen_to(self, table: Table | None) -> None:
         """Have the calls of a table, and be told of what changes in it."""
         before, self._table, self._calls = self._table, table, {}
+        self._drawn.clear()
         if before is not None:
             before.tell(None)
         if table is not None:
@@ -273,12 +278,17 @@ class Gradients:
     ) -> Any:
         """Run the function, see which of its results have a gradient, and ask for the kernels."""
         forward, backward = caches
-        result, is_random = _compat.seen_random(self._function, args, kwargs)
+        before = torch.get_rng_state()
+        result = self._function(*args, **kwargs)
+        # Of a function that draws random numbers no backward kernel is made, and asking for one
+        # would take numbers of the script's. It may have been another thread, though.
+        draws = not torch.equal(before, torch.get_rng_state())
+        self._drawn[key] += draws
+        if draws and self._drawn[key] < _MOST_DRAWN and len(self._drawn) <= config.static_cap:
+            return result
         results = listed(result)
         call = self._calls[key] = JoinedCall(self._pair, needs, results)
-        if is_random:
-            # It has no backward kernel, and asking for one would take numbers of the script's.
-            call.has_gradient = False
+        call.has_gradient = call.has_gradient and not draws
         if call.has_gradient:
             call.ask(backward, arguments, results)
             if forward.lookup(forward_key) is None:

@@ -247,7 +247,7 @@ def _check_dispatch_key(dispatch_key: str) -> None:
 
 
 def _resolve(ops: Op | Iterable[Op], key: str) -> tuple[list[OpOverload], dict[str, str]]:
-    if isinstance(ops, str | OpOverload | OpOverloadPacket):
+    if isinstance(ops, str | OpOverload | OpOverloadPacket) or not isinstance(ops, Iterable):
         ops = [ops]
     wanted: dict[str, OpOverload] = {}
     skipped: dict[str, str] = {}
@@ -274,7 +274,7 @@ def _resolve(ops: Op | Iterable[Op], key: str) -> tuple[list[OpOverload], dict[s
         else:
             raise RegistrationError(
                 f"an op is given as {type(op).__name__}; a name, an OpOverload, an "
-                "OpOverloadPacket or a list of these is wanted"
+                "OpOverloadPacket or a list of these is wanted (what custom_op makes is registered)"
             )
     return list(wanted.values()), skipped
 

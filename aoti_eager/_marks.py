@@ -38,6 +38,8 @@ def mark_static(op: str, argument: str, dim: int | None = None) -> None:
 
 
 def _mark(op: str, argument: str, dim: int | None, varies: bool) -> None:
+    if not isinstance(op, str):
+        raise RegistrationError(f'got {op!r} for an op: its name is wanted, "aten::mul.Tensor"')
     known = {one.name for found in _overloads(op) for one in raw_schema(found).arguments}
     if argument not in known:
         raise RegistrationError(
