@@ -218,6 +218,8 @@ def settings(
     _library._retired.clear()  # the counts of earlier tests
     if hit_path == "native":
         request.getfixturevalue("native_library")
+        if sum(_native.alive().values()):
+            gc.collect()  # What earlier tests on the other hit path have left.
     alive_before = sum(_native.alive().values())
     native = "1" if hit_path == "native" else "0"
     monkeypatch.setenv("AOTI_EAGER_NATIVE", native)  # for processes that the test starts
@@ -239,9 +241,8 @@ def settings(
     _library._installed.clear()
     assert left == [], f"the test left ops registered: {left}"
     if hit_path == "native" and "record" not in request.fixturenames:
-        if sum(_native.alive().values()):
-            # Of earlier tests on the other hit path, too. 0.1 s: torch has many objects.
-            gc.collect()
+        if sum(_native.alive().values()) > alive_before:
+            gc.collect()  # 0.1 s: torch has many objects.
         assert sum(_native.alive().values()) <= alive_before, _native.alive()
 
 
