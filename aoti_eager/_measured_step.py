@@ -118,7 +118,6 @@ class MeasuredStep:
         gradients = Gradients(
             op, own, run, self._function, self._backward, lambda: None, function_op=""
         )
-        cache = KernelCache(op, "CPU")
 
         def above(keyset: Any, *values: Any) -> Any:
             """Do what ``Gradients`` does in Python, with what it would find in the caches."""
@@ -128,6 +127,7 @@ class MeasuredStep:
 
         library.impl(name, run, "CompositeExplicitAutograd")  # type: ignore[no-untyped-call]
         library.impl(name, above, "Autograd", with_keyset=True)  # type: ignore[no-untyped-call]
+        cache = KernelCache(op, "CPU")  # It wants an op with a kernel.
         library.impl(f"{name}_function", run, "CompositeImplicitAutograd")  # type: ignore[no-untyped-call]
         if path == "native":
             kinds = [argument_kind(argument) for argument in own.arguments]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import threading
 import time
 import types
@@ -16,7 +17,7 @@ from torch.autograd import gradcheck, gradgradcheck
 from torch.utils.checkpoint import checkpoint
 
 import aoti_eager
-from aoti_eager import CustomOp, stats
+from aoti_eager import CustomOp, _library, stats
 from aoti_eager._compile import CompileService
 from aoti_eager._gradients import Gradients
 from aoti_eager._native import NativeGate
@@ -435,3 +436,20 @@ def test_functions_of_one_definition_are_two(make_op: MakeOp) -> None:
     with pytest.raises(CustomOpError, match="give one of them another name"):
         make_op(make(3.0))
     assert_close(first(torch.ones(3)), torch.full((3,), 2.0))
+
+
+@pytest.mark.both_paths
+def test_a_backward_kernel_is_measured_by_the_training_step(
+    make_op: MakeOp, cache_dir: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    op = make_op(functions.swiglu)
+    x, y = (torch.randn(64, 64, requires_grad=True) for _ in range(2))
+    with aoti_eager.config.scope(gate=True):
+        run(op, x, y)
+        (table,) = (c.table for c in _library.caches() if c.schema.op.endswith("_backward"))
+        # Whoever wins: it was timed.
+        assert {one.reason for one in table.declines.values()} <= {"slower"}
+        assert len(table.declines) + len(table.kernels) + len(table.arrivals) == 1
+    verdicts = [json.loads(path.read_text()) for path in cache_dir.glob("verdicts/*/*.json")]
+    assert len(verdicts) == 2
+    assert all(one["compared"] for one in verdicts)
