@@ -108,7 +108,8 @@ class KernelCache:
         mode = config.mode
         device_type = _backend.device_type(self.dispatch_key)
         backend = device_backend(device_type)
-        self.toolchain = Toolchain(self.op, backend)
+        native = None if self.native is None else _native.loaded_path()
+        self.toolchain = Toolchain(self.op, backend, native)
         reason = self._op_decline
         if reason is None and device_type != "cpu" and backend is None:
             reason = "unsupported_device"

@@ -46,11 +46,16 @@ class Toolchain:
     Args:
         op: The overload.
         device_backend: The compile backend of the op's device; ``None`` for AOTInductor.
+        native: The file of the C++ hit path, if that serves the op; a library is timed with what
+            serves.
     """
 
-    def __init__(self, op: OpOverload, device_backend: DeviceBackend | None) -> None:
+    def __init__(
+        self, op: OpOverload, device_backend: DeviceBackend | None, native: Path | None = None
+    ) -> None:
         self._op = op
         self._device_backend = device_backend
+        self._native = native
 
     @property
     def context(self) -> tuple[tuple[str, Component], ...]:
@@ -180,6 +185,7 @@ class Toolchain:
             "timeout_s": config.compile_timeout_s,
             "function": None if function is None else function.document,
             "schema": str(raw_schema(self._op)),
+            "native": None if self._native is None else str(self._native),
         }
 
     def load(

@@ -440,14 +440,14 @@ def test_functions_of_one_definition_are_two(make_op: MakeOp) -> None:
 
 @pytest.mark.both_paths
 def test_a_backward_kernel_is_measured_by_the_training_step(
-    make_op: MakeOp, cache_dir: Any, monkeypatch: pytest.MonkeyPatch
+    native_library: None, make_op: MakeOp, cache_dir: Any
 ) -> None:
     op = make_op(functions.swiglu)
     x, y = (torch.randn(64, 64, requires_grad=True) for _ in range(2))
     with aoti_eager.config.scope(gate=True):
         run(op, x, y)
         (table,) = (c.table for c in _library.caches() if c.schema.op.endswith("_backward"))
-        # Whoever wins: it was timed.
+        # Whoever wins: it was timed on the hit path that serves, though C++ is loaded on either.
         assert {one.reason for one in table.declines.values()} <= {"slower"}
         assert len(table.declines) + len(table.kernels) + len(table.arrivals) == 1
     verdicts = [json.loads(path.read_text()) for path in cache_dir.glob("verdicts/*/*.json")]

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 import aoti_eager
-from aoti_eager import _measure, _native
+from aoti_eager import _library, _measure, _native
 from aoti_eager._answers import Compiled
 from aoti_eager._fork_server import ForkServer
 from aoti_eager._kernel_cache import KernelCache
@@ -19,7 +19,6 @@ from aoti_eager._key import kernel_key
 from aoti_eager._ops import find_overload
 from aoti_eager._python_function import python_function
 from aoti_eager._schema import op_schema
-from aoti_eager._toolchain import Toolchain
 from aoti_eager._verdict import PathTime, path_times
 
 pytestmark = pytest.mark.native
@@ -154,7 +153,17 @@ def compiled(op: Any, function: Any, cache: KernelCache, *args: Any) -> Compiled
     more = cache.key_context(cache.toolchain, function)
     key = kernel_key(schema, "CPU", schema.bind(args, {}), more=more)
     with backend.store.workspace() as work:
-        return Toolchain(op, None).compile(call_template(schema, key), function, backend, work)
+        return cache.toolchain.compile(call_template(schema, key), function, backend, work)
+
+
+@pytest.mark.parametrize(("native", "timed"), [("1", {"native"}), ("0", {"native", "python"})])
+def test_the_hit_path_that_serves_is_timed_whether_or_not_the_other_is_loaded(
+    shared_cache: Path, native: str, timed: set[str]
+) -> None:
+    with aoti_eager.config.scope(gate=True, native=native), aoti_eager.register("aten::tanh"):
+        (cache,) = (one for one in _library.caches() if one.schema.op == "aten::tanh")
+        made = compiled(aten.tanh.default, None, cache, X)
+    assert set(made.times) == timed
 
 
 @pytest.mark.compiles
