@@ -283,9 +283,10 @@ class Gradients:
         # Of a function that draws random numbers no backward kernel is made, and asking for one
         # would take numbers of the script's. It may have been another thread, though.
         draws = not torch.equal(before, torch.get_rng_state())
-        self._drawn[key] += draws
-        if draws and self._drawn[key] < _MOST_DRAWN and len(self._drawn) <= config.static_cap:
-            return result
+        if draws:
+            self._drawn[key] += 1
+            if self._drawn[key] < _MOST_DRAWN and len(self._drawn) <= config.static_cap:
+                return result
         results = listed(result)
         call = self._calls[key] = JoinedCall(self._pair, needs, results)
         call.has_gradient = call.has_gradient and not draws

@@ -816,7 +816,7 @@ def fuzz(
 
 
 def main() -> None:
-    """Print a table and JSON; status 1 if a call differed."""
+    """Print a table and JSON; status 1 if a call differed or dynamic kernels served too few."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--calls", type=int, default=CALLS)
     parser.add_argument("--long", action="store_true", help=f"make {LONG_CALLS} calls")
