@@ -181,6 +181,13 @@ def _in_store(schema: OpSchema, key: KernelKey, cache: KernelCache | None) -> Ex
             return Explanation(key.op, registered, "declined", *refused(taken), key)
         message = f"the store has a kernel library for several sizes, {found.entry.digest}"
         return Explanation(key.op, registered, "stored", None, message, key)
+    if cache is not None and config.mode != "cache_only":
+        specialised, static = cache.table.specialised, cache.table.specialisations
+        foreseen = specialised.foreseen_refusal if cache.may_be_dynamic else specialised.refusal
+        refusal = foreseen(schema, key, static)
+        if refusal is not None:
+            message = f"{REASONS['specialisation_cap']}: {refusal}"
+            return Explanation(key.op, registered, "declined", "specialisation_cap", message, key)
     nearest = _nearest(key, environment, backend.features)
     message = "no entry has this key" if nearest else "the store has no entry of this op"
     return Explanation(key.op, registered, "miss", None, message, key, nearest)

@@ -97,6 +97,15 @@ class KernelCache:
         """Return what the key holds besides arguments and settings."""
         return (*toolchain.context, *(function.context() if function is not None else ()))
 
+    @property
+    def may_be_dynamic(self) -> bool:
+        """Return whether kernels for several sizes are made of the op."""
+        return (
+            self.function is None
+            and self.toolchain.works_in_background
+            and self.dispatch_key == "CPU"
+        )
+
     # -- state --
 
     def refresh(self) -> None:

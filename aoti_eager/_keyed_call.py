@@ -54,6 +54,10 @@ class Cache(Protocol):
     function: PythonFunction | None
     native: NativeOp | None
 
+    @property
+    def may_be_dynamic(self) -> bool:
+        """Return whether kernels for several sizes are made of the op."""
+
     def describe_function(self) -> tuple[Description | None, list[Tensor]]:
         """Return the op's Python function as data, if it has one, and its constants."""
 
@@ -121,7 +125,7 @@ class KeyedCall:
 
     def _find_dynamic(self, backend: Backend) -> StoredEntry | None:
         """Return the dynamic specialisation that serves the call; a damaged one is removed."""
-        if not self.may_be_dynamic:
+        if not self.cache.may_be_dynamic:
             return None
         specialised = self.table.specialised
         found = specialised.find(self.cache.schema, self.key, backend)
@@ -138,15 +142,6 @@ class KeyedCall:
                 specialised.forget()
                 return None
         return found
-
-    @property
-    def may_be_dynamic(self) -> bool:
-        """Return whether kernels for several sizes are made for such calls."""
-        return (
-            self.function is None
-            and self.toolchain.works_in_background
-            and self.cache.dispatch_key == "CPU"
-        )
 
     @property
     def _releases_gil(self) -> bool:

@@ -141,36 +141,29 @@ class Miss:
         except StoreError as error:
             return self._store_failed(error)
         if found is not None:
-            if self._call.may_be_dynamic and found.entry.guards is None:
+            if cache.may_be_dynamic and found.entry.guards is None:
                 self._table.specialised.note(cache.schema, key)
             return self._serve(found)
         if config.mode == "cache_only":
             return self._declined("not_in_cache", f"{self._op}: not in the cache")
-        plan = None
-        if self._call.may_be_dynamic:
-            specialised = self._table.specialised
+        plan, specialised = None, self._table.specialised
+        if cache.may_be_dynamic:
             if config.mode != "sync" and specialised.wait_for(
                 cache.schema, key, self._table_key, self._decline_meanwhile
             ):
                 return self._original()
             plan = specialised.plan(cache.schema, key)
-            if plan is None and specialised.is_exhausted(cache.schema, key):
-                message = "several sizes cannot share a kernel here, and it has enough static ones"
-                return self._declined("specialisation_cap", self._cap_message(key, message))
-        if plan is None and self._table.specialisations >= config.static_cap:
-            message = f"has {config.static_cap} static specialisations"
-            return self._declined("specialisation_cap", self._cap_message(key, message))
+        if plan is None:
+            refusal = specialised.refusal(cache.schema, key, self._table.specialisations)
+            if refusal is not None:
+                return self._declined("specialisation_cap", refusal)
+            specialised.static_calls.add(key)
         return self._compile(plan)
 
     def _decline_meanwhile(self) -> None:
         """Keep the original until a kernel for several sizes is made, which may serve the call."""
         count = self._cache.counters.pending()
         self._call.decline(COMPILING, "a dynamic kernel is being made", count, is_dynamic=True)
-
-    def _cap_message(self, key: KernelKey, message: str) -> str:
-        changing = self._table.specialised.changing(self._cache.schema, key)
-        what = f"; what kept changing: {', '.join(changing)}" if changing else ""
-        return f"{self._op}: {message}{what}"
 
     def _keyed_call(
         self, key: KernelKey, template: CallTemplate, function: Description | None

@@ -33,6 +33,7 @@ from ._pattern import (
 )
 from ._schema import OpSchema
 from ._size_arguments import size_arguments
+from ._static_calls import StaticCalls
 from ._store import StoredEntry
 from .config import config
 
@@ -113,6 +114,7 @@ class Specialisations:
         self._runners: dict[tuple[str, bool], Any] = {}
         self._distrusted: set[str] = set()
         self._counted: set[str] = set()
+        self.static_calls = StaticCalls()
         self._lock = threading.RLock()
 
     # -- which there are --
@@ -195,38 +197,69 @@ class Specialisations:
         family = family_of(schema, key)
         if not family.values:
             return None
-        digest = family.pattern.digest
         with self._lock:
-            history = self._history(digest)
+            history = self._history(family.pattern.digest)
             group = self._groups.setdefault(_rank_digest(key, family), _Group())
-            before = list(history.calls)
-            if family.values not in before:
+            plan, refused = self._next(schema, key, family, history)
+            if family.values not in history.calls:
                 history.calls.append(family.values)
-            if history.kernels >= _MOST_KERNELS or self.count >= config.dynamic_cap:
-                _refuse(group)
-                return None
-            if config.dynamic is True or history.kernels == _MOST_KERNELS - 1:
-                names = set(family.values)
-            else:
-                names = varied([*before, family.values])
-            marks = marked(schema.op, family)
-            names = {name for name in family.values if marks.get(name, name in names)}
-            plan = _plan(digest, family, names) if names else None
-            if plan is not None and self._has_failed(schema, key, plan):
-                _refuse(group)
-                return None
             group.static += plan is None
+            group.refused |= refused
         return plan
 
-    def is_exhausted(self, schema: OpSchema, key: KernelKey) -> bool:
-        """Return whether the family of ``key`` has all the static kernels that it may have.
+    def _next(
+        self, schema: OpSchema, key: KernelKey, family: Family, history: _History
+    ) -> tuple[Plan | None, bool]:
+        """Return the family's next kernel, or none and whether it can have no more."""
+        if history.kernels >= _MOST_KERNELS or self.count >= config.dynamic_cap:
+            return None, True
+        if config.dynamic is True or history.kernels == _MOST_KERNELS - 1:
+            names = set(family.values)
+        else:
+            names = varied([*history.calls, family.values])
+        marks = marked(schema.op, family)
+        names = {name for name in family.values if marks.get(name, name in names)}
+        plan = _plan(family.pattern.digest, family, names) if names else None
+        if plan is not None and self._has_failed(schema, key, plan):
+            return None, True
+        return plan, False
 
-        To be asked after ``plan`` gave nothing.
+    def refusal(self, schema: OpSchema, key: KernelKey, static: int) -> str | None:
+        """Return why a call of which ``plan`` made nothing gets no static kernel either, in words.
+
+        Args:
+            schema: The op's.
+            key: The call.
+            static: How many static kernels the op has.
         """
-        digest = _rank_digest(key, family_of(schema, key))
         with self._lock:
-            group = self._groups.get(digest)
-            return group is not None and group.refused and group.static > _MOST_STATIC
+            group = self._groups.get(_rank_digest(key, family_of(schema, key)), _Group())
+        return self._refusal(schema, key, static, group)
+
+    def foreseen_refusal(self, schema: OpSchema, key: KernelKey, static: int) -> str | None:
+        """Return why a call that has not been made would get no kernel; arguments as above."""
+        family = family_of(schema, key)
+        group = _Group()
+        if config.dynamic is not False and family.values:
+            with self._lock:
+                history = self._families.get(family.pattern.digest, _History())
+                known = self._groups.get(_rank_digest(key, family), _Group())
+                plan, refused = self._next(schema, key, family, history)
+            if plan is not None or history.is_compiling:
+                return None
+            group = _Group(known.static + 1, known.refused or refused)
+        return self._refusal(schema, key, static, group)
+
+    def _refusal(self, schema: OpSchema, key: KernelKey, static: int, group: _Group) -> str | None:
+        if group.refused and group.static > _MOST_STATIC:
+            message = "several sizes cannot share a kernel here, and it has enough static ones"
+        elif static >= config.static_cap:
+            message = f"has {config.static_cap} static specialisations"
+        else:
+            return None
+        changing = self.changing(schema, key) or self.static_calls.changing(key)
+        what = f"; what kept changing: {', '.join(changing)}" if changing else ""
+        return f"{schema.op}: {message}{what}"
 
     def start(self, plan: Plan) -> None:
         """Count ``plan`` among its family's kernels: the compiler is asked for it now."""
@@ -376,11 +409,6 @@ def _rank_digest(key: KernelKey, family: Family) -> str:
         (name, None if name in repeated else without_sizes(one)) for name, one in key.arguments
     )
     return KernelKey(key.op, key.dispatch_key, arguments, key.context).digest
-
-
-def _refuse(group: _Group) -> None:
-    group.refused = True
-    group.static += 1
 
 
 def _symbols(found: StoredEntry) -> int:

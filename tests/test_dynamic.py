@@ -523,6 +523,14 @@ def test_explain_and_the_cap_say_what_kept_changing() -> None:
         assert explained.reason == "specialisation_cap"
         assert "what kept changing: self.size(1)" in explained.message
         assert "self.size(0)" not in explained.message
+        before = stats("aten::silu")
+        foreseen = aoti_eager.explain("aten::silu", rand(5, 10, 8))
+        assert foreseen.reason == "specialisation_cap"
+        assert "what kept changing: self.size(1)" in foreseen.message
+        assert stats("aten::silu") == before
+        # It is what then happens.
+        check(aten.silu, rand(5, 10, 8))
+        assert aoti_eager.explain("aten::silu", rand(5, 10, 8)).message.endswith(foreseen.message)
 
 
 def test_explain_knows_that_a_stored_kernel_serves_other_sizes() -> None:

@@ -366,6 +366,11 @@ def test_numbers_that_go_on_changing_are_not_asked_for(make_op: MakeOp, shared_c
         for step in range(12):
             run(op, x, 1.0 + step)
         assert stats()["aetest::_scaled_tanh_backward"].calls <= 4
+        for by in (1.5, 2.5):
+            op(x.detach(), by)
+        explained = aoti_eager.explain("aetest::scaled_tanh", x.detach(), 3.5)
+        assert explained.reason == "specialisation_cap"
+        assert explained.message.endswith("static specialisations; what kept changing: by")
 
 
 def noisy(x: Tensor) -> Tensor:
