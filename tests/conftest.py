@@ -6,7 +6,9 @@ import contextlib
 import fcntl
 import gc
 import os
+import signal
 import subprocess
+import zlib
 from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -163,27 +165,63 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 def pytest_addoption(parser: pytest.Parser) -> None:
     """Add the option for the long run."""
     parser.addoption("--both-paths", action="store_true", help="costly tests on both hit paths")
-    parser.addoption("--long", action="store_true", help="all cases of tests of which a share runs")
-    parser.addoption("--seed", type=int, default=0, help="which share of these runs")
+    parser.addoption("--long", action="store_true", help="all of what else runs in shares")
+    parser.addoption("--seed", type=int, help="which share runs; by the commit, if not given")
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leave out most cases of the tests marked ``share``."""
+    """Leave out a test's cases but a ``share`` of them, and costly tests but those ``in_turn``.
+
+    The latter where the whole suite is run; who names a file has all of its tests. Which they are
+    is a matter of their names, so that a new test changes little of it; each runs for one seed in
+    as many as the mark says.
+    """
     if config.getoption("--long"):
         return
-    seen: dict[object, int] = {}
-    left_out: list[pytest.Item] = []
+    wholes: dict[tuple[object, int], list[pytest.Item]] = {}
     for item in items:
-        marker = item.get_closest_marker("share")
-        if marker is None:
+        share, turn = (item.get_closest_marker(name) for name in ("share", "in_turn"))
+        if share is not None:
+            whole = getattr(item, "function", item), share.kwargs["of"]
+        elif turn is not None and config.option.whole_suite:
+            whole = "in_turn", turn.kwargs.get("of", 2)
+        else:
             continue
-        test = getattr(item, "function", item)
-        number = seen[test] = seen.get(test, -1) + 1
-        if (number + config.getoption("--seed")) % marker.kwargs["of"]:
-            left_out.append(item)
+        wholes.setdefault(whole, []).append(item)
+    left_out = set()
+    for (_, of), whole_items in wholes.items():
+        whole_items.sort(key=lambda item: zlib.crc32(item.nodeid.encode()))
+        for number, item in enumerate(whole_items):
+            if (number + config.getoption("--seed")) % of:
+                left_out.add(item)
     if left_out:
-        config.hook.pytest_deselected(items=left_out)
+        config.hook.pytest_deselected(items=[item for item in items if item in left_out])
         items[:] = [item for item in items if item not in left_out]
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Take another share of the costly tests for each commit."""
+    # Where pytest runs in the background of a shell, it ignores the interrupts that tests send to
+    # their children, and they inherit that.
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+    if hasattr(config, "workerinput"):
+        return  # A worker of xdist has the options of the process that started it.
+    config.option.whole_suite = config.args_source is not pytest.Config.ArgsSource.ARGS
+    if config.option.seed is None:
+        command = ["git", "-C", str(config.rootpath), "rev-parse", "--short=8", "HEAD"]
+        try:
+            found = subprocess.run(command, capture_output=True, text=True, check=False).stdout
+        except OSError:
+            found = ""  # There is no git.
+        config.option.seed = int(found or "0", 16) % 1000
+
+
+def pytest_report_header(config: pytest.Config) -> str:
+    """Say which share of the costly tests runs."""
+    if config.getoption("--long"):
+        return "all tests, costly ones, too"
+    return f"share of the costly tests: --seed {config.option.seed} (all of them: --long)"
 
 
 @pytest.fixture

@@ -213,6 +213,7 @@ def test_a_setting_that_came_back_to_its_default_is_not_in_it(
     assert with_inductor[moment] == with_inductor["before"]
 
 
+@pytest.mark.in_turn
 def test_a_variable_counts_alike_whether_inductor_is_imported_or_not() -> None:
     """Requirement 6: a script that imports Inductor hits what one that does not has stored."""
     before, imported = in_new_process(

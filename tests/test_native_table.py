@@ -19,6 +19,7 @@ def run(*command: str | Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run([*command, "2", "16"], capture_output=True, text=True, check=False)
 
 
+@pytest.mark.in_turn
 @pytest.mark.parametrize("sanitizer", ["thread", "address,undefined"])
 def test_sixteen_threads_find_right_entries_and_nothing_is_freed_under_them(
     sanitizer: str, tmp_path: Path

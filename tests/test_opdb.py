@@ -30,6 +30,7 @@ CI_ENTRIES = 10
 COSTLY = frozenset({"argsort", "linalg.tensorsolve"})
 
 
+@pytest.mark.in_turn(of=3)
 def test_op_db_entries_do_what_their_originals_do_cold_and_warm(shared_cache: Path) -> None:
     names = [name for name in opdb.draw(opdb.ENTRIES) if name not in COSTLY][:CI_ENTRIES]
 
@@ -45,6 +46,7 @@ def test_a_smaller_draw_is_the_beginning_of_a_larger() -> None:
     assert opdb.draw(10, seed=1) != opdb.draw(10)
 
 
+@pytest.mark.in_turn
 def test_a_child_that_ends_is_a_problem_of_its_entry(cache_dir: Path) -> None:
     runs = opdb.run(["no such entry"], cache_dir, jobs=1, timeout_s=60.0)
 

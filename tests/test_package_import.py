@@ -8,6 +8,7 @@ import sys
 import pytest
 
 
+@pytest.mark.in_turn
 @pytest.mark.parametrize("collects", [True, False])
 def test_the_garbage_collector_is_left_as_it_was(collects: bool) -> None:
     switch = "" if collects else "gc.disable()"

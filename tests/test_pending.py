@@ -78,6 +78,7 @@ def both(time: PathTime) -> dict[str, PathTime]:
     return {"python": time, "native": time}
 
 
+@pytest.mark.in_turn
 def test_the_first_calls_run_the_original_and_a_later_one_the_kernel(cache_dir: Path) -> None:
     with aoti_eager.register("aten::silu"):
         for _ in range(3):
@@ -560,6 +561,7 @@ print(aoti_eager.stats()["aten::silu"].hits, aoti_eager.stats()["aten::silu"].co
 """
 
 
+@pytest.mark.in_turn
 def test_a_process_has_what_an_earlier_one_compiled(shared_cache_dir: Path, tmp_path: Path) -> None:
     environment = {**os.environ, "AOTI_EAGER_CACHE_DIR": str(shared_cache_dir)}
     environment.pop("AOTI_EAGER_MODE")

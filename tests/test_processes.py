@@ -29,6 +29,7 @@ def warm_dir(tmp_path_factory: pytest.TempPathFactory, shared_cache_dir: Path) -
     return path
 
 
+@pytest.mark.in_turn
 def test_a_second_process_serves_every_key_with_nothing_of_a_compiler(
     warm_dir: Path, tmp_path: Path
 ) -> None:
@@ -71,6 +72,7 @@ def test_a_variable_that_shapes_the_code_makes_every_key_miss(
     assert (result["wrong"], result["hits"]) == (0, 0)
 
 
+@pytest.mark.in_turn
 def test_eight_processes_on_an_empty_cache_compile_each_key_once(
     tmp_path: Path, shared_cache_dir: Path
 ) -> None:
@@ -85,6 +87,7 @@ def test_eight_processes_on_an_empty_cache_compile_each_key_once(
     assert_clean(path, KEYS)
 
 
+@pytest.mark.in_turn
 def test_killed_processes_leave_no_wrong_entry_and_no_residue_after_verify(
     tmp_path: Path, shared_cache_dir: Path
 ) -> None:
@@ -150,6 +153,7 @@ def is_running(pid: str) -> bool:
         return False
 
 
+@pytest.mark.in_turn
 def test_a_forked_child_serves_and_compiles_on_its_own(shared_cache: Path) -> None:
     script = f"""
 import os, torch, aoti_eager, sys

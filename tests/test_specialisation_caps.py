@@ -34,6 +34,7 @@ def test_keys_whose_compiles_fail_count_too(monkeypatch: pytest.MonkeyPatch) -> 
     assert declined == {"mismatch": 3, "specialisation_cap": 7}
 
 
+@pytest.mark.in_turn
 @pytest.mark.compiles
 def test_dynamic_kernels_that_others_have_left_do_not_count() -> None:
     """Another script's kernels in the store must not keep this one from having its own."""
@@ -51,6 +52,7 @@ def test_dynamic_kernels_that_others_have_left_do_not_count() -> None:
             assert {kernel.is_dynamic for kernel in kernels} == {False, True}
 
 
+@pytest.mark.in_turn
 @pytest.mark.both_paths
 @pytest.mark.compiles
 def test_two_kernels_of_one_pattern_are_two_libraries() -> None:

@@ -64,6 +64,7 @@ def run(fake: Path, *statements: str) -> dict[str, Any]:
     return answer
 
 
+@pytest.mark.in_turn
 def test_the_first_kernels_do_not_wait_and_later_ones_have_it(fake: Path) -> None:
     answer = run(
         fake,
@@ -84,6 +85,7 @@ def test_the_first_kernels_do_not_wait_and_later_ones_have_it(fake: Path) -> Non
     assert left <= {".h", ".o", ".gch", ".lock"}
 
 
+@pytest.mark.in_turn
 def test_a_header_that_a_process_left_unfinished_is_waited_for_by_the_next(fake: Path) -> None:
     run(
         fake,
@@ -99,6 +101,7 @@ def test_a_header_that_a_process_left_unfinished_is_waited_for_by_the_next(fake:
     assert list((fake / "headers").glob("*.tmp")) == []
 
 
+@pytest.mark.in_turn
 def test_a_header_that_cannot_be_made_is_done_without(fake: Path) -> None:
     (fake / "fail").touch()
     answer = run(fake, "ask('first'); finish(); ask('second'); finish()")
@@ -106,6 +109,7 @@ def test_a_header_that_cannot_be_made_is_done_without(fake: Path) -> None:
     assert answer["begun"] == 1, "tried again for each kernel"
 
 
+@pytest.mark.in_turn
 def test_a_directory_that_was_deleted_meanwhile_is_made_again(fake: Path) -> None:
     answer = run(
         fake,
