@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from . import _backend
@@ -11,6 +11,7 @@ from ._compat import OpOverload, OpOverloadPacket, dispatched_call
 from ._declines import REASONS, call_decline, op_decline
 from ._entry import Entry, Status
 from ._environment import Environment
+from ._gradients import gradients_of
 from ._kernel import Kernel
 from ._kernel_cache import KernelCache
 from ._key import ANY_THREADS, KernelKey, kernel_key
@@ -55,6 +56,8 @@ class Explanation:
         message: The verdict in words.
         key: The canonical key; ``None`` where the call can have none.
         nearest: The nearest stored entry of the op, on a miss.
+        gradient: What becomes of the gradient, in words, where the call wants one and the op has a
+            compiled one: then all the above is of the call without a gradient.
     """
 
     op: str
@@ -64,12 +67,15 @@ class Explanation:
     message: str
     key: KernelKey | None = None
     nearest: Nearest | None = field(default=None)
+    gradient: str | None = None
 
     def __str__(self) -> str:
         lines = [f"{self.op}: {self.verdict}" + (f" ({self.reason})" if self.reason else "")]
         lines.append(f"  {self.message}")
         if not self.registered:
             lines.append("  the op is not registered in this process")
+        if self.gradient is not None:
+            lines.append(f"  its gradient: {self.gradient}")
         if self.key is not None:
             lines.append(f"  key {self.key.digest}")
             lines += [f"    {name} = {value}" for name, value in self.key.components().items()]
@@ -99,6 +105,16 @@ def explain(
     if isinstance(op, str):
         op = find_overload(op) if "." in op.partition("::")[2] else find_packet(op)
     overload, seen_args, seen_kwargs = dispatched_call(op, args, kwargs)
+    explained = _explained(overload, dispatch_key, seen_args, seen_kwargs)
+    gradients = gradients_of(overload)
+    if gradients is None:
+        return explained
+    return replace(explained, gradient=gradients.explained(seen_args, seen_kwargs))
+
+
+def _explained(
+    overload: OpOverload, dispatch_key: str, seen_args: Any, seen_kwargs: Any
+) -> Explanation:
     schema = op_schema(overload)
     cache = find_cache(overload, dispatch_key)
     registered = cache is not None

@@ -24,11 +24,12 @@ from . import _compat
 from ._compat import OpOverload
 from ._gradient_function import GradientFunction
 from ._gradient_node import GradientNode, JoinedCall, Pair, listed
+from ._kernel import Kernel
 from ._kernel_cache import KernelCache
 from ._native import NativeGate
 from ._native_key import argument_kind, words_of_values
 from ._schema import OpSchema, qualified_name
-from ._table import Table
+from ._table import COMPILING, Table
 from .config import config
 
 _PLAIN = (Tensor, torch.nn.Parameter)
@@ -152,9 +153,47 @@ class Gradients:
             cache.observers.append(self._refreshed)
 
     @property
+    def name(self) -> str:
+        """Return the op's qualified name."""
+        return self._schema.op
+
+    @property
+    def is_open(self) -> bool:
+        """Return whether its op, and that of the gradient, are registered."""
+        return self._caches() is not None
+
+    @property
     def nodes(self) -> int:
         """Return how many nodes of autograd's there are that call the backward op yet."""
         return len(self._pair.alive) + (0 if self._gate is None else self._gate.nodes)
+
+    def explained(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> str | None:
+        """Return what becomes of the gradient of a call, in words; ``None`` if none is wanted."""
+        arguments = self._by_place(args, kwargs)
+        tensors = [arguments[place] for place in self._pair.tensors]
+        needs = [one is not None and one.requires_grad for one in tensors]
+        caches = self._caches()
+        if caches is None or True not in needs or not torch.is_grad_enabled():
+            return None
+        if self._must_decompose(tensors) or self._must_not_save(tensors):
+            return "autograd follows the function: of such calls it has to"
+        forward, backward = caches
+        call = None
+        if backward.table is self._table:
+            call = self._calls.get((*needs, *forward.key(*args, **kwargs)))
+        if call is None:
+            return "no such call has wanted a gradient yet: the first asks for a backward kernel"
+        if not call.has_gradient:
+            return "autograd follows the function: no result has a gradient that a kernel may give"
+        state = backward.state_of(call.key)
+        if isinstance(state, Kernel):
+            return "a backward kernel serves it"
+        if state is None or state.reason == COMPILING or call.key in backward.table.arrivals:
+            return "autograd follows the function: the backward kernel is not there yet"
+        return (
+            "autograd follows the function: its backward kernel is declined "
+            f"({state.reason}): {state.message}"
+        )
 
     def close(self) -> None:
         """Take C++'s kernel out of the dispatcher; no call of the op may run."""
@@ -295,6 +334,12 @@ class Gradients:
             if forward.lookup(forward_key) is None:
                 call.ask_forward(args, kwargs)
         return result
+
+
+def gradients_of(op: OpOverload) -> Gradients | None:
+    """Return what stands at the autograd key of an op, if that is ours."""
+    name = qualified_name(op)
+    return next((one for one in list(_all) if one.name == name and one.is_open), None)
 
 
 def _is_declined(cache: KernelCache, key: Any) -> bool:

@@ -206,7 +206,8 @@ def pytest_configure(config: pytest.Config) -> None:
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
     if hasattr(config, "workerinput"):
-        return  # A worker of xdist has the options of the process that started it.
+        config.option.whole_suite, config.option.seed = config.workerinput["share"]
+        return
     config.option.whole_suite = config.args_source is not pytest.Config.ArgsSource.ARGS
     if config.option.seed is None:
         command = ["git", "-C", str(config.rootpath), "rev-parse", "--short=8", "HEAD"]
@@ -215,6 +216,12 @@ def pytest_configure(config: pytest.Config) -> None:
         except OSError:
             found = ""  # There is no git.
         config.option.seed = int(found or "0", 16) % 1000
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_configure_node(node: Any) -> None:
+    """Have a worker of xdist take the same share."""
+    node.workerinput["share"] = node.config.option.whole_suite, node.config.option.seed
 
 
 def pytest_report_header(config: pytest.Config) -> str:

@@ -21,6 +21,7 @@ from aoti_eager import CustomOp, _library, stats
 from aoti_eager._compile import CompileService
 from aoti_eager._gradients import Gradients
 from aoti_eager._native import NativeGate
+from aoti_eager._table import Decline
 from aoti_eager.errors import AotiEagerWarning, CustomOpError, StoreError
 
 from . import gradient_ops as functions
@@ -447,6 +448,31 @@ def test_functions_of_one_definition_are_two(make_op: MakeOp) -> None:
     with pytest.raises(CustomOpError, match="give one of them another name"):
         make_op(make(3.0))
     assert_close(first(torch.ones(3)), torch.full((3,), 2.0))
+
+
+@pytest.mark.both_paths
+def test_explain_says_what_becomes_of_a_gradient(make_op: MakeOp, shared_cache: Any) -> None:
+    op = make_op(functions.swiglu)
+    x, y = (torch.randn(3, 5, requires_grad=True) for _ in range(2))
+
+    def gradient(*arguments: Any) -> str:
+        return aoti_eager.explain(op.op, *arguments).gradient or ""
+
+    with torch.no_grad():
+        assert gradient(x, y) == ""
+    assert gradient(x.detach(), y.detach()) == ""
+    assert "no such call has wanted a gradient yet" in gradient(x, y)
+    run(op, x, y)
+    assert gradient(x, y) == "a backward kernel serves it"
+    assert "its gradient: a backward kernel" in str(aoti_eager.explain(op.op, x, y))
+    assert "no such call" in gradient(x, y.detach())
+    with torch.autograd.graph.saved_tensors_hooks(lambda one: one, lambda one: one):
+        assert gradient(x, y).startswith("autograd follows the function: of such calls")
+    (table,) = (c.table for c in _library.caches() if c.schema.op.endswith("_backward"))
+    (key,) = table.kernels
+    count = next(iter(_library.caches())).counters.declined("slower")
+    table.decline(key, Decline("slower", "by far", count, None))
+    assert gradient(x, y).endswith("its backward kernel is declined (slower): by far")
 
 
 @pytest.mark.both_paths
