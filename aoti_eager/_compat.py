@@ -306,8 +306,12 @@ def overload_names(packet: Any) -> list[str]:
     ]
 
 
-def dispatched_call(function: Any, args: Any, kwargs: Any) -> tuple[Any, Any, Any]:
+def dispatched_call(
+    function: Any, args: Any, kwargs: Any, *, whole: bool = False
+) -> tuple[Any, Any, Any]:
     """Return the first overload that a call of ``function`` dispatches, with its arguments.
+
+    Of an op that is made of others, that is one of these; with ``whole``, the op itself.
 
     Nothing is computed: the call ends there. Only a dispatch mode sees arguments as a kernel would
     (an int in a float slot converted, a list around a single size), and it has no public name.
@@ -328,7 +332,7 @@ def dispatched_call(function: Any, args: Any, kwargs: Any) -> tuple[Any, Any, An
         # is no op may ask for the gradient mode, and call others.
         is_op = isinstance(function, OpOverload | OpOverloadPacket)
         mode = torch.set_grad_enabled(torch.is_grad_enabled() and not is_op)
-        with mode, Capture():  # type: ignore[no-untyped-call]
+        with mode, below_autograd() if whole else contextlib.nullcontext(), Capture():  # type: ignore[no-untyped-call]
             function(*args, **kwargs)
     except Captured as captured:
         func, args, kwargs = captured.args

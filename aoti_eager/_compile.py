@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
+from . import _native
 from ._answers import Compiled, Measured, Published, failure
 from ._compat import inductor_settings
 from ._environment import Target
@@ -80,7 +81,7 @@ class CompileService:
         schema: str = "",
         gate: bool = False,
         dynamic: dict[str, Any] | None = None,
-        native: str | None = None,
+        is_native: bool = False,
     ) -> Compiled:
         """Compile ``key`` in a worker and return the library, somewhere in ``work``.
 
@@ -95,12 +96,12 @@ class CompileService:
             schema: That op's schema in words.
             gate: Whether the library is timed against the original, too.
             dynamic: ``_specialisations.Plan.to_json``, for a dynamic specialisation.
-            native: The file of the C++ hit path, if that serves the op: then it alone is timed.
+            is_native: Whether the C++ hit path serves the op: then it alone is timed.
 
         Raises:
             CompileError: No usable library, with the decline reason.
         """
-        request = self._compile_request(key, toolchain, check, function, schema, native)
+        request = self._compile_request(key, toolchain, check, function, schema, is_native)
         request |= {"kind": "compile", "gate": gate, "work": str(work)}
         request |= _dynamic_request(dynamic)
         return self._answer(request, key, timeout_s, Compiled.read)
@@ -117,7 +118,7 @@ class CompileService:
         schema: str = "",
         gate: bool = False,
         dynamic: dict[str, Any] | None = None,
-        native: str | None = None,
+        is_native: bool = False,
     ) -> Published | None:
         """Have a worker put the entry of ``key`` into the store; ``None`` if it has to wait.
 
@@ -134,12 +135,12 @@ class CompileService:
             schema: As for ``compile``.
             gate: As for ``compile``.
             dynamic: As for ``compile``.
-            native: As for ``compile``.
+            is_native: As for ``compile``.
 
         Raises:
             CompileError: No usable library, with the decline reason; the store remembers it.
         """
-        request = self._compile_request(key, toolchain, check, function, schema, native)
+        request = self._compile_request(key, toolchain, check, function, schema, is_native)
         request |= {"kind": "publish", "gate": gate, "store": place}
         request |= _dynamic_request(dynamic)
         return self._answer(request, key, timeout_s, Published.read)
@@ -154,24 +155,24 @@ class CompileService:
         timeout_s: float,
         function: dict[str, Any] | None = None,
         schema: str = "",
-        native: str | None = None,
+        is_native: bool = False,
     ) -> Measured:
         """Run a library that exists for the first time here, and take its times.
 
         Args:
             key: The call, with the thread count to measure with.
             library: Its ``path``, and ``outputs`` and ``calls_aten`` as an entry has them.
-            toolchain: Where the C++ hit path is looked for, if it does not serve the op yet.
+            toolchain: Where the C++ hit path is looked for, if this process has not loaded it.
             check: As for ``compile``, like all that follows.
             timeout_s: Seconds until the worker is killed.
             function: The user's function.
             schema: Its op's schema.
-            native: As for ``compile``.
+            is_native: As for ``compile``.
 
         Raises:
             CompileError: It must not be used, or there is no worker to tell.
         """
-        request = self._request(key, toolchain, check, function, schema, native)
+        request = self._request(key, toolchain, check, function, schema, is_native)
         request |= {"kind": "measure", "library": library, "numbers": library.get("numbers")}
         return self._answer(request, key, timeout_s, Measured.read)
 
@@ -182,12 +183,12 @@ class CompileService:
         check: bool,
         function: dict[str, Any] | None,
         schema: str,
-        native: str | None,
+        is_native: bool,
     ) -> dict[str, Any]:
         if compiler_on_path() is None:
             raise CompileError("no_compiler", NO_COMPILER, remember=False)
         return {
-            **self._request(key, toolchain, check, function, schema, native),
+            **self._request(key, toolchain, check, function, schema, is_native),
             "options": self._options(key),
         }
 
@@ -198,13 +199,15 @@ class CompileService:
         check: bool,
         function: dict[str, Any] | None,
         schema: str,
-        native: str | None,
+        is_native: bool,
     ) -> dict[str, Any]:
+        native = _native.loaded_path()
         return {
             "key": key.to_json(),
             "toolchain": str(toolchain),
             "threads": dict(key.context)["threads"],
-            "native": native,
+            "native": None if native is None else str(native),
+            "is_native": is_native,
             "check": check,
             "trial_timeout_s": TRIAL_TIMEOUT_S,
             "function": function,

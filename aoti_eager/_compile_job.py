@@ -328,6 +328,7 @@ class CompileJobs:
                 "schema": request["schema"],
                 "toolchain": request["toolchain"],
                 "native": request["native"],
+                "is_native": request["is_native"],
                 "threads": request["threads"],
                 "libraries": libraries,
                 "numbers": request.get("numbers"),

@@ -15,9 +15,9 @@ from ._gradients import gradients_of
 from ._kernel import Kernel
 from ._kernel_cache import KernelCache
 from ._key import ANY_THREADS, KernelKey, kernel_key
-from ._keyed_call import refused
+from ._keyed_call import may_be_dynamic, refused
 from ._library import find_cache
-from ._ops import find_overload, find_packet
+from ._ops import find_overload, find_packet, overloads_of
 from ._pattern import size_class
 from ._schema import OpSchema, op_schema
 from ._specialisations import Specialisations
@@ -104,10 +104,12 @@ def explain(
     """
     if isinstance(op, str):
         op = find_overload(op) if "." in op.partition("::")[2] else find_packet(op)
-    overload, seen_args, seen_kwargs = dispatched_call(op, args, kwargs)
+    asked = [op] if isinstance(op, OpOverload) else overloads_of(op)
+    whole = any(gradients_of(one) is not None for one in asked)
+    overload, seen_args, seen_kwargs = dispatched_call(op, args, kwargs, whole=whole)
     explained = _explained(overload, dispatch_key, seen_args, seen_kwargs)
     gradients = gradients_of(overload)
-    if gradients is None:
+    if gradients is None or dispatch_key != "CPU":
         return explained
     return replace(explained, gradient=gradients.explained(seen_args, seen_kwargs))
 
@@ -197,9 +199,10 @@ def _in_store(schema: OpSchema, key: KernelKey, cache: KernelCache | None) -> Ex
             return Explanation(key.op, registered, "declined", *refused(taken), key)
         message = f"the store has a kernel library for several sizes, {found.entry.digest}"
         return Explanation(key.op, registered, "stored", None, message, key)
-    if cache is not None and config.mode != "cache_only":
+    if cache is not None and not cache.bypassed and config.mode != "cache_only":
         specialised, static = cache.table.specialised, cache.table.specialisations
-        foreseen = specialised.foreseen_refusal if cache.may_be_dynamic else specialised.refusal
+        is_open = may_be_dynamic(cache, cache.toolchain)
+        foreseen = specialised.foreseen_refusal if is_open else specialised.refusal
         refusal = foreseen(schema, key, static)
         if refusal is not None:
             message = f"{REASONS['specialisation_cap']}: {refusal}"

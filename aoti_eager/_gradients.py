@@ -175,12 +175,18 @@ class Gradients:
         caches = self._caches()
         if caches is None or True not in needs or not torch.is_grad_enabled():
             return None
+        forward, backward = caches
         if self._must_decompose(tensors) or self._must_not_save(tensors):
             return "autograd follows the function: of such calls it has to"
-        forward, backward = caches
-        call = None
-        if backward.table is self._table:
-            call = self._calls.get((*needs, *forward.key(*args, **kwargs)))
+        if forward.bypassed or backward.bypassed:
+            return "autograd follows the function: the op's kernels are switched off"
+        key = (*needs, *forward.key(*args, **kwargs))
+        is_known = backward.table is self._table
+        call = self._calls.get(key) if is_known else None
+        if call is None and is_known and len(self._calls) >= config.static_cap:
+            return "autograd follows the function: there are static_cap kinds of such calls already"
+        if call is None and is_known and key in self._drawn:
+            return "autograd follows the function: it draws random numbers, as it seems"
         if call is None:
             return "no such call has wanted a gradient yet: the first asks for a backward kernel"
         if not call.has_gradient:

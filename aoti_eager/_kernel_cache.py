@@ -97,15 +97,6 @@ class KernelCache:
         """Return what the key holds besides arguments and settings."""
         return (*toolchain.context, *(function.context() if function is not None else ()))
 
-    @property
-    def may_be_dynamic(self) -> bool:
-        """Return whether kernels for several sizes are made of the op."""
-        return (
-            self.function is None
-            and self.toolchain.works_in_background
-            and self.dispatch_key == "CPU"
-        )
-
     # -- state --
 
     def refresh(self) -> None:
@@ -117,8 +108,7 @@ class KernelCache:
         mode = config.mode
         device_type = _backend.device_type(self.dispatch_key)
         backend = device_backend(device_type)
-        native = None if self.native is None else _native.loaded_path()
-        self.toolchain = Toolchain(self.op, backend, native)
+        self.toolchain = Toolchain(self.op, backend, is_native=self.native is not None)
         reason = self._op_decline
         if reason is None and device_type != "cpu" and backend is None:
             reason = "unsupported_device"

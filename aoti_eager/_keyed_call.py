@@ -54,10 +54,6 @@ class Cache(Protocol):
     function: PythonFunction | None
     native: NativeOp | None
 
-    @property
-    def may_be_dynamic(self) -> bool:
-        """Return whether kernels for several sizes are made of the op."""
-
     def describe_function(self) -> tuple[Description | None, list[Tensor]]:
         """Return the op's Python function as data, if it has one, and its constants."""
 
@@ -125,7 +121,7 @@ class KeyedCall:
 
     def _find_dynamic(self, backend: Backend) -> StoredEntry | None:
         """Return the dynamic specialisation that serves the call; a damaged one is removed."""
-        if not self.cache.may_be_dynamic:
+        if not self.may_be_dynamic:
             return None
         specialised = self.table.specialised
         found = specialised.find(self.cache.schema, self.key, backend)
@@ -142,6 +138,11 @@ class KeyedCall:
                 specialised.forget()
                 return None
         return found
+
+    @property
+    def may_be_dynamic(self) -> bool:
+        """Return whether kernels for several sizes are made of the op."""
+        return may_be_dynamic(self.cache, self.toolchain)
 
     @property
     def _releases_gil(self) -> bool:
@@ -307,6 +308,11 @@ class KeyedCall:
                 warn_once("store", f"{error}; kernels are not kept, originals run instead")
 
         _background.background.run_errand(quarantine)
+
+
+def may_be_dynamic(cache: Cache, toolchain: Toolchain) -> bool:
+    """Return whether kernels for several sizes are made of the op of ``cache``."""
+    return cache.function is None and toolchain.works_in_background and cache.dispatch_key == "CPU"
 
 
 def refused(taken: PathTime | None) -> tuple[str, str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 
 from ._compat import OpOverload, raw_schema
-from ._ops import find_overload, find_packet
+from ._ops import find_overload, find_packet, overloads_of
 from ._pattern import Family
 from .errors import RegistrationError
 
@@ -54,8 +54,7 @@ def _mark(op: str, argument: str, dim: int | None, varies: bool) -> None:
 def _overloads(op: str) -> list[OpOverload]:
     if "." in op:
         return [find_overload(op)]
-    packet = find_packet(op)
-    return [getattr(packet, name) for name in packet.overloads()]  # type: ignore[no-untyped-call]
+    return overloads_of(find_packet(op))
 
 
 def unmark(op: str) -> None:

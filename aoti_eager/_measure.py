@@ -82,8 +82,8 @@ def _measure(request: Mapping[str, Any]) -> dict[str, Any]:
     measured = _Measured(target, template, function)
     for library in request["libraries"]:
         measured.add(library)
-    # Python's path is of no interest to a caller that has the other.
-    paths = [] if native is not None and request["native"] else ["python"]
+    # Python's path is of no interest to an op that the other serves.
+    paths = [] if native is not None and request["is_native"] else ["python"]
     paths += [] if native is None else ["native"]
     try:
         return {"times": measured.times(paths)}

@@ -141,13 +141,13 @@ class Miss:
         except StoreError as error:
             return self._store_failed(error)
         if found is not None:
-            if cache.may_be_dynamic and found.entry.guards is None:
+            if self._call.may_be_dynamic and found.entry.guards is None:
                 self._table.specialised.note(cache.schema, key)
             return self._serve(found)
         if config.mode == "cache_only":
             return self._declined("not_in_cache", f"{self._op}: not in the cache")
         plan, specialised = None, self._table.specialised
-        if cache.may_be_dynamic:
+        if self._call.may_be_dynamic:
             if config.mode != "sync" and specialised.wait_for(
                 cache.schema, key, self._table_key, self._decline_meanwhile
             ):
@@ -157,7 +157,6 @@ class Miss:
             refusal = specialised.refusal(cache.schema, key, self._table.specialisations)
             if refusal is not None:
                 return self._declined("specialisation_cap", refusal)
-            specialised.static_calls.add(key)
         return self._compile(plan)
 
     def _decline_meanwhile(self) -> None:
@@ -291,6 +290,8 @@ class Miss:
         sizes_before = [(t.shape, t.stride()) for t in self._inputs]
         # First of all: an invalid call raises the original's own exception, and nothing else runs.
         result = self._original()
+        if plan is None:
+            self._table.specialised.static_calls.add(self._call.key)
         if (
             self._cache.function is not None
             and self._cache.function.snapshot()[0] != self._table_key[0]

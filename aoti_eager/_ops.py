@@ -6,7 +6,7 @@ import difflib
 
 import torch
 
-from ._compat import OpOverload, OpOverloadPacket, all_op_names
+from ._compat import OpOverload, OpOverloadPacket, all_op_names, overload_names
 from .errors import UnknownOpError
 
 
@@ -36,6 +36,11 @@ def find_packet(name: str) -> OpOverloadPacket:
     if packet is None:
         raise UnknownOpError(name, suggestions(name))
     return packet
+
+
+def overloads_of(packet: OpOverloadPacket) -> list[OpOverload]:
+    """Return the overloads of a packet that the dispatcher knows."""
+    return [getattr(packet, name) for name in overload_names(packet)]
 
 
 def _packet(name: str) -> OpOverloadPacket | None:

@@ -239,19 +239,18 @@ class Specialisations:
     def foreseen_refusal(self, schema: OpSchema, key: KernelKey, static: int) -> str | None:
         """Return why a call that has not been made would get no kernel; arguments as above."""
         family = family_of(schema, key)
-        group = _Group()
-        if config.dynamic is not False and family.values:
-            with self._lock:
+        with self._lock:
+            group = self._groups.get(_rank_digest(key, family), _Group())
+            if config.dynamic is not False and family.values:
                 history = self._families.get(family.pattern.digest, _History())
-                known = self._groups.get(_rank_digest(key, family), _Group())
                 plan, refused = self._next(schema, key, family, history)
-            if plan is not None or history.is_compiling:
-                return None
-            group = _Group(known.static + 1, known.refused or refused)
+                if plan is not None or history.is_compiling:
+                    return None
+                group = _Group(group.static + 1, group.refused or refused)
         return self._refusal(schema, key, static, group)
 
     def _refusal(self, schema: OpSchema, key: KernelKey, static: int, group: _Group) -> str | None:
-        if group.refused and group.static > _MOST_STATIC:
+        if config.dynamic is not False and group.refused and group.static > _MOST_STATIC:
             message = "several sizes cannot share a kernel here, and it has enough static ones"
         elif static >= config.static_cap:
             message = f"has {config.static_cap} static specialisations"

@@ -46,16 +46,15 @@ class Toolchain:
     Args:
         op: The overload.
         device_backend: The compile backend of the op's device; ``None`` for AOTInductor.
-        native: The file of the C++ hit path, if that serves the op; a library is timed with what
-            serves.
+        is_native: Whether the C++ hit path serves the op; a library is timed with what serves.
     """
 
     def __init__(
-        self, op: OpOverload, device_backend: DeviceBackend | None, native: Path | None = None
+        self, op: OpOverload, device_backend: DeviceBackend | None, *, is_native: bool = False
     ) -> None:
         self._op = op
         self._device_backend = device_backend
-        self._native = native
+        self._is_native = is_native
 
     @property
     def context(self) -> tuple[tuple[str, Component], ...]:
@@ -185,7 +184,7 @@ class Toolchain:
             "timeout_s": config.compile_timeout_s,
             "function": None if function is None else function.document,
             "schema": str(raw_schema(self._op)),
-            "native": None if self._native is None else str(self._native),
+            "is_native": self._is_native,
         }
 
     def load(

@@ -29,7 +29,7 @@ def remembering(compile_: Compile, directory: Path) -> Compile:
     def compile_once(
         service: Any, key: KernelKey, work: Path, toolchain: Path, **options: Any
     ) -> Compiled:
-        ignored = ["timeout_s"] if options.get("gate") else ["timeout_s", "native"]
+        ignored = ["timeout_s"] if options.get("gate") else ["timeout_s", "is_native"]
         request = {name: value for name, value in options.items() if name not in ignored}
         kept = directory / json_digest(
             [key.to_json(), current_environment().digest, service._target.name, request]

@@ -172,9 +172,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Leave out a test's cases but a ``share`` of them, and costly tests but those ``in_turn``.
 
-    The latter where the whole suite is run; who names a file has all of its tests. Which they are
-    is a matter of their names, so that a new test changes little of it; each runs for one seed in
-    as many as the mark says.
+    The latter where the whole suite is run; who names files or tests has all of them. Each runs
+    for one seed in as many as the mark says, and as many for one seed as for another.
     """
     if config.getoption("--long"):
         return
@@ -208,7 +207,10 @@ def pytest_configure(config: pytest.Config) -> None:
     if hasattr(config, "workerinput"):
         config.option.whole_suite, config.option.seed = config.workerinput["share"]
         return
-    config.option.whole_suite = config.args_source is not pytest.Config.ArgsSource.ARGS
+    chosen = ("keyword", "markexpr", "lf", "failedfirst")
+    config.option.whole_suite = config.args_source is not pytest.Config.ArgsSource.ARGS and not any(
+        getattr(config.option, name, None) for name in chosen
+    )
     if config.option.seed is None:
         command = ["git", "-C", str(config.rootpath), "rev-parse", "--short=8", "HEAD"]
         try:

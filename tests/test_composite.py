@@ -76,6 +76,14 @@ def test_calls_are_served(registered: aoti_eager.Registration) -> None:
     assert stats()[OP].hits >= 2
 
 
+def test_explain_is_of_the_op_itself(registered: aoti_eager.Registration) -> None:
+    x, weight = pair()
+    gradients(x, weight)
+    for op in (OP, torch.ops.aten.rms_norm.default):
+        explained = aoti_eager.explain(op, x, [5], weight, 1e-6)
+        assert (explained.op, explained.gradient) == (OP, "a backward kernel serves it")
+
+
 @pytest.mark.both_paths
 def test_gradients_are_compiled(registered: aoti_eager.Registration) -> None:
     x, weight = pair()

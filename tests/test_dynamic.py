@@ -538,6 +538,8 @@ def test_explain_and_the_cap_say_what_kept_changing() -> None:
         # It is what then happens.
         check(aten.silu, rand(5, 10, 8))
         assert aoti_eager.explain("aten::silu", rand(5, 10, 8)).message.endswith(foreseen.message)
+        with aoti_eager.config.scope(mode="off"):
+            assert aoti_eager.explain("aten::silu", rand(5, 11, 8)).verdict == "miss"
 
 
 def test_explain_knows_that_a_stored_kernel_serves_other_sizes() -> None:

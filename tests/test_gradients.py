@@ -387,6 +387,9 @@ def noisy(x: Tensor) -> Tensor:
 @pytest.mark.both_paths
 def test_asking_for_kernels_takes_no_random_number(make_op: MakeOp, shared_cache: Any) -> None:
     op, x = make_op(noisy), torch.randn(64, requires_grad=True)
+    assert aoti_eager.explain(op.op, x).reason == "unsupported_function"
+    run(op, x)
+    assert "random" in (aoti_eager.explain(op.op, x).gradient or "")
     torch.manual_seed(5)
     want = [run(noisy, x) for _ in range(4)]
     torch.manual_seed(5)
@@ -468,6 +471,11 @@ def test_explain_says_what_becomes_of_a_gradient(make_op: MakeOp, shared_cache: 
     assert "no such call" in gradient(x, y.detach())
     with torch.autograd.graph.saved_tensors_hooks(lambda one: one, lambda one: one):
         assert gradient(x, y).startswith("autograd follows the function: of such calls")
+    with aoti_eager.config.scope(mode="off"):
+        assert gradient(x, y).endswith("switched off")
+    with aoti_eager.config.scope(static_cap=1):
+        assert "static_cap" in gradient(x, y.detach())
+    assert aoti_eager.explain(op.op, x, y, dispatch_key="CUDA").gradient is None
     (table,) = (c.table for c in _library.caches() if c.schema.op.endswith("_backward"))
     (key,) = table.kernels
     count = next(iter(_library.caches())).counters.declined("slower")

@@ -53,6 +53,7 @@ def measured(server: ForkServer, name: str, *args: Any, **kwargs: Any) -> dict[s
         "schema": "",
         "toolchain": "/nonexistent",
         "native": str(_native.loaded_path()),
+        "is_native": True,
         "threads": 1,
         "libraries": [
             {
@@ -118,6 +119,7 @@ def test_a_library_that_is_never_entered_has_no_times(server: ForkServer) -> Non
             "schema": "",
             "toolchain": "/nonexistent",
             "native": None,
+            "is_native": False,
             "threads": 1,
             "libraries": [{"path": "/nonexistent.so", "outputs": [], "calls_aten": False}],
             "timeout_s": 60.0,

@@ -21,7 +21,7 @@ def test_keys_whose_compiles_fail_count_too(monkeypatch: pytest.MonkeyPatch) -> 
     """An op of which every kernel fails must not ask for each new shape for ever."""
     asked = []
 
-    def compile_(*args: object, **options: object) -> None:
+    def compile_(*args: object, **more: object) -> None:
         asked.append(args)
         raise CompileError("mismatch", "as on some machines")
 
@@ -32,6 +32,27 @@ def test_keys_whose_compiles_fail_count_too(monkeypatch: pytest.MonkeyPatch) -> 
         declined = aoti_eager.stats()[SILU].declined
     assert len(asked) == 3
     assert declined == {"mismatch": 3, "specialisation_cap": 7}
+
+
+@pytest.mark.parametrize("options", [{"dynamic": "auto"}, {"dynamic": False, "static_cap": 7}])
+def test_what_explain_foresees_is_what_happens(
+    options: dict[str, object], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def compile_(*args: object, **more: object) -> None:
+        raise CompileError("mismatch", "as on some machines")
+
+    monkeypatch.setattr(CompileService, "compile", compile_)
+    shapes = [(size, 3) for size in range(2, 12)] + [(1, 1), (0, 1), (4,), (5,)]
+    seen = set()
+    with aoti_eager.config.scope(**options), aoti_eager.register(SILU):
+        for shape in shapes:
+            foreseen = aoti_eager.explain(SILU, torch.ones(shape))
+            aten.silu(torch.ones(shape))
+            happened = aoti_eager.explain(SILU, torch.ones(shape))
+            is_capped = [one.reason == "specialisation_cap" for one in (foreseen, happened)]
+            assert is_capped[0] == is_capped[1], shape
+            seen.add(is_capped[0])
+    assert seen == {False, True}
 
 
 @pytest.mark.in_turn
