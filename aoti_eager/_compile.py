@@ -95,7 +95,7 @@ class CompileService:
                 worker then.
             schema: That op's schema in words.
             gate: Whether the library is timed against the original, too.
-            dynamic: ``_specialisations.Plan.to_json``, for a dynamic specialisation.
+            dynamic: ``_plan.Plan.to_json``, for a dynamic specialisation.
             is_native: Whether the C++ hit path serves the op: then it alone is timed.
 
         Raises:

@@ -180,7 +180,10 @@ class Gradients:
             return "autograd follows the function: of such calls it has to"
         if forward.bypassed or backward.bypassed:
             return "autograd follows the function: the op's kernels are switched off"
-        key = (*needs, *forward.key(*args, **kwargs))
+        try:
+            key = (*needs, *forward.key(*args, **kwargs))
+        except RuntimeError as error:
+            return f"autograd follows the function: {error}"
         is_known = backward.table is self._table
         call = self._calls.get(key) if is_known else None
         if call is None and is_known and len(self._calls) >= config.static_cap:

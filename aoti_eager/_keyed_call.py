@@ -25,9 +25,9 @@ from ._original import OriginalKernel
 from ._pattern import number_arguments, size_class
 from ._python_function import Description, PythonFunction
 from ._schema import Kind, OpSchema
-from ._specialisations import native_pattern
 from ._stats import Counter, OpCounters
 from ._store import StoredEntry
+from ._stored_pattern import native_pattern
 from ._table import Decline, Table, TableKey
 from ._template import CallTemplate, call_template
 from ._toolchain import Toolchain

@@ -28,8 +28,8 @@ from ._live_check import LiveCheck
 from ._native_key import native_key, words_of_values
 from ._passthrough import passthrough
 from ._pending import Arrived, compile_later
+from ._plan import Plan
 from ._python_function import Description
-from ._specialisations import Plan
 from ._store import StoredEntry
 from ._table import COMPILING, Decline, TableKey
 from ._template import CallTemplate, call_template

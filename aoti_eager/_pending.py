@@ -21,9 +21,10 @@ from ._key import ANY_THREADS
 from ._keyed_call import KeyedCall, refused
 from ._live_check import LiveCheck
 from ._passthrough import passthrough
-from ._specialisations import Plan, serves
+from ._plan import Plan
 from ._stats import Counter
 from ._store import StoredEntry
+from ._stored_pattern import serves
 from ._table import COMPILING
 from ._verdict import Verdict
 from ._warnings import warn_once

@@ -7,7 +7,6 @@ have changed by then; then all.
 
 from __future__ import annotations
 
-import struct
 import threading
 from collections import deque
 from collections.abc import Callable
@@ -16,25 +15,16 @@ from typing import Any, TypeVar
 
 from ._backend import Backend
 from ._entry import Entry, Status
-from ._guards import Expression, Guards, match
 from ._key import ANY_THREADS, KernelKey
 from ._marks import marked
-from ._native_key import key_words, pattern_words
-from ._native_pattern import NativePattern, pattern_program
-from ._pattern import (
-    Family,
-    family_of,
-    in_size_class,
-    number_arguments,
-    number_range,
-    size_class,
-    varied,
-    with_values,
-)
+from ._native_key import key_words
+from ._pattern import Family, family_of, varied
+from ._plan import Plan, plan_of
 from ._schema import OpSchema
 from ._size_arguments import size_arguments
 from ._static_calls import StaticCalls
 from ._store import StoredEntry
+from ._stored_pattern import serves
 from .config import config
 
 TableKey = tuple[Any, ...]
@@ -47,36 +37,6 @@ _MOST_KERNELS = 3
 # Static kernels of calls with the same ranks and dtypes, where sizes change and a dynamic kernel
 # cannot be had: they go on changing, and each would be compiled for.
 _MOST_STATIC = 4
-# Sizes of calls for which a dynamic kernel was not compiled: as large as they may be.
-_ANY_SIZE = (2, 1 << 62)
-
-
-@dataclass(frozen=True, slots=True)
-class Plan:
-    """A dynamic specialisation that is to be compiled.
-
-    Attributes:
-        family: The digest of the calls' family.
-        dims: Slot and dimension of each size that is to be a symbol.
-        numbers: Arguments that are to be inputs.
-        pattern: The key with these symbols; the compiler may find that fewer will do.
-        guards: The ranges that are asked for.
-    """
-
-    family: str
-    dims: tuple[tuple[int, int], ...]
-    numbers: tuple[str, ...]
-    pattern: KernelKey
-    guards: Guards
-
-    def to_json(self) -> dict[str, Any]:
-        """Return what a compile worker is told."""
-        return {
-            "dims": [list(place) for place in self.dims],
-            "numbers": list(self.numbers),
-            "pattern": self.pattern.to_json(),
-            "guards": self.guards.to_json(),
-        }
 
 
 @dataclass(slots=True)
@@ -219,7 +179,7 @@ class Specialisations:
             names = varied([*history.calls, family.values])
         marks = marked(schema.op, family)
         names = {name for name in family.values if marks.get(name, name in names)}
-        plan = _plan(family.pattern.digest, family, names) if names else None
+        plan = plan_of(family.pattern.digest, family, names) if names else None
         if plan is not None and self._has_failed(schema, key, plan):
             return None, True
         return plan, False
@@ -351,48 +311,6 @@ class Specialisations:
         return self._families.setdefault(digest, _History())
 
 
-def serves(
-    schema: OpSchema, found: StoredEntry, key: KernelKey, words: list[int] | None = None
-) -> bool:
-    """Return whether ``key``'s calls are instances of a stored pattern, and its guards hold."""
-    entry, threads = found.entry, dict(key.context)["threads"]
-    if entry.guards is None:
-        return False
-    pattern = entry.key
-    if dict(pattern.context)["threads"] == ANY_THREADS:
-        pattern = pattern.with_threads(threads)
-    if (pattern.op, pattern.dispatch_key) != (key.op, key.dispatch_key):
-        return False
-    if pattern.context != key.context:
-        return False
-    words = words or key_words(schema, key)
-    general: list[Expression] | None = pattern_words(schema, pattern)
-    return (
-        words is not None
-        and general is not None
-        and match(words, general, entry.guards) is not None
-    )
-
-
-def native_pattern(schema: OpSchema, entry: Entry, key: KernelKey) -> NativePattern | None:
-    """Return what C++ matches calls with: those of a stored pattern, of the size class of ``key``.
-
-    ``None`` where only Python can.
-    """
-    if entry.guards is None:
-        return None
-    pattern = entry.key.with_threads(dict(key.context)["threads"])
-    words, size = pattern_words(schema, pattern), size_class(key)
-    if words is None:
-        return None
-    guards = Guards(entry.guards.ranges, (*entry.guards.conditions, *in_size_class(pattern, size)))
-    program = pattern_program(words, guards)
-    if program is None:
-        return None
-    name = bytes.fromhex(entry.digest) + struct.pack("=q", size)
-    return NativePattern(name, program)
-
-
 def _rank_digest(key: KernelKey, family: Family) -> str:
     """Return a digest of all of ``key`` but the values of its sizes and strides."""
     repeated = size_arguments(family.pattern.arguments)
@@ -412,29 +330,3 @@ def _rank_digest(key: KernelKey, family: Family) -> str:
 
 def _symbols(found: StoredEntry) -> int:
     return len(found.entry.guards.ranges) if found.entry.guards is not None else 0
-
-
-def _plan(digest: str, family: Family, names: set[str]) -> Plan:
-    slots = {family.places[name][0] for name in names if name.startswith("t")}
-    dims = tuple(
-        sorted(
-            place
-            for name, place in family.places.items()
-            if name.startswith("s") and (name in names or place[0] in slots)
-        )
-    )
-    free = {
-        name
-        for name, place in family.places.items()
-        if place in dims or (name.startswith("t") and any(place[0] == slot for slot, _ in dims))
-    }
-    free |= {name for name in names if name.startswith("v")}
-    fixed = {name: value for name, value in family.values.items() if name not in free}
-    pattern = with_values(family.pattern, fixed)
-    ranges = {
-        name: (number_range(family.values[name]) or _ANY_SIZE)
-        if name.startswith("v")
-        else _ANY_SIZE
-        for name in sorted(free)
-    }
-    return Plan(digest, dims, number_arguments(pattern), pattern, Guards(ranges))

@@ -19,8 +19,8 @@ from ._key import Component
 from ._library_runner import RELEASE_GIL_NUMEL, LibraryRunner
 from ._native import NativeRun
 from ._pattern import number_arguments
+from ._plan import Plan
 from ._python_function import Description
-from ._specialisations import Plan
 from ._template import CallTemplate
 from .config import config
 

@@ -17,9 +17,11 @@ from aoti_eager._guards import Guards
 from aoti_eager._key import ANY_THREADS, KernelKey, kernel_key
 from aoti_eager._ops import find_overload
 from aoti_eager._pattern import family_of, symbols_in, with_values
+from aoti_eager._plan import Plan
 from aoti_eager._schema import op_schema
-from aoti_eager._specialisations import Plan, Specialisations, serves
+from aoti_eager._specialisations import Specialisations
 from aoti_eager._store import Store, StoredEntry
+from aoti_eager._stored_pattern import serves
 
 from .entries import ENVIRONMENT, FEATURES, OTHER_ENVIRONMENT, make_entry, publish
 
