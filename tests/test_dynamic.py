@@ -602,6 +602,7 @@ def test_a_family_waits_for_one_dynamic_kernel(in_background: None) -> None:
         assert stats("aten::silu").declines == 0
 
 
+@pytest.mark.in_turn
 def test_a_family_without_a_dynamic_kernel_gets_static_ones(in_background: None) -> None:
     op = "aten::_adaptive_avg_pool2d"
 

@@ -30,7 +30,7 @@ CI_ENTRIES = 10
 COSTLY = frozenset({"argsort", "linalg.tensorsolve"})
 
 
-@pytest.mark.in_turn(of=3)
+@pytest.mark.in_turn(of=6)
 def test_op_db_entries_do_what_their_originals_do_cold_and_warm(shared_cache: Path) -> None:
     names = [name for name in opdb.draw(opdb.ENTRIES) if name not in COSTLY][:CI_ENTRIES]
 

@@ -44,6 +44,7 @@ def test_a_second_process_serves_every_key_with_nothing_of_a_compiler(
     assert "Warning" not in second["stderr"]
 
 
+@pytest.mark.in_turn
 def test_warm_hits_are_right_in_cache_only_mode_too(warm_dir: Path) -> None:
     """Defect 26: cold and warm are tested apart."""
     again = run(warm_dir, AOTI_EAGER_MODE="cache_only")
