@@ -385,8 +385,7 @@ def libtorch_cpu() -> ctypes.CDLL:
     return ctypes.CDLL(path)
 
 
-# Tensors without data, and what tracing raises where data would be needed, have no public names.
-# Imported where they are used: a warm process needs neither.
+# Which modes of tensors without data a call is under, and what they take, has no public name.
 @contextlib.contextmanager
 def real_tensors_allowed() -> Iterator[None]:
     """Within a call under a ``FakeTensorMode``, take real tensors as constants, as export does."""
@@ -406,6 +405,8 @@ def real_tensors_allowed() -> Iterator[None]:
             one.allow_non_fake_inputs = was
 
 
+# Tensors without data, and what tracing raises where data would be needed, have no public names.
+# Imported where they are used: a warm process needs neither.
 def fake_mode() -> Any:
     """Return a mode in which new tensors have metadata and no data."""
     from torch._subclasses.fake_tensor import FakeTensorMode
