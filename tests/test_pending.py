@@ -352,11 +352,21 @@ def test_another_keys_entry_from_a_worker_is_not_used(
 
 
 def test_a_kernel_that_loses_is_declined_and_the_next_process_knows(
-    monkeypatch: pytest.MonkeyPatch, shared_cache: Path
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     x = torch.randn(3, 5)
     monkeypatch.setattr(PathTime, "wins", property(lambda time: False))
+    # That would call times in doubt which the worker did not.
+    monkeypatch.setattr(PathTime, "is_doubtful", property(lambda time: False))
     asked = measured(monkeypatch, both(wins()))
+    get, kept = Verdicts.get, []
+
+    def noted(*args: Any) -> _verdict.Verdict:
+        found = get(*args)
+        kept.append(bool(found.times))
+        return found
+
+    monkeypatch.setattr(Verdicts, "get", noted)
     with aoti_eager.config.scope(gate=True):
         for turn in range(2):  # A registration starts with an empty table, as a process does.
             with aoti_eager.register("aten::silu"):
@@ -368,8 +378,8 @@ def test_a_kernel_that_loses_is_declined_and_the_next_process_knows(
             assert after.hits == before.hits
             assert after.declined.get("slower", 0) - before.declined.get("slower", 0) == 1 + turn
             assert after.compiles - before.compiles == 1 - turn
-        # The worker that compiled it had measured it, too.
-        assert asked == []
+        # The worker that compiled it had measured it, too; of a busy moment, it keeps no times.
+        assert len(asked) == (0 if kept[0] else 1)
         # Without the gate it serves, and with it again no more.
         with aoti_eager.register("aten::silu"):
             aten.silu(x)
