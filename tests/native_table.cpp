@@ -31,10 +31,12 @@ void require(bool holds, const char* what) {
 
 constexpr uint64_t kAlive = 0x11FE11FE11FE11FEull;
 
-struct NoPattern {
-  bool matches(const Word*, size_t) const {
-    return false;
+// Calls whose first word leaves this rest.
+struct Rest {
+  bool matches(const Word* words, size_t) const {
+    return words[0] % divisor == rest;
   }
+  Word divisor, rest;
 };
 
 class Item : public Keyed, Counted<Item> {
@@ -45,7 +47,7 @@ class Item : public Keyed, Counted<Item> {
     canary = 0;
   }
   Word payload;
-  std::unique_ptr<NoPattern> pattern;
+  std::unique_ptr<Rest> pattern;
   volatile uint64_t canary = kAlive;
 };
 
@@ -59,6 +61,53 @@ struct Key {
   }
   Word words[11];
 };
+
+std::unique_ptr<Item> of_rest(Word name, Word divisor, Word rest) {
+  auto item = std::make_unique<Item>(&name, 1);
+  item->pattern = std::make_unique<Rest>(Rest{divisor, rest});
+  return item;
+}
+
+void test_patterns() {
+  auto table = std::make_unique<Items>();
+  constexpr Word kCount = 500;
+  {
+    Writing writing;
+    table->put(std::make_unique<Item>(Key(3).words, 11));
+    for (Word rest = 0; rest < kCount; ++rest) {
+      table->put_pattern(of_rest(rest, kCount, rest));
+    }
+    require(table->size() == kCount + 1, "the size with patterns");
+  }
+  auto found = [&](Word number) {
+    Reading reading(Epochs::place());
+    return table->find(Key(number).words, 11);
+  };
+  require(found(3)->pattern == nullptr, "a key's own entry comes first");
+  for (int turn = 0; turn < 3; ++turn) { // from where they were found the last time, too
+    for (Word number = 0; number < 5 * kCount; number += 7) {
+      require(found(number)->pattern->matches(&number, 1), "an entry whose pattern matches");
+    }
+  }
+  {
+    Writing writing;
+    for (Word rest = 0; rest < kCount; rest += 2) {
+      require(table->remove_pattern(&rest, 1), "a removal of a pattern");
+      require(!table->remove_pattern(&rest, 1), "a second removal of a pattern");
+    }
+    Word name = 1; // Instead of the one of this name, and last.
+    table->put_pattern(of_rest(name, 2, 0));
+    require(table->size() == kCount / 2 + 1, "the size after removals of patterns");
+  }
+  for (int turn = 0; turn < 2; ++turn) {
+    require(found(kCount + 1) == nullptr, "a call that no pattern matches");
+    require(found(kCount + 2)->pattern->divisor == 2, "the one that was put in last");
+    require(found(kCount + 3)->pattern->divisor == kCount, "one that was there before");
+  }
+  table.reset();
+  { Writing writing; }
+  require(Item::alive() == 0, "entries with patterns that are left");
+}
 
 void test_one_thread() {
   auto table = std::make_unique<Items>();
@@ -136,7 +185,9 @@ void test_many_threads(double seconds, int threads) {
       ++looked;
       if (item != nullptr) {
         require(item->canary == kAlive, "an entry was freed under its reader");
-        require(item->payload == key.words[0] * 3, "an entry of another key");
+        bool is_right = item->pattern == nullptr ? item->payload == key.words[0] * 3
+                                                 : item->pattern->matches(key.words, 11);
+        require(is_right, "an entry of another key");
         {
           Reading again(place); // a library that calls an op of ours
           require(current.load()->find(key.words, 11) != reinterpret_cast<Item*>(1), "nested");
@@ -158,8 +209,13 @@ void test_many_threads(double seconds, int threads) {
       for (int i = 0; i < 20; ++i, ++written) {
         Key key(random() % kKeys);
         unsigned what = random() % 100;
-        if (what < 60) {
+        Word rest = key.words[0] % 40;
+        if (what < 50) {
           table->put(std::make_unique<Item>(key.words, 11));
+        } else if (what < 55) {
+          table->put_pattern(of_rest(rest, 40, rest));
+        } else if (what < 60) {
+          table->remove_pattern(&rest, 1);
         } else if (what < 98) {
           table->remove(key.words, 11);
         } else if (what < 99) {
@@ -223,6 +279,7 @@ int main(int argc, char** argv) {
   double seconds = argc > 1 ? std::atof(argv[1]) : 5;
   int threads = argc > 2 ? std::atoi(argv[2]) : 16;
   test_one_thread();
+  test_patterns();
   test_hash();
   test_many_threads(seconds, threads);
   std::printf("all right\n");

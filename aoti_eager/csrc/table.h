@@ -7,6 +7,7 @@
 
 #pragma once
 
+#include <array>
 #include <atomic>
 #include <cstdint>
 #include <cstring>
@@ -76,38 +77,33 @@ class Table : Counted<Table<Entry>> {
     }
     delete slots;
     Patterns* patterns = patterns_.load(std::memory_order_relaxed);
-    for (Entry* entry : *patterns) {
+    for (Entry* entry : patterns->entries) {
       delete entry;
     }
     delete patterns;
   }
 
-  // Returns the entry of a key, or null: its own, or the first whose pattern it matches. The caller
-  // is in an epoch.
+  // Returns the entry of a key, or null: its own, or one whose pattern it matches. The caller is in
+  // an epoch.
   Entry* find(const Word* words, size_t count) {
     if (Entry* entry = find_own(words, count)) {
       return entry;
     }
-    for (Entry* entry : *patterns_.load(std::memory_order_seq_cst)) {
-      if (entry->pattern->matches(words, count)) {
-        return entry;
-      }
-    }
-    return nullptr;
+    return patterns_.load(std::memory_order_seq_cst)->find(words, count);
   }
 
   // Puts an entry with a pattern in, instead of one with its key, which is a name and no call's.
   void put_pattern(std::unique_ptr<Entry> entry) {
-    auto after = std::make_unique<Patterns>(*patterns_.load(std::memory_order_relaxed));
+    auto after = std::make_unique<Patterns>(patterns_.load(std::memory_order_relaxed)->entries);
     const std::vector<Word>& name = entry->words();
-    Entry* before = take_out(*after, name.data(), name.size());
-    after->push_back(entry.release());
+    Entry* before = after->take_out(name.data(), name.size());
+    after->entries.push_back(entry.release());
     replace_patterns(after.release(), before);
   }
 
   bool remove_pattern(const Word* name, size_t count) {
-    auto after = std::make_unique<Patterns>(*patterns_.load(std::memory_order_relaxed));
-    Entry* before = take_out(*after, name, count);
+    auto after = std::make_unique<Patterns>(patterns_.load(std::memory_order_relaxed)->entries);
+    Entry* before = after->take_out(name, count);
     if (before == nullptr) {
       return false;
     }
@@ -116,7 +112,45 @@ class Table : Counted<Table<Entry>> {
   }
 
  private:
-  using Patterns = std::vector<Entry*>;
+  // Never changed but for the places, which are advice: a changed list replaces it.
+  struct Patterns {
+    explicit Patterns(std::vector<Entry*> entries = {}) : entries(std::move(entries)) {}
+
+    // The first that matches; where another call of the same place has one that matches, too, that
+    // one. An op may have hundreds (kernels times size classes), and a script has few calls.
+    Entry* find(const Word* words, size_t count) {
+      if (entries.empty()) {
+        return nullptr;
+      }
+      std::atomic<size_t>& place = places[hash_words(words, count) % kPlaces];
+      Entry* guess = entries[place.load(std::memory_order_relaxed)];
+      if (guess->pattern->matches(words, count)) {
+        return guess;
+      }
+      for (size_t i = 0; i < entries.size(); ++i) {
+        if (entries[i]->pattern->matches(words, count)) {
+          place.store(i, std::memory_order_relaxed);
+          return entries[i];
+        }
+      }
+      return nullptr;
+    }
+
+    Entry* take_out(const Word* name, size_t count) {
+      for (size_t i = 0; i < entries.size(); ++i) {
+        if (entries[i]->has_key(name, count)) {
+          Entry* found = entries[i];
+          entries.erase(entries.begin() + i);
+          return found;
+        }
+      }
+      return nullptr;
+    }
+
+    static constexpr size_t kPlaces = 64;
+    std::vector<Entry*> entries;
+    std::array<std::atomic<size_t>, kPlaces> places{}; // by hash, where in `entries` to look first
+  };
 
   Entry* find_own(const Word* words, size_t count) {
     Slots* slots = slots_.load(std::memory_order_seq_cst);
@@ -185,14 +219,14 @@ class Table : Counted<Table<Entry>> {
     size_ = 0;
     auto* none = new Patterns;
     Patterns* patterns = patterns_.exchange(none, std::memory_order_seq_cst);
-    for (Entry* entry : *patterns) {
+    for (Entry* entry : patterns->entries) {
       retire(entry);
     }
     retire_patterns(patterns);
   }
 
   size_t size() const {
-    return size_ + patterns_.load(std::memory_order_relaxed)->size();
+    return size_ + patterns_.load(std::memory_order_relaxed)->entries.size();
   }
 
  private:
@@ -255,17 +289,6 @@ class Table : Counted<Table<Entry>> {
     slots_.store(after, std::memory_order_seq_cst);
     Epochs::instance().retire(before, [](void* slots) { delete static_cast<Slots*>(slots); });
     return after;
-  }
-
-  static Entry* take_out(Patterns& patterns, const Word* name, size_t count) {
-    for (size_t i = 0; i < patterns.size(); ++i) {
-      if (patterns[i]->has_key(name, count)) {
-        Entry* found = patterns[i];
-        patterns.erase(patterns.begin() + i);
-        return found;
-      }
-    }
-    return nullptr;
   }
 
   void replace_patterns(Patterns* after, Entry* gone) {
