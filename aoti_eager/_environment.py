@@ -59,8 +59,8 @@ class Environment:
 def current_environment() -> Environment:
     """Return the environment of this process at this moment."""
     variables = {
-        name: value
-        for name, value in os.environ.items()
+        name: os.environ.get(name, "")
+        for name in os.environ
         if name.startswith(("TORCHINDUCTOR_", "AOT_INDUCTOR_")) and name not in _NOT_SHAPING
     }
     components: dict[str, Component] = {

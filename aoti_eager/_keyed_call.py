@@ -99,9 +99,10 @@ class KeyedCall:
         Raises:
             StoreError: The store cannot be read, or is not ours.
         """
+        environment = backend.environment
         for key in (self.key.with_threads(ANY_THREADS), self.key):
             try:
-                found = backend.store.find(key, backend.environment, backend.features)
+                found = backend.store.find(key, environment, backend.features)
                 if found is not None and found.entry.status is Status.READY:
                     backend.store.check_library(found)
             except EntryDamagedError as error:

@@ -12,8 +12,6 @@ from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-import filelock
-
 from ._native import NativeCounter
 
 # Re-entrant, as every lock that a call may take: a finalizer that runs inside may call an op.
@@ -193,6 +191,8 @@ def add_totals(root: Path, stats: Mapping[str, OpStats]) -> None:
 
 @contextlib.contextmanager
 def _totals_lock(root: Path) -> Iterator[None]:
+    import filelock  # Only here: the start of a process is not to wait for it.
+
     # Short: this runs at exit, and a lost count is better than a late end.
     try:
         (root / "locks").mkdir(mode=0o700, exist_ok=True)

@@ -25,11 +25,6 @@ import platformdirs
 
 from .errors import ConfigError
 
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
-
 MODES = ("background", "sync", "cache_only", "off")
 CPU_TARGETS = ("auto", "native", "x86-64-v2", "x86-64-v3", "x86-64-v4")
 # Settings that decide which kernels serve: with another value, calls start with empty tables.
@@ -415,6 +410,11 @@ def _load_file(path: Path, *, required: bool) -> dict[str, Any]:
         return {}
     except UnicodeDecodeError as error:
         raise ConfigError(f"config file {path}: is not TOML: {error}") from error
+    # Only here: most processes have no config file.
+    if sys.version_info >= (3, 11):
+        import tomllib
+    else:
+        import tomli as tomllib
     try:
         values = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
