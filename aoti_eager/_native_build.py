@@ -37,6 +37,7 @@ _NAMES = (
     "native.cpp",
     "op.h",
     "pattern.h",
+    "pattern_list.h",
     "registration.h",
     "table.h",
     "torch_compat.h",

@@ -31,12 +31,17 @@ void require(bool holds, const char* what) {
 
 constexpr uint64_t kAlive = 0x11FE11FE11FE11FEull;
 
-// Calls whose first word leaves this rest.
+// Calls whose first word leaves this rest. The smaller the divisor, the less is known of them.
 struct Rest {
   bool matches(const Word* words, size_t) const {
+    compared.fetch_add(1, std::memory_order_relaxed);
     return words[0] % divisor == rest;
   }
+  int64_t symbols() const {
+    return divisor < 100 ? 2 : 1;
+  }
   Word divisor, rest;
+  inline static std::atomic<int> compared{0};
 };
 
 class Item : public Keyed, Counted<Item> {
@@ -86,24 +91,43 @@ void test_patterns() {
   require(found(3)->pattern == nullptr, "a key's own entry comes first");
   for (int turn = 0; turn < 3; ++turn) { // from where they were found the last time, too
     for (Word number = 0; number < 5 * kCount; number += 7) {
-      require(found(number)->pattern->matches(&number, 1), "an entry whose pattern matches");
+      require(found(number)->pattern->rest == number % kCount, "the entry whose pattern matches");
     }
   }
+  auto compared = [&](Word number) {
+    int before = Rest::compared.load();
+    require(found(number) != nullptr, "a call that was found before");
+    return Rest::compared.load() - before;
+  };
+  require(compared(kCount - 1) > 400, "a call that comes first is compared with all before it");
+  require(compared(kCount - 1) == 1, "a call that comes again is found at once");
   {
     Writing writing;
     for (Word rest = 0; rest < kCount; rest += 2) {
       require(table->remove_pattern(&rest, 1), "a removal of a pattern");
       require(!table->remove_pattern(&rest, 1), "a second removal of a pattern");
     }
-    Word name = 1; // Instead of the one of this name, and last.
-    table->put_pattern(of_rest(name, 2, 0));
-    require(table->size() == kCount / 2 + 1, "the size after removals of patterns");
+    table->put_pattern(of_rest(kCount, 1, 0)); // all calls
+    Word name = 1; // Instead of the one of this name; it knows as much as the others.
+    table->put_pattern(of_rest(name, kCount, 1));
+    require(table->size() == kCount / 2 + 2, "the size after removals of patterns");
   }
-  for (int turn = 0; turn < 2; ++turn) {
-    require(found(kCount + 1) == nullptr, "a call that no pattern matches");
-    require(found(kCount + 2)->pattern->divisor == 2, "the one that was put in last");
-    require(found(kCount + 3)->pattern->divisor == kCount, "one that was there before");
+  // Whatever was found before, in the same place of those that are remembered or not.
+  for (int turn = 0; turn < 3; ++turn) {
+    for (Word number = kCount; number < 20 * kCount; ++number) {
+      require(
+          found(number)->pattern->divisor == (number % 2 ? kCount : 1),
+          "the first that matches, with the fewest symbols");
+    }
   }
+  {
+    Writing writing;
+    for (Word name = 1; name <= kCount; ++name) {
+      table->remove_pattern(&name, 1);
+    }
+    require(table->size() == 1, "the size after all patterns were removed");
+  }
+  require(found(kCount + 1) == nullptr, "a call of a pattern that was removed");
   table.reset();
   { Writing writing; }
   require(Item::alive() == 0, "entries with patterns that are left");

@@ -35,6 +35,11 @@ class Pattern {
   Pattern(const Pattern&) = delete;
   Pattern& operator=(const Pattern&) = delete;
 
+  // How many there are: the more, the less is known of a call.
+  int64_t symbols() const {
+    return symbols_;
+  }
+
   // A word that binds a symbol comes before those that repeat it or follow from it.
   bool matches(const uint64_t* words, size_t count) const {
     if (static_cast<int64_t>(count) != words_) {

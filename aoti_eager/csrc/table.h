@@ -7,7 +7,6 @@
 
 #pragma once
 
-#include <array>
 #include <atomic>
 #include <cstdint>
 #include <cstring>
@@ -17,6 +16,7 @@
 
 #include "counters.h"
 #include "epochs.h"
+#include "pattern_list.h"
 
 namespace aoti_eager {
 
@@ -77,82 +77,15 @@ class Table : Counted<Table<Entry>> {
     }
     delete slots;
     Patterns* patterns = patterns_.load(std::memory_order_relaxed);
-    for (Entry* entry : patterns->entries) {
+    for (Entry* entry : patterns->entries()) {
       delete entry;
     }
     delete patterns;
   }
 
-  // Returns the entry of a key, or null: its own, or one whose pattern it matches. The caller is in
-  // an epoch.
+  // Returns the entry of a key, or null: its own, or the first whose pattern it matches. The caller
+  // is in an epoch.
   Entry* find(const Word* words, size_t count) {
-    if (Entry* entry = find_own(words, count)) {
-      return entry;
-    }
-    return patterns_.load(std::memory_order_seq_cst)->find(words, count);
-  }
-
-  // Puts an entry with a pattern in, instead of one with its key, which is a name and no call's.
-  void put_pattern(std::unique_ptr<Entry> entry) {
-    auto after = std::make_unique<Patterns>(patterns_.load(std::memory_order_relaxed)->entries);
-    const std::vector<Word>& name = entry->words();
-    Entry* before = after->take_out(name.data(), name.size());
-    after->entries.push_back(entry.release());
-    replace_patterns(after.release(), before);
-  }
-
-  bool remove_pattern(const Word* name, size_t count) {
-    auto after = std::make_unique<Patterns>(patterns_.load(std::memory_order_relaxed)->entries);
-    Entry* before = after->take_out(name, count);
-    if (before == nullptr) {
-      return false;
-    }
-    replace_patterns(after.release(), before);
-    return true;
-  }
-
- private:
-  // Never changed but for the places, which are advice: a changed list replaces it.
-  struct Patterns {
-    explicit Patterns(std::vector<Entry*> entries = {}) : entries(std::move(entries)) {}
-
-    // The first that matches; where another call of the same place has one that matches, too, that
-    // one. An op may have hundreds (kernels times size classes), and a script has few calls.
-    Entry* find(const Word* words, size_t count) {
-      if (entries.empty()) {
-        return nullptr;
-      }
-      std::atomic<size_t>& place = places[hash_words(words, count) % kPlaces];
-      Entry* guess = entries[place.load(std::memory_order_relaxed)];
-      if (guess->pattern->matches(words, count)) {
-        return guess;
-      }
-      for (size_t i = 0; i < entries.size(); ++i) {
-        if (entries[i]->pattern->matches(words, count)) {
-          place.store(i, std::memory_order_relaxed);
-          return entries[i];
-        }
-      }
-      return nullptr;
-    }
-
-    Entry* take_out(const Word* name, size_t count) {
-      for (size_t i = 0; i < entries.size(); ++i) {
-        if (entries[i]->has_key(name, count)) {
-          Entry* found = entries[i];
-          entries.erase(entries.begin() + i);
-          return found;
-        }
-      }
-      return nullptr;
-    }
-
-    static constexpr size_t kPlaces = 64;
-    std::vector<Entry*> entries;
-    std::array<std::atomic<size_t>, kPlaces> places{}; // by hash, where in `entries` to look first
-  };
-
-  Entry* find_own(const Word* words, size_t count) {
     Slots* slots = slots_.load(std::memory_order_seq_cst);
     // Most calls of an op in a row are of one key. The place is remembered, not the entry: what is
     // read from a slot is alive, and a pointer kept elsewhere might not be.
@@ -162,19 +95,31 @@ class Table : Counted<Table<Entry>> {
       return last;
     }
     uint64_t hash = hash_words(words, count);
-    for (size_t i = hash;; ++i) {
-      Entry* entry = slots->at(i & slots->mask).load(std::memory_order_seq_cst);
-      if (entry == nullptr) {
-        return nullptr;
-      }
-      if (entry != removed() && entry->hash() == hash && entry->has_key(words, count)) {
-        last_.store(i, std::memory_order_relaxed);
-        return entry;
-      }
+    if (Entry* entry = find_own(slots, words, count, hash)) {
+      return entry;
     }
+    return patterns_.load(std::memory_order_seq_cst)->find(words, count, hash);
   }
 
- public:
+  // Puts an entry with a pattern in, instead of one with its key, which is a name and no call's.
+  void put_pattern(std::unique_ptr<Entry> entry) {
+    auto after = std::make_unique<Patterns>(*patterns_.load(std::memory_order_relaxed));
+    const std::vector<Word>& name = entry->words();
+    Entry* before = after->take_out(name.data(), name.size());
+    after->insert(entry.release());
+    replace_patterns(after.release(), before);
+  }
+
+  bool remove_pattern(const Word* name, size_t count) {
+    auto after = std::make_unique<Patterns>(*patterns_.load(std::memory_order_relaxed));
+    Entry* before = after->take_out(name, count);
+    if (before == nullptr) {
+      return false;
+    }
+    replace_patterns(after.release(), before);
+    return true;
+  }
+
   // Puts an entry in, instead of one with its key if there is one.
   void put(std::unique_ptr<Entry> entry) {
     const std::vector<Word>& words = entry->words();
@@ -219,17 +164,19 @@ class Table : Counted<Table<Entry>> {
     size_ = 0;
     auto* none = new Patterns;
     Patterns* patterns = patterns_.exchange(none, std::memory_order_seq_cst);
-    for (Entry* entry : patterns->entries) {
+    for (Entry* entry : patterns->entries()) {
       retire(entry);
     }
     retire_patterns(patterns);
   }
 
   size_t size() const {
-    return size_ + patterns_.load(std::memory_order_relaxed)->entries.size();
+    return size_ + patterns_.load(std::memory_order_relaxed)->entries().size();
   }
 
  private:
+  using Patterns = PatternList<Entry>;
+
   static constexpr size_t kSmallest = 16;
 
   struct Slots {
@@ -260,6 +207,19 @@ class Table : Counted<Table<Entry>> {
 
   static bool is_live(const Entry* entry) {
     return entry != nullptr && entry != removed();
+  }
+
+  Entry* find_own(Slots* slots, const Word* words, size_t count, uint64_t hash) {
+    for (size_t i = hash;; ++i) {
+      Entry* entry = slots->at(i & slots->mask).load(std::memory_order_seq_cst);
+      if (entry == nullptr) {
+        return nullptr;
+      }
+      if (entry != removed() && entry->hash() == hash && entry->has_key(words, count)) {
+        last_.store(i, std::memory_order_relaxed);
+        return entry;
+      }
+    }
   }
 
   std::atomic<Entry*>* find_slot(const Word* words, size_t count, uint64_t hash) {
