@@ -183,7 +183,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         if share is not None:
             whole = getattr(item, "function", item), share.kwargs["of"]
         elif turn is not None and config.option.whole_suite:
-            whole = "in_turn", turn.kwargs.get("of", 4)
+            whole = "in_turn", turn.kwargs.get("of", 5)
         else:
             continue
         wholes.setdefault(whole, []).append(item)

@@ -111,8 +111,8 @@ class Call:
     kwargs: dict[str, Any]
     special: bool
 
-    def make(self) -> Made:
-        """Return the call's arguments; the same ones every time."""
+    def make(self, same: Made | None = None) -> Made:
+        """Return the call's arguments; the same ones every time, copied from ``same`` if given."""
         generator = torch.Generator().manual_seed(self.number)
         buffers: list[Tensor] = []
         special = [math.nan, -0.0, 0.0] if self.special else []
@@ -121,7 +121,11 @@ class Call:
 
         def built(value: Any) -> Any:
             if isinstance(value, TensorSpec):
-                tensor, buffer = value.make(generator, special)
+                if same is None:
+                    tensor, buffer = value.make(generator, special)
+                else:
+                    buffer = same.buffers[len(buffers)].clone()
+                    tensor = buffer.as_strided(value.sizes, value.strides, value.offset)
                 buffers.append(buffer)
                 return tensor
             return [built(one) for one in value] if _has_specs(value) else value
@@ -543,6 +547,8 @@ def problem_of(call: Call, want: Made, got: Made) -> str | None:
             pairs.append((f"memory of argument {index}", a, b))
     exact: Made | None = None
     for place, (where_, a, b) in enumerate(pairs):
+        if _same_bits(a, b):
+            continue  # Twenty times as fast to find out.
         try:
             torch.testing.assert_close(a, b, equal_nan=True)
         except AssertionError as error:
@@ -586,7 +592,14 @@ def _is_tensors(value: Any) -> bool:
 
 
 def _same(a: Tensor, b: Tensor) -> bool:
-    return bool(((a == b) | ((a != a) & (b != b))).all())
+    return _same_bits(a, b) or bool(((a == b) | ((a != a) & (b != b))).all())
+
+
+def _same_bits(a: Tensor, b: Tensor) -> bool:
+    bits = {2: torch.int16, 4: torch.int32, 8: torch.int64}.get(a.element_size())
+    if bits is None or a.dtype != b.dtype or a.layout is not torch.strided or a.is_complex():
+        return torch.equal(a, b)
+    return torch.equal(a.view(bits), b.view(bits))
 
 
 def _written(call: Call, made: Made) -> list[Tensor]:
@@ -676,7 +689,7 @@ class Fuzz:
             ]
             got = [call.make() for call in batch]
             with aoti_eager.config.scope(mode="off"):
-                want = [call.make() for call in batch]
+                want = [call.make(made) for call, made in zip(batch, got, strict=True)]
                 for call, made in zip(batch, want, strict=True):
                     made.run(overload_of(call.op))
             served = [

@@ -18,7 +18,7 @@ from .conftest import Machine, make_cache_dir
 def test_two_threads_run_two_kernels_as_two_processes_do(
     tmp_path: Path, run_dir: Path, shared_cache_dir: Path, machine: Machine
 ) -> None:
-    """Requirement 27. Best of three runs: the machine is shared."""
+    """Requirement 27. Best of six runs: the machine is shared."""
     figures = tmp_path / "concurrency.json"
     environment = {
         **os.environ,
@@ -38,7 +38,7 @@ def test_two_threads_run_two_kernels_as_two_processes_do(
     root = Path(__file__).parents[1]
     seen = []
     with machine.alone():
-        for _ in range(3):
+        for _ in range(6):
             subprocess.check_output(command, cwd=root, env=environment)
             found = json.loads(figures.read_text())
             assert found["one_run_ms"] > 0
