@@ -226,14 +226,17 @@ class Specialisations:
             self._history(plan.family).kernels += 1
 
     def note(self, schema: OpSchema, key: KernelKey) -> None:
-        """Remember a call that a static kernel of the store serves."""
+        """Remember a call that a static kernel of the store serves: it counts as one made here."""
         if config.dynamic is False:
             return
         family = family_of(schema, key)
+        if not family.values:
+            return
         with self._lock:
             calls = self._history(family.pattern.digest).calls
             if family.values not in calls:
                 calls.append(family.values)
+                self._groups.setdefault(_rank_digest(key, family), _Group()).static += 1
 
     def wait_for(
         self,

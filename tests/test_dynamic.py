@@ -177,6 +177,23 @@ def test_an_op_whose_sizes_shape_the_code_has_a_kernel_for_each() -> None:
     assert len(entries(op)) == 4
 
 
+@pytest.mark.in_turn
+def test_static_kernels_of_the_store_count_where_no_dynamic_one_can_be_had() -> None:
+    """Else each process that comes back would compile four more."""
+    op = "aten::_adaptive_avg_pool2d"
+    for turn in range(2):
+        with aoti_eager.register(op):
+            before = stats(op)
+            for width in (6, 7, 7, 8, 9, 10, 11):
+                check(aten._adaptive_avg_pool2d, rand(1, 2, width, 4), [4, 2])
+            after = stats(op)
+        refused = [one.declined.get("specialisation_cap", 0) for one in (before, after)]
+        assert refused[1] - refused[0] == 2
+        assert sum(one.library is not None for one in entries(op)) == 4
+        compiles = 0 if turn else 5  # One of them was to be dynamic.
+        assert after.compiles - before.compiles == compiles
+
+
 # -- layouts --
 
 
