@@ -198,13 +198,17 @@ def wrapped_number(value: complex) -> torch.Tensor:
     return wrapped
 
 
+# Where a script sets them, and what messages call them by.
+INDUCTOR_CONFIG = "torch._inductor.config"
+
+
 def inductor_settings() -> dict[str, Any]:
     """Return Inductor's settings that differ from their defaults, by dotted name.
 
     Empty while ``torch._inductor.config`` is not imported: then every setting has the default that
     the environment variables give it, and importing it to find that out would cost two seconds.
     """
-    config = sys.modules.get("torch._inductor.config")
+    config = sys.modules.get(INDUCTOR_CONFIG)
     if config is None:
         return {}
     entries: Any = config._config

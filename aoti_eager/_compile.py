@@ -19,7 +19,7 @@ from typing import Any, TypeVar
 
 from . import _native
 from ._answers import Compiled, Measured, Published, failure
-from ._compat import inductor_settings
+from ._compat import INDUCTOR_CONFIG, inductor_settings
 from ._environment import Target
 from ._key import KernelKey
 from ._store import remove_work_of
@@ -295,7 +295,7 @@ class CompileService:
             if not isinstance(value, str | int | float | bool | None):
                 raise CompileError(
                     "setting_not_portable",
-                    f"torch._inductor.config.{name} is {value!r}, which cannot be sent to the "
+                    f"{INDUCTOR_CONFIG}.{name} is {value!r}, which cannot be sent to the "
                     "compile worker",
                     remember=False,
                 )

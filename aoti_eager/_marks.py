@@ -17,7 +17,8 @@ _lock = threading.RLock()
 def mark_dynamic(op: str, argument: str, dim: int | None = None) -> None:
     """Have kernels of ``op`` take a size or a number as it comes, from the first call on.
 
-    What the compiler cannot leave open is static all the same.
+    What the compiler cannot leave open is static all the same. So is every kernel of an op that
+    is a function in Python, ``@custom_op`` among them: a kernel serves calls of one size there.
 
     Args:
         op: Qualified name, ``"aten::mul.Tensor"``, or ``"aten::mul"`` for all overloads.

@@ -2,15 +2,15 @@
 // with fewer symbols, which know more of their calls, first; then those that came first.
 //
 // An op may have hundreds (kernels times size classes) while a script makes few different calls, so
-// where a call was found is remembered by its hash. The list itself is never changed: another one
+// where a call was found is remembered by its hash, until another call needs the place. The list itself is never changed: another one
 // takes its place, which begins with nothing remembered.
 
 #pragma once
 
 #include <array>
 #include <atomic>
+#include <cstddef>
 #include <cstdint>
-#include <utility>
 #include <vector>
 
 namespace aoti_eager {
@@ -29,8 +29,11 @@ class PatternList {
 
   // Returns the first entry whose pattern a call matches, or null; `hash` is that of its words.
   Entry* find(const uint64_t* words, size_t count, uint64_t hash) {
-    if (entries_.size() < 2) {
-      return !entries_.empty() && entries_[0]->pattern->matches(words, count) ? entries_[0] : nullptr;
+    if (entries_.empty()) {
+      return nullptr;
+    }
+    if (entries_.size() == 1) { // nothing to remember
+      return entries_[0]->pattern->matches(words, count) ? entries_[0] : nullptr;
     }
     std::atomic<uint64_t>& place = places_[hash % kPlaces];
     uint64_t last = place.load(std::memory_order_relaxed);
