@@ -22,6 +22,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import filelock
 import torch
 
 from ._key import json_digest
@@ -103,8 +104,6 @@ def build(
     Raises:
         NativePathError: The compiler failed or took too long; or there is no room or no right.
     """
-    import filelock  # Only here: what is found is not locked.
-
     digest = _compiler_digest(compiler)
     if digest is None:
         raise NativePathError(f"{compiler}: the C++ compiler is gone")

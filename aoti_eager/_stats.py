@@ -12,6 +12,10 @@ from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
+# Not at exit: an import then may run code from strings, and Python forgets a KeyboardInterrupt that
+# its exit status is to tell.
+import filelock
+
 from ._native import NativeCounter
 
 # Re-entrant, as every lock that a call may take: a finalizer that runs inside may call an op.
@@ -191,8 +195,6 @@ def add_totals(root: Path, stats: Mapping[str, OpStats]) -> None:
 
 @contextlib.contextmanager
 def _totals_lock(root: Path) -> Iterator[None]:
-    import filelock  # Only here: the start of a process is not to wait for it.
-
     # Short: this runs at exit, and a lost count is better than a late end.
     try:
         (root / "locks").mkdir(mode=0o700, exist_ok=True)

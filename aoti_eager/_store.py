@@ -28,6 +28,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import filelock
+
 from ._entry import Entry, Library, Status, decode, encode
 from ._environment import Environment
 from ._key import KernelKey
@@ -243,8 +245,6 @@ class Store:
             LockTimeoutError: Another process held it for longer than ``lock_timeout_s`` seconds.
             StoreError: The lock file cannot be created.
         """
-        import filelock  # Only here: a process with a warm cache takes no lock.
-
         self.create()
         path = self.root / "locks" / key.digest[:2]
         try:
