@@ -152,7 +152,10 @@ class Miss:
                 cache.schema, key, self._table_key, self._decline_meanwhile
             ):
                 return self._original()
-            plan = specialised.plan(cache.schema, key)
+            try:
+                plan = specialised.plan(cache.schema, key, _backend.current())
+            except StoreError as error:
+                return self._store_failed(error)
         if plan is None:
             refusal = specialised.refusal(cache.schema, key, self._table.specialisations)
             if refusal is not None:

@@ -20,8 +20,8 @@ from ._marks import marked
 from ._native_key import key_words
 from ._pattern import Family, family_of, varied
 from ._plan import Plan, plan_of
+from ._rank_groups import RankGroups
 from ._schema import OpSchema
-from ._size_arguments import size_arguments
 from ._static_calls import StaticCalls
 from ._store import StoredEntry
 from ._stored_pattern import serves
@@ -34,9 +34,6 @@ T = TypeVar("T")
 _CALLS, _FAMILIES = 32, 1024
 # After so many kernels a family is taken to be static: its sizes shape the code.
 _MOST_KERNELS = 3
-# Static kernels of calls with the same ranks and dtypes, where sizes change and a dynamic kernel
-# cannot be had: they go on changing, and each would be compiled for.
-_MOST_STATIC = 4
 
 
 @dataclass(slots=True)
@@ -56,21 +53,13 @@ class _History:
     waiting: list[TableKey] = field(default_factory=list)
 
 
-@dataclass(slots=True)
-class _Group:
-    """Calls with the same ranks and dtypes: how many static kernels, and if no dynamic one."""
-
-    static: int = 0
-    refused: bool = False
-
-
 class Specialisations:
     """The dynamic kernels of one op in one table."""
 
     def __init__(self) -> None:
         self._known: dict[str, StoredEntry] | None = None
         self._families: dict[str, _History] = {}
-        self._groups: dict[str, _Group] = {}
+        self._groups = RankGroups()
         self._runners: dict[tuple[str, bool], Any] = {}
         self._distrusted: set[str] = set()
         self._counted: set[str] = set()
@@ -94,7 +83,9 @@ class Specialisations:
             return None
         with self._lock:
             if self._known is None:
-                found = backend.store.find_dynamic(key.op, backend.environment, backend.features)
+                found = backend.store.find_all(
+                    key.op, backend.environment, backend.features, dynamic=True
+                )
                 self._known = {one.entry.digest: one for one in found}
             known = [one for one in self._known.values() if self._is_usable(one)]
         serving = [one for one in known if serves(schema, one, key, words)]
@@ -150,8 +141,12 @@ class Specialisations:
 
     # -- which there should be --
 
-    def plan(self, schema: OpSchema, key: KernelKey) -> Plan | None:
-        """Return what to compile for a call that no specialisation serves; ``None`` for static."""
+    def plan(self, schema: OpSchema, key: KernelKey, backend: Backend) -> Plan | None:
+        """Return what to compile for a call that no specialisation serves; ``None`` for static.
+
+        Raises:
+            StoreError: The store cannot be read.
+        """
         if config.dynamic is False:
             return None
         family = family_of(schema, key)
@@ -159,24 +154,27 @@ class Specialisations:
             return None
         with self._lock:
             history = self._history(family.pattern.digest)
-            group = self._groups.setdefault(_rank_digest(key, family), _Group())
             plan, refused = self._next(schema, key, family, history)
             if family.values not in history.calls:
                 history.calls.append(family.values)
-            group.static += plan is None
-            group.refused |= refused
+            if refused:
+                self._groups.refuse(schema, key, family, backend)
+            if plan is None:
+                self._groups.of(key, family).add(key)
         return plan
 
     def _next(
         self, schema: OpSchema, key: KernelKey, family: Family, history: _History
     ) -> tuple[Plan | None, bool]:
-        """Return the family's next kernel, or none and whether it can have no more."""
+        """Return the family's next kernel; or none, and whether it can have no more of them."""
         if history.kernels >= _MOST_KERNELS or self.count >= config.dynamic_cap:
             return None, True
         if config.dynamic is True or history.kernels == _MOST_KERNELS - 1:
             names = set(family.values)
         else:
             names = varied([*history.calls, family.values])
+        if not names:
+            return None, self._was_tried(schema, key)
         marks = marked(schema.op, family)
         names = {name for name in family.values if marks.get(name, name in names)}
         plan = plan_of(family.pattern.digest, family, names) if names else None
@@ -193,24 +191,8 @@ class Specialisations:
             static: How many static kernels the op has.
         """
         with self._lock:
-            group = self._groups.get(_rank_digest(key, family_of(schema, key)), _Group())
-        return self._refusal(schema, key, static, group)
-
-    def foreseen_refusal(self, schema: OpSchema, key: KernelKey, static: int) -> str | None:
-        """Return why a call that has not been made would get no kernel; arguments as above."""
-        family = family_of(schema, key)
-        with self._lock:
-            group = self._groups.get(_rank_digest(key, family), _Group())
-            if config.dynamic is not False and family.values:
-                history = self._families.get(family.pattern.digest, _History())
-                plan, refused = self._next(schema, key, family, history)
-                if plan is not None or history.is_compiling:
-                    return None
-                group = _Group(group.static + 1, group.refused or refused)
-        return self._refusal(schema, key, static, group)
-
-    def _refusal(self, schema: OpSchema, key: KernelKey, static: int, group: _Group) -> str | None:
-        if config.dynamic is not False and group.refused and group.static > _MOST_STATIC:
+            is_full = self._groups.of(key, family_of(schema, key)).is_full_for(key)
+        if config.dynamic is not False and is_full:
             message = "several sizes cannot share a kernel here, and it has enough static ones"
         elif static >= config.static_cap:
             message = f"has {config.static_cap} static specialisations"
@@ -219,6 +201,25 @@ class Specialisations:
         changing = self.changing(schema, key) or self.static_calls.changing(key)
         what = f"; what kept changing: {', '.join(changing)}" if changing else ""
         return f"{schema.op}: {message}{what}"
+
+    def foreseen_refusal(
+        self, schema: OpSchema, key: KernelKey, static: int, backend: Backend
+    ) -> str | None:
+        """Return why a call that has not been made would get no kernel; arguments as above.
+
+        Raises:
+            StoreError: The store cannot be read.
+        """
+        family = family_of(schema, key)
+        with self._lock:
+            if config.dynamic is not False and family.values:
+                history = self._families.get(family.pattern.digest, _History())
+                plan, refused = self._next(schema, key, family, history)
+                if plan is not None or history.is_compiling:
+                    return None
+                if refused:
+                    self._groups.refuse(schema, key, family, backend)
+        return self.refusal(schema, key, static)
 
     def start(self, plan: Plan) -> None:
         """Count ``plan`` among its family's kernels: the compiler is asked for it now."""
@@ -236,7 +237,7 @@ class Specialisations:
             calls = self._history(family.pattern.digest).calls
             if family.values not in calls:
                 calls.append(family.values)
-                self._groups.setdefault(_rank_digest(key, family), _Group()).static += 1
+                self._groups.of(key, family).add(key)
 
     def wait_for(
         self,
@@ -303,32 +304,20 @@ class Specialisations:
                 return True
         return False
 
+    def _was_tried(self, schema: OpSchema, key: KernelKey) -> bool:
+        """Return whether a dynamic kernel for such calls was made in vain, by any process."""
+        known = (self._known or {}).values()
+        return any(not self._is_usable(one) and serves(schema, one, key) for one in known)
+
     def _is_usable(self, found: StoredEntry) -> bool:
         entry = found.entry
         return entry.status is Status.READY and entry.digest not in self._distrusted
 
     def _history(self, digest: str) -> _History:
         if len(self._families) >= _FAMILIES and digest not in self._families:
-            self._groups.clear()
+            self._groups.forget()
             self._families.clear()  # They are found out again; memory is not.
         return self._families.setdefault(digest, _History())
-
-
-def _rank_digest(key: KernelKey, family: Family) -> str:
-    """Return a digest of all of ``key`` but the values of its sizes and strides."""
-    repeated = size_arguments(family.pattern.arguments)
-
-    def without_sizes(component: Any) -> Any:
-        if isinstance(component, list):
-            return [without_sizes(one) for one in component]
-        if isinstance(component, dict) and "sizes" in component:
-            return {**component, "sizes": len(component["sizes"]), "strides": None}
-        return component
-
-    arguments = tuple(
-        (name, None if name in repeated else without_sizes(one)) for name, one in key.arguments
-    )
-    return KernelKey(key.op, key.dispatch_key, arguments, key.context).digest
 
 
 def _symbols(found: StoredEntry) -> int:

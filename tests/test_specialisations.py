@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -58,14 +58,17 @@ def failed(plan: Plan) -> StoredEntry:
 
 def backend_with(*found: StoredEntry) -> Any:
     """Return what ``find`` asks for the store's entries; ``asked`` counts how often it does."""
-    backend = SimpleNamespace(environment=ENVIRONMENT, features=FEATURES, asked=0)
+    backend = SimpleNamespace(environment=ENVIRONMENT, features=FEATURES, asked=0, asked_static=0)
 
-    def find_dynamic(op: str, environment: Any, features: Any) -> list[StoredEntry]:
+    def find_all(
+        op: str, environment: Any, features: Any, *, dynamic: bool
+    ) -> Iterator[StoredEntry]:
         assert (op, environment, features) == ("aten::silu", ENVIRONMENT, FEATURES)
-        backend.asked += 1
-        return list(found)
+        backend.asked += dynamic
+        backend.asked_static += not dynamic
+        return (one for one in found if (one.entry.guards is not None) is dynamic)
 
-    backend.store = SimpleNamespace(find_dynamic=find_dynamic)
+    backend.store = SimpleNamespace(find_all=find_all)
     return backend
 
 
@@ -83,7 +86,7 @@ class Op:
         """Return "hit", "static", or the meanings of the sizes that become symbols."""
         if self.find(key) is not None:
             return "hit"
-        plan = self.specialised.plan(SILU, key)
+        plan = self.specialised.plan(SILU, key, self.backend)
         if plan is None:
             return "static"
         self.specialised.start(plan)
@@ -94,7 +97,7 @@ class Op:
 
     def plan(self, key: KernelKey) -> Plan | None:
         self.find(key)
-        return self.specialised.plan(SILU, key)
+        return self.specialised.plan(SILU, key, self.backend)
 
 
 def calls(op: Op, *sizes: Sequence[int]) -> list[Any]:
@@ -275,6 +278,36 @@ def test_what_another_process_failed_at_is_not_tried() -> None:
     assert plan is not None
     other = Op(failed(plan))
     assert calls(other, (4, 5), (6, 5), (9, 5)) == ["static"] * 3
+
+
+@pytest.mark.parametrize("status", [Status.DECLINED, Status.QUARANTINED])
+def test_where_none_can_be_had_four_are_static_those_of_the_store_included(status: Status) -> None:
+    op = Op()
+    op.call(key_of(4, 5))
+    plan = op.plan(key_of(6, 5))
+    assert plan is not None
+    stored = [make_entry(key=key_of(rows, 5)) for rows in (20, 21, 22)]
+    others = [make_entry(key=key_of(20, 5, dtype=torch.float64)), make_entry(key=key_of(20))]
+    found = [StoredEntry(one, Path("/nowhere")) for one in (*stored, *others)]
+    other = Op(StoredEntry(replace(failed(plan).entry, status=status), Path("/nowhere")), *found)
+
+    def refusal(key: KernelKey) -> str | None:
+        foreseen = other.specialised.foreseen_refusal(SILU, key, 0, other.backend)
+        assert other.call(key) == "static"
+        assert other.specialised.refusal(SILU, key, 0) == foreseen
+        return foreseen
+
+    assert refusal(key_of(7, 5)) is None
+    assert refusal(key_of(20, 5)) is None  # It counts already.
+    refused = refusal(key_of(8, 5))
+    assert refused is not None
+    assert "several sizes cannot share a kernel here" in refused
+    assert "what kept changing: self.size(0)" in refused
+    assert refusal(key_of(7, 5)) is None
+    assert refusal(key_of(7, 5, dtype=torch.float64)) is None
+    assert other.backend.asked_static == 1
+    with aoti_eager.config.scope(dynamic=False):
+        assert other.specialised.refusal(SILU, key_of(8, 5), 0) is None
 
 
 def test_a_plan_that_was_never_begun_does_not_count() -> None:
@@ -483,7 +516,7 @@ def stored_dynamic(store: Store, **fields: Any) -> StoredEntry:
 
 
 def found_in(store: Store, op: str = "aten::silu") -> list[StoredEntry]:
-    return store.find_dynamic(op, ENVIRONMENT, FEATURES)
+    return list(store.find_all(op, ENVIRONMENT, FEATURES, dynamic=True))
 
 
 @pytest.fixture
