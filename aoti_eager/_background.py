@@ -128,15 +128,18 @@ class Background:
             except BaseException:  # noqa: BLE001 - without this thread all others wait for good
                 log.exception("a job failed")
             with self._condition:
-                self._running.discard(job)
-                if delay is not None and not self._ending:
-                    self._queue[job] = time.monotonic() + delay
-                self._condition.notify_all()
-                room = self._refused and len(self._queue) <= QUEUE_LIMIT // 2
+                left = len(self._queue) + (delay is not None)
+                room = self._refused and left <= QUEUE_LIMIT // 2
                 self._refused = self._refused and not room
             if room:
                 for observer in _room_observers:
                     _logged(observer)
+            with self._condition:
+                # Only now: who waits for the queue to be empty finds what was refused forgotten.
+                self._running.discard(job)
+                if delay is not None and not self._ending:
+                    self._queue[job] = time.monotonic() + delay
+                self._condition.notify_all()
 
     def _next(self) -> Job | None:
         while True:
