@@ -8,23 +8,19 @@ from __future__ import annotations
 
 import os
 import threading
-import traceback
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from torch import Tensor
 
 from . import _compat
-from ._compat import OpOverload, fake_mode
-from ._passthrough import passthrough
-from ._runner import ModelContainerRunner
-from ._template import CallTemplate
-from ._tracing import call_module, error_text, fake_inputs, trace_outputs
-from .errors import BackendRegistrationError, CompileError, RunnerError
+from .errors import BackendRegistrationError
+
+if TYPE_CHECKING:
+    from ._device_compile import CompileFunction, DeviceBackend, LoadFunction
 
 
 class Runner(Protocol):
@@ -41,140 +37,6 @@ class RunnerFactory(Protocol):
         self, library: Path, num_models: int, device: torch.device, cubin_dir: Path | None
     ) -> Runner:
         """Return a runner for the library."""
-
-
-@dataclass(frozen=True, slots=True)
-class CompileRequest:
-    """One call for a compile backend to compile.
-
-    Attributes:
-        op: Qualified name of the op with its overload, ``aten::mul.Tensor``.
-        module: The call as a module of its tensors alone: it takes ``inputs`` and returns a tuple
-            of the fresh results, and writes to the inputs that the op writes to. To be traced, by
-            ``torch.export`` or otherwise.
-        inputs: Fake tensors on the device: dtypes, sizes and strides without data. They belong to
-            ``fake_mode``.
-        fake_mode: The mode to trace in.
-        directory: An empty directory for the result and everything temporary; it is removed.
-    """
-
-    op: str
-    module: torch.nn.Module
-    inputs: tuple[Tensor, ...]
-    fake_mode: Any
-    directory: Path
-
-
-CompileFunction = Callable[[CompileRequest], "str | os.PathLike[str]"]
-LoadFunction = Callable[[Path, torch.device], Callable[[list[Tensor]], Sequence[Tensor]]]
-
-
-@dataclass(frozen=True, slots=True)
-class DeviceBackend:
-    """The compile backend of one device type.
-
-    Attributes:
-        identity: What shapes its code, for the key: a name and a version.
-    """
-
-    device_type: str
-    identity: str
-    compile_fn: CompileFunction
-    load_fn: LoadFunction | None
-
-    def compile(
-        self, op: OpOverload, template: CallTemplate, work: Path, *, timeout_s: float
-    ) -> BackendLibrary:
-        """Return the library for a call, made on a thread without the caller's state.
-
-        Autocast, inference mode, dispatch modes and the current stream belong to a thread.
-
-        Args:
-            op: The overload.
-            template: The call.
-            work: An empty directory of the store.
-            timeout_s: Seconds to wait; a thread cannot be ended, so it goes on for nobody.
-
-        Raises:
-            CompileError: No library came out, with the decline reason.
-        """
-        answer: list[BackendLibrary | BaseException] = []
-
-        def compile_() -> None:
-            try:
-                with passthrough():
-                    answer.append(self._compile(op, template, work))
-            except BaseException as error:  # noqa: BLE001 - raised below, on the caller's thread
-                answer.append(error)
-
-        thread = threading.Thread(target=compile_, name="aoti_eager compile", daemon=True)
-        thread.start()
-        thread.join(timeout_s)
-        if not answer:
-            raise CompileError(
-                "compile_timeout",
-                f"{template.schema.op}: no library after {timeout_s:g} s",
-                remember=False,
-            )
-        result = answer[0]
-        if isinstance(result, CompileError):
-            raise result
-        if isinstance(result, BaseException):
-            # Not remembered: whoever writes the backend mends it under the same version.
-            raise CompileError(
-                "compile_failed",
-                f"{template.schema.op}: the compile backend of {self.device_type} raised "
-                f"{error_text(result)}",
-                log="".join(traceback.format_exception(result)),
-                remember=False,
-            ) from result
-        return result
-
-    def load(self, library: Path, device: torch.device) -> Callable[[list[Tensor]], list[Tensor]]:
-        """Return a function that runs a stored library.
-
-        Raises:
-            RunnerError: It cannot be loaded.
-        """
-        try:
-            if self.load_fn is not None:
-                run: Any = self.load_fn(library, device)
-            else:
-                run = load_runner(library, device=device).run
-        except RunnerError:
-            raise
-        except Exception as error:
-            raise RunnerError(f"{library}: cannot be loaded: {error_text(error)}") from error
-        return _as_library(run, self.device_type)
-
-    def _compile(self, op: OpOverload, template: CallTemplate, work: Path) -> BackendLibrary:
-        mode = fake_mode()
-        with mode, torch.no_grad():
-            outputs = trace_outputs(op, template, fake_inputs(template))
-            inputs = tuple(fake_inputs(template))
-        module = call_module(op, template, outputs)
-        request = CompileRequest(template.schema.op, module, inputs, mode, work)
-        library = Path(self.compile_fn(request))
-        if not library.is_file():
-            raise CompileError(
-                "compile_failed",
-                f"the compile backend of {self.device_type} returned {library}, which is no file",
-            )
-        if not library.resolve().is_relative_to(work.resolve()):
-            raise CompileError(
-                "compile_failed",
-                f"the compile backend of {self.device_type} returned {library}, which is not in "
-                f"{work}",
-            )
-        return BackendLibrary(library, tuple(outputs))
-
-
-@dataclass(frozen=True, slots=True)
-class BackendLibrary:
-    """A library from a compile backend; ``outputs`` as in ``Entry.outputs``."""
-
-    library: Path
-    outputs: tuple[dict[str, Any], ...]
 
 
 class BackendRegistration:
@@ -241,6 +103,9 @@ def register_compile_backend(
     Raises:
         BackendRegistrationError: The type is none of torch's, or has a backend.
     """
+    # Here and below: the start of a process without such a device is not to wait for it.
+    from ._device_compile import DeviceBackend
+
     if not callable(compile_fn):
         raise BackendRegistrationError(
             f"compile_fn is {type(compile_fn).__name__}; a function of a CompileRequest is wanted"
@@ -248,7 +113,7 @@ def register_compile_backend(
     name = getattr(compile_fn, "__qualname__", type(compile_fn).__qualname__)
     module = getattr(compile_fn, "__module__", type(compile_fn).__module__)
     identity = f"{module}.{name} {version}".strip()
-    backend = DeviceBackend(device_type, identity, compile_fn, load_fn)
+    backend = DeviceBackend(device_type, identity, compile_fn, load_fn or _load_registered)
     callables = (compile_fn,) if load_fn is None else (compile_fn, load_fn)
     return _register(_backends, device_type, backend, "compile backend", callables=callables)
 
@@ -266,8 +131,16 @@ def load_runner(
     where = torch.device(device)
     factory = _runners.get(where.type)
     if factory is None:
+        from ._runner import ModelContainerRunner
+
         return ModelContainerRunner(library, num_models, device, cubin_dir)
     return factory(Path(library), num_models, where, None if cubin_dir is None else Path(cubin_dir))
+
+
+def _load_registered(
+    library: Path, device: torch.device
+) -> Callable[[list[Tensor]], Sequence[Tensor]]:
+    return load_runner(library, device=device).run
 
 
 def device_backend(device_type: str) -> DeviceBackend | None:
@@ -317,21 +190,6 @@ def _register(
 def _changed() -> None:
     for callback in _callbacks:
         callback()
-
-
-def _as_library(run: Any, device_type: str) -> Callable[[list[Tensor]], list[Tensor]]:
-    """Return ``run`` with what else it may return or raise brought into a library's form."""
-
-    def run_as_library(inputs: list[Tensor]) -> list[Tensor]:
-        try:
-            with passthrough(), torch.no_grad():
-                return list(run(inputs))
-        except RuntimeError:
-            raise
-        except Exception as error:
-            raise RunnerError(f"the runner of {device_type} raised {error_text(error)}") from error
-
-    return run_as_library
 
 
 _lock = threading.Lock()

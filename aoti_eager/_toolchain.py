@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -13,7 +13,6 @@ from torch import Tensor
 from ._answers import Compiled, Measured, Published
 from ._backend import Backend
 from ._compat import OpOverload, raw_schema
-from ._device_backends import DeviceBackend
 from ._entry import Entry
 from ._key import Component
 from ._library_runner import RELEASE_GIL_NUMEL, LibraryRunner
@@ -23,6 +22,9 @@ from ._plan import Plan
 from ._python_function import Description
 from ._template import CallTemplate
 from .config import config
+
+if TYPE_CHECKING:
+    from ._device_compile import DeviceBackend
 
 
 class DeviceRunner:

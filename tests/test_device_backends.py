@@ -14,7 +14,7 @@ import torch
 
 import aoti_eager
 from aoti_eager import ModelContainerRunner
-from aoti_eager._device_backends import DeviceBackend
+from aoti_eager._device_compile import DeviceBackend
 from aoti_eager._key import kernel_key
 from aoti_eager._ops import find_overload
 from aoti_eager._schema import op_schema
@@ -153,7 +153,7 @@ def compile_with(compile_fn: Any, work: Path, timeout_s: float = 60) -> Any:
     op = find_overload("aten::silu")
     schema = op_schema(op)
     template = call_template(schema, kernel_key(schema, "CPU", [torch.ones(4, 4)]))
-    return DeviceBackend("cpu", "test", compile_fn, None).compile(
+    return DeviceBackend("cpu", "test", compile_fn, never).compile(
         op, template, work, timeout_s=timeout_s
     )
 
