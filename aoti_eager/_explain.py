@@ -202,10 +202,8 @@ def _in_store(schema: OpSchema, key: KernelKey, cache: KernelCache | None) -> Ex
     if cache is not None and not cache.bypassed and config.mode != "cache_only":
         specialised, static = cache.table.specialised, cache.table.specialisations
         is_open = may_be_dynamic(cache, cache.toolchain)
-        if is_open:
-            refusal = specialised.foreseen_refusal(schema, key, static, backend)
-        else:
-            refusal = specialised.refusal(schema, key, static)
+        foreseen = specialised.foreseen_refusal if is_open else specialised.refusal
+        refusal = foreseen(schema, key, static)
         if refusal is not None:
             message = f"{REASONS['specialisation_cap']}: {refusal}"
             return Explanation(key.op, registered, "declined", "specialisation_cap", message, key)

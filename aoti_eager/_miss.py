@@ -152,10 +152,9 @@ class Miss:
                 cache.schema, key, self._table_key, self._decline_meanwhile
             ):
                 return self._original()
-            try:
-                plan = specialised.plan(cache.schema, key, _backend.current())
-            except StoreError as error:
-                return self._store_failed(error)
+            plan, waits = specialised.plan(cache.schema, key)
+            if waits:
+                return self._original()
         if plan is None:
             refusal = specialised.refusal(cache.schema, key, self._table.specialisations)
             if refusal is not None:

@@ -11,7 +11,7 @@ import threading
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from ._backend import Backend
 from ._entry import Entry, Status
@@ -20,8 +20,8 @@ from ._marks import marked
 from ._native_key import key_words
 from ._pattern import Family, family_of, varied
 from ._plan import Plan, plan_of
-from ._rank_groups import RankGroups
 from ._schema import OpSchema
+from ._size_arguments import size_arguments
 from ._static_calls import StaticCalls
 from ._store import StoredEntry
 from ._stored_pattern import serves
@@ -34,6 +34,9 @@ T = TypeVar("T")
 _CALLS, _FAMILIES = 32, 1024
 # After so many kernels a family is taken to be static: its sizes shape the code.
 _MOST_KERNELS = 3
+# Static kernels of calls with the same ranks and dtypes, where sizes change and a dynamic kernel
+# cannot be had: they go on changing, and each would be compiled for.
+_MOST_STATIC = 4
 
 
 @dataclass(slots=True)
@@ -45,12 +48,36 @@ class _History:
         kernels: How many dynamic kernels were planned for it.
         is_compiling: Whether one is on its way.
         waiting: Keys of calls that wait for that one.
+        tried: Digests of the plans that were made here, or that a call has found to have failed.
     """
 
     calls: deque[dict[str, int]] = field(default_factory=lambda: deque(maxlen=_CALLS))
     kernels: int = 0
     is_compiling: bool = False
     waiting: list[TableKey] = field(default_factory=list)
+    tried: set[str] = field(default_factory=set)
+
+
+@dataclass(slots=True)
+class _Group:
+    """Calls with the same ranks and dtypes: how many static kernels, and if no dynamic one."""
+
+    static: int = 0
+    refused: bool = False
+
+
+class _Next(NamedTuple):
+    """A family's next kernel.
+
+    Attributes:
+        plan: What to compile; ``None`` for nothing.
+        refused: Whether the family can have no more of them.
+        failed: Digest of the plan that was made in vain before, by any process.
+    """
+
+    plan: Plan | None = None
+    refused: bool = False
+    failed: str | None = None
 
 
 class Specialisations:
@@ -59,7 +86,7 @@ class Specialisations:
     def __init__(self) -> None:
         self._known: dict[str, StoredEntry] | None = None
         self._families: dict[str, _History] = {}
-        self._groups = RankGroups()
+        self._groups: dict[str, _Group] = {}
         self._runners: dict[tuple[str, bool], Any] = {}
         self._distrusted: set[str] = set()
         self._counted: set[str] = set()
@@ -83,9 +110,7 @@ class Specialisations:
             return None
         with self._lock:
             if self._known is None:
-                found = backend.store.find_all(
-                    key.op, backend.environment, backend.features, dynamic=True
-                )
+                found = backend.store.find_dynamic(key.op, backend.environment, backend.features)
                 self._known = {one.entry.digest: one for one in found}
             known = [one for one in self._known.values() if self._is_usable(one)]
         serving = [one for one in known if serves(schema, one, key, words)]
@@ -141,46 +166,42 @@ class Specialisations:
 
     # -- which there should be --
 
-    def plan(self, schema: OpSchema, key: KernelKey, backend: Backend) -> Plan | None:
-        """Return what to compile for a call that no specialisation serves; ``None`` for static.
+    def plan(self, schema: OpSchema, key: KernelKey) -> tuple[Plan | None, bool]:
+        """Return what to compile for a call that no specialisation serves, and whether to wait.
 
-        Raises:
-            StoreError: The store cannot be read.
+        ``None`` for a static kernel; or, to wait, for nothing until the key comes again: what
+        failed in another process costs the call here that it did there, which got no kernel. Else
+        each process would have one more than the one before.
         """
         if config.dynamic is False:
-            return None
+            return None, False
         family = family_of(schema, key)
         if not family.values:
-            return None
+            return None, False
         with self._lock:
             history = self._history(family.pattern.digest)
-            plan, refused = self._next(schema, key, family, history)
+            group = self._groups.setdefault(_rank_digest(key, family), _Group())
+            found = self._next(schema, key, family, history)
             if family.values not in history.calls:
                 history.calls.append(family.values)
-            if refused:
-                self._groups.refuse(schema, key, family, backend)
-            if plan is None:
-                self._groups.of(key, family).add(key)
-        return plan
+            waits = found.failed is not None and found.failed not in history.tried
+            if found.failed is not None:
+                history.tried.add(found.failed)
+            group.static += found.plan is None and not waits
+            group.refused |= found.refused
+        return found.plan, waits
 
-    def _next(
-        self, schema: OpSchema, key: KernelKey, family: Family, history: _History
-    ) -> tuple[Plan | None, bool]:
-        """Return the family's next kernel; or none, and whether it can have no more of them."""
+    def _next(self, schema: OpSchema, key: KernelKey, family: Family, history: _History) -> _Next:
         if history.kernels >= _MOST_KERNELS or self.count >= config.dynamic_cap:
-            return None, True
+            return _Next(refused=True)
         if config.dynamic is True or history.kernels == _MOST_KERNELS - 1:
             names = set(family.values)
         else:
             names = varied([*history.calls, family.values])
-        if not names:
-            return None, self._was_tried(schema, key)
         marks = marked(schema.op, family)
         names = {name for name in family.values if marks.get(name, name in names)}
         plan = plan_of(family.pattern.digest, family, names) if names else None
-        if plan is not None and self._has_failed(schema, key, plan):
-            return None, True
-        return plan, False
+        return _Next() if plan is None else self._with_failed(schema, key, plan)
 
     def refusal(self, schema: OpSchema, key: KernelKey, static: int) -> str | None:
         """Return why a call of which ``plan`` made nothing gets no static kernel either, in words.
@@ -191,8 +212,24 @@ class Specialisations:
             static: How many static kernels the op has.
         """
         with self._lock:
-            is_full = self._groups.of(key, family_of(schema, key)).is_full_for(key)
-        if config.dynamic is not False and is_full:
+            group = self._groups.get(_rank_digest(key, family_of(schema, key)), _Group())
+        return self._refusal(schema, key, static, group)
+
+    def foreseen_refusal(self, schema: OpSchema, key: KernelKey, static: int) -> str | None:
+        """Return why a call that has not been made would get no kernel; arguments as above."""
+        family = family_of(schema, key)
+        with self._lock:
+            group = self._groups.get(_rank_digest(key, family), _Group())
+            if config.dynamic is not False and family.values:
+                history = self._families.get(family.pattern.digest, _History())
+                found = self._next(schema, key, family, history)
+                if found.plan is not None or history.is_compiling:
+                    return None
+                group = _Group(group.static + 1, group.refused or found.refused)
+        return self._refusal(schema, key, static, group)
+
+    def _refusal(self, schema: OpSchema, key: KernelKey, static: int, group: _Group) -> str | None:
+        if config.dynamic is not False and group.refused and group.static > _MOST_STATIC:
             message = "several sizes cannot share a kernel here, and it has enough static ones"
         elif static >= config.static_cap:
             message = f"has {config.static_cap} static specialisations"
@@ -202,29 +239,12 @@ class Specialisations:
         what = f"; what kept changing: {', '.join(changing)}" if changing else ""
         return f"{schema.op}: {message}{what}"
 
-    def foreseen_refusal(
-        self, schema: OpSchema, key: KernelKey, static: int, backend: Backend
-    ) -> str | None:
-        """Return why a call that has not been made would get no kernel; arguments as above.
-
-        Raises:
-            StoreError: The store cannot be read.
-        """
-        family = family_of(schema, key)
-        with self._lock:
-            if config.dynamic is not False and family.values:
-                history = self._families.get(family.pattern.digest, _History())
-                plan, refused = self._next(schema, key, family, history)
-                if plan is not None or history.is_compiling:
-                    return None
-                if refused:
-                    self._groups.refuse(schema, key, family, backend)
-        return self.refusal(schema, key, static)
-
     def start(self, plan: Plan) -> None:
         """Count ``plan`` among its family's kernels: the compiler is asked for it now."""
         with self._lock:
-            self._history(plan.family).kernels += 1
+            history = self._history(plan.family)
+            history.kernels += 1
+            history.tried.add(plan.pattern.digest)
 
     def note(self, schema: OpSchema, key: KernelKey) -> None:
         """Remember a call that a static kernel of the store serves: it counts as one made here."""
@@ -237,7 +257,7 @@ class Specialisations:
             calls = self._history(family.pattern.digest).calls
             if family.values not in calls:
                 calls.append(family.values)
-                self._groups.of(key, family).add(key)
+                self._groups.setdefault(_rank_digest(key, family), _Group()).static += 1
 
     def wait_for(
         self,
@@ -292,22 +312,17 @@ class Specialisations:
         for history in self._families.values():
             history.is_compiling, history.waiting = False, []
 
-    def _has_failed(self, schema: OpSchema, key: KernelKey, plan: Plan) -> bool:
-        """Return whether the same was planned in vain, or a kernel was wrong for such calls."""
+    def _with_failed(self, schema: OpSchema, key: KernelKey, plan: Plan) -> _Next:
+        """Return ``plan``, unless it was made in vain or a kernel was wrong for such calls."""
         wanted = plan.pattern.with_threads(ANY_THREADS)
-        for one in (self._known or {}).values():
-            if self._is_usable(one):
-                continue
-            if one.entry.key.with_threads(ANY_THREADS) == wanted:
-                return True
-            if one.entry.status is not Status.DECLINED and serves(schema, one, key):
-                return True
-        return False
-
-    def _was_tried(self, schema: OpSchema, key: KernelKey) -> bool:
-        """Return whether a dynamic kernel for such calls was made in vain, by any process."""
-        known = (self._known or {}).values()
-        return any(not self._is_usable(one) and serves(schema, one, key) for one in known)
+        unusable = [one for one in (self._known or {}).values() if not self._is_usable(one)]
+        same = [one.entry for one in unusable if one.entry.key.with_threads(ANY_THREADS) == wanted]
+        if any(one.status is not Status.READY for one in same):
+            return _Next(refused=True, failed=plan.pattern.digest)
+        wrong = [one for one in unusable if one.entry.status is not Status.DECLINED]
+        if same or any(serves(schema, one, key) for one in wrong):
+            return _Next(refused=True)
+        return _Next(plan)
 
     def _is_usable(self, found: StoredEntry) -> bool:
         entry = found.entry
@@ -315,9 +330,26 @@ class Specialisations:
 
     def _history(self, digest: str) -> _History:
         if len(self._families) >= _FAMILIES and digest not in self._families:
-            self._groups.forget()
+            self._groups.clear()
             self._families.clear()  # They are found out again; memory is not.
         return self._families.setdefault(digest, _History())
+
+
+def _rank_digest(key: KernelKey, family: Family) -> str:
+    """Return a digest of all of ``key`` but the values of its sizes and strides."""
+    repeated = size_arguments(family.pattern.arguments)
+
+    def without_sizes(component: Any) -> Any:
+        if isinstance(component, list):
+            return [without_sizes(one) for one in component]
+        if isinstance(component, dict) and "sizes" in component:
+            return {**component, "sizes": len(component["sizes"]), "strides": None}
+        return component
+
+    arguments = tuple(
+        (name, None if name in repeated else without_sizes(one)) for name, one in key.arguments
+    )
+    return KernelKey(key.op, key.dispatch_key, arguments, key.context).digest
 
 
 def _symbols(found: StoredEntry) -> int:

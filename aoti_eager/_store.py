@@ -125,10 +125,10 @@ class Store:
             raise damaged
         return None
 
-    def find_all(
-        self, op: str, environment: Environment, features: frozenset[str], *, dynamic: bool
-    ) -> Iterator[StoredEntry]:
-        """Give the op's entries that a CPU with ``features`` can run: dynamic ones or static ones.
+    def find_dynamic(
+        self, op: str, environment: Environment, features: frozenset[str]
+    ) -> list[StoredEntry]:
+        """Return the op's dynamic specialisations that a CPU with ``features`` can run.
 
         What is damaged is left out, for ``verify`` to remove.
 
@@ -136,8 +136,9 @@ class Store:
             StoreError: The store cannot be read, or is not ours.
         """
         if not self._trust():
-            return
-        for directory in self._targets(self._op_path(op, environment, dynamic)):
+            return []
+        found = []
+        for directory in self._targets(self._op_path(op, environment, dynamic=True)):
             for path in self._targets(directory):
                 try:
                     stored = self._read(path)
@@ -146,14 +147,15 @@ class Store:
                     continue
                 entry = stored.entry
                 if (
-                    (entry.guards is not None) is dynamic
+                    entry.guards is not None
                     and entry.key.op == op
                     and entry.environment == environment
                     and entry.requires <= features
                     and self._entry_path(entry) == directory
                 ):
-                    yield stored
+                    found.append(stored)
                     break
+        return found
 
     def has_entries(self, environment: Environment) -> bool:
         """Return whether anything is stored for ``environment``."""
