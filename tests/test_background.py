@@ -281,6 +281,29 @@ def test_an_observer_of_room_that_raises_ends_no_job(
     assert queue.wait(10.0)
 
 
+@pytest.mark.parametrize("delays", [[], [0.0]])
+def test_who_waits_finds_those_told_of_room(
+    delays: list[float], queue: Background, held: Job, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    inside, go, told = threading.Event(), threading.Event(), list[None]()
+
+    def observer() -> None:
+        inside.set()
+        assert go.wait(30.0)
+        told.append(None)
+
+    monkeypatch.setattr(_background, "_room_observers", [observer])
+    monkeypatch.setattr(_background, "QUEUE_LIMIT", 1)
+    assert queue.submit(Job(delays=delays))
+    assert not queue.submit(Job())
+    held.may_run.set()
+    assert inside.wait(30.0)
+    assert not queue.wait(0.1)
+    go.set()
+    assert queue.wait(30.0)
+    assert told == [None]
+
+
 def test_where_no_thread_can_be_started_the_job_is_refused(
     queue: Background, monkeypatch: pytest.MonkeyPatch
 ) -> None:
