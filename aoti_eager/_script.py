@@ -28,9 +28,10 @@ from pathlib import Path
 
 from ._library import register, registered_ops, stats
 from ._output_file import OutputFile
+from ._settings import MODES
 from ._stats import OpStats
 from ._workload import Recorder, start_recording, write_workload
-from .config import MODES, config
+from .config import config
 from .errors import AotiEagerError, ConfigError, OutputFileError, RegistrationError
 
 # Ops that ordinary eager scripts call, that Inductor has a kernel of its own for, and whose calls

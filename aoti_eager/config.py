@@ -12,199 +12,20 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-import math
 import os
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import platformdirs
 
+from ._settings import SETTINGS, Setting
 from .errors import ConfigError
 
-MODES = ("background", "sync", "cache_only", "off")
-CPU_TARGETS = ("auto", "native", "x86-64-v2", "x86-64-v3", "x86-64-v4")
 # Settings that decide which kernels serve: with another value, calls start with empty tables.
 _TABLE_SETTINGS = ("cache_dir", "cpu_target")
-
-
-@dataclass(frozen=True, slots=True)
-class Setting:
-    """One setting: its name, default, how text becomes a value, and what it is for."""
-
-    name: str
-    default: Any
-    parse: Callable[[Any], Any]
-    doc: str
-
-    @property
-    def variable(self) -> str:
-        """Return the name of the environment variable that sets it."""
-        return f"AOTI_EAGER_{self.name.upper()}"
-
-
-def _flag(value: Any) -> bool:
-    if isinstance(value, bool):
-        return value
-    text = str(value).strip().lower()
-    if text in ("1", "true", "yes", "on"):
-        return True
-    if text in ("0", "false", "no", "off", ""):
-        return False
-    raise ValueError("wants true or false (or 1, 0, yes, no, on, off)")
-
-
-def _mode(value: Any) -> str:
-    if value not in MODES:
-        raise ValueError(f"wants one of {', '.join(map(repr, MODES))}")
-    return str(value)
-
-
-def _dynamic(value: Any) -> str | bool:
-    text = str(value).strip().lower()
-    if text == "auto":
-        return "auto"
-    if text in ("1", "true", "0", "false"):
-        return text in ("1", "true")
-    raise ValueError("wants 'auto', True or False")
-
-
-def _native(value: Any) -> str:
-    text = str(int(value)) if isinstance(value, bool) else str(value).strip().lower()
-    if text not in ("0", "1", "auto"):
-        raise ValueError("wants 0, 1 or auto")
-    return text
-
-
-def _cpu_target(value: Any) -> str:
-    if value not in CPU_TARGETS:
-        raise ValueError(f"wants one of {', '.join(map(repr, CPU_TARGETS))}")
-    return str(value)
-
-
-def _directory(value: Any) -> Path:
-    if isinstance(value, str) and not value.strip():
-        raise ValueError("wants the path of a directory, got an empty string")
-    if not isinstance(value, str | os.PathLike):
-        raise ValueError("wants the path of a directory, a str or a Path")
-    try:
-        return Path(value).expanduser().absolute()
-    except RuntimeError as error:
-        raise ValueError(f"wants the path of a directory: {error}") from error
-
-
-def _count(value: Any) -> int:
-    wanted = ValueError("wants a whole number of at least 1")
-    try:
-        number = int(value) if isinstance(value, str) else value
-    except ValueError:
-        raise wanted from None
-    if isinstance(number, bool) or not isinstance(number, int) or number < 1:
-        raise wanted
-    return number
-
-
-def _seconds(value: Any) -> float:
-    wanted = ValueError("wants a number of seconds above 0")
-    try:
-        number = float(value) if isinstance(value, str | int) else value
-    except (ValueError, OverflowError):
-        raise wanted from None
-    if isinstance(value, bool) or not isinstance(number, float) or not 0 < number < math.inf:
-        raise wanted
-    return number
-
-
-SETTINGS: dict[str, Setting] = {
-    setting.name: setting
-    for setting in (
-        Setting(
-            "mode",
-            "background",
-            _mode,
-            "background runs the original while worker processes compile a missing kernel; sync "
-            "compiles it before the call returns; cache_only never compiles; off runs originals",
-        ),
-        Setting(
-            "cache_dir",
-            Path(platformdirs.user_cache_dir("aoti_eager")),
-            _directory,
-            "directory of the store; created 0700",
-        ),
-        Setting(
-            "cpu_target",
-            "auto",
-            _cpu_target,
-            "instruction set of new kernels: auto is the best level of x86-64 that this CPU has, "
-            "elsewhere this very CPU; native is this very CPU; a level is pinned by its name",
-        ),
-        Setting(
-            "gate",
-            True,
-            _flag,
-            "use only kernels that were measured to beat the original on this model of processor",
-        ),
-        Setting(
-            "check",
-            True,
-            _flag,
-            "compare a new library's results with the original's before it serves calls",
-        ),
-        Setting(
-            "strict",
-            False,
-            _flag,
-            "raise errors of the store and the compile worker instead of warning once",
-        ),
-        Setting(
-            "static_cap",
-            64,
-            _count,
-            "most static specialisations of one op in one process; past it, new keys decline",
-        ),
-        Setting(
-            "dynamic",
-            "auto",
-            _dynamic,
-            "kernels for several sizes: auto compiles one when sizes change, true at once, false "
-            "never, and uses none",
-        ),
-        Setting(
-            "dynamic_cap",
-            32,
-            _count,
-            "most dynamic specialisations of one op in one process; past it, kernels are static",
-        ),
-        Setting(
-            "native",
-            "auto",
-            _native,
-            "the C++ hit path: auto builds it in the background and uses it from the next register "
-            "on, 1 waits for it at register, 0 serves from Python",
-        ),
-        Setting(
-            "workers",
-            1,
-            _count,
-            "most compile worker processes at a time: that calls wait for, and as many others",
-        ),
-        Setting(
-            "compile_timeout_s",
-            300.0,
-            _seconds,
-            "seconds until a compile is given up and its worker killed",
-        ),
-        Setting(
-            "lock_timeout_s",
-            330.0,
-            _seconds,
-            "seconds to wait for another process that compiles the same key",
-        ),
-    )
-}
 
 
 class Config:

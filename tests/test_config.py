@@ -15,7 +15,8 @@ import pytest
 
 import aoti_eager
 from aoti_eager import _warnings
-from aoti_eager.config import CPU_TARGETS, MODES, SETTINGS, Config, _checks
+from aoti_eager._settings import CPU_TARGETS, MODES, SETTINGS
+from aoti_eager.config import Config, _checks
 from aoti_eager.errors import ConfigError
 
 
