@@ -11,6 +11,7 @@ try:
     from . import errors
     from ._custom_op import CustomOp, custom_op
     from ._device_backends import load_runner, register_compile_backend, register_runner
+    from ._device_compile import CompileRequest
     from ._library import Registration, impl, register, registered_ops, stats, wait
     from ._marks import mark_dynamic, mark_static, unmark
     from ._op_constants import constants, update_constants
@@ -21,7 +22,6 @@ finally:
 
 if TYPE_CHECKING:
     from . import cache
-    from ._device_compile import CompileRequest
     from ._explain import Explanation, explain
     from ._runner import ModelContainerRunner
 
@@ -54,7 +54,6 @@ __all__ = [
 
 # By name, where it is: what a script that only calls ops never needs is imported when it is used.
 _LATER = {
-    "CompileRequest": "_device_compile",
     "Explanation": "_explain",
     "ModelContainerRunner": "_runner",
     "cache": "cache",

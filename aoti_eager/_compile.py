@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
-from . import _native
+from . import _native_library
 from ._answers import Compiled, Measured, Published, failure
 from ._compat import INDUCTOR_CONFIG, inductor_settings
 from ._environment import Target
@@ -201,7 +201,7 @@ class CompileService:
         schema: str,
         is_native: bool,
     ) -> dict[str, Any]:
-        native = _native.loaded_path()
+        native = _native_library.loaded_path()
         return {
             "key": key.to_json(),
             "toolchain": str(toolchain),

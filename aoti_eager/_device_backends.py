@@ -11,16 +11,14 @@ import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
 from . import _compat
+from ._device_compile import CompileFunction, DeviceBackend, LoadFunction
 from .errors import BackendRegistrationError
-
-if TYPE_CHECKING:
-    from ._device_compile import CompileFunction, DeviceBackend, LoadFunction
 
 
 class Runner(Protocol):
@@ -103,9 +101,6 @@ def register_compile_backend(
     Raises:
         BackendRegistrationError: The type is none of torch's, or has a backend.
     """
-    # Here and below: the start of a process without such a device is not to wait for it.
-    from ._device_compile import DeviceBackend
-
     if not callable(compile_fn):
         raise BackendRegistrationError(
             f"compile_fn is {type(compile_fn).__name__}; a function of a CompileRequest is wanted"
@@ -131,6 +126,7 @@ def load_runner(
     where = torch.device(device)
     factory = _runners.get(where.type)
     if factory is None:
+        # Here: the start of a process that never asks for one is not to wait for it.
         from ._runner import ModelContainerRunner
 
         return ModelContainerRunner(library, num_models, device, cubin_dir)

@@ -46,7 +46,8 @@ from torch import Tensor
 from ._compat import is_profiling
 from ._kernel import flat_inputs
 from ._key import overlap_source, parameter_names, parameters, table_key_source
-from ._native import failures, is_passing
+from ._native import is_passing
+from ._native_library import failures
 from ._passthrough import passing
 from ._python_function import PythonFunction
 from ._schema import Kind, OpSchema

@@ -26,7 +26,7 @@ from ._gradient_function import GradientFunction
 from ._gradient_node import GradientNode, JoinedCall, Pair, listed
 from ._kernel import Kernel
 from ._kernel_cache import KernelCache
-from ._native import NativeGate
+from ._native_gate import NativeGate
 from ._native_key import argument_kind, words_of_values
 from ._schema import OpSchema, qualified_name
 from ._table import COMPILING, Table

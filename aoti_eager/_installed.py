@@ -6,7 +6,7 @@ import warnings
 
 import torch
 
-from . import _compat, _native, _native_path
+from . import _compat, _native_library, _native_path
 from ._compat import OpOverload
 from ._differentiable import Differentiable
 from ._kernel_cache import KernelCache
@@ -91,7 +91,7 @@ def install(library: torch.library.Library, op: OpOverload, cache: KernelCache) 
 
 
 def _attach_native(cache: KernelCache, above: KernelCache | None) -> None:
-    if config.native == "0" or not _native.is_loaded():
+    if config.native == "0" or not _native_library.is_loaded():
         return
     try:
         cache.attach_native(above)

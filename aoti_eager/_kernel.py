@@ -9,10 +9,10 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from . import _native
+from . import _native_table
 from ._library_runner import Run
-from ._native import NativeRun
 from ._native_pattern import NativePattern
+from ._native_table import NativeRun
 from ._schema import Kind, OpSchema
 from ._template import NUMBER_DTYPES, CallTemplate
 
@@ -156,19 +156,19 @@ def native_results(
     used: list[int] = []
     for output in outputs:
         if "argument" in output:
-            results.append((_native.ARGUMENT, positions[output["argument"]], 0))
+            results.append((_native_table.ARGUMENT, positions[output["argument"]], 0))
         elif "none" in output:
-            results.append((_native.NONE, 0, 0))
+            results.append((_native_table.NONE, 0, 0))
         elif "output" in output:
             used.append(output["output"])
-            results.append((_native.OUTPUT, output["output"], 1))
+            results.append((_native_table.OUTPUT, output["output"], 1))
         else:
             indices = list(output["outputs"])
             first = indices[0] if indices else 0
             if indices != list(range(first, first + len(indices))):
                 return None
             used += indices
-            results.append((_native.OUTPUTS, first, len(indices)))
+            results.append((_native_table.OUTPUTS, first, len(indices)))
     return results if len(set(used)) == len(used) else None
 
 

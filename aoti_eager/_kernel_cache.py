@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import Tensor
 
-from . import _backend, _compat, _native
+from . import _backend, _compat, _native, _native_library
 from ._compat import OpOverload
 from ._declines import op_decline
 from ._device_backends import device_backend
@@ -119,7 +119,7 @@ class KernelCache:
         self.table = before.setdefault(config.table_token, Table())
         self.lookup = self.table.kernel
         # A library that C++ runs may call this op, and C++ alone knows.
-        self.asks_native = self.native is None and _native.is_loaded()
+        self.asks_native = self.native is None and _native_library.is_loaded()
         self._tables = {t: v for t, v in before.items() if t in config.table_tokens}
         self.bypassed = not self._enabled or mode == "off" or self._always is not None
         self._counts_bypass = self._enabled and mode != "off" and self._always is not None

@@ -20,7 +20,7 @@ from torch import Tensor
 from ._abi import BORROWING_RUN, CONTAINER, LAST_ERROR, KernelLibrary, number_of
 from ._compat import AOTIModelContainerRunnerCpu
 from ._container import run_library
-from ._native import NativeRun
+from ._native_table import NativeRun
 from ._passthrough import passthrough
 from .errors import LibraryRunError, RunnerError
 

@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import _compat, _fork_server, _native, _native_build
+from . import _compat, _fork_server, _native_build, _native_library
 from ._call_target import call_target
 from ._check import copy_tensor
 from ._differentiable import is_differentiable, signature_of
@@ -77,7 +77,7 @@ def _measure(request: Mapping[str, Any]) -> dict[str, Any]:
         # The one that the caller has, or one that it may have later.
         native = request["native"] or _native_build.find(Path(request["toolchain"]), None)
         if native is not None:
-            _native.load(Path(native))
+            _native_library.load(Path(native))
     function = None if request["function"] is None else request["schema"]
     measured = _Measured(target, template, function)
     for library in request["libraries"]:

@@ -21,7 +21,7 @@ from ._gradient_function import GradientFunction
 from ._gradient_node import GradientNode, JoinedCall, Pair
 from ._gradients import Gradients
 from ._kernel_cache import KernelCache
-from ._native import NativeGate
+from ._native_gate import NativeGate
 from ._native_key import argument_kind
 from ._schema import op_schema
 

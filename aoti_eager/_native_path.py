@@ -14,7 +14,7 @@ import threading
 from pathlib import Path
 from typing import Any
 
-from . import _backend, _native, _native_build
+from . import _backend, _native_build, _native_library
 from ._compile import compiler_on_path
 from ._warnings import log, warn_once
 from .config import config
@@ -79,7 +79,7 @@ def prepare() -> bool:
     wanted = config.native
     if wanted == "0":
         return False
-    if _native.is_loaded():
+    if _native_library.is_loaded():
         return True
     with _lock:
         try:
@@ -120,7 +120,7 @@ def _prepare(wait: bool) -> bool:
     try:
         backend.store.create()
         if wait:
-            _native.load(_native_build.build(backend.toolchain, compiler))
+            _native_library.load(_native_build.build(backend.toolchain, compiler))
             return True
     except (NativePathError, StoreError):
         if _found(None):
@@ -137,7 +137,7 @@ def _found(compiler: str | None) -> bool:
         return False
     found = _native_build.find(backend.toolchain, compiler)
     if found is not None:
-        _native.load(found)
+        _native_library.load(found)
     return found is not None
 
 

@@ -6,7 +6,7 @@ import contextlib
 from collections.abc import Iterator
 from threading import get_ident
 
-from . import _native
+from . import _native, _native_library
 from ._compat import DisableTorchFunctionSubclass
 
 # Thread idents. A set and not a threading.local: every dispatched call asks, and an empty set is
@@ -25,7 +25,8 @@ def passthrough() -> Iterator[None]:
         yield
         return
     passing.add(ident)
-    native = _native.is_loaded()  # It may be loaded in the block, for a thread that did not enter.
+    # It may be loaded in the block, for a thread that did not enter.
+    native = _native_library.is_loaded()
     if native:
         _native.add_passing(1)
     try:

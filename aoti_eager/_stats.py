@@ -16,7 +16,7 @@ from pathlib import Path
 # its exit status is to tell.
 import filelock
 
-from ._native import NativeCounter
+from ._native_table import NativeCounter
 
 # Re-entrant, as every lock that a call may take: a finalizer that runs inside may call an op.
 _native_lock = threading.RLock()

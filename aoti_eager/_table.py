@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from ._kernel import Kernel
-from ._native import NativeTable
 from ._native_pattern import NativePattern
+from ._native_table import NativeTable
 from ._specialisations import Specialisations
 from ._stats import Counter
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -13,18 +13,16 @@ from torch import Tensor
 from ._answers import Compiled, Measured, Published
 from ._backend import Backend
 from ._compat import OpOverload, raw_schema
+from ._device_compile import DeviceBackend
 from ._entry import Entry
 from ._key import Component
 from ._library_runner import RELEASE_GIL_NUMEL, LibraryRunner
-from ._native import NativeRun
+from ._native_table import NativeRun
 from ._pattern import number_arguments
 from ._plan import Plan
 from ._python_function import Description
 from ._template import CallTemplate
 from .config import config
-
-if TYPE_CHECKING:
-    from ._device_compile import DeviceBackend
 
 
 class DeviceRunner:

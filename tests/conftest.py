@@ -18,7 +18,7 @@ import pytest
 import torch
 
 import aoti_eager
-from aoti_eager import _backend, _library, _native, _native_build, _pending
+from aoti_eager import _backend, _library, _native, _native_build, _native_library, _pending
 from aoti_eager._compile import CompileService, compiler_on_path
 from aoti_eager._runner import ModelContainerRunner
 from aoti_eager._warnings import forget_warnings
@@ -246,7 +246,7 @@ def native_library(shared_cache_dir: Path) -> None:
     """The C++ hit path, built once in a run and loaded."""
     compiler = compiler_on_path()
     assert compiler is not None
-    _native.load(_native_build.build(shared_cache_dir / "toolchain", compiler))
+    _native_library.load(_native_build.build(shared_cache_dir / "toolchain", compiler))
 
 
 @pytest.fixture(autouse=True)

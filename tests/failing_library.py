@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from aoti_eager import _native
+from aoti_eager import _native_table
 from aoti_eager._kernel_cache import KernelCache
 
 MESSAGE = "the library failed"
@@ -37,7 +37,7 @@ def _raise(inputs: list[torch.Tensor]) -> list[torch.Tensor]:
     raise RuntimeError(MESSAGE)
 
 
-def _failing_run(directory: Path) -> _native.NativeRun:
+def _failing_run(directory: Path) -> _native_table.NativeRun:
     path = directory / "failing.so"
     if not path.exists():
         source = directory / "failing.c"
@@ -48,4 +48,4 @@ def _failing_run(directory: Path) -> _native.NativeRun:
         ctypes.cast(getattr(library, name), ctypes.c_void_p).value or 0
         for name in ("run", "last_error")
     )
-    return _native.NativeRun(run, 0, last_error, 0, 1, False, library)
+    return _native_table.NativeRun(run, 0, last_error, 0, 1, False, library)

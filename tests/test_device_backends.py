@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 import threading
+import typing
 from pathlib import Path
 from typing import Any
 
@@ -143,6 +144,11 @@ def test_without_a_factory_the_error_says_what_to_register(tmp_path: Path) -> No
         aoti_eager.load_runner(tmp_path / "library.so", device="privateuseone")
     with pytest.raises(ValueError, match="register_runner"):
         ModelContainerRunner(tmp_path / "library.so", device="privateuseone")
+
+
+def test_the_types_of_what_is_registered_can_be_asked_for() -> None:
+    hints = typing.get_type_hints(aoti_eager.register_compile_backend)
+    assert hints["compile_fn"].__args__[0] is aoti_eager.CompileRequest
 
 
 # --- what a backend may do wrong -----------------------------------------------------------------

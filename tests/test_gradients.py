@@ -20,7 +20,7 @@ import aoti_eager
 from aoti_eager import CustomOp, _library, stats
 from aoti_eager._compile import CompileService
 from aoti_eager._gradients import Gradients
-from aoti_eager._native import NativeGate
+from aoti_eager._native_gate import NativeGate
 from aoti_eager._table import Decline
 from aoti_eager.errors import AotiEagerWarning, CustomOpError, StoreError
 

@@ -22,21 +22,21 @@ FILES = sorted(PACKAGE.glob("*.py"))
 
 # Each module imports only from modules before it. docs/architecture.md says what each is for.
 ORDER = """
-    _collector errors config _warnings _compat _schema _aliasing _output_file _guards _key
-    _size_arguments _native_key _native_pattern _native _pattern _environment _entry _stats _ops
-    _marks _template _store _verdict _remote _bundle _passthrough _child _fork_server
-    _native_build _elf _handles _abi _constants _devices _container _library_container
-    _model_container _proxy_container _package _instances _input_checks _constant_buffers
-    _runner _library_runner _check _declines _entries _tracing _graph_checks _function_names
-    _function_source _python_function _gradient_function _op_functions _rebuilt_function
-    _call_target _probes _inductor_compat _thin_header _thin_codegen _row_sums _symbolic
-    _lowering _trial _compile_job _worker _worker_process _answers _compile _background
-    _device_compile _device_backends _backend _native_path _original _static_calls _plan
-    _stored_pattern _rank_groups _specialisations _kernel _table _entrance _toolchain
-    _live_check _keyed_call _pending _workload _miss _kernel_cache _gradient_node _gradients
-    _differentiable _installed _measured_step _measure _library _op_constants _explain
-    _custom_op _coverage _compile_task _warm_report _warm _prune cache _script _warm_verb _demo
-    cli __main__ __init__
+    _collector errors _settings config _warnings _compat _schema _aliasing _output_file _guards
+    _key _size_arguments _native_key _native_pattern _native_library _native_table _native_gate
+    _native _pattern _environment _entry _stats _ops _marks _template _store _verdict _remote
+    _bundle _passthrough _child _fork_server _native_build _elf _handles _abi _constants
+    _devices _container _library_container _model_container _proxy_container _package _instances
+    _input_checks _constant_buffers _runner _library_runner _check _declines _entries _tracing
+    _graph_checks _function_names _function_source _python_function _gradient_function
+    _op_functions _rebuilt_function _call_target _probes _inductor_compat _thin_header
+    _thin_codegen _row_sums _symbolic _lowering _trial _compile_job _worker _worker_process
+    _answers _compile _background _device_compile _device_backends _backend _native_path
+    _original _static_calls _plan _stored_pattern _specialisations _kernel _table
+    _entrance _toolchain _live_check _keyed_call _pending _workload _miss _kernel_cache
+    _gradient_node _gradients _differentiable _installed _measured_step _measure _library
+    _op_constants _explain _custom_op _coverage _compile_task _warm_report _warm _prune cache
+    _script _warm_verb _demo cli __main__ __init__
 """.split()  # noqa: SIM905 - a list of names to read, not to parse
 
 # The files that may spell private names of torch, each with its reason.

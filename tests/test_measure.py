@@ -11,7 +11,7 @@ import pytest
 import torch
 
 import aoti_eager
-from aoti_eager import _library, _measure, _native
+from aoti_eager import _library, _measure, _native_library
 from aoti_eager._answers import Compiled
 from aoti_eager._fork_server import ForkServer
 from aoti_eager._kernel_cache import KernelCache
@@ -52,7 +52,7 @@ def measured(server: ForkServer, name: str, *args: Any, **kwargs: Any) -> dict[s
         "function": None,
         "schema": "",
         "toolchain": "/nonexistent",
-        "native": str(_native.loaded_path()),
+        "native": str(_native_library.loaded_path()),
         "is_native": True,
         "threads": 1,
         "libraries": [

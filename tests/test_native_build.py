@@ -18,7 +18,7 @@ from pathlib import Path
 import pytest
 
 import aoti_eager
-from aoti_eager import _native, _native_build, _native_path
+from aoti_eager import _native_build, _native_library, _native_path
 from aoti_eager._compile import compiler_on_path
 from aoti_eager.errors import NativePathError
 
@@ -178,15 +178,15 @@ import sys, time, warnings
 warnings.simplefilter("always")
 import torch
 import aoti_eager
-from aoti_eager import _native
+from aoti_eager import _native, _native_library
 
 x = torch.ones(2, 2)
 registration = aoti_eager.register("aten::mul.Tensor")
-print("registered", _native.is_loaded(), flush=True)
+print("registered", _native_library.is_loaded(), flush=True)
 x * x, x * x
 print("served", aoti_eager.stats()["aten::mul.Tensor"].hits > 0, flush=True)
 if "wait" in sys.argv:
-    print("waited", aoti_eager.wait(), _native.is_loaded(), flush=True)
+    print("waited", aoti_eager.wait(), _native_library.is_loaded(), flush=True)
     before = aoti_eager.stats()["aten::mul.Tensor"].hits
     x * x
     print("hit", aoti_eager.stats()["aten::mul.Tensor"].hits == before + 1, flush=True)
@@ -363,9 +363,9 @@ def test_a_hit_path_that_cannot_be_loaded_is_one_warning(
 ) -> None:
     path = tmp_path / "native.so"
     path.write_bytes(b"no library")
-    monkeypatch.setattr(_native, "_library", None)
+    monkeypatch.setattr(_native_library, "_library", None)
     with pytest.raises(NativePathError, match="native.so"):
-        _native.load(path)
+        _native_library.load(path)
     monkeypatch.setattr(_native_build, "find", lambda toolchain, compiler: path)
     aoti_eager.config.cache_dir.mkdir(exist_ok=True)
     with pytest.warns(aoti_eager.errors.AotiEagerWarning, match="serves instead"):

@@ -19,7 +19,7 @@ import pytest
 import torch
 
 import aoti_eager
-from aoti_eager import _library, _native, _stats, _table
+from aoti_eager import _library, _native, _native_library, _native_table, _stats, _table
 from aoti_eager._compat import wrapped_number
 from aoti_eager._kernel_cache import KernelCache
 from aoti_eager._key import kernel_key
@@ -258,7 +258,7 @@ def test_an_op_that_was_registered_before_the_hit_path_switches_at_the_next_regi
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     with monkeypatch.context() as patched:
-        patched.setattr(_native, "is_loaded", lambda: False)
+        patched.setattr(_native_library, "is_loaded", lambda: False)
         registration = aoti_eager.register(MUL)
         x * x, x * x
         assert cache_of(MUL).native is None
@@ -376,7 +376,7 @@ def test_a_library_with_a_container_runs_past_its_locks(
         cache = cache_of(SILU)
         words = native_key(cache.schema, kernel_key(cache.schema, "CPU", (served,)))
         assert words is not None
-        cache.table.attach().put(words, native, [(_native.OUTPUT, 0, 1)])
+        cache.table.attach().put(words, native, [(_native_table.OUTPUT, 0, 1)])
         del native, runner
         gc.collect()
 
@@ -459,7 +459,7 @@ def test_a_profile_shows_the_op_and_the_compiled_kernel_below_it(native: str) ->
 # --- what a reviewer broke ------------------------------------------------------------------------
 
 
-def failing_add(directory: Path, seconds: float = 0.0) -> _native.NativeRun:
+def failing_add(directory: Path, seconds: float = 0.0) -> _native_table.NativeRun:
     """Return a library whose run writes 999 to its first input and fails, after ``seconds``."""
     source = directory / "late.cpp"
     source.write_text(
@@ -479,7 +479,7 @@ def failing_add(directory: Path, seconds: float = 0.0) -> _native.NativeRun:
         ctypes.cast(getattr(library, name), ctypes.c_void_p).value or 0
         for name in ("run", "last_error")
     )
-    return _native.NativeRun(run, 0, last_error, 0, 1, False, library)
+    return _native_table.NativeRun(run, 0, last_error, 0, 1, False, library)
 
 
 @pytest.mark.filterwarnings("ignore::aoti_eager.errors.AotiEagerWarning")
@@ -510,7 +510,7 @@ def test_a_run_that_fails_while_the_op_is_switched_off_still_says_what_it_did(
         with pytest.raises(RunnerError, match="half way"):
             ones.clone().add_(ones)
         thread.join()
-        assert _native.failures == {}
+        assert _native_library.failures == {}
         stack.close()
         registration.enable()
         # What failed is not blamed on the next call of this thread.
@@ -524,7 +524,7 @@ def test_a_failure_is_taken_by_the_op_that_failed_alone() -> None:
         mul, sub = (cache_of(op).native for op in (MUL, "aten::sub.Tensor"))
         assert mul is not None
         assert sub is not None
-        _native.failures[threading.get_ident()] = (mul._pointer or 0, "of mul")
+        _native_library.failures[threading.get_ident()] = (mul._pointer or 0, "of mul")
         assert sub.take_failure() is None
         assert mul.take_failure() is None, "it is not kept for later"
 
@@ -644,7 +644,7 @@ def test_a_fork_while_another_thread_makes_a_counter_does_not_hang_the_child(
 
 def test_an_op_stays_served_where_a_switch_to_cpp_fails(monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as patched:
-        patched.setattr(_native, "is_loaded", lambda: False)
+        patched.setattr(_native_library, "is_loaded", lambda: False)
         registration = aoti_eager.register(MUL)
 
     def fails(self: object) -> None:
