@@ -108,7 +108,8 @@ def register_compile_backend(
     name = getattr(compile_fn, "__qualname__", type(compile_fn).__qualname__)
     module = getattr(compile_fn, "__module__", type(compile_fn).__module__)
     identity = f"{module}.{name} {version}".strip()
-    backend = DeviceBackend(device_type, identity, compile_fn, load_fn or _load_registered)
+    load = _load_registered if load_fn is None else load_fn
+    backend = DeviceBackend(device_type, identity, compile_fn, load)
     callables = (compile_fn,) if load_fn is None else (compile_fn, load_fn)
     return _register(_backends, device_type, backend, "compile backend", callables=callables)
 

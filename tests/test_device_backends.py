@@ -15,6 +15,7 @@ import torch
 
 import aoti_eager
 from aoti_eager import ModelContainerRunner
+from aoti_eager._device_backends import device_backend
 from aoti_eager._device_compile import DeviceBackend
 from aoti_eager._key import kernel_key
 from aoti_eager._ops import find_overload
@@ -144,6 +145,18 @@ def test_without_a_factory_the_error_says_what_to_register(tmp_path: Path) -> No
         aoti_eager.load_runner(tmp_path / "library.so", device="privateuseone")
     with pytest.raises(ValueError, match="register_runner"):
         ModelContainerRunner(tmp_path / "library.so", device="privateuseone")
+
+
+def test_a_load_function_that_is_false_is_one() -> None:
+    class Loads(list[None]):
+        def __call__(self, library: Path, device: torch.device) -> Any:
+            raise AssertionError
+
+    load_fn = Loads()
+    with aoti_eager.register_compile_backend("xpu", never, load_fn):
+        backend = device_backend("xpu")
+        assert backend is not None
+        assert backend.load_fn is load_fn
 
 
 def test_the_types_of_what_is_registered_can_be_asked_for() -> None:
