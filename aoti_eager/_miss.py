@@ -152,8 +152,8 @@ class Miss:
                 cache.schema, key, self._table_key, self._decline_meanwhile
             ):
                 return self._original()
-            plan, waits = specialised.plan(cache.schema, key)
-            if waits:
+            plan, passes = specialised.plan(cache.schema, key)
+            if passes:
                 return self._original()
         if plan is None:
             refusal = specialised.refusal(cache.schema, key, self._table.specialisations)

@@ -167,11 +167,11 @@ class Specialisations:
     # -- which there should be --
 
     def plan(self, schema: OpSchema, key: KernelKey) -> tuple[Plan | None, bool]:
-        """Return what to compile for a call that no specialisation serves, and whether to wait.
+        """Return what to compile for a call that no specialisation serves, and whether it passes.
 
-        ``None`` for a static kernel; or, to wait, for nothing until the key comes again: what
-        failed in another process costs the call here that it did there, which got no kernel. Else
-        each process would have one more than the one before.
+        ``None`` is for a static kernel, or, where the call passes, for none until its key comes
+        again: what failed in another process costs the call here that it did there, which got no
+        kernel. Else each process would have one more than the one before.
         """
         if config.dynamic is False:
             return None, False
@@ -184,12 +184,12 @@ class Specialisations:
             found = self._next(schema, key, family, history)
             if family.values not in history.calls:
                 history.calls.append(family.values)
-            waits = found.failed is not None and found.failed not in history.tried
+            passes = found.failed is not None and found.failed not in history.tried
             if found.failed is not None:
                 history.tried.add(found.failed)
-            group.static += found.plan is None and not waits
+            group.static += found.plan is None and not passes
             group.refused |= found.refused
-        return found.plan, waits
+        return found.plan, passes
 
     def _next(self, schema: OpSchema, key: KernelKey, family: Family, history: _History) -> _Next:
         if history.kernels >= _MOST_KERNELS or self.count >= config.dynamic_cap:

@@ -80,12 +80,12 @@ class Op:
         return self.specialised.find(SILU, key, self.backend)
 
     def call(self, key: KernelKey) -> str | list[str]:
-        """Return "hit", "static", "wait", or the meanings of the sizes that become symbols."""
+        """Return "hit", "static", "pass", or the meanings of the sizes that become symbols."""
         if self.find(key) is not None:
             return "hit"
-        plan, waits = self.specialised.plan(SILU, key)
+        plan, passes = self.specialised.plan(SILU, key)
         if plan is None:
-            return "wait" if waits else "static"
+            return "pass" if passes else "static"
         self.specialised.start(plan)
         entry = make_entry(key=plan.pattern, guards=plan.guards)
         self.specialised.add(StoredEntry(entry, Path("/nowhere")))
@@ -275,7 +275,7 @@ def test_what_another_process_failed_at_is_not_tried() -> None:
     assert plan is not None
     other = Op(failed(plan))
     # As in the process where it failed: the call that asked for it got no kernel.
-    assert calls(other, (4, 5), (6, 5), (9, 5), (6, 5)) == ["static", "wait", "static", "static"]
+    assert calls(other, (4, 5), (6, 5), (9, 5), (6, 5)) == ["static", "pass", "static", "static"]
 
 
 def test_a_plan_that_was_never_begun_does_not_count() -> None:

@@ -2,8 +2,8 @@
 // with fewer symbols, which know more of their calls, first; then those that came first.
 //
 // An op may have hundreds (kernels times size classes) while a script makes few different calls, so
-// where a call was found is remembered by its hash, until another call needs the place. The list itself is never changed: another one
-// takes its place, which begins with nothing remembered.
+// where a call was found is remembered by its hash, until another call needs the place. The list
+// itself is never changed: another one comes in its stead, which begins with nothing remembered.
 
 #pragma once
 
