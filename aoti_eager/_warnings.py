@@ -7,9 +7,25 @@ import os
 import threading
 import warnings
 
+from ._base.printable import printable_lines
 from .errors import AotiEagerWarning
 
 log = logging.getLogger("aoti_eager")
+
+
+def _escape(record: logging.LogRecord) -> bool:
+    """Make a message of our log safe to print: it may quote a file that somebody else wrote."""
+    try:
+        message = record.getMessage()
+    except Exception:  # noqa: BLE001 - the handler says so, and a call must not end by it
+        return True
+    shown = printable_lines(message)
+    if shown != message:
+        record.msg, record.args = shown, None
+    return True
+
+
+log.addFilter(_escape)
 
 _given: set[str] = set()
 _lock = threading.RLock()
@@ -21,6 +37,7 @@ def warn_once(cause: str, message: str) -> None:
     Where the user's filters turn warnings into errors, it is logged instead: a call that falls back
     to its original kernel must not raise.
     """
+    message = printable_lines(message)
     with _lock:
         if cause in _given:
             log.debug("%s (again): %s", cause, message)

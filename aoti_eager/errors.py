@@ -6,6 +6,8 @@ caller would have caught anyway.
 
 from __future__ import annotations
 
+from pathlib import Path
+
 
 class AotiEagerError(Exception):
     """Base of every exception of this package."""
@@ -76,10 +78,12 @@ class CompileError(AotiEagerError, RuntimeError):
     Attributes:
         reason: The decline reason, one of docs/declines.md.
         log: What the compiler wrote, possibly empty.
-        remember: Whether the next process would fail alike, so that the store keeps the failure.
+        remember: Whether the next process would fail alike, so that the store keeps the failure:
+            nothing that the operating system, a signal, a lock or a time-out caused. For some
+            reasons it is never kept (docs/declines.md).
     """
 
-    def __init__(self, reason: str, message: str, *, log: str = "", remember: bool = True) -> None:
+    def __init__(self, reason: str, message: str, *, log: str = "", remember: bool = False) -> None:
         super().__init__(message)
         self.reason = reason
         self.log = log
@@ -188,3 +192,17 @@ class OutputFileError(AotiEagerError, OSError):
 
 class NativePathError(AotiEagerError, RuntimeError):
     """The C++ hit path cannot be built, loaded or registered; the Python path serves instead."""
+
+
+class UntrustedFileError(AotiEagerError, PermissionError):
+    """A file or directory is not used: others could have written it, or it is no such file.
+
+    Attributes:
+        path: The file.
+        problem: What is wrong with it, in words.
+    """
+
+    def __init__(self, path: Path, problem: str) -> None:
+        super().__init__(f"{path}: {problem}")
+        self.path = path
+        self.problem = problem

@@ -1,0 +1,135 @@
+"""Files with their sizes and digests in a record beside them, so that half a file is known as one.
+
+For what compilers read by its name, such as a precompiled header: it cannot be copied into sealed
+memory first, and it is large. Others cannot write to its directory, so what was compared once stays
+the same as long as the file is the same one::
+
+    {"files": {"<name>": {"size_bytes": 150000000, "sha256": "<hexadecimal digits>"}}}
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+from ..errors import UntrustedFileError
+from .trusted_files import Directory
+
+# Bytes that are read of a record before anything of it is believed.
+_RECORD_LIMIT = 1 << 16
+# Bytes that a file may have, whatever its record says.
+_FILE_LIMIT = 1 << 31
+
+_CHUNK = 1 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class RecordedFile:
+    """What a record says about one file."""
+
+    size_bytes: int
+    sha256: str
+
+
+Record = Mapping[str, RecordedFile]
+
+# What was compared in this process: device, inode, size, time of the last change, and digest.
+_compared: set[tuple[int, int, int, int, str]] = set()
+
+
+def write_record(directory: Directory, record_name: str, names: Iterable[str]) -> None:
+    """Write the record of the files ``names``, as they are now.
+
+    Raises:
+        OSError: One cannot be read, others could have written it, or there is no room.
+    """
+    files = {}
+    for name in names:
+        fd = directory.open(name)
+        try:
+            sha256 = _digest(fd)
+            _compared.add(_identity(os.fstat(fd), sha256))
+            files[name] = {"size_bytes": os.fstat(fd).st_size, "sha256": sha256}
+        finally:
+            os.close(fd)
+    directory.write(record_name, (json.dumps({"files": files}, indent=1) + "\n").encode())
+
+
+def read_record(directory: Directory, record_name: str) -> Record:
+    """Return what a record says, by file name.
+
+    Raises:
+        FileNotFoundError: There is none.
+        UntrustedFileError: It is no record, or others could have written it.
+        OSError: It cannot be read.
+    """
+    content = directory.read(record_name, _RECORD_LIMIT)
+    try:
+        return {
+            str(name): RecordedFile(int(file["size_bytes"]), str(file["sha256"]))
+            for name, file in json.loads(content)["files"].items()
+        }
+    except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError):
+        raise UntrustedFileError(directory.path / record_name, "is no record of files") from None
+
+
+def check_recorded(
+    directory: Directory, name: str, record: Record, *, remembered: bool = True
+) -> None:
+    """Do nothing where the file ``name`` is what its record says.
+
+    Args:
+        directory: Where it lies.
+        name: One component.
+        record: Of that directory.
+        remembered: Whether to believe what was compared before in this process.
+
+    Raises:
+        FileNotFoundError: It is missing.
+        UntrustedFileError: It is another file, or others could have written it.
+        OSError: It cannot be read.
+    """
+    path = directory.path / name
+    fd = directory.open(name)
+    try:
+        status = os.fstat(fd)
+        recorded = record.get(name)
+        if recorded is None:
+            raise UntrustedFileError(path, "has no record of its size and digest")
+        if status.st_size != recorded.size_bytes or status.st_size > _FILE_LIMIT:
+            raise UntrustedFileError(
+                path, f"has {status.st_size} bytes; its record says {recorded.size_bytes}"
+            )
+        identity = _identity(status, recorded.sha256)
+        if remembered and identity in _compared:
+            return
+        if _digest(fd) != recorded.sha256:
+            raise UntrustedFileError(path, "is not the file that its record is of")
+        _compared.add(identity)
+    finally:
+        os.close(fd)
+
+
+def are_recorded(directory: Directory, record_name: str, names: Iterable[str]) -> bool:
+    """Return whether the files ``names`` are all there, and are what their record says."""
+    try:
+        record = read_record(directory, record_name)
+        for name in names:
+            check_recorded(directory, name, record)
+    except OSError:
+        return False
+    return True
+
+
+def _digest(fd: int) -> str:
+    sha256 = hashlib.sha256()
+    while chunk := os.read(fd, _CHUNK):
+        sha256.update(chunk)
+    return sha256.hexdigest()
+
+
+def _identity(status: os.stat_result, sha256: str) -> tuple[int, int, int, int, str]:
+    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, sha256

@@ -1,0 +1,380 @@
+"""Open directories and files that nobody but this user and root can have written.
+
+What lies in a cache directory is loaded into the process, so one place says yes or no to each file
+of it. The rule for a path: every directory on the way belongs to this user or to root, and nobody
+else can write to it (a sticky directory, such as ``/tmp``, may stand on the way, because what lies
+in it belongs to its maker). The directory is opened once, and everything below it is reached
+relative to that descriptor, one name at a time and never through a link: so nothing can be swapped
+between the check and the use.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import secrets
+import stat
+from collections.abc import Iterator
+from pathlib import Path
+from types import TracebackType
+
+from ..errors import UntrustedFileError
+from .ownership import (
+    check_regular,
+    check_status,
+    has_access_list,
+    is_ours,
+    is_unmapped_root,
+    private_group_of,
+)
+
+# On the way to a directory, the right to search is enough: a home directory's parent often gives
+# no more.
+_SEARCH = getattr(os, "O_PATH", os.O_RDONLY) | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+_LIST = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+# Without O_NONBLOCK, to open a pipe is to wait for its other end.
+_READ = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
+_CREATE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+
+_MOST_LINKS = 40
+_CHUNK = 1 << 20
+
+ADVICE = "set AOTI_EAGER_CACHE_DIR to a new directory of your own"
+
+
+class Directory:
+    """An open directory; names are single components, and no link is followed.
+
+    Attributes:
+        path: What messages call it.
+        fd: Its descriptor; closed at the end of the ``with`` block.
+    """
+
+    __slots__ = ("fd", "path")
+
+    def __init__(self, fd: int, path: Path) -> None:
+        self.fd = fd
+        self.path = path
+
+    def __enter__(self) -> Directory:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the descriptor; a second time is no error."""
+        fd, self.fd = self.fd, -1
+        if fd >= 0:
+            os.close(fd)
+
+    def directory(self, name: str, *, create: bool = False, trusted: bool = True) -> Directory:
+        """Return the open directory ``name``.
+
+        Args:
+            name: One component.
+            create: Make it, 0700, if it is missing.
+            trusted: Whether it must be ours alone to write; else nothing in it may be believed.
+
+        Raises:
+            FileNotFoundError: It is missing.
+            NotADirectoryError: It is a file.
+            UntrustedFileError: It is a link, or others could have put something into it.
+            OSError: It cannot be opened or made.
+        """
+        path = self.path / name
+        if create:
+            with contextlib.suppress(FileExistsError):
+                os.mkdir(name, 0o700, dir_fd=self.fd)
+        try:
+            fd = os.open(name, _LIST, dir_fd=self.fd)
+        except OSError as error:
+            if error.errno in (errno.ELOOP, errno.ENOTDIR) and self.is_link(name):
+                raise UntrustedFileError(path, "is a link, which is not followed") from None
+            raise
+        try:
+            if trusted:
+                check_status(path, os.fstat(fd))
+        except BaseException:
+            os.close(fd)
+            raise
+        return Directory(fd, path)
+
+    def descend(self, *names: str, create: bool = False) -> Directory:
+        """Return the open directory below this one at ``names``; errors as for ``directory``."""
+        with contextlib.ExitStack() as opened:
+            found = self
+            for name in names:
+                found = opened.enter_context(found.directory(name, create=create))
+            # The last one stays open.
+            return Directory(os.dup(found.fd), found.path)
+
+    def directories(self) -> Iterator[tuple[str, Directory]]:
+        """Give the directories in it with their names, sorted, each open until the next is given.
+
+        What is a file, a link, gone, or another user's is passed over.
+        """
+        for name in sorted(self.names()):
+            try:
+                child = self.directory(name)
+            except (FileNotFoundError, NotADirectoryError, UntrustedFileError):
+                continue
+            with child:
+                yield name, child
+
+    def names(self) -> list[str]:
+        """Return the names of everything in it."""
+        return os.listdir(self.fd)
+
+    def status(self, name: str) -> os.stat_result:
+        """Return the status of ``name`` itself, also where it is a link."""
+        return os.stat(name, dir_fd=self.fd, follow_symlinks=False)
+
+    def open(self, name: str, *, any_mode: bool = False) -> int:
+        """Return a descriptor of the regular file ``name``, to read it.
+
+        Args:
+            name: One component.
+            any_mode: Whether others may write to it: for who knows the digest of its bytes.
+
+        Raises:
+            FileNotFoundError: It is missing.
+            UntrustedFileError: It is a link, no regular file, or others could have written it.
+            OSError: It cannot be opened.
+        """
+        path = self.path / name
+        try:
+            fd = os.open(name, _READ, dir_fd=self.fd)
+        except OSError as error:
+            if error.errno == errno.ELOOP:
+                raise UntrustedFileError(path, "is a link, which is not followed") from None
+            if error.errno == errno.ENXIO:  # a socket
+                raise UntrustedFileError(path, "is no regular file") from None
+            raise
+        try:
+            check_regular(path, os.fstat(fd), any_mode=any_mode)
+        except BaseException:
+            os.close(fd)
+            raise
+        return fd
+
+    def read(self, name: str, limit: int, *, any_mode: bool = False) -> bytes:
+        """Return the content of the file ``name``.
+
+        Args:
+            name: One component.
+            limit: Bytes that it may have; a larger file is not read.
+            any_mode: As for ``open``.
+
+        Raises: as ``open``; UntrustedFileError also where it is larger than ``limit``.
+        """
+        fd = self.open(name, any_mode=any_mode)
+        try:
+            return read_bounded(fd, limit, self.path / name)
+        finally:
+            os.close(fd)
+
+    def write(self, name: str, content: bytes) -> None:
+        """Write the file ``name``, 0600; readers see the old content or all of the new one.
+
+        Raises:
+            OSError: It cannot be written; what was there before stays.
+        """
+        temporary = f".{name[:16]}.{secrets.token_hex(4)}"
+        fd = os.open(temporary, _CREATE, 0o600, dir_fd=self.fd)
+        try:
+            try:
+                write_all(fd, content)
+            finally:
+                os.close(fd)
+            os.replace(temporary, name, src_dir_fd=self.fd, dst_dir_fd=self.fd)
+        except BaseException:
+            with contextlib.suppress(OSError):
+                os.unlink(temporary, dir_fd=self.fd)
+            raise
+
+    def is_link(self, name: str) -> bool:
+        """Return whether ``name`` is a link; false where it is gone."""
+        try:
+            return stat.S_ISLNK(self.status(name).st_mode)
+        except OSError:
+            return False
+
+
+def open_directory(path: Path, *, create: bool = False) -> Directory:
+    """Return the open directory at ``path``, after every directory on the way was checked.
+
+    Links on the way are followed where they belong to this user or to root.
+
+    Args:
+        path: An absolute path.
+        create: Make what is missing, each directory 0700.
+
+    Raises:
+        FileNotFoundError: It is missing.
+        NotADirectoryError: It, or something above it, is a file.
+        UntrustedFileError: Others can write to it, or put another directory in its place.
+        OSError: It cannot be opened or made.
+    """
+    fd, shown = _walk(path, create)
+    try:
+        listed = os.open(".", _LIST, dir_fd=fd)
+    finally:
+        os.close(fd)
+    try:
+        check_status(shown, os.fstat(listed))
+    except UntrustedFileError as error:
+        os.close(listed)
+        raise UntrustedFileError(shown, f"{error.problem}; {ADVICE}") from None
+    except BaseException:
+        os.close(listed)
+        raise
+    return Directory(listed, path)
+
+
+def read_file(path: Path, limit: int) -> bytes:
+    """Return the content of a file that may be group-writable where the group is the user's own.
+
+    For what a user writes with an editor, such as the config file; errors as for ``open_directory``
+    and ``Directory.read``.
+    """
+    fd, _ = _walk(path.parent, create=False)
+    try:
+        with Directory(fd, path.parent) as directory:
+            file = os.open(path.name, _READ & ~os.O_NOFOLLOW, dir_fd=directory.fd)
+    except OSError as error:
+        if error.errno == errno.ENXIO:
+            raise UntrustedFileError(path, "is no regular file") from None
+        raise
+    try:
+        status = os.fstat(file)
+        check_regular(path, status, private_group=True)
+        return read_bounded(file, limit, path)
+    finally:
+        os.close(file)
+
+
+def read_bounded(fd: int, limit: int, path: Path) -> bytes:
+    """Return all that is left to read of ``fd``.
+
+    Raises:
+        UntrustedFileError: It is more than ``limit`` bytes; no more than these were read.
+    """
+    size = os.fstat(fd).st_size
+    if size > limit:
+        raise UntrustedFileError(path, f"has {size} bytes; at most {limit} are read")
+    chunks, left = [], limit + 1
+    while left > 0:
+        chunk = os.read(fd, min(left, max(size, 1) + 1, _CHUNK))
+        if not chunk:
+            break
+        chunks.append(chunk)
+        left -= len(chunk)
+    if left <= 0:
+        raise UntrustedFileError(path, f"grows while it is read; at most {limit} bytes are read")
+    return b"".join(chunks)
+
+
+def write_all(fd: int, content: bytes) -> None:
+    """Write all of ``content`` to ``fd``; one call may take a part of it only."""
+    view = memoryview(content)
+    while view:
+        view = view[os.write(fd, view) :]
+
+
+def mount_id(fd: int) -> int | None:
+    """Return the number of the mount that ``fd`` lies on; ``None`` where the system does not tell.
+
+    Unlike the device's number, it tells a bind mount from the directory around it.
+    """
+    try:
+        with open(f"/proc/self/fdinfo/{fd}", encoding="ascii") as file:
+            for line in file:
+                name, _, value = line.partition(":")
+                if name == "mnt_id":
+                    return int(value)
+    except (OSError, ValueError):
+        pass
+    return None
+
+
+# --- the way to a directory ----------------------------------------------------------------------
+
+
+def _walk(path: Path, create: bool) -> tuple[int, Path]:
+    """Return a descriptor of ``path``, for searching, and the path without links."""
+    if not path.is_absolute():
+        raise ValueError(f"{path}: an absolute path is wanted")
+    pending = list(reversed(path.parts[1:]))
+    links = 0
+    fd, shown = os.open("/", _SEARCH), Path("/")
+    try:
+        while pending:
+            # Of the last one, the caller decides: it may not even be sticky.
+            _check_ancestor(path, shown, os.fstat(fd))
+            name = pending.pop()
+            try:
+                child = os.open(name, _SEARCH, dir_fd=fd)
+            except FileNotFoundError:
+                if not create:
+                    raise FileNotFoundError(
+                        errno.ENOENT, os.strerror(errno.ENOENT), str(path)
+                    ) from None
+                with contextlib.suppress(FileExistsError):
+                    os.mkdir(name, 0o700, dir_fd=fd)
+                child = os.open(name, _SEARCH, dir_fd=fd)
+            except OSError as error:
+                if error.errno not in (errno.ELOOP, errno.ENOTDIR):
+                    raise
+                target = _link_target(path, shown / name, fd, name)
+                links += 1
+                if links > _MOST_LINKS:
+                    raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), str(path)) from None
+                pending += reversed([part for part in target.parts if part != "/"])
+                if not target.is_absolute():
+                    continue
+                child, name = os.open("/", _SEARCH), "/"
+            os.close(fd)
+            fd = child
+            shown = shown.parent if name == ".." else shown / name
+    except BaseException:
+        os.close(fd)
+        raise
+    return fd, shown
+
+
+def _link_target(path: Path, link: Path, fd: int, name: str) -> Path:
+    """Return where a link on the way leads; in a sticky directory anybody may have made it."""
+    status = os.stat(name, dir_fd=fd, follow_symlinks=False)
+    if not stat.S_ISLNK(status.st_mode):
+        raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(path))
+    if not is_ours(status.st_uid):
+        raise UntrustedFileError(
+            path, f"{link} on its way is a link of user {status.st_uid}; {ADVICE}"
+        )
+    return Path(os.readlink(name, dir_fd=fd))
+
+
+def _check_ancestor(path: Path, shown: Path, status: os.stat_result) -> None:
+    if not is_ours(status.st_uid) and not is_unmapped_root(status.st_uid):
+        raise UntrustedFileError(
+            path,
+            f"{shown}, above it, belongs to user {status.st_uid}, who can put another directory "
+            f"in its place; {ADVICE}",
+        )
+    if not status.st_mode & 0o022 or status.st_mode & stat.S_ISVTX:
+        return
+    is_private = not status.st_mode & 0o002 and status.st_gid == private_group_of(os.geteuid())
+    if is_private and not has_access_list(shown):
+        return
+    raise UntrustedFileError(
+        path,
+        f"others can write to {shown} above it (mode {stat.S_IMODE(status.st_mode):o}) and put "
+        f"another directory in its place; {ADVICE}",
+    )
