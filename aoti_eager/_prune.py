@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ._entry import Status
+from ._base.store_format import remove
+from ._entries import identity_of
+from ._entry import Entry, Status
 from ._environment import current_environment
 from ._store import Store, StoredEntry
-from ._verdict import NOT_A_VERDICT, Verdicts, decode_verdict
+from ._verdict import Verdicts
+from ._verify import orphan_verdicts
 from .errors import StoreError
 
 
@@ -19,21 +22,28 @@ class PruneReport:
         declined: How many remembered failures: entries that were declined or quarantined.
         slower: How many verdicts of this processor that had a losing time.
         stale: How many entries of other environments.
+        compiler: How many entries of the compiler that was named.
+        orphans: How many verdicts, of any processor, on keys that have no entry any more.
     """
 
     declined: int
     slower: int
     stale: int
+    compiler: int = 0
+    orphans: int = 0
 
 
-def prune_store(store: Store, *, declined: bool, stale: bool) -> PruneReport:
+def prune_store(
+    store: Store, *, declined: bool, stale: bool, compiler: str | None = None
+) -> PruneReport:
     """Remove what is asked for, and return how much there was; see ``cache.prune``.
 
     Raises:
         StoreError: The store cannot be written, or is not ours.
     """
+    store.require_marker()
     environment = current_environment()
-    failures = foreign = 0
+    failures = foreign = made = 0
     for found in list(store.scan()):
         if not isinstance(found, StoredEntry):
             continue  # Damaged ones are for verify, and a newer format's are another version's.
@@ -41,10 +51,33 @@ def prune_store(store: Store, *, declined: bool, stale: bool) -> PruneReport:
             if stale:
                 store.discard(found.path)
                 foreign += 1
+        elif compiler and _is_made_by(found.entry, compiler):
+            store.discard(found.path)
+            made += 1
         elif declined and found.entry.status is not Status.READY:
             store.discard(found.path)
             failures += 1
-    return PruneReport(failures, _forget_losers(store) if declined else 0, foreign)
+    losers = _forget_losers(store) if declined else 0
+    orphans = _forget_orphans(store) if stale else 0
+    return PruneReport(failures, losers, foreign, made, orphans)
+
+
+def _is_made_by(entry: Entry, compiler: str) -> bool:
+    version = dict(entry.provenance).get("compiler", "")
+    return compiler in version or (identity_of(entry) or "").startswith(compiler)
+
+
+def _forget_orphans(store: Store) -> int:
+    """Remove the verdicts on keys without an entry; return how many there were."""
+    places = orphan_verdicts(store)
+    try:
+        with store.marked() as root:
+            return 0 if root is None else sum(remove(root, *place) for place in places)
+    except StoreError:
+        raise
+    except OSError as error:
+        message = f"{store.root}: its verdicts cannot be removed: {error.strerror or error}"
+        raise StoreError(error.errno, message) from error
 
 
 def _forget_losers(store: Store) -> int:
@@ -53,10 +86,9 @@ def _forget_losers(store: Store) -> int:
         return 0
     verdicts = Verdicts(store.root)
     removed = 0
-    for digest in list(verdicts.digests()):
-        try:
-            verdict = decode_verdict((verdicts.directory / f"{digest}.json").read_bytes())
-        except (OSError, *NOT_A_VERDICT):
+    for digest in verdicts.digests():
+        verdict = verdicts.read(digest)
+        if verdict is None:
             continue  # It counts as none, and the next measurement writes over it.
         if all(time.wins for time in verdict.times.values()):
             continue

@@ -17,12 +17,23 @@ CPU_TARGETS = ("auto", "native", "x86-64-v2", "x86-64-v3", "x86-64-v4")
 
 @dataclass(frozen=True, slots=True)
 class Setting:
-    """One setting: its name, default, how text becomes a value, and what it is for."""
+    """One setting: its name, default, how text becomes a value, and what it is for.
+
+    ``find_default`` finds the default out when it is asked for; ``is_path`` is for paths, which a
+    variable or the config file must give from the root on.
+    """
 
     name: str
-    default: Any
+    fixed_default: Any
     parse: Callable[[Any], Any]
     doc: str
+    find_default: Callable[[], Any] | None = None
+    is_path: bool = False
+
+    @property
+    def default(self) -> Any:
+        """Return the value where nobody has set one."""
+        return self.fixed_default if self.find_default is None else self.find_default()
 
     @property
     def variable(self) -> str:
@@ -80,6 +91,31 @@ def _directory(value: Any) -> Path:
         raise ValueError(f"wants the path of a directory: {error}") from error
 
 
+def _of_this_user(find: Callable[[str], str]) -> Path | None:
+    """Return our directory of this user; ``None`` where the user has no home.
+
+    There platformdirs raises, or gives ``~`` as it is, which is a directory of that name in
+    whatever directory the script runs.
+    """
+    try:
+        path = Path(find("aoti_eager"))
+    except (RuntimeError, OSError, KeyError):
+        return None
+    return path if path.is_absolute() else None
+
+
+def user_config_file() -> Path | None:
+    """Return where the config file is looked for; ``None`` where the user has no home."""
+    directory = _of_this_user(platformdirs.user_config_dir)
+    return None if directory is None else directory / "config.toml"
+
+
+def is_from_the_root(value: Any) -> bool:
+    """Return whether a path means the same in every directory, also after ``os.chdir``."""
+    text = os.fspath(value)
+    return text.startswith("~") or os.path.isabs(text)
+
+
 def _count(value: Any) -> int:
     wanted = ValueError("wants a whole number of at least 1")
     try:
@@ -114,9 +150,11 @@ SETTINGS: dict[str, Setting] = {
         ),
         Setting(
             "cache_dir",
-            Path(platformdirs.user_cache_dir("aoti_eager")),
+            None,
             _directory,
             "directory of the store; created 0700",
+            find_default=lambda: _of_this_user(platformdirs.user_cache_dir),
+            is_path=True,
         ),
         Setting(
             "cpu_target",

@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import contextlib
 import itertools
 import json
 import os
 import threading
-import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-# Not at exit: an import then may run code from strings, and Python forgets a KeyboardInterrupt that
-# its exit status is to tell.
-import filelock
-
+from ._base.file_lock import locked
+from ._base.store_format import TOTALS_FILE
+from ._base.trusted_files import Directory, open_directory
 from ._native_table import NativeCounter
 
 # Re-entrant, as every lock that a call may take: a finalizer that runs inside may call an op.
@@ -161,13 +158,30 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_after_fork)
 
 
-TOTALS_FILE = "totals.json"
+# Bytes that are read of the totals before anything of them is believed.
+TOTALS_LIMIT = 4 << 20
+# Short: this runs at exit, and a lost count is better than a late end.
+_TOTALS_TIMEOUT_S = 2.0
 
 
-def read_totals(root: Path) -> dict[str, OpStats]:
-    """Return the stored totals by op; empty where there are none, or none that can be read."""
+def read_totals(root: Path | None) -> dict[str, OpStats]:
+    """Return the stored totals by op; empty where there are none, or none that can be read.
+
+    Args:
+        root: The store's directory; ``None`` for a user who has none.
+    """
+    if root is None:
+        return {}
     try:
-        values = json.loads((root / TOTALS_FILE).read_text(encoding="utf-8"))
+        with open_directory(root) as directory:
+            return _read_totals(directory)
+    except OSError:
+        return {}
+
+
+def _read_totals(root: Directory) -> dict[str, OpStats]:
+    try:
+        values = json.loads(root.read(TOTALS_FILE, TOTALS_LIMIT))
         # Added to nothing: what cannot be added is no count.
         return {op: OpStats() + OpStats(**counts) for op, counts in values.items()}
     except (OSError, ValueError, TypeError, AttributeError, RecursionError):
@@ -180,29 +194,13 @@ def add_totals(root: Path, stats: Mapping[str, OpStats]) -> None:
     Raises:
         OSError: They cannot be written.
     """
-    with _totals_lock(root):
-        totals = read_totals(root)
+    with (
+        open_directory(root) as directory,
+        directory.directory("locks", create=True) as locks,
+        locked(locks, "totals", _TOTALS_TIMEOUT_S),
+    ):
+        totals = _read_totals(directory)
         for op, counts in stats.items():
             totals[op] = totals.get(op, OpStats()) + counts
-        staged = root / f".{TOTALS_FILE}.{uuid.uuid4().hex[:8]}"
-        try:
-            staged.write_text(json.dumps({op: asdict(t) for op, t in sorted(totals.items())}))
-            # Replaced in one step: a reader must never see half of it.
-            os.replace(staged, root / TOTALS_FILE)
-        finally:
-            staged.unlink(missing_ok=True)
-
-
-@contextlib.contextmanager
-def _totals_lock(root: Path) -> Iterator[None]:
-    # Short: this runs at exit, and a lost count is better than a late end.
-    try:
-        (root / "locks").mkdir(mode=0o700, exist_ok=True)
-        lock = filelock.FileLock(root / "locks" / "totals", timeout=2.0)
-        lock.acquire()
-    except filelock.Timeout as error:
-        raise OSError(str(error)) from error
-    try:
-        yield
-    finally:
-        lock.release()
+        document = json.dumps({op: asdict(total) for op, total in sorted(totals.items())})
+        directory.write(TOTALS_FILE, document.encode())

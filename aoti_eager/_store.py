@@ -3,90 +3,74 @@
 The store knows files, digests and locks; it decides no policy. It raises, and its caller decides
 whether to warn, to go on or to raise. Layout under the root::
 
+    CACHEDIR.TAG                      the marker: nothing is removed where it is missing
     v1/<environment>/<op>/<static|dynamic>/<key>/<target>/{entry.json, library.so, log}
-    tmp/<host>-<pid>-<random>/        work in progress; a dead process's is removed by verify
+    tmp/<host>-<pid>-<random>/        work in progress; see ``_work_directories``
     locks/<two hexadecimal digits>    lock files, shared by the keys that begin so; never deleted
-    toolchain/                        precompiled headers of the compile worker
+    toolchain/                        precompiled headers of the compile worker, the C++ hit path
     verdicts/<processor>/<key>.json   times and checks; see ``_verdict``
     totals.json                       counters of all processes, for the command line
 
-An entry is published by one rename of a directory, so a reader sees all of it or nothing.
+An entry is published by one rename of a directory, so a reader sees all of it or nothing. Every
+operation opens the root anew, checks it, and works relative to it; see ``_base/trusted_files``.
 """
 
 from __future__ import annotations
 
 import contextlib
 import errno
-import hashlib
 import os
-import shutil
-import socket
-import stat
 import time
 import uuid
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
-import filelock
-
-from ._entry import Entry, Library, Status, decode, encode
+from ._base.file_lock import FileLock
+from ._base.sealed_library import SealedLibrary
+from ._base.store_format import ENTRY_FILE, LIBRARY_FILE, LOG_FILE, children, is_entry, remove
+from ._base.trusted_files import Directory
+from ._entry import Entry, Status, encode
+from ._entry_files import (
+    LOG_LIMIT,
+    BadEntry,
+    StoredEntry,
+    at,
+    checked_library,
+    entry_directories,
+    op_path,
+    path_below,
+    read_entry,
+    take_library,
+)
 from ._environment import Environment
 from ._key import KernelKey
+from ._store_root import StoreRoot, store_error, store_errors
 from ._warnings import log
 from .errors import (
-    AotiEagerError,
     CacheFormatError,
     EntryDamagedError,
     LockTimeoutError,
     StoreError,
-    StorePermissionError,
+    UntrustedFileError,
 )
 
-ENTRY_FILE = "entry.json"
-LIBRARY_FILE = "library.so"
-LOG_FILE = "log"
-
-# A work directory of another host, whose processes we cannot ask about, is left alone this long.
-_FOREIGN_WORK_AGE_S = 24 * 3600.0
+__all__ = ["ENTRY_FILE", "LIBRARY_FILE", "LOG_FILE", "BadEntry", "Store", "StoredEntry"]
 
 
-@dataclass(frozen=True, slots=True)
-class StoredEntry:
-    """An entry and the directory it was read from."""
-
-    entry: Entry
-    path: Path
-
-    @property
-    def library_path(self) -> Path:
-        """Return where the kernel library lies."""
-        return self.path / LIBRARY_FILE
-
-
-@dataclass(frozen=True, slots=True)
-class BadEntry:
-    """A directory in an entry's place that cannot be used, and why.
-
-    ``kind`` is ``"damaged"`` or ``"future"`` (written by a newer format).
-    """
-
-    path: Path
-    kind: str
-    problem: str
-
-
-class Store:
+class Store(StoreRoot):
     """The store at ``root``; nothing is read or created before the first use.
 
     Args:
-        root: Its directory.
+        root: Its directory, an absolute path; ``None`` where this user has no home for one.
         lock_timeout_s: Seconds that ``locked`` waits for another process.
         preferred_target: The target whose entries ``find`` looks at first.
     """
 
-    def __init__(self, root: Path, *, lock_timeout_s: float, preferred_target: str = "") -> None:
-        self.root = root
+    def __init__(
+        self, root: Path | None, *, lock_timeout_s: float, preferred_target: str = ""
+    ) -> None:
+        super().__init__(root)
         self.lock_timeout_s = lock_timeout_s
         self._preferred_target = preferred_target
 
@@ -105,22 +89,22 @@ class Store:
             CacheFormatError: A newer format wrote it.
             StoreError: The store cannot be read, or is not ours.
         """
-        if not self._trust():
-            return None
         damaged: EntryDamagedError | CacheFormatError | None = None
-        static = self._op_path(key.op, environment, dynamic=False)
-        for path in self._targets(static / key.digest):
-            try:
-                found = self._read(path)
-            except FileNotFoundError:
-                continue  # Deleted between the listing and now: a miss.
-            except (EntryDamagedError, CacheFormatError) as error:
-                damaged = error
-                continue
-            if found.entry.key != key or found.entry.environment != environment:
-                damaged = _at(EntryDamagedError("holds another key than its path says"), path)
-            elif found.entry.requires <= features:
-                return found
+        with self.below(*op_path(key.op, environment, dynamic=False), key.digest) as directory:
+            for target in self._targets(directory):
+                assert directory is not None
+                path = directory.path / target
+                try:
+                    found = read_entry(directory, target)
+                except FileNotFoundError:
+                    continue  # Deleted between the listing and now: a miss.
+                except (EntryDamagedError, CacheFormatError) as error:
+                    damaged = error
+                    continue
+                if found.entry.key != key or found.entry.environment != environment:
+                    damaged = at(EntryDamagedError("holds another key than its path says"), path)
+                elif found.entry.requires <= features:
+                    return found
         if damaged is not None:
             raise damaged
         return None
@@ -135,38 +119,31 @@ class Store:
         Raises:
             StoreError: The store cannot be read, or is not ours.
         """
-        if not self._trust():
-            return []
         found = []
-        for directory in self._targets(self._op_path(op, environment, dynamic=True)):
-            for path in self._targets(directory):
-                try:
-                    stored = self._read(path)
-                except (FileNotFoundError, EntryDamagedError, CacheFormatError) as error:
-                    log.info("%s: passed over: %s", path, error)
-                    continue
-                entry = stored.entry
-                if (
-                    entry.guards is not None
-                    and entry.key.op == op
-                    and entry.environment == environment
-                    and entry.requires <= features
-                    and self._entry_path(entry) == directory
-                ):
-                    found.append(stored)
-                    break
+        with self.below(*op_path(op, environment, dynamic=True)) as kind:
+            for digest, directory in kind.directories() if kind else ():
+                for target in self._targets(directory):
+                    try:
+                        stored = read_entry(directory, target)
+                    except (FileNotFoundError, EntryDamagedError, CacheFormatError) as error:
+                        log.info("%s: passed over: %s", directory.path / target, error)
+                        continue
+                    entry = stored.entry
+                    if (
+                        entry.guards is not None
+                        and entry.key.op == op
+                        and entry.environment == environment
+                        and entry.requires <= features
+                        and entry.digest == digest
+                    ):
+                        found.append(stored)
+                        break
         return found
 
     def has_entries(self, environment: Environment) -> bool:
         """Return whether anything is stored for ``environment``."""
-        return self._trust() and any((self.root / "v1" / environment.digest[:16]).glob("*/*/*/*"))
-
-    def is_trusted(self) -> bool:
-        """Return whether the directory is there and ours alone to write; never raises."""
-        try:
-            return self._trust()
-        except StoreError:
-            return False
+        with self.below("v1", environment.digest[:16]) as directory:
+            return directory is not None and any(entry_directories(directory, depth=3))
 
     def read(self, path: Path) -> StoredEntry:
         """Return the entry in one directory, which ``publish`` has returned to somebody.
@@ -177,24 +154,78 @@ class Store:
             CacheFormatError: A newer format wrote it.
             StoreError: The store cannot be read, or is not ours.
         """
-        self._trust()
-        return self._read(path)
+        *above, name = self.parts(path)
+        with self.below(*above) as directory:
+            if directory is None:
+                raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(path))
+            return read_entry(directory, name)
 
-    def check_library(self, found: StoredEntry) -> None:
-        """Compare the library's bytes with the entry's digest; call it before every load.
+    def check_library(self, found: StoredEntry) -> StoredEntry:
+        """Return ``found`` with its library's bytes, compared with the entry's size and digest.
+
+        What is loaded are these bytes, and not the file, which may be another by then.
 
         Raises:
             EntryDamagedError: It is missing, or not the file that was published.
         """
-        library = found.entry.library
-        if library is None:
-            raise _at(EntryDamagedError("has no kernel library"), found.path)
+        with self.below(*self.parts(found.path)) as directory:
+            if directory is None:
+                raise at(EntryDamagedError("its library cannot be read: it is gone"), found.path)
+            return checked_library(directory, found)
+
+    def sealed_library(self, found: StoredEntry) -> SealedLibrary:
+        """Return a private copy of an entry's library, to be opened and then closed.
+
+        Raises:
+            EntryDamagedError: It is missing, or not the file that was published.
+            StoreError: There is no memory for a copy.
+        """
+        if found.content is None:
+            found = self.check_library(found)
+        assert found.content is not None
         try:
-            content = found.library_path.read_bytes()
+            return SealedLibrary(found.content, found.library_path)
         except OSError as error:
-            raise _unreadable("its library cannot be read", found.path, error) from error
-        if hashlib.sha256(content).hexdigest() != library.sha256:
-            raise _at(EntryDamagedError("its library is not the file that was stored"), found.path)
+            raise store_error(f"{found.library_path}: cannot be copied", error) from error
+
+    def read_log(self, found: StoredEntry) -> str:
+        """Return what the compiler wrote about an entry, its last part; empty if there is nothing.
+
+        Raises:
+            StoreError: It cannot be read, or is not ours.
+        """
+        try:
+            with self.below(*self.parts(found.path)) as directory:
+                if directory is None:
+                    return ""
+                content = directory.read(LOG_FILE, LOG_LIMIT)
+        except FileNotFoundError:
+            return ""
+        except UntrustedFileError as error:
+            raise StoreError(str(error)) from error
+        except OSError as error:
+            raise store_error(f"{found.path / LOG_FILE}: cannot be read", error) from error
+        return content.decode(errors="replace")
+
+    def written_at(self, found: StoredEntry) -> float:
+        """Return when an entry was written, in seconds since 1970; now if it has been deleted."""
+        try:
+            with self.below(*self.parts(found.path)) as directory:
+                if directory is not None:
+                    return directory.status(ENTRY_FILE).st_mtime
+        except OSError:
+            pass
+        return time.time()
+
+    def size_bytes(self, path: Path) -> int:
+        """Return how many bytes the files of one entry's directory have; 0 if it is gone."""
+        try:
+            with self.below(*self.parts(path)) as directory:
+                if directory is None:
+                    return 0
+                return sum(directory.status(name).st_size for name in directory.names())
+        except OSError:
+            return 0
 
     def scan(self) -> Iterator[StoredEntry | BadEntry]:
         """Give every entry of every environment, and every directory that should be one.
@@ -202,40 +233,19 @@ class Store:
         Raises:
             StoreError: The store is not ours, or cannot be read.
         """
-        if not self._trust():
-            return
-        for path in sorted((self.root / "v1").glob("*/*/*/*/*")):
-            try:
-                yield self._read(path)
-            except FileNotFoundError:
-                if path.is_dir() and not (path / ENTRY_FILE).exists():
-                    yield BadEntry(path, "damaged", f"has no {ENTRY_FILE}")
-            except EntryDamagedError as error:
-                yield BadEntry(path, "damaged", str(error))
-            except CacheFormatError as error:
-                yield BadEntry(path, "future", str(error))
+        with self.below("v1") as v1:
+            for directory, target in entry_directories(v1, depth=4) if v1 else ():
+                path = directory.path / target
+                try:
+                    yield read_entry(directory, target)
+                except FileNotFoundError:
+                    continue
+                except EntryDamagedError as error:
+                    yield BadEntry(path, "damaged", str(error))
+                except CacheFormatError as error:
+                    yield BadEntry(path, "future", str(error))
 
     # -- writing --
-
-    @contextlib.contextmanager
-    def workspace(self) -> Iterator[Path]:
-        """Give a new empty directory on the store's file system; it is removed at the end.
-
-        Raises:
-            StoreError: It cannot be created: read-only, full, or not ours.
-        """
-        self.create()
-        name = f"{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:12]}"
-        path = self.root / "tmp" / name
-        try:
-            make_private(path)
-        except OSError as error:
-            raise _store_error(f"{path}: cannot be created", error) from error
-        try:
-            yield path
-        finally:
-            # A cleanup error loses nothing: verify removes what is left.
-            shutil.rmtree(path, ignore_errors=True)
 
     @contextlib.contextmanager
     def locked(self, key: KernelKey) -> Iterator[None]:
@@ -245,29 +255,36 @@ class Store:
             LockTimeoutError: Another process held it for longer than ``lock_timeout_s`` seconds.
             StoreError: The lock file cannot be created.
         """
-        self.create()
         path = self.root / "locks" / key.digest[:2]
+        with (
+            self.writable() as root,
+            store_errors(f"{path}: cannot be locked"),
+            root.directory("locks", create=True) as locks,
+        ):
+            lock = FileLock(locks, path.name)
         try:
-            make_private(path.parent)
-            lock = filelock.FileLock(path, timeout=self.lock_timeout_s, thread_local=False)
-            lock.acquire()
-        except filelock.Timeout as error:
-            raise LockTimeoutError(
-                f"{key.op}: another process has been compiling this key for more than "
-                f"{self.lock_timeout_s:g} s (lock {path})"
-            ) from error
-        except NotImplementedError:
-            # No locks on this file system: two processes may compile one key; both are right.
-            lock = None
-        except OSError as error:
-            raise _store_error(f"{path}: cannot be locked", error) from error
-        try:
+            try:
+                lock.acquire(self.lock_timeout_s)
+            except TimeoutError as error:
+                raise LockTimeoutError(
+                    f"{key.op}: another process has been compiling this key for more than "
+                    f"{self.lock_timeout_s:g} s (lock {path})"
+                ) from error
+            except OSError as error:
+                raise store_error(f"{path}: cannot be locked", error) from error
             yield
         finally:
-            if lock is not None:
-                lock.release()
+            lock.close()
 
-    def publish(self, entry: Entry, work: Path, library: Path | None, log: str) -> StoredEntry:
+    def publish(
+        self,
+        entry: Entry,
+        work: Path,
+        library: Path | None,
+        log: str,
+        *,
+        sha256: str | None = None,
+    ) -> StoredEntry:
         """Publish ``entry`` with its files in one rename, and return it as stored.
 
         If another process published the same entry first, its copy stays and is returned.
@@ -277,48 +294,68 @@ class Store:
             work: A directory of ``workspace``.
             library: The library's file, inside ``work``; ``None`` for an entry without one.
             log: What the compiler wrote.
+            sha256: The digest of the library that was tried, if one was.
 
         Raises:
             CacheFormatError: A newer version has published the same entry; its copy stays.
             StoreError: It cannot be written; nothing of it is left behind.
         """
-        staged = work / f"staged-{uuid.uuid4().hex[:8]}"
-        final = self._entry_path(entry) / entry.target
-        try:
-            staged.mkdir(mode=0o700)
-            if library is not None:
-                content = library.read_bytes()
-                digest = hashlib.sha256(content).hexdigest()
-                entry = replace(entry, library=Library(len(content), digest))
-                # Moved, not copied: a mapping of it that is in use stays valid.
-                library.rename(staged / LIBRARY_FILE)
-            if log:
-                (staged / LOG_FILE).write_text(log, encoding="utf-8")
-            (staged / ENTRY_FILE).write_bytes(encode(entry))
-            make_private(final.parent)
-        except OSError as error:
-            raise _store_error(f"{final}: cannot be written", error) from error
-        return StoredEntry(*self._install(entry, staged, final))
+        final = self._entry_path(entry)
+        with (
+            self.writable() as root,
+            store_errors(f"{final}: cannot be written"),
+            root.descend("tmp", work.name) as working,
+        ):
+            staged = f"staged-{uuid.uuid4().hex[:8]}"
+            with working.directory(staged, create=True) as directory:
+                if library is not None:
+                    taken = take_library(working, path_below(work, library), directory)
+                    if sha256 not in (None, taken.sha256):
+                        raise StoreError(f"{library}: is not the library that was tried")
+                    entry = replace(entry, library=taken)
+                if log:
+                    directory.write(LOG_FILE, log.encode(errors="replace")[-LOG_LIMIT:])
+                directory.write(ENTRY_FILE, encode(entry))
+            *above, target = self.parts(final)
+            with root.descend(*above, create=True) as parent:
+                return StoredEntry(*self._install(root, entry, (working, staged), (parent, target)))
 
-    def _install(self, entry: Entry, staged: Path, final: Path) -> tuple[Entry, Path]:
+    def _install(
+        self,
+        root: Directory,
+        entry: Entry,
+        staged: tuple[Directory, str],
+        final: tuple[Directory, str],
+    ) -> tuple[Entry, Path]:
+        (working, staged_name), (parent, target) = staged, final
+        path = self._entry_path(entry)
         for _ in range(3):
             try:
                 # Rename last: a reader must never see half an entry.
-                staged.rename(final)
-                return entry, final
+                os.rename(staged_name, target, src_dir_fd=working.fd, dst_dir_fd=parent.fd)
+                return entry, path
             except OSError as error:
                 if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
-                    raise _store_error(f"{final}: cannot be written", error) from error
+                    raise
             try:
-                theirs = self._read(final)
+                theirs = read_entry(parent, target)
                 if theirs.entry.library is not None:
                     self.check_library(theirs)
                 if theirs.entry.status is entry.status:
-                    return theirs.entry, theirs.path
+                    return theirs.entry, path
             except (EntryDamagedError, FileNotFoundError):
                 pass  # A newer format's entry is raised: it is another version's, and stays.
-            self.discard(final)
-        raise StoreError(f"{final}: other processes keep writing it")
+            if not remove(root, *self.parts(path)):
+                # It holds files of others, which stay.
+                with (
+                    working.directory(staged_name) as directory,
+                    parent.directory(target) as place,
+                ):
+                    # The record last: until then the directory holds no entry.
+                    for name in sorted(directory.names(), key=lambda one: one == ENTRY_FILE):
+                        os.rename(name, name, src_dir_fd=directory.fd, dst_dir_fd=place.fd)
+                return entry, path
+        raise StoreError(f"{path}: other processes keep writing it")
 
     def quarantine(self, found: StoredEntry, reason: str, message: str) -> None:
         """Replace a stored entry by the same one marked as wrong; its library is kept for a look.
@@ -328,194 +365,64 @@ class Store:
         """
         entry = replace(found.entry, status=Status.QUARANTINED, reason=reason, message=message)
         with self.workspace() as work:
-            copy = work / LIBRARY_FILE
+            copy: Path | None = work / LIBRARY_FILE
             try:
-                shutil.copyfile(found.library_path, copy)
+                content = self.check_library(found).content
+                assert copy is not None
+                assert content is not None
+                copy.write_bytes(content)
             except OSError:
-                copy = None  # type: ignore[assignment]
+                copy = None
             self.publish(entry, work, copy, message)
 
     def discard(self, path: Path) -> None:
         """Remove one entry's directory; missing or unremovable is no error of the caller's.
 
+        Files that somebody else has put into it stay.
+
         Raises:
-            StoreError: The store cannot be written.
+            StoreError: The store cannot be written, or ``path`` is no entry's directory in it.
         """
-        with self.workspace() as work:
-            try:
-                # Moved away first: a half-deleted entry must never be seen under its own name.
-                path.rename(work / "discarded")
-            except FileNotFoundError:
-                return
-            except OSError as error:
-                raise _store_error(f"{path}: cannot be removed", error) from error
+        parts = self.parts(path)
+        if not is_entry(parts):
+            raise StoreError(f"{path}: is no entry's directory, so it is not removed")
+        with self.writable() as root, store_errors(f"{path}: cannot be removed"):
+            remove(root, *parts)
 
     def clear(self) -> int:
-        """Remove all entries of all environments and return how many there were.
+        """Remove all entries of all environments, and return how many there were.
 
         Raises:
-            StoreError: The store is not ours, or cannot be written.
+            StoreError: The store is not ours or has no marker, or cannot be written.
         """
         count = sum(1 for _ in self.scan())
-        if not self._trust():
-            return 0
-        with self.workspace() as work:
-            for path in (self.root / "v1").glob("*"):
-                try:
-                    path.rename(work / path.name)
-                except FileNotFoundError:
-                    continue
-                except OSError as error:
-                    raise _store_error(f"{path}: cannot be removed", error) from error
+        with self.marked() as root:
+            if root is None:
+                return 0
+            with store_errors(f"{self.root}: its entries cannot be removed"):
+                for environment in self._names(root, "v1"):
+                    remove(root, "v1", environment)
         return count
 
-    def stale_work(self) -> list[Path]:
-        """Return the work directories whose process is dead."""
-        host, now = socket.gethostname(), time.time()
-        stale = []
-        for path in sorted((self.root / "tmp").glob("*")):
-            owner, _, rest = path.name.rpartition("-")
-            owner, _, pid = owner.rpartition("-")
-            if owner == host and pid.isdecimal():
-                gone = not _is_alive(int(pid))
-            else:
-                try:
-                    gone = now - path.lstat().st_mtime > _FOREIGN_WORK_AGE_S
-                except FileNotFoundError:
-                    continue  # Its owner has just removed it.
-            if gone and rest:
-                stale.append(path)
-        return stale
-
-    def remove_stale_work(self) -> int:
-        """Remove the work directories of dead processes and return how many there were."""
-        stale = self.stale_work()
-        for path in stale:
-            shutil.rmtree(path, ignore_errors=True)
-        return len(stale)
-
-    # -- paths and trust --
+    # -- paths --
 
     def _entry_path(self, entry: Entry) -> Path:
         is_dynamic = entry.guards is not None
-        return self._op_path(entry.key.op, entry.environment, is_dynamic) / entry.digest
+        above = op_path(entry.key.op, entry.environment, is_dynamic)
+        return self.root.joinpath(*above, entry.digest, entry.target)
 
-    def _op_path(self, op: str, environment: Environment, dynamic: bool) -> Path:
-        kind = "dynamic" if dynamic else "static"
-        return self.root / "v1" / environment.digest[:16] / op.replace("::", ".") / kind
-
-    def _targets(self, path: Path) -> list[Path]:
+    def _names(self, root: Directory, *names: str) -> list[str]:
         try:
-            # Best instruction set first: the level's name sorts so; those of one CPU come last.
-            return sorted(
-                path.iterdir(),
-                key=lambda one: (one.name == self._preferred_target, one.name),
-                reverse=True,
-            )
+            with root.descend(*names) as directory:
+                return list(children(directory, *names))
         except (FileNotFoundError, NotADirectoryError):
             return []
-        except OSError as error:
-            raise _store_error(f"{path}: cannot be read", error) from error
 
-    def _read(self, path: Path) -> StoredEntry:
-        try:
-            document = (path / ENTRY_FILE).read_bytes()
-        except FileNotFoundError:
-            if path.is_dir():
-                raise _at(EntryDamagedError(f"has no {ENTRY_FILE}"), path) from None
-            raise
-        except OSError as error:
-            raise _unreadable("cannot be read", path, error) from error
-        try:
-            return StoredEntry(decode(document), path)
-        except (EntryDamagedError, CacheFormatError) as error:
-            raise _at(error, path) from error
-
-    def _trust(self) -> bool:
-        """Return whether the root exists; raise unless it is ours alone to write."""
-        # Every time: a cleaner of /tmp may have deleted it, and someone else made it again.
-        try:
-            status = self.root.stat()
-        except FileNotFoundError:
-            return False
-        except OSError as error:
-            raise _store_error(f"{self.root}: cannot be read", error) from error
-        if not stat.S_ISDIR(status.st_mode):
-            raise StoreError(f"{self.root}: is no directory; set AOTI_EAGER_CACHE_DIR to one")
-        if os.name == "posix":
-            if status.st_uid != os.geteuid():
-                raise StorePermissionError(
-                    f"{self.root}: belongs to user {status.st_uid}, not to us ({os.geteuid()}); "
-                    "kernels are code, so set AOTI_EAGER_CACHE_DIR to a directory of your own"
-                )
-            if status.st_mode & 0o022:
-                raise StorePermissionError(
-                    f"{self.root}: others can write to it (mode {status.st_mode & 0o777:o}); "
-                    f"kernels are code, so run: chmod 700 {self.root}"
-                )
-        return True
-
-    def create(self) -> None:
-        """Create the directory, if it is missing.
-
-        Raises:
-            StoreError: It cannot be created, or is not ours alone to write.
-        """
-        if self._trust():
-            return
-        try:
-            self.root.parent.mkdir(parents=True, exist_ok=True)
-            self.root.mkdir(mode=0o700, exist_ok=True)
-        except OSError as error:
-            raise _store_error(f"{self.root}: cannot be created", error) from error
-        self._trust()
-
-
-def remove_work_of(pid: int, root: Path) -> None:
-    """Remove what a process of this machine, which is dead, was working on in the store."""
-    for path in (root / "tmp").glob(f"{socket.gethostname()}-{pid}-*"):
-        shutil.rmtree(path, ignore_errors=True)
-
-
-def make_private(path: Path) -> None:
-    """Create a directory and those above it that are missing, each 0700.
-
-    ``mkdir(parents=True)`` gives its mode to the last one only, and a group that can write to one
-    above can put its own library in.
-    """
-    missing = []
-    while not path.is_dir():
-        missing.append(path)
-        path = path.parent
-    for one in reversed(missing):
-        one.mkdir(mode=0o700, exist_ok=True)
-
-
-def _is_alive(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except (OSError, OverflowError):
-        return True  # Another user's, or no pid at all: not known to be dead.
-    return True
-
-
-def _at(error: AotiEagerError, path: Path) -> EntryDamagedError | CacheFormatError:
-    located = type(error)(f"{path}: {error}")
-    located.path = path  # type: ignore[attr-defined]
-    return located  # type: ignore[return-value]
-
-
-# What says nothing about a file that cannot be read.
-_PASSING_ERRORS = {errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ESTALE}
-
-
-def _unreadable(what: str, path: Path, error: OSError) -> AotiEagerError:
-    if error.errno in _PASSING_ERRORS:
-        return _store_error(f"{path}: {what}", error)
-    return _at(EntryDamagedError(f"{what}: {error.strerror}"), path)
-
-
-def _store_error(what: str, error: OSError) -> StoreError:
-    return StoreError(error.errno, f"{what}: {error.strerror or error}")
+    def _targets(self, directory: Directory | None) -> list[str]:
+        """Return the targets in a key's directory, in the order in which they are looked at."""
+        if directory is None:
+            return []
+        # Best instruction set first: the level's name sorts so; those of one CPU come last.
+        return sorted(
+            directory.names(), key=lambda one: (one == self._preferred_target, one), reverse=True
+        )

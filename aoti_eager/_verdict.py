@@ -11,18 +11,20 @@ from __future__ import annotations
 import contextlib
 import functools
 import json
-import os
 import platform
-import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from ._base.store_format import children, remove
+from ._base.trusted_files import Directory, open_directory
 from ._key import json_digest
-from ._store import make_private
+from .errors import UntrustedFileError
 
 FORMAT_VERSION = 1
+# Bytes that are read of a verdict before anything of it is believed.
+VERDICT_LIMIT = 1 << 20
 
 CPUINFO = Path("/proc/cpuinfo")
 
@@ -172,12 +174,17 @@ def processor() -> str:
 class Verdicts:
     """The verdicts of this processor in the store at ``root``.
 
-    They are advice: one that cannot be read is not there, and what two processes write at once may
-    lose one of the two, which measures again.
+    They are advice: one that cannot be read, or that others could have written, is not there, and
+    what two processes write at once may lose one of the two, which measures again.
+
+    Attributes:
+        directory: Where they lie.
     """
 
     def __init__(self, root: Path) -> None:
-        self.directory = root / "verdicts" / processor()
+        self._root = root
+        self._names = ("verdicts", processor())
+        self.directory = root.joinpath(*self._names)
 
     def get(self, digest: str, library: str) -> Verdict:
         """Return the verdict on the entry of a key's ``digest``; an empty one if there is none.
@@ -186,11 +193,16 @@ class Verdicts:
             digest: Of the entry's key.
             library: SHA-256 of its library.
         """
+        found = self.read(digest)
+        return found if found is not None and found.library == library else Verdict(library)
+
+    def read(self, digest: str) -> Verdict | None:
+        """Return the verdict on whatever library; ``None`` if none can be read."""
         try:
-            found = decode_verdict((self.directory / f"{digest}.json").read_bytes())
+            with open_directory(self._root) as root, root.descend(*self._names) as directory:
+                return decode_verdict(directory.read(f"{digest}.json", VERDICT_LIMIT))
         except (OSError, *NOT_A_VERDICT):
-            return Verdict(library)
-        return found if found.library == library else Verdict(library)
+            return None
 
     def put(self, digest: str, verdict: Verdict) -> None:
         """Write a verdict over the one that is there.
@@ -198,14 +210,11 @@ class Verdicts:
         Raises:
             OSError: The store cannot be written.
         """
-        make_private(self.directory)
-        staged = self.directory / f".{digest[:16]}.{uuid.uuid4().hex[:8]}"
-        try:
-            staged.write_text(encode_verdict(verdict), encoding="utf-8")
-            # Replaced in one step: a reader must never see half of it.
-            os.replace(staged, self.directory / f"{digest}.json")
-        finally:
-            staged.unlink(missing_ok=True)
+        with (
+            open_directory(self._root, create=True) as root,
+            root.descend(*self._names, create=True) as directory,
+        ):
+            directory.write(f"{digest}.json", encode_verdict(verdict).encode())
 
     def remove(self, digest: str) -> None:
         """Forget one verdict; one that is not there is no error.
@@ -213,12 +222,32 @@ class Verdicts:
         Raises:
             OSError: The store cannot be written.
         """
-        (self.directory / f"{digest}.json").unlink(missing_ok=True)
+        with contextlib.suppress(FileNotFoundError), open_directory(self._root) as root:
+            remove(root, *self._names, f"{digest}.json")
 
-    def digests(self) -> Iterator[str]:
-        """Give the digests of the keys that have a verdict."""
-        for path in sorted(self.directory.glob("*.json")):
-            yield path.stem
+    def digests(self) -> list[str]:
+        """Return the digests of the keys that have a verdict, sorted."""
+        try:
+            with open_directory(self._root) as root, root.descend(*self._names) as directory:
+                found = children(directory, *self._names)
+                return [name.removesuffix(".json") for name in found if name.endswith(".json")]
+        except OSError:
+            return []
+
+
+def clear_verdicts(root: Directory) -> None:
+    """Remove the verdicts of every processor from an open store; files of others stay.
+
+    Raises:
+        OSError: The store cannot be written.
+    """
+    try:
+        with root.directory("verdicts", trusted=False) as directory:
+            processors = list(children(directory, "verdicts"))
+    except (FileNotFoundError, NotADirectoryError, UntrustedFileError):
+        return
+    for name in processors:
+        remove(root, "verdicts", name)
 
 
 def encode_verdict(verdict: Verdict) -> str:

@@ -17,13 +17,16 @@ from ._environment import cpu_features, current_environment
 from ._guards import text
 from ._key import ANY_THREADS
 from ._prune import PruneReport, prune_store
-from ._store import LOG_FILE, BadEntry, Store, StoredEntry
-from ._verdict import PathTime, Verdict, Verdicts
+from ._store import BadEntry, Store, StoredEntry
+from ._store_root import store_errors
+from ._stored_failures import still_holds
+from ._verdict import PathTime, Verdict, Verdicts, clear_verdicts
+from ._verify import look, mend
 from ._warm import warm
 from ._warm_report import WarmFailure, WarmReport
 from ._workload import Call, read_workload
 from .config import config
-from .errors import EntryDamagedError, StoreError
+from .errors import EntryDamagedError
 
 __all__ = [
     "CacheEntry",
@@ -54,7 +57,8 @@ class CacheEntry:
             ``declined``, ``quarantined``; ``stale`` (made in another environment, never opened),
             ``other_cpu`` (needs CPU features that are not here), ``damaged`` or ``future`` (a
             newer format).
-        reason: Why it is declined or quarantined, its times if it is slower, or what is wrong.
+        reason: Why it is declined or quarantined, and if that has lapsed, so that the next call is
+            tried again; its times if it is slower; or what is wrong.
         inputs: The tensors of the call in short, ``f32[8,8] f32[8,8]``; with symbols in place of
             the sizes that a dynamic specialisation leaves open, ``f32[s0,8]``.
         size_bytes: Bytes of all its files.
@@ -92,10 +96,11 @@ class VerifyReport:
 
     Attributes:
         intact: How many entries are what was published.
-        damaged: Path and problem of each entry that is not.
+        damaged: Path and problem of each entry that is not; of each part of the toolchain that is
+            not what its record says, or has none; and of each verdict that is none.
         foreign: How many entries are of another environment, CPU or a newer format; left alone.
-        residue: How many work directories of dead processes there were.
-        repaired: Whether damaged entries and residue were removed.
+        residue: How many directories and files dead processes have left.
+        repaired: Whether what is damaged and residue were removed.
     """
 
     intact: int
@@ -114,7 +119,7 @@ def list(*, cache_dir: str | os.PathLike[str] | None = None) -> Sequence[CacheEn
     store = _store(cache_dir)
     verdicts = Verdicts(store.root)
     return sorted(
-        (_summary(found, verdicts) for found in store.scan()),
+        (_summary(found, store, verdicts) for found in store.scan()),
         key=lambda one: (one.op, one.digest, one.status),
     )
 
@@ -131,7 +136,7 @@ def inspect(
     store = _store(cache_dir)
     verdicts = Verdicts(store.root)
     found = [
-        _details(stored, verdicts)
+        _details(stored, store, verdicts)
         for stored in store.scan()
         if isinstance(stored, StoredEntry) and stored.entry.digest.startswith(digest)
     ]
@@ -141,16 +146,21 @@ def inspect(
 
 
 def verify(*, repair: bool = True, cache_dir: str | os.PathLike[str] | None = None) -> VerifyReport:
-    """Read every file of every entry and compare it with its digest; remove what is broken.
+    """Read every file of the store and compare it with its digest; remove what is broken.
+
+    Entries, what compilers have made for all of them, and what was measured on any processor. A
+    toolchain that is a link to another place is passed over.
 
     Args:
-        repair: Remove damaged entries and what dead processes left behind; else only report.
+        repair: Remove what is damaged and what dead processes left behind; else only report.
         cache_dir: The store's directory.
 
     Raises:
         StoreError: The store cannot be read, or cannot be written while ``repair`` is set.
     """
     store = _store(cache_dir)
+    if repair:
+        store.require_marker()
     verdicts = Verdicts(store.root)
     intact = foreign = 0
     damaged: dict[Path, str] = {}
@@ -167,22 +177,26 @@ def verify(*, repair: bool = True, cache_dir: str | os.PathLike[str] | None = No
         except EntryDamagedError as error:
             damaged[found.path] = str(error)
             continue
-        if _summary(found, verdicts).status in ("stale", "other_cpu"):
+        if _summary(found, store, verdicts).status in ("stale", "other_cpu"):
             foreign += 1
         else:
             intact += 1
-    residue = len(store.stale_work())
+    findings = look(store.root)
+    residue = len(store.stale_work()) + len(findings.leftovers)
     if repair:
         for path in damaged:
             store.discard(path)
         store.remove_stale_work()
-    return VerifyReport(intact, tuple(damaged.items()), foreign, residue, repair)
+        mend(store.root, findings)
+    others = [(store.root.joinpath(*one.place), one.problem) for one in findings.damaged]
+    return VerifyReport(intact, (*damaged.items(), *others), foreign, residue, repair)
 
 
 def prune(
     *,
     declined: bool = False,
     stale: bool = False,
+    compiler: str | None = None,
     cache_dir: str | os.PathLike[str] | None = None,
 ) -> PruneReport:
     """Remove what is to be tried again, or cannot be used here, and return how much there was.
@@ -193,28 +207,37 @@ def prune(
         declined: Remove the remembered failures of the current environment (entries that were
             declined or quarantined), and what was measured on this processor of kernels that lost
             on either hit path.
-        stale: Remove the entries of other environments.
+        stale: Remove the entries of other environments, and verdicts, of any processor, on keys
+            that have no entry.
+        compiler: Remove the entries of the current environment that a C++ compiler has made, and
+            the failures met with it: one whose version line has this text in it, or whose identity
+            begins with it (``inspect`` shows both).
         cache_dir: The store's directory.
 
     Raises:
-        ValueError: Neither is asked for.
+        ValueError: Nothing is asked for.
         StoreError: The store cannot be written, or is not ours.
     """
-    if not (declined or stale):
-        raise ValueError("nothing to remove: choose declined, stale or both")
-    return prune_store(_store(cache_dir), declined=declined, stale=stale)
+    if not (declined or stale or compiler):
+        raise ValueError("nothing to remove: choose declined, stale or both, or a compiler")
+    return prune_store(_store(cache_dir), declined=declined, stale=stale, compiler=compiler)
 
 
 def clear(*, cache_dir: str | os.PathLike[str] | None = None) -> int:
     """Remove all entries, those of other environments too, and return how many there were.
 
-    What was measured stays: it counts again for a library that is compiled to the same bytes.
-    Kernels that this process has loaded go on being used.
+    What was measured of them goes, too; the toolchain and the totals stay. Kernels that this
+    process has loaded go on being used.
 
     Raises:
         StoreError: The store cannot be written, or is not ours.
     """
-    return _store(cache_dir).clear()
+    store = _store(cache_dir)
+    count = store.clear()
+    with store.marked() as root, store_errors(f"{store.root}: its verdicts cannot be removed"):
+        if root is not None:
+            clear_verdicts(root)
+    return count
 
 
 def _store(cache_dir: str | os.PathLike[str] | None) -> Store:
@@ -242,8 +265,8 @@ def _losing_time(entry: Entry, verdicts: Verdicts) -> PathTime | None:
     return None if taken is None or taken.wins else taken
 
 
-def _summary(found: StoredEntry | BadEntry, verdicts: Verdicts) -> CacheEntry:
-    size = sum(file.stat().st_size for file in found.path.glob("*") if file.is_file())
+def _summary(found: StoredEntry | BadEntry, store: Store, verdicts: Verdicts) -> CacheEntry:
+    size = store.size_bytes(found.path)
     if isinstance(found, BadEntry):
         digest, op = found.path.parent.name, found.path.parent.parent.parent.name
         return CacheEntry(
@@ -258,6 +281,8 @@ def _summary(found: StoredEntry | BadEntry, verdicts: Verdicts) -> CacheEntry:
         status, reason = "other_cpu", "needs " + " ".join(sorted(entry.requires - cpu_features()))
     elif entry.status is Status.READY and (losing := _losing_time(entry, verdicts)) is not None:
         status, reason = "slower", str(losing)
+    elif not still_holds(store, found):
+        reason = f"{reason or 'mismatch'}, lapsed: tried again"
     return CacheEntry(entry.key.op, entry.digest, status, reason, _inputs(entry), size, found.path)
 
 
@@ -283,17 +308,16 @@ def _inputs(entry: Entry) -> str:
     return " ".join(texts)
 
 
-def _details(found: StoredEntry, verdicts: Verdicts) -> EntryDetails:
+def _details(found: StoredEntry, store: Store, verdicts: Verdicts) -> EntryDetails:
     environment = current_environment()
     differing = {
         name: (str(here), str(there))
         for name, (here, there) in environment.differing(found.entry.environment).items()
     }
-    try:
-        log = (found.path / LOG_FILE).read_text(encoding="utf-8", errors="replace")
-    except FileNotFoundError:
-        log = ""
-    except OSError as error:
-        raise StoreError(f"{found.path / LOG_FILE}: {error.strerror}") from error
-    summary = _summary(found, verdicts)
-    return EntryDetails(summary, found.entry, differing, log, _verdict(found.entry, verdicts))
+    return EntryDetails(
+        _summary(found, store, verdicts),
+        found.entry,
+        differing,
+        store.read_log(found),
+        _verdict(found.entry, verdicts),
+    )

@@ -19,10 +19,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import platformdirs
-
-from ._settings import SETTINGS, Setting
-from .errors import ConfigError
+from ._base.trusted_files import read_file
+from ._settings import SETTINGS, Setting, is_from_the_root, user_config_file
+from ._warnings import warn_once
+from .errors import ConfigError, UntrustedFileError
 
 # Settings that decide which kernels serve: with another value, calls start with empty tables.
 _TABLE_SETTINGS = ("cache_dir", "cpu_target")
@@ -41,7 +41,7 @@ class Config:
     _next_token: itertools.count[int]
     _assigned: dict[str, Any]
     _observers: list[Callable[[], None]]
-    _file: tuple[dict[str, Any], Path] | None  # its content, and which it was
+    _file: tuple[dict[str, Any], Path | None] | None  # its content, and which it was
     _lock: threading.RLock
 
     def __init__(self) -> None:
@@ -83,11 +83,11 @@ class Config:
         text = os.environ.get(setting.variable)
         if text is not None:
             origin = f"environment variable {setting.variable}"
-            return _parse(setting, text, origin), origin
+            return _parse_stored(setting, text, origin), origin
         values, path = self._read_file()
         if name in values:
             origin = f"config file {path}"
-            return _parse(setting, values[name], origin), origin
+            return _parse_stored(setting, values[name], origin), origin
         return setting.default, "default"
 
     def source(self, name: str) -> str:
@@ -180,12 +180,14 @@ class Config:
         for observer in self._observers:
             observer()
 
-    def _read_file(self) -> tuple[dict[str, Any], Path]:
+    def _read_file(self) -> tuple[dict[str, Any], Path | None]:
         if self._file is None:
             variable = os.environ.get("AOTI_EAGER_CONFIG")
-            default = Path(platformdirs.user_config_dir("aoti_eager")) / "config.toml"
-            path = Path(variable).expanduser() if variable else default
-            object.__setattr__(self, "_file", (_load_file(path, required=bool(variable)), path))
+            if variable and not is_from_the_root(variable):
+                raise ConfigError(f"AOTI_EAGER_CONFIG: got {variable!r}; {_FROM_THE_ROOT}")
+            path = Path(variable).expanduser() if variable else user_config_file()
+            values = {} if path is None else _load_file(path, required=bool(variable))
+            object.__setattr__(self, "_file", (values, path))
         assert self._file is not None
         return self._file
 
@@ -222,9 +224,31 @@ def _parse(setting: Setting, value: Any, origin: str) -> Any:
         raise ConfigError(f"{origin}: got {value!r}; {error}") from error
 
 
+_FROM_THE_ROOT = (
+    "wants a path from the root on (or from ~): a script may change its directory, and would read "
+    "code from wherever it then is"
+)
+
+
+def _parse_stored(setting: Setting, value: Any, origin: str) -> Any:
+    """Parse what was written down elsewhere and is read whenever it is asked for."""
+    if setting.is_path and isinstance(value, str) and value.strip() and not is_from_the_root(value):
+        raise ConfigError(f"{origin}: got {value!r}; {_FROM_THE_ROOT}")
+    return _parse(setting, value, origin)
+
+
+# Bytes that are read of the config file.
+_FILE_LIMIT = 1 << 20
+
+
 def _load_file(path: Path, *, required: bool) -> dict[str, Any]:
     try:
-        text = path.read_text(encoding="utf-8")
+        text = read_file(path, _FILE_LIMIT).decode()
+    except UntrustedFileError as error:
+        if required:
+            raise ConfigError(f"config file {path}: cannot be read: {error.problem}") from error
+        warn_once("config", f"config file {error}; it is not read")
+        return {}
     except OSError as error:
         if required:
             raise ConfigError(f"config file {path}: cannot be read: {error.strerror}") from error

@@ -13,6 +13,7 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
+from aoti_eager._base.store_format import MARKER_FILE
 from aoti_eager._entry import FORMAT_VERSION, Entry, Status
 from aoti_eager._environment import Environment
 from aoti_eager._key import KernelKey
@@ -147,6 +148,8 @@ def main(directory: Path) -> None:
         shutil.rmtree(root, ignore_errors=True)
         fill(Store(root, lock_timeout_s=1.0))
         (root / "tmp").rmdir()
+        # Caches without a marker: as versions that knew of none have left them.
+        (root / MARKER_FILE).unlink()
 
 
 if __name__ == "__main__":
