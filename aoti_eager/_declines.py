@@ -62,6 +62,16 @@ REASONS: dict[str, str] = {
     "tracing": "the call is part of a trace (Dynamo, export, a dispatch mode)",
 }
 
+# What the store remembers, where the cause is one that every process would meet. The others say
+# something about a moment, a machine or a setting.
+REMEMBERED = frozenset(
+    """
+    random result_shares_storage changes_metadata data_dependent_output error_depends_on_data
+    reads_storage_offset non_tensor_result unsupported_tensor does_not_trace no_kernel_of_its_own
+    needs_proxy_executor compile_failed crashed raised mismatch mutates_constant not_dynamic
+    """.split()  # noqa: SIM905 - a list of names to read, not to parse
+)
+
 # Reasons that say something about one thread count's code; the others hold for every count.
 DEPENDS_ON_THREADS = frozenset({"crashed", "raised", "mismatch"})
 

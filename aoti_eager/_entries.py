@@ -8,11 +8,15 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ._declines import DEPENDS_ON_THREADS
-from ._entry import Entry, Status
+from ._declines import DEPENDS_ON_THREADS, REMEMBERED
+from ._entry import Entry, Remembered, Status
 from ._environment import Environment
 from ._guards import Guards
 from ._key import ANY_THREADS, KernelKey
+from .errors import CompileError
+
+# In an entry's provenance, beside the version: ``_cpp_compiler.compiler_identity``.
+IDENTITY = "compiler_identity"
 
 
 def ready_entry(
@@ -25,6 +29,7 @@ def ready_entry(
     calls_aten: bool,
     parallel: bool,
     compiler: str,
+    identity: str | None,
     checked: bool,
     portable: bool = False,
     guards: Guards | None = None,
@@ -39,7 +44,8 @@ def ready_entry(
         outputs: As ``Entry.outputs``.
         calls_aten: As ``Entry.calls_aten``.
         parallel: Whether the code has parallel regions.
-        compiler: For the reader.
+        compiler: Its name and version, for the reader.
+        identity: ``_cpp_compiler.compiler_identity``, by which ``prune`` finds what it has made.
         checked: Whether it was compared with the original on a call's own arguments.
         portable: Whether the code is not AOTInductor's and depends on no thread count.
         guards: Those of a dynamic specialisation, whose ``key`` is a pattern.
@@ -56,7 +62,10 @@ def ready_entry(
         outputs=tuple(outputs),
         calls_aten=calls_aten,
         checked=checked,
-        provenance=(("compiler", compiler),),
+        provenance=(
+            ("compiler", compiler),
+            *([] if identity is None else [(IDENTITY, identity)]),
+        ),
         guards=guards,
     )
 
@@ -69,6 +78,7 @@ def failed_entry(
     *,
     reason: str,
     message: str,
+    remembered: Remembered,
     guards: Guards | None = None,
 ) -> Entry:
     """Return the entry that remembers why ``key`` has no library, or one that must not be used."""
@@ -81,4 +91,17 @@ def failed_entry(
         reason=reason,
         message=message,
         guards=guards,
+        remembered=remembered,
     )
+
+
+def is_remembered(error: CompileError) -> bool:
+    """Return whether the store keeps a failure for the processes to come."""
+    return error.remember and error.reason in REMEMBERED
+
+
+def identity_of(entry: Entry) -> str | None:
+    """Return the identity of the compiler that an entry was made with, if it is known."""
+    if entry.remembered is not None:
+        return entry.remembered.compiler
+    return dict(entry.provenance).get(IDENTITY)

@@ -43,6 +43,19 @@ class Library:
 
 
 @dataclass(frozen=True, slots=True)
+class Remembered:
+    """When a failure was met, and with what; ``_remembered`` says how long it holds.
+
+    Attributes:
+        at: Seconds since 1970.
+        compiler: ``_cpp_compiler.compiler_identity`` of then; ``None`` where it is not known.
+    """
+
+    at: int
+    compiler: str | None
+
+
+@dataclass(frozen=True, slots=True)
 class Entry:
     """One key's record.
 
@@ -61,6 +74,7 @@ class Entry:
         message: The reason in words, with what differed.
         provenance: The compiler and other facts for a reader; nothing is decided by them.
         guards: For a dynamic specialisation, whose key is a pattern: what must hold of its symbols.
+        remembered: Of a declined or quarantined entry; ``None`` in those of older versions.
     """
 
     status: Status
@@ -76,6 +90,7 @@ class Entry:
     message: str | None = None
     provenance: tuple[tuple[str, str], ...] = ()
     guards: Guards | None = None
+    remembered: Remembered | None = None
 
     @property
     def digest(self) -> str:
@@ -107,6 +122,9 @@ def encode(entry: Entry) -> bytes:
     }
     if entry.guards is not None:
         payload["guards"] = entry.guards.to_json()
+    if entry.remembered is not None:
+        remembered = entry.remembered
+        payload["remembered"] = {"at": remembered.at, "compiler": remembered.compiler}
     return _document({"format": FORMAT_VERSION, "sha256": json_digest(payload), "payload": payload})
 
 
@@ -177,4 +195,12 @@ def _entry(payload: dict[str, Any]) -> Entry:
         message=payload["message"],
         provenance=tuple(sorted(payload["provenance"].items())),
         guards=guards,
+        remembered=_remembered(payload["remembered"]) if "remembered" in payload else None,
     )
+
+
+def _remembered(written: Any) -> Remembered:
+    at, compiler = written["at"], written["compiler"]
+    if type(at) is not int or not (compiler is None or isinstance(compiler, str)):
+        raise TypeError(f"remembered is {written!r}")
+    return Remembered(at, compiler)

@@ -14,10 +14,15 @@ import signal
 import subprocess
 import sys
 import time
+import traceback
 from collections.abc import Callable, Mapping
 from typing import Any
 
 from ._child import child_command
+from ._determinism import FATAL_SIGNALS, is_passing_text
+
+# Of what a child writes to standard error: so much is looked at, and so much is told.
+_TAIL_BYTES, _WORDS = 4096, 1000
 
 Answer = dict[str, Any]
 Handler = Callable[[Mapping[str, Any]], Answer]
@@ -91,48 +96,114 @@ def serve(handler: Handler) -> None:
 
 
 def _in_child(request: Mapping[str, Any], handler: Handler) -> Answer:
-    read, write = os.pipe()
+    answer = _once_in_child(request, handler)
+    if answer.get("signal") == "SIGBUS":
+        # A file that was cut short, or a disk that is full, has it once. Wrong code has it again.
+        answer = _once_in_child(request, handler)
+        if answer.get("signal") == "SIGBUS":
+            answer["remember"] = not is_passing_text(answer["message"])
+    return answer
+
+
+def _once_in_child(request: Mapping[str, Any], handler: Handler) -> Answer:
+    (read, write), (complaints, said) = os.pipe(), os.pipe()
     child = os.fork()
     if child == 0:
         status = 1
         try:
-            os.close(read)
+            for descriptor in (read, complaints):
+                os.close(descriptor)
+            os.dup2(said, 2)
+            os.close(said)
+            # Python's own handler would make an error of it.
+            signal.signal(signal.SIGINT, signal.SIG_DFL)
             document = json.dumps(handler(request)).encode()
             with os.fdopen(write, "wb") as pipe:
                 pipe.write(document)
             status = 0
+        except BaseException:
+            traceback.print_exc()
+            raise
         finally:
             os._exit(status)
     os.close(write)
-    answer = _read_until(read, time.monotonic() + request["timeout_s"])
+    os.close(said)
+    tail = _Tail(complaints)
+    answer = _read_until(read, tail, time.monotonic() + request["timeout_s"])
     os.close(read)
     if answer is None:
         os.kill(child, signal.SIGKILL)
     _, status = os.waitpid(child, 0)
+    complained = tail.close()
     if answer is None:
-        message = f"no end after {request['timeout_s']:g} s"
-        return {"reason": "crashed", "message": message, "remember": False}
+        return _crashed(f"no end after {request['timeout_s']:g} s", complained)
     if os.WIFSIGNALED(status):
-        name = signal.Signals(os.WTERMSIG(status)).name
-        # Killed from outside (out of memory, say): another time it may pass.
-        remember = os.WTERMSIG(status) not in (signal.SIGKILL, signal.SIGTERM)
-        message = f"the process ended with {name}"
-        return {"reason": "crashed", "message": message, "remember": remember}
+        name = _signal_name(os.WTERMSIG(status))
+        ended = _crashed(f"the process ended with {name}", complained)
+        # Code that aborts because it got no memory may get it another time.
+        is_own = name in FATAL_SIGNALS and not is_passing_text(complained)
+        return {**ended, "signal": name, "remember": is_own}
     if not answer:
         # An error of its own: no memory, say.
-        message = f"the process ended with status {status}"
-        return {"reason": "crashed", "message": message, "remember": False}
+        exit_code = os.waitstatus_to_exitcode(status)
+        return _crashed(f"the process ended with status {exit_code}", complained)
     result: Answer = json.loads(answer)
+    if result.get("remember") and is_passing_text(complained):
+        # The library's error is told in general words, and what it was on standard error.
+        result["remember"] = False
     return result
 
 
-def _read_until(pipe: int, deadline: float) -> bytes | None:
+def _signal_name(number: int) -> str:
+    try:
+        return signal.Signals(number).name
+    except ValueError:
+        return f"SIG{number}"  # A real-time one; only the first and the last have names.
+
+
+def _crashed(message: str, complained: str) -> Answer:
+    words = complained.strip()[-_WORDS:]
+    message = f"{message}: {words}" if words else message
+    return {"reason": "crashed", "message": message, "remember": False}
+
+
+class _Tail:
+    """The last of what a child writes to its standard error, by the pipe's end for reading."""
+
+    def __init__(self, pipe: int) -> None:
+        self.pipe = pipe
+        self._text = b""
+        os.set_blocking(pipe, False)
+
+    def read(self) -> bool:
+        """Take what is there; return whether more may come."""
+        try:
+            chunk = os.read(self.pipe, 1 << 16)
+        except BlockingIOError:
+            return True
+        self._text = (self._text + chunk)[-_TAIL_BYTES:]
+        return bool(chunk)
+
+    def close(self) -> str:
+        """Return it, when the child has ended; what others still write is not waited for."""
+        for _ in range(16):  # A pipe has no more.
+            if not (select.select([self.pipe], [], [], 0)[0] and self.read()):
+                break
+        os.close(self.pipe)
+        return self._text.decode(errors="replace")
+
+
+def _read_until(pipe: int, tail: _Tail, deadline: float) -> bytes | None:
     chunks: list[bytes] = []
+    pipes = [pipe, tail.pipe]
     while True:
-        ready, _, _ = select.select([pipe], [], [], max(0.0, deadline - time.monotonic()))
+        ready, _, _ = select.select(pipes, [], [], max(0.0, deadline - time.monotonic()))
         if not ready:
             return None
-        chunk = os.read(pipe, 1 << 16)
-        if not chunk:
-            return b"".join(chunks)
-        chunks.append(chunk)
+        if tail.pipe in ready and not tail.read():
+            pipes = [pipe]
+        if pipe in ready:
+            chunk = os.read(pipe, 1 << 16)
+            if not chunk:
+                return b"".join(chunks)
+            chunks.append(chunk)

@@ -1,0 +1,133 @@
+"""Whether an error says something about what was compiled, or only about that moment. Pure.
+
+A machine that runs out of memory, descriptors or disk makes everything fail, and the next process
+may have enough. What it did to a compile must not be taken for the key's own fault. Where there is
+doubt, it is the moment's: a compile that is tried again costs seconds, a kernel that is never tried
+again is lost.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+import subprocess
+from collections.abc import Iterator
+
+# The signals of wrong code. Every other is sent from outside: by a scheduler, a person, the system.
+FATAL_SIGNALS = frozenset({"SIGSEGV", "SIGABRT", "SIGILL", "SIGFPE"})
+
+# What an operating system refuses at one time and grants at another. Not those that a computation
+# has of its own: "Invalid argument", "Numerical result out of range".
+_ERRNOS = (
+    *(errno.EAGAIN, errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOSPC, errno.EDQUOT),
+    *(errno.EFBIG, errno.EIO, errno.EROFS, errno.ESTALE, errno.ENOENT, errno.EACCES, errno.EPERM),
+    *(errno.ENOLCK, errno.ENOSYS, errno.EINTR, errno.EBUSY, errno.ETXTBSY, errno.EPIPE),
+    *(errno.ECONNREFUSED, errno.ECONNRESET, errno.ETIMEDOUT, errno.ENXIO, errno.ENODEV),
+    *(errno.EXDEV, errno.EDEADLK, errno.EOPNOTSUPP, errno.ECHILD, errno.ENOTCONN, errno.EHOSTDOWN),
+)
+
+# As exceptions, C++ and the compilers spell it. Without regard to case.
+_WORDS = (
+    r"\[Errno \d+\]",
+    r"\b(?:OS|Memory|IO|Environment|Import|ModuleNotFound|Permission|BlockingIO|BrokenPipe)Error\b",
+    r"\b(?:ChildProcess|Connection\w*|Interrupted|ProcessLookup|Timeout|CalledProcess)Error\b",
+    r"\b(?:FileNotFound|FileExists|IsADirectory|NotADirectory|Subprocess)Error\b",
+    r"\b(?:TimeoutExpired|KeyboardInterrupt|SystemExit|BrokenProcessPool|BrokenExecutor)\b",
+    r"\bbad_alloc\b",
+    r"\bout of memory\b",
+    r"\bmemory exhausted\b",
+    r"\bnot enough memory\b",
+    r"\b(?:can't|cannot|could not|couldn't|can not|unable to|failed to) allocate\b",
+    r"\bmemory allocation (?:of .{0,40})?failed\b",
+    r"\b(?:can't|cannot|could not|unable to|failed to) (?:start|create) (?:a )?(?:new )?thread",
+    r"\bthread creation failed\b",
+    r"\bpthread_create\b",
+    r"\bfailed to map segment\b",
+    r"\bcannot open shared object file\b",
+    r"\bcannot create temporary file\b",
+    # a lock library, where a file system has no locks: not an OSError, but NotImplementedError.
+    r"\bnot (?:appear to )?support flock\b|\bSoftFileLock\b",
+    # g++ says so of its own parts.
+    r"\b(?:killed|terminated|bus error|hangup|interrupt|exceeded) (?:signal terminated|\(program)",
+)
+
+# glibc's words in English, and those of this C library.
+_TEXTS = {
+    *("Resource temporarily unavailable", "Too many open files", "Cannot allocate memory"),
+    *("No space left on device", "Disk quota exceeded", "File too large", "Input/output error"),
+    *("Read-only file system", "Stale file handle", "No such file or directory"),
+    *("Permission denied", "Operation not permitted", "No locks available"),
+    *("Function not implemented", "Interrupted system call", "Device or resource busy"),
+    *(os.strerror(number) for number in _ERRNOS),
+}
+
+_PASSING = re.compile(
+    "|".join([*_WORDS, *(rf"\b{re.escape(text)}\b" for text in sorted(_TEXTS))]), re.IGNORECASE
+)
+
+# Ended by the system or by somebody, not by what was computed.
+_KINDS = (OSError, MemoryError, ImportError, EOFError, subprocess.SubprocessError)
+
+# What a compiler written in Python raises where it cannot do something: its own exceptions by name
+# (importing them takes seconds), and those of wrong code within it.
+_COMPILERS_OWN = frozenset(
+    """
+    InductorError BackendCompilerFailed LoweringException SubgraphLoweringException
+    MissingOperatorWithDecomp MissingOperatorWithoutDecomp CppWrapperCodegenError
+    Unsupported InternalTorchDynamoError GuardOnDataDependentSymNode DataDependentOutputException
+    DynamicOutputShapeException UnsupportedOperatorException UnsupportedFakeTensorException
+    PropagateUnbackedSymInts UserError ConstraintViolationError TorchRuntimeError NotThinError
+    AssertionError AttributeError IndexError KeyError NameError NotImplementedError
+    RecursionError RuntimeError TypeError UnboundLocalError ValueError ZeroDivisionError
+    OverflowError
+    """.split()  # noqa: SIM905 - a list of names to read, not to parse
+)
+
+
+def is_passing_text(text: str) -> bool:
+    """Return whether a message, a log or what a process complained of names a fault of the system.
+
+    Too little memory, descriptors, threads, disk or permission, in the words of Python, C++, the
+    C library or a compiler.
+    """
+    return _PASSING.search(text) is not None
+
+
+def is_deterministic(error: BaseException) -> bool:
+    """Return whether the same call would raise ``error`` in any process of any day.
+
+    It is not, if it or an error that it was raised from or during is one of the operating system's,
+    of too little memory, of an import or of another process, or says so.
+    """
+    return not any(
+        not isinstance(one, Exception) or isinstance(one, _KINDS) or is_passing_text(str(one))
+        for one in error_chain(error)
+    )
+
+
+def is_compilers_own(error: BaseException) -> bool:
+    """Return whether ``error`` is one that Inductor raises of a graph that it cannot compile.
+
+    Each of those it came from has to be of a kind that is known; a C++ compiler that fails is none.
+    """
+    return is_deterministic(error) and all(
+        type(one).__name__ in _COMPILERS_OWN for one in error_chain(error)
+    )
+
+
+def error_chain(error: BaseException) -> Iterator[BaseException]:
+    """Give an exception and those that it was raised from or during, each once."""
+    seen: set[int] = set()
+    left: list[BaseException | None] = [error]
+    while left:
+        one = left.pop()
+        if one is None or id(one) in seen:
+            continue
+        seen.add(id(one))
+        yield one
+        # Inductor's wraps the one that it stands for.
+        inner = getattr(one, "inner_exception", None)
+        left += [one.__context__, one.__cause__]
+        left += [inner] if isinstance(inner, BaseException) else []
+        left += getattr(one, "exceptions", ())  # of a group
