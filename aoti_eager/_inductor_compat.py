@@ -13,6 +13,7 @@ import platform
 import re
 import shlex
 import shutil
+import signal
 import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -35,6 +36,7 @@ from torch._inductor.exc import CppCompileError
 from torch._inductor.virtualized import V
 
 from ._environment import cpu_features
+from ._inductor_headers import own_headers
 from ._key import Component
 from ._probes import Probes
 
@@ -132,17 +134,52 @@ _check_build = cpu_vec_isa.VecISA.check_build
 
 
 def use_headers(headers: Path) -> None:
-    """Keep precompiled headers in ``headers`` from now on.
+    """Keep precompiled headers in ``headers`` from now on, each with a record of what it is.
 
     Inductor's own directory is below the system's temporary one, under a name that anyone can
-    predict, and has no setting. It remembers which headers it has made; if they are gone (the cache
-    directory was deleted meanwhile), it must make them again and not hand out their names.
+    predict, and has no setting. It takes whatever lies there: also half a file, of a compiler that
+    was killed.
     """
-    if str(headers) != codecache._HEADER_DIR or not headers.is_dir():
-        codecache._precompile_header.cache_clear()
     codecache._HEADER_DIR = str(headers)
     codecache._HEADER_LOCK_DIR = str(headers / "locks")
-    headers.mkdir(parents=True, exist_ok=True)
+    codecache._precompile_header = precompile_header  # type: ignore[assignment]
+
+
+def precompile_header(header: str, hashable_cmd_line: str, **compile_command: Any) -> str:
+    """Return Inductor's precompiled form of a header, made unless it is there and whole.
+
+    Raises:
+        CppCompileError: It cannot be made, or is not to be trusted.
+    """
+    try:
+        with own_headers(Path(codecache._HEADER_DIR)) as own:
+            # Inductor remembers which ones it has made, though they may be gone.
+            if own.remove_damaged():
+                _precompile_header.cache_clear()
+            path = _precompile_header(header, hashable_cmd_line, **compile_command)
+            if not own.has(path):
+                _precompile_header.cache_clear()
+                path = _precompile_header(header, hashable_cmd_line, **compile_command)
+            own.keep(path)
+    except OSError as error:
+        raise CppCompileError(["precompile", header], str(error)) from error
+    return path
+
+
+_precompile_header = codecache._precompile_header
+
+
+def precompiles_headers() -> bool:
+    """Return whether libraries that are not thin are compiled with precompiled headers."""
+    return bool(inductor_config.aot_inductor.precompile_headers)
+
+
+def forget_headers() -> None:
+    """Remove Inductor's precompiled headers, and do without in this process."""
+    _precompile_header.cache_clear()
+    with contextlib.suppress(OSError), own_headers(Path(codecache._HEADER_DIR)) as own:
+        own.remove_all()
+    inductor_config.aot_inductor.precompile_headers = False
 
 
 def inspect_generated_code(inspect: Callable[[str, str, bool], None]) -> Callable[[], None]:
@@ -230,3 +267,17 @@ def compiler_description() -> str:
     compiler = cpp_builder.get_cpp_compiler()
     done = subprocess.run([compiler, "--version"], capture_output=True, text=True, check=False)
     return done.stdout.partition("\n")[0].strip() or os.path.basename(compiler)
+
+
+def was_ended(error: CppCompileError) -> bool:
+    """Return whether somebody has ended the compiler, or the system that has no memory left.
+
+    What it was compiling is as good as before. A damaged file makes it crash by other signals.
+    """
+    if -getattr(error.__cause__, "returncode", 0) in _ENDING_SIGNALS:
+        return True
+    words = "|".join(re.escape(signal.strsignal(one) or "") for one in _ENDING_SIGNALS)
+    return re.search(rf"\b({words}) signal\b", error.output) is not None
+
+
+_ENDING_SIGNALS = (signal.SIGTERM, signal.SIGKILL, signal.SIGINT, signal.SIGHUP)

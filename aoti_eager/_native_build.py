@@ -14,20 +14,24 @@ import hashlib
 import json
 import os
 import platform
+import re
 import shutil
 import subprocess
 import sys
-import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
-import filelock
 import torch
 
+from ._base.file_lock import locked
+from ._base.scratch_directory import scratch_directory
+from ._base.sealed_library import LIBRARY_LIMIT
+from ._base.store_format import remove
+from ._base.trusted_files import Directory, open_directory
 from ._key import json_digest
-from ._store import make_private
-from .errors import NativePathError
+from ._native_library import NativeFile
+from .errors import NativePathError, UntrustedFileError
 
 _SOURCES = Path(__file__).parent / "csrc"
 _NAMES = (
@@ -55,6 +59,13 @@ _FLAGS = (
 
 BUILD_TIMEOUT_S = 300.0
 
+# Bytes that are read of the record before anything of it is believed.
+_RECORD_LIMIT = 1 << 16
+
+# Where a toolchain lies in a store.
+_BASE = ("toolchain",)
+_DIGEST = re.compile("[0-9a-f]{16}")
+
 Start = Callable[..., "subprocess.Popen[bytes]"]
 
 
@@ -71,19 +82,22 @@ def build_directory(toolchain: Path) -> Path:
     return toolchain / "native" / json_digest(made_of)[:24]
 
 
-def find(toolchain: Path, compiler: str | None) -> Path | None:
-    """Return the library that ``compiler`` built, if it is there and whole.
+def find(toolchain: Path, compiler: str | None) -> NativeFile | None:
+    """Return the library that ``compiler`` built, if it is there, whole and ours.
 
     Args:
-        toolchain: A directory that is ours alone to write: what is found is run.
+        toolchain: The directory of that name in a store.
         compiler: Path of the C++ compiler; ``None`` takes any compiler's library.
     """
-    directory = build_directory(toolchain)
-    if compiler is not None:
-        digest = _compiler_digest(compiler)
-        return None if digest is None else _checked(directory / digest)
-    found = (_checked(path) for path in sorted(directory.glob("*")) if path.is_dir())
-    return next((path for path in found if path is not None), None)
+    try:
+        with open_directory(build_directory(toolchain)) as directory:
+            if compiler is not None:
+                digest = _compiler_digest(compiler)
+                return None if digest is None else _checked(directory, digest)
+            found = (_checked(directory, name) for name in sorted(directory.names()))
+            return next((file for file in found if file is not None), None)
+    except OSError:
+        return None
 
 
 def build(
@@ -92,11 +106,11 @@ def build(
     *,
     timeout_s: float = BUILD_TIMEOUT_S,
     start: Start = subprocess.Popen,
-) -> Path:
+) -> NativeFile:
     """Return the library, built unless another process has built it meanwhile.
 
     Args:
-        toolchain: Where to keep it; created if missing.
+        toolchain: Where to keep it, the directory of that name in a store; created if missing.
         compiler: Path of the C++ compiler.
         timeout_s: Seconds until the compiler is killed, and that another process is waited for.
         start: Starts the compiler, as ``subprocess.Popen``, in a process group of its own.
@@ -108,28 +122,33 @@ def build(
     if digest is None:
         raise NativePathError(f"{compiler}: the C++ compiler is gone")
     final = build_directory(toolchain) / digest
+    names = ("native", final.parent.name)
     try:
-        make_private(final.parent)
         with (
-            filelock.FileLock(f"{final}.lock", timeout=timeout_s),
-            _scratch(final) as work,
+            open_directory(toolchain, create=True) as root,
+            root.descend(*names, create=True) as directory,
+            locked(directory, f"{digest}.lock", timeout_s),
+            scratch_directory(directory, digest, *_BASE, *names) as work,
         ):
-            found = _checked(final)
+            found = _checked(directory, digest)
             if found is not None:
                 return found
-            seconds = _compile(compiler, work / LIBRARY_FILE, timeout_s, start)
+            seconds = _compile(compiler, work.path / LIBRARY_FILE, timeout_s, start)
+            content = work.read(LIBRARY_FILE, LIBRARY_LIMIT)
+            sha256 = hashlib.sha256(content).hexdigest()
             record = {
-                "sha256": _sha256(work / LIBRARY_FILE),
+                "sha256": sha256,
+                "size_bytes": len(content),
                 "torch": str(torch.__version__),
                 "compiler": Path(compiler).name,  # the store has nobody's paths
                 "seconds": round(seconds, 1),
             }
-            (work / RECORD_FILE).write_text(json.dumps(record, indent=1), encoding="utf-8")
-            if final.exists():  # Damaged, or it would have been found.
-                shutil.rmtree(final)
+            work.write(RECORD_FILE, json.dumps(record, indent=1).encode())
+            os.chmod(LIBRARY_FILE, 0o600, dir_fd=work.fd)
+            remove(root, *names, digest, base=_BASE)  # Damaged, or it would have been found.
             # Renamed last: whoever finds the directory finds all of it.
-            work.rename(final)
-    except filelock.Timeout as error:
+            os.rename(work.path.name, digest, src_dir_fd=directory.fd, dst_dir_fd=directory.fd)
+    except TimeoutError as error:
         raise NativePathError(
             f"{final}: another process is building the native hit path for {timeout_s:g} s"
         ) from error
@@ -137,19 +156,7 @@ def build(
         raise NativePathError(
             f"{final}: the native hit path cannot be kept: {error.strerror or error}"
         ) from error
-    return final / LIBRARY_FILE
-
-
-@contextlib.contextmanager
-def _scratch(final: Path) -> Iterator[Path]:
-    prefix = f".build-{final.name}-"
-    for left in final.parent.glob(f"{prefix}*"):
-        shutil.rmtree(left, ignore_errors=True)  # Under the lock: its process was killed.
-    path = Path(tempfile.mkdtemp(prefix=prefix, dir=final.parent))
-    try:
-        yield path
-    finally:
-        shutil.rmtree(path, ignore_errors=True)
+    return NativeFile(final / LIBRARY_FILE, sha256, content)
 
 
 def _compile(
@@ -181,6 +188,7 @@ def _compile(
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
         start_new_session=True,
+        umask=0o077,
         # Nothing of the compiler's is left in a directory that others can write to.
         env={**os.environ, "TMPDIR": str(output.parent)},
     )
@@ -203,18 +211,35 @@ def _compile(
     return time.monotonic() - begun
 
 
-def _checked(directory: Path) -> Path | None:
+def _checked(directory: Directory, digest: str) -> NativeFile | None:
     """Return a published library whose bytes are those that were built."""
-    try:
-        record = json.loads((directory / RECORD_FILE).read_text(encoding="utf-8"))
-        whole = record["sha256"] == _sha256(directory / LIBRARY_FILE)
-    except (OSError, ValueError, KeyError, TypeError):
+    if not _DIGEST.fullmatch(digest):
         return None
-    return directory / LIBRARY_FILE if whole else None
+    try:
+        with directory.directory(digest) as found:
+            return check_native(found)
+    except OSError:
+        return None
 
 
-def _sha256(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()
+def check_native(found: Directory) -> NativeFile:
+    """Return the library in a directory that ``build`` has published.
+
+    Raises:
+        FileNotFoundError: It is missing, or its record is.
+        UntrustedFileError: It is not what was built, or others could have written it.
+        OSError: It cannot be read.
+    """
+    document = found.read(RECORD_FILE, _RECORD_LIMIT)
+    try:
+        sha256 = str(json.loads(document)["sha256"])
+    except (ValueError, KeyError, TypeError, RecursionError):
+        raise UntrustedFileError(found.path / RECORD_FILE, "is no record of a library") from None
+    content = found.read(LIBRARY_FILE, LIBRARY_LIMIT)
+    path = found.path / LIBRARY_FILE
+    if hashlib.sha256(content).hexdigest() != sha256:
+        raise UntrustedFileError(path, "is not the file that its record is of")
+    return NativeFile(path, sha256, content)
 
 
 def _compiler_digest(compiler: str) -> str | None:

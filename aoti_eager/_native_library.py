@@ -7,11 +7,14 @@ on a hit. Who calls one when the hit path is not loaded has a mistake.
 from __future__ import annotations
 
 import ctypes
-import os
+import hashlib
 import threading
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from ._base.sealed_library import LIBRARY_LIMIT, SealedLibrary
+from ._base.trusted_files import open_directory
 from .errors import NativePathError
 
 _POINTER = ctypes.c_void_p
@@ -63,26 +66,55 @@ _FUNCTIONS: dict[str, tuple[Any, tuple[Any, ...]]] = {
 }
 
 _library: Any = None
+_loaded: tuple[Path, str] | None = None
 
 
-def load(path: Path) -> None:
-    """Open the hit path's library; it stays open until the process ends.
+@dataclass(frozen=True, slots=True)
+class NativeFile:
+    """A file of the hit path: where it lies, the digest of its bytes, and these."""
+
+    path: Path
+    sha256: str
+    content: bytes = field(repr=False, compare=False)
+
+
+def read(path: Path, sha256: str) -> NativeFile:
+    """Return the file at ``path``, whose bytes have the digest ``sha256``.
+
+    Raises:
+        NativePathError: It is another file, others could have written it, or it cannot be read.
+    """
+    try:
+        with open_directory(path.parent) as directory:
+            content = directory.read(path.name, LIBRARY_LIMIT)
+    except OSError as error:
+        raise NativePathError(f"{path}: the native hit path cannot be read: {error}") from error
+    if hashlib.sha256(content).hexdigest() != sha256:
+        raise NativePathError(f"{path}: the native hit path is another by now")
+    return NativeFile(path, sha256, content)
+
+
+def load(file: NativeFile) -> None:
+    """Open the hit path's library, a private copy of it; it stays open until the process ends.
 
     Raises:
         NativePathError: It cannot be opened here.
     """
-    global _library
+    global _library, _loaded
     if _library is not None:
         return
     try:
-        library = ctypes.CDLL(os.fspath(path))
+        with SealedLibrary(file.content, file.path) as copy:
+            library = ctypes.CDLL(copy.name)
         for name, (result, arguments) in _FUNCTIONS.items():
             function = getattr(library, name)
             function.restype, function.argtypes = result, arguments
     except (OSError, AttributeError) as error:
-        raise NativePathError(f"{path}: the native hit path cannot be loaded: {error}") from error
+        raise NativePathError(
+            f"{file.path}: the native hit path cannot be loaded: {error}"
+        ) from error
     library.ae_set_failed(_on_failed)
-    _library = library
+    _library, _loaded = library, (file.path, file.sha256)
 
 
 def functions() -> Any:
@@ -95,9 +127,9 @@ def is_loaded() -> bool:
     return _library is not None
 
 
-def loaded_path() -> Path | None:
-    """Return the hit path's file, if it is open."""
-    return None if _library is None else Path(_library._name)
+def loaded() -> tuple[Path, str] | None:
+    """Return the file that is open, and the digest of its bytes, if one is."""
+    return None if _library is None else _loaded
 
 
 # Thread idents of runs that failed in C++, each with the op and the library's message. The kernel

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from . import _backend, _native_build, _native_library
-from ._compile import compiler_on_path
+from ._cpp_compiler import compiler_on_path
 from ._warnings import log, warn_once
 from .config import config
 from .errors import AotiEagerError, NativePathError, StoreError

@@ -8,10 +8,13 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 from pathlib import Path
 
+from ._base.trusted_files import open_directory
 from ._key import Component, json_digest
+
+# Bytes that are read of a file before anything of it is believed.
+PROBES_LIMIT = 1 << 20
 
 
 class Probes:
@@ -26,7 +29,8 @@ class Probes:
     """
 
     def __init__(self, directory: Path, machine: list[Component]) -> None:
-        self._path = directory / f"{json_digest(machine)[:24]}.json"
+        self._directory = directory
+        self._name = f"{json_digest(machine)[:24]}.json"
         self._succeeded = self._read()
 
     def has(self, question: list[Component]) -> bool:
@@ -37,19 +41,25 @@ class Probes:
         """Write down that the probe ``question`` succeeded; where that fails, it is asked again."""
         # Read again: another worker may have asked something else.
         self._succeeded |= {*self._read(), json_digest(question)}
-        temporary = self._path.with_suffix(f".{os.getpid()}.tmp")
-        try:
-            self._path.parent.mkdir(parents=True, exist_ok=True)
-            temporary.write_text(json.dumps({"succeeded": sorted(self._succeeded)}))
-            # Renamed last: a reader must never see half a file.
-            temporary.replace(self._path)
-        except OSError:
-            with contextlib.suppress(OSError):
-                temporary.unlink(missing_ok=True)
+        content = json.dumps({"succeeded": sorted(self._succeeded)}).encode()
+        with contextlib.suppress(OSError), open_directory(self._directory, create=True) as opened:
+            opened.write(self._name, content)
 
     def _read(self) -> set[str]:
         try:
-            document = json.loads(self._path.read_bytes())
-            return {str(digest) for digest in document["succeeded"]}
-        except (OSError, ValueError, KeyError, TypeError):
+            with open_directory(self._directory) as opened:
+                return decode_probes(opened.read(self._name, PROBES_LIMIT))
+        except (OSError, ValueError):
             return set()  # None yet, or a damaged file: probe again.
+
+
+def decode_probes(document: bytes) -> set[str]:
+    """Return the digests of the questions in a file.
+
+    Raises:
+        ValueError: It is something else.
+    """
+    try:
+        return {str(digest) for digest in json.loads(document)["succeeded"]}
+    except (KeyError, TypeError, RecursionError) as error:
+        raise ValueError("is no list of probes") from error

@@ -14,7 +14,17 @@ from pathlib import Path
 from typing import Any
 
 from . import _inductor_compat as inductor
-from ._thin_header import INTERFACE, call_compiler, common_parts, stub_library
+from ._thin_header import (
+    HEADER,
+    INTERFACE,
+    CommonParts,
+    call_compiler,
+    common_parts,
+    discard_parts,
+    discard_stub,
+    make_stub,
+    stub_library,
+)
 
 # A library that has symbols which are unique in a process can never be unloaded. Warnings are
 # about torch's headers.
@@ -102,28 +112,52 @@ def compiler_into(
         inspect(wrapper, kernels, proxy_executor)
         if graph.constants:
             raise NotThinError("the graph has constants")
-        source = work / "library.cpp"
-        library = work / "library.so"
-        command = [*inductor.compile_flags(source), *_FLAGS]
-        header, interface = common_parts(command, headers)
-        stub = stub_library(command[0], headers)
+        command = [*inductor.compile_flags(work / "library.cpp"), *_FLAGS]
         outputs = [f"output{i}" for i in range(len(graph.graph_outputs))]
-        parts = [wrapper, kernels, _definitions(graph.graph_inputs, outputs)]
-        if interface is None:
-            parts.append(f'#include "{INTERFACE}"')
-        source.write_text("\n".join(parts))
-        call_compiler(
-            [
-                *command,
-                *("-include", str(header), str(source), *([str(interface)] if interface else [])),
-                *("-shared", "-o", str(library)),
-                # Against a stub: reading torch's own library takes longer than all else.
-                *(f"-L{stub.parent}", "-Wl,--no-as-needed", "-ltorch_cpu", "-Wl,--as-needed"),
-            ]
-        )
-        return str(library)
+        source = "\n".join([wrapper, kernels, _definitions(graph.graph_inputs, outputs)])
+        return str(_compile(source, command, work, headers))
 
     return compile_
+
+
+def _compile(source: str, command: list[str], work: Path, headers: Path) -> Path:
+    """Return the library of a source, in ``work``.
+
+    Raises:
+        CppCompileError: The compiler fails, also with nothing that was made before.
+    """
+    parts = common_parts(command, headers)
+    try:
+        return _link(source, command, work, parts, stub_library(command[0], headers, work))
+    except inductor.CppCompileError as error:
+        if inductor.was_ended(error):
+            raise
+    library = _link(source, command, work, None, make_stub(command[0], work))
+    # Not the code's fault, then. They are made anew.
+    if parts is not None:
+        discard_parts(parts)
+    discard_stub(headers)
+    return library
+
+
+def _link(
+    source: str, command: list[str], work: Path, parts: CommonParts | None, stub: Path
+) -> Path:
+    file, library = work / "library.cpp", work / "library.so"
+    # In the package, the header has no precompiled form beside it that the compiler would take.
+    header = HEADER if parts is None else parts.header
+    file.write_text(source if parts is not None else f'{source}\n#include "{INTERFACE}"')
+    call_compiler(
+        [
+            *command,
+            *("-include", str(header), str(file)),
+            *([] if parts is None else [str(parts.interface)]),
+            *("-shared", "-o", str(library)),
+            # Against a stub: reading torch's own library takes longer than all else.
+            *(f"-L{stub}", "-Wl,--no-as-needed", "-ltorch_cpu", "-Wl,--as-needed"),
+        ]
+    )
+    return library
 
 
 def _size(size: Any) -> int | str:
