@@ -16,26 +16,36 @@ from dataclasses import replace
 from typing import Any
 
 from ._compile import CompileService
-from ._entries import failed_entry, ready_entry
+from ._cpp_compiler import compiler_identity
+from ._entries import failed_entry, is_remembered, ready_entry
 from ._entry import Library, encode
 from ._environment import Environment, Target, cpu_features, cpu_target, current_environment
 from ._key import KernelKey
 from ._store import Store
-from ._verdict import Verdict, encode_verdict, processor
+from ._stored_failures import met_now
+from ._verdict import Verdict, encode_verdict
 from ._workload import Call
 from .config import config
 from .errors import CompileError
 
-# ``entry`` (the document), ``library`` (bytes, or None), ``log``; with a library also ``verdict``
-# (the document) and the ``processor`` that it was made on. Or ``reason`` and ``message`` where
-# there is nothing to store.
+# ``entry`` (the document), ``library`` (bytes, or None), ``log``; with a library made here also
+# ``verdict`` (the document). Or ``reason`` and ``message`` where there is nothing to store.
 Answer = dict[str, Any]
 
 
-def compile_task(call: Call, environment: Environment, target: Target) -> str:
-    """Return the compile of ``call`` as text, for ``compile_call``.
+def compile_task(
+    call: Call, environment: Environment, target: Target, *, measured: bool = False
+) -> str:
+    """Return the compile of ``call`` as text, for ``compile_call`` or ``compile_here``.
 
     JSON in one piece: schedulers look into lists and dicts for futures of theirs.
+
+    Args:
+        call: What is to be compiled.
+        environment: That of this process.
+        target: The instruction set to compile for.
+        measured: Whether the library is timed, too, if the setting ``gate`` is on. Another
+            machine's times are not believed.
     """
     return json.dumps(
         {
@@ -45,7 +55,7 @@ def compile_task(call: Call, environment: Environment, target: Target) -> str:
             "environment": dict(environment.components),
             "target": [target.name, target.march, target.vector_bits, sorted(target.requires)],
             "check": bool(config.check),
-            "gate": bool(config.gate),
+            "gate": measured and bool(config.gate),
             "timeout_s": config.compile_timeout_s,
         }
     )
@@ -83,6 +93,7 @@ def compile_call(task: str) -> Answer:
         }
     store = Store(config.cache_dir, lock_timeout_s=config.lock_timeout_s)
     answer = compile_here(task, store=store, service=_service(target))
+    answer.pop("verdict", None)  # What was compared and measured here says nothing there.
     if "message" in answer:
         answer["message"] = f"{answer['message']} (on {host})"
     return answer
@@ -128,10 +139,15 @@ def compile_here(task: str, *, store: Store, service: CompileService) -> Answer:
                 schema=request["schema"],
             )
             content = compiled.library.read_bytes()
+            if sha256(content) != compiled.sha256:
+                raise OSError(f"{compiled.library}: is not the library that was tried")
     except CompileError as error:
-        if not error.remember:
+        if not is_remembered(error):
             return {"reason": error.reason, "message": str(error)}
-        entry = failed_entry(key, *made_for, reason=error.reason, message=str(error))
+        remembered = met_now(compiler_identity())
+        entry = failed_entry(
+            key, *made_for, reason=error.reason, message=str(error), remembered=remembered
+        )
         return {"entry": encode(entry), "library": None, "log": error.log}
     except OSError as error:  # A StoreError is one.
         return {"reason": "store_unwritable", "message": f"{key.op}: {error}"}
@@ -142,6 +158,7 @@ def compile_here(task: str, *, store: Store, service: CompileService) -> Answer:
         calls_aten=compiled.calls_aten,
         parallel=compiled.parallel,
         compiler=compiled.compiler,
+        identity=compiled.identity,
         checked=False,  # There are no live arguments; the first call compares.
     )
     entry = replace(entry, library=Library(len(content), sha256(content)))
@@ -152,7 +169,6 @@ def compile_here(task: str, *, store: Store, service: CompileService) -> Answer:
         "library": content,
         "log": "",
         "verdict": encode_verdict(verdict),
-        "processor": processor(),
     }
 
 

@@ -20,6 +20,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ._base.printable import printable_lines
+from ._child import interpreter_options
 from ._script import add_ops_argument, align, chosen_ops
 from ._stats import OpStats
 
@@ -101,12 +103,13 @@ def main(options: argparse.Namespace) -> int:
             _say("warm:  the same in a new process, with the cache that this left")
             warm = runs.under_kernels("warm")
         except DemoError as error:
-            print(f"aoti-eager demo: error: {error}", file=sys.stderr)
+            text = printable_lines(f"aoti-eager demo: error: {error}")
+            print(text, file=sys.stderr)
             return 1
-    print(report(plain, cold, warm))
+    _say(report(plain, cold, warm))
     found = problems(plain, cold, warm)
     for problem in found:
-        print(f"FAILED: {problem}")
+        _say(f"FAILED: {problem}")
     return 1 if found else 0
 
 
@@ -202,12 +205,13 @@ class _Runs:
 
     def plain(self) -> Outcome:
         """Return the outcome of the script under Python alone."""
-        return self._outcome("plain", [sys.executable], None)
+        return self._outcome("plain", [sys.executable, *interpreter_options()], None)
 
     def under_kernels(self, name: str) -> Outcome:
         """Return the outcome of the script under ``run`` with the cache as it is now."""
         counts = self._scratch / f"{name}-counts.json"
-        run = [sys.executable, "-m", "aoti_eager", "run", *self._ops]
+        python = [sys.executable, *interpreter_options()]
+        run = [*python, "-m", "aoti_eager", "run", *self._ops]
         # Said, and not left to the settings: a variable or a file may say something else.
         run += ["--mode", "sync", "--cache-dir", str(self._cache), "--json", str(counts)]
         return self._outcome(name, run, counts)
@@ -258,6 +262,6 @@ def _positive(text: str) -> int:
     return number
 
 
-def _say(line: str) -> None:
+def _say(text: str) -> None:
     # At once: the cold run takes a minute and more.
-    print(line, flush=True)
+    print(printable_lines(text), flush=True)

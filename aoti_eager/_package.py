@@ -2,11 +2,16 @@
 
 A package is unpacked once a process and stays until its end: a library that was opened stays
 mapped, and opened again from another file it would be mapped again.
+
+A few megabytes of an archive can become any number of gigabytes. So what comes out has limits: by
+the archive's own tables before anything is written, and by the bytes while they come, because the
+tables may lie.
 """
 
 from __future__ import annotations
 
 import atexit
+import io
 import json
 import os
 import platform
@@ -18,6 +23,7 @@ import zipfile
 import zlib
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
+from typing import IO
 
 import torch
 
@@ -33,6 +39,19 @@ _CPU_FEATURES = {
     "AVX512_VNNI": ("avx512_vnni",),
     "AMX": ("amx_tile",),
 }
+
+
+# torch writes packages without compression, and reads them with a library that knows these two.
+# What zipfile knows besides has no bound on what a block becomes in memory.
+_COMPRESSIONS = {zipfile.ZIP_STORED: "stored", zipfile.ZIP_DEFLATED: "deflate"}
+# Beyond what a small package may become, weights that are packed well are a tenth of their size.
+_SMALL_BYTES = 64 << 20
+_MOST_RATIO = 50
+# A GPU's binary is a file for each kernel.
+_MOST_MEMBERS = 16_384
+_LONGEST_METADATA = 1 << 20
+# The table of contents is read at once; that of _MOST_MEMBERS long names is shorter.
+_LONGEST_READ = 16 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +83,8 @@ def unpack(path: Path, model_name: str) -> Package:
     """Return the model ``model_name`` of the package at ``path``.
 
     Raises:
-        LibraryLoadError: It is damaged, has no such model, or the model has no library.
+        LibraryLoadError: It is damaged, has no such model, the model has no library, or it would
+            become larger than is plausible or than there is room for; nothing is left behind.
     """
     status = path.stat()
     identity = (status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, model_name)
@@ -114,11 +134,16 @@ def _unpack(path: Path, model_name: str) -> Package:
 
 def _unpack_into(path: Path, model_name: str, directory: Path) -> Package:
     try:
-        with zipfile.ZipFile(path) as archive:
+        with _Archive(path) as file, zipfile.ZipFile(file) as archive:
             members = _members(path, archive, model_name)
+            left = _check_sizes(path, [info for info, _ in members], directory)
             for member, name in members:
                 with archive.open(member) as source, open(directory / name, "wb") as target:
-                    shutil.copyfileobj(source, target, 1 << 20)
+                    limited = _Limited(source, left)
+                    shutil.copyfileobj(limited, target, 1 << 20)
+                    left = limited.left
+            if left:
+                raise zipfile.BadZipFile("it has fewer bytes than its table of contents says")
     except LibraryLoadError:
         raise
     except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError, ValueError) as error:
@@ -160,14 +185,85 @@ def _members(
     return members[model_name]
 
 
+def _check_sizes(path: Path, members: list[zipfile.ZipInfo], directory: Path) -> int:
+    """Return how many bytes ``members`` become in ``directory``, by the archive's tables.
+
+    Raises:
+        LibraryLoadError: It is more than is allowed, and why.
+    """
+    if len(members) > _MOST_MEMBERS:
+        raise LibraryLoadError(
+            path, f"its model has {len(members)} files; up to {_MOST_MEMBERS} are allowed"
+        )
+    unknown = {member.compress_type for member in members} - _COMPRESSIONS.keys()
+    if unknown:
+        raise LibraryLoadError(
+            path,
+            f"is compressed by zip's method {min(unknown)}; {' and '.join(_COMPRESSIONS.values())} "
+            "are supported, so make the package again by torch's aoti_compile_and_package",
+        )
+    wanted = sum(member.file_size for member in members)
+    packed = path.stat().st_size
+    allowed = max(_SMALL_BYTES, _MOST_RATIO * packed)
+    if wanted > allowed:
+        raise LibraryLoadError(
+            path,
+            f"would become {_mib(wanted)} from {_mib(packed)}; {_mib(allowed)} are allowed, which "
+            f"is {_MOST_RATIO} times the package or {_mib(_SMALL_BYTES)}; if you trust it, pack it "
+            "again without compression (zip -0)",
+        )
+    free = shutil.disk_usage(directory).free
+    if wanted > free:
+        raise LibraryLoadError(
+            path,
+            f"would become {_mib(wanted)}, and {directory.parent} has {_mib(free)} free; make room "
+            "there, or set TMPDIR to a directory with more",
+        )
+    return wanted
+
+
+def _mib(size_bytes: int) -> str:
+    return f"{size_bytes / 2**20:,.1f} MiB"
+
+
+class _Archive(io.FileIO):
+    """The package's file, of which no more is read at once than is plausible."""
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        if size is not None and size > _LONGEST_READ:
+            raise zipfile.BadZipFile(f"its table of contents has {size} bytes")
+        content = super().read(_LONGEST_READ if size is None or size < 0 else size)
+        assert content is not None, "a regular file blocks"
+        return content
+
+
+class _Limited:
+    """A stream that ends with an error where it has more than ``left`` bytes."""
+
+    def __init__(self, source: IO[bytes], left: int) -> None:
+        self._source = source
+        self.left = left
+
+    def read(self, size: int = -1, /) -> bytes:
+        content = self._source.read(size)
+        self.left -= len(content)
+        if self.left < 0:
+            raise zipfile.BadZipFile("it has more bytes than its table of contents says")
+        return content
+
+
 def _metadata(path: Path, library: Path) -> dict[str, str]:
     file = library.with_name(f"{library.stem}_metadata.json")
     try:
-        values = json.loads(file.read_bytes())
+        with file.open("rb") as opened:
+            content = opened.read(_LONGEST_METADATA + 1)
+        if len(content) > _LONGEST_METADATA:
+            raise ValueError(f"it has more than {_LONGEST_METADATA} bytes")
+        values = json.loads(content)
         return {str(name): str(value) for name, value in values.items()}
     except FileNotFoundError:
         return {}
-    except (ValueError, AttributeError) as error:
+    except (ValueError, AttributeError, RecursionError) as error:
         raise LibraryLoadError(path, f"its {file.name} is damaged: {error}") from error
 
 

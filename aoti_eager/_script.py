@@ -26,6 +26,7 @@ from dataclasses import asdict
 from importlib.machinery import SourceFileLoader
 from pathlib import Path
 
+from ._base.printable import printable, printable_lines
 from ._library import register, registered_ops, stats
 from ._output_file import OutputFile
 from ._settings import MODES
@@ -117,14 +118,8 @@ def main(options: argparse.Namespace) -> int:
     except OSError as error:
         return _usage_error(f"{script}: the script cannot be read: {error.strerror}")
     try:
-        if options.json is not None:
-            # Now, and not after a long run: a path that cannot be written is found here. Absolute,
-            # because the script may change the directory.
-            options.json = Path(options.json).absolute()
-            options.json.write_text("")
-    except OSError as error:
-        return _usage_error(f"{options.json}: cannot be written: {error.strerror}")
-    try:
+        # Now, and not after a long run: a path that cannot be written is found here.
+        counts_file = None if options.json is None else OutputFile(options.json, pipes=True)
         for name in ("mode", "cache_dir", "workers"):
             if getattr(options, name) is not None:
                 setattr(config, name, getattr(options, name))
@@ -134,7 +129,7 @@ def main(options: argparse.Namespace) -> int:
         return _usage_error(str(error))
     # At exit, and registered first so that it comes last: threads that the script left running and
     # its own exit handlers call ops, too.
-    atexit.register(_report, os.getpid(), options.json, recording)
+    atexit.register(_report, os.getpid(), counts_file, recording)
     return _run(script, source, [options.script, *options.arguments])
 
 
@@ -164,19 +159,20 @@ def format_table(counts: Mapping[str, OpStats], *, registered: Sequence[str]) ->
 
 
 def align(rows: Sequence[Sequence[str]], *, left: Sequence[int] = ()) -> list[str]:
-    """Return one line a row, in columns of even width.
+    """Return one line a row, in columns of even width; each cell is made printable.
 
     Args:
         rows: Rows of equal length.
         left: Columns to align left; the others are aligned right.
     """
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    shown = [[printable(cell) for cell in row] for row in rows]
+    widths = [max(map(len, column)) for column in zip(*shown, strict=True)]
     return [
         "  ".join(
             cell.ljust(width) if column in left else cell.rjust(width)
             for column, (cell, width) in enumerate(zip(row, widths, strict=True))
         ).rstrip()
-        for row in rows
+        for row in shown
     ]
 
 
@@ -191,7 +187,7 @@ def _say(text: str) -> None:
     """Print to standard error if there is one; print(file=None) would write to the output."""
     if sys.stderr is not None:
         with contextlib.suppress(OSError, ValueError):
-            print(text, file=sys.stderr)
+            print(printable_lines(text), file=sys.stderr)
 
 
 def _usage_error(message: str) -> int:
@@ -284,7 +280,7 @@ def _run(script: Path, source: bytes, argv: list[str]) -> int:
 
 
 def _report(
-    pid: int, json_file: Path | None, recording: tuple[Recorder, OutputFile] | None
+    pid: int, counts_file: OutputFile | None, recording: tuple[Recorder, OutputFile] | None
 ) -> None:
     if os.getpid() != pid:
         return  # A child that was forked: its counts are no part of the script's.
@@ -295,11 +291,13 @@ def _report(
         # Where both streams go to one file, the table comes last. The script may have closed it.
         sys.stdout.flush()
     table = format_table(counts, registered=registered_ops())
-    _say(f"\naoti_eager: {config.mode} mode, cache {config.cache_dir}\n{table}")
+    place = config.cache_dir or "in no directory: this user has no home"
+    _say(f"\naoti_eager: {config.mode} mode, cache {place}\n{table}")
     if recorded is not None:
         _say(recorded)
-    if json_file is not None:
+    if counts_file is not None:
+        document = json.dumps({op: asdict(count) for op, count in counts.items()})
         try:
-            json_file.write_text(json.dumps({op: asdict(count) for op, count in counts.items()}))
-        except OSError as error:
-            _say_error(f"{json_file}: cannot be written: {error.strerror}")
+            counts_file.write(document.encode())
+        except OutputFileError as error:
+            _say_error(str(error))

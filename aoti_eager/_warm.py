@@ -1,19 +1,21 @@
 """Compile a workload ahead of time, in local threads or by any ``concurrent.futures.Executor``.
 
 What comes back is compared with what was asked for and published to the caller's own store, one
-entry after another; so whatever ends a warm-up, the same one later goes on where it was.
+entry after another; so whatever ends a warm-up, the same one later goes on where it was. What an
+executor says of results and times is not believed: a call compares and measures here, first.
 """
 
 from __future__ import annotations
 
 import contextlib
+import errno
 import functools
 import os
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import CancelledError, Executor, Future, ThreadPoolExecutor, wait
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from queue import SimpleQueue
 from typing import Any
@@ -25,22 +27,52 @@ from ._compile_task import compile_call, compile_here, compile_task, cores, sha2
 from ._entry import Entry, Status, decode
 from ._key import ANY_THREADS, KernelKey
 from ._store import Store
-from ._verdict import NOT_A_VERDICT, decode_verdict, processor
+from ._stored_failures import standing
+from ._verdict import NOT_A_VERDICT, decode_verdict
 from ._warm_report import WarmFailure, WarmReport
 from ._warnings import log
-from ._workload import Call, distinct, read_workload
+from ._workload import Call, Workload, distinct, load_workload
 from .config import config
-from .errors import CacheFormatError, ConfigError, EntryDamagedError, StoreError
+from .errors import (
+    CacheFormatError,
+    ConfigError,
+    EntryDamagedError,
+    LockTimeoutError,
+    StoreError,
+)
 
 # Called with the number of compiles that have ended, and of all that are to be made.
 Progress = Callable[[int, int], None]
+
+# What a file system says of one name or place in it, and not of itself.
+_OF_ONE_CALL = frozenset(
+    {
+        errno.ENAMETOOLONG,
+        errno.EILSEQ,
+        errno.EINVAL,
+        errno.EISDIR,
+        errno.ELOOP,
+        errno.ENOTDIR,
+    }
+)
+
+# Bytes of an answer: an executor's process may be anybody's, and may have gone wrong.
+_LARGEST_ENTRY = 4 << 20
+_LARGEST_LIBRARY = 64 << 20
+_KEPT_LOG = 1 << 20
+# Characters.
+_LONGEST_REASON = 100
+_KEPT_MESSAGE = 10_000
+
+# What reading an entry raises that is none, besides what ``decode`` says.
+_NOT_AN_ENTRY = (ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError)
 
 
 class Warming:
     """One warm-up: ``run`` does it, ``report`` says how far it came, also after a Ctrl-C.
 
     Args:
-        calls: The workload.
+        workload: The calls; damaged lines of its file count as failed.
         backend: The store that gets the entries, and the target to compile for.
         executor: Runs the compiles; ``None`` for threads of this process.
         jobs: Compiles at a time without an executor; by default one a core, because unlike the
@@ -53,7 +85,7 @@ class Warming:
 
     def __init__(
         self,
-        calls: Sequence[Call],
+        workload: Workload,
         backend: Backend,
         *,
         executor: Executor | None = None,
@@ -67,7 +99,7 @@ class Warming:
             )
         if jobs is not None and (type(jobs) is not int or jobs < 1):
             raise ConfigError(f"jobs is {jobs!r}; wanted a positive number of compiles at a time")
-        self._calls = distinct(calls)
+        self._calls = distinct(workload.calls)
         self._backend = backend
         self._environment = backend.environment
         self._executor = executor
@@ -75,7 +107,8 @@ class Warming:
         self.progress = progress or (lambda done, total: None)
         self._compiled = self._present = 0
         self._declined: Counter[str] = Counter()
-        self._failed: list[WarmFailure] = []
+        self._failed = [WarmFailure("?", "", "damaged_line", str(n)) for n in workload.damaged]
+        self._number = len(self._calls) + len(self._failed)
         self._seconds = 0.0
 
     def run(self) -> None:
@@ -95,12 +128,12 @@ class Warming:
         """Return what has become of the calls so far."""
         ended = self._compiled + self._present + self._declined.total() + len(self._failed)
         return WarmReport(
-            calls=len(self._calls),
+            calls=self._number,
             compiled=self._compiled,
             present=self._present,
             declined=dict(self._declined),
             failed=tuple(self._failed),
-            remaining=len(self._calls) - ended,
+            remaining=self._number - ended,
             seconds=self._seconds,
             jobs=self._jobs,
         )
@@ -138,26 +171,32 @@ class Warming:
 
     def task(self, call: Call) -> str:
         """Return the compile of ``call``, for ``compile_call``."""
-        return compile_task(call, self._environment, self._backend.target)
+        return compile_task(
+            call, self._environment, self._backend.target, measured=self._executor is None
+        )
 
-    def take(self, call: Call, answer: Mapping[str, Any]) -> None:
+    def take(self, call: Call, answer: object) -> None:
         """Publish what ``compile_call`` returned for ``call``, and count it.
 
         Raises:
             StoreError: The store cannot be written.
         """
-        if "entry" not in answer:
-            self.fail(call, str(answer.get("reason")), str(answer.get("message")))
-            return
         try:
-            entry = self._checked(call, answer)
-            self._publish(entry, answer["library"], str(answer["log"]))
-            self._keep_verdict(entry, answer)
-        except (EntryDamagedError, KeyError, TypeError) as error:
+            got = _received(answer)
+            if isinstance(got, _Nothing):
+                self.fail(call, got.reason, got.message)
+                return
+            entry = self._checked(call, got)
+            self._publish(entry, got.library, got.log)
+        except EntryDamagedError as error:
             self.fail(call, "wrong_answer", f"{call.key.op}: what came back {error}")
         except CacheFormatError as error:
             self.fail(call, "newer_entry", str(error))
+        except (OSError, UnicodeError) as error:
+            self._fail_or_raise(call, error)
         else:
+            if self._executor is None:
+                self._keep_verdict(entry, got.verdict)
             if entry.status is Status.READY:
                 self._compiled += 1
             else:
@@ -167,8 +206,27 @@ class Warming:
         """Count ``call`` as failed."""
         self._failed.append(WarmFailure(call.key.op, call.key.digest, reason, message))
 
+    def _fail_or_raise(self, call: Call, error: OSError | UnicodeError) -> None:
+        """Count ``call`` as failed if ``error`` is about it alone; raise it if about the store."""
+        if isinstance(error, UnicodeError | LockTimeoutError):
+            of_one_call = True
+        elif error.errno is None:  # Said by the store itself, which it does of its root, too.
+            of_one_call = self._backend.store.is_trusted()
+        else:
+            of_one_call = error.errno in _OF_ONE_CALL
+        if not of_one_call:
+            raise error
+        self.fail(call, "unstorable", f"{call.key.op}: the store cannot hold it: {error}")
+
     def _has_ended(self, call: Call) -> bool:
         """Return whether nothing is to be compiled for ``call``; it is counted then."""
+        try:
+            return self._is_settled(call)
+        except (OSError, UnicodeError) as error:
+            self._fail_or_raise(call, error)
+            return True
+
+    def _is_settled(self, call: Call) -> bool:
         if call.key.dispatch_key != "CPU" or "backend" in dict(call.key.context):
             # Made by a compiler that the script brings; it compiles them when it runs.
             self._declined["unsupported_device"] += 1
@@ -177,6 +235,7 @@ class Warming:
         for key in _keys(call.key):
             try:
                 found = store.find(key, self._environment, self._backend.features)
+                found = standing(store, found)
                 if found is not None and found.entry.status is Status.READY:
                     store.check_library(found)
             except EntryDamagedError as error:
@@ -191,15 +250,17 @@ class Warming:
                 return True
         return False
 
-    def _checked(self, call: Call, answer: Mapping[str, Any]) -> Entry:
-        """Return the entry of an answer, if it is the one that was asked for.
+    def _checked(self, call: Call, got: _Made) -> Entry:
+        """Return the entry of an answer, if it is the one that was asked for; it is unchecked.
 
         Raises:
             EntryDamagedError: It is not, or its library is another.
             CacheFormatError: A newer version made it.
         """
-        entry = decode(answer["entry"])
-        library = answer["library"]
+        try:
+            entry = decode(got.entry)
+        except _NOT_AN_ENTRY as error:
+            raise EntryDamagedError(f"is no entry: {error!r:.200}") from error
         if entry.key not in _keys(call.key):
             raise EntryDamagedError("is an entry of another call")
         if entry.environment != self._environment:
@@ -209,11 +270,18 @@ class Warming:
             self._backend.target.requires,
         ):
             raise EntryDamagedError(f"is for {entry.target}, not {self._backend.target.name}")
-        if (entry.status is Status.READY) != (library is not None):
+        if entry.guards is not None:
+            raise EntryDamagedError("is a kernel for several sizes, which was not asked for")
+        if entry.status is Status.QUARANTINED:
+            raise EntryDamagedError("is quarantined, which is for a library that served here")
+        if (entry.status is Status.READY) != (got.library is not None):
             raise EntryDamagedError("has a library and should not, or the other way round")
-        if entry.library is not None and sha256(library) != entry.library.sha256:
+        if got.library is not None and (
+            entry.library is None or sha256(got.library) != entry.library.sha256
+        ):
             raise EntryDamagedError("has a library with another digest")
-        return entry
+        # Whatever it says: there was no call whose arguments a result could be compared on.
+        return replace(entry, checked=False)
 
     def _publish(self, entry: Entry, content: bytes | None, compile_log: str) -> None:
         store = self._backend.store
@@ -229,20 +297,71 @@ class Warming:
                     ) from error
             store.publish(entry, work, library, compile_log)
 
-    def _keep_verdict(self, entry: Entry, answer: Mapping[str, Any]) -> None:
-        """Keep the times of a machine like this one; other machines' say nothing here."""
-        if entry.library is None or answer.get("processor") != processor():
+    def _keep_verdict(self, entry: Entry, document: object) -> None:
+        """Keep what a process of ours has measured on this machine."""
+        if entry.library is None or not isinstance(document, str):
             return
         with contextlib.suppress(OSError, *NOT_A_VERDICT):  # It is measured again, that is all.
-            verdict = decode_verdict(answer["verdict"])
+            verdict = decode_verdict(document)
             if verdict.library == entry.library.sha256:
                 self._backend.verdicts.put(entry.digest, verdict)
+
+
+@dataclass(frozen=True, slots=True)
+class _Made:
+    """An answer with an entry to publish: its document, its library if it has one, the log."""
+
+    entry: bytes
+    library: bytes | None
+    log: str
+    verdict: object
+
+
+@dataclass(frozen=True, slots=True)
+class _Nothing:
+    """An answer without an entry, and why."""
+
+    reason: str
+    message: str
+
+
+def _received(answer: object) -> _Made | _Nothing:
+    """Return what ``compile_call`` should have returned, in its types and of a plausible size.
+
+    Raises:
+        EntryDamagedError: It is something else.
+    """
+    if type(answer) is not dict:
+        raise EntryDamagedError(f"is a {type(answer).__name__}, not a dict")
+    if "entry" not in answer:
+        reason, message = answer.get("reason"), answer.get("message")
+        if type(reason) is not str or type(message) is not str or len(reason) > _LONGEST_REASON:
+            raise EntryDamagedError("has neither an entry nor a reason and a message in words")
+        return _Nothing(reason, message[:_KEPT_MESSAGE])
+    entry, library, log_ = answer["entry"], answer.get("library"), answer.get("log")
+    for name, value, largest in (
+        ("entry", entry, _LARGEST_ENTRY),
+        ("library", library, _LARGEST_LIBRARY),
+    ):
+        if value is None and name == "library":
+            continue
+        if type(value) is not bytes:
+            raise EntryDamagedError(f"has a {type(value).__name__} as its {name}, not bytes")
+        if len(value) > largest:
+            raise EntryDamagedError(
+                f"has {len(value)} bytes as its {name}; up to {largest} are taken"
+            )
+    if type(log_) is not str:
+        raise EntryDamagedError(f"has a {type(log_).__name__} as its log, not words")
+    # Cut before it is encoded, too: it may be of any length, and hold what no file can.
+    kept = log_[:_KEPT_LOG].encode("utf-8", "replace")[:_KEPT_LOG].decode("utf-8", "ignore")
+    return _Made(entry, library, kept, answer.get("verdict"))
 
 
 class _Compiles:
     """The compiles that an executor was given."""
 
-    def __init__(self, executor: Executor, compile_: Callable[..., Mapping[str, Any]]) -> None:
+    def __init__(self, executor: Executor, compile_: Callable[..., object]) -> None:
         self._executor = executor
         self._compile = compile_
         self._calls: dict[Future[Any], Call] = {}
@@ -308,8 +427,9 @@ def warm(
 ) -> WarmReport:
     """Compile the calls of a workload that have no entry yet, and return what became of them.
 
-    A failed compile raises nothing. Ctrl-C ends it (``KeyboardInterrupt``) and loses nothing that
-    was done: the same call goes on from there.
+    A failed compile raises nothing, nor does a damaged line of the file: they are in the report.
+    Ctrl-C ends it (``KeyboardInterrupt``) and loses nothing that was done: the same call goes on
+    from there.
 
     Args:
         workload: A file that ``run --record`` wrote, or calls (``read_workload``).
@@ -327,7 +447,9 @@ def warm(
         StoreError: The store cannot be read or written.
     """
     warming = Warming(
-        read_workload(workload) if isinstance(workload, str | os.PathLike) else workload,
+        load_workload(workload)
+        if isinstance(workload, str | os.PathLike)
+        else Workload(tuple(workload)),
         _backend_of(cache_dir),
         executor=executor,
         jobs=jobs,

@@ -11,11 +11,12 @@ class WarmFailure:
     """A call of a workload that has no entry afterwards; the next ``warm`` tries it again.
 
     Attributes:
-        op: Qualified name of the overload.
-        digest: The key's digest.
+        op: Qualified name of the overload; ``"?"`` for a damaged line.
+        digest: The key's digest; empty for a damaged line.
         reason: One word: a reason of a failed compile, ``other_environment`` or ``other_cpu``
-            (of the machine that was to compile it), ``executor`` (it lost the call) or
-            ``wrong_answer``.
+            (of the machine that was to compile it), ``executor`` (it lost the call),
+            ``wrong_answer``, ``newer_entry`` (a newer version has written it), ``unstorable`` (the
+            store can hold other calls, not this one) or ``damaged_line`` (of the workload's file).
         message: The reason in words.
     """
 
@@ -30,7 +31,7 @@ class WarmReport:
     """What became of the calls of a workload.
 
     Attributes:
-        calls: How many distinct calls it has.
+        calls: How many distinct calls it has, and damaged lines.
         compiled: How many got a kernel library.
         present: How many had an entry already.
         declined: How many keep their original kernel, by the reason, which the store remembers.

@@ -11,11 +11,12 @@ from dataclasses import asdict
 from tqdm import tqdm
 
 from . import _backend
+from ._base.printable import printable_lines
 from ._output_file import OutputFile
 from ._script import align
 from ._warm import Warming
 from ._warm_report import WarmReport
-from ._workload import read_workload
+from ._workload import load_workload
 from .config import config
 
 INTERRUPTED = 130  # What a shell says of a command that Ctrl-C ended.
@@ -33,13 +34,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def main(options: argparse.Namespace) -> int:
-    """Return 0, 1 if a compile failed, or 130 after Ctrl-C.
+    """Return 0, 1 if a compile failed or a line is damaged, or 130 after Ctrl-C.
 
     Raises:
         AotiEagerError: A wrong use: no workload, a wrong option, a store that cannot be written.
     """
-    calls = read_workload(options.workload)
-    file = None if options.json is None else OutputFile(options.json)
+    workload = load_workload(options.workload)
+    file = None if options.json is None else OutputFile(options.json, pipes=True)
     # Only where somebody looks: in a log, each step of the bar would be a line.
     with tqdm(disable=None, unit="kernel", desc="compiling", mininterval=0, leave=False) as bar:
 
@@ -48,7 +49,7 @@ def main(options: argparse.Namespace) -> int:
             if not bar.update(done - bar.n):
                 bar.refresh()
 
-        warming = Warming(calls, _backend.current(), jobs=options.jobs, progress=progress)
+        warming = Warming(workload, _backend.current(), jobs=options.jobs, progress=progress)
         status = 0
         try:
             warming.run()
@@ -68,7 +69,10 @@ def main(options: argparse.Namespace) -> int:
 
 
 def format_report(report: WarmReport) -> str:
-    """Return the summary of a warm-up as a table, with a line for each of the first failures."""
+    """Return the summary of a warm-up as a table, with a line for each of the first failures.
+
+    Of what executors and files have said, what a terminal would obey is shown as escapes.
+    """
     declined = Counter(dict(report.declined))
     failed = Counter(failure.reason for failure in report.failed)
     rows = [
@@ -85,10 +89,11 @@ def format_report(report: WarmReport) -> str:
     jobs = "" if report.jobs is None else f" with {report.jobs} at a time"
     lines.append(f"{report.seconds:.1f} s{jobs}, in {config.cache_dir}")
     for failure in report.failed[:_SHOWN_FAILURES]:
-        lines.append(f"failed: {failure.digest[:12]} {failure.reason}: {failure.message}")
+        which = f"{failure.digest[:12]} " if failure.digest else ""
+        lines.append(f"failed: {which}{failure.reason}: {failure.message}")
     if len(report.failed) > _SHOWN_FAILURES:
         lines.append(f"and {len(report.failed) - _SHOWN_FAILURES} more; --json has all of them")
-    return "\n".join(lines)
+    return printable_lines("\n".join(lines))
 
 
 def _reasons(counts: Counter[str]) -> str:

@@ -3,8 +3,9 @@
 ``run --record`` writes one, ``warm`` compiles it. The file is lines of JSON. The first is a header,
 ``{"kind": "aoti_eager workload", "format": 1, "written_by": ...}``. Every other one is a call,
 ``{"key": ..., "function": ..., "schema": ...}``, in the order of the first calls; lines may be
-taken out, and those of another workload appended. A function of the user's is in it by its source,
-which whoever compiles the workload runs: a workload is code, as a script is.
+taken out, and those of another workload appended; a line that is damaged costs that line. A
+function of the user's is in it by its source, which whoever compiles the workload runs: a workload
+is code, as a script is.
 """
 
 from __future__ import annotations
@@ -13,10 +14,10 @@ import json
 import os
 import re
 import threading
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import torch
 
@@ -25,13 +26,26 @@ from ._environment import CODE_VERSION
 from ._key import KernelKey, json_digest
 from ._output_file import OutputFile
 from ._python_function import Description
+from ._warnings import log
 from .errors import WorkloadError
 
 FORMAT_VERSION = 1
 _KIND = "aoti_eager workload"
 
-# An op's name becomes a directory's: no slash, and no dot at its beginning.
+# An op's name becomes a directory's: no slash, no dot at its beginning, and not too long.
 _OP = re.compile(r"\w[\w.]*::\w[\w.]*")
+_LONGEST_OP = 200
+_MOST_THREADS = 1 << 16
+
+# A file may be a pipe without an end. A call's line is a kilobyte or two.
+_LONGEST_LINE = 1 << 20
+_LARGEST_FILE = 1 << 30
+# What has more of them is another kind of file, with a header in front.
+_MOST_DAMAGED = 10_000
+
+# What is raised of a document that is something else.
+_NOT_A_CALL = (ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError)
+
 _CONTEXT = frozenset(
     {"default_dtype", "deterministic", "float32_matmul_precision", "original", "threads"}
 )
@@ -124,28 +138,103 @@ def write_workload(file: OutputFile, calls: Iterable[Call]) -> None:
     file.write(("\n".join(lines) + "\n").encode())
 
 
+@dataclass(frozen=True, slots=True)
+class DamagedLine:
+    """A line of a workload that is no call.
+
+    Attributes:
+        place: The file and the line's number, in words.
+        problem: What is wrong with it.
+    """
+
+    place: str
+    problem: str
+
+    def __str__(self) -> str:
+        return f"{self.place}: {self.problem}"
+
+
+@dataclass(frozen=True, slots=True)
+class Workload:
+    """What a file holds.
+
+    Attributes:
+        calls: Its calls, each once, in its order.
+        damaged: Its other lines, but for empty ones.
+    """
+
+    calls: tuple[Call, ...]
+    damaged: tuple[DamagedLine, ...] = ()
+
+
 def read_workload(path: str | os.PathLike[str]) -> tuple[Call, ...]:
     """Return the calls of the workload in a file, each once, in its order.
 
+    A damaged line is passed over; one warning in our log says how many there are and what is wrong
+    with the first.
+
     Raises:
-        WorkloadError: It cannot be read, is no workload, or a line of it is wrong; the message
-            names the line.
+        WorkloadError: The file cannot be read, is no workload, or is too large.
+    """
+    workload = load_workload(path)
+    if workload.damaged:
+        count = len(workload.damaged)
+        lines = "it is" if count == 1 else f"it and {count - 1} more damaged lines are"
+        log.warning("%s; %s passed over", workload.damaged[0], lines)
+    return workload.calls
+
+
+def load_workload(path: str | os.PathLike[str]) -> Workload:
+    """Return what a file holds, damaged lines, too.
+
+    Raises:
+        WorkloadError: The file cannot be read, is no workload, or is too large.
     """
     path = Path(path)
+    calls: dict[str, Call] = {}
+    damaged: list[DamagedLine] = []
+    number = 0
     try:
-        lines = path.read_bytes().split(b"\n")
+        with path.open("rb") as file:
+            for number, line in enumerate(_lines(file), start=1):
+                if number == 1:
+                    _check_header(_document(line))
+                elif line is None or line.strip():
+                    try:
+                        call = _call(_document(line))
+                    except WorkloadError as error:
+                        damaged.append(DamagedLine(f"{path}, line {number}", str(error)))
+                    else:
+                        calls.setdefault(call.key.digest, call)
+                if len(damaged) > _MOST_DAMAGED:
+                    raise WorkloadError(
+                        f"{damaged[-1].problem}; more than {_MOST_DAMAGED} lines are damaged, so "
+                        "this is no workload; record it again"
+                    )
+        if number == 0:
+            _check_header(_document(b""))
     except OSError as error:
         raise WorkloadError(f"{path}: the workload cannot be read: {error.strerror}") from error
-    calls = []
-    for number, line in enumerate(lines, start=1):
-        try:
-            if number == 1:
-                _check_header(_document(line))
-            elif line.strip():
-                calls.append(_call(_document(line)))
-        except WorkloadError as error:
-            raise WorkloadError(f"{path}, line {number}: {error}") from error
-    return distinct(calls)
+    except WorkloadError as error:
+        raise WorkloadError(f"{path}, line {number or 1}: {error}") from error
+    return Workload(tuple(calls.values()), tuple(damaged))
+
+
+def _lines(file: IO[bytes]) -> Iterator[bytes | None]:
+    """Give each line without its end; ``None`` for one that is too long, which is never held."""
+    size = 0
+    is_rest = False
+    while part := file.readline(_LONGEST_LINE + 1):
+        size += len(part)
+        if size > _LARGEST_FILE:
+            raise WorkloadError(
+                f"the file has more than {_LARGEST_FILE} bytes until here; wanted a workload of up "
+                "to that size, so divide it into several, each with the header"
+            )
+        is_whole = part.endswith(b"\n") or len(part) <= _LONGEST_LINE
+        if not is_rest:
+            yield part.removesuffix(b"\n") if is_whole else None
+        is_rest = not is_whole
 
 
 def distinct(calls: Iterable[Call]) -> tuple[Call, ...]:
@@ -156,13 +245,16 @@ def distinct(calls: Iterable[Call]) -> tuple[Call, ...]:
     return tuple(found.values())
 
 
-def _document(line: bytes) -> dict[str, Any]:
+def _document(line: bytes | None) -> dict[str, Any]:
+    wanted = "one JSON object"
+    if line is None:
+        raise _wrong(f"longer than {_LONGEST_LINE} bytes", wanted)
     try:
         document = json.loads(line)
     except (ValueError, RecursionError) as error:
-        raise _wrong(line.decode(errors="replace"), "one JSON object") from error
+        raise _wrong(line[:1000].decode(errors="replace"), wanted) from error
     if not isinstance(document, dict):
-        raise _wrong(document, "one JSON object")
+        raise _wrong(document, wanted)
     return document
 
 
@@ -177,6 +269,15 @@ def _check_header(header: dict[str, Any]) -> None:
 
 
 def _call(document: dict[str, Any]) -> Call:
+    try:
+        return _checked_call(document)
+    except WorkloadError:
+        raise
+    except _NOT_A_CALL as error:
+        raise WorkloadError(f"is no call: {error!r:.200}") from error
+
+
+def _checked_call(document: dict[str, Any]) -> Call:
     for name in ("key", "function", "schema"):
         if name not in document:
             raise _wrong(document, f"a call, which has {name!r}")
@@ -203,6 +304,8 @@ def _key(value: Any) -> KernelKey:
     op = value.get("op")
     if not isinstance(op, str) or not _OP.fullmatch(op):
         raise _wrong(op, "an op's name, aten::add.Tensor", "key.op")
+    if len(op) > _LONGEST_OP:
+        raise _wrong(op, f"a name of up to {_LONGEST_OP} characters, not {len(op)}", "key.op")
     if not isinstance(value.get("dispatch_key"), str):
         raise _wrong(value.get("dispatch_key"), "a dispatch key's name, CPU", "key.dispatch_key")
     for name in ("arguments", "context"):
@@ -213,7 +316,7 @@ def _key(value: Any) -> KernelKey:
         missing = ", ".join(sorted(_CONTEXT - context.keys()))
         raise _wrong(value["context"], f"it to have {missing}, too", "key.context")
     threads = context["threads"]
-    if type(threads) is not int or threads < 1:
+    if type(threads) is not int or not 1 <= threads <= _MOST_THREADS:
         raise _wrong(threads, "a number of threads", "key.context.threads")
     key = KernelKey.from_json(value)
     try:
@@ -230,6 +333,9 @@ def _is_pairs(value: object) -> bool:
 
 
 def _wrong(got: object, wanted: str, name: str = "") -> WorkloadError:
-    text = got if isinstance(got, str) else json.dumps(got)
+    try:
+        text = got if isinstance(got, str) else json.dumps(got)
+    except RecursionError:
+        text = "too deep"
     text = text if len(text) <= 80 else f"{text[:77]}..."
     return WorkloadError(f"{name and f'{name} '}is {text or 'empty'}; wanted {wanted}")

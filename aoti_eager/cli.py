@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import ast
 import dataclasses
+import datetime
 import json
 import re
 import sys
@@ -14,6 +15,8 @@ from typing import Any
 import torch
 
 from . import _demo, _script, _warm_verb, cache
+from ._base.printable import printable, printable_lines
+from ._entry import Remembered
 from ._explain import explain
 from ._pattern import guard_texts
 from ._stats import OpStats, read_totals
@@ -33,7 +36,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return command(namespace)
     except (AotiEagerError, KeyError) as error:
         message = error.args[0] if isinstance(error, KeyError) else error
-        print(f"aoti-eager: {message}", file=sys.stderr)
+        _say_error(str(message))
         return 2
     except BrokenPipeError:
         # The reader had enough (`| head`); Python would complain again when it flushes at exit.
@@ -77,6 +80,12 @@ def _parser() -> argparse.ArgumentParser:
                 help="remembered failures, and what lost against the original on this processor",
             )
             sub.add_argument("--stale", action="store_true", help="entries of other environments")
+            sub.add_argument(
+                "--compiler",
+                metavar="TEXT",
+                help="entries made by a C++ compiler with this in its version, or whose identity "
+                "begins so",
+            )
         if name == "explain":
             sub.add_argument("op", help="aten::silu, or aten::add.Tensor")
             sub.add_argument(
@@ -95,6 +104,15 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _say(line: str) -> None:
+    """Print one line; what a terminal would obey is shown as escapes."""
+    print(printable(line))
+
+
+def _say_error(message: str) -> None:
+    print(f"aoti-eager: {printable_lines(message)}", file=sys.stderr)
+
+
 def _list(namespace: argparse.Namespace) -> int:
     entries = cache.list()
     if namespace.json:
@@ -107,44 +125,54 @@ def _list(namespace: argparse.Namespace) -> int:
     header = ("op", "key", "status", "KiB", "inputs", "reason")
     print("\n".join(_script.align([header, *rows], left=(0, 1, 2, 4, 5))))
     size = sum(e.size_bytes for e in entries)
-    print(f"{len(entries)} entries, {size / 2**20:.1f} MiB, in {config.cache_dir}")
+    _say(f"{len(entries)} entries, {size / 2**20:.1f} MiB, in {config.cache_dir}")
     return 0
 
 
 def _inspect(namespace: argparse.Namespace) -> int:
     for details in cache.inspect(namespace.digest):
         entry, summary = details.entry, details.summary
-        print(f"{entry.key.op}  {entry.digest}")
-        print(f"  path      {summary.path}")
-        print(f"  status    {summary.status}" + (f" ({entry.reason})" if entry.reason else ""))
+        _say(f"{entry.key.op}  {entry.digest}")
+        _say(f"  path      {summary.path}")
+        # Of a failure of this environment, also whether it has lapsed.
+        reason = summary.reason if summary.status == entry.status.value else entry.reason
+        _say(f"  status    {summary.status}" + (f" ({reason})" if reason else ""))
         if entry.message:
-            print(f"  message   {entry.message}")
-        print(f"  target    {entry.target}")
-        print(f"  checked   {entry.checked}")
+            print(f"  message   {printable_lines(entry.message)}")
+        _say(f"  target    {entry.target}")
+        _say(f"  checked   {entry.checked}")
         if details.verdict is not None:
-            print(f"  verdict   {_verdict_text(details.verdict)}")
+            _say(f"  verdict   {_verdict_text(details.verdict)}")
             for path, time in sorted(details.verdict.times.items()):
-                print(f"    {path} threads: {time}, {'wins' if time.wins else 'loses'}")
+                _say(f"    {path} threads: {time}, {'wins' if time.wins else 'loses'}")
         if entry.library is not None:
-            print(f"  library   {entry.library.size_bytes} bytes, sha256 {entry.library.sha256}")
+            _say(f"  library   {entry.library.size_bytes} bytes, sha256 {entry.library.sha256}")
         for name, value in entry.provenance:
-            print(f"  {name:<9} {value}")
+            _say(f"  {name:<9} {value}")
+        if entry.remembered is not None:
+            _say(f"  failed    {_failed_text(entry.remembered)}")
         print("  key")
         for name, value in entry.key.components().items():
-            print(f"    {name} = {value}")
+            _say(f"    {name} = {value}")
         if entry.guards is not None:
             print("  guards")
             for line in guard_texts(entry.guards):
-                print(f"    {line}")
+                _say(f"    {line}")
         print("  environment")
         for name, value in entry.environment.components:
-            print(f"    {name} = {value}")
+            _say(f"    {name} = {value}")
         for name, (here, there) in details.differing.items():
-            print(f"  differs   {name}: {here} here, {there} there")
+            _say(f"  differs   {name}: {here} here, {there} there")
         if details.log:
             print("  log")
-            print("\n".join(f"    {line}" for line in details.log.splitlines()))
+            for line in details.log.splitlines():
+                print(f"    {printable_lines(line)}")
     return 0
+
+
+def _failed_text(remembered: Remembered) -> str:
+    at = datetime.datetime.fromtimestamp(remembered.at, datetime.timezone.utc)
+    return f"{at:%Y-%m-%d %H:%M} UTC, with {remembered.compiler or 'no compiler that is known'}"
 
 
 def _verdict_text(verdict: Verdict) -> str:
@@ -156,9 +184,9 @@ def _verdict_text(verdict: Verdict) -> str:
 def _verify(namespace: argparse.Namespace) -> int:
     report = cache.verify(repair=not namespace.dry_run)
     for path, problem in report.damaged:
-        print(f"damaged: {path}: {problem}")
+        _say(f"damaged: {path}: {problem}")
     done = "removed" if report.repaired else "found"
-    print(
+    _say(
         f"{report.intact} intact, {report.foreign} of other environments, "
         f"{len(report.damaged)} damaged and {report.residue} leftovers {done}"
     )
@@ -166,19 +194,22 @@ def _verify(namespace: argparse.Namespace) -> int:
 
 
 def _prune(namespace: argparse.Namespace) -> int:
-    if not (namespace.declined or namespace.stale):
-        print("aoti-eager: prune: choose --declined, --stale or both", file=sys.stderr)
+    compiler = namespace.compiler
+    if not (namespace.declined or namespace.stale or compiler):
+        _say_error("prune: choose --declined, --stale or both, or --compiler")
         return 2
-    report = cache.prune(declined=namespace.declined, stale=namespace.stale)
-    print(
-        f"{report.declined} remembered failures, {report.slower} losing verdicts and "
-        f"{report.stale} entries of other environments removed from {config.cache_dir}"
+    report = cache.prune(declined=namespace.declined, stale=namespace.stale, compiler=compiler)
+    made = f"{report.compiler} entries of that compiler, " if compiler else ""
+    _say(
+        f"{made}{report.declined} remembered failures, {report.slower} losing verdicts, "
+        f"{report.stale} entries of other environments and {report.orphans} verdicts without an "
+        f"entry removed from {config.cache_dir}"
     )
     return 0
 
 
 def _clear(namespace: argparse.Namespace) -> int:
-    print(f"{cache.clear()} entries removed from {config.cache_dir}")
+    _say(f"{cache.clear()} entries removed from {config.cache_dir}")
     return 0
 
 
@@ -190,7 +221,7 @@ def _stats(namespace: argparse.Namespace) -> int:
     rows = [_stats_row(op, counts) for op, counts in sorted(totals.items())]
     header = ("op", "hits", "misses", "compiles", "failures", "declines", "reasons")
     print("\n".join(_script.align([header, *rows], left=(0, 6))))
-    print(f"{len(totals)} ops, all processes that used {config.cache_dir}")
+    _say(f"{len(totals)} ops, all processes that used {config.cache_dir}")
     return 0
 
 
@@ -210,11 +241,11 @@ def _explain(namespace: argparse.Namespace) -> int:
         else:
             args.append(_value(text))
     try:
-        print(explain(namespace.op, *args, **kwargs))
+        print(printable_lines(str(explain(namespace.op, *args, **kwargs))))
     except RuntimeError as error:
         if isinstance(error, AotiEagerError):
             raise
-        print(f"aoti-eager: {namespace.op}: PyTorch takes no such call: {error}", file=sys.stderr)
+        _say_error(f"{namespace.op}: PyTorch takes no such call: {error}")
         return 2
     return 0
 
