@@ -12,6 +12,7 @@ from _ctypes import dlclose
 from pathlib import Path
 from typing import Any
 
+from ._base.sealed_library import SealedLibrary
 from ._elf import LibraryFile, inspect_library_file
 from ._handles import last_torch_error
 from .errors import LibraryLoadError, LibraryRunError, MissingSymbolError, RunnerError
@@ -91,6 +92,7 @@ class KernelLibrary:
         inspect: Whether to read its headers first. Not needed for a file whose digest was checked.
         device_type: The device type it must be for, as far as its headers tell.
         name: What messages call it; a package's library has a digest for a name.
+        sealed: A private copy of the file, which is opened in its place.
 
     Attributes:
         path, name: Its file, and what messages call it.
@@ -109,6 +111,7 @@ class KernelLibrary:
         inspect: bool = True,
         device_type: str | None = None,
         name: str | None = None,
+        sealed: SealedLibrary | None = None,
     ) -> None:
         self.path = path
         self.name = path.name if name is None else name
@@ -128,13 +131,9 @@ class KernelLibrary:
                 raise LibraryLoadError(
                     path, f"is a library for {built_for}, and device is {device_type!r}"
                 )
+        self.identity = _identity(path) if sealed is None else sealed.identity
         try:
-            status = path.stat()
-        except OSError as error:
-            raise LibraryLoadError(path, f"cannot be read: {error.strerror}") from error
-        self.identity = (status.st_dev, status.st_ino)
-        try:
-            self._library = ctypes.CDLL(os.fspath(path))
+            self._library = ctypes.CDLL(os.fspath(path) if sealed is None else sealed.name)
         except OSError as error:
             raise LibraryLoadError(path, f"cannot be opened: {error}") from error
         self._last_error = getattr(self._library, LAST_ERROR)
@@ -217,6 +216,14 @@ def _missing(names: list[str], has_container: bool) -> str:
             f"({CONTAINER}CreateWithDevice, {MODEL}CreateV2, ...)"
         )
     return f"lacks {', '.join(names)}; compile it again with torch 2.13's AOTInductor"
+
+
+def _identity(path: Path) -> tuple[int, int]:
+    try:
+        status = path.stat()
+    except OSError as error:
+        raise LibraryLoadError(path, f"cannot be read: {error.strerror}") from error
+    return status.st_dev, status.st_ino
 
 
 def _inspected(path: Path) -> LibraryFile:

@@ -18,11 +18,13 @@ from .errors import CompileError
 class Compiled:
     """A compiled library, tried in another process; fields as in ``_lowering.Lowered``.
 
-    ``times`` and ``compared`` are as in ``_verdict.Verdict``; times by hit path, empty if none were
-    taken.
+    ``sha256`` is the digest of the bytes that were tried: no others may be loaded or kept.
+    ``identity`` is as in ``_entries.ready_entry``; ``times`` and ``compared`` are as in
+    ``_verdict.Verdict``; times by hit path, empty if none were taken.
     """
 
     library: Path
+    sha256: str
     outputs: tuple[dict[str, Any], ...]
     calls_aten: bool
     parallel: bool
@@ -31,12 +33,14 @@ class Compiled:
     compared: bool = False
     pattern: KernelKey | None = None
     guards: Guards | None = None
+    identity: str | None = None
 
     @classmethod
     def read(cls, answer: Mapping[str, Any]) -> Compiled:
         """Return what a worker's answer says; see ``failure`` for what it may raise."""
         return cls(
             library=Path(answer["library"]),
+            sha256=answer["sha256"],
             outputs=tuple(answer["outputs"]),
             calls_aten=answer["calls_aten"],
             parallel=answer["parallel"],
@@ -45,6 +49,7 @@ class Compiled:
             compared=answer["compared"],
             pattern=KernelKey.from_json(answer["pattern"]) if answer["pattern"] else None,
             guards=Guards.from_json(answer["guards"]) if answer["guards"] else None,
+            identity=answer["identity"],
         )
 
 

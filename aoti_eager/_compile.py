@@ -8,9 +8,6 @@ from __future__ import annotations
 
 import atexit
 import contextlib
-import os
-import shutil
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -20,28 +17,18 @@ from typing import Any, TypeVar
 from . import _native_library
 from ._answers import Compiled, Measured, Published, failure
 from ._compat import INDUCTOR_CONFIG, inductor_settings
+from ._cpp_compiler import compiler_on_path
 from ._environment import Target
 from ._key import KernelKey
-from ._store import remove_work_of
+from ._store import Store
 from ._worker_process import WorkerProcess
-from .errors import CompileError
+from .errors import CompileError, StoreError
 
 T = TypeVar("T")
 
 # The first run of one small kernel takes milliseconds; a child that takes longer hangs.
 TRIAL_TIMEOUT_S = 60.0
 _END_TIMEOUT_S = 2.0
-
-
-def compiler_on_path() -> str | None:
-    """Return the C++ compiler that Inductor would use, or ``None``.
-
-    The same names in the same order as Inductor's default, without importing it.
-    """
-    named = os.environ.get("CXX")
-    candidates = [named] if named else []
-    candidates += ["clang++"] if sys.platform == "darwin" else ["g++", "clang++"]
-    return next((path for name in candidates if (path := shutil.which(name))), None)
 
 
 class CompileService:
@@ -201,12 +188,12 @@ class CompileService:
         schema: str,
         is_native: bool,
     ) -> dict[str, Any]:
-        native = _native_library.loaded_path()
+        native = _native_library.loaded()
         return {
             "key": key.to_json(),
             "toolchain": str(toolchain),
             "threads": dict(key.context)["threads"],
-            "native": None if native is None else str(native),
+            "native": None if native is None else [str(native[0]), native[1]],
             "is_native": is_native,
             "check": check,
             "trial_timeout_s": TRIAL_TIMEOUT_S,
@@ -241,15 +228,16 @@ class CompileService:
 
     def _asked(self, request: dict[str, Any], key: KernelKey, timeout_s: float) -> dict[str, Any]:
         deadline = time.monotonic() + timeout_s
+        root = Path(request["toolchain"]).parent
         for _ in range(2):
             if self.ended:
                 break
-            with self._worker() as worker:
+            with self._worker(root) as worker:
                 answer = worker.ask(request, deadline)
             if answer is not None:
                 return answer
             if "store" in request:  # Where it worked; it cannot tidy up any more.
-                remove_work_of(worker.pid, Path(request["store"]["root"]))
+                Store(root, lock_timeout_s=0.0).remove_work_of(worker.pid)
             if time.monotonic() >= deadline:
                 raise CompileError(
                     "compile_timeout", f"{key.op}: no library after {timeout_s:g} s", remember=False
@@ -311,11 +299,13 @@ class CompileService:
         return {**ours, **settings}
 
     @contextlib.contextmanager
-    def _worker(self) -> Iterator[WorkerProcess]:
+    def _worker(self, root: Path) -> Iterator[WorkerProcess]:
         with self._slots:
             worker = self._idle_worker()
             if worker is None:
-                worker = WorkerProcess(self._target, self._nice)
+                with contextlib.suppress(StoreError):  # The worker says so, if it needs one.
+                    Store(root, lock_timeout_s=0.0).create()
+                worker = WorkerProcess(self._target, self._nice, root)
                 with self._lock:
                     self._all.add(worker)
                     if self.ended:  # Nobody else would end it any more.

@@ -14,15 +14,19 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ._entries import failed_entry, ready_entry
+from ._cpp_compiler import compiler_identity
+from ._determinism import is_compilers_own
+from ._entries import failed_entry, is_remembered, ready_entry
 from ._environment import Environment, cpu_features
 from ._fork_server import ForkServer
 from ._guards import Guards, match
 from ._key import ANY_THREADS, KernelKey
 from ._native_key import key_words, pattern_words
 from ._pattern import instances, is_pattern, size_class, size_symbols, with_ones, with_values
+from ._plain_path import plain_path
 from ._schema import OpSchema
 from ._store import Store, StoredEntry
+from ._stored_failures import met_now, standing
 from ._verdict import Verdict, Verdicts, path_times
 from .errors import (
     AotiEagerError,
@@ -66,14 +70,17 @@ class CompileJobs:
 
     Args:
         vector_bits: See ``_inductor_compat.prepare_worker``.
+        scratch: Where everything temporary goes that belongs to no request.
 
     Attributes:
         work: The directory of the request that is being answered: temporary, all of it.
         ending: Whether the parent is gone, so that what goes wrong now says nothing about a key.
     """
 
-    def __init__(self, vector_bits: int) -> None:
+    def __init__(self, vector_bits: int, scratch: Path | None = None) -> None:
         self.work: Path | None = None
+        self.scratch = scratch
+        self._swept: set[Path] = set()
         self.ending = False
         self._vector_bits = vector_bits
         self._trial = trial_server()
@@ -87,15 +94,23 @@ class CompileJobs:
             "publish": self._publish,
             "measure": self._measure_stored,
         }
+        self._sweep(Path(request["toolchain"]).parent)
         try:
             return kinds[request["kind"]](request)
         except CompileError as error:
-            return _failure(error.reason, str(error), error.log, error.remember)
+            return _failure(error.reason, str(error), error.log, is_remembered(error))
         except StoreError as error:
             return _failure("store_unwritable", str(error), "", False)
         except Exception as error:  # noqa: BLE001 - the answer is the reason; the worker lives on
             text = traceback.format_exc()
             return _failure("compile_failed", f"{type(error).__name__}: {error}", text, False)
+
+    def _sweep(self, root: Path) -> None:
+        """Remove what killed processes have left in a store, once in this process."""
+        if root not in self._swept:
+            self._swept.add(root)
+            with contextlib.suppress(StoreError):  # It is read-only, or not there yet.
+                Store(root, lock_timeout_s=_LOCK_TIMEOUT_S).remove_stale_work()
 
     # -- a library in the caller's directory --
 
@@ -130,7 +145,7 @@ class CompileJobs:
         try:
             made = self._compile(request, work)
         except CompileError as error:
-            if error.remember and not self.ending:
+            if is_remembered(error) and not self.ending:
                 dynamic = request.get("dynamic")
                 entry = failed_entry(
                     key if dynamic is None else KernelKey.from_json(dynamic["pattern"]),
@@ -139,6 +154,7 @@ class CompileJobs:
                     requires,
                     reason=error.reason,
                     message=str(error),
+                    remembered=met_now(compiler_identity()),
                     guards=None if dynamic is None else Guards.from_json(dynamic["guards"]),
                 )
                 store.publish(entry, work, None, error.log)
@@ -153,12 +169,13 @@ class CompileJobs:
             calls_aten=made["calls_aten"],
             parallel=made["parallel"],
             compiler=made["compiler"],
+            identity=made["identity"],
             checked=False,
             guards=None if guards is None else Guards.from_json(guards),
         )
         if self.ending:
             raise CompileError("worker_died", "the process that asked is gone", remember=False)
-        stored = store.publish(entry, work, Path(made["library"]), "")
+        stored = store.publish(entry, work, Path(made["library"]), "", sha256=made["sha256"])
         if stored.entry.library is not None:
             verdict = Verdict(stored.entry.library.sha256, compared=made["compared"])
             verdict = verdict.with_times(
@@ -174,7 +191,7 @@ class CompileJobs:
 
     def _measure_stored(self, request: Request) -> Answer:
         library = request["library"]
-        compared = self._try(request, library["path"], library["outputs"])
+        compared = self._try(request, library)
         (times,) = self._measured(request, [library])
         return {"times": times, "compared": compared}
 
@@ -202,7 +219,9 @@ class CompileJobs:
         except Exception as error:
             message = f"{type(error).__name__}: {error}"
             text = _text(log) + traceback.format_exc()
-            raise CompileError("compile_failed", message, log=text) from error
+            raise CompileError(
+                "compile_failed", message, log=text, remember=is_compilers_own(error)
+            ) from error
 
     def _compile_best(self, request: Request, work: Path) -> Answer:
         lowered, compared = self._tried(request, work, request["options"])
@@ -221,12 +240,12 @@ class CompileJobs:
         best = min(range(len(made)), key=lambda i: _share(times[i]))
         lowered, compared = made[best]
         return {
+            **_library(lowered),
             "library": str(lowered.library),
-            "outputs": lowered.outputs,
-            "calls_aten": lowered.calls_aten,
             # What has won against parallel code for this thread count is kept for this one only.
             "parallel": made[0][0].parallel,
             "compiler": lowered.compiler,
+            "identity": compiler_identity(),
             "compared": compared,
             "times": times[best],
             "pattern": None if lowered.pattern is None else lowered.pattern.to_json(),
@@ -242,20 +261,25 @@ class CompileJobs:
 
         key = KernelKey.from_json(request["key"])
         op, schema = call_target(key.op, request["function"], request["schema"])
-        headers = Path(request["toolchain"]) / "headers"
-        _use_directories(work, headers)
+        root = Path(request["toolchain"]).parent
+        plain = plain_path(root)
+        headers = plain / "toolchain" / "headers"
+        written = plain / work.relative_to(root)
+        _use_directories(written, headers)
         _use_context(dict(key.context))
         dynamic = request.get("dynamic")
         dims = None if dynamic is None else [tuple(place) for place in dynamic["dims"]]
         template = call_template(schema, key, request.get("numbers") or ())
-        lowered = lower(op, template, work, headers, options, dims)
-        library = str(lowered.library)
-        compared = self._try(request, library, lowered.outputs)
+        lowered = lower(op, template, written, headers, options, dims)
+        # By its own name from now on: the other holds in this process alone.
+        library = work / lowered.library.relative_to(written)
+        lowered = replace(lowered, library=library)
+        compared = self._try(request, _library(lowered))
         if lowered.pattern is not None and lowered.guards is not None:
             values = _values(schema, key, lowered.pattern, lowered.guards)
             pattern, guards = lowered.pattern, lowered.guards
             for other in instances(pattern, guards, values, most_elements=_MOST_ELEMENTS):
-                self._try({**request, "key": other.to_json()}, library, lowered.outputs)
+                self._try({**request, "key": other.to_json()}, _library(lowered))
             guards = self._relaxed(request, lowered, values)
             lowered = replace(lowered, guards=guards)
         return lowered, compared
@@ -276,7 +300,7 @@ class CompileJobs:
                 return False
             other = {**request, "key": with_values(pattern, ones).to_json(), "check": True}
             try:
-                return self._try(other, str(lowered.library), lowered.outputs)
+                return self._try(other, _library(lowered))
             except CompileError as error:
                 if error.reason != "mismatch":
                     raise
@@ -295,7 +319,7 @@ class CompileJobs:
             return guards  # One is out of bounds, maybe.
         return with_ones(guards, passed, wrong)
 
-    def _try(self, request: Request, library: str, outputs: list[dict[str, Any]]) -> bool:
+    def _try(self, request: Request, library: Mapping[str, Any]) -> bool:
         """Run a library for the first time; return whether anything was compared.
 
         Raises:
@@ -304,8 +328,9 @@ class CompileJobs:
         answer = self._trial.run(
             {
                 "key": request["key"],
-                "library": library,
-                "outputs": outputs,
+                "library": library["path"],
+                "sha256": library["sha256"],
+                "outputs": library["outputs"],
                 "check": request["check"],
                 "timeout_s": request["trial_timeout_s"],
                 "function": request["function"],
@@ -315,7 +340,7 @@ class CompileJobs:
         )
         if "reason" in answer:
             raise CompileError(
-                answer["reason"], answer["message"], remember=answer.get("remember", True)
+                answer["reason"], answer["message"], remember=answer.get("remember", False)
             )
         return bool(answer["compared"])
 
@@ -356,6 +381,9 @@ class CompileJobs:
             yield
         finally:
             self.work = None
+            if self.scratch is not None:
+                os.environ["TMPDIR"] = str(self.scratch)
+            tempfile.tempdir = None
 
 
 def _values(schema: OpSchema, key: KernelKey, pattern: KernelKey, guards: Guards) -> dict[str, int]:
@@ -365,19 +393,24 @@ def _values(schema: OpSchema, key: KernelKey, pattern: KernelKey, guards: Guards
         CompileError: It has no symbols, or does not serve that call.
     """
     if not is_pattern(pattern):
-        raise CompileError("not_dynamic", "the code depends on each of the sizes")
+        message = "the code depends on each of the sizes"
+        raise CompileError("not_dynamic", message, remember=True)
     words, general = key_words(schema, key), pattern_words(schema, pattern)
     values = None if words is None or general is None else match(words, general, guards)
     if values is None:
-        raise CompileError("not_dynamic", "its guards do not let the call pass that it is for")
+        message = "its guards do not let the call pass that it is for"
+        raise CompileError("not_dynamic", message, remember=True)
     return values
 
 
 def _stored(store: Store, key: KernelKey, environment: Environment) -> StoredEntry | None:
-    """Return what another process has published meanwhile; damaged entries are made anew."""
+    """Return what another process has published meanwhile.
+
+    Damaged entries are made anew, and so are failures that have lapsed.
+    """
     for candidate in (key.with_threads(ANY_THREADS), key):
         try:
-            found = store.find(candidate, environment, cpu_features())
+            found = standing(store, store.find(candidate, environment, cpu_features()))
         except EntryDamagedError as error:
             path = getattr(error, "path", None)
             if path is not None:
@@ -391,6 +424,7 @@ def _stored(store: Store, key: KernelKey, environment: Environment) -> StoredEnt
 def _library(lowered: Lowered) -> dict[str, Any]:
     return {
         "path": str(lowered.library),
+        "sha256": lowered.sha256,
         "outputs": lowered.outputs,
         "calls_aten": lowered.calls_aten,
     }

@@ -91,8 +91,8 @@ def register_compile_backend(
         device_type: A device type that PyTorch knows, also a renamed PrivateUse1.
         compile_fn: Takes a ``CompileRequest``, returns the path of one file in its directory. It
             runs in this process, on a thread of its own where registered ops reach originals.
-            What it raises declines the key in this process; a ``CompileError`` also in the store,
-            with its reason, unless its ``remember`` is False.
+            What it raises declines the key in this process; a ``CompileError`` with ``remember``
+            also in the store, if its reason is one that is remembered (docs/declines.md).
         load_fn: Takes the stored file and the device of the call; returns a function from the
             inputs to the outputs. By default the runner of ``register_runner``.
         version: What shapes the code besides the call: a compiler's version, a target. It is in

@@ -22,6 +22,7 @@ from ._pattern import size_class
 from ._schema import OpSchema, op_schema
 from ._specialisations import Specialisations
 from ._store import StoredEntry
+from ._stored_failures import still_holds
 from ._table import COMPILING
 from ._template import call_template
 from ._verdict import PathTime
@@ -164,7 +165,8 @@ def _stored_key(key: KernelKey) -> KernelKey:
     backend = _backend.current()
     for candidate in (key.with_threads(ANY_THREADS), key):
         try:
-            if backend.store.find(candidate, backend.environment, backend.features) is not None:
+            found = backend.store.find(candidate, backend.environment, backend.features)
+            if found is not None and still_holds(backend.store, found):
                 return candidate
         except AotiEagerError:
             continue
@@ -180,6 +182,8 @@ def _in_store(schema: OpSchema, key: KernelKey, cache: KernelCache | None) -> Ex
             found = backend.store.find(candidate, environment, backend.features)
         except AotiEagerError as error:
             return Explanation(key.op, registered, "miss", None, str(error), key)
+        if found is not None and not still_holds(backend.store, found):
+            continue  # As the call does, which removes it.
         if found is not None and found.entry.status is Status.READY:
             taken = _time(found, key, cache)
             if taken is not None and not taken.wins:

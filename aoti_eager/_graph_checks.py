@@ -41,7 +41,7 @@ def check_graph(exported: Any, template: CallTemplate) -> None:
         if not isinstance(target, OpOverload):
             continue
         if torch.Tag.nondeterministic_seeded in target.tags and not _draws_nothing(node):
-            raise CompileError("random", f"the function draws random numbers ({target})")
+            raise _refusal("random", f"the function draws random numbers ({target})")
         if is_function:
             _check_node(node, target)
             written.add_node(node, target)
@@ -50,15 +50,19 @@ def check_graph(exported: Any, template: CallTemplate) -> None:
 def _check_node(node: Any, target: Any) -> None:
     name = raw_schema(target).name.partition("::")[2]
     if name in DATA_DEPENDENT_ERRORS:
-        raise CompileError("error_depends_on_data", f"the function calls {target}")
+        raise _refusal("error_depends_on_data", f"the function calls {target}")
     if name in INTEGER_DIVISION and _is_integral(node):
-        raise CompileError("error_depends_on_data", f"the function divides integers ({target})")
+        raise _refusal("error_depends_on_data", f"the function divides integers ({target})")
     if name.startswith("as_strided"):
-        raise CompileError("reads_storage_offset", f"the function calls {target}")
+        raise _refusal("reads_storage_offset", f"the function calls {target}")
     if any(part in name for part in _WRITES_STATISTICS):
         named = _arguments(node, target)
         if named.get("training") or named.get("train") or named.get("use_input_stats"):
-            raise CompileError("mutates_constant", f"the function updates statistics ({target})")
+            raise _refusal("mutates_constant", f"the function updates statistics ({target})")
+
+
+def _refusal(reason: str, message: str) -> CompileError:
+    return CompileError(reason, message, remember=True)  # The graph is the same in every process.
 
 
 def _draws_nothing(node: Any) -> bool:
@@ -125,7 +129,7 @@ class _Written:
         for index in sources:
             if index == _LITERAL or not self._slots[index].mutated:
                 name = "a literal" if index == _LITERAL else self._slots[index].name
-                raise CompileError(
+                raise _refusal(
                     "mutates_constant",
                     f"the function writes to {name} ({target}), which its op does not declare",
                 )

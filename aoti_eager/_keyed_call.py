@@ -6,7 +6,6 @@ import contextlib
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any, Protocol
 
 import torch
@@ -14,7 +13,9 @@ from torch import Tensor
 
 from . import _background
 from ._backend import Backend
+from ._base.sealed_library import SealedLibrary
 from ._compat import OpOverload
+from ._cpp_compiler import compiler_identity
 from ._entry import Entry, Status
 from ._kernel import Kernel
 from ._key import ANY_THREADS, KernelKey
@@ -27,6 +28,7 @@ from ._python_function import Description, PythonFunction
 from ._schema import Kind, OpSchema
 from ._stats import Counter, OpCounters
 from ._store import StoredEntry
+from ._stored_failures import as_failure, standing
 from ._stored_pattern import native_pattern
 from ._table import Decline, Table, TableKey
 from ._template import CallTemplate, call_template
@@ -94,7 +96,9 @@ class KeyedCall:
     # -- the store --
 
     def find(self, backend: Backend) -> StoredEntry | None:
-        """Return the key's entry, its library's digest compared; damaged ones are removed.
+        """Return the key's entry, its library's digest compared.
+
+        Damaged ones are removed, and so are failures that have lapsed.
 
         Raises:
             StoreError: The store cannot be read, or is not ours.
@@ -103,8 +107,9 @@ class KeyedCall:
         for key in (self.key.with_threads(ANY_THREADS), self.key):
             try:
                 found = backend.store.find(key, environment, backend.features)
+                found = standing(backend.store, found)
                 if found is not None and found.entry.status is Status.READY:
-                    backend.store.check_library(found)
+                    found = backend.store.check_library(found)
             except EntryDamagedError as error:
                 if config.strict:
                     raise
@@ -130,7 +135,7 @@ class KeyedCall:
             return None
         if not specialised.is_loaded(found, self._releases_gil):
             try:
-                backend.store.check_library(found)
+                found = backend.store.check_library(found)
             except EntryDamagedError as error:
                 if config.strict:
                     raise
@@ -146,18 +151,39 @@ class KeyedCall:
         return may_be_dynamic(self.cache, self.toolchain)
 
     @property
+    def compiler_identity(self) -> str | None:
+        """Return what tells the C++ compiler of the key's library from another, if it has one."""
+        return compiler_identity() if self.toolchain.works_in_background else None
+
+    @property
     def _releases_gil(self) -> bool:
         return self.numel >= RELEASE_GIL_NUMEL
 
-    def load(self, library: Path, entry: Entry) -> Kernel:
+    def load_stored(self, found: StoredEntry, backend: Backend) -> Kernel:
+        """Return the kernel of a stored entry.
+
+        Raises:
+            RunnerError: Its library cannot be loaded.
+            StoreError: It is not the one that was stored, or there is no memory for it.
+        """
+        return self.load(lambda: backend.store.sealed_library(found), found.entry)
+
+    def load(self, copy: Callable[[], SealedLibrary], entry: Entry) -> Kernel:
         """Return the kernel of an entry's library.
+
+        Args:
+            copy: Returns a copy of the library, to be loaded; it is not asked where a dynamic
+                specialisation is loaded already.
+            entry: The entry.
 
         Raises:
             RunnerError: It cannot be loaded.
+            OSError: There is no place for a copy.
         """
 
         def load() -> Any:
-            return self.toolchain.load(library, entry, numel=self.numel, device=self.device)
+            with copy() as library:
+                return self.toolchain.load(library, entry, numel=self.numel, device=self.device)
 
         if entry.guards is None:
             runner = load()
@@ -304,7 +330,7 @@ class KeyedCall:
                 # It says that the library was checked, maybe; another of the same bytes may come.
                 with contextlib.suppress(OSError):
                     backend.verdicts.remove(found.entry.digest)
-                backend.store.quarantine(found, "mismatch", message)
+                backend.store.quarantine(as_failure(found), "mismatch", message)
             except StoreError as error:
                 warn_once("store", f"{error}; kernels are not kept, originals run instead")
 

@@ -20,7 +20,8 @@ import torch
 
 from . import _backend, _background, _compat, _device_backends, _native_path
 from ._compat import OpOverload, OpOverloadPacket
-from ._compile import NO_COMPILER, compiler_on_path
+from ._compile import NO_COMPILER
+from ._cpp_compiler import compiler_on_path
 from ._differentiable import Differentiable, is_differentiable, signature_of
 from ._gradient_function import GradientOfOp
 from ._installed import Installed, install
@@ -453,11 +454,11 @@ def _store_totals() -> None:
     """Add this process's counts to the store's; a process that stored nothing leaves none."""
     counts = {op: count for op, count in stats().items() if count != OpStats()}
     root = config.cache_dir
-    if not counts or os.getpid() != _pid or not root.is_dir():
+    if not counts or os.getpid() != _pid or root is None or not root.is_dir():
         return
     try:
-        if _backend.current().store.is_trusted():
-            add_totals(root, counts)
+        _backend.current().store.create()  # Marks it, if it is a cache of an older version.
+        add_totals(root, counts)
     except OSError as error:
         log.info("totals are not stored: %s", error)
 

@@ -12,12 +12,12 @@ import sys
 import threading
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
 from ._abi import BORROWING_RUN, CONTAINER, LAST_ERROR, KernelLibrary, number_of
+from ._base.sealed_library import SealedLibrary
 from ._compat import AOTIModelContainerRunnerCpu
 from ._container import run_library
 from ._native_table import NativeRun
@@ -31,7 +31,8 @@ class LibraryRunner:
     """A loaded kernel library with one model instance.
 
     Args:
-        library: A shared object of AOTInductor's for CPU.
+        library: A copy of a shared object of AOTInductor's for CPU; once this object is made, it
+            may be closed.
         calls_aten: Whether the library calls registered ops; they reach originals then.
         release_gil: Whether a run lets other Python threads go on. It costs a few microseconds, so
             it is for kernels that take much longer than that.
@@ -53,7 +54,12 @@ class LibraryRunner:
     __slots__ = ("_native", "lock", "run")
 
     def __init__(
-        self, library: Path, *, calls_aten: bool, release_gil: bool = False, native: bool = False
+        self,
+        library: SealedLibrary,
+        *,
+        calls_aten: bool,
+        release_gil: bool = False,
+        native: bool = False,
     ) -> None:
         self.lock: AbstractContextManager[Any]
         self._native: Callable[[], NativeRun | None] = lambda: None
@@ -69,9 +75,10 @@ class LibraryRunner:
         else:
             self.lock = threading.RLock()
             try:
-                run = AOTIModelContainerRunnerCpu(str(library), 1).run
+                run = AOTIModelContainerRunnerCpu(library.name, 1).run
             except Exception as error:
-                raise RunnerError(f"{library}: cannot be loaded: {error}") from error
+                said = str(error).replace(library.name, str(library.path))
+                raise RunnerError(f"{library.path}: cannot be loaded: {said}") from error
         self.run: Run = _passing(run) if calls_aten else run
 
     def native(self) -> NativeRun | None:
@@ -82,8 +89,8 @@ class LibraryRunner:
 class _ThinRun:
     """A thin library's own entry point: it has no state, so any number of threads may be in it."""
 
-    def __init__(self, path: Path, calls_aten: bool) -> None:
-        self._library = KernelLibrary(path, inspect=False)
+    def __init__(self, library: SealedLibrary, calls_aten: bool) -> None:
+        self._library = KernelLibrary(library.path, inspect=False, sealed=library)
         self.is_thin = self._library.has(BORROWING_RUN)
         self._calls_aten = calls_aten
 
@@ -113,8 +120,8 @@ class _UnlockedRun:
     allocates, and the container only looks whether its (absent) constants are folded.
     """
 
-    def __init__(self, path: Path) -> None:
-        self._library = KernelLibrary(path, inspect=False)
+    def __init__(self, library: SealedLibrary) -> None:
+        self._library = KernelLibrary(library.path, inspect=False, sealed=library)
         handle = ctypes.c_void_p()
         try:
             self._library.call(
@@ -130,7 +137,7 @@ class _UnlockedRun:
                 self._library, f"{CONTAINER}GetNumOutputs", ctypes.c_size_t, self._handle
             )
         except LibraryRunError as error:
-            raise RunnerError(f"{path}: cannot be loaded: {error}") from error
+            raise RunnerError(f"{library.path}: cannot be loaded: {error}") from error
         self._run = self._library.function(f"{CONTAINER}RunSingleThreaded")
         # Re-entrant, for a signal handler that calls the same key.
         self._first = threading.RLock()

@@ -6,6 +6,8 @@ reaches the original kernels.
 
 from __future__ import annotations
 
+import errno
+import hashlib
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,7 +19,9 @@ from torch import Tensor
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from . import _inductor_compat as inductor
+from ._base.sealed_library import LIBRARY_LIMIT
 from ._compat import OpOverload, fake_mode
+from ._determinism import error_chain, is_compilers_own, is_deterministic
 from ._graph_checks import check_graph
 from ._guards import Guards
 from ._key import KernelKey
@@ -25,7 +29,7 @@ from ._row_sums import in_blocks
 from ._symbolic import compiled_pattern, symbolic_program
 from ._template import CallTemplate
 from ._thin_codegen import NotThinError, ThinWrapper, compiler_into
-from ._tracing import call_module, error_text, fake_inputs, trace_outputs
+from ._tracing import call_module, does_not_trace, error_text, fake_inputs, trace_outputs
 from .errors import CompileError
 
 
@@ -35,6 +39,7 @@ class Lowered:
 
     Attributes:
         library: The shared object's file.
+        sha256: The digest of its bytes: no others may be tried, measured or kept.
         outputs: Where each result of the op comes from; see ``Entry.outputs``.
         calls_aten: Whether the library calls ATen for a part of its work.
         parallel: Whether its code has parallel regions, so that it depends on the thread count.
@@ -44,6 +49,7 @@ class Lowered:
     """
 
     library: Path
+    sha256: str
     outputs: list[dict[str, Any]]
     calls_aten: bool
     parallel: bool
@@ -83,10 +89,12 @@ def lower(
                 op, template, outputs, work, headers, options, facts, dims
             )
         except Exception as error:
-            if not any(isinstance(one, NotThinError) for one in _chain(error)):
+            if not any(isinstance(one, NotThinError) for one in error_chain(error)):
                 raise
             if dims is not None:
-                raise CompileError("not_dynamic", f"no thin library: {error}") from error
+                raise CompileError(
+                    "not_dynamic", f"no thin library: {error}", remember=is_deterministic(error)
+                ) from error
             facts = _GeneratedCode()
             library = _compile_full(op, template, outputs, options, facts)
         pattern, guards = compiled_pattern(template, traced) if dims is not None else (None, None)
@@ -94,8 +102,10 @@ def lower(
         raise
     except Exception as error:
         raise _compile_error(error) from error
+    file, sha256 = _without_holes(Path(str(library)))
     return Lowered(
-        library=_without_holes(Path(str(library))),
+        library=file,
+        sha256=sha256,
         outputs=outputs,
         calls_aten=facts.calls_aten,
         parallel=facts.parallel,
@@ -105,21 +115,24 @@ def lower(
     )
 
 
-def _without_holes(library: Path) -> Path:
-    """Return the library after it was written anew, from its first byte to its last.
+def _without_holes(library: Path) -> tuple[Path, str]:
+    """Return the library, written anew from its first byte to its last, and its digest.
 
     A linker may leave holes in the file. On a full file system in memory, reading one through the
     mapped library ends the process.
     """
     content = library.read_bytes()
+    if len(content) > LIBRARY_LIMIT:
+        raise CompileError(
+            "compile_failed",
+            f"the library has {len(content)} bytes; at most {LIBRARY_LIMIT} are loaded",
+        )
     library.unlink()
     try:
         library.write_bytes(content)
     except OSError as error:
-        raise CompileError(
-            "store_unwritable", f"{library}: {error.strerror}", remember=False
-        ) from error
-    return library
+        raise CompileError("store_unwritable", f"{library}: {error.strerror}") from error
+    return library, hashlib.sha256(content).hexdigest()
 
 
 def _compile_thin(
@@ -149,12 +162,29 @@ def _compile_full(
     options: dict[str, Any],
     facts: _GeneratedCode,
 ) -> Any:
-    program, inputs = _program(op, template, outputs)
-    restore = inductor.inspect_generated_code(facts.inspect)
+    def attempt(options: dict[str, Any]) -> Any:
+        program, inputs = _program(op, template, outputs)
+        restore = inductor.inspect_generated_code(facts.inspect)
+        try:
+            return inductor.aot_compile(program, inputs, options=options)
+        finally:
+            restore()
+
     try:
-        return inductor.aot_compile(program, inputs, options=options)
-    finally:
-        restore()
+        return attempt(options)
+    except Exception as error:
+        used = inductor.precompiles_headers()
+        if not used or not any(_may_be_a_header(one) for one in error_chain(error)):
+            raise
+    library = attempt({**options, "aot_inductor.precompile_headers": False})
+    # Not the code's fault, then. They are made anew, by the next process.
+    inductor.forget_headers()
+    return library
+
+
+def _may_be_a_header(error: BaseException) -> bool:
+    """Return whether a compile may have failed for the precompiled headers that it used."""
+    return isinstance(error, inductor.CppCompileError) and not inductor.was_ended(error)
 
 
 def _program(
@@ -174,7 +204,7 @@ def _program(
         except CompileError:
             raise
         except Exception as error:
-            raise CompileError("does_not_trace", error_text(error)) from error
+            raise does_not_trace(error) from error
 
 
 class _GeneratedCode:
@@ -187,20 +217,24 @@ class _GeneratedCode:
         body = _run_body(wrapper)
         if proxy_executor or "aoti_torch_call_dispatcher" in body:
             raise CompileError(
-                "needs_proxy_executor", "a part of the graph has no C shim to be called through"
+                "needs_proxy_executor",
+                "a part of the graph has no C shim to be called through",
+                remember=True,
             )
         if not re.search(r'extern "C"\s+void\s+\w+\s*\(', kernels):
-            raise CompileError("no_kernel_of_its_own", "no C++ kernel came out")
+            raise CompileError("no_kernel_of_its_own", "no C++ kernel came out", remember=True)
         if re.search(r"\b(floor_divide|remainder)_integral\(", kernels):
             raise CompileError(
                 "error_depends_on_data",
                 "the generated code divides integers, and notes a zero divisor where another "
                 "thread's kernel does, too",
+                remember=True,
             )
         if "TORCH_CHECK(" in kernels:
             raise CompileError(
                 "error_depends_on_data",
                 "the generated code checks data, and a failed check would end the process",
+                remember=True,
             )
         self.calls_aten = bool(re.search(r"aoti_torch_(cpu|cuda|xpu|item)_\w+\(", body))
         self.parallel = "#pragma omp parallel" in kernels
@@ -213,35 +247,21 @@ def _run_body(wrapper: str) -> str:
 
 
 def _compile_error(error: Exception) -> CompileError:
-    chain = _chain(error)
+    chain = list(error_chain(error))
     for one in chain:
         if isinstance(one, CompileError):
             return one
     text = error_text(error)
     names = {type(one).__name__ for one in chain}
     if "InvalidCxxCompiler" in names:
-        return CompileError("no_compiler", text, remember=False)
+        return CompileError("no_compiler", text)
     if "No space left on device" in text or any(
-        isinstance(one, OSError) and one.errno == 28 for one in chain
+        isinstance(one, OSError) and one.errno == errno.ENOSPC for one in chain
     ):
-        return CompileError("store_unwritable", text, remember=False)
-    if any(isinstance(one, MemoryError) for one in chain) or "Killed signal" in text:
-        return CompileError("compile_failed", text, remember=False)
+        return CompileError("store_unwritable", text)
     if "CppCompileError" in names:
         # A compiler that fails may be repaired, and it is no part of the environment.
         first = re.search(r"^.*\berror\b.*$", text, re.MULTILINE)
         said = first.group().strip() if first else text[:500]
-        return CompileError(
-            "compile_failed", f"the C++ compiler failed: {said}", log=text, remember=False
-        )
-    return CompileError("compile_failed", text, log=text)
-
-
-def _chain(error: BaseException) -> list[BaseException]:
-    """Return an exception with those that led to it."""
-    chain: list[BaseException] = []
-    cause: BaseException | None = error
-    while cause is not None and cause not in chain:
-        chain.append(cause)
-        cause = cause.__cause__ or cause.__context__
-    return chain
+        return CompileError("compile_failed", f"the C++ compiler failed: {said}", log=text)
+    return CompileError("compile_failed", text, log=text, remember=is_compilers_own(error))

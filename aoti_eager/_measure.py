@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from . import _compat, _fork_server, _native_build, _native_library
+from ._base.sealed_library import sealed_file
 from ._call_target import call_target
 from ._check import copy_tensor
 from ._differentiable import is_differentiable, signature_of
@@ -75,9 +76,12 @@ def _measure(request: Mapping[str, Any]) -> dict[str, Any]:
     native = None
     if request["function"] is None or request["function"]["constant"]:
         # The one that the caller has, or one that it may have later.
-        native = request["native"] or _native_build.find(Path(request["toolchain"]), None)
+        if request["native"] is not None:
+            native = _native_library.read(Path(request["native"][0]), request["native"][1])
+        else:
+            native = _native_build.find(Path(request["toolchain"]), None)
         if native is not None:
-            _native_library.load(Path(native))
+            _native_library.load(native)
     function = None if request["function"] is None else request["schema"]
     measured = _Measured(target, template, function)
     for library in request["libraries"]:
@@ -123,14 +127,15 @@ class _Measured:
             self._step = MeasuredStep(self._function, self._op, self._arguments()()[0])
 
     def add(self, library: Mapping[str, Any]) -> None:
-        """Measure this library, too: ``path``, ``outputs`` and ``calls_aten``."""
+        """Measure this library, too: ``path``, ``sha256``, ``outputs`` and ``calls_aten``."""
         numel = sum(tensor.numel() for tensor in self._fresh)
-        runner = LibraryRunner(
-            Path(library["path"]),
-            calls_aten=library["calls_aten"],
-            release_gil=numel >= RELEASE_GIL_NUMEL,
-            native=True,
-        )
+        with sealed_file(Path(library["path"]), library["sha256"]) as copy:
+            runner = LibraryRunner(
+                copy,
+                calls_aten=library["calls_aten"],
+                release_gil=numel >= RELEASE_GIL_NUMEL,
+                native=True,
+            )
         if self._constants:
             runner.run = _with_constants(runner.run, self._constants)
         slots = self._template.slots[: len(self._template.slots) - self._template.constants]

@@ -18,8 +18,9 @@ from torch import Tensor
 from . import _backend
 from ._answers import Compiled
 from ._backend import Backend
+from ._base.sealed_library import sealed_file
 from ._declines import call_decline
-from ._entries import failed_entry, ready_entry
+from ._entries import failed_entry, is_remembered, ready_entry
 from ._entry import Entry, Status
 from ._kernel import Kernel, call_inputs
 from ._key import KernelKey, kernel_key
@@ -31,6 +32,7 @@ from ._pending import Arrived, compile_later
 from ._plan import Plan
 from ._python_function import Description
 from ._store import StoredEntry
+from ._stored_failures import as_failure, met_now
 from ._table import COMPILING, Decline, TableKey
 from ._template import CallTemplate, call_template
 from ._verdict import Verdict
@@ -201,8 +203,8 @@ class Miss:
         if refused is not None:
             return refused()
         try:
-            kernel = self._call.load(found.library_path, entry)
-        except RunnerError as error:
+            kernel = self._call.load_stored(found, backend)
+        except (RunnerError, OSError) as error:
             return self._declined("library_unloadable", str(error))
         kernel.gated = self._call.passes_gate
         if kernel.parallel and _backend.is_forked():
@@ -355,7 +357,7 @@ class Miss:
                     self._call.template, self._call.function, backend, work, plan
                 )
             except CompileError as error:
-                if error.remember:
+                if is_remembered(error):
                     target, requires = self._toolchain.target(backend)
                     entry = failed_entry(
                         self._call.key if plan is None else plan.pattern,
@@ -364,12 +366,13 @@ class Miss:
                         requires,
                         reason=error.reason,
                         message=str(error),
+                        remembered=met_now(self._call.compiler_identity),
                         guards=None if plan is None else plan.guards,
                     )
                     stored = backend.store.publish(entry, work, None, error.log)
                     if plan is not None:
                         self._table.specialised.add(stored)
-                if plan is None or not error.remember:
+                if plan is None or not is_remembered(error):
                     raise
                 # The next call of this key asks for a kernel of its own.
                 log.info("%s: no dynamic kernel (%s): %s", self._op, error.reason, error)
@@ -392,8 +395,8 @@ class Miss:
                 self._decline_next(*refused(taken))
                 return
         try:
-            kernel = self._call.load(found.library_path, found.entry)
-        except RunnerError as error:
+            kernel = self._call.load_stored(found, backend)
+        except (RunnerError, OSError) as error:
             self._decline_next("library_unloadable", str(error))
             return
         kernel.gated = self._call.passes_gate
@@ -425,14 +428,15 @@ class Miss:
             calls_aten=compiled.calls_aten,
             parallel=compiled.parallel,
             compiler=compiled.compiler,
+            identity=compiled.identity,
             checked=self._call.checks,
             portable=self._toolchain.is_portable,
             guards=compiled.guards,
         )
         try:
-            kernel = self._call.load(compiled.library, entry)
-        except RunnerError as error:
-            raise CompileError("library_unloadable", str(error), remember=False) from error
+            kernel = self._call.load(lambda: sealed_file(compiled.library, compiled.sha256), entry)
+        except (RunnerError, OSError) as error:
+            raise CompileError("library_unloadable", str(error)) from error
         if kernel.parallel and _backend.is_forked():
             self._decline_next("forked", "OpenMP's threads stayed with the parent")
             return
@@ -441,8 +445,16 @@ class Miss:
             problems = self._live.problems(kernel, entry.outputs, result, before)
         if problems:
             message = "; ".join(problems)
-            entry = replace(entry, status=Status.QUARANTINED, reason="mismatch", message=message)
-            stored = backend.store.publish(entry, work, compiled.library, message)
+            entry = replace(
+                entry,
+                status=Status.QUARANTINED,
+                reason="mismatch",
+                message=message,
+                remembered=met_now(compiled.identity),
+            )
+            stored = backend.store.publish(
+                entry, work, compiled.library, message, sha256=compiled.sha256
+            )
             if entry.guards is not None:
                 self._table.specialised.add(stored)
                 self._table.distrust(entry.digest)
@@ -451,7 +463,7 @@ class Miss:
             self._decline_next("mismatch", message)
             return
         self._use_if_faster(kernel, compiled, entry)
-        found = backend.store.publish(entry, work, compiled.library, "")
+        found = backend.store.publish(entry, work, compiled.library, "", sha256=compiled.sha256)
         if entry.guards is not None:
             self._table.specialised.add(found)
         size = self._call.size(entry)
@@ -515,7 +527,7 @@ class Miss:
         if found.entry.guards is not None:
             self._table.distrust(found.entry.digest)
         try:
-            _backend.current().store.quarantine(found, "mismatch", "; ".join(problems))
+            _backend.current().store.quarantine(as_failure(found), "mismatch", "; ".join(problems))
         except StoreError as error:
             self._store_problem(error)
 

@@ -186,9 +186,9 @@ class Pending:
             call.decline(*refused(taken), entry=entry)
             return None
         _let_others_run()
-        backend.store.check_library(found)
+        found = backend.store.check_library(found)
         _let_others_run()
-        kernel = call.load(found.library_path, entry)
+        kernel = call.load_stored(found, backend)
         kernel.gated = gated or not call.toolchain.works_in_background
         _let_others_run()
         if call.is_gated and not gated:
@@ -233,10 +233,11 @@ class Pending:
                 calls_aten=made.calls_aten,
                 parallel=made.parallel,
                 compiler=made.compiler,
+                identity=made.identity,
                 checked=False,
                 portable=True,
             )
-            return store.publish(entry, work, made.library, "")
+            return store.publish(entry, work, made.library, "", sha256=made.sha256)
 
 
 def _let_others_run() -> None:

@@ -24,6 +24,7 @@ from ._schema import OpSchema
 from ._size_arguments import size_arguments
 from ._static_calls import StaticCalls
 from ._store import StoredEntry
+from ._stored_failures import standing
 from ._stored_pattern import serves
 from .config import config
 
@@ -111,6 +112,7 @@ class Specialisations:
         with self._lock:
             if self._known is None:
                 found = backend.store.find_dynamic(key.op, backend.environment, backend.features)
+                found = [one for one in found if standing(backend.store, one) is not None]
                 self._known = {one.entry.digest: one for one in found}
             known = [one for one in self._known.values() if self._is_usable(one)]
         serving = [one for one in known if serves(schema, one, key, words)]

@@ -23,7 +23,7 @@ from ._pattern import family_of, number_range, size_symbols, symbolic_number
 from ._schema import Kind
 from ._size_arguments import product, resolved, size_arguments
 from ._template import CallTemplate, slot_dtype
-from ._tracing import call_module, error_text
+from ._tracing import call_module, does_not_trace
 from .errors import CompileError
 
 Dims = Sequence[tuple[int, int]]
@@ -59,7 +59,7 @@ def symbolic_program(
     except CompileError:
         raise
     except Exception as error:
-        raise CompileError("does_not_trace", error_text(error)) from error
+        raise does_not_trace(error) from error
     traced = [node.meta["val"] for node in exported.graph.nodes if node.op == "placeholder"]
     return exported.module(check_guards=False), inputs, traced[-len(inputs) :]
 
@@ -214,7 +214,8 @@ def _number_ranges(template: CallTemplate) -> dict[str, tuple[int, int]]:
     for count, value in enumerate(values):
         bounds = number_range(float_bits(value))
         if bounds is None:
-            raise CompileError("not_dynamic", f"{value} is a number with a meaning of its own")
+            message = f"{value} is a number with a meaning of its own"
+            raise CompileError("not_dynamic", message, remember=True)
         ranges[f"v{count}"] = bounds
     return ranges
 
@@ -272,7 +273,9 @@ def _json(expression: Any, names: dict[sympy.Symbol, str]) -> Expression:
     operator = _operators().get(type(expression))
     if operator is None:
         raise CompileError(
-            "not_dynamic", f"the code relies on {expression}, which no guard can say"
+            "not_dynamic",
+            f"the code relies on {expression}, which no guard can say",
+            remember=True,
         )
     name, swapped = operator
     operands = [_json(one, names) for one in expression.args]

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ._answers import Compiled, Measured, Published
 from ._backend import Backend
+from ._base.sealed_library import SealedLibrary, copy_for_good, library_digest
 from ._compat import OpOverload, raw_schema
 from ._device_compile import DeviceBackend
 from ._entry import Entry
@@ -105,6 +106,7 @@ class Toolchain:
             )
             return Compiled(
                 library=made.library,
+                sha256=library_digest(made.library),
                 outputs=made.outputs,
                 calls_aten=False,
                 parallel=False,
@@ -171,6 +173,7 @@ class Toolchain:
         """
         described = {
             "path": str(library),
+            "sha256": "" if entry.library is None else entry.library.sha256,
             "outputs": [dict(output) for output in entry.outputs],
             "calls_aten": entry.calls_aten,
             "numbers": list(number_arguments(entry.key)),
@@ -188,22 +191,23 @@ class Toolchain:
         }
 
     def load(
-        self, library: Path, entry: Entry, *, numel: int, device: torch.device | None
+        self, library: SealedLibrary, entry: Entry, *, numel: int, device: torch.device | None
     ) -> LibraryRunner | DeviceRunner:
         """Return a loaded library.
 
         Args:
-            library: Its file.
+            library: A copy of it, which may be closed afterwards.
             entry: Its entry.
             numel: How many elements all inputs have together.
             device: That of the first input which is not on the CPU, if there is one.
 
         Raises:
             RunnerError: It cannot be loaded.
+            OSError: There is no place for a copy that the device's backend may open.
         """
         if self._device_backend is not None:
             device = device or torch.device(self._device_backend.device_type)
-            return DeviceRunner(self._device_backend.load(library, device))
+            return DeviceRunner(self._device_backend.load(copy_for_good(library.content), device))
         return LibraryRunner(
             library,
             calls_aten=entry.calls_aten,

@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.multiprocessing.reductions import StorageWeakRef
 
 from ._compat import OpOverload, data_dependent_errors
+from ._determinism import is_deterministic
 from ._schema import Kind
 from ._template import CallTemplate, slot_dtype
 from .errors import CompileError
@@ -53,13 +54,13 @@ def trace_outputs(
     try:
         result = template.call(op, inputs, as_number=_made_up_number)
     except data_dependent_errors() as error:
-        raise CompileError("data_dependent_output", str(error)) from error
+        raise _refusal("data_dependent_output", str(error)) from error
     except Exception as error:
-        raise CompileError("does_not_trace", error_text(error)) from error
+        raise does_not_trace(error) from error
     if before != [(t.shape, t.stride(), t.dtype) for t in inputs]:
-        raise CompileError("changes_metadata", "the op changes the sizes or strides of an argument")
+        raise _refusal("changes_metadata", "the op changes the sizes or strides of an argument")
     if versions != [tensor._version for tensor in constants]:
-        raise CompileError("mutates_constant", "the function writes to a tensor it closes over")
+        raise _refusal("mutates_constant", "the function writes to a tensor it closes over")
     schema = template.schema
     results = [result] if len(schema.returns) == 1 else list(result or ())
     outputs: list[dict[str, Any]] = []
@@ -73,13 +74,13 @@ def trace_outputs(
             outputs.append({"none": True})
             continue
         if returned.kind not in (Kind.TENSOR, Kind.TENSORS):
-            raise CompileError("non_tensor_result", f"the op returns {returned.type_name}")
+            raise _refusal("non_tensor_result", f"the op returns {returned.type_name}")
         tensors = [value] if returned.kind is Kind.TENSOR else list(value)
         for tensor in tensors:
             if tensor.layout is not torch.strided:
-                raise CompileError("unsupported_tensor", f"a result is {tensor.layout}")
+                raise _refusal("unsupported_tensor", f"a result is {tensor.layout}")
             if storage_identity(tensor) in taken:
-                raise CompileError(
+                raise _refusal(
                     "result_shares_storage", "a result shares storage with an argument or a result"
                 )
             taken.add(storage_identity(tensor))
@@ -89,6 +90,16 @@ def trace_outputs(
             {"output": numbers[0]} if returned.kind is Kind.TENSOR else {"outputs": numbers}
         )
     return outputs
+
+
+def does_not_trace(error: Exception) -> CompileError:
+    """Return the error of a call that was refused with ``error`` while it was traced."""
+    remember = is_deterministic(error)
+    return CompileError("does_not_trace", error_text(error), remember=remember)
+
+
+def _refusal(reason: str, message: str) -> CompileError:
+    return CompileError(reason, message, remember=True)  # Metadata alone decides.
 
 
 def storage_identity(tensor: Tensor) -> int:

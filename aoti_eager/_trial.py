@@ -17,9 +17,11 @@ import torch
 from torch import Tensor
 
 from . import _fork_server
+from ._base.sealed_library import sealed_file
 from ._call_target import call_target
 from ._check import copy_tensor, differences, float64_reference, fresh_results
 from ._compat import set_deterministic_algorithms
+from ._determinism import is_deterministic
 from ._key import KernelKey
 from ._library_runner import LibraryRunner
 from ._template import CallTemplate, TensorSlot, call_template, slot_dtype
@@ -41,9 +43,11 @@ def _try_library(request: Mapping[str, Any]) -> dict[str, Any]:
     if isinstance(context["threads"], int):
         torch.set_num_threads(context["threads"])
     try:
-        runner = LibraryRunner(Path(request["library"]), calls_aten=False)
+        with sealed_file(Path(request["library"]), request["sha256"]) as library:
+            runner = LibraryRunner(library, calls_aten=False)
     except Exception as error:  # noqa: BLE001 - the answer is the reason
-        return {"reason": "library_unloadable", "message": str(error)}
+        # Not remembered: a mount option, a system library that is not there yet.
+        return {"reason": "library_unloadable", "message": str(error), "remember": False}
     compared, differs = 0, False
     for data in ("normal", "positive", "special"):
         torch.manual_seed(0)
@@ -53,13 +57,14 @@ def _try_library(request: Mapping[str, Any]) -> dict[str, Any]:
             with torch.no_grad():
                 got = runner.run(mine)
         except Exception as error:  # noqa: BLE001 - the answer is the reason
-            return {"reason": "raised", "message": str(error)}
+            remember = is_deterministic(error)
+            return {"reason": "raised", "message": str(error), "remember": remember}
         found = _compared(template, op, outputs, inputs, mine, got, data)
         compared += found is not None
         differs = differs or bool(found)
         if found and request["check"]:
             message = f"on {data} data: {'; '.join(found)}"
-            return {"reason": "mismatch", "message": message}
+            return {"reason": "mismatch", "message": message, "remember": True}
     # A verdict outlives the setting: who checks again must not take this for a comparison.
     return {"compared": 0 if differs else compared}
 

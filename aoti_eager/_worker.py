@@ -13,7 +13,6 @@ import contextlib
 import json
 import os
 import queue
-import shutil
 import signal
 import sys
 import threading
@@ -22,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from ._compile_job import CompileJobs
+from ._work_directories import SCRATCH_VARIABLE, remove_scratch
 
 # Seconds without a request after which a worker ends.
 IDLE_S = 60.0
@@ -29,6 +29,7 @@ IDLE_S = 60.0
 
 def main() -> None:
     """Serve until standard input ends."""
+    os.umask(0o077)  # What compilers write here is linked and loaded: it is the user's alone.
     # Compiling in this process only: a pool of Inductor's own would outlive its use.
     os.environ["TORCHINDUCTOR_COMPILE_THREADS"] = "1"
     # A handler of ours, which compilers that we start do not inherit: see ``_end``.
@@ -42,7 +43,9 @@ def main() -> None:
         # What is tried on large tensors may need all the memory there is: it is for us to end then,
         # not for the script. Our children are the same.
         Path("/proc/self/oom_score_adj").write_text("1000", encoding="ascii")
-    jobs = CompileJobs(vector_bits)
+    # Not the temporary directory, which may be the user's own.
+    scratch = os.environ.get(SCRATCH_VARIABLE)
+    jobs = CompileJobs(vector_bits, Path(scratch) if scratch else None)
     requests: queue.Queue[dict[str, Any]] = queue.Queue()
     threading.Thread(target=_read_requests, args=(requests, jobs), daemon=True).start()
     threading.Thread(target=_watch, args=(parent, jobs), daemon=True).start()
@@ -74,9 +77,9 @@ def _watch(parent: int, jobs: CompileJobs) -> None:
 def _end(jobs: CompileJobs) -> None:
     """End with everything that was started: the parent is gone, or has closed us."""
     jobs.ending = True
-    work = jobs.work
+    left = [path for path in (jobs.work, jobs.scratch) if path is not None]
     # The compilers first, which would go on writing; our own handler keeps this process.
     os.killpg(0, signal.SIGTERM)
-    if work is not None:
-        shutil.rmtree(work, ignore_errors=True)
+    for path in left:
+        remove_scratch(path)
     os.killpg(0, signal.SIGKILL)

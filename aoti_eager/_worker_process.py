@@ -5,16 +5,19 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
 import threading
 import time
 from multiprocessing.connection import wait
+from pathlib import Path
 from typing import Any
 
 from ._child import child_command
 from ._environment import Target
+from ._work_directories import SCRATCH_VARIABLE, Scratch
 from .errors import CompileError
 
 # Bytes; a log of 20,000 characters is the longest part of an answer.
@@ -31,12 +34,13 @@ class WorkerProcess:
     Args:
         target: The instruction set to compile for.
         nice: By how much its priority is lower than ours.
+        root: The store in which it may write before it knows of a request.
 
     Raises:
         CompileError: It cannot be started.
     """
 
-    def __init__(self, target: Target, nice: int) -> None:
+    def __init__(self, target: Target, nice: int, root: Path) -> None:
         if getattr(sys, "frozen", False) or not sys.executable:
             # It would start the application once more, and that its workers.
             raise CompileError(
@@ -46,6 +50,7 @@ class WorkerProcess:
                 remember=False,
             )
         arguments = (os.getpid(), target.vector_bits, nice)
+        self._scratch = Scratch(root)
         try:
             # No pipe: a worker that hangs before it reads would hold up who writes a long request.
             self._requests, theirs = socket.socketpair()
@@ -56,16 +61,70 @@ class WorkerProcess:
                     stdin=theirs.fileno(),
                     stdout=subprocess.PIPE,
                     stderr=subprocess.DEVNULL,
+                    env={**os.environ, **self._directories()},
+                    umask=0o077,
                     # A group of its own: Ctrl-C in the terminal is for the script, not for us.
                     start_new_session=True,
                 )
                 undo.pop_all()
         except OSError as error:
+            self._scratch.close()
             raise CompileError(
                 "worker_died", f"the compile worker cannot be started: {error}", remember=False
             ) from error
         self._lock = threading.Lock()
         self._asking = False
+        self._ended = False
+        self._reaper = threading.Thread(target=self._reap, name="aoti_eager-reaper", daemon=True)
+        try:
+            self._reaper.start()
+        except RuntimeError as error:  # The system gives no more threads.
+            self._end_group(is_last=True)
+            self._process.wait()
+            self._scratch.close()
+            self._close_pipes()
+            message = f"the compile worker cannot be watched: {error}"
+            raise CompileError("worker_died", message) from error
+
+    def _directories(self) -> dict[str, str]:
+        """Return the variables that keep the worker and its compilers out of shared directories.
+
+        The compiler's default lies below the system's temporary directory, under a name that
+        anybody can foresee, and importing it needs one.
+        """
+        path = self._scratch.path
+        if path is None:
+            return {SCRATCH_VARIABLE: ""}
+        return {
+            SCRATCH_VARIABLE: str(path),
+            "TMPDIR": str(path),
+            "TORCHINDUCTOR_CACHE_DIR": str(path / "inductor"),
+        }
+
+    def _reap(self) -> None:
+        """Wait for the worker's end, so that one which has ended by itself leaves nothing.
+
+        No other thread takes the ended process: until this one does, its number, which is its
+        group's, is nobody else's, and the group can be killed.
+        """
+        try:
+            os.waitid(os.P_PID, self._process.pid, os.WEXITED | os.WNOWAIT)
+        except ChildProcessError:
+            with self._lock:  # The script has waited for all children: the number may be another's.
+                self._ended = True
+        self._end_group(is_last=True)
+        self._process.wait()
+        self._scratch.close()
+        self._close_pipes()
+
+    def _end_group(self, *, is_last: bool) -> None:
+        """Kill the worker with all that it has started, while the group is known to be its own."""
+        with self._lock:
+            if not self._ended:
+                # The whole group: the C++ compiler and the trial server too.
+                with contextlib.suppress(ProcessLookupError, PermissionError):
+                    os.killpg(self._process.pid, signal.SIGKILL)
+                self._ended = is_last
 
     def ask(self, request: dict[str, Any], deadline: float) -> dict[str, Any] | None:
         """Return the answer, or ``None`` if the worker died or the deadline passed."""
@@ -112,24 +171,29 @@ class WorkerProcess:
 
     def is_alive(self) -> bool:
         """Return whether the process runs."""
-        return self._process.poll() is None
+        if self._process.returncode is not None:
+            return False
+        try:
+            options = os.WEXITED | os.WNOHANG | os.WNOWAIT
+            return os.waitid(os.P_PID, self._process.pid, options) is None
+        except ChildProcessError:
+            return False
 
     def kill(self) -> None:
         """End it with all that it has started."""
-        # The whole group: the C++ compiler and the trial server too.
-        with contextlib.suppress(ProcessLookupError, PermissionError):
-            os.killpg(self._process.pid, 9)
-        self._process.wait()
-        with self._lock:
-            # Not under a thread that reads from it: the number may be another file's by then.
-            if not self._asking:
-                self._close_pipes()
+        self._end_group(is_last=False)
+        self._reaper.join()
+        self._close_pipes()
 
     def _close_pipes(self) -> None:
-        for pipe in (self._requests, self._process.stdout):
-            if pipe is not None:
-                with contextlib.suppress(OSError):
-                    pipe.close()
+        with self._lock:
+            # Not under a thread that reads from it: the number may be another file's by then.
+            if self._asking:
+                return
+            for pipe in (self._requests, self._process.stdout):
+                if pipe is not None:
+                    with contextlib.suppress(OSError):
+                        pipe.close()
 
     def _send(self, message: dict[str, Any], deadline: float) -> bool:
         data = json.dumps(message).encode() + b"\n"
