@@ -38,7 +38,7 @@ def remembering(compile_: Compile, directory: Path) -> Compile:
             _keep(kept, lambda: compile_(service, key, work, toolchain, **options))
         document = json.loads((kept / "document.json").read_text())
         if "error" in document:
-            raise CompileError(**document["error"])
+            raise CompileError(**document["error"], remember=True)
         pattern, guards = document["pattern"], document["guards"]
         library = work / "copied.so"
         shutil.copyfile(kept / "library", library)

@@ -8,6 +8,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +19,9 @@ import aoti_eager
 from aoti_eager import _backend, cache, cli
 from aoti_eager._entry import Entry, Status
 from aoti_eager._environment import Environment
-from aoti_eager._key import kernel_key
+from aoti_eager._key import KernelKey, kernel_key
 from aoti_eager._schema import op_schema
+from aoti_eager._verdict import PathTime, Verdict
 
 X = torch.ones(8, 8)
 
@@ -264,6 +266,71 @@ with aoti_eager.register("aten::silu"):
         "failures": 0,
         "declined": {"not_in_cache": 2},
     }
+
+
+HOSTILE = "\x1b[2J\x07\u202e"
+SHOWN = r"\x1b[2J\x07\u202e"
+
+
+def hostile_key() -> KernelKey:
+    schema = op_schema(torch.ops.aten.silu.default)
+    key = kernel_key(schema, "CPU", schema.bind((X,), {}))
+    return replace(key, arguments=((f"self{HOSTILE}", {"number": HOSTILE}), *key.arguments))
+
+
+def test_escape_sequences_of_the_store_are_not_printed_raw(
+    cache_dir: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """An entry, its log, its verdict, the totals and a path name."""
+    entry = publish(
+        torch.ops.aten.silu.default,
+        X,
+        status=Status.QUARANTINED,
+        key=hostile_key(),
+        environment=Environment((("torch", f"2{HOSTILE}"),)),
+        reason=f"reason{HOSTILE}",
+        message=f"first{HOSTILE}\nsecond\tline",
+        provenance=((f"by{HOSTILE}", f"gcc{HOSTILE}"),),
+    )
+    backend = _backend.current()
+    assert entry.library is not None
+    taken = PathTime(1.0, 2.0, 2.0, 0.01, True)
+    verdict = Verdict(entry.library.sha256, times={f"native/2{HOSTILE}": taken})
+    backend.verdicts.put(entry.digest, verdict)
+    # A directory whose name the format does not know is nobody's entry, and is passed over.
+    other = cache_dir / "v1" / "0" / f"aten.x{HOSTILE}" / "static" / ("0" * 64) / "cpu"
+    other.mkdir(parents=True)
+    (other / "entry.json").write_text("{")
+    counts = {"hits": 1, "misses": 0, "declines": 0, "compiles": 0, "failures": 0}
+    totals = {f"op{HOSTILE}": {**counts, "declined": {f"why{HOSTILE}": 1}}}
+    (cache_dir / "totals.json").write_text(json.dumps(totals))
+
+    for argv, number in (
+        (["list"], 1),
+        (["inspect", entry.digest], 8),
+        (["verify", "--dry-run"], 0),
+        (["stats"], 2),
+        (["explain", "aten::silu", "f32[8,8]"], 1),
+    ):
+        cli.main(argv)
+        out, err = capsys.readouterr()
+        assert out.count(SHOWN) >= number, (argv, out)
+        for text in (out, err):
+            assert all(c.isprintable() or c in "\n\t" for c in text), (argv, text)
+    cli.main(["inspect", entry.digest])
+    assert f"first{SHOWN}\nsecond\tline" in capsys.readouterr().out
+
+
+def test_escape_sequences_in_an_error_are_not_printed_raw(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / f"dir{HOSTILE}"
+    path.write_text("")
+    for argv in (["list", "--cache-dir", str(path)], ["warm", f"{path}/none"]):
+        assert cli.main(argv) == 2
+        err = capsys.readouterr().err
+        assert SHOWN in err
+        assert "\x1b" not in err
 
 
 # --- logging ---

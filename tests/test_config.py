@@ -6,6 +6,7 @@ import copy
 import math
 import os
 import signal
+import sys
 import threading
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ import aoti_eager
 from aoti_eager import _warnings
 from aoti_eager._settings import CPU_TARGETS, MODES, SETTINGS
 from aoti_eager.config import Config, _checks
-from aoti_eager.errors import ConfigError
+from aoti_eager.errors import AotiEagerWarning, ConfigError
 
 
 @pytest.fixture(autouse=True)
@@ -165,6 +166,57 @@ def test_a_directory_is_made_absolute_when_it_is_set(
     assert config.cache_dir == tmp_path / "home" / "cache"
 
 
+@pytest.mark.parametrize("text", ["cache", "./cache", "../cache", "a/b"])
+def test_a_variable_that_depends_on_the_current_directory_is_refused(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, text: str
+) -> None:
+    """A script that goes into a cloned repository would run the code of its cache."""
+    for variable in ("AOTI_EAGER_CACHE_DIR", "AOTI_EAGER_CONFIG"):
+        with monkeypatch.context() as patched:
+            patched.setenv(variable, text)
+            with pytest.raises(ConfigError, match=f"{variable}.*wants a path from the root on"):
+                Config().validate()
+    path = tmp_path / "settings.toml"
+    path.write_text(f'cache_dir = "{text}"')
+    monkeypatch.setenv("AOTI_EAGER_CONFIG", str(path))
+    with pytest.raises(ConfigError, match="config file .*wants a path from the root on"):
+        Config().validate()
+
+
+def test_a_config_file_that_others_can_write_to_is_not_read(
+    config: Config, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    path = tmp_path / "settings.toml"
+    path.write_text('mode = "off"')
+    path.chmod(0o666)
+    with monkeypatch.context() as patched:
+        patched.setenv("AOTI_EAGER_CONFIG", str(path))
+        with pytest.raises(ConfigError, match="others can write to it"):
+            config.validate()
+    # One that nobody has named is passed over: a script must start.
+    monkeypatch.setattr(sys.modules[Config.__module__], "user_config_file", lambda: path)
+    with pytest.warns(AotiEagerWarning, match="others can write to it.*is not read"):
+        config.validate()
+    assert config.lookup("mode") == ("background", "default")
+
+
+@pytest.mark.parametrize("given", ["~/.cache/aoti_eager", ".cache/aoti_eager", RuntimeError("no")])
+def test_without_a_home_there_is_no_directory_and_nothing_raises(
+    config: Config, monkeypatch: pytest.MonkeyPatch, given: str | Exception
+) -> None:
+    """What platformdirs does then depends on its version."""
+
+    def answer(name: str) -> str:
+        if isinstance(given, Exception):
+            raise given
+        return given
+
+    for name in ("user_cache_dir", "user_config_dir"):
+        monkeypatch.setattr("platformdirs." + name, answer)
+    assert config.cache_dir is None
+    config.validate()
+
+
 WRONG = [
     ("mode", "fast", "wants one of 'background', 'sync', 'cache_only', 'off'"),
     ("cpu_target", "avx2", "wants one of 'auto', 'native', 'x86-64-v2', 'x86-64-v3', 'x86-64-v4'"),
@@ -305,7 +357,7 @@ def test_a_named_file_must_be_there(
     with pytest.raises(ConfigError, match="cannot be read: No such file"):
         config.validate()
     monkeypatch.setenv("AOTI_EAGER_CONFIG", str(tmp_path))
-    with pytest.raises(ConfigError, match="cannot be read: Is a directory"):
+    with pytest.raises(ConfigError, match="cannot be read: is no regular file"):
         config.validate()
 
 

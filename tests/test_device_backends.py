@@ -222,7 +222,7 @@ def test_a_backend_that_raises_declines_with_its_message(tmp_path: Path) -> None
 
 def test_a_backend_s_own_compile_error_is_kept(tmp_path: Path) -> None:
     def compile_fn(request: aoti_eager.CompileRequest) -> Path:
-        raise CompileError("no_kernel_of_its_own", "not worth it")
+        raise CompileError("no_kernel_of_its_own", "not worth it", remember=True)
 
     with pytest.raises(CompileError, match="not worth it") as caught:
         compile_with(compile_fn, tmp_path)

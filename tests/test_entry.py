@@ -10,7 +10,7 @@ from hypothesis import HealthCheck, example, given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
-from aoti_eager._entry import FORMAT_VERSION, Entry, Library, Status, decode, encode
+from aoti_eager._entry import FORMAT_VERSION, Entry, Library, Remembered, Status, decode, encode
 from aoti_eager._environment import Environment
 from aoti_eager._guards import Guards
 from aoti_eager._key import KernelKey, json_digest
@@ -49,6 +49,7 @@ entries = st.builds(
     message=st.none() | names,
     provenance=texts,
     guards=st.none() | st.just(Guards({"s0": (2, 64)}, (["==", ["%", "s0", 4], 0],))),
+    remembered=st.none() | st.builds(Remembered, at=st.integers(), compiler=st.none() | names),
 )
 
 
@@ -132,6 +133,45 @@ def test_sizes_that_are_no_expressions_make_the_entry_a_damaged_one(size: Any) -
     payload = dynamic_payload()
     payload["key"]["arguments"][0][1]["sizes"] = ["s0", size]
     with pytest.raises(EntryDamagedError):
+        decode(signed(payload))
+
+
+def test_a_remembered_failure_says_when_it_was_met_and_with_what() -> None:
+    failed = make_entry(status=Status.DECLINED, remembered=Remembered(1_700_000_000, "g++-12"))
+    payload = json.loads(encode(failed))["payload"]
+    assert payload["remembered"] == {"at": 1_700_000_000, "compiler": "g++-12"}
+    assert decode(encode(failed)) == failed
+    # One that an older version wrote has no such field, and is written as it was.
+    assert "remembered" not in parsed()["payload"]
+    assert decode(DOCUMENT).remembered is None
+
+
+def test_an_older_version_reads_a_remembered_failure() -> None:
+    """It takes the fields it knows, and the form is that of what it read."""
+    document = encode(make_entry(status=Status.DECLINED, remembered=Remembered(7, None)))
+    outer = json.loads(document)
+    assert (outer["format"], outer["sha256"]) == (1, json_digest(outer["payload"]))
+    assert document_of(outer) == document
+
+
+@pytest.mark.parametrize(
+    "remembered",
+    [
+        None,
+        7,
+        [],
+        {},
+        {"at": 7},
+        {"compiler": "g++"},
+        {"at": "7", "compiler": None},
+        {"at": 7.5, "compiler": None},
+        {"at": True, "compiler": None},
+        {"at": 7, "compiler": 12},
+    ],
+)
+def test_a_failure_that_was_met_at_no_time_is_damage(remembered: Any) -> None:
+    payload = {**parsed()["payload"], "remembered": remembered}
+    with pytest.raises(EntryDamagedError, match="lacks a field"):
         decode(signed(payload))
 
 

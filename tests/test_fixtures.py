@@ -28,7 +28,8 @@ def open_store(name: str, tmp_path: Path) -> Store:
     """Return a copy of a fixture's store, private as a store must be."""
     root = tmp_path / name
     shutil.copytree(FIXTURES / name, root)
-    root.chmod(0o700)
+    for path in (root, *root.rglob("*")):
+        path.chmod(0o700)  # git keeps no modes, and the umask may be 002.
     return Store(root, lock_timeout_s=1.0)
 
 

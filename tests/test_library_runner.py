@@ -12,11 +12,13 @@ import torch
 
 import aoti_eager
 from aoti_eager import ModelContainerRunner, _backend
+from aoti_eager._base.sealed_library import SealedLibrary
 from aoti_eager._library_runner import RELEASE_GIL_NUMEL, LibraryRunner
 from aoti_eager._passthrough import passing
 from aoti_eager.errors import InputError, RunnerError
 
 from .conftest import assert_close
+from .sealed import sealed
 
 
 def stored_library() -> Path:
@@ -40,7 +42,7 @@ def stored_library() -> Path:
 
 @pytest.mark.parametrize("release_gil", [False, True])
 def test_both_ways_give_the_same(shared_cache: Path, release_gil: bool) -> None:
-    runner = LibraryRunner(stored_library(), calls_aten=False, release_gil=release_gil)
+    runner = LibraryRunner(sealed(stored_library()), calls_aten=False, release_gil=release_gil)
     x = torch.linspace(-2, 2, 64).reshape(8, 8).requires_grad_()
     for _ in range(3):
         with runner.lock:
@@ -72,7 +74,7 @@ def test_a_thin_library_is_small(shared_cache: Path) -> None:
 
 
 def test_a_run_without_the_gil_needs_no_lock(shared_cache: Path) -> None:
-    runner = LibraryRunner(stored_library(), calls_aten=False, release_gil=True)
+    runner = LibraryRunner(sealed(stored_library()), calls_aten=False, release_gil=True)
     inputs = [torch.linspace(-i, i, 64).reshape(8, 8) for i in range(4)]
     wanted = [torch.nn.functional.silu(x) for x in inputs]
     wrong: list[Any] = []
@@ -97,7 +99,7 @@ def test_a_run_without_the_gil_needs_no_lock(shared_cache: Path) -> None:
 def test_a_library_that_calls_aten_reaches_originals(
     shared_cache: Path, release_gil: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    runner = LibraryRunner(stored_library(), calls_aten=True, release_gil=release_gil)
+    runner = LibraryRunner(sealed(stored_library()), calls_aten=True, release_gil=release_gil)
     seen: list[bool] = []
     inner: Any = runner.run
     cell = next(c for c in inner.__closure__ if not isinstance(c.cell_contents, type))
@@ -114,15 +116,16 @@ def test_a_library_that_calls_aten_reaches_originals(
 
 
 @pytest.mark.parametrize("release_gil", [False, True])
-@pytest.mark.parametrize("content", [None, b"", b"no library"])
+@pytest.mark.parametrize("content", [b"", b"no library"])
 def test_what_is_no_library_is_a_runner_error(
-    tmp_path: Path, release_gil: bool, content: bytes | None
+    tmp_path: Path, release_gil: bool, content: bytes
 ) -> None:
-    path = tmp_path / "library.so"
-    if content is not None:
-        path.write_bytes(content)
-    with pytest.raises(RunnerError, match="library.so"):
-        LibraryRunner(path, calls_aten=False, release_gil=release_gil)
+    with (
+        SealedLibrary(content, tmp_path / "library.so") as library,
+        pytest.raises(RunnerError, match="library.so: cannot be") as caught,
+    ):
+        LibraryRunner(library, calls_aten=False, release_gil=release_gil)
+    assert "/proc/" not in str(caught.value).replace(library.name, "")
 
 
 def test_large_kernels_release_the_gil_and_small_ones_do_not(cache_dir: Path) -> None:

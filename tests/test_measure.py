@@ -52,12 +52,13 @@ def measured(server: ForkServer, name: str, *args: Any, **kwargs: Any) -> dict[s
         "function": None,
         "schema": "",
         "toolchain": "/nonexistent",
-        "native": str(_native_library.loaded_path()),
+        "native": [str(part) for part in _native_library.loaded() or ()],
         "is_native": True,
         "threads": 1,
         "libraries": [
             {
                 "path": str(details.summary.path / "library.so"),
+                "sha256": details.entry.library.sha256,
                 "outputs": [dict(output) for output in details.entry.outputs],
                 "calls_aten": details.entry.calls_aten,
             }
@@ -121,7 +122,9 @@ def test_a_library_that_is_never_entered_has_no_times(server: ForkServer) -> Non
             "native": None,
             "is_native": False,
             "threads": 1,
-            "libraries": [{"path": "/nonexistent.so", "outputs": [], "calls_aten": False}],
+            "libraries": [
+                {"path": "/nonexistent.so", "sha256": "", "outputs": [], "calls_aten": False}
+            ],
             "timeout_s": 60.0,
         }
     )

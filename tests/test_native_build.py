@@ -31,7 +31,7 @@ def built(shared_cache_dir: Path, native_library: None) -> Path:
     compiler = compiler_on_path()
     found = _native_build.find(shared_cache_dir / "toolchain", compiler)
     assert found is not None
-    return found
+    return found.path
 
 
 @pytest.fixture
@@ -72,16 +72,17 @@ def test_a_build_is_kept_and_found(toolchain: Path, compiler: Compiler) -> None:
     made = _native_build.build(toolchain, path)
     assert _native_build.build(toolchain, path) == made == _native_build.find(toolchain, path)
     assert compiler.runs == 1
-    record = json.loads((made.parent / "native.json").read_text())
+    directory = made.path.parent
+    record = json.loads((directory / "native.json").read_text())
     assert record["compiler"] == "g++"
-    assert sorted(p.name for p in made.parent.iterdir()) == ["native.json", "native.so"]
-    assert not list(made.parent.parent.glob(".build-*"))
+    assert sorted(p.name for p in directory.iterdir()) == ["native.json", "native.so"]
+    assert not list(directory.parent.glob(".build-*"))
     assert toolchain.stat().st_mode & 0o777 == 0o700
 
 
 def test_another_compiler_builds_its_own(toolchain: Path, tmp_path: Path, built: Path) -> None:
     compilers = [Compiler(tmp_path / name, built) for name in ("one", "other")]
-    libraries = {_native_build.build(toolchain, str(c.path)) for c in compilers}
+    libraries = {_native_build.build(toolchain, str(c.path)).path for c in compilers}
     assert len(libraries) == 2
     assert [c.runs for c in compilers] == [1, 1]
 
@@ -93,9 +94,9 @@ def test_a_machine_without_a_compiler_takes_what_another_built(
     made = _native_build.build(toolchain, str(compiler.path))
     moved = toolchain.parent.with_name("elsewhere")
     shutil.move(toolchain.parent, moved)
-    assert _native_build.find(moved / "toolchain", None) == (
-        moved / "toolchain" / made.relative_to(toolchain)
-    )
+    found = _native_build.find(moved / "toolchain", None)
+    assert found is not None
+    assert found.path == moved / "toolchain" / made.path.relative_to(toolchain)
 
 
 @pytest.mark.parametrize("damage", ["garbled", "truncated", "no record", "no library"])
@@ -103,8 +104,8 @@ def test_a_damaged_library_is_not_loaded_and_built_anew(
     damage: str, toolchain: Path, compiler: Compiler
 ) -> None:
     path = str(compiler.path)
-    made = _native_build.build(toolchain, path)
-    content = made.read_bytes()
+    built = _native_build.build(toolchain, path)
+    made, content = built.path, built.content
     made.unlink()
     if damage != "no library":
         made.write_bytes(
@@ -114,7 +115,7 @@ def test_a_damaged_library_is_not_loaded_and_built_anew(
         (made.parent / "native.json").unlink()
     assert _native_build.find(toolchain, path) is None
     assert _native_build.find(toolchain, None) is None
-    assert _native_build.build(toolchain, path) == made
+    assert _native_build.build(toolchain, path) == built
     assert made.read_bytes() == content
     assert compiler.runs == 2
 
@@ -361,12 +362,11 @@ def test_cache_only_builds_nothing(warm: Path, compiler: Compiler) -> None:
 def test_a_hit_path_that_cannot_be_loaded_is_one_warning(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    path = tmp_path / "native.so"
-    path.write_bytes(b"no library")
+    file = _native_library.NativeFile(tmp_path / "native.so", "", b"no library")
     monkeypatch.setattr(_native_library, "_library", None)
     with pytest.raises(NativePathError, match="native.so"):
-        _native_library.load(path)
-    monkeypatch.setattr(_native_build, "find", lambda toolchain, compiler: path)
+        _native_library.load(file)
+    monkeypatch.setattr(_native_build, "find", lambda toolchain, compiler: file)
     aoti_eager.config.cache_dir.mkdir(exist_ok=True)
     with pytest.warns(aoti_eager.errors.AotiEagerWarning, match="serves instead"):
         assert _native_path.prepare() is False

@@ -32,6 +32,7 @@ from aoti_eager.errors import NativePathError, RunnerError
 from . import runner_libraries
 from .conftest import assert_close
 from .failing_library import MESSAGE, make_fail
+from .sealed import sealed
 
 pytestmark = [pytest.mark.native, pytest.mark.usefixtures("shared_cache")]
 
@@ -366,7 +367,7 @@ def test_a_library_with_a_container_runs_past_its_locks(
 ) -> None:
     """It stands in for silu's kernel here; what it computes is another thing."""
     served, raising = runner_libraries.X, runner_libraries.NAN
-    runner = LibraryRunner(libraries.so(name), calls_aten=True, native=True)
+    runner = LibraryRunner(sealed(libraries.so(name)), calls_aten=True, native=True)
     assert runner.native() is None, "a first run folds the constants"
     expected = runner.run([served.clone()])[0]
     native = runner.native()

@@ -7,6 +7,7 @@ import platform
 import shutil
 import subprocess
 import sys
+import tempfile
 import zipfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -223,6 +224,135 @@ def test_a_full_disk_is_an_error_of_the_package(
     assert not Path(why.split()[4].rstrip(":")).exists(), "what was unpacked stays behind"
     monkeypatch.undo()
     assert unpack(package, "model").library.exists()
+
+
+# -- bombs --
+
+
+@pytest.fixture
+def temporary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Where packages are unpacked: an empty directory."""
+    path = tmp_path / "temporary"
+    path.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(path))
+    return path
+
+
+def packed(path: Path, members: dict[str, bytes], method: int = zipfile.ZIP_DEFLATED) -> Path:
+    """Write an archive with compression."""
+    with zipfile.ZipFile(path, "w", method) as archive:
+        for name, content in members.items():
+            archive.writestr(name, content)
+    return path
+
+
+def declare(path: Path, size_bytes: int, member: int = 0) -> Path:
+    """Change what the archive's table of contents says of one member's size."""
+    content = bytearray(path.read_bytes())
+    at = -1
+    for _ in range(member + 1):
+        at = content.index(b"PK\x01\x02", at + 1)
+    content[at + 24 : at + 28] = size_bytes.to_bytes(4, "little")
+    path.write_bytes(content)
+    return path
+
+
+def test_a_package_that_would_become_huge_is_refused_before_anything_is_written(
+    tmp_path: Path, temporary: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = packed(tmp_path / "bomb.pt2", {f"{MODEL}/x.so": bytes(65 << 20)})
+    monkeypatch.setattr(shutil, "copyfileobj", lambda *_: pytest.fail("it was unpacked"))
+    why = refused(path)
+    assert why.startswith("would become 65.0 MiB from 0.1 MiB; 64.0 MiB are allowed, which is 50 ")
+    assert "pack it again without compression (zip -0)" in why
+    assert list(temporary.iterdir()) == []
+
+
+def test_a_sum_over_many_files_counts(
+    tmp_path: Path, temporary: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_package, "_SMALL_BYTES", 1 << 20)
+    members = {f"{MODEL}/{n}.bin": bytes(100_000) for n in range(20)}
+    path = packed(tmp_path / "bomb.pt2", {f"{MODEL}/x.so": b"", **members})
+    assert refused(path).startswith("would become 1.9 MiB from 0.0 MiB; 1.0 MiB are allowed")
+    assert list(temporary.iterdir()) == []
+
+
+def test_stored_weights_of_any_size_and_a_small_package_of_zeros_are_unpacked(
+    tmp_path: Path, temporary: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    small = packed(tmp_path / "small.pt2", {f"{MODEL}/x.so": bytes(10 << 20)})
+    assert unpack(small, "model").library.stat().st_size == 10 << 20
+    monkeypatch.setattr(_package, "_SMALL_BYTES", 1000)
+    stored = make_package(tmp_path / "large.pt2", {f"{MODEL}/x.so": bytes(10 << 20)})
+    assert unpack(stored, "model").library.stat().st_size == 10 << 20
+
+
+def test_what_has_no_room_is_refused_before_anything_is_written(
+    package: Path, temporary: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    usage = shutil.disk_usage(temporary)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=3000))
+    monkeypatch.setattr(shutil, "copyfileobj", lambda *_: pytest.fail("it was unpacked"))
+    why = refused(package)
+    assert why.startswith(f"would become 0.0 MiB, and {temporary} has 0.0 MiB free; make room")
+    assert "set TMPDIR" in why
+    assert list(temporary.iterdir()) == []
+
+
+@pytest.mark.parametrize("declared", [0, 10, 9_999_999])
+@pytest.mark.parametrize("method", [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED])
+def test_a_table_of_contents_that_lies_is_found_and_nothing_stays(
+    tmp_path: Path, temporary: Path, declared: int, method: int
+) -> None:
+    path = packed(tmp_path / "x.pt2", {f"{MODEL}/x.so": bytes(range(256)) * 4000}, method)
+    assert "is a damaged package" in refused(declare(path, declared))
+    assert list(temporary.iterdir()) == []
+
+
+def test_bytes_are_counted_whatever_the_table_of_contents_says(
+    tmp_path: Path, temporary: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A zipfile that believes the stream, and not the table."""
+    path = packed(tmp_path / "x.pt2", {f"{MODEL}/x.so": bytes(1 << 20)})
+    monkeypatch.setattr(_package, "_check_sizes", lambda *_: 1000)
+    assert refused(path) == (
+        "is a damaged package: it has more bytes than its table of contents says"
+    )
+    assert list(temporary.iterdir()) == []
+
+
+@pytest.mark.parametrize("method", [zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
+def test_a_compression_that_torch_does_not_read_is_refused(tmp_path: Path, method: int) -> None:
+    """Its blocks have no bound in memory."""
+    path = packed(tmp_path / "x.pt2", {f"{MODEL}/x.so": bytes(1 << 20)}, method)
+    assert refused(path).startswith(
+        f"is compressed by zip's method {method}; stored and deflate are supported"
+    )
+
+
+def test_a_package_of_too_many_files_is_refused(
+    tmp_path: Path, temporary: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_package, "_MOST_MEMBERS", 10)
+    members: dict[str, str | bytes] = {f"{MODEL}/{n}": b"" for n in range(10)}
+    path = make_package(tmp_path / "x.pt2", {f"{MODEL}/x.so": b"", **members})
+    assert refused(path) == "its model has 11 files; up to 10 are allowed"
+    assert list(temporary.iterdir()) == []
+
+
+def test_a_table_of_contents_without_end_is_not_read(
+    package: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_package, "_LONGEST_READ", 300)
+    assert "is a damaged package: its table of contents has" in refused(package)
+
+
+def test_metadata_without_end_is_not_read(tmp_path: Path) -> None:
+    for number, text in enumerate((" " * (1 << 20) + "{}", "[" * 100_000)):
+        members: dict[str, str | bytes] = {f"{MODEL}/x.so": b"", f"{MODEL}/x_metadata.json": text}
+        path = make_package(tmp_path / f"{number}.pt2", members)
+        assert refused(path).startswith("its x_metadata.json is damaged")
 
 
 # -- metadata --

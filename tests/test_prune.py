@@ -12,7 +12,7 @@ import torch
 
 import aoti_eager
 from aoti_eager import _backend, _library, _verdict, cache, cli
-from aoti_eager._entry import Entry, Status
+from aoti_eager._entry import Entry, Remembered, Status
 from aoti_eager._environment import Environment
 from aoti_eager._verdict import PathTime, Verdict, Verdicts, processor
 from aoti_eager.cache import PruneReport
@@ -192,6 +192,65 @@ def test_a_process_decides_anew_on_what_was_pruned_and_keeps_what_it_has_decided
             assert aoti_eager.stats()["aten::mm"].declined["not_in_cache"] == 1
 
 
+# --- by compiler ---
+
+GCC = (("compiler", "g++ (Debian 12.2.0-14) 12.2.0"), ("compiler_identity", "g++-12ab"))
+CLANG = (("compiler", "Debian clang version 14.0.6"), ("compiler_identity", "clang++-14cd"))
+
+
+@pytest.fixture
+def made(settings: None) -> dict[str, Entry]:
+    """Entries of two compilers, and those that do not say of which they are."""
+    failed: dict[str, Any] = {"status": Status.DECLINED, "reason": "no_kernel_of_its_own"}
+    by_gcc = {**failed, "remembered": Remembered(1, "g++-12ab")}
+    return {
+        "gcc": publish(aten.silu.default, X, provenance=GCC),
+        "clang": publish(aten.silu.default, Y, provenance=CLANG),
+        "old gcc": publish(aten.tanh.default, X, provenance=GCC[:1]),
+        "gcc failed": publish(aten.mm.default, X, X, **by_gcc),
+        "unknown failed": publish(aten.mm.default, Y, X, **failed),
+        "foreign gcc": publish(aten.gelu.default, X, environment=FOREIGN, provenance=GCC),
+    }
+
+
+@pytest.mark.parametrize(
+    ("text", "removed"),
+    [
+        ("g++ (Debian 12", {"gcc", "old gcc"}),
+        ("12.2.0", {"gcc", "old gcc"}),
+        ("g++-12", {"gcc", "gcc failed"}),
+        ("g++", {"gcc", "old gcc", "gcc failed"}),
+        ("clang++-14cd", {"clang"}),
+        ("Debian", {"gcc", "old gcc", "clang"}),
+        ("14cd", set()),  # An identity is known by its beginning.
+        ("icpx", set()),
+    ],
+)
+def test_what_one_compiler_has_made_or_failed_to_make_is_removed(
+    text: str, removed: set[str], made: dict[str, Entry]
+) -> None:
+    """Row 28 of cases/security.md: another one was first on PATH once."""
+    report = cache.prune(compiler=text)
+    assert report == PruneReport(declined=0, slower=0, stale=0, compiler=len(removed))
+    assert left(made) == set(made) - removed
+
+
+def test_each_entry_is_counted_once(made: dict[str, Entry]) -> None:
+    report = cache.prune(declined=True, stale=True, compiler="g++")
+    assert report == PruneReport(declined=1, slower=0, stale=1, compiler=3)
+    assert left(made) == {"clang"}
+
+
+def test_the_verb_takes_a_compiler(
+    made: dict[str, Entry], capsys: pytest.CaptureFixture[str]
+) -> None:
+    status, out, err = run(capsys, "prune", "--compiler", "g++-12ab")
+    assert (status, err) == (0, "")
+    assert out.startswith("2 entries of that compiler, 0 remembered failures, 0 losing verdicts")
+    assert left(made) == set(made) - {"gcc", "gcc failed"}
+    assert run(capsys, "prune", "--compiler", "")[0] == 2
+
+
 # --- what goes wrong ---
 
 
@@ -211,7 +270,9 @@ def test_a_store_that_is_not_ours_is_refused(filled: dict[str, Entry]) -> None:
     root = _backend.current().store.root
     root.chmod(0o777)
     try:
-        with pytest.raises(StorePermissionError, match="chmod 700"):
+        with pytest.raises(
+            StorePermissionError, match="set AOTI_EAGER_CACHE_DIR to a new directory"
+        ):
             cache.prune(declined=True, stale=True)
     finally:
         root.chmod(0o700)
@@ -279,10 +340,11 @@ def test_the_verb_says_what_it_removed(
     status, out, err = run(capsys, "prune", "--declined")
     assert (status, err) == (0, "")
     assert out.startswith(
-        "2 remembered failures, 1 losing verdicts and 0 entries of other environments removed from "
+        "2 remembered failures, 1 losing verdicts, 0 entries of other environments and 0 verdicts "
+        "without an entry removed from "
     )
     status, out, _ = run(capsys, "prune", "--declined", "--stale")
-    assert out.startswith("0 remembered failures, 0 losing verdicts and 1 entries of other")
+    assert out.startswith("0 remembered failures, 0 losing verdicts, 1 entries of other")
     assert left(filled) == {"ready", "slower", "other_cpu"}
 
 
@@ -315,7 +377,7 @@ def test_the_verb_on_a_store_of_others_says_so(
     finally:
         root.chmod(0o700)
     assert status == 2
-    assert "chmod 700" in err
+    assert "set AOTI_EAGER_CACHE_DIR to a new directory" in err
 
 
 # --- list and inspect ---
@@ -439,12 +501,12 @@ def test_kernels_that_lost_count_towards_the_cap(
         kernels.table.clear()
 
 
-def test_clear_leaves_what_was_measured(filled: dict[str, Entry]) -> None:
-    """It counts again for a library that is compiled to the same bytes."""
+def test_clear_removes_what_was_measured_too(filled: dict[str, Entry]) -> None:
+    """Verdicts would grow without limit; the next process measures again."""
     assert cache.clear() == 6
-    assert len(list(_backend.current().verdicts.digests())) == 2
+    assert list(_backend.current().verdicts.digests()) == []
     assert publish(aten.silu.default, Y) == filled["slower"]
-    assert statuses() == {filled["slower"].key.digest: "slower"}
+    assert statuses() == {filled["slower"].key.digest: "ready"}
 
 
 def test_a_verdict_decides_for_calls(filled: dict[str, Entry], no_compiles: None) -> None:

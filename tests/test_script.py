@@ -137,6 +137,15 @@ def test_calls_are_served_and_counted_cold_and_warm(write, cache_dir, tmp_path):
     assert "aten::silu" not in off.stderr
 
 
+def test_the_counts_may_go_to_a_pipe(write):
+    got = run("--ops", "aten::silu.default", "--json", "/dev/stdout", write("print('started')"))
+    first, second = got.stdout.splitlines()
+    assert (first, json.loads(second)) == (
+        "started",
+        {"aten::silu": json.loads(second)["aten::silu"]},
+    )
+
+
 def test_a_decline_is_shown_with_its_reason(write):
     script = write(SILU)
     got = run("--ops", "aten::silu.default", "--mode", "cache_only", script)
@@ -162,12 +171,43 @@ def test_the_default_ops_are_registered_and_all_there(write):
         (["--ops", "aten::silu", "--ops", "aten::selu_"], "aten::selu_: is composite"),
         (["--workers", "none"], "workers"),
         (["--json", "no-such-directory/counts.json"], "cannot be written: No such file"),
+        (["--record", "/dev/null"], "cannot be written: is no regular file"),
     ],
 )
 def test_a_wrong_option_is_an_error_before_the_script_starts(write, options, message):
     got = run(*options, write("print('started')"))
     assert (got.returncode, got.stdout) == (2, "")
     assert message in got.stderr
+    assert "Traceback" not in got.stderr
+
+
+def test_the_counts_of_a_script_that_fails_are_written_in_one_piece_at_its_end(write, tmp_path):
+    file = tmp_path / "counts.json"
+    file.write_text("old")
+    file.chmod(0o640)
+    link = tmp_path / "link.json"
+    link.symlink_to(file)
+    script = write(
+        "import os, torch\n"
+        f"print(open({str(file)!r}).read())\n"
+        "os.chdir('/')\n"
+        "torch.nn.functional.silu(torch.ones(3))\n"
+        "raise ValueError('no')\n"
+    )
+    options = ("--ops", "aten::silu.default", "--mode", "cache_only", "--json", "link.json")
+    got = run(*options, script, cwd=tmp_path)
+    assert (got.returncode, got.stdout) == (1, "old\n")
+    assert json.loads(file.read_text())["aten::silu"]["declines"] == 1
+    assert (file.stat().st_mode & 0o777, link.is_symlink()) == (0o640, True)
+    assert sorted(path.name for path in tmp_path.glob("*.json")) == ["counts.json", "link.json"]
+    assert list(tmp_path.glob(".aoti-eager-*")) == []
+
+
+def test_counts_that_cannot_be_written_any_more_are_said_at_the_end(write, tmp_path):
+    file = tmp_path / "counts.json"
+    got = run("--ops", "aten::silu", "--json", file, write(f"import os\nos.mkdir({str(file)!r})\n"))
+    assert got.returncode == 0
+    assert f"{file}: cannot be written: Is a directory" in got.stderr
     assert "Traceback" not in got.stderr
 
 

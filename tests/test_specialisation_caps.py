@@ -23,7 +23,7 @@ def test_keys_whose_compiles_fail_count_too(monkeypatch: pytest.MonkeyPatch) -> 
 
     def compile_(*args: object, **more: object) -> None:
         asked.append(args)
-        raise CompileError("mismatch", "as on some machines")
+        raise CompileError("mismatch", "as on some machines", remember=True)
 
     monkeypatch.setattr(CompileService, "compile", compile_)
     with aoti_eager.config.scope(static_cap=3, dynamic=False), aoti_eager.register(SILU):
@@ -39,7 +39,7 @@ def test_what_explain_foresees_is_what_happens(
     options: dict[str, object], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def compile_(*args: object, **more: object) -> None:
-        raise CompileError("mismatch", "as on some machines")
+        raise CompileError("mismatch", "as on some machines", remember=True)
 
     monkeypatch.setattr(CompileService, "compile", compile_)
     shapes = [(size, 3) for size in range(2, 12)] + [(1, 1), (0, 1), (4,), (5,)]

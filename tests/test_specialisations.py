@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -65,7 +66,10 @@ def backend_with(*found: StoredEntry) -> Any:
         backend.asked += 1
         return list(found)
 
-    backend.store = SimpleNamespace(find_dynamic=find_dynamic)
+    # Written now: what failed has not lapsed.
+    backend.store = SimpleNamespace(
+        find_dynamic=find_dynamic, written_at=lambda found: time.time(), read_log=lambda found: ""
+    )
     return backend
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import subprocess
 import sys
@@ -34,6 +35,7 @@ def request(op: Any, *args: Any, library: Path, timeout_s: float = 60.0) -> dict
     return {
         "key": kernel_key(schema, "CPU", schema.bind(args, {})).to_json(),
         "library": str(library),
+        "sha256": hashlib.sha256(library.read_bytes()).hexdigest(),
         "outputs": [{"output": 0}],
         "check": True,
         "timeout_s": timeout_s,

@@ -339,7 +339,7 @@ def test_one_is_replaced_as_a_whole_and_nothing_else_is_left(
     verdicts.put(DIGEST, Verdict(LIBRARY))
     assert verdicts.get(DIGEST, LIBRARY) == Verdict(LIBRARY)
 
-    def fail(*_: object) -> None:
+    def fail(*_: object, **__: object) -> None:
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patched:

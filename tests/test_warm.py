@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import errno
 import io
 import json
 import multiprocessing
@@ -22,11 +23,20 @@ import aoti_eager
 from aoti_eager import _backend, _compile_task, _warm_verb, _workload, cache
 from aoti_eager._compile import CompileService, compiler_on_path
 from aoti_eager._compile_task import compile_call
-from aoti_eager._entry import decode, encode
+from aoti_eager._entry import Status, decode, encode
 from aoti_eager._environment import Target
+from aoti_eager._guards import Guards
 from aoti_eager._output_file import OutputFile
+from aoti_eager._store import Store
+from aoti_eager._verdict import PathTime, Verdict, encode_verdict, processor
 from aoti_eager._warm_report import WarmFailure, WarmReport
-from aoti_eager.errors import CompileError, ConfigError, StoreError, WorkloadError
+from aoti_eager.errors import (
+    CompileError,
+    ConfigError,
+    LockTimeoutError,
+    StoreError,
+    WorkloadError,
+)
 
 from . import processes
 from .conftest import assert_close, make_cache_dir
@@ -212,6 +222,72 @@ def test_a_store_that_fills_up_ends_the_warm_up(
         cache.warm(calls)
 
 
+@pytest.mark.parametrize("method", ["find", "publish"])
+@pytest.mark.parametrize(
+    "error",
+    [
+        StoreError(errno.ENAMETOOLONG, "v1/aten.silu: cannot be read: File name too long"),
+        LockTimeoutError("aten::silu: another process has been compiling this key"),
+        StoreError("v1/aten.silu: other processes keep writing it"),
+        UnicodeEncodeError("ascii", "\xe4", 0, 1, "ordinal not in range"),
+    ],
+    ids=lambda error: type(error).__name__,
+)
+def test_a_call_that_the_store_cannot_hold_is_a_failure_of_that_call(
+    calls: list[_workload.Call],
+    monkeypatch: pytest.MonkeyPatch,
+    method: str,
+    error: Exception,
+) -> None:
+    original = getattr(Store, method)
+
+    def fail(self: Store, what: Any, *args: Any) -> Any:
+        if getattr(what, "key", what).op == "aten::silu":
+            raise error
+        return original(self, what, *args)
+
+    monkeypatch.setattr(Store, method, fail)
+    report = cache.warm(calls)
+    assert outcome(report) == (1, 0, {}, 1, 0)
+    (failure,) = report.failed
+    assert (failure.op, failure.reason) == ("aten::silu", "unstorable")
+    assert failure.message.startswith("aten::silu: the store cannot hold it: ")
+    assert str(error) in failure.message
+
+
+@pytest.mark.parametrize("method", ["find", "publish"])
+def test_a_store_that_became_another_users_ends_the_warm_up(
+    calls: list[_workload.Call], cache_dir: Path, monkeypatch: pytest.MonkeyPatch, method: str
+) -> None:
+    def fail(*args: object) -> None:
+        cache_dir.chmod(0o777)
+        Store(cache_dir, lock_timeout_s=1.0).create()
+
+    monkeypatch.setattr(Store, method, fail)
+    with pytest.raises(StoreError, match="others can write to it"):
+        cache.warm(calls)
+
+
+# A line that is cut, one of another kind of file, and an op whose name makes no directory.
+DAMAGED = ("{", "\x1b[2Jexit", json.dumps({"key": {"op": "n" * 300}, "function": None}))
+
+
+def test_a_damaged_line_is_a_failure_and_the_rest_is_compiled(
+    calls: list[_workload.Call], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = write(tmp_path / "workload", calls)
+    header, *lines = path.read_text().splitlines()
+    path.write_text("\n".join([header, DAMAGED[0], lines[0], *DAMAGED[1:], lines[1]]))
+    report = cache.warm(path)
+    assert outcome(report) == (2, 0, {}, 3, 0)
+    assert report.calls == 5
+    assert {(f.op, f.digest, f.reason) for f in report.failed} == {("?", "", "damaged_line")}
+    places = [f"{path}, line {number}: " for number in (2, 4, 5)]
+    assert [f.message[: len(places[0])] for f in report.failed] == places
+    assert caplog.messages == [], "the report tells"
+    assert outcome(cache.warm(path)) == (0, 2, {}, 3, 0)
+
+
 @pytest.mark.in_turn
 def test_a_function_is_warmed_from_its_source() -> None:
     x = torch.linspace(-3, 3, 128).reshape(2, 64)
@@ -312,7 +388,19 @@ def changed_entry(**fields: Any) -> Callable[..., Any]:
         (changed_answer(entry=b"{}"), "has no format number"),
         (changed_entry(target="cpu-other"), "is for cpu-other, not cpu-"),
         (changed_entry(environment=_backend.Environment(())), "of another environment"),
-        (lambda compile_, task: {"entry": b"{}"}, "has no format number"),
+        (lambda compile_, task: {"entry": b"{}", "log": ""}, "has no format number"),
+        (changed_entry(status=Status.QUARANTINED), "is quarantined"),
+        (changed_entry(guards=Guards({})), "is a kernel for several sizes"),
+        (changed_answer(entry=b"[" * 100_000), "what came back"),
+        (changed_answer(entry=bytes((4 << 20) + 1)), "4194305 bytes as its entry; up to 4194304"),
+        (changed_answer(entry="{}"), "has a str as its entry, not bytes"),
+        (changed_answer(library=bytes((64 << 20) + 1)), "67108865 bytes as its library; up to 671"),
+        (changed_answer(library="\x7fELF"), "has a str as its library, not bytes"),
+        (changed_answer(log=None), "has a NoneType as its log, not words"),
+        (lambda compile_, task: None, "is a NoneType, not a dict"),
+        (lambda compile_, task: {}, "has neither an entry nor a reason and a message in words"),
+        (lambda compile_, task: {"reason": "x" * 101, "message": ""}, "has neither an entry nor"),
+        (lambda compile_, task: {"reason": "x", "message": 7}, "has neither an entry nor"),
     ],
 )
 def test_what_was_not_asked_for_is_not_published(
@@ -324,6 +412,61 @@ def test_what_was_not_asked_for_is_not_published(
     assert failure.reason == "wrong_answer"
     assert message in failure.message
     assert cache.list() == []
+
+
+def test_what_an_executor_says_of_results_and_times_is_not_believed(
+    calls: list[_workload.Call],
+) -> None:
+    """A verdict of an executor's machine counted once, where the processor was the same model."""
+
+    def lie(compile_: Callable[[str], Any], task: str) -> Any:
+        answer = changed_entry(checked=True)(compile_, task)
+        times = {"native/2": PathTime(1.0, 9.0, 9.0, 0.0, True)}
+        sha256 = decode(answer["entry"]).library
+        assert sha256 is not None
+        verdict = Verdict(sha256.sha256, checked=True, compared=True, times=times)
+        return {**answer, "verdict": encode_verdict(verdict), "processor": processor()}
+
+    with aoti_eager.config.scope(gate=True):
+        report = cache.warm(calls, Immediate(lie))
+    assert outcome(report) == (2, 0, {}, 0, 0)
+    for one in cache.list():
+        (details,) = cache.inspect(one.digest)
+        assert (details.entry.checked, details.verdict) == (False, None)
+
+
+def test_an_executor_does_not_measure_what_nobody_believes(
+    calls: list[_workload.Call], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    measured: list[bool] = []
+    compile_ = CompileService.compile
+
+    def tell(self: Any, *args: Any, **options: Any) -> Any:
+        measured.append(options["gate"])
+        return compile_(self, *args, **{**options, "gate": False})
+
+    monkeypatch.setattr(CompileService, "compile", tell)
+    with aoti_eager.config.scope(gate=True):
+        cache.warm(calls[:1], Immediate(lambda compile_, task: compile_(task)))
+        cache.clear()
+        cache.warm(calls[:1], jobs=1)
+    assert measured == [False, True]
+
+
+def test_of_a_long_log_the_beginning_is_kept(calls: list[_workload.Call]) -> None:
+    log = "first\ud800" + "ä" * (1 << 20)
+    report = cache.warm(calls[:1], Immediate(changed_answer(log=log)))
+    assert outcome(report) == (1, 0, {}, 0, 0)
+    (entry,) = cache.list()
+    (details,) = cache.inspect(entry.digest)
+    assert details.log.startswith("first?ä")
+    assert (1 << 20) - 2 <= len(details.log.encode()) <= 1 << 20
+
+
+def test_a_long_message_of_an_executor_is_cut(calls: list[_workload.Call]) -> None:
+    answer = {"reason": "other_cpu", "message": "m" * 20_000}
+    (failure,) = cache.warm(calls[:1], Immediate(lambda *_: answer)).failed
+    assert (failure.reason, len(failure.message)) == ("other_cpu", 10_000)
 
 
 def test_a_machine_set_up_otherwise_says_in_what_it_differs(
@@ -551,6 +694,26 @@ def test_a_failure_is_the_exit_status_and_is_named(
     assert err == "", "no bar where nobody looks"
     assert "failed         2  no_compiler x2" in out
     assert f"failed: {calls[0].key.digest[:12]} no_compiler: aten::silu: no C++ compiler" in out
+
+
+def test_a_damaged_line_is_in_the_summary_and_in_the_exit_status(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = write(tmp_path / "workload", [])
+    path.write_text(path.read_text() + "\n".join(DAMAGED))
+    assert _warm_verb.main(options(path)) == 1
+    out, err = capsys.readouterr()
+    assert err == ""
+    assert "failed         3  damaged_line x3\n" in out
+    assert "calls          3\n" in out
+    assert f"\nfailed: damaged_line: {path}, line 3: is \\x1b[2Jexit; wanted one JSON" in out
+
+
+def test_escape_sequences_of_an_executor_are_not_printed_raw() -> None:
+    failed = (WarmFailure("aten::a", "0" * 64, "x\x1b[2J", "one\x1b[2J\ntwo"),)
+    lines = _warm_verb.format_report(WarmReport(1, 0, 0, {"y\x9b": 1}, failed, 0, 1.0, 1))
+    assert all(c.isprintable() or c == "\n" for c in lines)
+    assert "one\\x1b[2J\ntwo" in lines
 
 
 class Terminal(io.StringIO):

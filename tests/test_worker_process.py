@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -12,11 +13,13 @@ from pathlib import Path
 
 import pytest
 
-from aoti_eager import _worker_process
+from aoti_eager import _child, _worker_process, config
 from aoti_eager._environment import cpu_features, cpu_target
+from aoti_eager._store import Store
 from aoti_eager._worker_process import WorkerProcess
 from aoti_eager.errors import CompileError
 
+from . import processes
 from .workers import until
 
 
@@ -24,7 +27,7 @@ from .workers import until
 def sleeper(monkeypatch: pytest.MonkeyPatch) -> Iterator[WorkerProcess]:
     """A worker that never comes to read anything."""
     monkeypatch.setattr(_worker_process, "child_command", lambda *_: ["/bin/sleep", "1000"])
-    worker = WorkerProcess(cpu_target(cpu_features()), 0)
+    worker = WorkerProcess(cpu_target(cpu_features()), 0, config.cache_dir)
     yield worker
     worker.kill()
 
@@ -40,11 +43,13 @@ def test_a_long_request_to_a_worker_that_does_not_read_ends_in_time(
 
 DEAD = """
 import os, signal, time
+from pathlib import Path
 from aoti_eager import _backend
+from aoti_eager._store import Store
 from aoti_eager._worker_process import WorkerProcess
 
 signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # as command line tools do
-worker = WorkerProcess(_backend.current().target, 0)
+worker = WorkerProcess(_backend.current().target, 0, Path.cwd() / "store")
 os.kill(worker._process.pid, signal.SIGKILL)
 worker._process.wait()
 print(worker.ask({}, time.monotonic() + 5.0), flush=True)
@@ -59,13 +64,13 @@ def test_a_dead_worker_does_not_end_a_script_that_wants_to_end_by_sigpipe(tmp_pa
 
 
 def test_a_worker_leaves_no_file_open(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_worker_process, "child_command", lambda *_: ["/bin/cat"])
+    monkeypatch.setattr(_worker_process, "child_command", lambda *_: ["/bin/sleep"])
     before = len(os.listdir("/proc/self/fd"))
-    worker = WorkerProcess(cpu_target(cpu_features()), 0)
+    worker = WorkerProcess(cpu_target(cpu_features()), 0, config.cache_dir)
     assert len(os.listdir("/proc/self/fd")) == before + 2
     worker._process.send_signal(signal.SIGTERM)
     worker.kill()
-    assert len(os.listdir("/proc/self/fd")) == before
+    until(lambda: len(os.listdir("/proc/self/fd")) == before, "all is closed")
 
 
 def test_a_worker_that_cannot_be_started_leaves_no_file_open(
@@ -74,7 +79,7 @@ def test_a_worker_that_cannot_be_started_leaves_no_file_open(
     monkeypatch.setattr(_worker_process, "child_command", lambda *_: ["/nonexistent"])
     before = len(os.listdir("/proc/self/fd"))
     with pytest.raises(CompileError, match="cannot be started"):
-        WorkerProcess(cpu_target(cpu_features()), 0)
+        WorkerProcess(cpu_target(cpu_features()), 0, config.cache_dir)
     assert len(os.listdir("/proc/self/fd")) == before
 
 
@@ -82,12 +87,12 @@ def test_a_frozen_application_is_not_started_again(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(sys, "frozen", True, raising=False)
     monkeypatch.setattr(subprocess, "Popen", lambda *_, **__: pytest.fail("it was"))
     with pytest.raises(CompileError, match="no Python interpreter"):
-        WorkerProcess(cpu_target(cpu_features()), 0)
+        WorkerProcess(cpu_target(cpu_features()), 0, config.cache_dir)
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="Linux has such a file")
 def test_memory_that_runs_out_costs_a_worker_and_not_the_script() -> None:
-    worker = WorkerProcess(cpu_target(cpu_features()), 0)
+    worker = WorkerProcess(cpu_target(cpu_features()), 0, config.cache_dir)
     try:
         score = Path(f"/proc/{worker._process.pid}/oom_score_adj")
         until(lambda: score.read_text().strip() == "1000", "the worker comes first")
@@ -101,6 +106,119 @@ def test_a_worker_without_work_ends(monkeypatch: pytest.MonkeyPatch) -> None:
         return [sys.executable, "-c", code.replace("main()", "_worker.main()")]
 
     monkeypatch.setattr(_worker_process, "child_command", command)
-    worker = WorkerProcess(cpu_target(cpu_features()), 0)
+    Store(config.cache_dir, lock_timeout_s=1.0).create()
+    worker = WorkerProcess(cpu_target(cpu_features()), 0, config.cache_dir)
+    scratch = worker._scratch.path
+    assert scratch is not None
+    assert scratch.parent == config.cache_dir / "tmp"
+    # Nobody asks for it any more, and nothing of it is left: no zombie, no directory.
+    until(lambda: not Path(f"/proc/{worker.pid}").exists(), "it has ended and was waited for")
+    until(lambda: not scratch.exists(), "its directory is gone")
+    assert not worker.is_alive()
+    worker.kill()
+
+
+def test_a_worker_that_has_no_scratch_leaves_the_temporary_directory_alone(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Where there is no room for one, the worker inherits the user's own directory."""
+    precious = tmp_path / "users-own" / "precious.txt"
+    precious.parent.mkdir()
+    precious.write_bytes(b"x")
+    monkeypatch.setenv("TMPDIR", str(precious.parent))
+    with monkeypatch.context() as patched:
+
+        def fail(*_: object, **__: object) -> None:
+            raise OSError(28, "No space left on device")
+
+        patched.setattr("tempfile.mkdtemp", fail)
+        worker = WorkerProcess(cpu_target(cpu_features()), 0, tmp_path / "no-store")
+    assert worker._scratch.path is None
+    worker._requests.close()  # As when the script has ended: the worker cleans up.
     until(lambda: not worker.is_alive(), "it has ended")
     worker.kill()
+    assert precious.exists()
+
+
+# --- what runs in a worker before our code -------------------------------------------------------
+
+# Without importing the package: it would take seconds each time.
+PARENT = """
+import json, runpy, subprocess, sys
+
+child = runpy.run_path(sys.argv[1])
+code = "import json, sys; print(json.dumps(list(sys.flags)))"
+command = [sys.executable, *child["interpreter_options"](), "-c", code]
+flags = json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+done = subprocess.run(child["child_command"]("platform", "node"), check=True)
+print(json.dumps({"parent": list(sys.flags), "child": flags}))
+"""
+
+
+@pytest.fixture
+def intruder(tmp_path: Path) -> dict[str, str]:
+    """Variables by which a plain interpreter runs code that leaves ``intruder/was-here``."""
+    path = tmp_path / "intruder"
+    path.mkdir()
+    code = f"open({str(path / 'was-here')!r}, 'w').close()\n"
+    (path / "sitecustomize.py").write_text(code)
+    return {"PYTHONPATH": str(path)}
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        ["-I"],
+        ["-E"],
+        ["-s"],
+        ["-S"],
+        ["-B"],
+        ["-X", "utf8=1"],
+        ["-X", "utf8=0"],
+        pytest.param(
+            ["-P"], marks=pytest.mark.skipif(sys.version_info < (3, 11), reason="it has no -P")
+        ),
+    ],
+    ids=" ".join,
+)
+def test_a_child_starts_with_the_flags_that_this_process_has(
+    options: list[str], intruder: dict[str, str], tmp_path: Path
+) -> None:
+    runs_it = options[0] not in ("-I", "-E", "-S")
+    done = subprocess.run(
+        [sys.executable, *options, "-c", PARENT, str(_child.__file__)],
+        env={**os.environ, **intruder},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    flags = json.loads(done.stdout)
+    assert flags["child"] == flags["parent"]
+    assert (tmp_path / "intruder" / "was-here").exists() is runs_it
+
+
+def test_flags_of_the_script_alone_are_not_passed_on() -> None:
+    command = [sys.executable, "-O", "-W", "error", "-c", PARENT, str(_child.__file__)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    flags = json.loads(done.stdout)
+    optimize = flags["parent"].index(1)
+    assert flags["child"] == [*flags["parent"][:optimize], 0, *flags["parent"][optimize + 1 :]]
+
+
+@pytest.mark.in_turn
+@pytest.mark.compiles
+def test_workers_of_an_isolated_python_run_nothing_that_pythonpath_names(
+    intruder: dict[str, str], cache_dir: Path, tmp_path: Path
+) -> None:
+    """The worker, and the process in which it tries and times a library."""
+    variables = {"AOTI_EAGER_MODE": "sync", "AOTI_EAGER_GATE": "1", "AOTI_EAGER_DYNAMIC": "0"}
+    done = subprocess.run(
+        [sys.executable, "-I", "-c", processes.WORK],
+        env={**os.environ, **variables, **intruder, "AOTI_EAGER_CACHE_DIR": str(cache_dir)},
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert json.loads(done.stdout.splitlines()[-1])["compiles"] == processes.KEYS
+    assert not (tmp_path / "intruder" / "was-here").exists()

@@ -17,7 +17,13 @@ import aoti_eager
 from aoti_eager import _workload
 from aoti_eager._key import KernelKey, json_digest
 from aoti_eager._output_file import OutputFile
-from aoti_eager._workload import Call, read_workload, start_recording, write_workload
+from aoti_eager._workload import (
+    Call,
+    load_workload,
+    read_workload,
+    start_recording,
+    write_workload,
+)
 from aoti_eager.errors import OutputFileError, WorkloadError
 
 from .entries import files_below
@@ -119,24 +125,94 @@ def pairs(**values: Any) -> list[list[Any]]:
         (changed_key(context=pairs(threads="any")), "key.context.threads is any; wanted a number"),
         (changed_key(context=pairs(threads=True)), "key.context.threads is true; wanted"),
         (changed_key(context=pairs(more=float("nan"))), "wanted JSON without NaN"),
+        (changed_key(context=pairs(threads=10**9)), "key.context.threads is 1000000000; wanted"),
+        (changed_key(op=f"mine::{'n' * 300}"), "wanted a name of up to 200 characters, not 306"),
+        (changed_key(op="mine::f\n"), "wanted an op's name"),
+        (f'{{"key": "{"x" * (1 << 20)}"}}', "is longer than 1048576 bytes; wanted one JSON object"),
+        (f'{{"key": {"7" * 5000}}}', "wanted one JSON object"),
+        (f'{{"key": {"[" * 800}{"]" * 800}, "function": 1, "schema": ""}}', "wanted"),
+        ('{"key": 1, "function": NaN, "schema": ""}', "function is NaN; wanted a function as"),
         # Else the kernel of one function would be stored as that of another.
         (changed(function={"name": "f"}), "the function's digest is"),
         (changed_key(context=pairs(function="0" * 64)), "wanted the digest that the key names, 00"),
         (changed(function={"name": float("nan")}), "wanted a function as JSON without NaN"),
     ],
 )
-def test_a_wrong_line_is_named_with_what_is_wanted(
-    tmp_path: Path, line: str | dict[str, Any], message: str
+def test_a_damaged_line_costs_that_line_and_is_named_with_what_is_wanted(
+    tmp_path: Path, line: str | dict[str, Any], message: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = tmp_path / "workload"
+    write_workload(OutputFile(path), [make_call(), make_call("aten::gelu")])
+    header, first, last = path.read_text().splitlines()
+    text = line if isinstance(line, str) else json.dumps(line)
+    path.write_text("\n".join([header, first, text, last]))
+    assert read_workload(path) == (make_call(), make_call("aten::gelu"))
+    (warning,) = caplog.messages
+    assert warning.startswith(f"{path}, line 3: ")
+    assert warning.endswith("; it is passed over")
+    assert message in warning
+    assert len(warning) < 400
+
+
+def test_damaged_lines_of_a_file_are_one_warning(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     path = tmp_path / "workload"
     write_workload(OutputFile(path), [make_call()])
-    text = line if isinstance(line, str) else json.dumps(line)
-    path.write_text(path.read_text() + text + "\n")
-    with pytest.raises(WorkloadError) as caught:
+    path.write_bytes(path.read_bytes() + b"{\n\n\x1b[2J\n\xff\n" + b"x" * (3 << 20))
+    assert read_workload(path) == (make_call(),)
+    (warning,) = caplog.messages
+    assert warning.startswith(f"{path}, line 3: is {{; wanted one JSON object; ")
+    assert warning.endswith("; it and 3 more damaged lines are passed over")
+    workload = load_workload(path)
+    assert [one.place.rpartition(" ")[2] for one in workload.damaged] == ["3", "5", "6", "7"]
+
+
+def test_a_line_of_the_longest_length_is_read(tmp_path: Path) -> None:
+    path = tmp_path / "workload"
+    write_workload(OutputFile(path), [make_call()])
+    header, line = path.read_text().splitlines()
+    for length, count in (((1 << 20), 1), ((1 << 20) + 1, 0)):
+        for end in ("", "\n", "\n\n"):
+            path.write_text(f"{header}\n{line.ljust(length)}{end}")
+            workload = load_workload(path)
+            assert (len(workload.calls), len(workload.damaged)) == (count, 1 - count)
+
+
+def test_a_pipe_is_read(tmp_path: Path) -> None:
+    """What a shell makes of ``<(cat workload)``."""
+    path = tmp_path / "workload"
+    write_workload(OutputFile(path), [make_call()])
+    with subprocess.Popen(["cat", path], stdout=subprocess.PIPE) as cat:
+        assert cat.stdout is not None
+        assert read_workload(f"/dev/fd/{cat.stdout.fileno()}") == (make_call(),)
+
+
+def test_a_file_without_an_end_is_refused_before_it_is_in_memory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(WorkloadError, match="/dev/zero, line 1: is longer than 1048576 bytes"):
+        read_workload("/dev/zero")
+    monkeypatch.setattr(_workload, "_LARGEST_FILE", 4 << 20)
+    path = tmp_path / "workload"
+    write_workload(OutputFile(path), [make_call()])
+    for more in (b"x" * (5 << 20), b"\n" * (5 << 20)):
+        path.write_bytes(path.read_bytes() + more)
+        with pytest.raises(WorkloadError, match="the file has more than 4194304 bytes until here"):
+            read_workload(path)
+
+
+def test_a_file_of_damaged_lines_is_no_workload(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_workload, "_MOST_DAMAGED", 3)
+    path = tmp_path / "workload"
+    write_workload(OutputFile(path), [make_call()])
+    path.write_bytes(path.read_bytes() + b"x\n" * 3)
+    assert len(load_workload(path).damaged) == 3
+    path.write_bytes(path.read_bytes() + b"x\n")
+    with pytest.raises(WorkloadError, match="line 6: is x; .* more than 3 lines are damaged"):
         read_workload(path)
-    assert str(caught.value).startswith(f"{path}, line 3: ")
-    assert message in str(caught.value)
-    assert len(str(caught.value)) < 400
 
 
 @pytest.mark.parametrize(
@@ -204,6 +280,65 @@ def test_a_file_that_cannot_be_written_is_found_at_the_start(tmp_path: Path) -> 
         with pytest.raises(OutputFileError, match=f"cannot be written: {problem}"):
             OutputFile(path)
     assert files_below(tmp_path) == []
+
+
+@pytest.mark.parametrize("name", [".target.{pid}", "target.{pid}", ".target", ".target.tmp"])
+def test_links_that_others_made_beforehand_are_not_written_through(
+    tmp_path: Path, name: str
+) -> None:
+    victim = tmp_path / "victim"
+    victim.write_text("keep")
+    link = tmp_path / name.format(pid=os.getpid())
+    link.symlink_to(victim)
+    OutputFile(tmp_path / "target").write(b"new")
+    assert (victim.read_text(), link.is_symlink()) == ("keep", True)
+    assert (tmp_path / "target").read_text() == "new"
+
+
+def test_no_name_that_is_used_meanwhile_can_be_guessed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[tuple[str, int]] = []
+    open_ = os.open
+
+    def open_and_tell(path: Any, flags: int, *args: Any, **options: Any) -> int:
+        if Path(path).parent == tmp_path and Path(path).name != "target":
+            made.append((Path(path).name, flags))
+        return open_(path, flags, *args, **options)
+
+    monkeypatch.setattr(os, "open", open_and_tell)
+    for _ in range(2):
+        OutputFile(tmp_path / "target").write(b"new")
+    assert len({name for name, _ in made}) == len(made) == 4
+    assert all(flags & os.O_EXCL for _, flags in made)
+
+
+@pytest.mark.parametrize("umask", [0o022, 0o077, 0o002])
+def test_a_file_has_the_mode_that_open_gives_and_one_that_is_replaced_keeps_its_own(
+    tmp_path: Path, umask: int
+) -> None:
+    before = os.umask(umask)
+    try:
+        (tmp_path / "opened").write_text("")
+        OutputFile(tmp_path / "written").write(b"")
+        (tmp_path / "private").write_text("old")
+        (tmp_path / "private").chmod(0o600)
+        OutputFile(tmp_path / "private").write(b"new")
+    finally:
+        os.umask(before)
+    modes = {
+        path.name: path.stat().st_mode & 0o777 for path in tmp_path.iterdir() if path.is_file()
+    }
+    assert modes == {
+        "opened": 0o666 & ~umask,
+        "written": 0o666 & ~umask,
+        "private": 0o600,
+    }
+
+
+def test_a_long_name_that_a_file_may_have_can_be_written(tmp_path: Path) -> None:
+    OutputFile(tmp_path / ("n" * 255)).write(b"new")
+    assert (tmp_path / ("n" * 255)).read_text() == "new"
 
 
 # --- recording -----------------------------------------------------------------------------------
@@ -357,3 +492,16 @@ def test_a_file_that_cannot_be_written_any_more_is_said_at_the_end(
     assert "calls.jsonl: cannot be written: Is a directory" in got.stderr
     assert "Traceback" not in got.stderr
     assert "1 of them never called" in got.stderr
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="gives a link to another user")
+def test_a_link_that_another_user_has_made_is_not_followed(tmp_path: Path) -> None:
+    """In a directory that others can write to, it may lead to any file of this user's."""
+    victim = tmp_path / "victim"
+    victim.write_bytes(b"precious")
+    link = tmp_path / "workload"
+    link.symlink_to(victim)
+    os.lchown(link, 65534, 65534)
+    with pytest.raises(OutputFileError, match="is a link that user 65534 has made"):
+        OutputFile(link)
+    assert victim.read_bytes() == b"precious"

@@ -97,5 +97,13 @@ def _text(path: Path) -> str:
 
 
 def work(cache_dir: Path, name: str = "") -> list[Path]:
-    """Return the work directories, or the files called ``name`` in them."""
-    return [p for p in (cache_dir / "tmp").glob("*") if not name or any(p.rglob(name))]
+    """Return the work directories that hold any file, or one called ``name``.
+
+    A worker that waits has an empty one of its own.
+    """
+    pattern = name or "*"
+    return [
+        directory
+        for directory in (cache_dir / "tmp").glob("*")
+        if any(path.is_file() for path in directory.rglob(pattern))
+    ]
