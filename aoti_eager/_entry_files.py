@@ -197,11 +197,11 @@ def at(error: AotiEagerError, path: Path) -> EntryDamagedError | CacheFormatErro
     return located  # type: ignore[return-value]
 
 
-# What says nothing about a file that cannot be read.
-_PASSING_ERRORS = {errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ESTALE}
+# What says something about a file that cannot be read; other errors are the system's, and pass.
+_DAMAGE = {errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ELOOP}
 
 
 def unreadable(what: str, path: Path, error: OSError) -> AotiEagerError:
-    if error.errno in _PASSING_ERRORS:
-        return store_error(f"{path}: {what}", error)
-    return at(EntryDamagedError(f"{what}: {error.strerror}"), path)
+    if error.errno in _DAMAGE:
+        return at(EntryDamagedError(f"{what}: {error.strerror}"), path)
+    return store_error(f"{path}: {what}", error)

@@ -389,6 +389,19 @@ class Store(StoreRoot):
         with self.writable() as root, store_errors(f"{path}: cannot be removed"):
             remove(root, *parts)
 
+    def discard_if_unchanged(self, found: StoredEntry) -> None:
+        """Remove an entry, unless another process has replaced it since it was read.
+
+        Raises:
+            StoreError: The store cannot be read or written.
+        """
+        try:
+            again = self.read(found.path)
+        except (FileNotFoundError, EntryDamagedError, CacheFormatError):
+            return
+        if again.entry == found.entry:
+            self.discard(found.path)
+
     def clear(self) -> int:
         """Remove all entries of all environments, and return how many there were.
 

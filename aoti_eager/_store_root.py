@@ -137,7 +137,7 @@ class StoreRoot:
         """Give the open root to remove something in it; ``None`` if there is nothing of ours.
 
         Raises:
-            StoreError: As for ``_below``; or it has no marker, so it may be somebody's project.
+            StoreError: As for ``below``; or it has no marker, so it may be somebody's project.
         """
         with self.below() as root:
             with store_errors(f"{self.root}: cannot be read"):

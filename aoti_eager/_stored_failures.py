@@ -60,7 +60,7 @@ def standing(store: Store, found: StoredEntry | None) -> StoredEntry | None:
         return found
     try:
         # Else a new failure would find it published already, and leave it.
-        store.discard(found.path)
+        store.discard_if_unchanged(found)
     except StoreError as error:
         log.info("%s", error)
         return found

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -24,6 +25,7 @@ from ._plan import Plan
 from ._python_function import Description
 from ._template import CallTemplate
 from .config import config
+from .errors import CompileError
 
 
 class DeviceRunner:
@@ -104,9 +106,14 @@ class Toolchain:
             made = self._device_backend.compile(
                 self._op, template, work, timeout_s=config.compile_timeout_s
             )
+            try:
+                sha256 = library_digest(Path(os.path.realpath(made.library)))
+            except OSError as error:
+                message = f"{self._op}: the library of its backend cannot be used: {error}"
+                raise CompileError("library_unloadable", message) from error
             return Compiled(
                 library=made.library,
-                sha256=library_digest(made.library),
+                sha256=sha256,
                 outputs=made.outputs,
                 calls_aten=False,
                 parallel=False,

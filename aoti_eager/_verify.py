@@ -41,7 +41,10 @@ Place = tuple[str, ...]
 _TEMPORARY_AGE_S = 3600.0
 
 # What says nothing about a file that cannot be read.
-_PASSING_ERRORS = {errno.EMFILE, errno.ENFILE, errno.ENOMEM}
+_PASSING_ERRORS = {
+    *(errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ESTALE),
+    *(errno.EIO, errno.EACCES, errno.EPERM, errno.EINTR, errno.EAGAIN),
+}
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 from pathlib import Path
@@ -154,6 +155,41 @@ def test_a_directory_that_only_has_a_toolchain_of_its_own_loses_nothing(tmp_path
     header.parent.chmod(0o775)
     Store(project, lock_timeout_s=1.0).create()
     assert header.read_bytes() == b"precious"
+
+
+def test_a_directory_with_a_file_of_such_a_name_alone_is_no_cache(tmp_path: Path) -> None:
+    project = tmp_path / "project"
+    project.mkdir()
+    (project / "totals.json").write_bytes(b"precious")
+    with pytest.raises(StoreError, match="is neither empty nor a cache"):
+        Store(project, lock_timeout_s=1.0).create()
+    assert files_below(project) == ["totals.json"]
+
+
+def test_a_marker_whose_writer_was_cut_off_is_written_again(root: Path, store: Store) -> None:
+    (root / MARKER_FILE).write_bytes(b"")
+    store.create()
+    assert cache.clear(cache_dir=root) == 1
+
+
+def test_an_error_of_the_moment_costs_no_entry(
+    root: Path, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A disk, or a network, that does not answer says nothing about a file."""
+    read = os.read
+    for number in (errno.EIO, errno.ESTALE, errno.EACCES, errno.EMFILE):
+
+        def fail(fd: int, count: int, number: int = number) -> bytes:
+            if os.readlink(f"/proc/self/fd/{fd}").endswith((".json", ".so")):
+                raise OSError(number, os.strerror(number))
+            return read(fd, count)
+
+        with monkeypatch.context() as patched:
+            patched.setattr(os, "read", fail)
+            with pytest.raises(StoreError, match=os.strerror(number)):
+                cache.verify(cache_dir=root)
+    assert cache.verify(cache_dir=root).damaged == ()
+    assert len(list(store.scan())) == 1
 
 
 def test_an_older_cache_that_was_open_to_a_group_is_emptied_where_compilers_work(

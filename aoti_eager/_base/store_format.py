@@ -169,16 +169,21 @@ def is_marked(root: Directory) -> bool:
 def is_recognised(root: Directory) -> bool:
     """Return whether a directory may be marked: an empty one, or a cache without its marker.
 
-    Such a cache has names of the format alone, two levels deep.
+    Such a cache has names of the format alone, two levels deep, and not files alone.
     """
+    has_directory = has_file = False
     for name in root.names():
         # The root of a file system of its own, and what systems put anywhere.
         if name in ("lost+found", ".DS_Store", ".snapshot") or name.startswith(".nfs"):
             continue
+        if name == MARKER_FILE and root.status(name).st_size == 0:
+            continue  # Its writer was cut off.
         inside = STORE.find(name)
         if inside is None or inside == _KEPT:  # Somebody else's marker.
             return False
+        has_file = has_file or isinstance(inside, _File)
         if isinstance(inside, _Names):
+            has_directory = True
             try:
                 with root.directory(name, trusted=False) as directory:
                     if not all(inside.find(one) for one in directory.names()):
@@ -187,7 +192,7 @@ def is_recognised(root: Directory) -> bool:
                 # A toolchain may lie elsewhere, by a link of the user's own.
                 if name != "toolchain" or not root.is_link(name):
                     return False
-    return True
+    return has_directory or not has_file
 
 
 def mark(root: Directory) -> None:
