@@ -34,6 +34,7 @@ from ._warnings import log, warn_once
 from .config import config
 from .errors import (
     CompositeImplicitOpError,
+    ConfigError,
     RegistrationError,
     StoreError,
 )
@@ -453,7 +454,10 @@ def _room_in_queue() -> None:
 def _store_totals() -> None:
     """Add this process's counts to the store's; a process that stored nothing leaves none."""
     counts = {op: count for op, count in stats().items() if count != OpStats()}
-    root = config.cache_dir
+    try:
+        root = config.cache_dir
+    except ConfigError:
+        return  # Who registered has been told of it.
     if not counts or os.getpid() != _pid or root is None or not root.is_dir():
         return
     try:
