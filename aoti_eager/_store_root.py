@@ -148,6 +148,8 @@ class StoreRoot:
                     and is_recognised(root)
                     and not {"v1", "verdicts"} & set(root.names())
                 )
+                # Another process may have marked it between the two looks.
+                marked = marked or (root is not None and not nothing and is_marked(root))
             if root is None or marked:
                 yield root
             elif nothing:
@@ -170,7 +172,8 @@ class StoreRoot:
             with store_errors(f"{self.root}: cannot be created"):
                 root = opened.enter_context(_opened(self.root, create=True))
                 if not is_marked(root):
-                    if not is_recognised(root):
+                    # Another process may have marked it between the two looks.
+                    if not is_recognised(root) and not is_marked(root):
                         raise StoreError(
                             f"{self.root}: is neither empty nor a cache of aoti_eager; {ADVICE}"
                         )

@@ -5,13 +5,15 @@ from __future__ import annotations
 import errno
 import os
 import shutil
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
-from aoti_eager import cache, cli
-from aoti_eager._base.store_format import MARKER, MARKER_FILE, remove
-from aoti_eager._base.trusted_files import open_directory
+from aoti_eager import _store_root, cache, cli
+from aoti_eager._base.store_format import MARKER, MARKER_FILE, is_recognised, remove
+from aoti_eager._base.trusted_files import Directory, open_directory
 from aoti_eager._store import Store
 from aoti_eager.errors import StoreError
 
@@ -170,6 +172,45 @@ def test_a_marker_whose_writer_was_cut_off_is_written_again(root: Path, store: S
     (root / MARKER_FILE).write_bytes(b"")
     store.create()
     assert cache.clear(cache_dir=root) == 1
+
+
+def test_a_file_whose_writer_was_cut_off_before_it_was_the_marker_hinders_nobody(
+    tmp_path: Path,
+) -> None:
+    root = tmp_path / "new"
+    root.mkdir(mode=0o700)
+    (root / f".{MARKER_FILE}.01234567").write_bytes(MARKER[:10])
+    store = Store(root, lock_timeout_s=1.0)
+    store.create()
+    publish(store)
+    assert cache.clear(cache_dir=root) == 1
+
+
+@pytest.mark.parametrize("attempt", range(20))
+def test_many_threads_make_one_new_store(tmp_path: Path, attempt: int) -> None:
+    """None takes the marker that another one is writing for somebody else's file."""
+    gate = threading.Barrier(8)
+
+    def create(_: int) -> None:
+        gate.wait()
+        Store(tmp_path / "new", lock_timeout_s=1.0).create()
+
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(create, range(8)))
+    assert files_below(tmp_path / "new") == [MARKER_FILE]
+
+
+@pytest.mark.parametrize("verb", ["create", "require_marker"])
+def test_a_marker_that_comes_between_two_looks_is_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, verb: str
+) -> None:
+    def marked_meanwhile(directory: Directory) -> bool:
+        directory.write(MARKER_FILE, MARKER)
+        return is_recognised(directory)
+
+    (tmp_path / "new").mkdir(mode=0o700)
+    monkeypatch.setattr(_store_root, "is_recognised", marked_meanwhile)
+    getattr(Store(tmp_path / "new", lock_timeout_s=1.0), verb)()
 
 
 def test_an_error_of_the_moment_costs_no_entry(

@@ -176,7 +176,9 @@ def is_recognised(root: Directory) -> bool:
         # The root of a file system of its own, and what systems put anywhere.
         if name in ("lost+found", ".DS_Store", ".snapshot") or name.startswith(".nfs"):
             continue
-        if name == MARKER_FILE and root.status(name).st_size == 0:
+        if is_temporary(name) and name.startswith(f".{MARKER_FILE}."):
+            continue  # A process writes the marker now, or was cut off.
+        if name == MARKER_FILE and _is_empty(root, name):
             continue  # Its writer was cut off.
         inside = STORE.find(name)
         if inside is None or inside == _KEPT:  # Somebody else's marker.
@@ -193,6 +195,13 @@ def is_recognised(root: Directory) -> bool:
                 if name != "toolchain" or not root.is_link(name):
                     return False
     return has_directory or not has_file
+
+
+def _is_empty(root: Directory, name: str) -> bool:
+    try:
+        return root.status(name).st_size == 0
+    except FileNotFoundError:
+        return True
 
 
 def mark(root: Directory) -> None:
