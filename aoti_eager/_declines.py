@@ -30,6 +30,7 @@ REASONS: dict[str, str] = {
     "unsupported_argument_type": "an argument has a type that no key can hold",
     "unsupported_tensor": "a tensor is conjugated, negated, undefined or not strided",
     "number_needs_precision": "a number meets half precision, and compiled code rounds it first",
+    "uncertified": "its code was not found to be as exact as eager's for these dtypes",
     "mutated_argument_overlaps": "an argument that is written to overlaps itself or another",
     "unsupported_device": "no kernel library can be compiled for the device yet",
     "does_not_trace": "torch.export cannot trace the call from metadata",

@@ -104,6 +104,19 @@ _X86_LEVELS = {
     "x86-64-v3": Target("cpu-x86-64-v3", "x86-64-v3", 256, _V3),
     "x86-64-v2": Target("cpu-x86-64-v2", "x86-64-v2", 128, _V2),
 }
+
+
+def level_of(target: Target) -> str | None:
+    """Return the level of x86-64 whose code ``target`` is made of, ``None`` for other machines.
+
+    Code for this very CPU (``native``) is vectorised like that of the highest level that it has.
+    """
+    for name, level in _X86_LEVELS.items():
+        if target.name == level.name or target.vector_bits == level.vector_bits:
+            return name
+    return None
+
+
 # What ``auto`` chooses from. A CPU without AVX2 is rare: its code is made for itself.
 _AUTO = ("x86-64-v4", "x86-64-v3")
 

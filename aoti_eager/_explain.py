@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from . import _backend
+from ._certificates import refusal as certificate_refusal
 from ._compat import OpOverload, OpOverloadPacket, dispatched_call
 from ._declines import REASONS, call_decline, op_decline
 from ._entry import Entry, Status
@@ -144,6 +145,10 @@ def _explained(
     reason = call_decline(call_template(schema, key))
     if reason is not None:
         return Explanation(schema.op, registered, "declined", reason, REASONS[reason], key)
+    if config.certified:
+        refused_for = certificate_refusal(schema, key, _backend.current().target)
+        if refused_for is not None:
+            return Explanation(schema.op, registered, "declined", "uncertified", refused_for, key)
     return _in_store(schema, key, cache)
 
 

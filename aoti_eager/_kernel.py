@@ -49,10 +49,12 @@ class Kernel:
         is_dynamic: Whether the library is that of a dynamic specialisation, which keys share.
         numbers: For C++, a byte for each argument: whether it is a number that is an input.
         pattern: What C++ matches calls with that share the library; ``None`` for a key of its own.
+        certified: Whether it may serve while the setting ``certified`` is on.
         gated: Whether it may serve while the setting ``gate`` is on; set by who knows its times.
     """
 
     __slots__ = (
+        "certified",
         "gated",
         "is_dynamic",
         "lock",
@@ -83,6 +85,7 @@ class Kernel:
         self.native = runner.native
         self.native_results = native_results(schema, outputs)
         self.words = words
+        self.certified = False
         self.gated = False
         self.is_dynamic = False
         self.numbers = b""

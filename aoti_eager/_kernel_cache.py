@@ -127,6 +127,10 @@ class KernelCache:
             self.table.forget_declines("not_in_cache")  # It may be compiled now.
         if mode == "sync":
             self.table.forget_declines(COMPILING)  # The next call waits for it.
+        if config.certified:
+            self.table.drop_kernels(lambda kernel: not kernel.certified)
+        else:
+            self.table.forget_declines("uncertified")
         if config.gate:
             self.table.drop_kernels(lambda kernel: not kernel.gated)
         else:

@@ -205,6 +205,7 @@ class KeyedCall:
             parallel=parallel,
             words=self.words,
         )
+        kernel.certified = bool(config.certified)  # The miss has asked.
         kernel.is_dynamic = entry.guards is not None
         if kernel.is_dynamic:
             numbers = number_arguments(entry.key)

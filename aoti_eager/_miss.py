@@ -19,9 +19,11 @@ from . import _backend
 from ._answers import Compiled
 from ._backend import Backend
 from ._base.sealed_library import sealed_file
+from ._certificates import refusal as certificate_refusal
 from ._declines import call_decline
 from ._entries import failed_entry, is_remembered, ready_entry
 from ._entry import Entry, Status
+from ._environment import cpu_features, cpu_target
 from ._kernel import Kernel, call_inputs
 from ._key import KernelKey, kernel_key
 from ._keyed_call import Cache, KeyedCall, refused
@@ -131,6 +133,11 @@ class Miss:
             reason = "mutated_argument_overlaps"
         if reason is not None:
             return self._declined(reason, f"{self._op}: {reason}")
+        if config.certified:
+            target = cpu_target(cpu_features(), config.cpu_target)
+            refused_for = certificate_refusal(cache.schema, key, target)
+            if refused_for is not None:
+                return self._declined("uncertified", refused_for)
         if cache.function is not None and cache.function.snapshot()[0] != self._table_key[0]:
             # Another thread changed what the function uses since this call's key was made.
             return self._original()

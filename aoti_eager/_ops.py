@@ -43,6 +43,12 @@ def overloads_of(packet: OpOverloadPacket) -> list[OpOverload]:
     return [getattr(packet, name) for name in overload_names(packet)]
 
 
+def overloads_of_name(name: str) -> list[OpOverload]:
+    """Return the overloads of the op ``namespace::op``; none if there is no such op."""
+    packet = _packet(name)
+    return [] if packet is None else overloads_of(packet)
+
+
 def _packet(name: str) -> OpOverloadPacket | None:
     namespace, separator, base = name.partition("::")
     if not separator or not namespace.isidentifier() or not base.isidentifier():

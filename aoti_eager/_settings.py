@@ -170,6 +170,13 @@ SETTINGS: dict[str, Setting] = {
             "use only kernels that were measured to beat the original on this model of processor",
         ),
         Setting(
+            "certified",
+            True,
+            _flag,
+            "serve only ops of torch's that were found to be as exact as eager for their dtypes; "
+            "functions of yours need no certificate",
+        ),
+        Setting(
             "check",
             True,
             _flag,

@@ -22,10 +22,12 @@ from typing import Any
 
 from . import _backend
 from ._backend import Backend
+from ._certificates import refusal as certificate_refusal
 from ._compile import CompileService
 from ._compile_task import compile_call, compile_here, compile_task, cores, sha256
 from ._entry import Entry, Status, decode
 from ._key import ANY_THREADS, KernelKey
+from ._schema import parsed_schema
 from ._store import Store
 from ._stored_failures import standing
 from ._verdict import NOT_A_VERDICT, decode_verdict
@@ -230,6 +232,11 @@ class Warming:
         if call.key.dispatch_key != "CPU" or "backend" in dict(call.key.context):
             # Made by a compiler that the script brings; it compiles them when it runs.
             self._declined["unsupported_device"] += 1
+            return True
+        if config.certified and certificate_refusal(
+            parsed_schema(call.schema), call.key, self._backend.target
+        ):
+            self._declined["uncertified"] += 1
             return True
         store = self._backend.store
         for key in _keys(call.key):
