@@ -173,8 +173,8 @@ SETTINGS: dict[str, Setting] = {
             "certified",
             False,
             _flag,
-            "serve only ops of torch's that have a certificate of being as exact as eager for their "
-            "dtypes; off while the laboratory has not looked at all ops",
+            "serve only ops of torch's that have a certificate of being as exact as eager for "
+            "their dtypes; off while the laboratory has not looked at all ops",
         ),
         Setting(
             "check",
