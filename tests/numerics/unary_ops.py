@@ -86,7 +86,7 @@ def _with_arguments() -> list[Call]:
     for name in ("clamp_min", "clamp_max"):
         found += _each(name, (0.0, -0.0, 0.1, NAN, 2), "eager")
     found += calls("nan_to_num", (), (0.5, 1e4, -1e4), (-0.0, None, 0.0), reference="eager")
-    found += [Call("aten::round.decimals", (X,), {"decimals": d}) for d in (0, 2, -2, 5)]
+    found += [Call("aten::round.decimals", (X,), {"decimals": d}, "eager") for d in (0, 2, -2, 5)]
     found += [Call("aten::special_round", (X,), {"decimals": d}, "eager") for d in (0, 2)]
     found += [Call("aten::mvlgamma", (X, p)) for p in (1, 2, 3)]
     found += [Call("aten::special_multigammaln", (X, p)) for p in (2,)]
