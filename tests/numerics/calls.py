@@ -34,12 +34,14 @@ class Call:
         kwargs: Keyword arguments.
         reference: ``float64`` for eager in double precision, or ``eager`` where the op selects or
             rounds, so that eager's result is the exact one.
+        least: Values below are left out: eager itself does not come to an end there.
     """
 
     op: str
     args: tuple[Any, ...]
     kwargs: dict[str, Any] = field(default_factory=dict, hash=False)
     reference: str = "float64"
+    least: float | None = None
 
     @property
     def variant(self) -> str:
