@@ -1,7 +1,7 @@
 """Results of the laboratory -> one document for the package, one line a row.
 
-``python -m tests.numerics certificates --work DIR FILE`` writes it. Rows are of functional overloads:
-in-place, ``out=`` and foreach overloads have the same code and share them.
+``python -m tests.numerics certificates --work DIR FILE`` writes it. Rows are of functional
+overloads: in-place, ``out=`` and foreach overloads have the same code and share them.
 """
 
 from __future__ import annotations

@@ -53,7 +53,11 @@ class Family(Protocol):
 
 
 # Module and class of each family; they are imported when they are asked for.
-_modules = {"unary": ("unary", "Unary")}
+_modules = {
+    "unary": ("unary", "Unary"),
+    "binary": ("binary", "Binary"),
+    "mixed": ("binary", "Mixed"),
+}
 
 
 def names() -> tuple[str, ...]:
