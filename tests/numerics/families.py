@@ -57,6 +57,7 @@ _modules = {
     "unary": ("unary", "Unary"),
     "binary": ("binary", "Binary"),
     "mixed": ("binary", "Mixed"),
+    "strided": ("strided", "Strided"),
 }
 
 
