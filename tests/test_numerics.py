@@ -141,6 +141,9 @@ def test_a_finite_result_where_eager_overflows_is_nearer(built: Path) -> None:
     found = measures(built, eager, compiled, exact, inputs=[exact])
     assert found["nearer"] == 2
     assert not rule.faults(found)
+    found = measures(built, eager[1:], eager[:1], eager[:1].double())
+    assert found["nearer"] == 1
+    assert not rule.faults(found)
     # Not where the exact value is too large for the dtype, too.
     found = measures(built, eager[:1], compiled[:1], torch.tensor([1e39]).double())
     assert found["inf_mismatches"] == 1
