@@ -58,6 +58,7 @@ _modules = {
     "binary": ("binary", "Binary"),
     "mixed": ("binary", "Mixed"),
     "strided": ("strided", "Strided"),
+    "numbers": ("numbers", "Numbers"),
 }
 
 

@@ -29,10 +29,12 @@ from aoti_eager._compile import CompileService, compiler_on_path
 from aoti_eager._cpp_compiler import compiler_identity
 from aoti_eager._declines import call_decline, op_decline
 from aoti_eager._environment import CODE_VERSION, cpu_features, cpu_target, current_environment
-from aoti_eager._key import json_digest, kernel_key
+from aoti_eager._key import KernelKey, json_digest, kernel_key
 from aoti_eager._library_runner import LibraryRunner
 from aoti_eager._ops import find_overload
-from aoti_eager._schema import op_schema
+from aoti_eager._pattern import family_of
+from aoti_eager._plan import Plan, plan_of
+from aoti_eager._schema import OpSchema, op_schema
 from aoti_eager._store import Store
 from aoti_eager._template import CallTemplate, call_template, slot_dtype
 from aoti_eager.errors import CompileError, UnsupportedArgumentError
@@ -151,7 +153,9 @@ class Kernels:
         """End the compile worker."""
         self._service.close()
 
-    def kernel(self, name: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Kernel:
+    def kernel(
+        self, name: str, args: Sequence[Any], kwargs: Mapping[str, Any], *, numbers: bool = False
+    ) -> Kernel:
         """Return the kernel that would serve calls like this one.
 
         Args:
@@ -159,6 +163,8 @@ class Kernels:
             args: Positional arguments; of tensors only the metadata matters, numbers in Tensor
                 slots are Python numbers.
             kwargs: Keyword arguments, likewise.
+            numbers: Whether the kernel is to be the one that takes numbers as inputs, which the
+                package makes when only a number has changed.
 
         Raises:
             DeclinedError: The package would keep the original.
@@ -172,11 +178,13 @@ class Kernels:
             key = kernel_key(schema, "CPU", schema.bind(args, kwargs))
         except UnsupportedArgumentError as error:
             raise DeclinedError("unsupported_argument_type", str(error)) from error
-        template = call_template(schema, key)
+        plan = _number_plan(schema, key) if numbers else None
+        template = call_template(schema, key, plan.numbers if plan is not None else ())
         reason = call_decline(template)
         if reason is not None:
             raise DeclinedError(reason)
         identity = [
+            None if plan is None else plan.to_json(),
             key.to_json(),
             current_environment().digest,
             compiler_identity(),
@@ -184,7 +192,7 @@ class Kernels:
         ]
         place = self._kernels / json_digest(identity)[:32]
         if not place.exists():
-            self._compile(place, key)
+            self._compile(place, key, plan)
         document = json.loads((place / "kernel.json").read_text())
         if "reason" in document:
             raise DeclinedError(document["reason"], document["message"])
@@ -192,7 +200,7 @@ class Kernels:
             runner = LibraryRunner(library, calls_aten=False)
         return Kernel(op, template, runner, document["outputs"])
 
-    def _compile(self, place: Path, key: Any) -> None:
+    def _compile(self, place: Path, key: KernelKey, plan: Plan | None) -> None:
         staged = place.with_name(f"{place.name}.{os.getpid()}")
         shutil.rmtree(staged, ignore_errors=True)
         staged.mkdir()
@@ -204,6 +212,7 @@ class Kernels:
                     self._store.root / "toolchain",
                     check=False,
                     timeout_s=COMPILE_TIMEOUT_S,
+                    dynamic=None if plan is None else plan.to_json(),
                 )
             except CompileError as error:
                 if not error.remember:
@@ -217,6 +226,15 @@ class Kernels:
         with contextlib.suppress(OSError):  # Another process was faster.
             staged.rename(place)
         shutil.rmtree(staged, ignore_errors=True)
+
+
+def _number_plan(schema: OpSchema, key: KernelKey) -> Plan:
+    """Return the plan of the kernel that takes all numbers of a call as inputs."""
+    family = family_of(schema, key)
+    names = {name for name in family.values if name.startswith("v")}
+    if not names:
+        raise DeclinedError("not_dynamic", "no number of the call may be an input")
+    return plan_of(family.pattern.digest, family, names)
 
 
 def eager_refuses(error: BaseException) -> str:
