@@ -165,6 +165,10 @@ def test_one_wrong_value_among_millions_is_found(tmp_path: Path, sparse: bool) -
         return rule.faults(found)
 
     assert not faults(lambda right: right)
+    refusing = Wrong(lambda right: right)
+    refusing.eager = lambda inputs: torch.zeros(2) @ torch.zeros(3)  # type: ignore
+    measures = laboratory.compared(refusing, [[torch.ones(5)]], None)  # type: ignore[arg-type]
+    assert "eager raises" in rule.faults(measures)[0]
     assert "beyond the rule" in faults(lambda right: right + 1e-7)[0]
     assert "NaN differs" in faults(lambda right: math.nan)[0]
     assert "infinity differs" in faults(lambda right: math.inf)[0]

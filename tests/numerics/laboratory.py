@@ -86,7 +86,12 @@ class Laboratory:
         """
         comparison = self.comparison()
         for number, inputs in enumerate(chunks):
-            eager, compiled = kernel.eager(inputs), kernel.compiled(inputs)
+            try:
+                eager = kernel.eager(inputs)
+            except Exception as error:  # noqa: BLE001 - whatever it is, a kernel does not raise it
+                comparison.add_refused(eager_refuses(error))
+                continue
+            compiled = kernel.compiled(inputs)
             shown = [one for one in inputs if isinstance(one, Tensor)]
             if sparse and number % 16:
                 where = _differing(eager, compiled)
