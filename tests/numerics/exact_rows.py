@@ -65,6 +65,8 @@ def norm(order: float) -> Callable[[Array], Array]:
             return (x != 0).sum(-1).astype(WIDE)
         if numpy.isinf(order):
             return size.max(-1) if order > 0 else size.min(-1)
+        if order == 2:
+            return numpy.sqrt((size * size).sum(-1))
         return (size ** WIDE(order)).sum(-1) ** (1 / WIDE(order))
 
     return of

@@ -53,7 +53,13 @@ class Family(Protocol):
 
 
 # Module and class of each family; they are imported when they are asked for.
-_modules = {"unary": ("unary", "Unary")}
+_modules = {
+    "unary": ("unary", "Unary"),
+    "reductions": ("hard_families", "Reductions"),
+    "norms": ("hard_families", "Norms"),
+    "losses": ("hard_families", "Losses"),
+    "samples": ("samples", "Samples"),
+}
 
 
 def names() -> tuple[str, ...]:

@@ -34,7 +34,9 @@ def _target(draw: Draw, n: int, kind: str) -> Tensor:
     return ordinary.sign() + (ordinary == 0).to(ordinary.dtype)
 
 
-def _loss(name: str, kind: str = "same", *middle: Any, options: Sequence[Any] = ()) -> Calls:
+def _loss(
+    name: str, kind: str = "same", *middle: Any, options: Sequence[Any] = (), **kwargs: Any
+) -> Calls:
     """Return calls of ``name(x, target, *middle, reduction, *one of options)``."""
 
     def calls(share: str) -> Iterator[HardCall]:
@@ -45,10 +47,11 @@ def _loss(name: str, kind: str = "same", *middle: Any, options: Sequence[Any] = 
                     yield HardCall(
                         f"aten::{name}",
                         f"8 rows of {n}, {_WORDS[reduction]}"
-                        + ("" if option is None else f", {option}"),
+                        + ("" if option is None else f", {option}")
+                        + (f", {kwargs}" if kwargs else ""),
                         lambda d, n=n, rest=rest: (
                             [d.rows(n), _target(d, n, kind), *rest],
-                            {},
+                            kwargs,
                         ),
                         draws=8 if reduction != NONE else 1,
                     )
@@ -117,7 +120,9 @@ OPS: dict[str, Calls] = {
     "aten::l1_loss": _loss("l1_loss"),
     "aten::smooth_l1_loss": _loss("smooth_l1_loss", options=(1.0, 0.1)),
     "aten::huber_loss": _loss("huber_loss", options=(1.0, 0.1)),
-    "aten::kl_div": _loss("kl_div", "probabilities", options=(False, True)),
+    "aten::kl_div": _each(
+        _loss("kl_div", "probabilities"), _loss("kl_div", "same", log_target=True)
+    ),
     "aten::binary_cross_entropy_with_logits": _loss(
         "binary_cross_entropy_with_logits", "probabilities", None, None
     ),

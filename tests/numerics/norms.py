@@ -96,13 +96,6 @@ def _rms_norm(draw: Draw, n: int, weights: bool) -> list[Any]:
     return [draw.rows(n), [n], _weights(draw, n, weights)[0], EPS]
 
 
-def _rms_norm_backward(draw: Draw, n: int, weights: bool) -> list[Any]:
-    x = draw.rows(n)
-    scale = _weights(draw, n, weights)[0]
-    _, rstd = _ATEN._fused_rms_norm(x, [n], scale, EPS)
-    return [draw.ordinary(8, n, nth=2), x, [n], rstd, scale, [True, weights]]
-
-
 # --- normalisations over channels ----------------------------------------------------------------
 # 4 samples of 6 channels of n numbers; groups of 3 channels.
 
@@ -200,9 +193,6 @@ OPS: dict[str, Calls] = {
     ),
     "aten::rms_norm": _row_norm("aten::rms_norm", _rms_norm),
     "aten::_fused_rms_norm": _row_norm("aten::_fused_rms_norm", _rms_norm),
-    "aten::_fused_rms_norm_backward": _row_norm(
-        "aten::_fused_rms_norm_backward", _rms_norm_backward
-    ),
     "aten::native_group_norm": _row_norm("aten::native_group_norm", _group_norm),
     "aten::group_norm": _row_norm(
         "aten::group_norm",

@@ -8,7 +8,9 @@ takes apart before anybody sees them, samples of the entry of the same name.
 
 from __future__ import annotations
 
+import io
 import itertools
+import os
 import subprocess
 import sys
 import warnings
@@ -21,6 +23,7 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from aoti_eager._check import copy_tensor
 from aoti_eager._ops import find_overload
 from aoti_eager._schema import op_schema, qualified_name
 
@@ -37,16 +40,43 @@ _PREFIXES = (("nn.functional.", ""), ("linalg.", "linalg_"), ("special.", "speci
 
 
 def load(directory: Path, dtype: str) -> dict[str, list[Call]]:
-    """Return calls by qualified overload for a dtype, written to ``directory`` the first time."""
+    """Return calls by qualified overload for a dtype.
+
+    They are recorded for float32 and int64, and written to ``directory`` the first time: minutes.
+    Other floating-point and integer dtypes have the same calls with that dtype instead.
+    """
+    wanted: torch.dtype = getattr(torch, dtype)
+    base = torch.float32 if wanted.is_floating_point else torch.int64
+    if wanted.is_complex or wanted is torch.bool:
+        base = wanted
+    found = _recorded(directory, str(base).removeprefix("torch."))
+    if base == wanted:
+        return found
+    return {op: [_converted(*one, base, wanted) for one in calls] for op, calls in found.items()}
+
+
+def _recorded(directory: Path, dtype: str) -> dict[str, list[Call]]:
     file = directory / f"op_db_{dtype}_{torch.__version__}.pt"
     if not file.exists():
-        staged = file.with_suffix(".new")
+        staged = file.with_suffix(f".{os.getpid()}")
         command = [sys.executable, "-W", "ignore", "-m", "tests.numerics.op_db_calls"]
         subprocess.run([*command, str(staged), dtype], cwd=ROOT, check=True)
         staged.replace(file)
     # Ours, from this directory; dtypes and memory formats are no plain tensors.
     found: dict[str, list[Call]] = torch.load(file, weights_only=False)
     return found
+
+
+def _converted(
+    args: Sequence[Any], kwargs: dict[str, Any], base: torch.dtype, wanted: torch.dtype
+) -> Call:
+    def convert(leaf: Any) -> Any:
+        if isinstance(leaf, Tensor) and leaf.dtype == base:
+            return copy_tensor(leaf).to(wanted)
+        return wanted if leaf is base else leaf
+
+    made: Call = pytree.tree_map(convert, (list(args), dict(kwargs)))
+    return made
 
 
 class _Recorder(TorchDispatchMode):
@@ -97,11 +127,7 @@ def _metadata(tree: Any) -> str:
 
 
 def _copied(args: Sequence[Any], kwargs: dict[str, Any]) -> Call:
-    def copy(tensor: Tensor) -> Tensor:
-        made = torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype)
-        return made.copy_(tensor.detach())
-
-    made: Call = pytree.tree_map_only(Tensor, copy, (list(args), dict(kwargs)))
+    made: Call = pytree.tree_map_only(Tensor, copy_tensor, (list(args), dict(kwargs)))
     return made
 
 
@@ -126,7 +152,19 @@ def record(dtype: torch.dtype) -> dict[str, list[Call]]:
         for sample in samples:
             _record_by_name(recorder, entry, sample)
             _record_sample(recorder, entry, sample, gradients)
-    return {name: list(kept.values()) for name, kept in recorder.calls.items() if kept}
+    found = {
+        name: [call for call in kept.values() if _can_be_written(call)]
+        for name, kept in recorder.calls.items()
+    }
+    return {name: calls for name, calls in found.items() if calls}
+
+
+def _can_be_written(call: Call) -> bool:
+    try:
+        torch.save(call, io.BytesIO())
+    except Exception:  # noqa: BLE001 - an argument of some class of the database's own
+        return False
+    return True
 
 
 def _record_sample(recorder: _Recorder, entry: Any, sample: Any, gradients: bool) -> None:

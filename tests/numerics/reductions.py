@@ -224,7 +224,9 @@ def _norms() -> dict[str, Calls]:
         "aten::frobenius_norm.dim": _over(
             "aten::frobenius_norm.dim", lambda dims: ([dims], {}), several=True
         ),
-        "aten::linalg_norm": _over("aten::linalg_norm", lambda dims: ([None, dims], {})),
+        "aten::linalg_norm": _over(
+            "aten::linalg_norm", lambda dims: ([None, dims], {}), several=True
+        ),
     }
     return made
 

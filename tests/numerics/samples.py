@@ -1,0 +1,128 @@
+"""Everything else that the compiler has code of its own for, on samples of the operator database.
+
+Data movement, pooling, upsampling, and whatever is in no other family. A sample's call is compared
+as it is, and then with its floating-point tensors filled with families of hard data: the same
+kernel takes them all.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils import _pytree as pytree
+
+from . import op_db_calls, samples_ops
+from .enumeration import compiled_overloads, functional
+from .families import Options, family, names
+from .hard_calls import BITS, EQUAL, RULE, Draw, HardCall, Outcome, run
+from .laboratory import DeclinedError, Laboratory, RefusedError
+from .parts import Part
+
+# The families that say something about a call that is not about rows.
+_FAMILIES = (
+    *("normal", "wide", "offset 10000", "growing", "denormal", "ties", "negative zeros"),
+    *("over the square's limit", "nan middle", "inf last", "-inf first", "-0.0 middle"),
+)
+
+
+class Samples:
+    """Compares overloads on the calls of ``op_db_calls``; a part is one overload and dtype."""
+
+    name = "samples"
+
+    def ops(self) -> frozenset[str]:
+        """Return the functional overloads that no other family has and no list leaves out."""
+        return frozenset(op for op in _others() if samples_ops.left_out(op) is None)
+
+    def parts(self, options: Options) -> list[Part]:
+        """Return one part for each overload and dtype."""
+        return [
+            Part(op, dtype, options.target, self.name, coverage="samples")
+            for op in sorted(self.ops())
+            for dtype in options.dtypes
+        ]
+
+    def run(self, part: Part, laboratory: Laboratory) -> dict[str, Any]:
+        """Return ``reference`` and ``measures`` of a part.
+
+        Raises:
+            DeclinedError: The package declines every call.
+            RefusedError: Eager refuses every call, or no sample reaches the overload.
+        """
+        outcome = Outcome()
+        for call in calls(part.op, part.dtype, laboratory.directory):
+            run(laboratory.kernels, call, getattr(torch, part.dtype), outcome)
+        if not outcome.calls:
+            if outcome.declined:
+                raise DeclinedError(", ".join(sorted(outcome.declined)))
+            raise RefusedError("; ".join(sorted(outcome.refused)) or "no sample reaches it")
+        return {
+            "reference": "+".join(sorted(outcome.references)),
+            "measures": outcome.verdict.measures(),
+            "declined_calls": outcome.declined,
+            "refused_calls": outcome.refused,
+            "failing": outcome.failing,
+        }
+
+
+def _others() -> Iterator[str]:
+    taken = {op for name in names() if name != Samples.name for op in family(name).ops()}
+    for name in compiled_overloads():
+        if functional(name) == name and name not in taken:
+            yield name
+
+
+def calls(op: str, dtype: str, directory: Path) -> Iterator[HardCall]:
+    """Return the calls of an overload on a dtype: samples, and the reviewed ones of our own."""
+    found = [*samples_ops.CALLS.get(op, ()), *op_db_calls.load(directory, dtype).get(op, ())]
+    for number, (args, kwargs) in enumerate(found):
+        yield HardCall(
+            op,
+            f"call {number}",
+            _filled(args, kwargs),
+            _how(op),
+            only=_FAMILIES if _has_floats(args, kwargs) else _FAMILIES[:1],
+            as_it_is=(args, kwargs),
+        )
+
+
+def _how(op: str) -> str:
+    name = op.removeprefix("aten::").partition(".")[0]
+    if name in samples_ops.MOVEMENT:
+        return BITS
+    return EQUAL if name in samples_ops.SELECTION else RULE
+
+
+def _has_floats(args: Sequence[Any], kwargs: Mapping[str, Any]) -> bool:
+    leaves = pytree.tree_leaves((args, kwargs))
+    return any(isinstance(leaf, Tensor) and leaf.is_floating_point() for leaf in leaves)
+
+
+def _filled(args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+    """Return the function from a draw to the call with other numbers in its tensors."""
+
+    def arguments(draw: Draw) -> tuple[list[Any], dict[str, Any]]:
+        count = 0
+
+        def fill(tensor: Tensor) -> Tensor:
+            nonlocal count
+            count += 1
+            if not tensor.is_floating_point():
+                return tensor
+            own = Draw(draw.family, tensor.dtype, draw.seed)
+            made = torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype)
+            if tensor.numel():
+                numbers = own.rows(tensor.numel(), count=2, nth=count)[1]
+                made.copy_(numbers.reshape(tensor.shape))
+            return made
+
+        made: tuple[list[Any], dict[str, Any]] = pytree.tree_map_only(
+            Tensor, fill, (list(args), dict(kwargs))
+        )
+        return made
+
+    return arguments

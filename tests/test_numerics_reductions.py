@@ -1,0 +1,259 @@
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from aoti_eager._ops import find_overload
+
+from .numerics import hard_calls, norms, op_db_calls, reductions, samples, samples_ops
+from .numerics.families import Options, family, names
+from .numerics.hard_calls import BITS, Draw, HardCall, Outcome, slot_inputs
+from .numerics.hard_families import Losses, Reductions
+from .numerics.kernels import DeclinedError, Kernels
+from .numerics.laboratory import Laboratory, RefusedError
+from .numerics.parts import Part
+from .numerics.rule import faults, merged
+
+OPTIONS = Options("x86-64-v4", ("float32", "bfloat16"))
+
+
+# --- calls, on kernels of our own ----------------------------------------------------------------
+
+
+class _Kernel:
+    """A kernel that is eager, but for what ``change`` does to its results."""
+
+    def __init__(self, op: str, change: Callable[..., Any]) -> None:
+        self._op = find_overload(op)
+        self._change = change
+
+    def eager(self, inputs: Sequence[Any]) -> list[Tensor]:
+        return self._listed(self._op(*inputs, 1))
+
+    def compiled(self, inputs: Sequence[Any]) -> list[Tensor]:
+        return self._listed(self._change(*inputs))
+
+    @staticmethod
+    def _listed(result: Any) -> list[Tensor]:
+        return [result] if isinstance(result, Tensor) else list(result)
+
+
+class _Kernels:
+    def __init__(self, change: Callable[..., Any] | None) -> None:
+        self._change = change
+
+    def kernel(self, op: str, args: Sequence[Any], kwargs: dict[str, Any]) -> _Kernel:
+        if self._change is None:
+            raise DeclinedError("no_kernel_of_its_own")
+        return _Kernel(op, self._change)
+
+
+def _run(
+    change: Callable[..., Any] | None, op: str = "aten::cumsum", n: int = 257, **options: Any
+) -> Outcome:
+    call = HardCall(op, "rows", lambda draw: ([draw.rows(n), 1], {}), **options)
+    outcome = Outcome()
+    hard_calls.run(_Kernels(change), call, torch.float32, outcome)  # type: ignore[arg-type]
+    return outcome
+
+
+def test_eager_itself_is_right() -> None:
+    outcome = _run(lambda x: x.cumsum(1))
+    assert outcome.verdict.is_right
+    assert outcome.calls == 1
+    assert outcome.references == {"float64"}
+    assert outcome.verdict.values == 257 * 8 * len(hard_calls.families(torch.float32))
+
+
+def test_what_is_nearer_to_the_truth_than_eager_is_right() -> None:
+    assert _run(lambda x: x.double().cumsum(1).float()).verdict.is_right
+
+
+def test_sums_in_half_precision_are_found() -> None:
+    outcome = _run(lambda x: x.bfloat16().cumsum(1).float(), n=33)
+    assert not outcome.verdict.is_right
+    assert "normal" in outcome.failing
+    assert "zeros" not in outcome.failing
+
+
+def test_an_infinity_that_is_lost_in_one_row_is_found() -> None:
+    outcome = _run(lambda x: x.nan_to_num(posinf=1.0, neginf=-1.0, nan=float("nan")).cumsum(1))
+    assert {"inf first", "inf last", "-inf middle", "all infinite"} <= set(outcome.failing)
+    assert "normal" not in outcome.failing
+
+
+def test_an_index_that_is_off_by_one_among_ties_is_found() -> None:
+    def last(x: Tensor) -> Tensor:
+        return x.shape[1] - 1 - x.flip(1).argmax(1)
+
+    outcome = _run(last, "aten::argmax", how="equal")
+    assert {"ties", "zeros"} <= set(outcome.failing)
+    assert "ascending" not in outcome.failing
+
+
+def test_a_variance_by_squares_is_found_where_the_mean_is_large() -> None:
+    def variance(x: Tensor) -> Tensor:
+        n = x.shape[1]
+        return ((x * x).sum(1) - x.sum(1) ** 2 / n) / (n - 1)
+
+    call = HardCall("aten::var.correction", "rows", lambda draw: ([draw.rows(257), [1]], {}))
+    outcome = Outcome()
+    kernels = _Kernels(variance)
+    kernels.kernel = lambda op, args, kwargs: _Variance(op, variance)  # type: ignore[method-assign]
+    hard_calls.run(kernels, call, torch.float32, outcome)  # type: ignore[arg-type]
+    assert {"offset 10000", "offset 1e+07", "constant large"} <= set(outcome.failing)
+
+
+class _Variance(_Kernel):
+    def eager(self, inputs: Sequence[Any]) -> list[Tensor]:
+        return [self._op(*inputs, [1])]
+
+
+def test_a_lost_sign_of_zero_is_refused_where_bits_are_moved() -> None:
+    outcome = _run(lambda x: x.roll(1) + 0.0, "aten::roll", how=BITS)
+    assert set(outcome.failing) == {"negative zeros", "-0.0 first", "-0.0 middle", "-0.0 last"}
+
+
+def test_what_the_package_declines_and_what_eager_refuses_is_told_apart() -> None:
+    assert _run(None).declined == {"no_kernel_of_its_own": 1}
+    refused = _run(None, "aten::argmax", n=0)
+    assert not refused.declined
+    assert len(refused.refused) == 1
+
+
+def test_tensors_of_a_call_come_in_the_order_of_the_schema() -> None:
+    one, other = torch.ones(2), torch.zeros(2)
+    assert slot_inputs("aten::cat", [[one, other], 0], {}) == [one, other]
+    found = slot_inputs("aten::kl_div", [one, other, 1], {"log_target": True})
+    assert found[0] is one
+    assert found[1] is other
+
+
+# --- the package's kernels: a fixed share --------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def laboratory(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Laboratory]:
+    directory = tmp_path_factory.mktemp("numerics")
+    kernels = Kernels(directory, "auto")
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield Laboratory(directory, kernels)
+    torch.set_num_threads(threads)
+    kernels.close()
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize(
+    ("name", "op"),
+    [
+        ("reductions", "aten::logsumexp"),
+        ("reductions", "aten::amax"),
+        ("reductions", "aten::any.dim"),
+        ("norms", "aten::_softmax"),
+    ],
+)
+def test_a_share_of_the_reductions_is_right(
+    laboratory: Laboratory, name: str, op: str, dtype: str
+) -> None:
+    part = Part(op, dtype, "auto", name, span="test")
+    answer = family(name).run(part, laboratory)
+    assert faults(answer["measures"]) == []
+    assert answer["measures"]["values"] > 300
+    row = merged([{"outcome": "done", "part": part.to_json(), **answer}])
+    assert row["status"] == "certified"
+
+
+def test_integers_and_flags_are_reduced_as_eager_does(laboratory: Laboratory) -> None:
+    for dtype in ("int32", "bool"):
+        part = Part("aten::amax", dtype, "auto", "reductions", span="test")
+        assert faults(family("reductions").run(part, laboratory)["measures"]) == []
+
+
+def test_what_has_no_kernel_of_its_own_is_declined(laboratory: Laboratory) -> None:
+    part = Part("aten::sort.stable", "float32", "auto", "reductions", span="test")
+    with pytest.raises(DeclinedError):
+        family("reductions").run(part, laboratory)
+    part = Part("aten::var.correction", "int32", "auto", "reductions", span="test")
+    with pytest.raises(RefusedError):
+        family("reductions").run(part, laboratory)
+
+
+# --- samples -------------------------------------------------------------------------------------
+
+
+def test_samples_are_compared_as_they_are_and_with_hard_data(
+    laboratory: Laboratory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = {
+        "aten::flip": [([torch.arange(33.0).view(3, 11), [1]], {})],
+        "aten::avg_pool2d": [([torch.rand(1, 2, 9, 9), [3, 3]], {})],
+    }
+    monkeypatch.setattr(op_db_calls, "load", lambda directory, dtype: made)
+    for op in made:
+        part = Part(op, "float32", "auto", "samples", coverage="samples")
+        answer = family("samples").run(part, laboratory)
+        assert faults(answer["measures"]) == []
+        regions = 1 + len(samples._FAMILIES)
+        results = 33 if op == "aten::flip" else 2 * 3 * 3
+        assert answer["measures"]["values"] == regions * results
+    missing = Part("aten::roll", "float32", "auto", "samples", coverage="samples")
+    with pytest.raises(RefusedError, match="no sample"):
+        family("samples").run(missing, laboratory)
+
+
+def test_filled_samples_keep_sizes_strides_integers_and_numbers() -> None:
+    transposed = torch.rand(3, 4).t()
+    args, kwargs = samples._filled([transposed, torch.tensor([1, 2]), 0.5], {"dim": 1})(
+        Draw(hard_calls.families(torch.float32)[0], torch.float32)
+    )
+    assert (args[0].shape, args[0].stride()) == (transposed.shape, transposed.stride())
+    assert not torch.equal(args[0], transposed)
+    assert args[1].tolist() == [1, 2]
+    assert args[2] == 0.5
+    assert kwargs == {"dim": 1}
+
+
+def test_recorded_calls_have_copies_and_other_metadata_each() -> None:
+    recorder = op_db_calls._Recorder()
+    x = torch.rand(3)
+    with recorder:
+        torch.flip(x, [0])
+        torch.flip(x + 1, [0])
+        torch.flip(x.expand(2, 3), [0])
+        x.add_(1)
+    assert len(recorder.calls["aten::flip"]) == 2
+    assert "aten::add_.Tensor" not in recorder.calls
+    for args, _ in recorder.calls["aten::flip"].values():
+        assert args[0].data_ptr() != x.data_ptr()
+
+
+# --- tables --------------------------------------------------------------------------------------
+
+
+def test_every_functional_overload_is_in_one_family() -> None:
+    taken: dict[str, str] = {}
+    for name in names():
+        for op in family(name).ops():
+            assert op not in taken, f"{op}: in {taken[op]} and {name}"
+            taken[op] = name
+    left = [op for op in samples._others() if op not in taken]
+    assert all(samples_ops.left_out(op) for op in left)
+
+
+def test_parts_are_by_overload_and_dtype_and_small_ones_are_asked_for_by_share() -> None:
+    parts = Reductions().parts(OPTIONS)
+    assert len({part.name for part in parts}) == len(parts) == 2 * len(reductions.OPS)
+    assert {part.span for part in parts} == {"default"}
+    brief = Losses().parts(Options("x86-64-v4", ("float32",), share=1000))
+    assert {part.span for part in brief} == {"brief"}
+    full = Losses().parts(Options("x86-64-v4", ("float32",), exhaustive=True))
+    assert {part.span for part in full} == {"full"}
+    integers = Reductions().parts(Options("x86-64-v4", ("int64",)))
+    assert "aten::sum" in {part.op for part in integers}
+    assert "aten::var" not in {part.op for part in integers}
+    assert norms.OPS
