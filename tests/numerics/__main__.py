@@ -8,8 +8,9 @@ import time
 from pathlib import Path
 
 from . import values
+from .certificates import write
 from .families import Options, family, names
-from .kernels import versions
+from .kernels import compiler_version, versions
 from .parts import run_parts
 from .report import beyond, rows, table
 
@@ -18,6 +19,8 @@ DTYPES = ("float32", "bfloat16", "float16", "float64", *values.INTEGERS, *values
 
 def main() -> int:
     """Return the exit status: 1 if an op that would serve is beyond the rule."""
+    if sys.argv[1:2] == ["certificates"]:
+        return _certificates(sys.argv[2:])
     parser = argparse.ArgumentParser(prog="python -m tests.numerics", description=__doc__)
     parser.add_argument("--op", nargs="+", help="overloads (aten::mul.Tensor) or names (mul)")
     parser.add_argument("--dtype", nargs="+", choices=DTYPES, default=list(DTYPES[:3]))
@@ -51,6 +54,17 @@ def main() -> int:
     print(f"{sum(result['seconds'] for result in results):.0f} s in all of their runs")
     print(f"{len(found)} overloads and dtypes that would serve are beyond the rule")
     return 1 if found else 0
+
+
+def _certificates(arguments: list[str]) -> int:
+    parser = argparse.ArgumentParser(prog="python -m tests.numerics certificates")
+    parser.add_argument("--work", type=Path, action="append", required=True, help="of a run")
+    parser.add_argument("file", type=Path, help="what is written: aoti_eager/certificates.json")
+    options = parser.parse_args(arguments)
+    works = [work.absolute() for work in options.work]
+    count = write(works, options.file, versions(), compiler_version())
+    print(f"{count} rows in {options.file}")
+    return 0
 
 
 def _is_asked(op: str, asked: list[str]) -> bool:

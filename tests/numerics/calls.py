@@ -20,6 +20,17 @@ class Slot:
     dtype: str | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class Number:
+    """Where a number goes in a Tensor slot: an input of the kernel, of which the kind is known.
+
+    Attributes:
+        kind: ``float``, ``int`` or ``bool``; ``float64[]`` for a tensor without dimensions.
+    """
+
+    kind: str
+
+
 X, Y, Z = Slot(0), Slot(1), Slot(2)
 MASK = Slot(0, "bool")
 
@@ -34,19 +45,21 @@ class Call:
         kwargs: Keyword arguments.
         reference: ``float64`` for eager in double precision, or ``eager`` where the op selects or
             rounds, so that eager's result is the exact one.
+        least: Values below are left out: eager itself does not come to an end there.
     """
 
     op: str
     args: tuple[Any, ...]
     kwargs: dict[str, Any] = field(default_factory=dict, hash=False)
     reference: str = "float64"
+    least: float | None = None
 
     @property
     def variant(self) -> str:
         """Return the further arguments in words; empty if there are none."""
         shown = [_shown(value) for value in self.args]
         shown += [f"{name}={_shown(value)}" for name, value in self.kwargs.items()]
-        plain = all(isinstance(value, Slot) and value.dtype is None for value in self.args)
+        plain = self.args == (X, Y, Z)[: len(self.args)]
         return "" if plain and not self.kwargs else f"({', '.join(shown)})"
 
     @property
@@ -54,10 +67,27 @@ class Call:
         """Return where the tensors go, in the order of the arguments."""
         return [v for v in (*self.args, *self.kwargs.values()) if isinstance(v, Slot)]
 
-    def arguments(self, tensors: Sequence[Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        """Return the call's arguments with ``tensors`` in the slots."""
+    @property
+    def numbers(self) -> list[Number]:
+        """Return where numbers go that are inputs; at most one."""
+        return [v for v in self.args if isinstance(v, Number)]
+
+    def inputs(self, tensors: Sequence[Any], number: Any = None) -> list[Any]:
+        """Return the inputs of a run, in the order of the arguments."""
+        return [
+            tensors[one.index] if isinstance(one, Slot) else number
+            for one in (*self.args, *self.kwargs.values())
+            if isinstance(one, Slot | Number)
+        ]
+
+    def arguments(
+        self, tensors: Sequence[Any], number: Any = None
+    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """Return the call's arguments with ``tensors`` and ``number`` in their slots."""
 
         def filled(value: Any) -> Any:
+            if isinstance(value, Number):
+                return number
             return tensors[value.index] if isinstance(value, Slot) else value
 
         return tuple(filled(v) for v in self.args), {k: filled(v) for k, v in self.kwargs.items()}
@@ -67,6 +97,8 @@ def _shown(value: Any) -> str:
     if isinstance(value, Slot):
         name = "xyz"[value.index]
         return f"{name}:{value.dtype}" if value.dtype else name
+    if isinstance(value, Number):
+        return f"a {value.kind}"
     return str(value).removeprefix("torch.") if not isinstance(value, str) else repr(value)
 
 

@@ -59,6 +59,8 @@ _modules = {
     "norms": ("hard_families", "Norms"),
     "losses": ("hard_families", "Losses"),
     "samples": ("samples", "Samples"),
+    "binary": ("binary", "Binary"),
+    "mixed": ("binary", "Mixed"),
 }
 
 

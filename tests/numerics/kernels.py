@@ -12,6 +12,7 @@ import contextlib
 import json
 import os
 import shutil
+import subprocess
 import traceback
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -24,7 +25,7 @@ from torch import Tensor
 from aoti_eager._base.sealed_library import sealed_file
 from aoti_eager._check import fresh_results
 from aoti_eager._compat import OpOverload
-from aoti_eager._compile import CompileService
+from aoti_eager._compile import CompileService, compiler_on_path
 from aoti_eager._cpp_compiler import compiler_identity
 from aoti_eager._declines import call_decline, op_decline
 from aoti_eager._environment import CODE_VERSION, cpu_features, cpu_target, current_environment
@@ -63,6 +64,14 @@ class Versions:
 def versions() -> Versions:
     """Return the versions of this process."""
     return Versions(CODE_VERSION, str(torch.__version__), str(compiler_identity()))
+
+
+def compiler_version() -> str:
+    """Return the C++ compiler's name and version, as it says them."""
+    done = subprocess.run(
+        [str(compiler_on_path()), "--version"], capture_output=True, text=True, check=True
+    )
+    return done.stdout.partition("\n")[0]
 
 
 class Kernel:

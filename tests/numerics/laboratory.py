@@ -87,7 +87,10 @@ class Laboratory:
                     comparison.add_equal(eager[0].numel() - len(where))
                     if not len(where):
                         continue
-                    inputs = [one[where] if isinstance(one, Tensor) else one for one in inputs]
+                    inputs = [
+                        one[where] if isinstance(one, Tensor) and one.dim() else one
+                        for one in inputs
+                    ]
                     shown = [one for one in inputs if isinstance(one, Tensor)]
                     eager, compiled = ([one[0][where]] for one in (eager, compiled))
             truth = None if exact is None else exact(kernel, inputs)

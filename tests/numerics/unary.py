@@ -55,7 +55,7 @@ class Unary:
         sparse = part.coverage == "exhaustive" and part.dtype in ("float32", "float64")
 
         def measures(sparse: bool) -> dict[str, Any]:
-            chunks = ([one] for one in _chunks(part))
+            chunks = ([_within(one, call.least)] for one in _chunks(part))
             by_input = example.is_floating_point()
             return laboratory.compared(kernel, chunks, exact, by_input=by_input, sparse=sparse)
 
@@ -102,6 +102,10 @@ def _chunks(part: Part) -> Iterator[Tensor]:
         return itertools.chain(first, values.random_bits(name, count, 15, CHUNK))
     step = int(part.coverage.rpartition(" ")[2].removesuffix("th"))
     return itertools.chain(first, values.bit_chunks(name, 0, 1 << 32, step, CHUNK, tail))
+
+
+def _within(chunk: Tensor, least: float | None) -> Tensor:
+    return chunk if least is None else torch.where(chunk < least, -chunk, chunk)
 
 
 def _tail(name: str) -> Tensor:
