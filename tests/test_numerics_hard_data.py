@@ -188,6 +188,13 @@ def test_a_finite_result_may_stand_where_eager_overflows_and_the_exact_value_doe
     assert _judge(ONE, overflown).inf_mismatches == 1
 
 
+def test_an_infinity_may_stand_where_eager_has_a_nan_and_the_exact_value_is_infinite() -> None:
+    """A product of an infinity and numbers that underflow on the way."""
+    assert _judge(ONE * math.nan, ONE * math.inf, math.inf).nearer == 8
+    assert _judge(ONE * math.nan, ONE * math.inf, -math.inf).nan_mismatches == 8
+    assert _judge(ONE * math.inf, ONE * math.nan, math.inf).nan_mismatches == 8
+
+
 def test_lost_signs_of_zero_are_counted_and_refused_where_bits_are_wanted() -> None:
     zeros = torch.zeros(8)
     found = _judge(-zeros, zeros, 0.0)

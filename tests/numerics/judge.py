@@ -4,7 +4,8 @@ A region is a family of data at one size: its rows are alike, so that the larges
 it is a fair measure for each of its elements. A compiled result passes where
 
 - NaN and infinities are eager's, each at its place; integers and booleans are equal. Only where
-  eager overflows and the exact value does not, a finite result is judged as others are;
+  eager has a NaN or an infinity and the exact value is another, the exact value may stand: a
+  finite one is judged as others are;
 - a finite result is within 2 ulp of the exact value, or its error is at most 1.5 times the largest
   error of eager in the region, both as distances from the exact value.
 
@@ -36,7 +37,7 @@ class Verdict:
         max_ulp_eager: Eager's largest error, in ulp of the largest result of its region.
         max_ulp_compiled: The compiled code's.
         zero_signs: Zeros whose signs differ.
-        nearer: Finite results, as the exact ones are, where eager overflows.
+        nearer: Results as the exact ones are where eager has another NaN or infinity.
         nan_mismatches: Elements where one of the two is NaN.
         inf_mismatches: Other elements where an infinity is not eager's.
         exact_differing: Elements that had to be equal and are not.
@@ -152,11 +153,10 @@ def judge(
     differs = special & ~agrees
     judged = ~special
     if exact is not None:
-        fits = torch.from_numpy(numpy.abs(_array(exact)) <= torch.finfo(eager.dtype).max)
-        nearer = differs & torch.isfinite(compiled) & fits.reshape(eager.shape)
-        if bool(nearer.any()):
-            verdict.nearer = _count(verdict, "nearer", region, eager, compiled, nearer)
-            differs, judged = differs & ~nearer, judged | nearer
+        finite, infinite = _nearer(eager, compiled, _array(exact).reshape(eager.shape))
+        nearer = differs & (finite | infinite)
+        verdict.nearer = _count(verdict, "nearer", region, eager, compiled, nearer)
+        differs, judged = differs & ~nearer, judged | (differs & finite)
     is_nan = differs & (eager.isnan() | compiled.isnan())
     verdict.nan_mismatches = _count(verdict, "nan", region, eager, compiled, is_nan)
     verdict.inf_mismatches = _count(verdict, "inf", region, eager, compiled, differs & ~is_nan)
@@ -179,6 +179,17 @@ def ulp(values: numpy.ndarray, dtype: torch.dtype) -> numpy.ndarray:
     _, exponent = numpy.frexp(magnitude)
     exponent = numpy.clip(exponent - 1, lowest, highest - 1)
     return numpy.ldexp(numpy.ones_like(values), exponent - digits)
+
+
+def _nearer(eager: Tensor, compiled: Tensor, exact: numpy.ndarray) -> tuple[Tensor, Tensor]:
+    """Return where finite results are to be judged though eager's are not finite, and where
+    infinite ones are right though eager has a NaN.
+    """
+    largest = torch.finfo(eager.dtype).max
+    truth = torch.from_numpy(exact.astype(numpy.float64))
+    finite = ~torch.isfinite(eager) & torch.isfinite(compiled) & (truth.abs() <= largest)
+    infinite = eager.isnan() & compiled.isinf() & (truth == compiled.double())
+    return finite, infinite
 
 
 def _count(
