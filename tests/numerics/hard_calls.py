@@ -70,6 +70,7 @@ class HardCall:
         draws: Seeds that are judged as one region: more than one where a call gives few results.
         only: Names of families; all where it is empty.
         as_it_is: Arguments that are compared first, as they are.
+        threads: How many threads eager and the kernel have; each count has code of its own.
     """
 
     op: str
@@ -80,6 +81,7 @@ class HardCall:
     draws: int = 1
     only: tuple[str, ...] = ()
     as_it_is: Arguments | None = None
+    threads: int = 1
 
 
 @dataclass(slots=True)
@@ -105,6 +107,11 @@ class Outcome:
 
 def run(kernels: Kernels, call: HardCall, dtype: torch.dtype, outcome: Outcome) -> None:
     """Compare one call on every family of a dtype, and add what was found to ``outcome``."""
+    with _threads(call.threads):
+        _run_call(kernels, call, dtype, outcome)
+
+
+def _run_call(kernels: Kernels, call: HardCall, dtype: torch.dtype, outcome: Outcome) -> None:
     chosen = [one for one in families(dtype) if not call.only or one.name in call.only]
     op = find_overload(call.op)
     try:
@@ -246,10 +253,9 @@ def _flat(values: Any) -> Array:
 
 
 @contextlib.contextmanager
-def one_thread() -> Iterator[None]:
-    """Compute with one thread in the block: parts of the laboratory run beside each other."""
+def _threads(count: int) -> Iterator[None]:
     before = torch.get_num_threads()
-    torch.set_num_threads(1)
+    torch.set_num_threads(count)
     try:
         yield
     finally:

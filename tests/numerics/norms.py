@@ -25,7 +25,8 @@ def _softmaxes(name: str, rest: Callable[[int, torch.dtype], Sequence[Any]], of_
                 shape.label,
                 lambda d, s=shape: ([s.tensor(d, 0), *rest(s.dim, d.dtype)], {}),
                 RULE,
-                lambda x, s=shape: _along(of_rows, x, s.dim),
+                None if of_rows is None else lambda x, s=shape: _along(of_rows, x, s.dim),
+                threads=shape.threads,
             )
 
     return calls
@@ -44,7 +45,7 @@ def _softmax_gradients(name: str, forward: Callable[..., Tensor]) -> Calls:
                 gradient = draw.ordinary(*x.shape)
                 return [gradient, forward(x, shape.dim), shape.dim, draw.dtype], {}
 
-            yield HardCall(f"aten::{name}", shape.label, arguments)
+            yield HardCall(f"aten::{name}", shape.label, arguments, threads=shape.threads)
 
     return calls
 

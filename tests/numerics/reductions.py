@@ -11,7 +11,7 @@ from torch import Tensor
 
 from . import exact_rows as exact
 from .hard_calls import EQUAL, RULE, Draw, HardCall
-from .shapes import Shape, shapes, vectors
+from .shapes import Shape, shapes, threads_for, vectors
 
 Share = str
 Calls = Callable[[Share], Iterator[HardCall]]
@@ -68,6 +68,7 @@ def _call(
         lambda draw: ([shape.tensor(draw, 0), *args], kwargs),
         how,
         exact_of,
+        threads=shape.threads,
     )
 
 
@@ -100,11 +101,11 @@ def _whole(
         return draw.rows(129, count=24).t()
 
     def of(share: Share) -> Iterator[HardCall]:
-        tensors = [(f"{n} numbers", vector(n)) for n in vectors(share)]
+        tensors = [(f"{n} numbers", vector(n), threads_for(n)) for n in vectors(share)]
         if share in ("default", "full"):
-            tensors.append(("129 by 24, transposed", rectangle))
+            tensors.append(("129 by 24, transposed", rectangle, 1))
         for rest in rests or ((),):
-            for name, tensor in tensors:
+            for name, tensor, threads in tensors:
                 yield HardCall(
                     op,
                     f"{name} {rest or ''}".rstrip(),
@@ -112,6 +113,7 @@ def _whole(
                     how,
                     (lambda x: exact_of(x.reshape(-1))) if exact_of else None,
                     draws=8,
+                    threads=threads,
                 )
 
     return of

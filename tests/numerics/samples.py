@@ -83,7 +83,7 @@ def calls(op: str, dtype: str, directory: Path) -> Iterator[HardCall]:
         yield HardCall(
             op,
             f"call {number}",
-            _filled(args, kwargs),
+            _filled(args, kwargs, ordered=_name(op) in samples_ops.ORDERED),
             _how(op),
             only=_FAMILIES if _has_floats(args, kwargs) else _FAMILIES[:1],
             as_it_is=(args, kwargs),
@@ -91,10 +91,13 @@ def calls(op: str, dtype: str, directory: Path) -> Iterator[HardCall]:
 
 
 def _how(op: str) -> str:
-    name = op.removeprefix("aten::").partition(".")[0]
-    if name in samples_ops.MOVEMENT:
+    if _name(op) in samples_ops.MOVEMENT:
         return BITS
-    return EQUAL if name in samples_ops.SELECTION else RULE
+    return EQUAL if _name(op) in samples_ops.SELECTION else RULE
+
+
+def _name(op: str) -> str:
+    return op.removeprefix("aten::").partition(".")[0]
 
 
 def _has_floats(args: Sequence[Any], kwargs: Mapping[str, Any]) -> bool:
@@ -102,8 +105,11 @@ def _has_floats(args: Sequence[Any], kwargs: Mapping[str, Any]) -> bool:
     return any(isinstance(leaf, Tensor) and leaf.is_floating_point() for leaf in leaves)
 
 
-def _filled(args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
-    """Return the function from a draw to the call with other numbers in its tensors."""
+def _filled(args: Sequence[Any], kwargs: Mapping[str, Any], *, ordered: bool = False) -> Any:
+    """Return the function from a draw to the call with other numbers in its tensors.
+
+    ``ordered`` is whether the op takes sorted ones only.
+    """
 
     def arguments(draw: Draw) -> tuple[list[Any], dict[str, Any]]:
         count = 0
@@ -117,7 +123,8 @@ def _filled(args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
             made = torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype)
             if tensor.numel():
                 numbers = own.rows(tensor.numel(), count=2, nth=count)[1]
-                made.copy_(numbers.reshape(tensor.shape))
+                numbers = numbers.reshape(tensor.shape)
+                made.copy_(numbers.sort(-1).values if ordered and numbers.dim() else numbers)
             return made
 
         made: tuple[list[Any], dict[str, Any]] = pytree.tree_map_only(

@@ -39,6 +39,9 @@ SELECTION = frozenset(
     """.split()  # noqa: SIM905 - a list of names to read, not to parse
 )
 
+# These search in tensors that must be sorted.
+ORDERED = frozenset({"bucketize", "searchsorted"})
+
 # Calls that no sample makes.
 CALLS: dict[str, list[tuple[list[Any], dict[str, Any]]]] = {}
 

@@ -22,11 +22,13 @@ class Shape:
         label: In words.
         tensor: From a draw; the ``nth`` tensor of a call has other numbers.
         dims: What is reduced.
+        threads: How many share the work.
     """
 
     label: str
     tensor: Callable[[Draw, int], Tensor]
     dims: tuple[int, ...]
+    threads: int = 1
 
     @property
     def dim(self) -> int:
@@ -69,7 +71,13 @@ def rows_of(n: int, *, count: int = 8) -> Shape:
     if n > 1 << 12:
         count = min(count, 4)
     count = 1 if n > 1 << 20 else count
-    return Shape(f"{count} rows of {n}", lambda d, i: d.rows(n, count=count, nth=i), (1,))
+    label = f"{count} rows of {n}"
+    return Shape(label, lambda d, i: d.rows(n, count=count, nth=i), (1,), threads_for(n))
+
+
+def threads_for(n: int) -> int:
+    """Return how many threads share ``n`` numbers: more than one where rows are cut among them."""
+    return 4 if n >= 1 << 16 else 1
 
 
 def columns_of(n: int) -> Shape:
