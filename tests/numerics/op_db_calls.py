@@ -30,7 +30,9 @@ from aoti_eager._schema import op_schema, qualified_name
 Call = tuple[Sequence[Any], dict[str, Any]]
 ROOT = Path(__file__).resolve().parents[2]
 # Samples of an entry, distinct calls of an overload, and elements of the largest tensor of one.
-_SAMPLES, _CALLS, _ELEMENTS = 4, 3, 1 << 16
+_SAMPLES, _CALLS, _ELEMENTS = 3, 3, 1 << 16
+# Memory formats cannot be written with older ones.
+_PICKLE = 4
 _PLAIN = (
     *(bool, int, float, complex, str),
     *(torch.dtype, torch.layout, torch.device, torch.memory_format),
@@ -161,7 +163,7 @@ def record(dtype: torch.dtype) -> dict[str, list[Call]]:
 
 def _can_be_written(call: Call) -> bool:
     try:
-        torch.save(call, io.BytesIO())
+        torch.save(call, io.BytesIO(), pickle_protocol=_PICKLE)
     except Exception:  # noqa: BLE001 - an argument of some class of the database's own
         return False
     return True
@@ -206,7 +208,9 @@ def _record_by_name(recorder: _Recorder, entry: Any, sample: Any) -> None:
 def _holds_tensors(op: Any, args: Sequence[Any]) -> bool:
     """Return whether tensors stand where the overload has tensors, and nowhere else."""
     for argument, value in zip(op_schema(op).arguments, args, strict=False):
-        if argument.is_tensor == isinstance(value, int | float | bool | complex):
+        if argument.is_tensor and isinstance(value, int | float | bool | complex):
+            return False
+        if not argument.is_tensor and isinstance(value, Tensor):
             return False
     return True
 
@@ -216,7 +220,7 @@ def main() -> None:
     warnings.simplefilter("ignore")
     torch.set_num_threads(1)
     file, dtype = sys.argv[1:]
-    torch.save(record(getattr(torch, dtype)), file)
+    torch.save(record(getattr(torch, dtype)), file, pickle_protocol=_PICKLE)
 
 
 if __name__ == "__main__":
