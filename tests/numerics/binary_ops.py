@@ -1,7 +1,8 @@
 """Every op of two or three tensors, element by element, with the arguments to try.
 
 Numbers in a Tensor slot, and tensors without dimensions, are inputs of the kernel; they are written
-as ``Number`` and take each of ``NUMBERS`` in turn. A reviewed table: the enumeration's test fails when an op is in no family.
+as ``Number`` and take each of ``NUMBERS`` in turn. A reviewed table: the enumeration's test fails
+when an op is in no family.
 """
 
 from __future__ import annotations
@@ -41,7 +42,7 @@ FUNCTIONS = """
 # These select or round: eager's value is the exact one.
 SELECTIONS = """
     maximum minimum max.other min.other fmax fmin clamp_min.Tensor clamp_max.Tensor copysign.Tensor
-    nextafter heaviside fmod.Tensor remainder.Tensor floor_divide gcd lcm
+    nextafter heaviside fmod.Tensor remainder.Tensor floor_divide lcm
     bitwise_and.Tensor bitwise_or.Tensor bitwise_xor.Tensor __and__.Tensor __or__.Tensor
     __xor__.Tensor bitwise_left_shift.Tensor bitwise_right_shift.Tensor __lshift__.Tensor
     __rshift__.Tensor eq.Tensor ne.Tensor lt.Tensor le.Tensor gt.Tensor ge.Tensor greater.Tensor

@@ -310,6 +310,14 @@ int numerics_compare(int kind, const void* eager, const void* compiled, const vo
   }
 }
 
+// Writes a Bessel function of each value: which is 0 to 3 for j0, j1, y0, y1.
+void numerics_bessel(int which, const double* values, double* results, std::int64_t count) {
+  double (*const functions[])(double) = {::j0, ::j1, ::y0, ::y1};
+  for (std::int64_t i = 0; i < count; ++i) {
+    results[i] = functions[which](values[i]);
+  }
+}
+
 // So that Python can check that it reads these structures as they are.
 std::int64_t numerics_sizes(int which) {
   return which == 0   ? static_cast<std::int64_t>(sizeof(Region))

@@ -79,7 +79,7 @@ def library(directory: Path) -> ctypes.CDLL:
         compiler = compiler_on_path()
         assert compiler is not None, "the laboratory needs a C++ compiler"
         staged = path.with_name(f"{path.name}.{os.getpid()}")
-        flags = ["-std=c++17", "-O3", "-march=native", "-fno-math-errno", "-ffp-contract=off"]
+        flags = ["-std=gnu++17", "-O3", "-march=native", "-fno-math-errno", "-ffp-contract=off"]
         subprocess.run(
             [compiler, *flags, "-shared", "-fPIC", str(_SOURCE), "-o", str(staged)], check=True
         )
