@@ -54,7 +54,7 @@ def load(directory: Path, dtype: str) -> dict[str, list[Call]]:
     found = _recorded(directory, str(base).removeprefix("torch."))
     if base == wanted:
         return found
-    return {op: [_converted(*one, base, wanted) for one in calls] for op, calls in found.items()}
+    return {op: [converted(*one, base, wanted) for one in calls] for op, calls in found.items()}
 
 
 def _recorded(directory: Path, dtype: str) -> dict[str, list[Call]]:
@@ -69,9 +69,10 @@ def _recorded(directory: Path, dtype: str) -> dict[str, list[Call]]:
     return found
 
 
-def _converted(
+def converted(
     args: Sequence[Any], kwargs: dict[str, Any], base: torch.dtype, wanted: torch.dtype
 ) -> Call:
+    """Return a call with ``wanted`` instead of ``base``, in tensors and as an argument."""
     def convert(leaf: Any) -> Any:
         if isinstance(leaf, Tensor) and leaf.dtype == base:
             return copy_tensor(leaf).to(wanted)

@@ -15,9 +15,8 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from . import op_db_calls, samples_ops
-from .enumeration import compiled_overloads, functional
-from .families import Options, family, names
+from . import op_db_calls, sample_calls, samples_ops
+from .families import Options
 from .hard_calls import BITS, EQUAL, RULE, Draw, HardCall, Outcome, run
 from .laboratory import DeclinedError, Laboratory, RefusedError
 from .parts import Part
@@ -35,8 +34,8 @@ class Samples:
     name = "samples"
 
     def ops(self) -> frozenset[str]:
-        """Return the functional overloads that no other family has and no list leaves out."""
-        return frozenset(op for op in _others() if samples_ops.left_out(op) is None)
+        """Return the overloads that are in no other family and on no list of reasons."""
+        return frozenset(f"aten::{name}" for name in samples_ops.OPS)
 
     def parts(self, options: Options) -> list[Part]:
         """Return one part for each overload and dtype."""
@@ -69,16 +68,12 @@ class Samples:
         }
 
 
-def _others() -> Iterator[str]:
-    taken = {op for name in names() if name != Samples.name for op in family(name).ops()}
-    for name in compiled_overloads():
-        if functional(name) == name and name not in taken:
-            yield name
-
-
 def calls(op: str, dtype: str, directory: Path) -> Iterator[HardCall]:
     """Return the calls of an overload on a dtype: samples, and the reviewed ones of our own."""
-    found = [*samples_ops.CALLS.get(op, ()), *op_db_calls.load(directory, dtype).get(op, ())]
+    wanted: torch.dtype = getattr(torch, dtype)
+    own = sample_calls.calls().get(op.removeprefix("aten::"), ())
+    found = [op_db_calls.converted(*one, torch.float32, wanted) for one in own]
+    found += op_db_calls.load(directory, dtype).get(op, ())
     for number, (args, kwargs) in enumerate(found):
         yield HardCall(
             op,
