@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -9,6 +10,7 @@ from torch import Tensor
 
 from aoti_eager._ops import find_overload
 
+from .conftest import make_cache_dir
 from .numerics import (
     hard_calls,
     norms,
@@ -142,8 +144,11 @@ def test_tensors_of_a_call_come_in_the_order_of_the_schema() -> None:
 
 
 @pytest.fixture(scope="module")
-def laboratory(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Laboratory]:
+def laboratory(
+    tmp_path_factory: pytest.TempPathFactory, shared_cache_dir: Path
+) -> Iterator[Laboratory]:
     directory = tmp_path_factory.mktemp("numerics")
+    make_cache_dir(directory / "store", shared_cache_dir)  # Precompiled headers cost half a minute.
     kernels = Kernels(directory, "auto")
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
@@ -209,6 +214,14 @@ def test_samples_are_compared_as_they_are_and_with_hard_data(
     missing = Part("aten::roll", "float32", "auto", "samples", coverage="samples")
     with pytest.raises(RefusedError, match="no sample"):
         family("samples").run(missing, laboratory)
+
+
+def test_a_number_in_the_place_of_a_list_is_that_list() -> None:
+    """As the dispatcher makes it: kernels are asked for with what it hands on."""
+    x = torch.rand(1, 2, 9, 9)
+    assert samples.with_lists("aten::avg_pool2d", [x, 3])[1] == [3, 3]
+    assert samples.with_lists("aten::avg_pool2d", [x, [3, 2], 1])[1:] == [[3, 2], [1, 1]]
+    assert samples.with_lists("aten::flip", [x, [0]]) == [x, [0]]
 
 
 def test_filled_samples_keep_sizes_strides_integers_and_numbers() -> None:

@@ -15,6 +15,8 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
+from aoti_eager._ops import find_overload
+
 from . import op_db_calls, sample_calls, samples_ops
 from .families import Options
 from .hard_calls import BITS, EQUAL, RULE, Draw, HardCall, Outcome, run
@@ -74,7 +76,8 @@ def calls(op: str, dtype: str, directory: Path) -> Iterator[HardCall]:
     own = sample_calls.calls().get(op.removeprefix("aten::"), ())
     found = [op_db_calls.converted(*one, torch.float32, wanted) for one in own]
     found += op_db_calls.load(directory, dtype).get(op, ())
-    for number, (args, kwargs) in enumerate(found):
+    for number, (given, kwargs) in enumerate(found):
+        args = with_lists(op, given)
         yield HardCall(
             op,
             f"call {number}",
@@ -83,6 +86,17 @@ def calls(op: str, dtype: str, directory: Path) -> Iterator[HardCall]:
             only=_FAMILIES if _has_floats(args, kwargs) else _FAMILIES[:1],
             as_it_is=(args, kwargs),
         )
+
+
+def with_lists(op: str, args: Sequence[Any]) -> list[Any]:
+    """Return positional arguments with lists for single numbers, as the dispatcher has them."""
+    schema = find_overload(op)._schema
+    made = []
+    for argument, value in zip(schema.arguments, args, strict=False):
+        is_list = str(argument.type).startswith(("List[int]", "List[float]", "List[SymInt]"))
+        is_number = isinstance(value, int | float)
+        made.append([value] * (argument.N or 1) if is_list and is_number else value)
+    return made
 
 
 def _how(op: str) -> str:
