@@ -67,6 +67,8 @@ class HardCall:
         how: ``RULE``, ``EQUAL`` or ``BITS``; for each result where it is a tuple.
         exact: The results from the call's tensors in longdouble, for float64 calls; without it the
             reference is eager itself there. Other dtypes run eager in float64.
+        eager_overflows: Whether eager's own formula overflows in float64, too, so that ``exact`` is
+            the reference for every dtype.
         draws: Seeds that are judged as one region: more than one where a call gives few results.
         only: Names of families; all where it is empty.
         as_it_is: Arguments that are compared first, as they are.
@@ -82,6 +84,7 @@ class HardCall:
     only: tuple[str, ...] = ()
     as_it_is: Arguments | None = None
     threads: int = 1
+    eager_overflows: bool = False
 
 
 @dataclass(slots=True)
@@ -146,7 +149,7 @@ def _run_call(kernels: Kernels, call: HardCall, dtype: torch.dtype, outcome: Out
 def _reference(call: HardCall, dtype: torch.dtype) -> str:
     if RULE not in call.how:
         return "eager"
-    if dtype is torch.float64:
+    if dtype is torch.float64 or call.eager_overflows:
         return "eager" if call.exact is None else "longdouble"
     return "float64"
 
@@ -207,7 +210,8 @@ def _run(
 
 def _exact(call: HardCall, args: Sequence[Any], kwargs: dict[str, Any]) -> Sequence[Any]:
     tensors = [leaf for leaf in pytree.tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
-    if any(one.dtype in (torch.float64, torch.complex128) for one in tensors):
+    is_wide = any(one.dtype in (torch.float64, torch.complex128) for one in tensors)
+    if is_wide or call.eager_overflows:
         if call.exact is None:
             return ()
         with numpy.errstate(all="ignore"):

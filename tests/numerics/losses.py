@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
+import numpy
 from torch import Tensor
 
+from .exact_rows import WIDE, Array
 from .hard_calls import Draw, HardCall
 
 Calls = Callable[[str], Iterator[HardCall]]
@@ -61,8 +63,16 @@ def _loss(
     return calls
 
 
-def _loss_gradient(name: str, kind: str = "same", options: Sequence[Any] = ()) -> Calls:
-    """Return calls of ``name(gradient, x, target, reduction, *one of options)``."""
+def _loss_gradient(
+    name: str,
+    kind: str = "same",
+    options: Sequence[Any] = (),
+    exact_of: Callable[[int], Any] | None = None,
+) -> Calls:
+    """Return calls of ``name(gradient, x, target, reduction, *one of options)``.
+
+    ``exact_of`` gives the exact results for a reduction where eager's formula overflows.
+    """
 
     def calls(share: str) -> Iterator[HardCall]:
         for n in _lengths(share):
@@ -77,9 +87,26 @@ def _loss_gradient(name: str, kind: str = "same", options: Sequence[Any] = ()) -
 
                     label = f"8 rows of {n}, {_WORDS[reduction]}"
                     suffix = "" if option is None else f", {option}"
-                    yield HardCall(f"aten::{name}", label + suffix, arguments)
+                    exact = None if exact_of is None else exact_of(reduction)
+                    yield HardCall(
+                        f"aten::{name}",
+                        label + suffix,
+                        arguments,
+                        exact=exact,
+                        eager_overflows=exact is not None,
+                    )
 
     return calls
+
+
+def _soft_margin_gradient(reduction: int) -> Callable[..., Array]:
+    """Return the gradient of log(1 + exp(-xy)): eager divides one overflown power by another."""
+
+    def of(gradient: Array, x: Array, target: Array) -> Array:
+        each = -target / (1 + numpy.exp(x * target)) * gradient
+        return each / WIDE(x.size) if reduction == MEAN else each
+
+    return of
 
 
 def _pair(name: str, *rest: Any, draws: int = 1, vector: bool = False) -> Calls:
@@ -132,7 +159,9 @@ OPS: dict[str, Calls] = {
     "aten::mse_loss_backward": _loss_gradient("mse_loss_backward"),
     "aten::smooth_l1_loss_backward": _loss_gradient("smooth_l1_loss_backward", options=(1.0, 0.1)),
     "aten::huber_loss_backward": _loss_gradient("huber_loss_backward", options=(1.0, 0.1)),
-    "aten::soft_margin_loss_backward": _loss_gradient("soft_margin_loss_backward", "signs"),
+    "aten::soft_margin_loss_backward": _loss_gradient(
+        "soft_margin_loss_backward", "signs", exact_of=_soft_margin_gradient
+    ),
     "aten::cosine_similarity": _each(
         _pair("cosine_similarity"), _pair("cosine_similarity", 0, 1e-8)
     ),
