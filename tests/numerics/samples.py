@@ -129,12 +129,15 @@ def _filled(args: Sequence[Any], kwargs: Mapping[str, Any], *, ordered: bool = F
             if not tensor.is_floating_point():
                 return tensor
             own = Draw(draw.family, tensor.dtype, draw.seed)
-            made = torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype)
-            if tensor.numel():
-                numbers = own.rows(tensor.numel(), count=2, nth=count)[1]
-                numbers = numbers.reshape(tensor.shape)
-                made.copy_(numbers.sort(-1).values if ordered and numbers.dim() else numbers)
-            return made
+            if not tensor.numel():
+                return tensor
+            # The memory under it is filled: an expanded tensor stays one.
+            steps = zip(tensor.shape, tensor.stride(), strict=True)
+            extent = sum((n - 1) * step for n, step in steps) + 1
+            numbers = own.rows(extent, count=2, nth=count)[1]
+            if ordered:
+                numbers = numbers.sort().values
+            return numbers.as_strided(tensor.shape, tensor.stride())
 
         made: tuple[list[Any], dict[str, Any]] = pytree.tree_map_only(
             Tensor, fill, (list(args), dict(kwargs))
