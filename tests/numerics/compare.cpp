@@ -37,7 +37,7 @@ struct Summary {
   std::int64_t differing;
   std::int64_t nan_mismatches;
   std::int64_t inf_mismatches;
-  std::int64_t nearer;  // NaN or infinity in eager alone, where the exact value is neither.
+  std::int64_t nearer;  // NaN or infinity differs, and the exact value is as in compiled code.
   std::int64_t zero_signs;
   std::int64_t unreferenced;  // Finite results whose exact value is not known: eager stood for it.
   std::int64_t exact_differing;  // Integers and booleans.
@@ -138,6 +138,19 @@ bool rounds_to_finite(double exact) {
   return std::fabs(exact) < limit;
 }
 
+// Whether a value is finite, or the infinity, that the exact value is when it is rounded; what is
+// not known is of no kind.
+template <typename T>
+bool is_of_kind(double value, double exact) {
+  if (std::isnan(value) || std::isnan(exact)) {
+    return false;
+  }
+  if (rounds_to_finite<T>(exact)) {
+    return std::isfinite(value);
+  }
+  return std::isinf(value) && std::signbit(value) == std::signbit(exact);
+}
+
 struct Inputs {
   const void* data[kInputs];
   std::int32_t sizes[kInputs];  // Bytes an element; 0 for none.
@@ -197,8 +210,8 @@ void compare(const T* eager, const T* compiled, const Exact* exact, const double
         if (e == c) {
           continue;
         }
-        const bool is_nearer = exact != nullptr && !std::isfinite(e) && std::isfinite(c) &&
-                               rounds_to_finite<T>(x);
+        const bool is_nearer =
+            exact != nullptr && is_of_kind<T>(c, x) && !is_of_kind<T>(e, x);
         std::int64_t& number = is_nearer ? summary.nearer
                                : (e_nan || c_nan) ? summary.nan_mismatches
                                                   : summary.inf_mismatches;
@@ -209,9 +222,7 @@ void compare(const T* eager, const T* compiled, const Exact* exact, const double
           fill(examples[number], inputs, i, e, c, x, nan, nan);
         }
         ++number;
-        if (!is_nearer) {
-          continue;
-        }
+        continue;
       } else if (e == 0.0 && c == 0.0) {
         if (summary.zero_signs < kExamples) {
           fill(summary.zero_examples[summary.zero_signs], inputs, i, e, c, x, 0.0, 0.0);
@@ -232,7 +243,7 @@ void compare(const T* eager, const T* compiled, const Exact* exact, const double
     }
     const double magnitude = static_cast<double>(reference);
     const double ulp = ulp_of<T>(magnitude);
-    const double e_error = std::isfinite(e) ? error_in_ulp<T>(e, reference, ulp) : 0.0;
+    const double e_error = error_in_ulp<T>(e, reference, ulp);
     const double c_error = differ ? error_in_ulp<T>(c, reference, ulp) : e_error;
     Region& region = regions[region_of(keys == nullptr ? magnitude : keys[i])];
     if (e_error > region.ulp_eager) {

@@ -99,7 +99,7 @@ class Comparison:
         floor: See ``FLOOR_ULP``.
 
     Attributes:
-        metadata: How results differ in dtype, sizes or strides; empty if they do not.
+        metadata: How results differ in dtype, sizes or strides, and errors that only eager raises.
     """
 
     def __init__(self, directory: Path, floor: float = FLOOR_ULP) -> None:
@@ -172,6 +172,12 @@ class Comparison:
         )
         assert status == 0, status
         del alive
+
+    def add_refused(self, error: str) -> None:
+        """Count a chunk that eager raises an error for, which compiled code never does."""
+        found = f"eager raises for some values: {error}"
+        if found not in self.metadata and len(self.metadata) < _EXAMPLES:
+            self.metadata.append(found)
 
     def add_equal(self, count: int) -> None:
         """Count values that were found to be equal bit for bit elsewhere."""

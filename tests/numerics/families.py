@@ -61,6 +61,8 @@ _modules = {
     "samples": ("samples", "Samples"),
     "binary": ("binary", "Binary"),
     "mixed": ("binary", "Mixed"),
+    "strided": ("strided", "Strided"),
+    "numbers": ("numbers", "Numbers"),
 }
 
 

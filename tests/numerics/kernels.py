@@ -29,15 +29,20 @@ from aoti_eager._compile import CompileService, compiler_on_path
 from aoti_eager._cpp_compiler import compiler_identity
 from aoti_eager._declines import call_decline, op_decline
 from aoti_eager._environment import CODE_VERSION, cpu_features, cpu_target, current_environment
-from aoti_eager._key import json_digest, kernel_key
+from aoti_eager._key import KernelKey, json_digest, kernel_key
 from aoti_eager._library_runner import LibraryRunner
 from aoti_eager._ops import find_overload
-from aoti_eager._schema import op_schema
+from aoti_eager._pattern import family_of
+from aoti_eager._plan import Plan, plan_of
+from aoti_eager._schema import OpSchema, op_schema
 from aoti_eager._store import Store
 from aoti_eager._template import CallTemplate, call_template, slot_dtype
 from aoti_eager.errors import CompileError, UnsupportedArgumentError
 
 COMPILE_TIMEOUT_S = 300.0
+
+
+_DOUBLE = (torch.float64, torch.complex128)
 
 
 class DeclinedError(Exception):
@@ -118,12 +123,31 @@ class Kernel:
         return fresh_results(self._outputs, result, len(self._template.schema.returns))
 
     def exact(self, inputs: Sequence[Any], dtype: torch.dtype = torch.float64) -> list[Tensor]:
-        """Return eager's results with every floating-point and integer input in ``dtype``."""
-        wide = [
-            value if not isinstance(value, Tensor) or value.dtype is torch.bool else value.to(dtype)
-            for value in inputs
-        ]
-        return self.eager(wide)
+        """Return eager's results with every floating-point and integer input in ``dtype``.
+
+        Numbers beside tensors below double precision are rounded to float32 first: that is what
+        eager computes with, and a number's rounding is no error of its code.
+        """
+        tensors = [one for one in inputs if isinstance(one, Tensor) and one.dim()]
+        is_narrow = not any(one.dtype in _DOUBLE for one in tensors)
+
+        def widened(value: Any) -> Any:
+            if isinstance(value, Tensor):
+                if value.dtype is torch.bool:
+                    return value
+                if is_narrow and value.dim() == 0 and value.is_floating_point():
+                    value = value.to(torch.float32)
+                return value.to(dtype)
+            return rounded(value)
+
+        def rounded(value: Any) -> Any:
+            is_float = isinstance(value, float) and is_narrow
+            return torch.tensor(value, dtype=torch.float32).item() if is_float else value
+
+        def op(*args: Any, **kwargs: Any) -> Any:
+            return self._op(*map(rounded, args), **{k: rounded(v) for k, v in kwargs.items()})
+
+        return self.with_op(op, [widened(value) for value in inputs])
 
 
 class Kernels:
@@ -151,7 +175,9 @@ class Kernels:
         """End the compile worker."""
         self._service.close()
 
-    def kernel(self, name: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Kernel:
+    def kernel(
+        self, name: str, args: Sequence[Any], kwargs: Mapping[str, Any], *, numbers: bool = False
+    ) -> Kernel:
         """Return the kernel that would serve calls like this one.
 
         Args:
@@ -159,6 +185,8 @@ class Kernels:
             args: Positional arguments; of tensors only the metadata matters, numbers in Tensor
                 slots are Python numbers.
             kwargs: Keyword arguments, likewise.
+            numbers: Whether the kernel is to be the one that takes numbers as inputs, which the
+                package makes when only a number has changed.
 
         Raises:
             DeclinedError: The package would keep the original.
@@ -172,11 +200,13 @@ class Kernels:
             key = kernel_key(schema, "CPU", schema.bind(args, kwargs))
         except UnsupportedArgumentError as error:
             raise DeclinedError("unsupported_argument_type", str(error)) from error
-        template = call_template(schema, key)
+        plan = _number_plan(schema, key) if numbers else None
+        template = call_template(schema, key, plan.numbers if plan is not None else ())
         reason = call_decline(template)
         if reason is not None:
             raise DeclinedError(reason)
         identity = [
+            None if plan is None else plan.to_json(),
             key.to_json(),
             current_environment().digest,
             compiler_identity(),
@@ -184,7 +214,7 @@ class Kernels:
         ]
         place = self._kernels / json_digest(identity)[:32]
         if not place.exists():
-            self._compile(place, key)
+            self._compile(place, key, plan)
         document = json.loads((place / "kernel.json").read_text())
         if "reason" in document:
             raise DeclinedError(document["reason"], document["message"])
@@ -192,7 +222,7 @@ class Kernels:
             runner = LibraryRunner(library, calls_aten=False)
         return Kernel(op, template, runner, document["outputs"])
 
-    def _compile(self, place: Path, key: Any) -> None:
+    def _compile(self, place: Path, key: KernelKey, plan: Plan | None) -> None:
         staged = place.with_name(f"{place.name}.{os.getpid()}")
         shutil.rmtree(staged, ignore_errors=True)
         staged.mkdir()
@@ -204,6 +234,7 @@ class Kernels:
                     self._store.root / "toolchain",
                     check=False,
                     timeout_s=COMPILE_TIMEOUT_S,
+                    dynamic=None if plan is None else plan.to_json(),
                 )
             except CompileError as error:
                 if not error.remember:
@@ -217,6 +248,15 @@ class Kernels:
         with contextlib.suppress(OSError):  # Another process was faster.
             staged.rename(place)
         shutil.rmtree(staged, ignore_errors=True)
+
+
+def _number_plan(schema: OpSchema, key: KernelKey) -> Plan:
+    """Return the plan of the kernel that takes all numbers of a call as inputs."""
+    family = family_of(schema, key)
+    names = {name for name in family.values if name.startswith("v")}
+    if not names:
+        raise DeclinedError("not_dynamic", "no number of the call may be an input")
+    return plan_of(family.pattern.digest, family, names)
 
 
 def eager_refuses(error: BaseException) -> str:

@@ -39,8 +39,15 @@ class Laboratory:
     directory: Path
     kernels: Kernels
 
-    def kernel(self, op: str, args: Sequence[Any], kwargs: dict[str, Any] | None = None) -> Kernel:
-        """Return the kernel of a call.
+    def kernel(
+        self,
+        op: str,
+        args: Sequence[Any],
+        kwargs: dict[str, Any] | None = None,
+        *,
+        numbers: bool = False,
+    ) -> Kernel:
+        """Return the kernel of a call; see ``Kernels.kernel``.
 
         Raises:
             RefusedError: Eager does not take the call.
@@ -52,7 +59,7 @@ class Laboratory:
             find_overload(op)(*args, **(kwargs or {}))
         except Exception as error:
             raise RefusedError(eager_refuses(error)) from error
-        return self.kernels.kernel(op, args, kwargs or {})
+        return self.kernels.kernel(op, args, kwargs or {}, numbers=numbers)
 
     def comparison(self) -> Comparison:
         """Return an empty comparison."""
@@ -79,7 +86,12 @@ class Laboratory:
         """
         comparison = self.comparison()
         for number, inputs in enumerate(chunks):
-            eager, compiled = kernel.eager(inputs), kernel.compiled(inputs)
+            try:
+                eager = kernel.eager(inputs)
+            except Exception as error:  # noqa: BLE001 - whatever it is, a kernel does not raise it
+                comparison.add_refused(eager_refuses(error))
+                continue
+            compiled = kernel.compiled(inputs)
             shown = [one for one in inputs if isinstance(one, Tensor)]
             if sparse and number % 16:
                 where = _differing(eager, compiled)

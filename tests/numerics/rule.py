@@ -1,8 +1,8 @@
 """THE RULE: when compiled code may serve an op on a dtype.
 
-- NaN, infinities, integers, booleans and what eager's metadata is: exactly as eager. Only where
-  eager gives a NaN or an infinity that the exact value, rounded to the dtype, is not, compiled code
-  may give a finite one instead: it is nearer to the truth, and the certificate says so.
+- NaN, infinities, integers, booleans and what eager's metadata is: exactly as eager. Only where the
+  exact value, rounded to the dtype, is finite or an infinity and eager gives something else, the
+  compiled code may give what the exact value is: it is nearer to the truth, and the row says so.
 - Signs of zero: as eager's, or counted in the certificate.
 - Finite results: in each region, the largest error of compiled code is at most the largest error of
   eager, or ``FLOOR_ULP`` units in the last place, whichever is larger. The exact value decides the
@@ -103,7 +103,7 @@ def merged(results: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
         if measures["nearer"]:
             example = measures["examples"]["nearer"][0]
             notes.append(
-                f"{prefix}finite, as the exact value is, where eager overflows: "
+                f"{prefix}finite or infinite as the exact value is, where eager is not: "
                 f"{measures['nearer']} values, e.g. {', '.join(example['inputs'])}"
             )
     if declined and not served and not reasons:
