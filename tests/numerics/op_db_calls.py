@@ -73,6 +73,7 @@ def converted(
     args: Sequence[Any], kwargs: dict[str, Any], base: torch.dtype, wanted: torch.dtype
 ) -> Call:
     """Return a call with ``wanted`` instead of ``base``, in tensors and as an argument."""
+
     def convert(leaf: Any) -> Any:
         if isinstance(leaf, Tensor) and leaf.dtype == base:
             return copy_tensor(leaf).to(wanted)
