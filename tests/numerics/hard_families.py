@@ -37,7 +37,9 @@ class HardFamily:
         if options.share >= _BRIEF:
             share = "brief"
         return [
-            Part(op, dtype, options.target, self.name, span=share, coverage="hard families")
+            Part(
+                op, dtype, options.target, self.name, span=share, coverage=f"hard families, {share}"
+            )
             for op in self._ops
             for dtype in options.dtypes
             if getattr(torch, dtype) in self.dtypes(op)
