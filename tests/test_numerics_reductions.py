@@ -219,9 +219,11 @@ def test_samples_are_compared_as_they_are_and_with_hard_data(
 def test_a_number_in_the_place_of_a_list_is_that_list() -> None:
     """As the dispatcher makes it: kernels are asked for with what it hands on."""
     x = torch.rand(1, 2, 9, 9)
-    assert samples.with_lists("aten::avg_pool2d", [x, 3])[1] == [3, 3]
-    assert samples.with_lists("aten::avg_pool2d", [x, [3, 2], 1])[1:] == [[3, 2], [1, 1]]
-    assert samples.with_lists("aten::flip", [x, [0]]) == [x, [0]]
+    args, kwargs = samples.with_lists("aten::avg_pool2d", [x, 3], {"stride": 1})
+    assert (args[1], kwargs) == ([3, 3], {"stride": [1, 1]})
+    assert samples.with_lists("aten::avg_pool2d", [x, [3, 2], 1], {})[0][1:] == [[3, 2], [1, 1]]
+    assert samples.with_lists("aten::fft_fftshift", [x, 2], {})[0][1] == [2]
+    assert samples.with_lists("aten::flip", [x, [0]], {}) == ([x, [0]], {})
 
 
 def test_filled_samples_keep_sizes_strides_integers_and_numbers() -> None:

@@ -76,8 +76,8 @@ def calls(op: str, dtype: str, directory: Path) -> Iterator[HardCall]:
     own = sample_calls.calls().get(op.removeprefix("aten::"), ())
     found = [op_db_calls.converted(*one, torch.float32, wanted) for one in own]
     found += op_db_calls.load(directory, dtype).get(op, ())
-    for number, (given, kwargs) in enumerate(found):
-        args = with_lists(op, given)
+    for number, given in enumerate(found):
+        args, kwargs = with_lists(op, *given)
         yield HardCall(
             op,
             f"call {number}",
@@ -88,15 +88,23 @@ def calls(op: str, dtype: str, directory: Path) -> Iterator[HardCall]:
         )
 
 
-def with_lists(op: str, args: Sequence[Any]) -> list[Any]:
-    """Return positional arguments with lists for single numbers, as the dispatcher has them."""
+def with_lists(
+    op: str, args: Sequence[Any], kwargs: Mapping[str, Any]
+) -> tuple[list[Any], dict[str, Any]]:
+    """Return a call's arguments with lists for single numbers, as the dispatcher hands them on."""
     schema = find_overload(op)._schema
-    made = []
-    for argument, value in zip(schema.arguments, args, strict=False):
-        is_list = str(argument.type).startswith(("List[int]", "List[float]", "List[SymInt]"))
+    by_name = {argument.name: argument for argument in schema.arguments}
+
+    def listed(argument: Any, value: Any) -> Any:
+        kind = str(argument.type).removeprefix("Optional[")
+        is_list = kind.startswith(("List[int]", "List[float]", "List[SymInt]"))
         is_number = isinstance(value, int | float)
-        made.append([value] * (argument.N or 1) if is_list and is_number else value)
-    return made
+        return [value] * (argument.N or 1) if is_list and is_number else value
+
+    return (
+        [listed(one, value) for one, value in zip(schema.arguments, args, strict=False)],
+        {name: listed(by_name[name], value) for name, value in kwargs.items()},
+    )
 
 
 def _how(op: str) -> str:
