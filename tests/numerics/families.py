@@ -55,6 +55,10 @@ class Family(Protocol):
 # Module and class of each family; they are imported when they are asked for.
 _modules = {
     "unary": ("unary", "Unary"),
+    "reductions": ("hard_families", "Reductions"),
+    "norms": ("hard_families", "Norms"),
+    "losses": ("hard_families", "Losses"),
+    "samples": ("samples", "Samples"),
     "binary": ("binary", "Binary"),
     "mixed": ("binary", "Mixed"),
     "strided": ("strided", "Strided"),
