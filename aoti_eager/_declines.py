@@ -29,7 +29,6 @@ REASONS: dict[str, str] = {
     "non_tensor_result": "the op returns something else than tensors",
     "unsupported_argument_type": "an argument has a type that no key can hold",
     "unsupported_tensor": "a tensor is conjugated, negated, undefined or not strided",
-    "number_needs_precision": "a number meets half precision, and compiled code rounds it first",
     "mutated_argument_overlaps": "an argument that is written to overlaps itself or another",
     "unsupported_device": "no kernel library can be compiled for the device yet",
     "does_not_trace": "torch.export cannot trace the call from metadata",
@@ -156,10 +155,6 @@ def call_decline(template: CallTemplate) -> str | None:
             return "unsupported_tensor"
         if slot.mutated and overlaps_itself(component["sizes"], component["strides"]):
             return "mutated_argument_overlaps"
-    if any(slot.number_kind for slot in template.slots) and any(
-        slot.component.get("dtype") in ("float16", "bfloat16") for slot in template.slots
-    ):
-        return "number_needs_precision"
     if _divides_integers(key, template):
         return "error_depends_on_data"
     return None

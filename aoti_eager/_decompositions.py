@@ -21,6 +21,7 @@ _aten = torch.ops.aten
 _HALF = (torch.float16, torch.bfloat16)
 _FLOATS = (*_HALF, torch.float32, torch.float64)
 _SQRT_HALF = 0.7071067811865476
+_GELU_SCALE, _GELU_CUBE = 0.7978845608028654, 0.044715
 _INF = float("inf")
 Decomposition = Callable[..., Any]
 
@@ -40,8 +41,8 @@ def our_decompositions(fma: Callable[..., Tensor]) -> dict[Any, Decomposition]:
         _aten.hardtanh_backward.default: _wide(_hardtanh_backward),
         _aten.hardswish_backward.default: _wide(_hardswish_backward),
         _aten.smooth_l1_loss_backward.default: _wide(_smooth_l1_loss_backward),
-        _aten.gelu.default: _gelu,
-        _aten.softshrink.default: _wide(_softshrink),
+        _aten.gelu.default: _gelu_of(_gelu),
+        _aten.gelu_backward.default: _gelu_of(_gelu_backward),
         _aten.logit.default: _logit,
         _aten.round.decimals: _wide(_round_decimals),
         _aten.clamp.default: _clamp,
@@ -50,6 +51,7 @@ def our_decompositions(fma: Callable[..., Tensor]) -> dict[Any, Decomposition]:
         _aten.hardtanh.default: lambda x, low=-1.0, high=1.0: _clamp(x, low, high),
         _aten.pow.Tensor_Scalar: _pow,
         _aten.special_xlog1py.default: _wide(_xlog1py),
+        _aten.erfinv.default: _erfinv,
         _aten.addcdiv.default: _wide(_addcdiv),
         **_fused(fma),
         **float_division(),
@@ -57,6 +59,24 @@ def our_decompositions(fma: Callable[..., Tensor]) -> dict[Any, Decomposition]:
     }
     for op in (_aten.mul.Tensor, _aten.mul.Scalar, _aten.div.Tensor, _aten.div.Scalar):
         table[op] = _with_whole_number(op)
+    return {op: _for_floats(function) for op, function in table.items()}
+
+
+def kernel_formulas(fma: Callable[..., Tensor]) -> dict[Any, Decomposition]:
+    """Return what the CPU kernels compute of ops that tracing takes apart before the table is read.
+
+    ``NotImplemented`` leaves the op as it is. Args as for ``our_decompositions``.
+    """
+
+    @_wide
+    def silu_backward(grad: Tensor, x: Tensor) -> Tensor:
+        share = torch.sigmoid(x)
+        return grad * share * fma(x, 1 - share, torch.ones_like(x))
+
+    table = {
+        _aten.silu_backward.default: silu_backward,
+        _aten.softshrink.default: _wide(_softshrink),
+    }
     return {op: _for_floats(function) for op, function in table.items()}
 
 
@@ -112,8 +132,8 @@ def _fused(fma: Callable[..., Tensor]) -> dict[Any, Decomposition]:
     """Return the ops whose kernels multiply and add in one step."""
 
     @_wide
-    def multiply_add(a: Tensor, b: Tensor, c: Tensor) -> Tensor:
-        return fma(*torch.broadcast_tensors(a, b, c))
+    def multiply_add(a: Tensor, b: Tensor, c: Tensor) -> Any:
+        return fma(*torch.broadcast_tensors(a, b, c))  # type: ignore[no-untyped-call]
 
     def add(x: Tensor, other: Any, *, alpha: Any = 1) -> Any:
         if not isinstance(other, Tensor):
@@ -127,19 +147,23 @@ def _fused(fma: Callable[..., Tensor]) -> dict[Any, Decomposition]:
         return multiply_add(other, _number(alpha, x), x)
 
     def sub(x: Tensor, other: Any, *, alpha: Any = 1) -> Any:
-        return add(x, other, alpha=-alpha) if isinstance(other, Tensor) else add(x, -other, alpha=alpha)
+        if not isinstance(other, Tensor):
+            return add(x, -other, alpha=alpha)
+        return NotImplemented if _is_one(alpha) else add(x, other, alpha=-alpha)
 
     def rsub(x: Tensor, other: Any, alpha: Any = 1) -> Any:
         if not isinstance(other, Tensor):
             other = _number(other, x)
+        if _is_one(alpha):
+            return torch.sub(other, x)
         return multiply_add(x, _number(-alpha, x), other)
 
     @_wide
-    def addcmul(x: Tensor, a: Tensor, b: Tensor, *, value: Any = 1) -> Tensor:
+    def addcmul(x: Tensor, a: Tensor, b: Tensor, *, value: Any = 1) -> Any:
         return multiply_add(a if _is_one(value) else value * a, b, x)
 
     @_wide
-    def tanh_backward(grad: Tensor, y: Tensor) -> Tensor:
+    def tanh_backward(grad: Tensor, y: Tensor) -> Any:
         return grad * multiply_add(-y, y, torch.ones_like(y))
 
     return {
@@ -200,32 +224,58 @@ def _smooth_l1_loss_backward(
     difference = x - target
     outer = norm * grad
     inner = norm * difference * grad / beta
-    return torch.where(
-        difference <= -beta, -outer, torch.where(difference >= beta, outer, inner)
-    )
+    return torch.where(difference <= -beta, -outer, torch.where(difference >= beta, outer, inner))
+
+
+def _gelu_of(function: Decomposition) -> Decomposition:
+    @functools.wraps(function)
+    def decomposition(*args: Any, approximate: str = "none") -> Any:
+        if approximate == "none" and args[0].dtype in _HALF:
+            return NotImplemented  # Half precision has no digits to lose, and erfc is slow.
+        return _wide(function)(*args, approximate=approximate)
+
+    return decomposition
 
 
 def _gelu(x: Tensor, *, approximate: str = "none") -> Any:
-    if approximate != "none":
-        return NotImplemented
     # One minus what is nearly one would leave no digits.
-    return _wide(lambda one: one * 0.5 * torch.special.erfc(one * -_SQRT_HALF))(x)
+    if approximate == "none":
+        # Half of it last: eager, too, is infinite from half of the largest number on.
+        result = x * torch.special.erfc(x * -_SQRT_HALF) * 0.5
+        is_onednn = x.dtype is torch.float32 and x.is_contiguous() and x.numel() != 1
+        return torch.where(x == _INF, float("nan"), result) if is_onednn else result
+    return x * torch.sigmoid(2.0 * _gelu_inner(x))
+
+
+def _gelu_inner(x: Tensor) -> Tensor:
+    return _GELU_SCALE * (x + _GELU_CUBE * (x * x * x))
+
+
+def _gelu_backward(grad: Tensor, x: Tensor, *, approximate: str = "none") -> Any:
+    if approximate == "none":
+        below = 0.5 * torch.special.erfc(x * -_SQRT_HALF)
+        return grad * (below + x * (_GELU_SCALE * 0.5 * torch.exp(x * x * -0.5)))
+    half = torch.sigmoid(2.0 * _gelu_inner(x))
+    # Where one plus tanh is zero in eager, it is zero: an infinite gradient gives NaN there.
+    half = torch.where(half < 0.25 * torch.finfo(x.dtype).eps, 0.0, half)
+    inner = _GELU_SCALE * (1 + 3 * _GELU_CUBE * (x * x))
+    return grad * (half + 2.0 * x * (half * (1 - half)) * inner)
 
 
 def _softshrink(x: Tensor, lambd: Any = 0.5) -> Tensor:
-    rest = torch.where(torch.isnan(x), x, 0.0)
+    rest = torch.where(x != x, x, 0.0)
     return torch.where(x > lambd, x - lambd, torch.where(x < -lambd, x + lambd, rest))
 
 
 def _logit(x: Tensor, eps: Any = None) -> Any:
     if isinstance(eps, torch.SymFloat):
         return NotImplemented
-    low = None if eps is None else rounded(eps, x.dtype)
-    # Near one, a tensor of half precision has no number but one.
-    high = None if low is None else rounded(1.0 - low, x.dtype)
 
     def function(one: Tensor) -> Tensor:
-        if low is not None:
+        if eps is not None:
+            low = rounded(eps, x.dtype)
+            # Near one, a tensor of half precision has no number but one.
+            high = rounded(1.0 - low, x.dtype)
             one = torch.where(one < low, low, torch.where(one > high, high, one))
         return torch.log(one / (1 - one))
 
@@ -263,7 +313,14 @@ def _pow(x: Tensor, exponent: Any) -> Any:
 def _xlog1py(x: Tensor, y: Tensor) -> Tensor:
     # Vector code flushes the logarithm's smallest values to zero.
     logarithm = torch.where(y.abs() < 1e-30, y, torch.log1p(y))
-    return torch.where(torch.isnan(y), y, torch.where(x == 0, 0.0, x * logarithm))
+    return torch.where(y != y, y, torch.where(x == 0, 0.0, x * logarithm))
+
+
+def _erfinv(x: Tensor) -> Any:
+    # Its steps lose half of the digits where the result is large.
+    if x.dtype is torch.float64:
+        return NotImplemented
+    return torch.erfinv(x.to(torch.float64)).to(x.dtype)
 
 
 def _addcdiv(x: Tensor, a: Tensor, b: Tensor, *, value: Any = 1) -> Tensor:

@@ -7,7 +7,9 @@ zero. In double precision, every result is as exact as its dtype can say.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
+from contextvars import ContextVar
 from typing import Any
 
 import torch
@@ -33,13 +35,47 @@ def exact_sums() -> dict[Any, Callable[..., Any]]:
 
 
 def _in_double(op: Any) -> Callable[..., Any]:
-    def decomposition(x: Tensor, *args: Any, dtype: torch.dtype | None = None, **kwargs: Any) -> Any:
+    def decomposition(
+        x: Tensor, *args: Any, dtype: torch.dtype | None = None, **kwargs: Any
+    ) -> Any:
         result = dtype or x.dtype
-        if x.dtype not in _NARROW or result not in _NARROW:
+        if _plain.get() or x.dtype not in _NARROW or result not in _NARROW:
             return NotImplemented
         if result.itemsize < x.dtype.itemsize:
             x = x.to(result)  # What is summed are numbers of the dtype that was asked for.
-        return op(x.to(torch.float64), *args, **kwargs).to(result)
+        return op(_in_double_precision(x), *args, **kwargs).to(result)
+
+    return decomposition
+
+
+def _in_double_precision(x: Tensor) -> Tensor:
+    # In two steps: there is no vector code for one.
+    return x.to(torch.float32).to(torch.float64)
+
+
+# Set while sums are to stay in their own precision.
+_plain: ContextVar[bool] = ContextVar("plain_sums", default=False)
+
+
+def with_plain_sums(
+    function: Callable[..., Any], only: Sequence[torch.dtype] = _NARROW
+) -> Callable[..., Any]:
+    """Return a function that takes an op apart whose kernel, too, adds up in float32.
+
+    Args:
+        function: Inductor's.
+        only: For which dtypes of the first argument.
+    """
+
+    @functools.wraps(function)
+    def decomposition(*args: Any, **kwargs: Any) -> Any:
+        if args[0].dtype not in only:
+            return function(*args, **kwargs)
+        token = _plain.set(True)
+        try:
+            return function(*args, **kwargs)
+        finally:
+            _plain.reset(token)
 
     return decomposition
 
@@ -51,35 +87,8 @@ def _var_mean(
     correction: float | None = None,
     keepdim: bool = False,
 ) -> Any:
-    if x.dtype not in _NARROW:
-        return NotImplemented
-    wide = x.to(torch.float64)
-    var, mean = _aten.var_mean.correction(wide, dim, correction=correction, keepdim=keepdim)
-    return var.to(x.dtype), _mean_of_eager(x, mean, dim, keepdim).to(x.dtype)
-
-
-def _mean_of_eager(x: Tensor, mean: Tensor, dim: Sequence[int] | None, keepdim: bool) -> Tensor:
-    """Return a mean that is NaN where eager's running mean has met an infinity on its way."""
-    if x.dim() == 0:
-        return mean
-    last = x
-    for one in dim or range(x.dim()):
-        last = last.narrow(one, -1, 1)
-    if not keepdim:
-        last = last.squeeze(list(dim or range(x.dim())))
-    return torch.where(torch.isinf(mean) & ~torch.isinf(last), float("nan"), mean)
-
-
-def _var(x: Tensor, dim: Sequence[int] | None = None, **kwargs: Any) -> Any:
-    if x.dtype not in _NARROW:
-        return NotImplemented
-    return _aten.var.correction(x.to(torch.float64), dim, **kwargs).to(x.dtype)
-
-
-def _std(x: Tensor, dim: Sequence[int] | None = None, **kwargs: Any) -> Any:
-    # The root of the variance in double precision: in float32 that may be infinite.
-    wide = x.to(torch.float64)
-    return _aten.var.correction(wide, dim, **kwargs).sqrt().to(x.dtype)
+    var, mean = _moments(x, dim, correction, keepdim)
+    return var.to(x.dtype), mean.to(x.dtype)
 
 
 def _std_mean(
@@ -89,7 +98,44 @@ def _std_mean(
     correction: float | None = None,
     keepdim: bool = False,
 ) -> Any:
-    wide = x.to(torch.float64)
-    var, mean = _aten.var_mean.correction(wide, dim, correction=correction, keepdim=keepdim)
-    mean = _mean_of_eager(x, mean, dim, keepdim)
+    var, mean = _moments(x, dim, correction, keepdim)
     return var.sqrt().to(x.dtype), mean.to(x.dtype)
+
+
+def _var(x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+    return _var_mean(x, *args, **kwargs)[0]  # type: ignore[no-any-return]
+
+
+def _std(x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+    # The root of the variance in double precision: in float32 that may be infinite.
+    return _std_mean(x, *args, **kwargs)[0]  # type: ignore[no-any-return]
+
+
+def _moments(
+    x: Tensor, dim: Sequence[int] | None, correction: float | None, keepdim: bool
+) -> tuple[Tensor, Tensor]:
+    """Return variance and mean in double precision, in two passes."""
+    dims = [one % x.dim() for one in dim] if dim else list(range(x.dim()))
+    wide = x if _plain.get() else _in_double_precision(x)
+    mean = wide.mean(dims, keepdim=True)
+    difference = wide - mean
+    if _plain.get():
+        # The mean has an error, which would be in each of them.
+        mean = mean + difference.mean(dims, keepdim=True)
+        difference = wide - mean
+    total = (difference * difference).sum(dims, keepdim=keepdim)
+    count: Any = 1
+    for one in dims:
+        count = count * x.shape[one]
+    left = count - (1 if correction is None else correction)
+    var = total / torch.sym_max(left, 0)  # type: ignore[no-untyped-call]
+    mean = _mean_of_eager(x, mean, dims)
+    return var, mean if keepdim else mean.squeeze(dims)
+
+
+def _mean_of_eager(x: Tensor, mean: Tensor, dims: Sequence[int]) -> Tensor:
+    """Return a mean that is NaN where eager's running mean has met an infinity on its way."""
+    last = x
+    for one in dims:
+        last = last.narrow(one, x.shape[one] - 1, 1)
+    return torch.where(torch.isinf(mean) & ~torch.isinf(last), float("nan"), mean)

@@ -1,12 +1,12 @@
 """Remainders and rounded quotients of floating-point numbers, as eager has them. Worker only.
 
-All are built on ``fmod``, which is exact: the quotient as it is rounded may lie on the other side of
-a whole number. Between tensors of half precision, eager rounds each step to it.
+All are built on ``fmod``, which is exact: a rounded quotient may lie on the other side of a whole
+number. Between tensors of half precision, eager rounds each step to it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -29,6 +29,16 @@ def float_division() -> dict[Any, Callable[..., Any]]:
         _aten.floor_divide.default: lambda x, other: _divide(x, other, rounding_mode="floor"),
         _aten.floor_divide.Scalar: lambda x, other: _divide(x, other, rounding_mode="floor"),
     }
+
+
+def step_rounding(op: str, dtypes: Sequence[torch.dtype]) -> dict[str, bool]:
+    """Return the setting with which Inductor keeps a rounding to half precision between steps.
+
+    Without it, what is rounded and widened again stays as it was before.
+    """
+    name = op.partition("::")[2].partition(".")[0].rstrip("_")
+    needed = name in ("div", "divide", "floor_divide") and any(one in _HALF for one in dtypes)
+    return {"emulate_precision_casts": True} if needed else {}
 
 
 def _rounded(number: Any, x: Tensor) -> Tensor:
@@ -66,7 +76,7 @@ def _floor_quotient(x: Tensor, y: Tensor, step: Callable[[Tensor], Tensor]) -> T
     quotient = step(x / y)
     modulus = torch.fmod(x, y)
     # A remainder of an infinite quotient says nothing.
-    whole = torch.where(torch.isinf(quotient) & ~torch.isinf(x), x, step(x - modulus))
+    whole = torch.where(_is_infinite(quotient) & ~_is_infinite(x), x, step(x - modulus))
     result = step(whole / y)
     crosses = (modulus != 0) & ((y < 0) ^ (modulus < 0))
     result = torch.where(crosses, step(result - 1), result)
@@ -74,3 +84,7 @@ def _floor_quotient(x: Tensor, y: Tensor, step: Callable[[Tensor], Tensor]) -> T
     floor = torch.where(step(result - floor) > 0.5, step(floor + 1), floor)
     floor = torch.where(result == 0, torch.copysign(torch.zeros_like(x), quotient), floor)
     return torch.where(y == 0, quotient, floor)
+
+
+def _is_infinite(x: Tensor) -> Tensor:
+    return x.abs() == float("inf")  # There is no vector code for torch.isinf.

@@ -5,14 +5,14 @@ and why it stays or goes:
 
 - ``-fno-trapping-math`` stays: no exception flag is read. Torch itself is compiled with it.
 - ``-funsafe-math-optimizations`` goes, also where a setting asks for it: it reorders sums
-  (``-fassociative-math``), turns divisions into products (``-freciprocal-math``), and some compilers
-  link code that flushes denormals to zero in the whole process (``crtfastmath.o``).
+  (``-fassociative-math``) and turns divisions into products (``-freciprocal-math``). Some
+  compilers link code with it that flushes denormals to zero (``crtfastmath.o``).
 - ``-ffinite-math-only`` goes: NaN and infinities are values.
 - ``-fno-signed-zeros`` goes: ``atan2(0 - x, -1)`` would flip by two pi.
-- ``-fno-math-errno`` was never there, and is not added: no time is won with it.
-- ``-fno-rounding-math``, ``-fno-signaling-nans``, ``-fcx-...``: the compiler's defaults, as torch's.
-- ``-ffp-contract`` says whether a product and a sum become one instruction that rounds once. Within
-  one op the compiler of torch does that (GCC's default), and results are nearer to eager's with it.
+- ``-fno-math-errno`` is not there: Inductor leaves it out, for pairs of calls it merges.
+- ``-fno-rounding-math``, ``-fno-signaling-nans``: the compiler's defaults, as torch's.
+- ``-ffp-contract`` says whether a product and a sum become one instruction that rounds once.
+  Within one op torch's compiler does that (GCC's default), and results are nearer to eager's so.
   Across ops it is off: in a function of the user's, ``x * x - y * y`` must be zero for equal ones.
 """
 

@@ -32,19 +32,20 @@ from torch._inductor.codegen.common import (
     device_codegens,
     init_backend_registration,
 )
-from torch._inductor.codegen.cpp import CppVecOverrides
+from torch._inductor.codegen.cpp import CppVecKernel, CppVecOverrides
 from torch._inductor.codegen.cpp_wrapper_cpu import CppWrapperCpu
 from torch._inductor.decomposition import select_decomp_table
 from torch._inductor.exc import CppCompileError
 from torch._inductor.virtualized import V
 
-from ._decompositions import our_decompositions
+from ._decompositions import kernel_formulas, our_decompositions
 from ._environment import cpu_features
+from ._exact_sums import with_plain_sums
 from ._float_flags import float_flags
 from ._inductor_headers import own_headers
 from ._key import Component
 from ._probes import Probes
-from ._vector_math import vector_functions
+from ._vector_math import vector_functions, widened
 
 __all__ = [
     "CppCompileError",
@@ -89,7 +90,10 @@ def prepare_worker(vector_bits: int) -> None:
     )
     _numbers_in_double()
     _use_vector_functions(vector_bits)
+    _use_wider_vectors()
     _use_decompositions()
+    # It takes a product with an integer zero for zero: a NaN would be lost.
+    inductor_config.joint_graph_constant_folding = False
     if shutil.which("openssl") is None:
         # Inductor hashes preprocessed headers with the openssl program and fails without it.
         inductor_config.aot_inductor.precompile_headers = False
@@ -107,6 +111,22 @@ def _use_vector_functions(vector_bits: int) -> None:
         setattr(CppVecOverrides, name, staticmethod(chosen))
 
 
+def _use_wider_vectors() -> None:
+    """Have vectors of float32 widened one by one: for several, ATen has a slow loop."""
+    original = CppVecKernel.get_to_dtype_expr
+
+    def get_to_dtype_expr(
+        self: Any, src: Any, dtype: Any, src_dtype: Any, *args: Any, **kwargs: Any
+    ) -> Any:
+        if (src_dtype, dtype) == (torch.float32, torch.float64) and src.is_vec:
+            count = self._get_num_vectors(src_dtype)
+            if count > 1 and self._get_num_vectors(dtype) == 2 * count:
+                return widened(src, count)
+        return original(self, src, dtype, src_dtype, *args, **kwargs)  # type: ignore[no-untyped-call]
+
+    CppVecKernel.get_to_dtype_expr = get_to_dtype_expr  # type: ignore[method-assign]
+
+
 def _floats_only(function: Callable[..., str], original: Callable[..., Any]) -> Callable[..., Any]:
     def chosen(a: Any, b: Any) -> Any:
         return function(a, b) if a.dtype.is_floating_point else original(a, b)
@@ -120,6 +140,17 @@ def _use_decompositions() -> None:
     for op, function in our_decompositions(inductor_prims.fma).items():
         before = decomposition.decompositions.get(op)
         decomposition.decompositions[op] = _with_fallback(function, before)
+    table, aten = decomposition.decompositions, torch.ops.aten
+    for op in (aten._softmax.default, aten._log_softmax.default):
+        table[op] = with_plain_sums(table[op])
+    for op in (aten.native_layer_norm.default, aten.native_group_norm.default):
+        table[op] = with_plain_sums(table[op], only=(torch.float16, torch.bfloat16))
+
+
+def kernel_formula(op: Any) -> Any:
+    """Return what the CPU kernel of ``op`` computes, as a function, or ``op`` itself."""
+    formula = kernel_formulas(inductor_prims.fma).get(op)
+    return op if formula is None else _with_fallback(formula, op)
 
 
 def _with_fallback(

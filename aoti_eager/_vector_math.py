@@ -12,7 +12,9 @@ from typing import Any
 import torch
 
 
-def vector_functions(vector_bits: int, count: Callable[[Any], int]) -> dict[str, Callable[..., str]]:
+def vector_functions(
+    vector_bits: int, count: Callable[[Any], int]
+) -> dict[str, Callable[..., str]]:
     """Return generators of C++ expressions of vectors, by Inductor's name of the op.
 
     Args:
@@ -33,15 +35,22 @@ def vector_functions(vector_bits: int, count: Callable[[Any], int]) -> dict[str,
     return functions
 
 
+def widened(x: Any, count: int) -> str:
+    """Return an expression of ``count`` vectors of float32 as twice as many of float64."""
+    one = "at::vec::convert<double, 2, float, 1>(at::vec::VectorizedN<float, 1>(v[i]))"
+    return (
+        f"[&](const auto& v) {{ at::vec::VectorizedN<double, {2 * count}> wide; "
+        f"for (int i = 0; i < {count}; i++) {{ auto two = {one}; "
+        f"wide[2 * i] = two[0]; wide[2 * i + 1] = two[1]; }} return wide; }}({x})"
+    )
+
+
 def _sleef(name: str, function: str, count: Callable[[Any], int]) -> Callable[..., str]:
     def expression(x: Any) -> str:
-        if x.dtype is not torch.float32:
+        # Several vectors hold what was loaded in half precision, in which the error does not show.
+        if x.dtype is not torch.float32 or count(x) != 1:
             return f"{x}.{name}()"
-        one = f"at::vec::Vectorized<float>({function}({{}}))"
-        if count(x) == 1:
-            return one.format(x)
-        body = f"for (int i = 0; i < {count(x)}; i++) v[i] = {one.format('v[i]')};"
-        return f"[&](auto v) {{ {body} return v; }}({x})"
+        return f"at::vec::Vectorized<float>({function}({x}))"
 
     return expression
 

@@ -40,7 +40,8 @@ ORDER = """
     _constant_buffers _runner _library_runner _check _declines _entries _remembered
     _stored_failures _tracing _graph_checks _function_names _function_source _python_function
     _gradient_function _op_functions _rebuilt_function _call_target _probes _inductor_headers
-    _inductor_compat _thin_header _thin_codegen _plain_path _row_sums _symbolic _lowering _trial
+    _exact_sums _float_division _decompositions _float_flags _vector_math _inductor_compat
+    _thin_header _thin_codegen _plain_path _row_sums _symbolic _lowering _trial
     _compile_job _worker _worker_process _answers _compile _background _device_compile
     _device_backends _backend _native_path _original _static_calls _plan _stored_pattern
     _specialisations _kernel _table _entrance _toolchain _live_check _keyed_call _pending
