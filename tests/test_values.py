@@ -1,8 +1,8 @@
 """Values that generated code once got wrong: each is eager's, cold and warm, static and dynamic.
 
 A kernel is made by harmless data, which its checks pass, and then gets the hard data. Settings are
-the defaults but for the gate: kernels of small tensors lose to eager, and it is they that are looked
-at, not their speed.
+the defaults but for the gate: kernels of small tensors lose to eager, and their values are what is
+looked at here, not their speed.
 """
 
 from __future__ import annotations
