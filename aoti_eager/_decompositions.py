@@ -53,6 +53,7 @@ def our_decompositions(fma: Callable[..., Tensor]) -> dict[Any, Decomposition]:
         _aten.special_xlog1py.default: _wide(_xlog1py),
         _aten.erfinv.default: _erfinv,
         _aten.addcdiv.default: _wide(_addcdiv),
+        _aten.lerp.Scalar: _lerp,
         **_fused(fma),
         **float_division(),
         **exact_sums(),
@@ -314,6 +315,13 @@ def _xlog1py(x: Tensor, y: Tensor) -> Tensor:
     # Vector code flushes the logarithm's smallest values to zero.
     logarithm = torch.where(y.abs() < 1e-30, y, torch.log1p(y))
     return torch.where(y != y, y, torch.where(x == 0, 0.0, x * logarithm))
+
+
+def _lerp(start: Tensor, end: Tensor, weight: Any) -> Any:
+    # Its weight is not rounded to half precision, as that of a sum is.
+    if start.dtype not in _HALF:
+        return NotImplemented
+    return _wide(_aten.lerp.Scalar)(start, end, weight)
 
 
 def _erfinv(x: Tensor) -> Any:

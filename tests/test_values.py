@@ -108,6 +108,12 @@ CASES = {
     for dtype in HALF
     for name, op, call, data in (
         ("rsub", "aten::rsub.Scalar", lambda x: aten.rsub.Scalar(x, 0.1), [0.1, 0.3, 7.0]),
+        (
+            "lerp",
+            "aten::lerp.Scalar",
+            lambda x: aten.lerp.Scalar(x, -2 * x + 0.01, 0.3),
+            [0.1, 0.3, 7.0, 5.5],
+        ),
         ("add", "aten::add.Tensor", lambda x: x + 0.1, [0.1, 0.3, 7.0]),
         ("mul", "aten::mul.Tensor", lambda x: x * 0.1, [0.1, 0.3, 7.0, 5.5]),
         ("div", "aten::div.Tensor", lambda x: x / 70000.0, [0.1, 0.3, 7.0, 5.5]),
