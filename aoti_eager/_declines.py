@@ -157,10 +157,6 @@ def call_decline(template: CallTemplate) -> str | None:
             return "unsupported_tensor"
         if slot.mutated and overlaps_itself(component["sizes"], component["strides"]):
             return "mutated_argument_overlaps"
-    if any(slot.number_kind for slot in template.slots) and any(
-        slot.component.get("dtype") in ("float16", "bfloat16") for slot in template.slots
-    ):
-        return "number_needs_precision"
     if _divides_integers(key, template):
         return "error_depends_on_data"
     return None

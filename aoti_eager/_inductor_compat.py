@@ -24,21 +24,28 @@ import torch._inductor.codecache as codecache
 import torch._inductor.config as inductor_config
 import torch._inductor.cpp_builder as cpp_builder
 import torch._inductor.cpu_vec_isa as cpu_vec_isa
+import torch._inductor.decomposition as decomposition
+import torch._inductor.inductor_prims as inductor_prims
 from torch._inductor import aot_compile
 from torch._inductor.codegen.common import (
     KernelArgs,
     device_codegens,
     init_backend_registration,
 )
+from torch._inductor.codegen.cpp import CppVecKernel, CppVecOverrides
 from torch._inductor.codegen.cpp_wrapper_cpu import CppWrapperCpu
 from torch._inductor.decomposition import select_decomp_table
 from torch._inductor.exc import CppCompileError
 from torch._inductor.virtualized import V
 
+from ._decompositions import kernel_formulas, our_decompositions
 from ._environment import cpu_features
+from ._exact_sums import with_plain_sums
+from ._float_flags import float_flags
 from ._inductor_headers import own_headers
 from ._key import Component
 from ._probes import Probes
+from ._vector_math import vector_functions, widened
 
 __all__ = [
     "CppCompileError",
@@ -77,14 +84,84 @@ def prepare_worker(vector_bits: int) -> None:
     if vector_bits:
         pinned = {512: [_PinnedAVX512()], 256: [_PinnedAVX2()], 128: []}[vector_bits]
         cpu_vec_isa.valid_vec_isa_list = lambda: pinned  # type: ignore[assignment]
-    # Eager keeps the sign of zero, and Inductor's flags give it away: atan2(0 - x, -1) flips by
-    # two pi. There is no setting for it.
-    flags = cpp_builder._get_ffast_math_flags
-    cpp_builder._get_ffast_math_flags = lambda: [f for f in flags() if f != "fno-signed-zeros"]
+    # There is no setting for most of them.
+    cpp_builder._get_ffast_math_flags = lambda: float_flags(
+        inductor_config.cpp.enable_floating_point_contract_flag
+    )
     _numbers_in_double()
+    _use_vector_functions(vector_bits)
+    _use_wider_vectors()
+    _use_decompositions()
+    # It takes a product with an integer zero for zero: a NaN would be lost.
+    inductor_config.joint_graph_constant_folding = False
     if shutil.which("openssl") is None:
         # Inductor hashes preprocessed headers with the openssl program and fails without it.
         inductor_config.aot_inductor.precompile_headers = False
+
+
+def _use_vector_functions(vector_bits: int) -> None:
+    """Have vector code call what eager calls. Inductor chooses by op, and has no setting for it."""
+
+    def count(x: Any) -> int:
+        return int(V.kernel._get_num_vectors(x.dtype))
+
+    for name, function in vector_functions(vector_bits, count).items():
+        original = getattr(CppVecOverrides, name)
+        chosen = function if name != "remainder" else _floats_only(function, original)
+        setattr(CppVecOverrides, name, staticmethod(chosen))
+
+
+def _use_wider_vectors() -> None:
+    """Have vectors of float32 widened one by one: for several, ATen has a slow loop."""
+    original = CppVecKernel.get_to_dtype_expr
+
+    def get_to_dtype_expr(
+        self: Any, src: Any, dtype: Any, src_dtype: Any, *args: Any, **kwargs: Any
+    ) -> Any:
+        if (src_dtype, dtype) == (torch.float32, torch.float64) and src.is_vec:
+            count = self._get_num_vectors(src_dtype)
+            if count > 1 and self._get_num_vectors(dtype) == 2 * count:
+                return widened(src, count)
+        return original(self, src, dtype, src_dtype, *args, **kwargs)  # type: ignore[no-untyped-call]
+
+    CppVecKernel.get_to_dtype_expr = get_to_dtype_expr  # type: ignore[method-assign]
+
+
+def _floats_only(function: Callable[..., str], original: Callable[..., Any]) -> Callable[..., Any]:
+    def chosen(a: Any, b: Any) -> Any:
+        return function(a, b) if a.dtype.is_floating_point else original(a, b)
+
+    chosen.__name__ = original.__name__
+    return chosen
+
+
+def _use_decompositions() -> None:
+    """Put ours into Inductor's table, which it copies when it first compiles."""
+    for op, function in our_decompositions(inductor_prims.fma).items():
+        before = decomposition.decompositions.get(op)
+        decomposition.decompositions[op] = _with_fallback(function, before)
+    table, aten = decomposition.decompositions, torch.ops.aten
+    for op in (aten._softmax.default, aten._log_softmax.default):
+        table[op] = with_plain_sums(table[op])
+    for op in (aten.native_layer_norm.default, aten.native_group_norm.default):
+        table[op] = with_plain_sums(table[op], only=(torch.float16, torch.bfloat16))
+
+
+def kernel_formula(op: Any) -> Any:
+    """Return what the CPU kernel of ``op`` computes, as a function, or ``op`` itself."""
+    formula = kernel_formulas(inductor_prims.fma).get(op)
+    return op if formula is None else _with_fallback(formula, op)
+
+
+def _with_fallback(
+    function: Callable[..., Any], before: Callable[..., Any] | None
+) -> Callable[..., Any]:
+    @functools.wraps(function)
+    def chosen(*args: Any, **kwargs: Any) -> Any:
+        result = function(*args, **kwargs)
+        return before(*args, **kwargs) if result is NotImplemented and before else result
+
+    return chosen
 
 
 def _numbers_in_double() -> None:

@@ -22,12 +22,14 @@ from . import _inductor_compat as inductor
 from ._base.sealed_library import LIBRARY_LIMIT
 from ._compat import OpOverload, fake_mode
 from ._determinism import error_chain, is_compilers_own, is_deterministic
+from ._float_division import step_rounding
+from ._float_flags import contraction
 from ._graph_checks import check_graph
 from ._guards import Guards
 from ._key import KernelKey
 from ._row_sums import in_blocks
 from ._symbolic import compiled_pattern, symbolic_program
-from ._template import CallTemplate
+from ._template import CallTemplate, slot_dtype
 from ._thin_codegen import NotThinError, ThinWrapper, compiler_into
 from ._tracing import call_module, does_not_trace, error_text, fake_inputs, trace_outputs
 from .errors import CompileError
@@ -81,8 +83,15 @@ def lower(
     """
     with fake_mode(), torch.no_grad():
         outputs = trace_outputs(op, template, fake_inputs(template))
-    options = {**options, "aot_inductor.output_path": str(work)}
+    is_function = any(name == "function" for name, _ in template.key.context)
+    options = {
+        **contraction(is_function),
+        **step_rounding(template.schema.op, [slot_dtype(slot) for slot in template.slots]),
+        **options,
+        "aot_inductor.output_path": str(work),
+    }
     facts = _GeneratedCode()
+    op = inductor.kernel_formula(op)
     try:
         try:
             library, traced = _compile_thin(

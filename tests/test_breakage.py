@@ -41,21 +41,6 @@ def declined(op: str) -> dict[str, int]:
 # --- never wrong ---
 
 
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_a_number_keeps_its_precision_beside_half_precision(
-    dtype: torch.dtype, no_compiles: None
-) -> None:
-    x = torch.tensor([0.001, 0.5], dtype=dtype)
-    want = x * 70000.0
-    with aoti_eager.register("aten::mul.Tensor"):
-        before = declined("aten::mul.Tensor").get("number_needs_precision", 0)
-        for _ in range(2):
-            got = x * 70000.0
-        after = declined("aten::mul.Tensor")["number_needs_precision"]
-    assert torch.equal(got, want)
-    assert after - before == 2
-
-
 @pytest.mark.in_turn
 @pytest.mark.parametrize("call", [aten.softshrink, aten.gelu])
 def test_functions_that_differ_at_nan_or_infinity_are_found_out_on_ordinary_data(

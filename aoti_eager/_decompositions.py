@@ -1,0 +1,335 @@
+"""How ops are taken apart, where Inductor's way differs from eager's in the result. Worker only.
+
+Each function computes what eager's CPU kernel computes: in its order, in its precision, with its
+comparisons (their direction decides what a NaN and a zero of either sign give). Numbers beside half
+precision follow eager, too: some kernels round them to the tensor's dtype, others do not.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ._exact_sums import exact_sums
+from ._float_division import float_division
+
+_aten = torch.ops.aten
+_HALF = (torch.float16, torch.bfloat16)
+_FLOATS = (*_HALF, torch.float32, torch.float64)
+_SQRT_HALF = 0.7071067811865476
+_GELU_SCALE, _GELU_CUBE = 0.7978845608028654, 0.044715
+_INF = float("inf")
+Decomposition = Callable[..., Any]
+
+
+def our_decompositions(fma: Callable[..., Tensor]) -> dict[Any, Decomposition]:
+    """Return functions by overload, for Inductor's table; ``NotImplemented`` leaves its own way.
+
+    Args:
+        fma: Gives ``a * b + c`` of three tensors, rounded once.
+    """
+    table: dict[Any, Decomposition] = {
+        _aten.elu.default: _wide(_elu),
+        _aten.celu.default: _wide(_celu),
+        _aten.selu.default: _wide(_selu),
+        _aten.elu_backward.default: _wide(_elu_backward),
+        _aten.sigmoid_backward.default: _wide(lambda grad, y: grad * (1 - y) * y),
+        _aten.hardtanh_backward.default: _wide(_hardtanh_backward),
+        _aten.hardswish_backward.default: _wide(_hardswish_backward),
+        _aten.smooth_l1_loss_backward.default: _wide(_smooth_l1_loss_backward),
+        _aten.gelu.default: _gelu_of(_gelu),
+        _aten.gelu_backward.default: _gelu_of(_gelu_backward),
+        _aten.logit.default: _logit,
+        _aten.round.decimals: _wide(_round_decimals),
+        _aten.clamp.default: _clamp,
+        _aten.clamp_min.default: lambda x, low: _clamp(x, low),
+        _aten.clamp_max.default: lambda x, high: _clamp(x, None, high),
+        _aten.hardtanh.default: lambda x, low=-1.0, high=1.0: _clamp(x, low, high),
+        _aten.pow.Tensor_Scalar: _pow,
+        _aten.special_xlog1py.default: _wide(_xlog1py),
+        _aten.erfinv.default: _erfinv,
+        _aten.addcdiv.default: _wide(_addcdiv),
+        _aten.lerp.Scalar: _lerp,
+        **_fused(fma),
+        **float_division(),
+        **exact_sums(),
+    }
+    for op in (_aten.mul.Tensor, _aten.mul.Scalar, _aten.div.Tensor, _aten.div.Scalar):
+        table[op] = _with_whole_number(op)
+    return {op: _for_floats(function) for op, function in table.items()}
+
+
+def kernel_formulas(fma: Callable[..., Tensor]) -> dict[Any, Decomposition]:
+    """Return what the CPU kernels compute of ops that tracing takes apart before the table is read.
+
+    ``NotImplemented`` leaves the op as it is. Args as for ``our_decompositions``.
+    """
+
+    @_wide
+    def silu_backward(grad: Tensor, x: Tensor) -> Tensor:
+        share = torch.sigmoid(x)
+        return grad * share * fma(x, 1 - share, torch.ones_like(x))
+
+    table = {
+        _aten.silu_backward.default: silu_backward,
+        _aten.softshrink.default: _wide(_softshrink),
+    }
+    return {op: _for_floats(function) for op, function in table.items()}
+
+
+def _for_floats(function: Decomposition) -> Decomposition:
+    """Return a function that leaves other dtypes, and several of them, to Inductor."""
+
+    @functools.wraps(function)
+    def decomposition(*args: Any, **kwargs: Any) -> Any:
+        dtypes = {one.dtype for one in args if isinstance(one, Tensor)}
+        if len(dtypes) != 1 or not dtypes <= set(_FLOATS):
+            return NotImplemented
+        return function(*args, **kwargs)
+
+    return decomposition
+
+
+def _wide(function: Decomposition) -> Decomposition:
+    """Return a function that takes half precision as float32, and rounds its result once."""
+
+    @functools.wraps(function)
+    def decomposition(*args: Any, **kwargs: Any) -> Any:
+        dtype = next(one.dtype for one in args if isinstance(one, Tensor))
+        if dtype not in _HALF:
+            return function(*args, **kwargs)
+        args = tuple(one.to(torch.float32) if isinstance(one, Tensor) else one for one in args)
+        return function(*args, **kwargs).to(dtype)
+
+    return decomposition
+
+
+def _with_whole_number(op: Any) -> Decomposition:
+    """Return ``op`` so that a number that is an input is not rounded to half precision."""
+
+    def decomposition(x: Any, other: Any) -> Any:
+        if isinstance(x, Tensor) and x.dtype in _HALF and isinstance(other, torch.SymFloat):
+            return op(x.to(torch.float32), other).to(x.dtype)
+        return NotImplemented
+
+    return decomposition
+
+
+def rounded(number: Any, dtype: torch.dtype) -> Any:
+    """Return a number as kernels have it that take it in the tensor's own dtype.
+
+    Inductor rounds one that is an input by itself.
+    """
+    if dtype not in _HALF or not isinstance(number, int | float):
+        return number
+    return float(torch.tensor(float(number)).to(dtype))
+
+
+def _fused(fma: Callable[..., Tensor]) -> dict[Any, Decomposition]:
+    """Return the ops whose kernels multiply and add in one step."""
+
+    @_wide
+    def multiply_add(a: Tensor, b: Tensor, c: Tensor) -> Any:
+        return fma(*torch.broadcast_tensors(a, b, c))  # type: ignore[no-untyped-call]
+
+    def add(x: Tensor, other: Any, *, alpha: Any = 1) -> Any:
+        if not isinstance(other, Tensor):
+            other = rounded(other, x.dtype)
+            if _is_one(alpha):
+                is_half = x.dtype in _HALF and not isinstance(other, torch.SymFloat)
+                return _wide(lambda one: one + other)(x) if is_half else NotImplemented
+            other = torch.full_like(x, other)
+        elif _is_one(alpha):
+            return NotImplemented
+        return multiply_add(other, _number(alpha, x), x)
+
+    def sub(x: Tensor, other: Any, *, alpha: Any = 1) -> Any:
+        if not isinstance(other, Tensor):
+            return add(x, -other, alpha=alpha)
+        return NotImplemented if _is_one(alpha) else add(x, other, alpha=-alpha)
+
+    def rsub(x: Tensor, other: Any, alpha: Any = 1) -> Any:
+        if not isinstance(other, Tensor):
+            other = _number(other, x)
+        if _is_one(alpha):
+            return torch.sub(other, x)
+        return multiply_add(x, _number(-alpha, x), other)
+
+    @_wide
+    def addcmul(x: Tensor, a: Tensor, b: Tensor, *, value: Any = 1) -> Any:
+        return multiply_add(a if _is_one(value) else value * a, b, x)
+
+    @_wide
+    def tanh_backward(grad: Tensor, y: Tensor) -> Any:
+        return grad * multiply_add(-y, y, torch.ones_like(y))
+
+    return {
+        _aten.add.Tensor: add,
+        _aten.sub.Tensor: sub,
+        _aten.rsub.Tensor: lambda x, other, *, alpha=1: rsub(x, other, alpha),
+        _aten.rsub.Scalar: rsub,
+        _aten.addcmul.default: addcmul,
+        _aten.tanh_backward.default: tanh_backward,
+    }
+
+
+def _number(number: Any, like: Tensor) -> Tensor:
+    """Return a number as a tensor in the dtype, and of the value, that eager's kernel takes."""
+    return torch.full_like(like, rounded(number, like.dtype))
+
+
+def _is_one(number: Any) -> bool:
+    return isinstance(number, int | float) and number == 1
+
+
+def _elu(x: Tensor, alpha: Any = 1.0, scale: Any = 1.0, input_scale: Any = 1.0) -> Tensor:
+    return torch.where(x >= 0, x * scale, torch.expm1(x * input_scale) * (alpha * scale))
+
+
+def _celu(x: Tensor, alpha: Any = 1.0) -> Tensor:
+    return _elu(x, alpha, 1.0, 1.0 / alpha)
+
+
+def _selu(x: Tensor) -> Tensor:
+    return _elu(x, 1.6732632423543772848170429916717, 1.0507009873554804934193349852946)
+
+
+def _elu_backward(
+    grad: Tensor, alpha: Any, scale: Any, input_scale: Any, is_result: bool, x: Tensor
+) -> Tensor:
+    below = grad * input_scale
+    if is_result:
+        below = below * (x + alpha * scale)
+    else:
+        below = below * (alpha * scale) * torch.exp(x * input_scale)
+    return torch.where(x > 0, grad * scale, below)
+
+
+def _hardtanh_backward(grad: Tensor, x: Tensor, low: Any, high: Any) -> Tensor:
+    return torch.where((x > low) & (x < high), grad, 0.0)
+
+
+def _hardswish_backward(grad: Tensor, x: Tensor) -> Tensor:
+    inner = torch.where(x >= 3, grad, grad * ((x / 3) + 0.5))
+    return torch.where(x <= -3, 0.0, inner)
+
+
+def _smooth_l1_loss_backward(
+    grad: Tensor, x: Tensor, target: Tensor, reduction: int, beta: Any
+) -> Tensor:
+    norm = 1.0 / x.numel() if reduction == 1 else 1.0
+    difference = x - target
+    outer = norm * grad
+    inner = norm * difference * grad / beta
+    return torch.where(difference <= -beta, -outer, torch.where(difference >= beta, outer, inner))
+
+
+def _gelu_of(function: Decomposition) -> Decomposition:
+    @functools.wraps(function)
+    def decomposition(*args: Any, approximate: str = "none") -> Any:
+        if approximate == "none" and args[0].dtype in _HALF:
+            return NotImplemented  # Half precision has no digits to lose, and erfc is slow.
+        return _wide(function)(*args, approximate=approximate)
+
+    return decomposition
+
+
+def _gelu(x: Tensor, *, approximate: str = "none") -> Any:
+    # One minus what is nearly one would leave no digits.
+    if approximate == "none":
+        # Half of it last: eager, too, is infinite from half of the largest number on.
+        result = x * torch.special.erfc(x * -_SQRT_HALF) * 0.5
+        is_onednn = x.dtype is torch.float32 and x.is_contiguous() and x.numel() != 1
+        return torch.where(x == _INF, float("nan"), result) if is_onednn else result
+    return x * torch.sigmoid(2.0 * _gelu_inner(x))
+
+
+def _gelu_inner(x: Tensor) -> Tensor:
+    return _GELU_SCALE * (x + _GELU_CUBE * (x * x * x))
+
+
+def _gelu_backward(grad: Tensor, x: Tensor, *, approximate: str = "none") -> Any:
+    if approximate == "none":
+        below = 0.5 * torch.special.erfc(x * -_SQRT_HALF)
+        return grad * (below + x * (_GELU_SCALE * 0.5 * torch.exp(x * x * -0.5)))
+    half = torch.sigmoid(2.0 * _gelu_inner(x))
+    # Where one plus tanh is zero in eager, it is zero: an infinite gradient gives NaN there.
+    half = torch.where(half < 0.25 * torch.finfo(x.dtype).eps, 0.0, half)
+    inner = _GELU_SCALE * (1 + 3 * _GELU_CUBE * (x * x))
+    return grad * (half + 2.0 * x * (half * (1 - half)) * inner)
+
+
+def _softshrink(x: Tensor, lambd: Any = 0.5) -> Tensor:
+    rest = torch.where(x != x, x, 0.0)
+    return torch.where(x > lambd, x - lambd, torch.where(x < -lambd, x + lambd, rest))
+
+
+def _logit(x: Tensor, eps: Any = None) -> Any:
+    if isinstance(eps, torch.SymFloat):
+        return NotImplemented
+
+    def function(one: Tensor) -> Tensor:
+        if eps is not None:
+            low = rounded(eps, x.dtype)
+            # Near one, a tensor of half precision has no number but one.
+            high = rounded(1.0 - low, x.dtype)
+            one = torch.where(one < low, low, torch.where(one > high, high, one))
+        return torch.log(one / (1 - one))
+
+    return _wide(function)(x)
+
+
+def _round_decimals(x: Tensor, *, decimals: int) -> Tensor:
+    if decimals == 0:
+        return torch.round(x)
+    ten = 10.0 ** abs(decimals)
+    return torch.round(x * ten) / ten if decimals > 0 else torch.round(x / ten) * ten
+
+
+def _clamp(x: Tensor, low: Any = None, high: Any = None) -> Tensor:
+    # The number first: of two zeros, vector code takes the second.
+    if low is not None:
+        x = torch.maximum(torch.full_like(x, low), x)
+    if high is not None:
+        x = torch.minimum(torch.full_like(x, high), x)
+    return x
+
+
+def _pow(x: Tensor, exponent: Any) -> Any:
+    if isinstance(exponent, torch.SymFloat):
+        return NotImplemented
+    power = rounded(exponent, x.dtype)
+    if power == -0.5 and x.dtype is not torch.float16:
+        return _wide(torch.rsqrt)(x)
+    if power == 0.5 and x.dtype is torch.float16:
+        # A power, not a root: of minus infinity it is infinity, of minus zero it is zero.
+        return torch.where(x == -_INF, _INF, torch.sqrt(x) + 0.0)
+    return NotImplemented if power == exponent else _aten.pow.Tensor_Scalar(x, power)
+
+
+def _xlog1py(x: Tensor, y: Tensor) -> Tensor:
+    # Vector code flushes the logarithm's smallest values to zero.
+    logarithm = torch.where(y.abs() < 1e-30, y, torch.log1p(y))
+    return torch.where(y != y, y, torch.where(x == 0, 0.0, x * logarithm))
+
+
+def _lerp(start: Tensor, end: Tensor, weight: Any) -> Any:
+    # Its weight is not rounded to half precision, as that of a sum is.
+    if start.dtype not in _HALF:
+        return NotImplemented
+    return _wide(_aten.lerp.Scalar)(start, end, weight)
+
+
+def _erfinv(x: Tensor) -> Any:
+    # Its steps lose half of the digits where the result is large.
+    if x.dtype is torch.float64:
+        return NotImplemented
+    return torch.erfinv(x.to(torch.float64)).to(x.dtype)
+
+
+def _addcdiv(x: Tensor, a: Tensor, b: Tensor, *, value: Any = 1) -> Tensor:
+    return x + (a if _is_one(value) else value * a) / b

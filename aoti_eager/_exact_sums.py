@@ -1,0 +1,141 @@
+"""Sums, means and variances that are accumulated in double precision. Worker only.
+
+Eager adds float32 in cascades and computes variances in double precision; Inductor adds number to
+number in float32, so that its error grows with their count, and with how far their mean is from
+zero. In double precision, every result is as exact as its dtype can say.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Sequence
+from contextvars import ContextVar
+from typing import Any
+
+import torch
+from torch import Tensor
+
+_aten = torch.ops.aten
+_NARROW = (torch.float16, torch.bfloat16, torch.float32)
+
+
+def exact_sums() -> dict[Any, Callable[..., Any]]:
+    """Return how reductions of floating-point tensors are taken apart, by overload."""
+    sums = (
+        *(_aten.sum.default, _aten.sum.dim_IntList),
+        *(_aten.mean.default, _aten.mean.dim),
+        *(_aten.prod.default, _aten.prod.dim_int),
+    )
+    table: dict[Any, Callable[..., Any]] = {op: _in_double(op) for op in sums}
+    table[_aten.var.correction] = _var
+    table[_aten.std.correction] = _std
+    table[_aten.var_mean.correction] = _var_mean
+    table[_aten.std_mean.correction] = _std_mean
+    return table
+
+
+def _in_double(op: Any) -> Callable[..., Any]:
+    def decomposition(
+        x: Tensor, *args: Any, dtype: torch.dtype | None = None, **kwargs: Any
+    ) -> Any:
+        result = dtype or x.dtype
+        if _plain.get() or x.dtype not in _NARROW or result not in _NARROW:
+            return NotImplemented
+        if result.itemsize < x.dtype.itemsize:
+            x = x.to(result)  # What is summed are numbers of the dtype that was asked for.
+        return op(_in_double_precision(x), *args, **kwargs).to(result)
+
+    return decomposition
+
+
+def _in_double_precision(x: Tensor) -> Tensor:
+    # In two steps: there is no vector code for one.
+    return x.to(torch.float32).to(torch.float64)
+
+
+# Set while sums are to stay in their own precision.
+_plain: ContextVar[bool] = ContextVar("plain_sums", default=False)
+
+
+def with_plain_sums(
+    function: Callable[..., Any], only: Sequence[torch.dtype] = _NARROW
+) -> Callable[..., Any]:
+    """Return a function that takes an op apart whose kernel, too, adds up in float32.
+
+    Args:
+        function: Inductor's.
+        only: For which dtypes of the first argument.
+    """
+
+    @functools.wraps(function)
+    def decomposition(*args: Any, **kwargs: Any) -> Any:
+        if args[0].dtype not in only:
+            return function(*args, **kwargs)
+        token = _plain.set(True)
+        try:
+            return function(*args, **kwargs)
+        finally:
+            _plain.reset(token)
+
+    return decomposition
+
+
+def _var_mean(
+    x: Tensor,
+    dim: Sequence[int] | None = None,
+    *,
+    correction: float | None = None,
+    keepdim: bool = False,
+) -> Any:
+    var, mean = _moments(x, dim, correction, keepdim)
+    return var.to(x.dtype), mean.to(x.dtype)
+
+
+def _std_mean(
+    x: Tensor,
+    dim: Sequence[int] | None = None,
+    *,
+    correction: float | None = None,
+    keepdim: bool = False,
+) -> Any:
+    var, mean = _moments(x, dim, correction, keepdim)
+    return var.sqrt().to(x.dtype), mean.to(x.dtype)
+
+
+def _var(x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+    return _var_mean(x, *args, **kwargs)[0]  # type: ignore[no-any-return]
+
+
+def _std(x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+    # The root of the variance in double precision: in float32 that may be infinite.
+    return _std_mean(x, *args, **kwargs)[0]  # type: ignore[no-any-return]
+
+
+def _moments(
+    x: Tensor, dim: Sequence[int] | None, correction: float | None, keepdim: bool
+) -> tuple[Tensor, Tensor]:
+    """Return variance and mean in double precision, in two passes."""
+    dims = [one % x.dim() for one in dim] if dim else list(range(x.dim()))
+    wide = x if _plain.get() else _in_double_precision(x)
+    mean = wide.mean(dims, keepdim=True)
+    difference = wide - mean
+    if _plain.get():
+        # The mean has an error, which would be in each of them.
+        mean = mean + difference.mean(dims, keepdim=True)
+        difference = wide - mean
+    total = (difference * difference).sum(dims, keepdim=keepdim)
+    count: Any = 1
+    for one in dims:
+        count = count * x.shape[one]
+    left = count - (1 if correction is None else correction)
+    var = total / torch.sym_max(left, 0)  # type: ignore[no-untyped-call]
+    mean = _mean_of_eager(x, mean, dims)
+    return var, mean if keepdim else mean.squeeze(dims)
+
+
+def _mean_of_eager(x: Tensor, mean: Tensor, dims: Sequence[int]) -> Tensor:
+    """Return a mean that is NaN where eager's running mean has met an infinity on its way."""
+    last = x
+    for one in dims:
+        last = last.narrow(one, x.shape[one] - 1, 1)
+    return torch.where(torch.isinf(mean) & ~torch.isinf(last), float("nan"), mean)

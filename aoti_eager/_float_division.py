@@ -1,0 +1,90 @@
+"""Remainders and rounded quotients of floating-point numbers, as eager has them. Worker only.
+
+All are built on ``fmod``, which is exact: a rounded quotient may lie on the other side of a whole
+number. Between tensors of half precision, eager rounds each step to it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+_aten = torch.ops.aten
+_HALF = (torch.float16, torch.bfloat16)
+
+
+def float_division() -> dict[Any, Callable[..., Any]]:
+    """Return how these are taken apart, by overload."""
+    return {
+        _aten.fmod.Scalar: lambda x, other: _aten.fmod.Tensor(x, _rounded(other, x)),
+        _aten.remainder.Scalar: lambda x, other: _aten.remainder.Tensor(x, _rounded(other, x)),
+        _aten.remainder.Scalar_Tensor: lambda number, x: _aten.remainder.Tensor(
+            _rounded(number, x), x
+        ),
+        _aten.div.Tensor_mode: _divide,
+        _aten.div.Scalar_mode: _divide,
+        _aten.floor_divide.default: lambda x, other: _divide(x, other, rounding_mode="floor"),
+        _aten.floor_divide.Scalar: lambda x, other: _divide(x, other, rounding_mode="floor"),
+    }
+
+
+def step_rounding(op: str, dtypes: Sequence[torch.dtype]) -> dict[str, bool]:
+    """Return the setting with which Inductor keeps a rounding to half precision between steps.
+
+    Without it, what is rounded and widened again stays as it was before.
+    """
+    name = op.partition("::")[2].partition(".")[0].rstrip("_")
+    needed = name in ("div", "divide", "floor_divide") and any(one in _HALF for one in dtypes)
+    return {"emulate_precision_casts": True} if needed else {}
+
+
+def _rounded(number: Any, x: Tensor) -> Tensor:
+    if x.dtype in _HALF and isinstance(number, int | float):
+        number = float(torch.tensor(float(number)).to(x.dtype))
+    return torch.full_like(x, number)
+
+
+def _divide(x: Tensor, other: Any, *, rounding_mode: str | None) -> Any:
+    if rounding_mode is None or not isinstance(x, Tensor):
+        return NotImplemented
+    # One number is taken as it is, and nothing is rounded but the result.
+    is_number = not isinstance(other, Tensor) or (
+        isinstance(other.numel(), int) and other.numel() == 1
+    )
+    wide = x.to(torch.float32) if x.dtype in _HALF else x
+    if not isinstance(other, Tensor):
+        divisor = torch.full_like(wide, other)
+    else:
+        divisor = other.to(wide.dtype)
+    steps_in = x.dtype if x.dtype in _HALF and not is_number else None
+
+    def step(value: Tensor) -> Tensor:
+        return value if steps_in is None else value.to(steps_in).to(torch.float32)
+
+    function = _floor_quotient if rounding_mode == "floor" else _whole_quotient
+    return function(wide, divisor, step).to(x.dtype)
+
+
+def _whole_quotient(x: Tensor, y: Tensor, step: Callable[[Tensor], Tensor]) -> Tensor:
+    return torch.trunc(step(x / y))
+
+
+def _floor_quotient(x: Tensor, y: Tensor, step: Callable[[Tensor], Tensor]) -> Tensor:
+    quotient = step(x / y)
+    modulus = torch.fmod(x, y)
+    # A remainder of an infinite quotient says nothing.
+    whole = torch.where(_is_infinite(quotient) & ~_is_infinite(x), x, step(x - modulus))
+    result = step(whole / y)
+    crosses = (modulus != 0) & ((y < 0) ^ (modulus < 0))
+    result = torch.where(crosses, step(result - 1), result)
+    floor = torch.floor(result)
+    floor = torch.where(step(result - floor) > 0.5, step(floor + 1), floor)
+    floor = torch.where(result == 0, torch.copysign(torch.zeros_like(x), quotient), floor)
+    return torch.where(y == 0, quotient, floor)
+
+
+def _is_infinite(x: Tensor) -> Tensor:
+    return x.abs() == float("inf")  # There is no vector code for torch.isinf.
