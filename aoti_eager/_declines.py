@@ -28,7 +28,7 @@ REASONS: dict[str, str] = {
     "reads_storage_offset": "the op reads an argument's storage offset, which no key holds",
     "non_tensor_result": "the op returns something else than tensors",
     "unsupported_argument_type": "an argument has a type that no key can hold",
-    "unsupported_tensor": "a tensor is conjugated, negated, undefined or not strided",
+    "unsupported_tensor": "a tensor is conjugated, negated, undefined, not strided or of a rare dtype",
     "number_needs_precision": "a number meets half precision, and compiled code rounds it first",
     "mutated_argument_overlaps": "an argument that is written to overlaps itself or another",
     "unsupported_device": "no kernel library can be compiled for the device yet",
@@ -106,6 +106,8 @@ DATA_DEPENDENT_ERRORS = frozenset(
     value_selecting_reduction_backward
     """.split()  # noqa: SIM905 - a list of names to read, not to parse
 )
+# Quantized, without arithmetic, or of elements smaller than a byte.
+_UNSUPPORTED_DTYPE = re.compile(r"q|bits|float4|u?int[1-7]$")
 INTEGER_DIVISION = frozenset(
     """
     div div_ divide divide_ floor_divide floor_divide_ fmod fmod_ remainder remainder_
@@ -152,7 +154,7 @@ def call_decline(template: CallTemplate) -> str | None:
             continue
         if component["layout"] != "strided" or component["conj"] or component["neg"]:
             return "unsupported_tensor"
-        if component["dtype"].startswith(("q", "bits", "float4", "uint1", "int1")):
+        if _UNSUPPORTED_DTYPE.match(component["dtype"]):
             return "unsupported_tensor"
         if slot.mutated and overlaps_itself(component["sizes"], component["strides"]):
             return "mutated_argument_overlaps"
