@@ -129,6 +129,12 @@ def redispatch_below_versions(op: Any, keyset: Any, args: Any, kwargs: Any) -> A
         return op.redispatch(keyset & _AFTER_VERSIONS, *args, **kwargs)
 
 
+def write_unseen(tensor: torch.Tensor, values: torch.Tensor) -> None:
+    """Copy ``values`` into a tensor whose version was counted already, and which autograd knows."""
+    with below_autograd(), torch._C._AutoDispatchBelowADInplaceOrView():
+        tensor.copy_(values)
+
+
 _AUTOGRAD_KEYS = [
     key
     for name, key in torch._C.DispatchKey.__members__.items()

@@ -28,9 +28,10 @@ REASONS: dict[str, str] = {
     "reads_storage_offset": "the op reads an argument's storage offset, which no key holds",
     "non_tensor_result": "the op returns something else than tensors",
     "unsupported_argument_type": "an argument has a type that no key can hold",
-    "unsupported_tensor": "a tensor is conjugated, negated, undefined, not strided or of a rare dtype",
+    "unsupported_tensor": "a tensor is conjugated, negated, undefined, not strided or a rare dtype",
     "number_needs_precision": "a number meets half precision, and compiled code rounds it first",
     "mutated_argument_overlaps": "an argument that is written to overlaps itself or another",
+    "float_mode": "the thread flushes denormals to zero, or rounds in another way than usual",
     "unsupported_device": "no kernel library can be compiled for the device yet",
     "does_not_trace": "torch.export cannot trace the call from metadata",
     "no_kernel_of_its_own": "Inductor has no kernel for it and would only call ATen",
@@ -145,6 +146,8 @@ def op_decline(op: OpOverload, schema: OpSchema) -> str | None:
 def call_decline(template: CallTemplate) -> str | None:
     """Return why calls of this key cannot be served, as far as the key alone tells, or ``None``."""
     key = template.key
+    if "float_mode" in dict(key.context):
+        return "float_mode"
     for _, component in key.arguments:
         if isinstance(component, dict) and component.get("undefined"):
             return "unsupported_tensor"

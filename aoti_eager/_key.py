@@ -118,26 +118,49 @@ def kernel_key(
         (argument.name, argument_component(schema.op, argument, value))
         for argument, value in zip(schema.arguments, values, strict=True)
     )
-    dtype, deterministic, precision, threads = call_context()
+    dtype, deterministic, precision, threads, is_usual = call_context()
     context = (
         *more,
         ("default_dtype", _dtype_name(dtype)),
         ("deterministic", deterministic),
         ("float32_matmul_precision", precision),
+        *(() if is_usual else (("float_mode", "unusual"),)),
         ("original", "override" if overridden else "torch"),
         ("threads", threads),
     )
     return KernelKey(schema.op, dispatch_key, arguments, context)
 
 
-def call_context() -> tuple[torch.dtype, bool, str, int]:
+def call_context() -> tuple[torch.dtype, bool, str, int, bool]:
     """Return what a call depends on besides its arguments; a closed list that C++ can read."""
     return (
         torch.get_default_dtype(),
         deterministic_algorithms(),
         float32_matmul_precision(),
         torch.get_num_threads(),
+        is_usual_float_mode(),
     )
+
+
+def is_usual_float_mode() -> bool:
+    """Return whether this thread keeps denormals and rounds to the nearest number.
+
+    ``torch.set_flush_denormal`` changes the first, other libraries change both. Nothing in Python
+    reads the CPU's register, so its effects are looked at: C++ compares the bits.
+    """
+    return _DENORMAL > _ZERO and _ONE / _THREE * _THREE == _ONE
+
+
+# A denormal counts as zero, or a third is rounded in another direction. By names: the compiler of
+# Python would compute with literals, once for all threads.
+_DENORMAL, _ZERO, _ONE, _THREE = 5e-324, 0.0, 1.0, 3.0
+_FLOAT_MODE = "(ae_denormal > ae_zero and ae_one / ae_three * ae_three == ae_one)"
+_FLOAT_MODE_NAMES = {
+    "ae_denormal": _DENORMAL,
+    "ae_zero": _ZERO,
+    "ae_one": _ONE,
+    "ae_three": _THREE,
+}
 
 
 def argument_component(op: str, argument: Argument, value: Any) -> Component:
@@ -322,6 +345,7 @@ def table_key_source(schema: OpSchema, dispatch_key: str, names: dict[str, Any])
         ae_deterministic=deterministic_algorithms,
         ae_precision=float32_matmul_precision,
         ae_threads=torch.get_num_threads,
+        **_FLOAT_MODE_NAMES,
     )
     exec(f"def ae_tensor_key(t): return {one.format('t')}", names)  # noqa: S102
     parts = [
@@ -331,6 +355,7 @@ def table_key_source(schema: OpSchema, dispatch_key: str, names: dict[str, Any])
     if schema.mutated:
         parts.append(overlap_source(schema))
     parts += ["ae_default_dtype()", "ae_deterministic()", "ae_precision()", "ae_threads()"]
+    parts.append(_FLOAT_MODE)
     return f"({', '.join(parts)},)"
 
 

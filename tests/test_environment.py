@@ -243,10 +243,12 @@ def test_aotinductor_in_the_script_leaves_the_environment_as_it_was(tmp_path: Pa
         "class Model(torch.nn.Module):",
         "    def forward(self, x): return torch.relu(x)",
         "program = torch.export.export(Model(), (torch.randn(3),))",
-        f"torch._inductor.aoti_compile_and_package(program, package_path={str(tmp_path / 'm.pt2')!r})",
+        f"path = {str(tmp_path / 'm.pt2')!r}",
+        "torch._inductor.aoti_compile_and_package(program, package_path=path)",
         "assert torch._inductor.config.aot_inductor.metadata, 'AOTInductor writes it no more'",
         "torch.compile(Model())(torch.randn(3))",
-        "answer = {'same': before == current_environment().digest, 'settings': inductor_settings()}",
+        "same = before == current_environment().digest",
+        "answer = {'same': same, 'settings': inductor_settings()}",
     )
     assert answer == {"same": True, "settings": {}}
 
