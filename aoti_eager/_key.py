@@ -148,18 +148,19 @@ def is_usual_float_mode() -> bool:
     ``torch.set_flush_denormal`` changes the first, other libraries change both. Nothing in Python
     reads the CPU's register, so its effects are looked at: C++ compares the bits.
     """
-    return _DENORMAL > _ZERO and _ONE / _THREE * _THREE == _ONE
+    return _DENORMAL > _ZERO and _ONE + _TINY - _TINY == _ONE
 
 
-# A denormal counts as zero, or a third is rounded in another direction. By names: the compiler of
-# Python would compute with literals, once for all threads.
-_DENORMAL, _ZERO, _ONE, _THREE = 5e-324, 0.0, 1.0, 3.0
-_FLOAT_MODE = "(ae_denormal > ae_zero and ae_one / ae_three * ae_three == ae_one)"
+# A denormal counts as zero, or one and next to nothing is rounded away from one, upwards by the sum
+# or downwards by the difference. By names: the compiler of Python would compute with literals, once
+# for all threads.
+_DENORMAL, _ZERO, _ONE, _TINY = 5e-324, 0.0, 1.0, 2.0**-60
+_FLOAT_MODE = "(ae_denormal > ae_zero and ae_one + ae_tiny - ae_tiny == ae_one)"
 _FLOAT_MODE_NAMES = {
     "ae_denormal": _DENORMAL,
     "ae_zero": _ZERO,
     "ae_one": _ONE,
-    "ae_three": _THREE,
+    "ae_tiny": _TINY,
 }
 
 
@@ -302,11 +303,12 @@ def _other_key_function(tensor: str) -> Callable[[Any], Any]:
 
 # On the CPU key every tensor is a strided CPU one: other layouts and devices have keys of their
 # own, so asking for them would only cost time.
-_CPU_TENSOR = "({0}.dtype, {0}.shape, {0}.stride(), {0}.is_neg(), {0}.is_conj())"
-_DEVICE_TENSOR = (
-    "({0}.dtype, {0}.shape, {0}.stride(), {0}.is_neg(), {0}.is_conj(), {0}.device, "
-    "ae_is_aligned({0}))"
+# Only complex numbers are conjugated; to ask costs as much as all other attributes.
+_CPU_TENSOR = (
+    "((ae_dtype := {0}.dtype), {0}.shape, {0}.stride(), {0}.is_neg(), "
+    "ae_dtype.is_complex and {0}.is_conj())"
 )
+_DEVICE_TENSOR = f"({_CPU_TENSOR[1:-1]}, {{0}}.device, ae_is_aligned({{0}}))"
 
 
 def table_key_function(schema: OpSchema, dispatch_key: str) -> Callable[..., tuple[Any, ...]]:
