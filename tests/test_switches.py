@@ -170,8 +170,10 @@ def test_a_matmul_precision_is_a_key_of_its_own(precision: str) -> None:
 
 
 OF_ATENS_OWN: dict[str, Callable[[], contextlib.AbstractContextManager[Any]]] = {
-    "mkldnn": lambda: torch.backends.mkldnn.flags(enabled=False),
-    "mkldnn deterministic": lambda: torch.backends.mkldnn.flags(enabled=True, deterministic=True),
+    "mkldnn": lambda: torch.backends.mkldnn.flags(enabled=False, allow_tf32=None),
+    "mkldnn deterministic": lambda: torch.backends.mkldnn.flags(
+        enabled=True, deterministic=True, allow_tf32=None
+    ),
     "nnpack": lambda: torch.backends.nnpack.flags(enabled=False),
 }
 

@@ -49,23 +49,32 @@ struct RevealPrecisions {
 
 template struct RevealPrecisions<&at::Context::fp32_precision>;
 
+// The settings by which the CPU multiplies; the first that is not "none" decides.
+inline const std::array<const at::Float32Precision*, 3> precision_places = [] {
+  const Precisions& all = at::globalContext().*precisions_member();
+  auto of = [&all](at::Float32Backend backend, at::Float32Op op) {
+    auto found = all.find({backend, op});
+    static constexpr auto kNone = at::Float32Precision::NONE;
+    return found == all.end() ? &kNone : &found->second;
+  };
+  return std::array{
+      of(at::Float32Backend::MKLDNN, at::Float32Op::MATMUL),
+      of(at::Float32Backend::MKLDNN, at::Float32Op::ALL),
+      of(at::Float32Backend::GENERIC, at::Float32Op::ALL)};
+}();
+
 // Whether the matmul precision of a key is that by which the CPU multiplies: the newer settings go
 // their own way, and then torch refuses to tell the older one.
 inline bool is_precision_told(const at::Context& context) {
-  static const auto places = [&context] {
-    const Precisions& all = context.*precisions_member();
-    auto of = [&all](at::Float32Backend backend, at::Float32Op op) {
-      auto found = all.find({backend, op});
-      return found == all.end() ? nullptr : &found->second;
-    };
-    return std::array{
-        of(at::Float32Backend::MKLDNN, at::Float32Op::MATMUL),
-        of(at::Float32Backend::MKLDNN, at::Float32Op::ALL),
-        of(at::Float32Backend::GENERIC, at::Float32Op::ALL)};
-  }();
+  static_assert(static_cast<int>(at::Float32Precision::NONE) == 0);
+  const auto& places = precision_places;
+  if ((static_cast<int>(*places[0]) | static_cast<int>(*places[1]) |
+       static_cast<int>(*places[2])) == 0) [[likely]] {
+    return true;
+  }
   for (const at::Float32Precision* place : places) {
-    if (place == nullptr || *place == at::Float32Precision::NONE) {
-      continue; // The next one decides.
+    if (*place == at::Float32Precision::NONE) {
+      continue;
     }
     if (*place == at::Float32Precision::BF16) {
       return matmul_precision(context) == at::Float32MatmulPrecision::MEDIUM;
