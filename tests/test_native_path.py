@@ -55,12 +55,16 @@ def stats(op: str) -> aoti_eager.OpStats:
     return cache_of(op).counters.snapshot()
 
 
-@pytest.fixture
-def no_python(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[], None]]:
-    """Return a function after which a call that enters Python is an error.
+@pytest.fixture(autouse=True)
+def _no_looks(settings: None) -> Iterator[None]:
+    """No hit is compared once more: Python does that, and these tests count what Python does."""
+    with aoti_eager.config.scope(recheck=False):
+        yield
 
-    No hit is compared once more: that is done in Python.
-    """
+
+@pytest.fixture
+def no_python(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
+    """Return a function after which a call that enters Python is an error."""
 
     def forbid() -> None:
         def entered(self: object, *args: object, **kwargs: object) -> None:
@@ -71,8 +75,7 @@ def no_python(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[], None]]:
         for cache in _library.caches():
             cache.lookup = entered
 
-    with aoti_eager.config.scope(recheck=False):
-        yield forbid
+    return forbid
 
 
 # --- what never enters Python ---------------------------------------------------------------------
