@@ -64,6 +64,7 @@ def differences(
     reference: Callable[[], tuple[Sequence[Tensor], Sequence[Tensor]]] | None = None,
     *,
     allowed_error: float = 1.0,
+    with_values: bool = False,
 ) -> list[str]:
     """Return one line for each way in which a library's run differs from the original's.
 
@@ -77,6 +78,7 @@ def differences(
             than ``torch.testing.assert_close`` allows, the library still passes if it is no
             further from this reference than the original is.
         allowed_error: How many times the original's error counts as no further.
+        with_values: Whether a line names both values where they differ most.
     """
     if len(expected) != len(got):
         return [f"results: {len(got)} instead of {len(expected)}"]
@@ -95,6 +97,8 @@ def differences(
                 exact = reference()
             if exact is None or not _is_no_worse(want, have, exact[side][index], allowed_error):
                 problem = _values(want, have)
+                if with_values:
+                    problem += f" ({_both_values(want, have)})"
         if problem is not None:
             found.append(f"{where}: {problem}")
     return found
@@ -142,7 +146,21 @@ def _metadata(want: Tensor, have: Tensor) -> str | None:
 
 
 def _is_close(want: Tensor, have: Tensor) -> bool:
-    return tensor_difference(have, want) is None
+    # First what is quick, and right as a rule.
+    return bool(torch.equal(have, want)) or tensor_difference(have, want) is None
+
+
+def _both_values(want: Tensor, have: Tensor) -> str:
+    """Return the two values at the place where they differ most, NaN more than all."""
+    if want.numel() == 0:
+        return "no elements"
+    wide = torch.complex128 if want.is_complex() else torch.float64
+    mine, theirs = have.detach().to(wide).reshape(-1), want.detach().to(wide).reshape(-1)
+    distance = (mine - theirs).abs()
+    same = (mine == theirs) | (torch.isnan(mine) & torch.isnan(theirs))
+    distance = torch.where(torch.isnan(distance), torch.inf, distance).masked_fill(same, -1.0)
+    place = int(distance.argmax())
+    return f"{mine[place].item()!r} instead of {theirs[place].item()!r}, element {place}"
 
 
 def _values(want: Tensor, have: Tensor) -> str:

@@ -129,6 +129,12 @@ def redispatch_below_versions(op: Any, keyset: Any, args: Any, kwargs: Any) -> A
         return op.redispatch(keyset & _AFTER_VERSIONS, *args, **kwargs)
 
 
+def write_unseen(tensor: torch.Tensor, values: torch.Tensor) -> None:
+    """Copy ``values`` into a tensor whose version was counted already, and which autograd knows."""
+    with below_autograd(), torch._C._AutoDispatchBelowADInplaceOrView():
+        tensor.copy_(values)
+
+
 _AUTOGRAD_KEYS = [
     key
     for name, key in torch._C.DispatchKey.__members__.items()
@@ -202,8 +208,28 @@ def wrapped_number(value: complex) -> torch.Tensor:
 INDUCTOR_CONFIG = "torch._inductor.config"
 
 
+# Settings that torch writes itself, and that shape no kernel's code: what AOTInductor puts into a
+# package, and holds while it compiles one; how many processes compile; how DistributedDataParallel
+# joins its messages; where a compiler for other devices was found.
+_WRITTEN_BY_TORCH = frozenset(
+    {
+        "aot_inductor.metadata",
+        "aot_inductor.output_path",
+        "aot_inductor.package",
+        "aot_inductor.serialized_in_spec",
+        "aot_inductor.serialized_out_spec",
+        "_fuse_ddp_bucket_size",
+        "_fuse_ddp_communication",
+        "compile_threads",
+        "rocm.ck_dir",
+    }
+)
+
+
 def inductor_settings() -> dict[str, Any]:
     """Return Inductor's settings that differ from their defaults, by dotted name.
+
+    Those that torch writes itself are none of the user's, and left out.
 
     Empty while ``torch._inductor.config`` is not imported: then every setting has the default that
     the environment variables give it, and importing it to find that out would cost two seconds.
@@ -212,7 +238,10 @@ def inductor_settings() -> dict[str, Any]:
     if config is None:
         return {}
     entries: Any = config._config
-    changed = [name for name in entries if not config._is_default(name)]
+    own = set(_WRITTEN_BY_TORCH)
+    if config.deterministic == deterministic_algorithms():
+        own.add("deterministic")  # use_deterministic_algorithms sets both; a key has the mode.
+    changed = [name for name in entries if name not in own and not config._is_default(name)]
     values = {name: _dotted(config, name) for name in sorted(changed)}
     # _is_default is False for a setting that was patched and came back, and for one that a variable
     # sets; the variables are a part of the environment by themselves.

@@ -37,12 +37,13 @@ _NO_BLOB = (
 class _Buffer:
     """What is known of one of the two buffers."""
 
-    __slots__ = ("folded", "given", "loaded", "user_managed")
+    __slots__ = ("folded", "given", "has_folded", "loaded", "user_managed")
 
     def __init__(self, loaded: set[str]) -> None:
         self.loaded = loaded  # names of constants that have a value
         self.given: set[str] = set()  # those that the user gave
         self.folded = False
+        self.has_folded = False  # whether the container has folded constants of it, valid or not
         # Kept alive as long as the library points into them.
         self.user_managed: dict[str, Tensor] = {}
 
@@ -116,7 +117,7 @@ class ConstantBuffers:
                     absent,
                 )
             self._container.fold(False, stream)
-            self._active.folded = True
+            self._active.folded = self._active.has_folded = True
 
     def extract(self, use_inactive: bool) -> dict[str, Tensor]:
         """Return copies of the constants of a buffer by their names in the exported program."""
@@ -221,7 +222,7 @@ class ConstantBuffers:
                     self._container.swap()
                     self._container.swap()
                     raise
-                self._inactive.folded = True
+                self._inactive.folded = self._inactive.has_folded = True
 
     def swap(self) -> None:
         """Exchange the buffers; waits for running calls.
@@ -241,10 +242,35 @@ class ConstantBuffers:
                 self._active, self._inactive = self._inactive, self._active
 
     def free_inactive(self) -> None:
-        """Free the inactive buffer's memory."""
+        """Free the inactive buffer's memory, but for its folded constants.
+
+        Raises:
+            MissingConstantsError: It was folded, and constants of the active buffer have no values.
+            LibraryRunError: It was folded, and the active buffer cannot be. Nothing is freed.
+        """
         with self.changing():
-            self._container.free_inactive()
+            if self._inactive.has_folded and any(c.folded for c in self._container.constants):
+                self._free_folded()
+            else:
+                self._container.free_inactive()
+                self._inactive = _Buffer(set())
+
+    def _free_folded(self) -> None:
+        """Free a buffer that was folded so that the container can be given constants for it again.
+
+        What the container frees stays in its map, and its next update reads the freed folded
+        constants. So the map is made to show the active buffer's constants, and is folded once
+        more from these.
+        """
+        container = self._container
+        self.prepare(None)
+        with self._pool.all_instances():
+            container.update(container.extract(inactive=False), True, True)
+            container.free_inactive()
             self._inactive = _Buffer(set())
+            self._inactive.has_folded = True
+            self._inactive.user_managed = dict(self._active.user_managed)
+            container.fold(True, None)
 
     def _wait_for_device(self) -> None:
         """Wait for kernels that are launched: they still read what may now be overwritten."""
@@ -351,7 +377,8 @@ def _after_fork() -> None:
         else:
             # A thread that is not in this process was about to change constants.
             buffers._lock = threading.RLock()
-            buffers._inactive = _Buffer(set())
+            has_folded, buffers._inactive = buffers._inactive.has_folded, _Buffer(set())
+            buffers._inactive.has_folded = has_folded
 
 
 if hasattr(os, "register_at_fork"):

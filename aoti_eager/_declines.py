@@ -28,10 +28,11 @@ REASONS: dict[str, str] = {
     "reads_storage_offset": "the op reads an argument's storage offset, which no key holds",
     "non_tensor_result": "the op returns something else than tensors",
     "unsupported_argument_type": "an argument has a type that no key can hold",
-    "unsupported_tensor": "a tensor is conjugated, negated, undefined or not strided",
+    "unsupported_tensor": "a tensor is conjugated, negated, undefined, not strided or a rare dtype",
     "number_needs_precision": "a number meets half precision, and compiled code rounds it first",
     "uncertified": "its code was not found to be as exact as eager's for these dtypes",
     "mutated_argument_overlaps": "an argument that is written to overlaps itself or another",
+    "float_mode": "the thread flushes denormals to zero, or rounds in another way than usual",
     "unsupported_device": "no kernel library can be compiled for the device yet",
     "does_not_trace": "torch.export cannot trace the call from metadata",
     "no_kernel_of_its_own": "Inductor has no kernel for it and would only call ATen",
@@ -107,6 +108,8 @@ DATA_DEPENDENT_ERRORS = frozenset(
     value_selecting_reduction_backward
     """.split()  # noqa: SIM905 - a list of names to read, not to parse
 )
+# Quantized, without arithmetic, or of elements smaller than a byte.
+_UNSUPPORTED_DTYPE = re.compile(r"q|bits|float4|u?int[1-7]$")
 INTEGER_DIVISION = frozenset(
     """
     div div_ divide divide_ floor_divide floor_divide_ fmod fmod_ remainder remainder_
@@ -144,6 +147,8 @@ def op_decline(op: OpOverload, schema: OpSchema) -> str | None:
 def call_decline(template: CallTemplate) -> str | None:
     """Return why calls of this key cannot be served, as far as the key alone tells, or ``None``."""
     key = template.key
+    if "float_mode" in dict(key.context):
+        return "float_mode"
     for _, component in key.arguments:
         if isinstance(component, dict) and component.get("undefined"):
             return "unsupported_tensor"
@@ -153,7 +158,7 @@ def call_decline(template: CallTemplate) -> str | None:
             continue
         if component["layout"] != "strided" or component["conj"] or component["neg"]:
             return "unsupported_tensor"
-        if component["dtype"].startswith(("q", "bits", "float4", "uint1", "int1")):
+        if _UNSUPPORTED_DTYPE.match(component["dtype"]):
             return "unsupported_tensor"
         if slot.mutated and overlaps_itself(component["sizes"], component["strides"]):
             return "mutated_argument_overlaps"

@@ -6,8 +6,8 @@ function costs a tenth of ATen's whole ``mul`` on a small tensor. What is rare
 so that no keyword argument of an op can hide one; without that, ``mul.Tensor`` reads::
 
     def kernel(keyset, a0, a1):
-        if failures and get_ident() in failures and (failed := cache.native_failure()):
-            return cache.run_failed(failed, keyset, (a0, a1,), {})
+        if failures and get_ident() in failures and (way := cache.native_way()):
+            return way(keyset, (a0, a1,), {})
         if (
             cache.bypassed
             or (passing and get_ident() in passing)
@@ -21,6 +21,10 @@ so that no keyword argument of an op can hide one; without that, ``mul.Tensor`` 
         kernel = cache.lookup(key)
         if kernel is None:
             return cache.miss(key, keyset, (a0, a1,), {})
+        if kernel.left > 0:
+            kernel.left -= 1
+        else:
+            return kernel.look(kernel, keyset, (a0, a1,), {})
         run = profiled(kernel.run) if is_profiling() else kernel.run
         try:
             with kernel.lock:
@@ -86,8 +90,8 @@ class Cache(Protocol):
     def bypass(self, keyset: Any, args: Any, kwargs: Any) -> Any:
         """Return the original's result for a call that is not to be served."""
 
-    def native_failure(self) -> RuntimeError | None:
-        """Return why this call's run in C++ failed, if it did."""
+    def native_way(self) -> Callable[[Any, Any, Any], Any] | None:
+        """Return what takes a call that C++ has sent for a reason, if it was."""
 
     def no_key(self, error: RuntimeError, keyset: Any, args: Any, kwargs: Any) -> Any:
         """Return the result of a call under settings that cannot be read."""
@@ -140,8 +144,8 @@ def entrance(cache: Cache) -> tuple[Callable[..., Any], Callable[..., tuple[Any,
     signature = ", ".join(part for part in ("ae_keyset", own) if part)
     source = f"""
 def kernel({signature}):
-    if ae_failures and ae_ident() in ae_failures and (ae_failed := ae_cache.native_failure()):
-        return ae_cache.run_failed(ae_failed, {call})
+    if ae_failures and ae_ident() in ae_failures and (ae_way := ae_cache.native_way()):
+        return ae_way({call})
     if (
         ae_cache.bypassed
         or (ae_passing and ae_ident() in ae_passing)
@@ -157,6 +161,10 @@ def kernel({signature}):
     ae_kernel = ae_cache.lookup(ae_key)
     if ae_kernel is None:
         return ae_cache.miss(ae_key, {call})
+    if ae_kernel.left > 0:
+        ae_kernel.left -= 1
+    else:
+        return ae_kernel.look(ae_kernel, {call})
     ae_run = ae_profiled(ae_kernel.run) if ae_is_profiling() else ae_kernel.run
     try:
         with ae_kernel.lock:

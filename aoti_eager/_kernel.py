@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Any, Protocol
@@ -32,6 +33,15 @@ class Runner(Protocol):
         """Return what the C++ hit path calls, if it can run this library now."""
 
 
+class Look(Protocol):
+    """Serves a call, and compares it with the original; see ``_recheck``."""
+
+    def __call__(
+        self, kernel: Kernel, keyset: Any, args: Sequence[Any], kwargs: Mapping[str, Any]
+    ) -> Any:
+        """Return the result of the call."""
+
+
 class Kernel:
     """One key's library, ready to run.
 
@@ -50,6 +60,8 @@ class Kernel:
         numbers: For C++, a byte for each argument: whether it is a number that is an input.
         pattern: What C++ matches calls with that share the library; ``None`` for a key of its own.
         certified: Whether it may serve while the setting ``certified`` is on.
+        left: For Python: how many calls it serves until ``look`` is called instead.
+        look: Serves a call and compares it with the original once more; ``None`` for never.
         gated: Whether it may serve while the setting ``gate`` is on; set by who knows its times.
     """
 
@@ -57,7 +69,9 @@ class Kernel:
         "certified",
         "gated",
         "is_dynamic",
+        "left",
         "lock",
+        "look",
         "native",
         "native_results",
         "numbers",
@@ -87,6 +101,8 @@ class Kernel:
         self.words = words
         self.certified = False
         self.gated = False
+        self.left: float = math.inf
+        self.look: Look | None = None
         self.is_dynamic = False
         self.numbers = b""
         self.pattern: NativePattern | None = None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 import threading
 from collections.abc import Callable, Mapping, Sequence
@@ -10,7 +11,7 @@ from typing import Any
 
 from torch import Tensor
 
-from . import _backend, _compat, _native, _native_library
+from . import _backend, _compat, _native, _native_library, _recheck
 from ._compat import OpOverload
 from ._declines import op_decline
 from ._device_backends import device_backend
@@ -139,6 +140,7 @@ class KernelCache:
         if config.dynamic is False:
             self.table.leave_dynamic()
         self._refresh_native()
+        _recheck.publish()
         for observer in self.observers:
             observer()
         for token, table in before.items():
@@ -279,10 +281,31 @@ class KernelCache:
         )
         return self.original(keyset, args, kwargs)
 
-    def native_failure(self) -> RuntimeError | None:
-        """Return why this call's run in C++ failed, if it did."""
+    def native_way(self) -> Callable[[Any, Any, Any], Any] | None:
+        """Return what takes a call that C++ has sent for a reason, if it was: a run that failed.
+
+        Or a hit that is to be compared.
+        """
         message = None if self.native is None else self.native.take_failure()
-        return None if message is None else RuntimeError(message)
+        if message is None:
+            return None
+        return functools.partial(self.run_failed, RuntimeError(message)) if message else self.look
+
+    def look(self, keyset: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+        """Return the result of a call that C++ would have served, compared with the original's."""
+        if self.bypassed:
+            return self.bypass(keyset, args, kwargs)
+        try:
+            key = self.key(*args, **kwargs)
+        except RuntimeError as error:
+            return self.no_key(error, keyset, args, kwargs)
+        kernel = self.lookup(key)
+        if kernel is None:
+            with _recheck.wanted():  # C++ has served it by what it shares with others.
+                return self.entrance(keyset, *args, **kwargs)
+        if kernel.look is None:
+            return self.entrance(keyset, *args, **kwargs)
+        return kernel.look(kernel, keyset, args, kwargs)
 
     # -- pass through --
 

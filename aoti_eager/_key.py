@@ -118,26 +118,50 @@ def kernel_key(
         (argument.name, argument_component(schema.op, argument, value))
         for argument, value in zip(schema.arguments, values, strict=True)
     )
-    dtype, deterministic, precision, threads = call_context()
+    dtype, deterministic, precision, threads, is_usual = call_context()
     context = (
         *more,
         ("default_dtype", _dtype_name(dtype)),
         ("deterministic", deterministic),
         ("float32_matmul_precision", precision),
+        *(() if is_usual else (("float_mode", "unusual"),)),
         ("original", "override" if overridden else "torch"),
         ("threads", threads),
     )
     return KernelKey(schema.op, dispatch_key, arguments, context)
 
 
-def call_context() -> tuple[torch.dtype, bool, str, int]:
+def call_context() -> tuple[torch.dtype, bool, str, int, bool]:
     """Return what a call depends on besides its arguments; a closed list that C++ can read."""
     return (
         torch.get_default_dtype(),
         deterministic_algorithms(),
         float32_matmul_precision(),
         torch.get_num_threads(),
+        is_usual_float_mode(),
     )
+
+
+def is_usual_float_mode() -> bool:
+    """Return whether this thread keeps denormals and rounds to the nearest number.
+
+    ``torch.set_flush_denormal`` changes the first, other libraries change both. Nothing in Python
+    reads the CPU's register, so its effects are looked at: C++ compares the bits.
+    """
+    return _DENORMAL > _ZERO and _ONE + _TINY - _TINY == _ONE
+
+
+# A denormal counts as zero, or one and next to nothing is rounded away from one, upwards by the sum
+# or downwards by the difference. By names: the compiler of Python would compute with literals, once
+# for all threads.
+_DENORMAL, _ZERO, _ONE, _TINY = 5e-324, 0.0, 1.0, 2.0**-60
+_FLOAT_MODE = "(ae_denormal > ae_zero and ae_one + ae_tiny - ae_tiny == ae_one)"
+_FLOAT_MODE_NAMES = {
+    "ae_denormal": _DENORMAL,
+    "ae_zero": _ZERO,
+    "ae_one": _ONE,
+    "ae_tiny": _TINY,
+}
 
 
 def argument_component(op: str, argument: Argument, value: Any) -> Component:
@@ -279,11 +303,12 @@ def _other_key_function(tensor: str) -> Callable[[Any], Any]:
 
 # On the CPU key every tensor is a strided CPU one: other layouts and devices have keys of their
 # own, so asking for them would only cost time.
-_CPU_TENSOR = "({0}.dtype, {0}.shape, {0}.stride(), {0}.is_neg(), {0}.is_conj())"
-_DEVICE_TENSOR = (
-    "({0}.dtype, {0}.shape, {0}.stride(), {0}.is_neg(), {0}.is_conj(), {0}.device, "
-    "ae_is_aligned({0}))"
+# Only complex numbers are conjugated; to ask costs as much as all other attributes.
+_CPU_TENSOR = (
+    "((ae_dtype := {0}.dtype), {0}.shape, {0}.stride(), {0}.is_neg(), "
+    "ae_dtype.is_complex and {0}.is_conj())"
 )
+_DEVICE_TENSOR = f"({_CPU_TENSOR[1:-1]}, {{0}}.device, ae_is_aligned({{0}}))"
 
 
 def table_key_function(schema: OpSchema, dispatch_key: str) -> Callable[..., tuple[Any, ...]]:
@@ -322,6 +347,7 @@ def table_key_source(schema: OpSchema, dispatch_key: str, names: dict[str, Any])
         ae_deterministic=deterministic_algorithms,
         ae_precision=float32_matmul_precision,
         ae_threads=torch.get_num_threads,
+        **_FLOAT_MODE_NAMES,
     )
     exec(f"def ae_tensor_key(t): return {one.format('t')}", names)  # noqa: S102
     parts = [
@@ -331,6 +357,7 @@ def table_key_source(schema: OpSchema, dispatch_key: str, names: dict[str, Any])
     if schema.mutated:
         parts.append(overlap_source(schema))
     parts += ["ae_default_dtype()", "ae_deterministic()", "ae_precision()", "ae_threads()"]
+    parts.append(_FLOAT_MODE)
     return f"({', '.join(parts)},)"
 
 

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from . import _background
 from ._backend import Backend
+from ._backend import current as current_backend
 from ._base.sealed_library import SealedLibrary
 from ._compat import OpOverload
 from ._cpp_compiler import compiler_identity
@@ -25,6 +26,7 @@ from ._native_pattern import NativePattern
 from ._original import OriginalKernel
 from ._pattern import number_arguments, size_class
 from ._python_function import Description, PythonFunction
+from ._recheck import LIMIT_NUMEL, Recheck
 from ._schema import Kind, OpSchema
 from ._stats import Counter, OpCounters
 from ._store import StoredEntry
@@ -55,6 +57,9 @@ class Cache(Protocol):
     toolchain: Toolchain
     function: PythonFunction | None
     native: NativeOp | None
+
+    def run_failed(self, error: RuntimeError, keyset: Any, args: Any, kwargs: Any) -> Any:
+        """Return the result of a call whose library raised."""
 
     def describe_function(self) -> tuple[Description | None, list[Tensor]]:
         """Return the op's Python function as data, if it has one, and its constants."""
@@ -211,6 +216,10 @@ class KeyedCall:
             numbers = number_arguments(entry.key)
             kernel.take_numbers(call_template(self.cache.schema, self.key, numbers))
         kernel.pattern = self.pattern(entry)
+        # A dynamic specialisation is shared with calls of other sizes.
+        is_small = self.numel <= LIMIT_NUMEL or kernel.is_dynamic
+        if is_small and self.toolchain.works_in_background and self.cache.dispatch_key == "CPU":
+            Recheck(self, entry).attach(kernel)
         return kernel
 
     def pattern(self, entry: Entry) -> NativePattern | None:
@@ -317,6 +326,21 @@ class KeyedCall:
         self.table.decline(self.table_key, decline)
         log.info("%s: declined (%s): %s", self.key.op, reason, message)
         return decline
+
+    def differs(self, entry: Entry, message: str) -> None:
+        """Decline the key and quarantine its entry: a call that it has served came out wrong."""
+        backend = current_backend()
+        found = None
+        with contextlib.suppress(StoreError):
+            found = self.find(backend)
+        if found is not None and found.entry.digest == entry.digest:
+            self.mismatches(found, [message], backend)
+        else:  # It was removed meanwhile.
+            self.cache.counters.failures.add()
+            self.decline("mismatch", message)
+            if entry.guards is not None:
+                self.table.distrust(entry.digest)
+        self.cache.counters.declined("mismatch").add()
 
     def mismatches(self, found: StoredEntry, problems: Sequence[str], backend: Backend) -> None:
         """Decline the key and quarantine its entry, because its results differ."""

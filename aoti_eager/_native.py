@@ -101,7 +101,10 @@ class NativeOp:
             functions().ae_op_set_table(self._pointer, None if table is None else table.pointer)
 
     def take_failure(self) -> str | None:
-        """Return why a run of this op led this thread into the Python kernel, if one did."""
+        """Return why a run of this op led this thread into the Python kernel, if one did.
+
+        An empty text says that the call is to be compared with the original.
+        """
         op, message = failures.pop(threading.get_ident(), (None, ""))
         return message if op == self._pointer else None
 
@@ -115,6 +118,12 @@ class NativeOp:
         pointer, self._pointer = self._pointer, None
         if pointer:
             functions().ae_op_delete(pointer)
+
+
+def rest_looks(until_ns: int) -> None:
+    """Have no hit compared with the original before ``time.monotonic_ns`` is ``until_ns``."""
+    if is_loaded():
+        functions().ae_rest_looks(until_ns)
 
 
 def matches(program: bytes, words: bytes) -> bool:

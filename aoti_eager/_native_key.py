@@ -94,12 +94,13 @@ def words_of_values(schema: OpSchema, dispatch_key: str, values: Sequence[Any]) 
             components.append(argument_component(schema.op, argument, value))
         except UnsupportedArgumentError:
             components.append(None if value is None else PRESENT)
-    dtype, deterministic, precision, threads = call_context()
+    dtype, deterministic, precision, threads, is_usual = call_context()
     context = {
         "default_dtype": str(dtype).removeprefix("torch."),
         "deterministic": deterministic,
         "float32_matmul_precision": precision,
         "threads": threads,
+        **({} if is_usual else {"float_mode": "unusual"}),
     }
     # Overlaps do not matter: no kernel serves such a call, however its arguments lie.
     return _packed(_words(schema, components, context, dispatch_key != "CPU", overlaps=False))
@@ -122,6 +123,7 @@ def _words(
             _CONTEXT
             | _dtype_numbers()[context["default_dtype"]] << 8
             | context["deterministic"] << 16
+            | ("float_mode" in context) << 17
             | _PRECISIONS[context["float32_matmul_precision"]] << 24
             | context["threads"] << 32
         )

@@ -45,7 +45,7 @@ _FUNCTIONS: dict[str, tuple[Any, tuple[Any, ...]]] = {
         None,
         (
             *(_POINTER, _TEXT, _SIZE, _POINTER, _POINTER, _SIZE, ctypes.c_uint64),
-            *(_TEXT, _SIZE, _TEXT, _SIZE),
+            *(_TEXT, _SIZE, _TEXT, _SIZE, ctypes.c_int32),
         ),
     ),
     "ae_table_put_decline": (None, (_POINTER, _TEXT, _SIZE, _POINTER, _TEXT, _SIZE)),
@@ -61,6 +61,8 @@ _FUNCTIONS: dict[str, tuple[Any, tuple[Any, ...]]] = {
     "ae_passing_add": (None, (ctypes.c_int32,)),
     "ae_passing": (ctypes.c_int32, ()),
     "ae_set_failed": (None, (_POINTER,)),
+    "ae_rest_looks": (None, (ctypes.c_int64,)),
+    "ae_next_look": (ctypes.c_uint64, (ctypes.c_uint64,)),
     "ae_recorded_key": (_SIZE, (_POINTER, _SIZE)),
     "ae_alive": (None, (_POINTER,)),
 }
@@ -133,7 +135,8 @@ def loaded() -> tuple[Path, str] | None:
 
 
 # Thread idents of runs that failed in C++, each with the op and the library's message. The kernel
-# that Python has registered for the op is entered next, and looks here first of all.
+# that Python has registered for the op is entered next, and looks here first of all. With an empty
+# message the run did not fail: it is a hit that is to be compared with the original.
 failures: dict[int, tuple[int, str]] = {}
 
 

@@ -107,6 +107,8 @@ class NativeTable:
         results: Sequence[tuple[int, int, int]],
         program: bytes | None = None,
         numbers: bytes = b"",
+        *,
+        looks: bool = False,
     ) -> None:
         """Serve calls of ``key`` by a library.
 
@@ -116,6 +118,7 @@ class NativeTable:
             results: Kind, index and count of each result of the op.
             program: What calls match that have no entry of their own; see ``pattern_program``.
             numbers: A byte for each argument: whether it is a number that is an input.
+            looks: Whether hits are compared with the original once more, at times.
         """
         library = _LibraryStruct(
             run.borrowing_run or None,
@@ -140,6 +143,7 @@ class NativeTable:
             len(program or b"") // 8,
             numbers,
             len(numbers),
+            looks,
         )
         collect()
 

@@ -121,8 +121,13 @@ class ProxyContainer:
         self._unfold()
 
     def free_inactive(self) -> None:
-        """Let go of the inactive buffer's memory."""
-        self._open().free_inactive_constant_buffer()
+        """Let go of the inactive buffer's memory; not where constants are folded.
+
+        What is freed stays in the container's map, folded constants without their tensors, and its
+        next update would read them: torch's runner has no function that folds them anew.
+        """
+        if not any(constant.folded for constant in self.constants):
+            self._open().free_inactive_constant_buffer()
 
     def close(self) -> None:
         """Delete the instances."""

@@ -183,6 +183,12 @@ SETTINGS: dict[str, Setting] = {
             "compare a new library's results with the original's before it serves calls",
         ),
         Setting(
+            "recheck",
+            True,
+            _flag,
+            "compare calls that a kernel serves with the original once more: few, and short ones",
+        ),
+        Setting(
             "strict",
             False,
             _flag,

@@ -72,6 +72,7 @@ class OpStats:
         compiles: Kernel libraries compiled.
         failures: Compiles that gave no usable library, and runs that raised.
         declined: Calls by decline reason; they add up to ``declines``.
+        rechecks: Hits that were compared with the original once more; counts are equal without it.
     """
 
     hits: int = 0
@@ -80,6 +81,7 @@ class OpStats:
     compiles: int = 0
     failures: int = 0
     declined: Mapping[str, int] = field(default_factory=dict)
+    rechecks: int = field(default=0, compare=False)
 
     @property
     def calls(self) -> int:
@@ -97,6 +99,7 @@ class OpStats:
             self.compiles + other.compiles,
             self.failures + other.failures,
             declined,
+            self.rechecks + other.rechecks,
         )
 
 
@@ -108,6 +111,7 @@ class OpCounters:
         self.misses = Counter()
         self.compiles = Counter()
         self.failures = Counter()
+        self.rechecks = Counter()
         self._declined: dict[str, Counter] = {}
         self._pending: list[Counter] = []
         self._lock = threading.RLock()
@@ -146,6 +150,7 @@ class OpCounters:
             compiles=self.compiles.value,
             failures=self.failures.value,
             declined=declined,
+            rechecks=self.rechecks.value,
         )
 
 

@@ -264,10 +264,18 @@ class Table:
             return
         if kernel.pattern is None:
             if not kernel.numbers:
-                self.native.put(kernel.words, run, kernel.native_results)
+                looks = kernel.look is not None
+                self.native.put(kernel.words, run, kernel.native_results, looks=looks)
             return
         name, program = kernel.pattern.name, kernel.pattern.program
-        self.native.put(name, run, kernel.native_results, program, kernel.numbers)
+        self.native.put(
+            name,
+            run,
+            kernel.native_results,
+            program,
+            kernel.numbers,
+            looks=kernel.look is not None,
+        )
         self.native.remove(kernel.words)  # What a key has of its own comes first.
 
     def _decline_natively(self, decline: Decline) -> None:

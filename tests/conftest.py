@@ -18,7 +18,15 @@ import pytest
 import torch
 
 import aoti_eager
-from aoti_eager import _backend, _library, _native, _native_build, _native_library, _pending
+from aoti_eager import (
+    _backend,
+    _library,
+    _native,
+    _native_build,
+    _native_library,
+    _pending,
+    _recheck,
+)
 from aoti_eager._compile import CompileService, compiler_on_path
 from aoti_eager._runner import ModelContainerRunner
 from aoti_eager._warnings import forget_warnings
@@ -278,6 +286,9 @@ def settings(
     monkeypatch.setenv("AOTI_EAGER_DYNAMIC", dynamic)
     # However busy the machine is, a kernel is compared in the first call after it has come.
     monkeypatch.setattr(_pending, "LIVE_CHECK_LIMIT_S", 10.0)
+    # And the calls that are compared again are, however little time there is for that.
+    monkeypatch.setattr(_recheck, "LIMIT_S", 10.0)
+    monkeypatch.setattr(_recheck, "PARTS", 0)
     with aoti_eager.config.scope(
         mode="sync", gate=False, cache_dir=cache_dir, native=native, dynamic=dynamic
     ):

@@ -354,6 +354,63 @@ def test_a_freed_buffer_needs_an_update_before_a_swap(load: Load, name: str) -> 
         assert scale(runner) == value if name == "thin" else equal(runner.run([X]), want(value))
 
 
+@pytest.mark.parametrize("name", ["folded", "blob", "proxy", "bare", "thin"])
+@pytest.mark.parametrize("user_managed", [False, True], ids=["copied", "user_managed"])
+def test_buffers_are_updated_swapped_and_freed_again_and_again(
+    load: Load, name: str, user_managed: bool
+) -> None:
+    """AOTInductor's container ends the process in the second update after a free."""
+    runner = load(name)
+    given = []
+    for value in (1, 2, 3, 4, 5):
+        if name == "thin":
+            constants = thin_constants(value)
+        elif name == "proxy":
+            constants = {
+                fqn: torch.full_like(tensor, value)
+                for fqn, tensor in runner.extract_constants_map(use_inactive=False).items()
+            }
+        else:
+            constants = constants_of(name, value)
+        given.append(constants)
+        runner.update_constant_buffer(constants, True, True, user_managed)
+        runner.swap_constant_buffer()
+        if name == "thin":
+            assert scale(runner) == value
+        elif name == "proxy":
+            assert len(runner.run([X])) > 0
+        else:
+            assert equal(runner.run([X]), want(value))
+        runner.free_inactive_constant_buffer()
+        assert runner.extract_constants_map(use_inactive=True) == {}
+
+
+def test_a_free_without_a_run_between_leaves_the_active_buffer(load: Load) -> None:
+    runner = load("folded")
+    runner.run([X])
+    for value in (2, 3, 4):
+        runner.update_inactive_constant_buffer(constants_of("folded", value))
+        runner.swap_constant_buffer()
+        runner.free_inactive_constant_buffer()
+    assert equal(runner.run([X]), want(4))
+
+
+def test_a_free_that_cannot_fold_frees_nothing(load: Load) -> None:
+    runner = load("folded")
+    runner.run([X])
+    broken = constants_of("folded", 2) | {"weight": torch.full((16, 16), torch.nan)}
+    runner.update_inactive_constant_buffer(broken)
+    runner.swap_constant_buffer()
+    with pytest.raises(LibraryRunError):
+        runner.free_inactive_constant_buffer()
+    runner.swap_constant_buffer()
+    assert equal(runner.run([X]), want())
+    runner.free_inactive_constant_buffer()
+    runner.update_inactive_constant_buffer(constants_of("folded", 5))
+    runner.swap_constant_buffer()
+    assert equal(runner.run([X]), want(5))
+
+
 def test_after_a_free_a_missing_constant_is_taken_from_the_active_buffer(load: Load) -> None:
     """What the freed buffer had is gone, though AOTInductor's container still points to it."""
     runner = load("folded")

@@ -15,9 +15,11 @@ import torch
 import aoti_eager
 from aoti_eager import OpStats, _library
 from aoti_eager._compile import CompileService
-from aoti_eager._declines import REASONS
+from aoti_eager._declines import REASONS, call_decline
 from aoti_eager._entry import Entry, Status
 from aoti_eager._key import KernelKey
+from aoti_eager._schema import op_schema
+from aoti_eager._template import call_template
 
 from .conftest import assert_close
 from .failing_library import make_fail
@@ -471,6 +473,37 @@ def test_past_the_cap_new_keys_decline_and_old_ones_hit(shared_cache: Path) -> N
         after = aoti_eager.stats()["aten::silu"]
     assert after.hits >= hits + 1
     assert after.declined["specialisation_cap"] - before.declined.get("specialisation_cap", 0) == 2
+
+
+INTEGERS = ("int8", "uint8", "int16", "uint16", "int32", "uint32", "int64", "uint64")
+
+
+@pytest.mark.parametrize("dtype", INTEGERS)
+def test_integers_of_every_width_are_served(shared_cache: Path, dtype: str) -> None:
+    x = torch.arange(200).to(getattr(torch, dtype))
+    with aoti_eager.register("aten::bitwise_and.Tensor"):
+        before = aoti_eager.stats().get("aten::bitwise_and.Tensor", OpStats())
+        assert torch.equal(x & x, x)
+        assert torch.equal(x & x, x)
+        after = aoti_eager.stats()["aten::bitwise_and.Tensor"]
+    assert after.hits - before.hits >= 1
+    assert after.declines == before.declines
+
+
+def test_dtypes_that_no_kernel_takes_decline_by_their_names() -> None:
+    """Every dtype of torch; those of less than a byte begin as longer ones do."""
+    schema = op_schema(aten.silu.default)
+    names = sorted(n for n in dir(torch) if isinstance(getattr(torch, n), torch.dtype))
+    declining = set()
+    for name in names:
+        tensor = {"dtype": name, "layout": "strided", "sizes": [4], "strides": [1]}
+        tensor |= {"device": "cpu", "conj": False, "neg": False}
+        key = KernelKey("aten::silu", "CPU", (("self", tensor),), (("threads", 1),))
+        if call_decline(call_template(schema, key)) is not None:
+            declining.add(name)
+    small = {f"{sign}int{bits}" for sign in ("", "u") for bits in range(1, 8)} & set(names)
+    assert {name for name in declining if "int" in name and "q" not in name} == small
+    assert {n for n in names if n.startswith(("q", "bits", "float4"))} == declining - small
 
 
 def test_calls_inside_a_trace_run_the_original_and_are_not_remembered(

@@ -185,6 +185,13 @@ def with_inductor() -> dict[str, Any]:
         "answer['deterministic'] = current_environment().digest",
         "torch.use_deterministic_algorithms(False)",
         "answer['indeterministic'] = current_environment().digest",
+        "config.deterministic = True",
+        "answer['deterministic code'] = current_environment().digest",
+        "config.deterministic = False",
+        "config.aot_inductor.metadata['AOTI_DEVICE_KEY'] = 'cpu'",
+        "config.compile_threads = 3",
+        "config._fuse_ddp_bucket_size = 7",
+        "answer['written by torch'] = current_environment().digest",
     )
     return answer
 
@@ -194,7 +201,7 @@ def test_importing_inductor_changes_nothing(with_inductor: dict[str, Any]) -> No
     assert with_inductor["before"] == with_inductor["imported"] == current_environment().digest
 
 
-@pytest.mark.parametrize("setting", ["narrow", "wide", "patched", "deterministic"])
+@pytest.mark.parametrize("setting", ["narrow", "wide", "patched", "deterministic code"])
 def test_a_setting_of_inductor_changes_the_digest(
     with_inductor: dict[str, Any], setting: str
 ) -> None:
@@ -211,6 +218,39 @@ def test_a_setting_that_came_back_to_its_default_is_not_in_it(
 ) -> None:
     """Requirement 6: after ``config.patch`` or ``use_deterministic_algorithms``, still a hit."""
     assert with_inductor[moment] == with_inductor["before"]
+
+
+@pytest.mark.parametrize("moment", ["deterministic", "written by torch"])
+def test_what_torch_writes_into_settings_itself_is_not_in_it(
+    with_inductor: dict[str, Any], moment: str
+) -> None:
+    """What the mode "deterministic" sets beside itself, packages' metadata, a number of processes.
+
+    The mode is in the key.
+    """
+    assert with_inductor[moment] == with_inductor["before"]
+
+
+@pytest.mark.in_turn
+def test_aotinductor_in_the_script_leaves_the_environment_as_it_was(tmp_path: Path) -> None:
+    """Its settings, too: no key misses after it, and none declines."""
+    answer = in_new_process(
+        "import warnings; warnings.simplefilter('ignore')",
+        "import torch",
+        "import torch._inductor",
+        "from aoti_eager._compat import inductor_settings",
+        "before = current_environment().digest",
+        "class Model(torch.nn.Module):",
+        "    def forward(self, x): return torch.relu(x)",
+        "program = torch.export.export(Model(), (torch.randn(3),))",
+        f"path = {str(tmp_path / 'm.pt2')!r}",
+        "torch._inductor.aoti_compile_and_package(program, package_path=path)",
+        "assert torch._inductor.config.aot_inductor.metadata, 'AOTInductor writes it no more'",
+        "torch.compile(Model())(torch.randn(3))",
+        "same = before == current_environment().digest",
+        "answer = {'same': same, 'settings': inductor_settings()}",
+    )
+    assert answer == {"same": True, "settings": {}}
 
 
 @pytest.mark.in_turn

@@ -20,6 +20,7 @@
 #include <utility>
 #include <vector>
 
+#include "float_mode.h"
 #include "table.h"
 #include "torch_compat.h"
 
@@ -42,7 +43,9 @@ enum Tag : Word {
   kDevice = 9, // type << 8, index << 32
   kPresent = 10, // something that no kernel takes
   kOverlap = 11, // a mutated argument overlaps another << 8
-  kContext = 12, // default dtype << 8, deterministic << 16, matmul precision << 24, threads << 32
+  // default dtype << 8, deterministic << 16, unusual floating-point mode << 17,
+  // matmul precision << 24, threads << 32
+  kContext = 12,
 };
 
 enum NumberKind : Word { kBoolNumber, kIntNumber, kFloatNumber, kComplexNumber };
@@ -108,13 +111,13 @@ class KeyWriter {
       words_.push_back(kOverlap | Word(mutation_overlaps(arguments, values)) << 8);
     }
     words_.push_back(context());
-    return true;
+    return is_precision_told(at::globalContext());
   }
 
   static Word context() {
     const at::Context& context = at::globalContext();
     return kContext | Word(c10::get_default_dtype_as_scalartype()) << 8 |
-        Word(context.deterministicAlgorithms()) << 16 |
+        Word(context.deterministicAlgorithms()) << 16 | Word(!is_usual_float_mode()) << 17 |
         Word(matmul_precision(context)) << 24 | Word(at::get_num_threads()) << 32;
   }
 

@@ -192,11 +192,11 @@ void ae_table_delete(EntryTable* table) {
 
 // `results` has three numbers a result: kind, index, count. With a `program` (pattern.h) the words
 // are a name, and calls are matched. `numbers` has a byte for each argument, or none: whether it is
-// a number that the library takes as an input.
+// a number that the library takes as an input. `looks`: whether hits are compared once more at times.
 void ae_table_put_library(
     EntryTable* table, const Word* words, size_t count, const Library* library,
     const int32_t* results, size_t results_count, uint64_t owner, const int64_t* program,
-    size_t program_count, const uint8_t* numbers, size_t numbers_count) {
+    size_t program_count, const uint8_t* numbers, size_t numbers_count, int32_t looks) {
   guarded([&] {
     std::vector<Result> plan;
     for (size_t i = 0; i < results_count; ++i) {
@@ -205,6 +205,9 @@ void ae_table_put_library(
     }
     auto entry = std::make_unique<Entry>(words, count, *library, std::move(plan), owner);
     entry->numbers.assign(numbers, numbers + numbers_count);
+    if (looks != 0) {
+      entry->looks = std::make_unique<Looks>();
+    }
     put(table, std::move(entry), program, program_count);
   });
 }
@@ -284,6 +287,16 @@ int32_t ae_passing() {
 // `failed` is told of a run that failed, on its thread, before the Python kernel is entered.
 void ae_set_failed(Failed failed_run) {
   failed().store(failed_run, std::memory_order_release);
+}
+
+// No hit is compared with the original before the steady clock shows this, in nanoseconds.
+void ae_rest_looks(int64_t until_ns) {
+  Looks::rest_until().store(until_ns, std::memory_order_relaxed);
+}
+
+// The number of the call that is compared after the call `number` of an entry.
+uint64_t ae_next_look(uint64_t number) {
+  return Looks::next(number);
 }
 
 // Gives the key of this thread's last call of an op in the state "record".

@@ -3,6 +3,7 @@
 //   passed through?  -> original        (an atomic and a thread's flag, read first)
 //   key -> table     -> library         hit
 //                    -> original        declined before
+//                    -> Python kernel   a hit that is compared once more (looks.h)
 //                    -> Python kernel   everything else: it finds, compiles, checks or declines
 
 #pragma once
@@ -22,6 +23,7 @@
 #include <vector>
 
 #include "key.h"
+#include "looks.h"
 #include "pattern.h"
 #include "registration.h"
 
@@ -135,6 +137,7 @@ class Entry : public Keyed, Counted<Entry> {
   Counter* declines = nullptr;
   std::vector<uint8_t> numbers; // by argument: whether it is a number that is an input; or empty
   std::unique_ptr<Pattern> pattern; // of calls that have no entry of their own
+  std::unique_ptr<Looks> looks; // when a hit is compared once more; null if never
   bool is_single = false;
 
  private:
@@ -157,7 +160,8 @@ inline std::vector<Word>& recorded_key() {
 
 class Op;
 
-// Python's part in a failed run: it keeps the message for its kernel, which is entered next.
+// Python's part in a failed run: it keeps the message for its kernel, which is entered next. An empty
+// message says that the call is a hit that is to be compared with the original.
 using Failed = void (*)(const Op*, const char*);
 
 inline std::atomic<Failed>& failed() {
@@ -277,6 +281,13 @@ inline void Op::call(const c10::OperatorHandle& op, c10::DispatchKeySet keys, St
         entry->declines->add(place);
         reading.end(); // The original may take long, and needs nothing of the table.
         return call_original(op, keys, stack);
+      }
+      if (entry->looks != nullptr && entry->looks->is_due(place)) {
+        reading.end(); // Python takes as long as it takes, and needs nothing of the table.
+        if (Failed tell = failed().load(std::memory_order_acquire)) {
+          tell(this, "");
+        }
+        return registration_.call_python(op, keys, stack);
       }
       if (run(*entry, stack)) {
         hits.load(std::memory_order_relaxed)->add(place);

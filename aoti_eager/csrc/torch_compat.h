@@ -4,6 +4,10 @@
 
 #include <ATen/Context.h>
 
+#include <array>
+#include <unordered_map>
+#include <utility>
+
 namespace aoti_eager {
 
 // The public getter asks three other settings whether they agree, which takes 60 ns: as long as all
@@ -25,6 +29,60 @@ template struct Reveal<&at::Context::float32_matmul_precision>;
 
 inline at::Float32MatmulPrecision matmul_precision(const at::Context& context) {
   return context.*precision_member();
+}
+
+// What the settings of `torch.backends.fp32_precision` and its kin say, by backend and operation. The
+// public getter looks three of them up in a table; values in it stay where they are.
+using Precisions = std::unordered_map<
+    std::pair<at::Float32Backend, at::Float32Op>, at::Float32Precision,
+    c10::hash<std::pair<at::Float32Backend, at::Float32Op>>>;
+using PrecisionsMember = Precisions at::Context::*;
+
+PrecisionsMember precisions_member();
+
+template <PrecisionsMember member>
+struct RevealPrecisions {
+  friend PrecisionsMember precisions_member() {
+    return member;
+  }
+};
+
+template struct RevealPrecisions<&at::Context::fp32_precision>;
+
+// The settings by which the CPU multiplies; the first that is not "none" decides.
+inline const std::array<const at::Float32Precision*, 3> precision_places = [] {
+  const Precisions& all = at::globalContext().*precisions_member();
+  auto of = [&all](at::Float32Backend backend, at::Float32Op op) {
+    auto found = all.find({backend, op});
+    static constexpr auto kNone = at::Float32Precision::NONE;
+    return found == all.end() ? &kNone : &found->second;
+  };
+  return std::array{
+      of(at::Float32Backend::MKLDNN, at::Float32Op::MATMUL),
+      of(at::Float32Backend::MKLDNN, at::Float32Op::ALL),
+      of(at::Float32Backend::GENERIC, at::Float32Op::ALL)};
+}();
+
+// Whether the matmul precision of a key is that by which the CPU multiplies: the newer settings go
+// their own way, and then torch refuses to tell the older one.
+inline bool is_precision_told(const at::Context& context) {
+  static_assert(static_cast<int>(at::Float32Precision::NONE) == 0);
+  const auto& places = precision_places;
+  if ((static_cast<int>(*places[0]) | static_cast<int>(*places[1]) |
+       static_cast<int>(*places[2])) == 0) [[likely]] {
+    return true;
+  }
+  for (const at::Float32Precision* place : places) {
+    if (*place == at::Float32Precision::NONE) {
+      continue;
+    }
+    if (*place == at::Float32Precision::BF16) {
+      return matmul_precision(context) == at::Float32MatmulPrecision::MEDIUM;
+    }
+    return *place != at::Float32Precision::TF32 ||
+        matmul_precision(context) == at::Float32MatmulPrecision::HIGH;
+  }
+  return true;
 }
 
 } // namespace aoti_eager
