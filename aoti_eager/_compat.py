@@ -129,6 +129,16 @@ def redispatch_below_versions(op: Any, keyset: Any, args: Any, kwargs: Any) -> A
         return op.redispatch(keyset & _AFTER_VERSIONS, *args, **kwargs)
 
 
+def counts_writes(tensor: torch.Tensor) -> bool:
+    """Return whether an op that is called now and writes to ``tensor`` counts that.
+
+    The public ``increment_version`` counts always, and raises for tensors of inference mode.
+    """
+    key = torch._C.DispatchKey.ADInplaceOrView
+    excluded = torch._C._dispatch_tls_is_dispatch_key_excluded(key)
+    return not excluded and bool(torch._C._dispatch_keys(tensor).has(key))
+
+
 _AUTOGRAD_KEYS = [
     key
     for name, key in torch._C.DispatchKey.__members__.items()

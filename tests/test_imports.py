@@ -34,8 +34,8 @@ ORDER = """
     _base.scratch_directory _settings config _compat _schema _aliasing _output_file _guards _key
     _size_arguments _native_key _native_pattern _native_library _native_table _native_gate _native
     _pattern _environment _entry _stats _ops _marks _template _work_directories _store_root
-    _entry_files _store _verdict _remote _bundle _passthrough _cpp_compiler _child _determinism
-    _fork_server _native_build _elf _handles _abi _constants _devices _container
+    _versions _entry_files _store _verdict _remote _bundle _passthrough _cpp_compiler _child
+    _determinism _fork_server _native_build _elf _handles _abi _constants _devices _container
     _library_container _model_container _proxy_container _package _instances _input_checks
     _constant_buffers _runner _library_runner _check _declines _entries _remembered
     _stored_failures _tracing _graph_checks _function_names _function_source _python_function
