@@ -6,6 +6,7 @@ All of them is a command: ``python -m tests.conformance``.
 from __future__ import annotations
 
 import re
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -72,6 +73,38 @@ def test_shards_are_all_entries_once() -> None:
         runner.units_of(entries, dtypes=DTYPES, shard=(4, 3))
     with pytest.raises(ValueError, match="no such entry: x"):
         runner.units_of(entries, dtypes=DTYPES, only=["x"])
+
+
+def test_a_run_that_is_ended_records_nothing_of_what_it_kills(
+    cache_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked, killed = threading.Event(), threading.Event()
+
+    class Waits(_Ends):
+        def ask(self, request: dict[str, Any], timeout_s: float) -> Any:
+            asked.set()
+            assert killed.wait(60.0)
+            return processes.Ended("crash: SIGKILL", "registered", "a")
+
+        def kill(self) -> None:
+            killed.set()
+
+    class Interrupted(threading.Thread):
+        def join(self, timeout: float | None = None) -> None:
+            if not killed.is_set():
+                assert asked.wait(60.0)
+                raise KeyboardInterrupt
+            super().join(timeout)
+
+    monkeypatch.setattr(runner, "Child", lambda *arguments: Waits({}))
+    monkeypatch.setattr(runner.threading, "Thread", Interrupted)
+    records = Records(tmp_path / "work", VERSIONS)
+    units = [Unit(name, "float32", "samples") for name in ("add", "mul")]
+
+    with pytest.raises(KeyboardInterrupt):
+        runner.run(units, cache_dir, records=records)
+
+    assert records.read() == {}
 
 
 @pytest.mark.in_turn

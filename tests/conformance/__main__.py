@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import signal
 import sys
 from pathlib import Path
 
@@ -31,6 +32,8 @@ def main() -> int:
     show.add_argument("--work", type=Path, required=True)
     show.add_argument("--output", type=Path, help="default: standard output")
     options = parser.parse_args()
+    # As Ctrl-C does: what is recorded stays, and the children end.
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     return _run(options) if options.verb == "run" else _table(options)
 
 

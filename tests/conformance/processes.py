@@ -117,6 +117,11 @@ class Child:
         line, _, self._read = self._read.partition(b"\n")
         return line
 
+    def kill(self) -> None:
+        """End the child at once, from whatever thread; ``ask`` then returns."""
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self._process.pid, signal.SIGKILL)
+
     def close(self) -> None:
         """End the child; it ends its compile worker."""
         assert self._process.stdin is not None
@@ -135,8 +140,7 @@ class Child:
         return f"crash: the child ended with {how}: {tail}"
 
     def _kill(self) -> None:
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(self._process.pid, signal.SIGKILL)
+        self.kill()
         self._process.wait()
         for stream in (self._process.stdin, self._process.stdout, self._errors):
             if stream is not None:

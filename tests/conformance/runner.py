@@ -128,9 +128,13 @@ def run(
         if set(runs[unit]) != set(PHASES):
             waiting.put(unit)
     lock = threading.Lock()
+    ending = threading.Event()
+    workplaces: list[_Workplace] = []
 
     def record(unit: Unit, phase: str, one: Run) -> None:
         with lock:
+            if ending.is_set():
+                return  # Its child was killed, not by what it ran.
             runs[unit][phase] = one
             if records is not None:
                 records.write(unit, phase, one)
@@ -138,7 +142,8 @@ def run(
 
     def work() -> None:
         workplace = _Workplace(cache_dir, native, bounds)
-        while True:
+        workplaces.append(workplace)
+        while not ending.is_set():
             try:
                 unit = waiting.get_nowait()
             except queue.Empty:
@@ -155,8 +160,16 @@ def run(
     threads = [threading.Thread(target=work) for _ in range(min(jobs, max(1, waiting.qsize())))]
     for thread in threads:
         thread.start()
-    for thread in threads:
-        thread.join()
+    try:
+        for thread in threads:
+            thread.join()
+    except BaseException:
+        ending.set()
+        for workplace in list(workplaces):
+            workplace.kill()
+        for thread in threads:
+            thread.join()
+        raise
     return runs
 
 
@@ -166,6 +179,7 @@ class _Workplace:
     def __init__(self, cache_dir: Path, native: str, bounds: Bounds) -> None:
         self._cache_dir, self._native, self._bounds = cache_dir, native, bounds
         self._children: dict[str, Child] = {}
+        self._killed = False
 
     def run(self, unit: Unit, phase: str, cold: Run | None = None) -> Run:
         """Return what a unit gave; a call that ends a process is left out the next time."""
@@ -175,7 +189,7 @@ class _Workplace:
         problems: list[str] = []
         left_out: list[str] = []
         answer = None
-        while answer is None and len(skip) < MOST_ENDS:
+        while answer is None and len(skip) < MOST_ENDS and not self._killed:
             request = {
                 "entry": unit.entry,
                 "dtype": unit.dtype,
@@ -185,7 +199,10 @@ class _Workplace:
                 "limit": limit,
                 "skip": skip,
             }
-            ended = self._child(phase).ask(request, self._bounds.timeout_s)
+            child = self._child(phase)
+            if self._killed:
+                child.kill()
+            ended = child.ask(request, self._bounds.timeout_s)
             if not isinstance(ended, Ended):
                 answer = ended
                 break
@@ -214,7 +231,14 @@ class _Workplace:
             child = self._children[phase] = Child(phase, self._cache_dir, self._native)
         return child
 
+    def kill(self) -> None:
+        """End the children; called by another thread than ``run``, which then ends as well."""
+        self._killed = True
+        for child in list(self._children.values()):
+            child.kill()
+
     def close(self) -> None:
+        """End the children; they end their compile workers."""
         for child in self._children.values():
             child.close()
 
