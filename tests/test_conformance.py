@@ -23,13 +23,11 @@ from .conformance.records import DTYPES, Records, Run, Runs, Unit, read_lines
 from .conformance.samples import GRAIN, LAYOUTS, Arguments, copies, in_layout
 from .conformance.table import kind, table
 
+# Each with few kernels: a compile takes seconds.
 SHARE = [
-    Unit("sigmoid", "float32", "layouts"),
+    Unit("signbit", "float32", "layouts"),
     Unit("exp", "float32", "gradients"),
-    Unit("flip", "bfloat16", "samples"),
     Unit("bitwise_not", "uint8", "samples"),
-    Unit("nn.functional.softplus", "float32", "samples"),
-    Unit("_foreach_zero", "int64", "samples"),
 ]
 VERSIONS = {
     "code": 9,
@@ -44,7 +42,7 @@ VERSIONS = {
 @pytest.mark.native
 @pytest.mark.in_turn(of=6)
 def test_a_share_of_the_databases_does_what_the_originals_do(shared_cache: Path) -> None:
-    runs = runner.run(SHARE, shared_cache, bounds=runner.Bounds(1, 300.0, 300.0), jobs=2)
+    runs = runner.run(SHARE, shared_cache, bounds=runner.Bounds(samples=1))
 
     for unit, phases in runs.items():
         for phase, one in phases.items():
