@@ -31,6 +31,7 @@ REASONS: dict[str, str] = {
     "unsupported_tensor": "a tensor is conjugated, negated, undefined or not strided",
     "number_needs_precision": "a number meets half precision, and compiled code rounds it first",
     "mutated_argument_overlaps": "an argument that is written to overlaps itself or another",
+    "undeclared_write": "the call writes to an argument although the op's schema does not say so",
     "unsupported_device": "no kernel library can be compiled for the device yet",
     "does_not_trace": "torch.export cannot trace the call from metadata",
     "no_kernel_of_its_own": "Inductor has no kernel for it and would only call ATen",
@@ -106,6 +107,10 @@ DATA_DEPENDENT_ERRORS = frozenset(
     value_selecting_reduction_backward
     """.split()  # noqa: SIM905 - a list of names to read, not to parse
 )
+# In training they write to running statistics, which these schemas do not say. No copy is made of
+# such an argument before a kernel is compared, so that it would be written twice.
+_WRITES_STATISTICS = ("batch_norm", "instance_norm")
+_STATISTICS = frozenset({"running_mean", "running_var"})
 INTEGER_DIVISION = frozenset(
     """
     div div_ divide divide_ floor_divide floor_divide_ fmod fmod_ remainder remainder_
@@ -160,9 +165,22 @@ def call_decline(template: CallTemplate) -> str | None:
         slot.component.get("dtype") in ("float16", "bfloat16") for slot in template.slots
     ):
         return "number_needs_precision"
+    if _writes_statistics(key, template):
+        return "undeclared_write"
     if _divides_integers(key, template):
         return "error_depends_on_data"
     return None
+
+
+def _writes_statistics(key: KernelKey, template: CallTemplate) -> bool:
+    """Return whether the call updates statistics that its schema does not list as written to."""
+    name = key.op.partition("::")[2].partition(".")[0]
+    if not any(part in name for part in _WRITES_STATISTICS):
+        return False
+    arguments = dict(key.arguments)
+    if arguments.get("training") is False or arguments.get("use_input_stats") is False:
+        return False
+    return any(slot.name in _STATISTICS and not slot.mutated for slot in template.slots)
 
 
 def _divides_integers(key: KernelKey, template: CallTemplate) -> bool:
