@@ -245,12 +245,14 @@ def test_what_is_allowed_is_counted() -> None:
 
 
 def test_values_beyond_the_tolerance_pass_if_they_are_nearer_to_the_truth() -> None:
-    exact, eager, kernel = (torch.tensor([x], dtype=torch.float64) for x in (1.0, 1.2, 1.1))
+    exact, eager, kernel = (torch.tensor([x], dtype=torch.float64) for x in (1.0, 1.02, 1.01))
     want, have = (outcome_of(lambda t=t: t.float()) for t in (eager, kernel))
 
     assert differences(want, have).problems
     assert differences(want, have, reference=lambda: outcome_of(lambda: exact)).problems == []
     assert differences(have, want, reference=lambda: outcome_of(lambda: exact)).problems
+    elsewhere = outcome_of(lambda: exact + 1)
+    assert differences(want, have, reference=lambda: elsewhere).problems
 
 
 def test_rolled_copies_have_the_same_metadata_and_other_data() -> None:
