@@ -133,6 +133,14 @@ def write_unseen(tensor: torch.Tensor, values: torch.Tensor) -> None:
     """Copy ``values`` into a tensor whose version was counted already, and which autograd knows."""
     with below_autograd(), torch._C._AutoDispatchBelowADInplaceOrView():
         tensor.copy_(values)
+def counts_writes(tensor: torch.Tensor) -> bool:
+    """Return whether an op that is called now and writes to ``tensor`` counts that.
+
+    The public ``increment_version`` counts always, and raises for tensors of inference mode.
+    """
+    key = torch._C.DispatchKey.ADInplaceOrView
+    excluded = torch._C._dispatch_tls_is_dispatch_key_excluded(key)
+    return not excluded and bool(torch._C._dispatch_keys(tensor).has(key))
 
 
 _AUTOGRAD_KEYS = [

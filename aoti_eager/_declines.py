@@ -33,6 +33,7 @@ REASONS: dict[str, str] = {
     "uncertified": "its code was not found to be as exact as eager's for these dtypes",
     "mutated_argument_overlaps": "an argument that is written to overlaps itself or another",
     "float_mode": "the thread flushes denormals to zero, or rounds in another way than usual",
+    "undeclared_write": "the call writes to an argument although the op's schema does not say so",
     "unsupported_device": "no kernel library can be compiled for the device yet",
     "does_not_trace": "torch.export cannot trace the call from metadata",
     "no_kernel_of_its_own": "Inductor has no kernel for it and would only call ATen",
@@ -110,6 +111,10 @@ DATA_DEPENDENT_ERRORS = frozenset(
 )
 # Quantized, without arithmetic, or of elements smaller than a byte.
 _UNSUPPORTED_DTYPE = re.compile(r"q|bits|float4|u?int[1-7]$")
+# In training they write to running statistics, which these schemas do not say. No copy is made of
+# such an argument before a kernel is compared, so that it would be written twice.
+_WRITES_STATISTICS = ("batch_norm", "instance_norm")
+_STATISTICS = frozenset({"running_mean", "running_var"})
 INTEGER_DIVISION = frozenset(
     """
     div div_ divide divide_ floor_divide floor_divide_ fmod fmod_ remainder remainder_
@@ -162,9 +167,26 @@ def call_decline(template: CallTemplate) -> str | None:
             return "unsupported_tensor"
         if slot.mutated and overlaps_itself(component["sizes"], component["strides"]):
             return "mutated_argument_overlaps"
+    if any(slot.number_kind for slot in template.slots) and any(
+        slot.component.get("dtype") in ("float16", "bfloat16") for slot in template.slots
+    ):
+        return "number_needs_precision"
+    if _writes_statistics(key, template):
+        return "undeclared_write"
     if _divides_integers(key, template):
         return "error_depends_on_data"
     return None
+
+
+def _writes_statistics(key: KernelKey, template: CallTemplate) -> bool:
+    """Return whether the call updates statistics that its schema does not list as written to."""
+    name = key.op.partition("::")[2].partition(".")[0]
+    if not any(part in name for part in _WRITES_STATISTICS):
+        return False
+    arguments = dict(key.arguments)
+    if arguments.get("training") is False or arguments.get("use_input_stats") is False:
+        return False
+    return any(slot.name in _STATISTICS and not slot.mutated for slot in template.slots)
 
 
 def _divides_integers(key: KernelKey, template: CallTemplate) -> bool:

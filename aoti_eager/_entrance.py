@@ -56,6 +56,7 @@ from ._passthrough import passing
 from ._python_function import PythonFunction
 from ._schema import Kind, OpSchema
 from ._stats import OpCounters
+from ._versions import count_writes
 
 
 def profiled_name(op: str) -> str:
@@ -84,6 +85,7 @@ class Cache(Protocol):
     bypassed: bool
     asks_native: bool
     is_composite: bool
+    counts_writes: bool
     function: PythonFunction | None
     lookup: Callable[[tuple[Any, ...]], Any]
 
@@ -140,6 +142,12 @@ def entrance(cache: Cache) -> tuple[Callable[..., Any], Callable[..., tuple[Any,
     plain = ", ".join(name for _, name in tensors)
     flat = ", ".join(n if a.kind is Kind.TENSOR else f"*({n} or ())" for a, n in tensors)
     plain, flat = (", ".join(part for part in (p, constants) if part) for p in (plain, flat))
+    counting = ""
+    if cache.counts_writes:
+        names["ae_count_writes"] = count_writes
+        written = [(a, name) for a, name in tensors if a.mutated]
+        listed = (n if a.kind is Kind.TENSOR else f"*({n} or ())" for a, n in written)
+        counting = f"ae_count_writes([{', '.join(listed)}])"
     own = parameters(schema, names)
     signature = ", ".join(part for part in ("ae_keyset", own) if part)
     source = f"""
@@ -172,6 +180,7 @@ def kernel({signature}):
     except RuntimeError as ae_error:
         return ae_cache.run_failed(ae_error, {call})
     ae_count_hit()
+    {counting}
     if ae_kernel.single:
         return ae_outputs[0]
     return ae_kernel.results(ae_outputs, ({args}), {{{kwargs}}})

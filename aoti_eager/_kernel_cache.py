@@ -29,6 +29,7 @@ from ._schema import op_schema
 from ._stats import Counter, OpCounters
 from ._table import COMPILING, Decline, Table, TableKey
 from ._toolchain import Toolchain
+from ._versions import leaves_counting_to_others
 from ._warnings import warn_once
 from .config import config
 from .errors import RunnerError
@@ -63,6 +64,14 @@ class KernelCache:
         self.dispatch_key = dispatch_key
         fallback = None if above is None else above.original
         self.original: OriginalKernel = OriginalKernel(op, self.schema, dispatch_key, fallback)
+        # Of the op: what was found before a kernel of ours was there holds below it, too.
+        self.counts_writes: bool = (
+            above.counts_writes
+            if above is not None
+            else leaves_counting_to_others(
+                self.schema, dispatch_key, overridden=self.original.overridden
+            )
+        )
         self.counters = OpCounters()
         self.function: PythonFunction | None = None
         if dispatch_key == "CPU" and self.original.is_python_function:
@@ -181,6 +190,7 @@ class KernelCache:
             [argument.mutated for argument in self.schema.arguments],
             above.native if above is not None else None,
             is_function=self.function is not None or self.is_composite,
+            counts_writes=self.counts_writes,
         )
         for reason in ("slower", "unmeasured"):  # Python's hit path was; C++ is faster.
             self.table.forget_declines(reason)

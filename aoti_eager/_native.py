@@ -45,6 +45,7 @@ class NativeOp:
         mutated: For each argument whether the op writes to it.
         above: A kernel of ours that is registered for the same op and key already.
         is_function: Whether the original is a function of ops that autocast each for itself.
+        counts_writes: Whether a hit counts what it writes to; see ``_versions``.
 
     Raises:
         NativePathError: There is no such op, or no kernel at that key.
@@ -59,6 +60,7 @@ class NativeOp:
         above: NativeOp | None = None,
         *,
         is_function: bool = False,
+        counts_writes: bool = False,
     ) -> None:
         name, _, overload = op.partition(".")
         self._name = op
@@ -71,6 +73,7 @@ class NativeOp:
             len(kinds),
             above._pointer if above is not None else None,
             is_function,
+            counts_writes,
         )
         if not self._pointer:
             raise last_error(self._name, "cannot be taken over")

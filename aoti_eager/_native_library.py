@@ -24,7 +24,10 @@ _TEXT = ctypes.c_char_p
 # name -> result type, argument types
 _FUNCTIONS: dict[str, tuple[Any, tuple[Any, ...]]] = {
     "ae_last_error": (_TEXT, ()),
-    "ae_op_new": (_POINTER, (*(_TEXT,) * 5, _SIZE, _POINTER, ctypes.c_int32)),
+    "ae_op_new": (
+        _POINTER,
+        (*(_TEXT,) * 5, _SIZE, _POINTER, ctypes.c_int32, ctypes.c_int32),
+    ),
     "ae_op_install": (ctypes.c_int32, (_POINTER,)),
     "ae_op_uninstall": (None, (_POINTER,)),
     "ae_op_delete": (None, (_POINTER,)),

@@ -566,3 +566,27 @@ def test_every_reason_is_explained_to_users_and_tested() -> None:
     tests = "".join(path.read_text() for path in (root / "tests").glob("test_*.py"))
     untested = [reason for reason in REASONS if not re.search(f"[\"']{reason}[\"']", tests)]
     assert untested == []
+
+
+@pytest.mark.parametrize(
+    "op", [aten.native_batch_norm.default, aten.batch_norm.default], ids=["native", "composite"]
+)
+def test_statistics_that_a_schema_does_not_list_are_written_once(op: Any) -> None:
+    def call(training: bool) -> tuple[list[float], list[float]]:
+        mean, var = torch.zeros(2), torch.ones(2)
+        more = (False,) if op is aten.batch_norm.default else ()
+        op(X4, None, None, mean, var, training, 0.5, 1e-5, *more)
+        return mean.tolist(), var.tolist()
+
+    want = {training: call(training) for training in (True, False)}
+    assert want[True] != want[False] == ([0, 0], [1, 1])
+    with aoti_eager.register(op) as registration:
+        for training in (True, False, True, False):
+            assert call(training) == want[training]
+        (name,) = (n for n in registration.ops if n.startswith("aten"))
+        stats = aoti_eager.stats()[name]
+        assert stats.declined == {"undeclared_write": 2}
+        assert stats.hits == 1
+
+
+X4 = torch.arange(24.0).reshape(3, 2, 4)

@@ -77,15 +77,17 @@ const char* ae_last_error() {
 // `kinds` and `mutated` have one byte an argument. `above` is an op of ours that is registered
 // already and has the original, or null.
 // `is_function`: its original is a function of ops that autocast each for itself.
+// `counts_writes`: a hit counts what it writes to, because the ops did that its original calls.
 Op* ae_op_new(
     const char* name, const char* overload, const char* dispatch_key, const uint8_t* kinds,
-    const uint8_t* mutated, size_t count, const Op* above, int32_t is_function) {
+    const uint8_t* mutated, size_t count, const Op* above, int32_t is_function,
+    int32_t counts_writes) {
   Op* op = nullptr;
   guarded([&] {
     op = new Op(
         c10::Dispatcher::singleton().findSchemaOrThrow(name, overload),
         c10::parseDispatchKey(dispatch_key), arguments_of(kinds, mutated, count), above,
-        is_function != 0);
+        is_function != 0, counts_writes != 0);
   });
   return op;
 }

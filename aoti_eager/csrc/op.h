@@ -174,9 +174,9 @@ class Op : Counted<Op> {
   using Counted<Op>::alive;
 
   // `is_function`: the original is a function of ops that autocast each for itself, so that no
-  // library serves under autocast.
+  // library serves under autocast. `counts_writes`: no kernel above counts what the op writes to.
   Op(c10::OperatorHandle handle, c10::DispatchKey dispatch_key, std::vector<Argument> arguments,
-     const Op* above, bool is_function)
+     const Op* above, bool is_function, bool counts_writes)
       : handle_(std::move(handle)),
         dispatch_key_(dispatch_key),
         arguments_(std::move(arguments)),
@@ -184,7 +184,8 @@ class Op : Counted<Op> {
             above != nullptr ? above->original_
                              : handle_.getComputedKernelForDispatchKey(dispatch_key)),
         profiled_name_("aoti_eager::" + c10::toString(handle_.operator_name())),
-        is_function_(is_function) {
+        is_function_(is_function),
+        counts_writes_(counts_writes) {
     for (const Argument& argument : arguments_) {
       mutates_ |= argument.mutated;
     }
@@ -208,6 +209,7 @@ class Op : Counted<Op> {
  private:
   void call_original(const c10::OperatorHandle& op, c10::DispatchKeySet keys, Stack* stack);
   bool run(const Entry& entry, Stack* stack);
+  void count_writes(const c10::IValue* values) const;
   void add_input(
       const c10::IValue& value, Handles& inputs, std::forward_list<at::Tensor>& converted);
   AOTIRuntimeError run_library(
@@ -220,6 +222,7 @@ class Op : Counted<Op> {
   Registration registration_;
   std::string profiled_name_;
   bool is_function_;
+  bool counts_writes_;
   bool mutates_ = false;
   bool with_device_ = false;
 };
@@ -355,6 +358,31 @@ inline AOTIRuntimeError Op::run_library(
       outputs.data(), outputs.size(), nullptr, nullptr);
 }
 
+// Counts one write to each tensor that the op writes to, as an op would that is called here.
+inline void Op::count_writes(const c10::IValue* values) const {
+  constexpr auto kCounts = c10::DispatchKey::ADInplaceOrView;
+  if (c10::impl::tls_is_dispatch_key_excluded(kCounts)) {
+    return;
+  }
+  auto count = [](const c10::IValue& value) {
+    if (value.isTensor() && value.toTensor().defined() && value.toTensor().key_set().has(kCounts)) {
+      value.toTensor().unsafeGetTensorImpl()->bump_version();
+    }
+  };
+  for (size_t i = 0; i < arguments_.size(); ++i) {
+    if (!arguments_[i].mutated) {
+      continue;
+    }
+    if (values[i].isList()) {
+      for (const c10::IValue& element : values[i].toListRef()) {
+        count(element);
+      }
+    } else {
+      count(values[i]);
+    }
+  }
+}
+
 // Runs the entry's library on the call's arguments and puts its results in their place; false, with
 // the arguments still there, if it failed.
 inline bool Op::run(const Entry& entry, Stack* stack) {
@@ -386,6 +414,9 @@ inline bool Op::run(const Entry& entry, Stack* stack) {
       tell(this, message != nullptr && *message != 0 ? message : "it gave no message");
     }
     return false;
+  }
+  if (C10_UNLIKELY(counts_writes_)) {
+    count_writes(values);
   }
   auto take = [&outputs](size_t index) {
     auto* handle = reinterpret_cast<at::Tensor*>(outputs[index]);
