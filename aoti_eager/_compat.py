@@ -133,6 +133,8 @@ def write_unseen(tensor: torch.Tensor, values: torch.Tensor) -> None:
     """Copy ``values`` into a tensor whose version was counted already, and which autograd knows."""
     with below_autograd(), torch._C._AutoDispatchBelowADInplaceOrView():
         tensor.copy_(values)
+
+
 def counts_writes(tensor: torch.Tensor) -> bool:
     """Return whether an op that is called now and writes to ``tensor`` counts that.
 

@@ -29,7 +29,6 @@ REASONS: dict[str, str] = {
     "non_tensor_result": "the op returns something else than tensors",
     "unsupported_argument_type": "an argument has a type that no key can hold",
     "unsupported_tensor": "a tensor is conjugated, negated, undefined, not strided or a rare dtype",
-    "number_needs_precision": "a number meets half precision, and compiled code rounds it first",
     "uncertified": "its code was not found to be as exact as eager's for these dtypes",
     "mutated_argument_overlaps": "an argument that is written to overlaps itself or another",
     "float_mode": "the thread flushes denormals to zero, or rounds in another way than usual",
@@ -167,10 +166,6 @@ def call_decline(template: CallTemplate) -> str | None:
             return "unsupported_tensor"
         if slot.mutated and overlaps_itself(component["sizes"], component["strides"]):
             return "mutated_argument_overlaps"
-    if any(slot.number_kind for slot in template.slots) and any(
-        slot.component.get("dtype") in ("float16", "bfloat16") for slot in template.slots
-    ):
-        return "number_needs_precision"
     if _writes_statistics(key, template):
         return "undeclared_write"
     if _divides_integers(key, template):

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from ._exact_sums import exact_sums
 from ._float_division import float_division
+from ._norm_gradients import layer_norm_backward
 
 _aten = torch.ops.aten
 _HALF = (torch.float16, torch.bfloat16)
@@ -54,6 +55,7 @@ def our_decompositions(fma: Callable[..., Tensor]) -> dict[Any, Decomposition]:
         _aten.erfinv.default: _erfinv,
         _aten.addcdiv.default: _wide(_addcdiv),
         _aten.lerp.Scalar: _lerp,
+        _aten.native_layer_norm_backward.default: layer_norm_backward,
         **_fused(fma),
         **float_division(),
         **exact_sums(),

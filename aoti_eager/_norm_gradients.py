@@ -1,0 +1,57 @@
+"""The gradient of a layer norm, in steps that overflow where eager's do. Worker only.
+
+Inductor multiplies the gradient by a row's length before it subtracts sums, and normalizes each
+element before the row's slope is known: either leaves the range of numbers where eager does not.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+
+_HALF = (torch.float16, torch.bfloat16)
+
+
+def layer_norm_backward(
+    grad: Tensor,
+    x: Tensor,
+    normalized_shape: list[Any],
+    mean: Tensor,
+    rstd: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    output_mask: list[bool],
+) -> Any:
+    """Return the gradients of ``x``, ``weight`` and ``bias``; arguments as of the op.
+
+    ``NotImplemented`` for tensors without elements.
+    """
+    rows = x.dim() - len(normalized_shape)
+    sizes = [size for size in x.shape if not isinstance(size, torch.SymInt)]
+    if math.prod(sizes) == 0:
+        return NotImplemented
+    outer, inner = list(range(rows)), list(range(rows, x.dim()))
+    wide = torch.float32 if x.dtype in _HALF else x.dtype
+    grad_wide, x_wide = grad.to(wide), x.to(wide)
+    mean, rstd = (one.reshape(*x.shape[:rows], *[1] * len(inner)).to(wide) for one in (mean, rstd))
+    difference = x_wide - mean
+    scaled = grad_wide if weight is None else grad_wide * weight.to(wide)
+    of_x = of_weight = of_bias = None
+    if output_mask[0]:
+        average = scaled.mean(inner, keepdim=True)
+        # The product of three large or small numbers, which the slope as a whole is not.
+        slope = (scaled.double() * difference.double()).mean(inner, keepdim=True)
+        slope = (slope * rstd.double() ** 3).to(wide)
+        of_x = (rstd * (scaled - average) - slope * difference).to(x.dtype)
+    if output_mask[1] and weight is not None:
+        of_weight = _over_rows(grad_wide * (difference * rstd), outer).to(weight.dtype)
+    if output_mask[2] and bias is not None:
+        of_bias = _over_rows(grad_wide, outer).to(bias.dtype)
+    return of_x, of_weight, of_bias
+
+
+def _over_rows(values: Tensor, outer: list[int]) -> Tensor:
+    return values.sum(outer) if outer else values.clone()
