@@ -56,6 +56,7 @@ class Cache(Protocol):
     table: Table
     toolchain: Toolchain
     function: PythonFunction | None
+    counts_writes: bool
     native: NativeOp | None
 
     def run_failed(self, error: RuntimeError, keyset: Any, args: Any, kwargs: Any) -> Any:

@@ -30,6 +30,7 @@ from ._python_function import PythonFunction
 from ._schema import OpSchema
 from ._stats import OpCounters
 from ._template import CallTemplate
+from ._versions import count_writes
 from ._warnings import warn_once
 from .config import config
 from .errors import OriginalKernelError
@@ -87,6 +88,7 @@ class _Cache(Protocol):
     counters: OpCounters
     entrance: Callable[..., Any]
     function: PythonFunction | None
+    counts_writes: bool
 
     def run_failed(self, error: RuntimeError, keyset: Any, args: Any, kwargs: Any) -> Any:
         """Return the result of a call whose library raised."""
@@ -165,6 +167,9 @@ class Recheck:
                 outputs = kernel.run(list(look.inputs))
         except RuntimeError as error:
             return cache.run_failed(error, keyset, args, kwargs)
+        if cache.counts_writes:
+            slots = call.template.slots
+            count_writes(t for slot, t in zip(slots, look.inputs, strict=True) if slot.mutated)
         if time.perf_counter() - begin > LIMIT_S:
             self._leave_alone(kernel)
             problems = []

@@ -45,9 +45,11 @@ def test_a_hit_counts_what_it_writes_to_as_the_original_does(op: Any, call: Call
     want = counted(call)
     assert any(want)
     with aoti_eager.register(op) as registration:
-        assert counted(call) == want
-        assert counted(call) == want
-        assert aoti_eager.stats()[registration.ops[0]].hits
+        for _ in range(6):  # Some of them are compared with the original once more.
+            assert counted(call) == want
+        stats = aoti_eager.stats()[registration.ops[0]]
+        assert stats.hits
+        assert stats.rechecks
 
 
 def test_a_saved_tensor_that_a_hit_has_changed_is_found_out() -> None:
