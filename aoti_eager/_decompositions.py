@@ -136,7 +136,9 @@ def _fused(fma: Callable[..., Tensor]) -> dict[Any, Decomposition]:
 
     @_wide
     def multiply_add(a: Tensor, b: Tensor, c: Tensor) -> Any:
-        return fma(*torch.broadcast_tensors(a, b, c))  # type: ignore[no-untyped-call]
+        result = fma(*torch.broadcast_tensors(a, b, c))  # type: ignore[no-untyped-call]
+        # Eager's result is laid out as what is added to, first of all; fma's as the first factor.
+        return torch.where(c == c, result, result)
 
     def add(x: Tensor, other: Any, *, alpha: Any = 1) -> Any:
         if not isinstance(other, Tensor):

@@ -49,6 +49,8 @@ def _in_double(op: Any) -> Callable[..., Any]:
 
 
 def _in_double_precision(x: Tensor) -> Tensor:
+    if x.dtype not in _NARROW:
+        return x
     # In two steps: there is no vector code for one.
     return x.to(torch.float32).to(torch.float64)
 

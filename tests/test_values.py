@@ -8,6 +8,7 @@ looked at here, not their speed.
 from __future__ import annotations
 
 import math
+import statistics
 import subprocess
 import sys
 from collections.abc import Callable
@@ -146,6 +147,16 @@ def test_hard_values_come_out_as_eager_has_them(name: str) -> None:
                     _compare(case, one, want, truth)
             stats = aoti_eager.stats()[case.op if case.op in aoti_eager.stats() else _base(case.op)]
             assert stats.hits >= 4, stats
+
+
+def test_a_variance_of_doubles_is_computed_of_doubles() -> None:
+    x = 1e9 + 0.001 * torch.arange(64, dtype=torch.float64)
+    exact = statistics.variance(x.tolist())
+    with aoti_eager.register("aten::var.correction"):
+        torch.var(torch.linspace(0.25, 0.75, 64, dtype=torch.float64), 0)
+        for _ in range(2):
+            assert float(torch.var(x, 0)) == pytest.approx(exact, rel=1e-9)
+        assert aoti_eager.stats()["aten::var.correction"].hits >= 1
 
 
 def _base(op: str) -> str:
