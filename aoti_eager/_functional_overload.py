@@ -13,8 +13,9 @@ _FOREACH = "_foreach_"
 # overloads that take one tensor of each list, the likeliest first.
 _OF_ONE = {
     "List": ("Tensor", "Tensor_Tensor", "default"),
-    "Scalar": ("Scalar", "Tensor_Scalar", "default"),
-    "ScalarList": ("Scalar", "Tensor_Scalar", "default"),
+    # Before ``Scalar``: that of ``pow`` is a number to the power of a tensor.
+    "Scalar": ("Tensor_Scalar", "Scalar", "default"),
+    "ScalarList": ("Tensor_Scalar", "Scalar", "default"),
     "Tensor": ("Tensor", "default"),
     "ScalarAndTensor": ("Scalar", "default"),
     "default": ("default", "Tensor", "Scalar"),

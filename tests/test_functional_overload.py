@@ -34,6 +34,8 @@ from aoti_eager.errors import UnknownOpError
         ("aten::_foreach_exp_", "aten::exp"),
         ("aten::_foreach_exp.out", "aten::exp"),
         ("aten::_foreach_pow.List", "aten::pow.Tensor_Tensor"),
+        ("aten::_foreach_pow.Scalar", "aten::pow.Tensor_Scalar"),
+        ("aten::_foreach_pow_.ScalarList", "aten::pow.Tensor_Scalar"),
         ("aten::_foreach_pow.ScalarAndTensor", "aten::pow.Scalar"),
         ("aten::_foreach_lerp.List", "aten::lerp.Tensor"),
         ("aten::_foreach_norm.Scalar", "aten::linalg_vector_norm"),

@@ -81,8 +81,9 @@ def test_a_call_s_variant_tells_it_from_others() -> None:
 
 ENUMERATION = """
 import json
-from tests.numerics.enumeration import compiled_overloads, functional
-print(json.dumps(sorted({functional(name) for name in compiled_overloads()})))
+from aoti_eager._functional_overload import functional_overload
+from tests.numerics.enumeration import compiled_overloads
+print(json.dumps(sorted({functional_overload(name) for name in compiled_overloads()})))
 """
 
 
