@@ -64,8 +64,10 @@ class Certificates:
         """Return what was found of an overload; in-place, ``out=`` and ``_foreach_`` have none."""
         return self._found.get((op, dtype, target))
 
-    def refusal(self, schema: OpSchema, key: KernelKey, target: Target) -> str | None:
-        """Return why kernels for ``key`` must not serve, or ``None``; arguments as there."""
+    def refusal(
+        self, schema: OpSchema, key: KernelKey, target: Target, *, required: bool
+    ) -> str | None:
+        """Return why no kernel must serve ``key``, or ``None``; arguments as for ``refusal``."""
         try:
             op = functional_overload(key.op)
         except UnknownOpError:
@@ -75,21 +77,26 @@ class Certificates:
             found = self.find(op, dtype, level)
             where = f"{key.op}: {dtype} code for {level}"
             if found is None:
-                return f"{where} was not looked at"
-            if not found.is_certified:
+                if required:
+                    return f"{where} was not looked at"
+            elif not found.is_certified:
                 return f"{where}: {found.reason}"
         return None
 
 
-def refusal(schema: OpSchema, key: KernelKey, target: Target) -> str | None:
+def refusal(schema: OpSchema, key: KernelKey, target: Target, *, required: bool) -> str | None:
     """Return why the package's certificates let no kernel serve ``key``, or ``None``.
 
     Args:
         schema: That of the key's overload.
         key: The call.
         target: What its kernel is, or would be, compiled for.
+        required: Whether an op that the laboratory has not looked at is refused, too: the setting
+            ``certified``. An op that it found wrong is refused in any case.
     """
-    return shipped().refusal(schema, key, target) if needs_certificate(key) else None
+    if not needs_certificate(key):
+        return None
+    return shipped().refusal(schema, key, target, required=required)
 
 
 def needs_certificate(key: KernelKey) -> bool:

@@ -145,10 +145,10 @@ def _explained(
     reason = call_decline(call_template(schema, key))
     if reason is not None:
         return Explanation(schema.op, registered, "declined", reason, REASONS[reason], key)
-    if config.certified:
-        refused_for = certificate_refusal(schema, key, _backend.current().target)
-        if refused_for is not None:
-            return Explanation(schema.op, registered, "declined", "uncertified", refused_for, key)
+    target = _backend.current().target
+    refused_for = certificate_refusal(schema, key, target, required=config.certified)
+    if refused_for is not None:
+        return Explanation(schema.op, registered, "declined", "uncertified", refused_for, key)
     return _in_store(schema, key, cache)
 
 

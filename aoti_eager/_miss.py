@@ -133,11 +133,10 @@ class Miss:
             reason = "mutated_argument_overlaps"
         if reason is not None:
             return self._declined(reason, f"{self._op}: {reason}")
-        if config.certified:
-            target = cpu_target(cpu_features(), config.cpu_target)
-            refused_for = certificate_refusal(cache.schema, key, target)
-            if refused_for is not None:
-                return self._declined("uncertified", refused_for)
+        target = cpu_target(cpu_features(), config.cpu_target)
+        refused_for = certificate_refusal(cache.schema, key, target, required=config.certified)
+        if refused_for is not None:
+            return self._declined("uncertified", refused_for)
         if cache.function is not None and cache.function.snapshot()[0] != self._table_key[0]:
             # Another thread changed what the function uses since this call's key was made.
             return self._original()

@@ -26,6 +26,7 @@ from ._certificates import refusal as certificate_refusal
 from ._compile import CompileService
 from ._compile_task import compile_call, compile_here, compile_task, cores, sha256
 from ._entry import Entry, Status, decode
+from ._environment import Target
 from ._key import ANY_THREADS, KernelKey
 from ._schema import parsed_schema
 from ._store import Store
@@ -233,9 +234,7 @@ class Warming:
             # Made by a compiler that the script brings; it compiles them when it runs.
             self._declined["unsupported_device"] += 1
             return True
-        if config.certified and certificate_refusal(
-            parsed_schema(call.schema), call.key, self._backend.target
-        ):
+        if _is_refused(call, self._backend.target):
             self._declined["uncertified"] += 1
             return True
         store = self._backend.store
@@ -417,6 +416,18 @@ class _Compiles:
         else:
             warming.take(call, answer)
         del self._calls[future]
+
+
+def _is_refused(call: Call, target: Target) -> bool:
+    """Return whether the certificates let no kernel serve ``call``.
+
+    What a file says of a call may make no sense: the compile says what is wrong with it.
+    """
+    try:
+        schema = parsed_schema(call.schema)
+        return certificate_refusal(schema, call.key, target, required=config.certified) is not None
+    except (RuntimeError, ValueError, TypeError, KeyError, AttributeError):
+        return False
 
 
 def _keys(key: KernelKey) -> tuple[KernelKey, KernelKey]:

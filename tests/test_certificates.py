@@ -11,7 +11,7 @@ import pytest
 import torch
 
 import aoti_eager
-from aoti_eager import _certificates, _workload, cache
+from aoti_eager import _certificates, _warm, _workload, cache
 from aoti_eager._certificates import (
     Certificate,
     Certificates,
@@ -44,7 +44,8 @@ def issued(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
 
 def refused(op: Any, *args: Any, **kwargs: Any) -> str | None:
     schema = op_schema(op)
-    return refusal(schema, kernel_key(schema, "CPU", schema.bind(args, kwargs)), TARGET)
+    key = kernel_key(schema, "CPU", schema.bind(args, kwargs))
+    return refusal(schema, key, TARGET, required=True)
 
 
 def test_an_op_serves_with_a_certificate_for_its_dtype(issued: Callable[..., None]) -> None:
@@ -188,6 +189,13 @@ def test_warm_compiles_nothing_that_could_not_serve(issued: Callable[..., None])
     assert report.compiled == 0
 
 
+@pytest.mark.parametrize("words", ["nonsense", "aten::mul.Tensor(Tensor self) -> Tensor"])
+def test_a_workload_with_a_schema_that_makes_no_sense_is_no_error_here(words: str) -> None:
+    schema = op_schema(torch.ops.aten.mul.Tensor)
+    call = _workload.Call(kernel_key(schema, "CPU", (X, X)), None, words)
+    assert not _warm._is_refused(call, TARGET)
+
+
 def test_a_document_of_another_format_is_refused() -> None:
     with pytest.raises(ValueError, match="format 2"):
         read_certificates(json.dumps({"format": 2, "rows": []}))
@@ -195,6 +203,18 @@ def test_a_document_of_another_format_is_refused() -> None:
 
 def test_the_packages_own_certificates_can_be_read() -> None:
     assert len(shipped()) >= 0
+
+
+def test_without_the_setting_an_op_declines_that_was_found_wrong(
+    issued: Callable[..., None],
+) -> None:
+    """The default."""
+    issued(replace(MUL, is_certified=False, reason="NaN instead of inf at 3e38"))
+    with aoti_eager.register("aten::mul.Tensor"):
+        torch.mul(X, X)
+        assert aoti_eager.stats()["aten::mul.Tensor"].declined == {"uncertified": 1}
+        explained = aoti_eager.explain("aten::mul.Tensor", X, X)
+    assert (explained.verdict, explained.reason) == ("declined", "uncertified")
 
 
 def test_without_the_setting_an_op_serves_that_has_none(issued: Callable[..., None]) -> None:
