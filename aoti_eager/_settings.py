@@ -174,7 +174,7 @@ SETTINGS: dict[str, Setting] = {
             False,
             _flag,
             "serve only ops of torch's that have a certificate of being as exact as eager for "
-            "their dtypes; off while the laboratory has not looked at all ops",
+            "their dtypes; 0 refuses only those that were found wrong",
         ),
         Setting(
             "check",
