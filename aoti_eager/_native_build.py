@@ -34,19 +34,8 @@ from ._native_library import NativeFile
 from .errors import NativePathError, UntrustedFileError
 
 _SOURCES = Path(__file__).parent / "csrc"
-_NAMES = (
-    "counters.h",
-    "epochs.h",
-    "gradient.h",
-    "key.h",
-    "native.cpp",
-    "op.h",
-    "pattern.h",
-    "pattern_list.h",
-    "registration.h",
-    "table.h",
-    "torch_compat.h",
-)
+# The sources of kernel libraries, which say themselves what they were made of.
+_NOT_OURS = "thin_"
 LIBRARY_FILE = "native.so"
 RECORD_FILE = "native.json"
 
@@ -71,7 +60,9 @@ Start = Callable[..., "subprocess.Popen[bytes]"]
 
 def build_directory(toolchain: Path) -> Path:
     """Return the directory of this torch and these sources, inside of a store's ``toolchain``."""
-    sources = [hashlib.sha256((_SOURCES / name).read_bytes()).hexdigest() for name in _NAMES]
+    sources = {
+        name: hashlib.sha256((_SOURCES / name).read_bytes()).hexdigest() for name in source_names()
+    }
     made_of = [
         str(torch.__version__),
         torch.version.git_version,
@@ -80,6 +71,13 @@ def build_directory(toolchain: Path) -> Path:
         sources,
     ]
     return toolchain / "native" / json_digest(made_of)[:24]
+
+
+def source_names() -> list[str]:
+    """Return the files that the library is made of: every source that is no kernel library's."""
+    kinds = (".h", ".cpp")
+    found = (path.name for path in _SOURCES.iterdir() if path.suffix in kinds)
+    return sorted(name for name in found if not name.startswith(_NOT_OURS))
 
 
 def find(toolchain: Path, compiler: str | None) -> NativeFile | None:

@@ -373,3 +373,26 @@ def test_a_hit_path_that_cannot_be_loaded_is_one_warning(
     assert _native_path.prepare() is False
     with aoti_eager.config.scope(strict=True), pytest.raises(NativePathError):
         _native_path.prepare()
+
+
+def test_a_change_of_any_source_is_another_library(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A library of older sources would count looks and floating-point modes as they did."""
+    copy = tmp_path / "csrc"
+    shutil.copytree(_native_build._SOURCES, copy)
+    monkeypatch.setattr(_native_build, "_SOURCES", copy)
+    included, seen = ["native.cpp"], set()
+    while included:
+        name = included.pop()
+        seen.add(name)
+        lines = (copy / name).read_text().splitlines()
+        wanted = [line.split('"')[1] for line in lines if line.startswith('#include "')]
+        included += [one for one in wanted if one not in seen]
+    assert len(seen) >= 12
+    directories = {_native_build.build_directory(tmp_path)}
+    for name in sorted(seen):
+        with (copy / name).open("a") as file:
+            file.write("\n")
+        directories.add(_native_build.build_directory(tmp_path))
+    assert len(directories) == 1 + len(seen)
