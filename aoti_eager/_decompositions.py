@@ -23,7 +23,11 @@ _HALF = (torch.float16, torch.bfloat16)
 _FLOATS = (*_HALF, torch.float32, torch.float64)
 _SQRT_HALF = 0.7071067811865476
 _GELU_SCALE, _GELU_CUBE = 0.7978845608028654, 0.044715
+# Three times the latter, as eager has it: in single precision.
+_GELU_SQUARE = 0.13414499163627625
 _INF = float("inf")
+# Inductor multiplies a whole power out; each doubling doubles the error.
+_MOST_FACTORS = 4
 Decomposition = Callable[..., Any]
 
 
@@ -43,7 +47,7 @@ def our_decompositions(fma: Callable[..., Tensor]) -> dict[Any, Decomposition]:
         _aten.hardswish_backward.default: _wide(_hardswish_backward),
         _aten.smooth_l1_loss_backward.default: _wide(_smooth_l1_loss_backward),
         _aten.gelu.default: _gelu_of(_gelu),
-        _aten.gelu_backward.default: _gelu_of(_gelu_backward),
+        _aten.gelu_backward.default: _gelu_of(_gelu_backward, _gelu_backward_of_half),
         _aten.logit.default: _logit,
         _aten.round.decimals: _wide(_round_decimals),
         _aten.clamp.default: _clamp,
@@ -54,15 +58,14 @@ def our_decompositions(fma: Callable[..., Tensor]) -> dict[Any, Decomposition]:
         _aten.special_xlog1py.default: _wide(_xlog1py),
         _aten.erfinv.default: _erfinv,
         _aten.addcdiv.default: _wide(_addcdiv),
-        _aten.lerp.Scalar: _lerp,
         _aten.native_layer_norm_backward.default: layer_norm_backward,
         **_fused(fma),
-        **float_division(),
         **exact_sums(),
     }
     for op in (_aten.mul.Tensor, _aten.mul.Scalar, _aten.div.Tensor, _aten.div.Scalar):
         table[op] = _with_whole_number(op)
-    return {op: _for_floats(function) for op, function in table.items()}
+    # These look at dtypes themselves.
+    return {op: _for_floats(function) for op, function in table.items()} | float_division()
 
 
 def kernel_formulas(fma: Callable[..., Tensor]) -> dict[Any, Decomposition]:
@@ -138,7 +141,7 @@ def _fused(fma: Callable[..., Tensor]) -> dict[Any, Decomposition]:
     def multiply_add(a: Tensor, b: Tensor, c: Tensor) -> Any:
         result = fma(*torch.broadcast_tensors(a, b, c))  # type: ignore[no-untyped-call]
         # Eager's result is laid out as what is added to, first of all; fma's as the first factor.
-        return torch.where(c == c, result, result)
+        return _laid_out_as(c, result)
 
     def add(x: Tensor, other: Any, *, alpha: Any = 1) -> Any:
         if not isinstance(other, Tensor):
@@ -171,7 +174,20 @@ def _fused(fma: Callable[..., Tensor]) -> dict[Any, Decomposition]:
     def tanh_backward(grad: Tensor, y: Tensor) -> Any:
         return grad * multiply_add(-y, y, torch.ones_like(y))
 
+    @_wide
+    def lerp(start: Tensor, end: Tensor, weight: Any) -> Any:
+        # The weight is rounded to the precision in which eager computes, and then taken from one.
+        if start.dtype is torch.float32:
+            weight = float(torch.tensor(float(weight), dtype=torch.float32))
+        is_small = abs(weight) < 0.5
+        step = torch.full_like(start, weight if is_small else weight - 1)
+        result = multiply_add(step, end - start, start if is_small else end)
+        return _laid_out_as(start, result)
+
     return {
+        _aten.lerp.Scalar: lambda start, end, weight: (
+            NotImplemented if isinstance(weight, torch.SymFloat) else lerp(start, end, weight)
+        ),
         _aten.add.Tensor: add,
         _aten.sub.Tensor: sub,
         _aten.rsub.Tensor: lambda x, other, *, alpha=1: rsub(x, other, alpha),
@@ -190,8 +206,22 @@ def _is_one(number: Any) -> bool:
     return isinstance(number, int | float) and number == 1
 
 
+def _laid_out_as(first: Tensor, result: Tensor) -> Tensor:
+    """Return the result with the strides of an eager kernel's whose first argument is ``first``.
+
+    A result has the layout of the first tensor that is read for it.
+    """
+    return torch.where(first == first, result, result)
+
+
 def _elu(x: Tensor, alpha: Any = 1.0, scale: Any = 1.0, input_scale: Any = 1.0) -> Tensor:
-    return torch.where(x >= 0, x * scale, torch.expm1(x * input_scale) * (alpha * scale))
+    below = torch.expm1(x * input_scale) * _product(alpha, scale, x)
+    return torch.where(x >= 0, x * scale, below)
+
+
+def _product(a: Any, b: Any, like: Tensor) -> Tensor:
+    """Return the product of two numbers, each rounded to the tensor's dtype first, as eager's."""
+    return torch.mul(torch.full_like(like, a), b)
 
 
 def _celu(x: Tensor, alpha: Any = 1.0) -> Tensor:
@@ -207,19 +237,19 @@ def _elu_backward(
 ) -> Tensor:
     below = grad * input_scale
     if is_result:
-        below = below * (x + alpha * scale)
+        below = below * (x + _product(alpha, scale, x))
     else:
-        below = below * (alpha * scale) * torch.exp(x * input_scale)
-    return torch.where(x > 0, grad * scale, below)
+        below = below * _product(alpha, scale, x) * torch.exp(x * input_scale)
+    return _laid_out_as(grad, torch.where(x > 0, grad * scale, below))
 
 
 def _hardtanh_backward(grad: Tensor, x: Tensor, low: Any, high: Any) -> Tensor:
-    return torch.where((x > low) & (x < high), grad, 0.0)
+    return _laid_out_as(grad, torch.where((x > low) & (x < high), grad, 0.0))
 
 
 def _hardswish_backward(grad: Tensor, x: Tensor) -> Tensor:
     inner = torch.where(x >= 3, grad, grad * ((x / 3) + 0.5))
-    return torch.where(x <= -3, 0.0, inner)
+    return _laid_out_as(grad, torch.where(x <= -3, 0.0, inner))
 
 
 def _smooth_l1_loss_backward(
@@ -232,11 +262,12 @@ def _smooth_l1_loss_backward(
     return torch.where(difference <= -beta, -outer, torch.where(difference >= beta, outer, inner))
 
 
-def _gelu_of(function: Decomposition) -> Decomposition:
+def _gelu_of(function: Decomposition, half: Decomposition | None = None) -> Decomposition:
     @functools.wraps(function)
     def decomposition(*args: Any, approximate: str = "none") -> Any:
         if approximate == "none" and args[0].dtype in _HALF:
-            return NotImplemented  # Half precision has no digits to lose, and erfc is slow.
+            # Half precision has no digits to lose, and erfc is slow.
+            return NotImplemented if half is None else half(*args)
         return _wide(function)(*args, approximate=approximate)
 
     return decomposition
@@ -249,7 +280,7 @@ def _gelu(x: Tensor, *, approximate: str = "none") -> Any:
         result = x * torch.special.erfc(x * -_SQRT_HALF) * 0.5
         is_onednn = x.dtype is torch.float32 and x.is_contiguous() and x.numel() != 1
         return torch.where(x == _INF, float("nan"), result) if is_onednn else result
-    return x * torch.sigmoid(2.0 * _gelu_inner(x))
+    return 0.5 * x * (1 + torch.tanh(_gelu_inner(x)))
 
 
 def _gelu_inner(x: Tensor) -> Tensor:
@@ -260,11 +291,17 @@ def _gelu_backward(grad: Tensor, x: Tensor, *, approximate: str = "none") -> Any
     if approximate == "none":
         below = 0.5 * torch.special.erfc(x * -_SQRT_HALF)
         return grad * (below + x * (_GELU_SCALE * 0.5 * torch.exp(x * x * -0.5)))
-    half = torch.sigmoid(2.0 * _gelu_inner(x))
-    # Where one plus tanh is zero in eager, it is zero: an infinite gradient gives NaN there.
-    half = torch.where(half < 0.25 * torch.finfo(x.dtype).eps, 0.0, half)
-    inner = _GELU_SCALE * (1 + 3 * _GELU_CUBE * (x * x))
-    return grad * (half + 2.0 * x * (half * (1 - half)) * inner)
+    tanh = torch.tanh(_gelu_inner(x))
+    square = x * x
+    inner = _GELU_SCALE * (1 + _GELU_SQUARE * square)
+    right = 0.5 * x * (1 - tanh * tanh) * inner
+    return grad * (0.5 * (1 + tanh) + right)
+
+
+@_wide
+def _gelu_backward_of_half(grad: Tensor, x: Tensor) -> Tensor:
+    below = 0.5 * (1 + torch.erf(x * _SQRT_HALF))
+    return grad * (below + x * (_GELU_SCALE * 0.5 * torch.exp(x * x * -0.5)))
 
 
 def _softshrink(x: Tensor, lambd: Any = 0.5) -> Tensor:
@@ -312,6 +349,8 @@ def _pow(x: Tensor, exponent: Any) -> Any:
     if power == 0.5 and x.dtype is torch.float16:
         # A power, not a root: of minus infinity it is infinity, of minus zero it is zero.
         return torch.where(x == -_INF, _INF, torch.sqrt(x) + 0.0)
+    if float(power).is_integer() and abs(power) > _MOST_FACTORS:
+        return _wide(_aten.pow.Tensor_Tensor)(x, torch.full_like(x, power))
     return NotImplemented if power == exponent else _aten.pow.Tensor_Scalar(x, power)
 
 
@@ -319,13 +358,6 @@ def _xlog1py(x: Tensor, y: Tensor) -> Tensor:
     # Vector code flushes the logarithm's smallest values to zero.
     logarithm = torch.where(y.abs() < 1e-30, y, torch.log1p(y))
     return torch.where(y != y, y, torch.where(x == 0, 0.0, x * logarithm))
-
-
-def _lerp(start: Tensor, end: Tensor, weight: Any) -> Any:
-    # Its weight is not rounded to half precision, as that of a sum is.
-    if start.dtype not in _HALF:
-        return NotImplemented
-    return _wide(_aten.lerp.Scalar)(start, end, weight)
 
 
 def _erfinv(x: Tensor) -> Any:

@@ -14,21 +14,55 @@ from torch import Tensor
 
 _aten = torch.ops.aten
 _HALF = (torch.float16, torch.bfloat16)
+_FLOATS = (*_HALF, torch.float32, torch.float64)
+# What rounds its arguments or its steps to half precision.
+_STEPS = ("div", "divide", "floor_divide", "fmod", "remainder")
 
 
 def float_division() -> dict[Any, Callable[..., Any]]:
     """Return how these are taken apart, by overload."""
-    return {
+    table: dict[Any, Callable[..., Any]] = {
         _aten.fmod.Scalar: lambda x, other: _aten.fmod.Tensor(x, _rounded(other, x)),
         _aten.remainder.Scalar: lambda x, other: _aten.remainder.Tensor(x, _rounded(other, x)),
         _aten.remainder.Scalar_Tensor: lambda number, x: _aten.remainder.Tensor(
             _rounded(number, x), x
         ),
+        _aten.fmod.Tensor: _of_one_dtype(_aten.fmod.Tensor),
+        _aten.remainder.Tensor: _of_one_dtype(_aten.remainder.Tensor),
         _aten.div.Tensor_mode: _divide,
         _aten.div.Scalar_mode: _divide,
         _aten.floor_divide.default: lambda x, other: _divide(x, other, rounding_mode="floor"),
         _aten.floor_divide.Scalar: lambda x, other: _divide(x, other, rounding_mode="floor"),
     }
+    return {op: _for_floats(function) for op, function in table.items()}
+
+
+def _for_floats(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Return a function that leaves to Inductor what gives no floating-point numbers.
+
+    A first tensor of another dtype is taken in the result's.
+    """
+
+    def decomposition(first: Any, other: Any, **kwargs: Any) -> Any:
+        # What number an input of the kernel will be makes no difference to the dtype.
+        plain = [1.0 if isinstance(one, torch.SymFloat) else one for one in (first, other)]
+        dtype = torch.result_type(*plain)
+        if dtype not in _FLOATS:
+            return NotImplemented
+        if isinstance(first, Tensor):
+            first = first.to(dtype)
+        return function(first, other, **kwargs)
+
+    return decomposition
+
+
+def _of_one_dtype(op: Any) -> Callable[..., Any]:
+    """Return ``op`` of a first tensor and a second one in its dtype."""
+
+    def decomposition(x: Tensor, other: Tensor) -> Any:
+        return NotImplemented if other.dtype is x.dtype else op(x, other.to(x.dtype))
+
+    return decomposition
 
 
 def step_rounding(op: str, dtypes: Sequence[torch.dtype]) -> dict[str, bool]:
@@ -37,7 +71,7 @@ def step_rounding(op: str, dtypes: Sequence[torch.dtype]) -> dict[str, bool]:
     Without it, what is rounded and widened again stays as it was before.
     """
     name = op.partition("::")[2].partition(".")[0].rstrip("_")
-    needed = name in ("div", "divide", "floor_divide") and any(one in _HALF for one in dtypes)
+    needed = name in _STEPS and any(one in _HALF for one in dtypes)
     return {"emulate_precision_casts": True} if needed else {}
 
 
@@ -65,7 +99,9 @@ def _divide(x: Tensor, other: Any, *, rounding_mode: str | None) -> Any:
         return value if steps_in is None else value.to(steps_in).to(torch.float32)
 
     function = _floor_quotient if rounding_mode == "floor" else _whole_quotient
-    return function(wide, divisor, step).to(x.dtype)
+    result = function(wide, divisor, step)
+    # Laid out as the first tensor that is read for it, as eager's is.
+    return torch.where(wide == wide, result, result).to(x.dtype)
 
 
 def _whole_quotient(x: Tensor, y: Tensor, step: Callable[[Tensor], Tensor]) -> Tensor:

@@ -100,6 +100,7 @@ class Comparison:
 
     Attributes:
         metadata: How results differ in dtype, sizes or strides, and errors that only eager raises.
+        elsewhere: Results that eager gives, too, for the same values at another place of a tensor.
     """
 
     def __init__(self, directory: Path, floor: float = FLOOR_ULP) -> None:
@@ -109,6 +110,7 @@ class Comparison:
         self._summary = np.zeros(1, _SUMMARY)
         self._input_dtypes: list[str] = []
         self.metadata: list[str] = []
+        self.elsewhere = 0
 
     def add(
         self,
@@ -227,6 +229,7 @@ class Comparison:
             "beyond": self._examples(worst["worst"], len(worst)),
             "examples": {name: found for name, found in examples.items() if found},
             "metadata": self.metadata,
+            "elsewhere": self.elsewhere,
         }
 
     def _examples(self, records: Any, count: int) -> list[dict[str, Any]]:

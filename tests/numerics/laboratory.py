@@ -12,6 +12,7 @@ from torch import Tensor
 
 from .compare import Comparison
 from .kernels import DeclinedError, Kernel, Kernels, eager_refuses
+from .positions import as_elsewhere
 
 # Elements of a chunk: its results and the exact values stay in a core's cache. The last ones are no
 # whole vector, so the code behind the vector loop runs, too.
@@ -92,6 +93,9 @@ class Laboratory:
                 comparison.add_refused(eager_refuses(error))
                 continue
             compiled = kernel.compiled(inputs)
+            if len(eager) == 1:
+                eager[0], count = as_elsewhere(kernel.eager, inputs, eager[0], compiled[0])
+                comparison.elsewhere += count
             shown = [one for one in inputs if isinstance(one, Tensor)]
             if sparse and number % 16:
                 where = _differing(eager, compiled)

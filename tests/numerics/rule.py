@@ -3,6 +3,8 @@
 - NaN, infinities, integers, booleans and what eager's metadata is: exactly as eager. Only where the
   exact value, rounded to the dtype, is finite or an infinity and eager gives something else, the
   compiled code may give what the exact value is: it is nearer to the truth, and the row says so.
+- Eager's own code for whole vectors and its code for what is behind them disagree on some NaN and
+  infinities: there, the compiled code gives one of the two, and the row counts these results.
 - Signs of zero: as eager's, or counted in the certificate.
 - Finite results: in each region, the largest error of compiled code is at most the largest error of
   eager, or ``FLOOR_ULP`` units in the last place, whichever is larger. The exact value decides the
@@ -66,6 +68,7 @@ def merged(results: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
         "max_ulp_compiled": 0.0,
         "zero_signs": 0,
         "nearer": 0,
+        "elsewhere": 0,
         "values": 0,
         "coverage": "",
         "reference": "",
@@ -100,6 +103,7 @@ def merged(results: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
             row[name] = _larger(row[name], measures[name])
         for name in ("zero_signs", "nearer", "values"):
             row[name] += measures[name]
+        row["elsewhere"] += measures.get("elsewhere", 0)  # Reductions have no other place.
         if measures["nearer"]:
             example = measures["examples"]["nearer"][0]
             notes.append(
@@ -114,6 +118,11 @@ def merged(results: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
     elif not served:
         row["status"] = UNCERTIFIED
         reasons = ["eager takes no such call"]
+    if row["status"] == CERTIFIED and row["elsewhere"]:
+        notes.append(
+            f"eager's vector and scalar code disagree on NaN or infinities: {row['elsewhere']} "
+            "values, in which compiled code gives what one of them gives"
+        )
     if row["status"] == CERTIFIED and row["zero_signs"]:
         notes.append(f"signs of zero differ in {row['zero_signs']} values")
     row["reason"] = "; ".join(sorted(set(reasons or notes)))
