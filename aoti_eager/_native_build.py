@@ -37,8 +37,10 @@ _SOURCES = Path(__file__).parent / "csrc"
 _NAMES = (
     "counters.h",
     "epochs.h",
+    "float_mode.h",
     "gradient.h",
     "key.h",
+    "looks.h",
     "native.cpp",
     "op.h",
     "pattern.h",

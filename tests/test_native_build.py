@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -131,6 +132,17 @@ def test_other_sources_or_another_torch_have_another_directory(
         patched.setattr(_native_build, "_FLAGS", (*_native_build._FLAGS, "-O3"))
         assert _native_build.build_directory(toolchain) != directory
     assert _native_build.build_directory(toolchain) == directory
+
+
+def test_all_that_is_compiled_counts_as_a_source() -> None:
+    """A header that did not would be changed, and the library of the old one would go on."""
+    found, left = set(), {"native.cpp"}
+    while left:
+        name = left.pop()
+        found.add(name)
+        text = (_native_build._SOURCES / name).read_text(encoding="utf-8")
+        left |= set(re.findall(r'^#include "(.*)"$', text, re.MULTILINE)) - found
+    assert sorted(found) == sorted(_native_build._NAMES)
 
 
 def test_the_library_and_its_record_name_nothing_of_this_machine(

@@ -24,7 +24,23 @@ def build(directory: Path) -> Path:
 
 
 def counter(library: Path) -> Callable[[Callable[[], object]], int]:
-    """Return what counts the instructions of one call of a function, in this thread."""
+    """Return what counts the instructions of one call of a function, in this thread.
+
+    Those of the C library are left out: how far its allocator looks for memory depends on what was
+    freed before.
+    """
     count = ctypes.PyDLL(str(library)).ae_count_instructions
-    count.argtypes, count.restype = [ctypes.py_object], ctypes.c_long
-    return count
+    count.argtypes = [ctypes.py_object, ctypes.c_ulong, ctypes.c_ulong]
+    count.restype = ctypes.c_long
+    start, end = _code_of("libc.so")
+    return lambda function: int(count(function, start, end))
+
+
+def _code_of(name: str) -> tuple[int, int]:
+    """Return where the code of a loaded library lies."""
+    for line in Path("/proc/self/maps").read_text().splitlines():
+        addresses, access, *_, path = line.split(maxsplit=5)
+        if "x" in access and Path(path).name.startswith(name):
+            start, end = (int(number, 16) for number in addresses.split("-"))
+            return start, end
+    raise LookupError(f"{name} is not loaded")
