@@ -130,7 +130,7 @@ class Recheck:
     def attach(self, kernel: Kernel) -> None:
         """Have ``kernel`` call this when a look is due: in its second call, or at once."""
         kernel.look = self.serve
-        kernel.left = 0 if get_ident() in _wanting else 1
+        kernel.look_after(0 if get_ident() in _wanting else 1)
 
     def serve(
         self, kernel: Kernel, keyset: Any, args: Sequence[Any], kwargs: Mapping[str, Any]
@@ -139,7 +139,7 @@ class Recheck:
         rests = time.monotonic_ns() < rest_until_ns()
         gap = _PUT_OFF if rests else next_look(self._number) - self._number
         self._number += gap
-        kernel.left = gap - 1
+        kernel.look_after(gap - 1)
         if rests:
             return self._call.cache.entrance(keyset, *args, **kwargs)
         begin = time.monotonic_ns()
@@ -215,14 +215,14 @@ class Recheck:
     def _leave_alone(self, kernel: Kernel) -> None:
         self._slow_calls += 1
         if self._slow_calls > _SLOW_CALLS:
-            kernel.left = float("inf")
+            kernel.look_after(None)
 
     def _failed(self, kernel: Kernel, error: Exception) -> None:
         """Look at no call of this kernel any more: an error of ours, in a call that is served."""
         op = self._call.cache.schema.op
         log.exception("%s: internal error in a comparison", op)
         warn_once("recheck", f"{op}: a served call could not be compared: {error!r}")
-        kernel.left = float("inf")
+        kernel.look_after(None)
 
 
 class _Look:
