@@ -7,7 +7,7 @@
 round both have a new process, and blocks of calls in which the two take turns: CPU time of the
 thread, so that other processes count little, and a new process each round, because where its
 memory lies makes a per cent of difference. The figure is the median of the rounds' ratios of
-medians, and beside it how far the middle half of the rounds is from that. With the two the same
+lower quartiles, and beside it how far the middle half of the rounds is from that. With the two the same
 checkout it says what the benchmark cannot see. Instructions of one call (``instructions.py``) are
 counted in a process of each, and tell a tenth of a per cent apart.
 
@@ -35,6 +35,7 @@ from typing import Any
 from . import instructions
 
 COUNTED_CALLS = 3
+SAMPLES = 10
 HERE = Path(__file__).resolve().parents[2]
 
 # way -> op, how it is called, hit path
@@ -119,7 +120,7 @@ for line in sys.stdin:
     elif "leave" in command:
         entered.close()
     elif "time" in command:
-        answer = timed(function, command["time"])
+        answer = [timed(function, command["calls"]) for _ in range(command["time"])]
     elif "count" in command:
         count = counter(os.environ["AE_COUNTER"])
         answer = min(count(function) for _ in range(command["count"]))
@@ -192,7 +193,7 @@ class Round:
     """What two processes have found of one way, by version.
 
     Attributes:
-        ns: Median of the blocks' nanoseconds a call.
+        ns: Lower quartile of the samples' nanoseconds a call.
         instructions: Least instructions of a call; empty if they were not counted.
     """
 
@@ -207,7 +208,7 @@ def one_round(found: dict[str, Child], way: str, blocks: int, calls: int, counte
     times: dict[str, list[float]] = {name: [] for name in found}
     for number in range(blocks):
         for name in sorted(found, reverse=bool(number % 2)):
-            times[name].append(found[name].ask(time=calls))
+            times[name] += found[name].ask(time=SAMPLES, calls=calls)
     counts = {}
     if counted:
         for child in found.values():
@@ -215,7 +216,12 @@ def one_round(found: dict[str, Child], way: str, blocks: int, calls: int, counte
         counts = {name: child.answer() for name, child in found.items()}
     for child in found.values():
         child.ask(leave=True)
-    return Round({name: statistics.median(values) for name, values in times.items()}, counts)
+    return Round({name: lower_quartile(values) for name, values in times.items()}, counts)
+
+
+def lower_quartile(values: list[float]) -> float:
+    """Return what a quarter of the values is below: what disturbs a sample makes it longer."""
+    return statistics.quantiles(values, n=4)[0]
 
 
 def figures_of(rounds: list[Round]) -> dict[str, Any]:
@@ -242,7 +248,9 @@ def main() -> None:
     parser.add_argument("--other", type=Path, required=True)
     parser.add_argument("--rounds", type=int, default=24, help="processes of each version")
     parser.add_argument("--blocks", type=int, default=30, help="in which they take turns")
-    parser.add_argument("--calls", type=int, default=1000, help="in a block")
+    parser.add_argument(
+        "--calls", type=int, default=100, help="in a sample, ten of which are a block"
+    )
     parser.add_argument("--counted", type=int, default=4, help="rounds that count instructions")
     parser.add_argument("--ways", default="", help="only those whose name this pattern matches")
     parser.add_argument("--caches", type=Path, help="keep the versions' caches here, to use again")
