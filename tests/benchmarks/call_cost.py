@@ -7,9 +7,9 @@
 round both have a new process, and blocks of calls in which the two take turns: CPU time of the
 thread, so that other processes count little, and a new process each round, because where its
 memory lies makes a per cent of difference. The figure is the median of the rounds' ratios of
-lower quartiles, and beside it how far the middle half of the rounds is from that. With the two the same
-checkout it says what the benchmark cannot see. Instructions of one call (``instructions.py``) are
-counted in a process of each, and tell a tenth of a per cent apart.
+lower quartiles, and beside it how far the middle half of the rounds is from that. With the two the
+same checkout it says what the benchmark cannot see. Instructions of one call (``instructions.py``)
+are counted in the first rounds, and tell a tenth of a per cent apart.
 
 Default settings, without the gate, which would decline some of these calls. Ways of a call:
 ``mul`` on 8x8 float32 as a hit, in place, with two keys in turn, declined, disabled; a hit of
