@@ -21,8 +21,8 @@ so that no keyword argument of an op can hide one; without that, ``mul.Tensor`` 
         kernel = cache.lookup(key)
         if kernel is None:
             return cache.miss(key, keyset, (a0, a1,), {})
-        if kernel.left > 0:
-            kernel.left -= 1
+        for _ in kernel.quiet:
+            break
         else:
             return kernel.look(kernel, keyset, (a0, a1,), {})
         run = profiled(kernel.run) if is_profiling() else kernel.run
@@ -169,8 +169,8 @@ def kernel({signature}):
     ae_kernel = ae_cache.lookup(ae_key)
     if ae_kernel is None:
         return ae_cache.miss(ae_key, {call})
-    if ae_kernel.left > 0:
-        ae_kernel.left -= 1
+    for ae_none in ae_kernel.quiet:
+        break
     else:
         return ae_kernel.look(ae_kernel, {call})
     ae_run = ae_profiled(ae_kernel.run) if ae_is_profiling() else ae_kernel.run

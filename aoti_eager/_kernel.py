@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import itertools
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Any, Protocol
 
@@ -60,7 +60,7 @@ class Kernel:
         numbers: For C++, a byte for each argument: whether it is a number that is an input.
         pattern: What C++ matches calls with that share the library; ``None`` for a key of its own.
         certified: Whether it may serve while the setting ``certified`` is on.
-        left: For Python: how many calls it serves until ``look`` is called instead.
+        quiet: For Python: an item for each call that it serves before ``look`` is called instead.
         look: Serves a call and compares it with the original once more; ``None`` for never.
         gated: Whether it may serve while the setting ``gate`` is on; set by who knows its times.
     """
@@ -69,7 +69,6 @@ class Kernel:
         "certified",
         "gated",
         "is_dynamic",
-        "left",
         "lock",
         "look",
         "native",
@@ -78,6 +77,7 @@ class Kernel:
         "parallel",
         "pattern",
         "plain",
+        "quiet",
         "results",
         "run",
         "single",
@@ -101,7 +101,7 @@ class Kernel:
         self.words = words
         self.certified = False
         self.gated = False
-        self.left: float = math.inf
+        self.quiet: Iterator[None] = itertools.repeat(None)
         self.look: Look | None = None
         self.is_dynamic = False
         self.numbers = b""
@@ -110,6 +110,11 @@ class Kernel:
         self.parallel = parallel
         self.single = len(outputs) == 1 and outputs[0].get("output") == 0
         self.results = result_function(schema, outputs)
+
+    def look_after(self, calls: int | None) -> None:
+        """Have ``look`` called after so many calls; ``None`` for never."""
+        # An iterator counts in C: a number that Python lowers by one costs twice as much.
+        self.quiet = itertools.repeat(None) if calls is None else itertools.repeat(None, calls)
 
     def take_numbers(self, template: CallTemplate) -> None:
         """Have the numbers of a call handed to the library, which takes them as inputs."""

@@ -148,20 +148,18 @@ def is_usual_float_mode() -> bool:
     ``torch.set_flush_denormal`` changes the first, other libraries change both. Nothing in Python
     reads the CPU's register, so its effects are looked at: C++ compares the bits.
     """
-    return _DENORMAL > _ZERO and _ONE + _TINY - _TINY == _ONE
+    return _is_usual_float_mode()
 
 
-# A denormal counts as zero, or one and next to nothing is rounded away from one, upwards by the sum
-# or downwards by the difference. By names: the compiler of Python would compute with literals, once
-# for all threads.
-_DENORMAL, _ZERO, _ONE, _TINY = 5e-324, 0.0, 1.0, 2.0**-60
-_FLOAT_MODE = "(ae_denormal > ae_zero and ae_one + ae_tiny - ae_tiny == ae_one)"
-_FLOAT_MODE_NAMES = {
-    "ae_denormal": _DENORMAL,
-    "ae_zero": _ZERO,
-    "ae_one": _ONE,
-    "ae_tiny": _TINY,
-}
+# The difference of two numbers next to the least normal one is a denormal, which is no zero unless
+# results are flushed, or arguments of the comparison; one and next to nothing is rounded away from
+# one, upwards by the sum or downwards by the difference. Each begins with a name: the compiler of
+# Python computes with literals, once for all threads. Sums, because products of denormals take a
+# hundred times as long on some processors.
+_LEAST, _TINY = 2.0**-1022, 2.0**-60
+_FLOAT_MODE = f"ae_more - {_LEAST!r} > 0.0 and ae_one + {_TINY!r} - {_TINY!r} == 1.0"
+_FLOAT_MODE_NAMES = {"ae_more": 1.5 * _LEAST, "ae_one": 1.0}
+_is_usual_float_mode: Callable[[], bool] = eval(f"lambda: {_FLOAT_MODE}", dict(_FLOAT_MODE_NAMES))
 
 
 def argument_component(op: str, argument: Argument, value: Any) -> Component:
@@ -288,7 +286,7 @@ _PLAIN = frozenset({Tensor, torch.nn.Parameter})
 
 def _other_key_function(tensor: str) -> Callable[[Any], Any]:
     """Return a function that gives the key of what is no plain tensor: a subclass, or no tensor."""
-    names: dict[str, Any] = {"ae_is_aligned": is_aligned}
+    names: dict[str, Any] = {"ae_is_aligned": is_aligned, "ae_complex": _COMPLEX}
     exec(f"def tensor_key(t): return {tensor.format('t')}", names)  # noqa: S102
     tensor_key = names["tensor_key"]
 
@@ -304,9 +302,12 @@ def _other_key_function(tensor: str) -> Callable[[Any], Any]:
 # On the CPU key every tensor is a strided CPU one: other layouts and devices have keys of their
 # own, so asking for them would only cost time.
 # Only complex numbers are conjugated; to ask costs as much as all other attributes.
+_COMPLEX = frozenset(
+    dtype for dtype in vars(torch).values() if isinstance(dtype, torch.dtype) and dtype.is_complex
+)
 _CPU_TENSOR = (
     "((ae_dtype := {0}.dtype), {0}.shape, {0}.stride(), {0}.is_neg(), "
-    "ae_dtype.is_complex and {0}.is_conj())"
+    "ae_dtype in ae_complex and {0}.is_conj())"
 )
 _DEVICE_TENSOR = f"({_CPU_TENSOR[1:-1]}, {{0}}.device, ae_is_aligned({{0}}))"
 
@@ -338,6 +339,7 @@ def table_key_source(schema: OpSchema, dispatch_key: str, names: dict[str, Any])
         ae_isinstance=isinstance,
         ae_tuple=tuple,
         ae_plain=_PLAIN,
+        ae_complex=_COMPLEX,
         ae_other_key=_other_key_function(tensor),
         ae_number_kind=number_kind,
         ae_scalar_key=scalar_table_key,
@@ -356,8 +358,10 @@ def table_key_source(schema: OpSchema, dispatch_key: str, names: dict[str, Any])
     ]
     if schema.mutated:
         parts.append(overlap_source(schema))
-    parts += ["ae_default_dtype()", "ae_deterministic()", "ae_precision()", "ae_threads()"]
-    parts.append(_FLOAT_MODE)
+    parts += ["ae_default_dtype()", "ae_deterministic()", "ae_precision()"]
+    # A thread in an unusual mode declines, however many others there are. As a condition, which
+    # costs less than one more part of the key.
+    parts.append(f"(ae_threads() if {_FLOAT_MODE} else None)")
     return f"({', '.join(parts)},)"
 
 

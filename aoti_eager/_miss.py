@@ -192,10 +192,10 @@ class Miss:
         )
 
     def _mutation_overlaps(self) -> bool:
-        # The table key has the answer just before the five values of the context.
+        # The table key has the answer just before the four values of the context.
         # A function's state and constants come first.
         with_constants = self._cache.function is not None and self._table_key[1]
-        return bool(self._table_key[-6] or with_constants)
+        return bool(self._table_key[-5] or with_constants)
 
     # -- a kernel from the store --
 

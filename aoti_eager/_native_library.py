@@ -66,6 +66,7 @@ _FUNCTIONS: dict[str, tuple[Any, tuple[Any, ...]]] = {
     "ae_set_failed": (None, (_POINTER,)),
     "ae_rest_looks": (None, (ctypes.c_int64,)),
     "ae_next_look": (ctypes.c_uint64, (ctypes.c_uint64,)),
+    "ae_put_off": (ctypes.c_uint64, (ctypes.c_uint64,)),
     "ae_recorded_key": (_SIZE, (_POINTER, _SIZE)),
     "ae_alive": (None, (_POINTER,)),
 }

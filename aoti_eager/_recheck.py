@@ -44,11 +44,11 @@ LIMIT_NUMEL = 1 << 16
 _SLOW_CALLS = 4
 # The whole of a process's time to what looks may take of it.
 PARTS = 1000
-# After how many calls a look that was put off is due again.
-_PUT_OFF = 64
 
 _began_ns = time.monotonic_ns()
 _spent_ns = 0
+# What was published last: to look at the settings in each call that is put off costs more than it.
+_rest_until_ns = 0
 # Threads whose call C++ sent to be compared, and whose kernel Python does not have yet.
 _wanting: set[int] = set()
 
@@ -56,6 +56,15 @@ _wanting: set[int] = set()
 def next_look(number: int) -> int:
     """Return the number of the call of a kernel that is compared next, after that ``number``."""
     return 1 << number.bit_length() if number < 1024 else (number // 65536 + 1) * 65536
+
+
+def put_off(number: int) -> int:
+    """Return after how many calls a look is due again for which there was no time at ``number``.
+
+    Seldom, so that a kernel that is never looked at does not pay for that: to ask costs as much as
+    a call.
+    """
+    return min(max(64, number // 16), 4096)
 
 
 def rest_until_ns() -> int:
@@ -66,8 +75,10 @@ def rest_until_ns() -> int:
 
 
 def publish() -> None:
-    """Tell C++ when calls may be compared; after each change of a setting."""
-    _native.rest_looks(rest_until_ns())
+    """Tell both hit paths when calls may be compared; after each change of a setting."""
+    global _rest_until_ns
+    _rest_until_ns = rest_until_ns()
+    _native.rest_looks(_rest_until_ns)
 
 
 @contextlib.contextmanager
@@ -130,16 +141,16 @@ class Recheck:
     def attach(self, kernel: Kernel) -> None:
         """Have ``kernel`` call this when a look is due: in its second call, or at once."""
         kernel.look = self.serve
-        kernel.left = 0 if get_ident() in _wanting else 1
+        kernel.look_after(0 if get_ident() in _wanting else 1)
 
     def serve(
         self, kernel: Kernel, keyset: Any, args: Sequence[Any], kwargs: Mapping[str, Any]
     ) -> Any:
         """Return the result of a call, which is compared if there is time for that."""
-        rests = time.monotonic_ns() < rest_until_ns()
-        gap = _PUT_OFF if rests else next_look(self._number) - self._number
+        rests = time.monotonic_ns() < _rest_until_ns
+        gap = put_off(self._number) if rests else next_look(self._number) - self._number
         self._number += gap
-        kernel.left = gap - 1
+        kernel.look_after(gap - 1)
         if rests:
             return self._call.cache.entrance(keyset, *args, **kwargs)
         begin = time.monotonic_ns()
@@ -215,14 +226,14 @@ class Recheck:
     def _leave_alone(self, kernel: Kernel) -> None:
         self._slow_calls += 1
         if self._slow_calls > _SLOW_CALLS:
-            kernel.left = float("inf")
+            kernel.look_after(None)
 
     def _failed(self, kernel: Kernel, error: Exception) -> None:
         """Look at no call of this kernel any more: an error of ours, in a call that is served."""
         op = self._call.cache.schema.op
         log.exception("%s: internal error in a comparison", op)
         warn_once("recheck", f"{op}: a served call could not be compared: {error!r}")
-        kernel.left = float("inf")
+        kernel.look_after(None)
 
 
 class _Look:

@@ -153,8 +153,8 @@ class Table:
         with self._lock:
             for key, kernel in list(self.kernels.items()):
                 if which(kernel):
-                    del self.kernels[key]
                     self._remove_natively(kernel)
+                    del self.kernels[key]
                     self._tell()
 
     def leave_dynamic(self) -> None:
@@ -180,6 +180,10 @@ class Table:
             if len(self.declines) >= DECLINES_LIMIT:
                 self._forget_declines()  # They are found out again; memory is not.
             self._leave_pattern(key, decline)
+            kernel = self.kernels.get(key)
+            if kernel is not None:
+                # Before Python lets go of it: whoever finds none there must not be served by C++.
+                self._remove_natively(kernel)
             lost = self.kernels.pop(key, None) is not None
             self._undecline(key)
             self.declines[key] = decline
@@ -206,13 +210,13 @@ class Table:
     def clear(self) -> None:
         """Let go of all libraries; a call that is inside of one ends undisturbed."""
         with self._lock:
+            if self.native is not None:
+                self.native.clear()
             self.kernels.clear()
             self.declines.clear()
             self.arrivals.clear()
             self.compiling = self.lost = 0
             self.specialised = Specialisations()
-            if self.native is not None:
-                self.native.clear()
             self._tell()
 
     def close(self) -> None:

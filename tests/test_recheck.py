@@ -67,6 +67,22 @@ def test_cpp_looks_at_the_same_calls(native_library: None) -> None:
         assert next_look(number) == _recheck.next_look(number)
 
 
+@pytest.mark.native
+def test_cpp_puts_looks_off_for_as_many_calls(native_library: None) -> None:
+    put_off = _native_library.functions().ae_put_off
+    for number in (*range(1, 3000), 65535, 65536, 65537, 1 << 20):
+        assert put_off(number) == _recheck.put_off(number)
+
+
+def test_a_look_that_is_put_off_for_ever_costs_few_calls() -> None:
+    """Of a million calls, one in two thousand at most asks whether there is time."""
+    number, asked = 2, 0
+    while number < 1_000_000:
+        asked += 1
+        number += _recheck.put_off(number)
+    assert asked < 500
+
+
 def test_calls_2_4_8_of_a_key_are_compared() -> None:
     with aoti_eager.register("aten::relu"):
         aten.relu(GOOD)
@@ -133,6 +149,26 @@ def test_two_threads(wrong_relu: None) -> None:
     assert problems == []
     counts = stats("aten::relu")
     assert counts.declined.get("mismatch", 0) > 0
+
+
+@pytest.mark.usefixtures("wrong_relu")
+def test_no_call_is_served_once_the_decision_against_a_kernel_can_be_seen(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Another thread may call between any two steps of the one that decides."""
+    table = cache_of("aten::relu").table
+    seen: list[bool] = []
+    count = table._count
+
+    def calls(*arguments: Any) -> None:
+        seen.extend(equal(aten.relu(BAD), BAD.clamp(min=0)) for _ in range(8))
+        count(*arguments)
+
+    aten.relu(GOOD)
+    monkeypatch.setattr(table, "_count", calls)
+    with pytest.warns(AotiEagerWarning):
+        aten.relu(BAD)
+    assert seen == [True] * 8
 
 
 def test_arguments_that_are_written_to_get_the_originals_values() -> None:
@@ -234,7 +270,7 @@ def test_nothing_is_looked_at_where_that_is_switched_off(
 def test_looks_rest_when_they_have_taken_their_share(
     wrong_relu: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """And are made up for: each 64 calls it is seen whether there is time again."""
+    """And are made up for: after 64 calls it is seen whether there is time again."""
     before = rechecks("aten::relu")
     monkeypatch.setattr(_recheck, "PARTS", 1 << 40)
     monkeypatch.setattr(_recheck, "_spent_ns", 1 << 20)

@@ -56,8 +56,27 @@ def rounding(direction: str) -> Iterator[None]:
         libm.fesetround(0)
 
 
+@contextlib.contextmanager
+def register_bit(bit: int) -> Iterator[None]:
+    """Set one bit of the register alone, which ``torch.set_flush_denormal`` never does."""
+    if not torch.backends.cpu.get_cpu_capability().startswith("AVX"):
+        pytest.skip("the register is x86-64's")
+    libm = ctypes.CDLL(ctypes.util.find_library("m"))
+    before = (ctypes.c_uint32 * 8)()
+    assert libm.fegetenv(before) == 0
+    changed = type(before)(*before)
+    changed[7] |= bit  # MXCSR, after 28 bytes of the x87
+    assert libm.fesetenv(changed) == 0
+    try:
+        yield
+    finally:
+        libm.fesetenv(before)
+
+
 MODES: dict[str, Callable[[], contextlib.AbstractContextManager[None]]] = {
     "flush": flushing,
+    "flush arguments": lambda: register_bit(0x40),
+    "flush results": lambda: register_bit(0x8000),
     **{name: lambda name=name: rounding(name) for name in ROUNDINGS},  # type: ignore[misc]
 }
 

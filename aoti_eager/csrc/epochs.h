@@ -39,8 +39,7 @@ class Epochs {
 
  public:
   static Epochs& instance() {
-    static auto* epochs = new Epochs; // Threads may outlive static destructors.
-    return *epochs;
+    return *instance_;
   }
 
   // Returns this thread's place.
@@ -131,12 +130,18 @@ class Epochs {
 
   Place& take_place();
 
+  // Made when the library is loaded: a hit that asks twice whether it is there pays for that.
+  // Never deleted: threads may outlive static destructors.
+  static Epochs* const instance_;
+
   std::mutex writers_;
   std::atomic<uint64_t> epoch_{1};
   std::atomic<Place*> places_{nullptr};
   std::atomic<uint32_t> number_of_places_{0};
   std::vector<Retired> retired_;
 };
+
+inline Epochs* const Epochs::instance_ = new Epochs;
 
 namespace {
 

@@ -7,7 +7,6 @@
 
 #pragma once
 
-#include <ATen/Context.h>
 #include <ATen/Parallel.h>
 #include <ATen/core/Tensor.h>
 #include <ATen/core/stack.h>
@@ -111,14 +110,13 @@ class KeyWriter {
       words_.push_back(kOverlap | Word(mutation_overlaps(arguments, values)) << 8);
     }
     words_.push_back(context());
-    return is_precision_told(at::globalContext());
+    return is_precision_told();
   }
 
   static Word context() {
-    const at::Context& context = at::globalContext();
     return kContext | Word(c10::get_default_dtype_as_scalartype()) << 8 |
-        Word(context.deterministicAlgorithms()) << 16 | Word(!is_usual_float_mode()) << 17 |
-        Word(matmul_precision(context)) << 24 | Word(at::get_num_threads()) << 32;
+        Word(settings.deterministicAlgorithms()) << 16 | Word(!is_usual_float_mode()) << 17 |
+        Word(matmul_precision()) << 24 | Word(at::get_num_threads()) << 32;
   }
 
  private:

@@ -6,6 +6,7 @@
 
 #pragma once
 
+#include <algorithm>
 #include <array>
 #include <atomic>
 #include <bit>
@@ -34,6 +35,11 @@ class Looks {
     return number < 1024 ? uint64_t{1} << std::bit_width(number) : (number / 65536 + 1) * 65536;
   }
 
+  // After how many calls a comparison is due again for which there was no time at `number`.
+  static uint64_t put_off(uint64_t number) {
+    return std::clamp<uint64_t>(number / 16, 64, 4096);
+  }
+
   // Until when no call is compared, in nanoseconds of the steady clock: the share of the time that
   // comparisons may take is used up, or they are switched off.
   static std::atomic<int64_t>& rest_until() {
@@ -43,8 +49,6 @@ class Looks {
 
  private:
   static constexpr size_t kParts = 16;
-  // After how many calls a comparison that was put off is due again: a look at the clock costs 25 ns.
-  static constexpr uint32_t kPutOff = 64;
 
   struct alignas(kCacheLine) Part {
     std::atomic<uint32_t> left{1}; // calls before the one that is due
@@ -55,7 +59,7 @@ class Looks {
     int64_t now = std::chrono::steady_clock::now().time_since_epoch() / std::chrono::nanoseconds(1);
     bool rests = now < rest_until().load(std::memory_order_relaxed);
     uint64_t number = part.number.load(std::memory_order_relaxed);
-    uint64_t gap = rests ? kPutOff : next(number) - number;
+    uint64_t gap = rests ? put_off(number) : next(number) - number;
     part.number.store(number + gap, std::memory_order_relaxed);
     part.left.store(static_cast<uint32_t>(gap - 1), std::memory_order_relaxed);
     return !rests;

@@ -301,6 +301,11 @@ uint64_t ae_next_look(uint64_t number) {
   return Looks::next(number);
 }
 
+// After how many calls a comparison is due again that was put off at the call `number`.
+uint64_t ae_put_off(uint64_t number) {
+  return Looks::put_off(number);
+}
+
 // Gives the key of this thread's last call of an op in the state "record".
 size_t ae_recorded_key(Word* words, size_t room) {
   std::vector<Word>& key = recorded_key();

@@ -10,6 +10,10 @@
 
 namespace aoti_eager {
 
+// The process's settings, which are one object for as long as it runs; a call that gives it costs
+// twelve instructions.
+inline const at::Context& settings = at::globalContext();
+
 // The public getter asks three other settings whether they agree, which takes 60 ns: as long as all
 // the rest of a key. What it returns is this member. The hit path is built for one version of
 // torch, so the member is where its header says.
@@ -27,8 +31,8 @@ struct Reveal {
 
 template struct Reveal<&at::Context::float32_matmul_precision>;
 
-inline at::Float32MatmulPrecision matmul_precision(const at::Context& context) {
-  return context.*precision_member();
+inline at::Float32MatmulPrecision matmul_precision() {
+  return settings.*precision_member();
 }
 
 // What the settings of `torch.backends.fp32_precision` and its kin say, by backend and operation. The
@@ -51,7 +55,7 @@ template struct RevealPrecisions<&at::Context::fp32_precision>;
 
 // The settings by which the CPU multiplies; the first that is not "none" decides.
 inline const std::array<const at::Float32Precision*, 3> precision_places = [] {
-  const Precisions& all = at::globalContext().*precisions_member();
+  const Precisions& all = settings.*precisions_member();
   auto of = [&all](at::Float32Backend backend, at::Float32Op op) {
     auto found = all.find({backend, op});
     static constexpr auto kNone = at::Float32Precision::NONE;
@@ -65,7 +69,7 @@ inline const std::array<const at::Float32Precision*, 3> precision_places = [] {
 
 // Whether the matmul precision of a key is that by which the CPU multiplies: the newer settings go
 // their own way, and then torch refuses to tell the older one.
-inline bool is_precision_told(const at::Context& context) {
+inline bool is_precision_told() {
   static_assert(static_cast<int>(at::Float32Precision::NONE) == 0);
   const auto& places = precision_places;
   if ((static_cast<int>(*places[0]) | static_cast<int>(*places[1]) |
@@ -77,10 +81,10 @@ inline bool is_precision_told(const at::Context& context) {
       continue;
     }
     if (*place == at::Float32Precision::BF16) {
-      return matmul_precision(context) == at::Float32MatmulPrecision::MEDIUM;
+      return matmul_precision() == at::Float32MatmulPrecision::MEDIUM;
     }
     return *place != at::Float32Precision::TF32 ||
-        matmul_precision(context) == at::Float32MatmulPrecision::HIGH;
+        matmul_precision() == at::Float32MatmulPrecision::HIGH;
   }
   return true;
 }
