@@ -81,14 +81,14 @@ class Measured:
         return cls(path_times(answer["times"]), compared=answer["compared"])
 
 
-def failure(answer: Mapping[str, Any], key: KernelKey) -> CompileError:
-    """Return the error that an answer with a ``reason`` stands for.
+def failure(answer: Mapping[str, Any], what: str) -> CompileError:
+    """Return the error that an answer with a ``reason`` stands for; ``what`` begins its message.
 
     Raises:
         KeyError, TypeError, ValueError, AttributeError: The answer is of another kind, as that of
             a worker of another version may be.
     """
-    reason, message = answer["reason"], f"{key.op}: {answer['message']}"
+    reason, message = answer["reason"], f"{what}: {answer['message']}"
     if reason not in REASONS:
         raise ValueError(f"no reason: {reason!r}")
     return CompileError(reason, message, log=answer["log"], remember=answer["remember"])

@@ -91,7 +91,7 @@ class CompileService:
         request = self._compile_request(key, toolchain, check, function, schema, is_native)
         request |= {"kind": "compile", "gate": gate, "work": str(work)}
         request |= _dynamic_request(dynamic)
-        return self._answer(request, key, timeout_s, Compiled.read)
+        return self._answer(request, key.op, timeout_s, Compiled.read)
 
     def publish(
         self,
@@ -130,7 +130,7 @@ class CompileService:
         request = self._compile_request(key, toolchain, check, function, schema, is_native)
         request |= {"kind": "publish", "gate": gate, "store": place}
         request |= _dynamic_request(dynamic)
-        return self._answer(request, key, timeout_s, Published.read)
+        return self._answer(request, key.op, timeout_s, Published.read)
 
     def measure(
         self,
@@ -161,7 +161,27 @@ class CompileService:
         """
         request = self._request(key, toolchain, check, function, schema, is_native)
         request |= {"kind": "measure", "library": library, "numbers": library.get("numbers")}
-        return self._answer(request, key, timeout_s, Measured.read)
+        return self._answer(request, key.op, timeout_s, Measured.read)
+
+    def make_parts(self, toolchain: Path, *, threads: int, timeout_s: float) -> bool:
+        """Make what all libraries share, unless it is there; return whether it was made.
+
+        Args:
+            toolchain: As for ``compile``.
+            threads: The thread count of the calls to come.
+            timeout_s: Seconds until the worker is killed.
+
+        Raises:
+            CompileError: It cannot be made or kept.
+        """
+        request = {
+            "kind": "parts",
+            "toolchain": str(toolchain),
+            "options": self._options(threads),
+            "timeout_s": timeout_s,
+        }
+        what = "what kernel libraries share"
+        return self._answer(request, what, timeout_s, lambda answer: bool(answer["was_made"]))
 
     def _compile_request(
         self,
@@ -176,7 +196,7 @@ class CompileService:
             raise CompileError("no_compiler", NO_COMPILER, remember=False)
         return {
             **self._request(key, toolchain, check, function, schema, is_native),
-            "options": self._options(key),
+            "options": self._options(dict(key.context)["threads"]),
         }
 
     @staticmethod
@@ -204,29 +224,29 @@ class CompileService:
     def _answer(
         self,
         request: dict[str, Any],
-        key: KernelKey,
+        what: str,
         timeout_s: float,
         read: Callable[[dict[str, Any]], T],
     ) -> T:
         with self._lock:
             self._running += 1
         try:
-            answer = self._asked(request, key, timeout_s)
+            answer = self._asked(request, what, timeout_s)
         finally:
             with self._lock:
                 self._running -= 1
                 self._idle_again.notify_all()
         try:
-            problem = failure(answer, key) if "reason" in answer else None
+            problem = failure(answer, what) if "reason" in answer else None
             if problem is None:
                 return read(answer)
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             # Another version, say, that was installed over ours while the script runs.
-            message = f"{key.op}: the compile worker gave an answer of another kind: {error!r}"
+            message = f"{what}: the compile worker gave an answer of another kind: {error!r}"
             raise CompileError("worker_died", message, remember=False) from error
         raise problem
 
-    def _asked(self, request: dict[str, Any], key: KernelKey, timeout_s: float) -> dict[str, Any]:
+    def _asked(self, request: dict[str, Any], what: str, timeout_s: float) -> dict[str, Any]:
         deadline = time.monotonic() + timeout_s
         root = Path(request["toolchain"]).parent
         for _ in range(2):
@@ -240,10 +260,10 @@ class CompileService:
                 Store(root, lock_timeout_s=0.0).remove_work_of(worker.pid)
             if time.monotonic() >= deadline:
                 raise CompileError(
-                    "compile_timeout", f"{key.op}: no library after {timeout_s:g} s", remember=False
+                    "compile_timeout", f"{what}: no library after {timeout_s:g} s", remember=False
                 )
         died = "Python is ending" if self.ended else "the compile worker died twice"
-        raise CompileError("worker_died", f"{key.op}: {died}", remember=False)
+        raise CompileError("worker_died", f"{what}: {died}", remember=False)
 
     def close(self) -> None:
         """End all workers; what they were compiling is lost."""
@@ -277,7 +297,7 @@ class CompileService:
         self._running = 0
         self._slots = threading.BoundedSemaphore(self._limit)
 
-    def _options(self, key: KernelKey) -> dict[str, Any]:
+    def _options(self, threads: int) -> dict[str, Any]:
         settings = inductor_settings()
         for name, value in settings.items():
             if not isinstance(value, str | int | float | bool | None):
@@ -288,7 +308,7 @@ class CompileService:
                     remember=False,
                 )
         ours: dict[str, Any] = {
-            "cpp.threads": dict(key.context)["threads"],
+            "cpp.threads": threads,
             # Elements a thread; Inductor's 512 cost more to hand out than to compute.
             "cpp.min_chunk_size": 4096,
             # Three megabytes and half a second of debug tables in each library otherwise.

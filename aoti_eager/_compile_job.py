@@ -93,6 +93,7 @@ class CompileJobs:
             "compile": self._compile_into_work,
             "publish": self._publish,
             "measure": self._measure_stored,
+            "parts": self._make_parts,
         }
         self._sweep(Path(request["toolchain"]).parent)
         try:
@@ -186,6 +187,32 @@ class CompileJobs:
             with contextlib.suppress(OSError):  # It is measured again, that is all.
                 Verdicts(store.root).put(stored.entry.digest, verdict)
         return {"entry": str(stored.path), "compiled": True}
+
+    # -- what all libraries have in common --
+
+    def _make_parts(self, request: Request) -> Answer:
+        """Make what the libraries of ops and those of functions share; say whether it was made."""
+        self._import_inductor()
+        from . import _inductor_compat
+        from ._float_flags import contraction
+        from ._thin_codegen import compile_command
+        from ._thin_header import make_parts, stub_library
+
+        root = Path(request["toolchain"]).parent
+        plain = plain_path(root)
+        headers = plain / "toolchain" / "headers"
+        was_made = False
+        store = Store(root, lock_timeout_s=_LOCK_TIMEOUT_S)
+        with store.workspace() as work, self._working_in(work):
+            written = plain / work.relative_to(root)
+            _use_directories(written, headers)
+            for is_function in (False, True):
+                options = {**contraction(is_function), **request["options"]}
+                with _inductor_compat.settings(options):
+                    command = compile_command(written)
+                was_made |= make_parts(command, headers, request["timeout_s"])
+                stub_library(command[0], headers, written)
+        return {"was_made": was_made}
 
     # -- a library that exists --
 

@@ -56,6 +56,7 @@ __all__ = [
     "inspect_generated_code",
     "prepare_worker",
     "remember_probes",
+    "settings",
     "use_headers",
 ]
 
@@ -314,6 +315,11 @@ def aot_code_compiler(compile_: Callable[..., Any]) -> Iterator[None]:
         yield
     finally:
         codecache.AotCodeCompiler.compile = before  # type: ignore[method-assign]
+
+
+def settings(options: dict[str, Any]) -> contextlib.AbstractContextManager[Any]:
+    """Return the context in which Inductor's settings are these, by dotted name."""
+    return inductor_config.patch(options)  # type: ignore[no-any-return]
 
 
 def compile_flags(source: Path) -> list[str]:

@@ -1,7 +1,8 @@
-"""Whether calls go through the C++ hit path: it is found, or built while Python serves.
+"""Whether calls go through the C++ hit path: it is found, or built.
 
-``prepare`` is called where ops are registered: it loads a library that the store has, and has one
-built in the background otherwise. What the build gives is loaded by the next ``prepare``.
+``prepare`` is called where ops are registered: it loads a library that the store has. Where there
+is none, the first ``prepare`` of a machine waits for the build, for a while; what takes longer goes
+on beside the script, and the next ``prepare`` loads what it gives.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import atexit
 import contextlib
 import os
 import subprocess
+import sys
 import threading
 from pathlib import Path
 from typing import Any
@@ -20,24 +22,54 @@ from ._warnings import log, warn_once
 from .config import config
 from .errors import AotiEagerError, NativePathError, StoreError
 
+# Seconds that a script waits for a build. Then Python serves, which is slower than the originals on
+# short calls, and right.
+FOREGROUND_S = 10.0
+
+# What the compiler's priority is lowered by when the script goes on.
+_NICE = 10
+
 
 class _Build:
-    """A build in the background, one a process."""
+    """A build on a thread of its own, one a process."""
 
     def __init__(self) -> None:
         self.thread: threading.Thread | None = None
         self.failures: dict[Path, NativePathError] = {}  # by the toolchain directory
         self._process: subprocess.Popen[bytes] | None = None
+        self._is_awaited = False
         self._ending = False
         self._lock = threading.Lock()
 
-    def start(self, toolchain: Path, compiler: str) -> None:
-        """Build in the background, if nothing is being built."""
-        if (self.thread is None or not self.thread.is_alive()) and not self._ending:
-            self.thread = threading.Thread(
-                target=self._run, args=(toolchain, compiler), name="aoti_eager-native", daemon=True
-            )
-            self.thread.start()
+    def start(self, toolchain: Path, compiler: str, foreground_s: float) -> None:
+        """Build, if nothing is being built.
+
+        Args:
+            toolchain: The directory of that name in a store.
+            compiler: Path of the C++ compiler.
+            foreground_s: Seconds to wait for the build; then it goes on at a lower priority.
+        """
+        if (self.thread is not None and self.thread.is_alive()) or self._ending:
+            return
+        self._is_awaited = foreground_s > 0
+        self.thread = threading.Thread(
+            target=self._run, args=(toolchain, compiler), name="aoti_eager-native", daemon=True
+        )
+        self.thread.start()
+        if self._is_awaited:
+            try:
+                self.thread.join(foreground_s)
+            finally:  # Also after Ctrl-C.
+                self._give_way()
+
+    def _give_way(self) -> None:
+        """Put the compiler behind the script's own work: nothing waits for it any more."""
+        with self._lock:
+            self._is_awaited = False
+            process = self._process
+        if process is not None and process.poll() is None:
+            with contextlib.suppress(OSError):
+                os.setpriority(os.PRIO_PGRP, process.pid, _NICE)
 
     def _run(self, toolchain: Path, compiler: str) -> None:
         try:
@@ -52,7 +84,10 @@ class _Build:
             if self._ending:
                 raise NativePathError("Python is ending")
             self._process = subprocess.Popen(*arguments, **options)
-            return self._process
+            is_awaited = self._is_awaited
+        if not is_awaited:
+            self._give_way()
+        return self._process
 
     def end(self) -> None:
         """Kill the compiler: Python ends, and nobody will use what it makes."""
@@ -69,9 +104,10 @@ _lock = threading.Lock()
 
 
 def prepare() -> bool:
-    """Return whether the C++ hit path is loaded; start its build if it is wanted and not there.
+    """Return whether the C++ hit path is loaded; have it built if it is wanted and not there.
 
-    With the setting ``native`` at ``1`` the build is waited for. A failure is one warning.
+    The setting ``native`` says how long the build is waited for: at ``auto`` for ``FOREGROUND_S``
+    seconds, at ``1`` until it is done, at ``background`` not at all. A failure is one warning.
 
     Raises:
         AotiEagerError: It failed, and ``config.strict`` is on.
@@ -83,7 +119,7 @@ def prepare() -> bool:
         return True
     with _lock:
         try:
-            return _prepare(wait=wanted == "1")
+            return _prepare(wanted)
         except NativePathError as error:
             failed(error)
         except StoreError as error:
@@ -104,7 +140,7 @@ def wait(timeout_s: float | None = None) -> bool:
     return thread is None or not thread.is_alive()
 
 
-def _prepare(wait: bool) -> bool:
+def _prepare(wanted: str) -> bool:
     backend = _backend.current()
     compiler = compiler_on_path()
     if _found(compiler):
@@ -119,15 +155,32 @@ def _prepare(wait: bool) -> bool:
         raise failure
     try:
         backend.store.create()
-        if wait:
+        if wanted == "1":
             _native_library.load(_native_build.build(backend.toolchain, compiler))
             return True
     except (NativePathError, StoreError):
         if _found(None):
             return True
         raise
-    _build.start(backend.toolchain, compiler)
-    return False
+    if wanted == "background" or not wait(0.0):
+        _build.start(backend.toolchain, compiler, 0.0)
+        return False
+    _say(
+        "building the C++ path of this machine's calls, once; a script waits "
+        f"{FOREGROUND_S:g} s for it at most (AOTI_EAGER_NATIVE=background: not at all)"
+    )
+    _build.start(backend.toolchain, compiler, FOREGROUND_S)
+    failure = _build.failures.get(backend.toolchain)
+    if failure is not None:
+        raise failure
+    return _found(compiler)
+
+
+def _say(line: str) -> None:
+    """Print a line to standard error, where there is one."""
+    if sys.stderr is not None:
+        with contextlib.suppress(OSError, ValueError):
+            print(f"aoti_eager: {line}", file=sys.stderr, flush=True)
 
 
 def _found(compiler: str | None) -> bool:

@@ -69,8 +69,8 @@ def _dynamic(value: Any) -> str | bool:
 
 def _native(value: Any) -> str:
     text = str(int(value)) if isinstance(value, bool) else str(value).strip().lower()
-    if text not in ("0", "1", "auto"):
-        raise ValueError("wants 0, 1 or auto")
+    if text not in ("0", "1", "auto", "background"):
+        raise ValueError("wants 0, 1, auto or background")
     return text
 
 
@@ -217,8 +217,8 @@ SETTINGS: dict[str, Setting] = {
             "native",
             "auto",
             _native,
-            "the C++ hit path: auto builds it in the background and uses it from the next register "
-            "on, 1 waits for it at register, 0 serves from Python",
+            "the C++ hit path, built once a machine: auto waits up to 10 s for it at register, 1 "
+            "as long as it takes, background not at all, and 0 serves from Python",
         ),
         Setting(
             "workers",

@@ -112,12 +112,17 @@ def compiler_into(
         inspect(wrapper, kernels, proxy_executor)
         if graph.constants:
             raise NotThinError("the graph has constants")
-        command = [*inductor.compile_flags(work / "library.cpp"), *_FLAGS]
+        command = compile_command(work)
         outputs = [f"output{i}" for i in range(len(graph.graph_outputs))]
         source = "\n".join([wrapper, kernels, _definitions(graph.graph_inputs, outputs)])
         return str(_compile(source, command, work, headers))
 
     return compile_
+
+
+def compile_command(work: Path) -> list[str]:
+    """Return the compiler and its flags for a library in ``work``, under Inductor's settings."""
+    return [*inductor.compile_flags(work / "library.cpp"), *_FLAGS]
 
 
 def _compile(source: str, command: list[str], work: Path, headers: Path) -> Path:

@@ -76,6 +76,32 @@ def common_parts(command: list[str], headers: Path) -> CommonParts | None:
     return CommonParts(header, header.with_suffix(".o"))
 
 
+def make_parts(command: list[str], headers: Path, timeout_s: float) -> bool:
+    """Make the parts unless they are there; return whether they were made.
+
+    Args:
+        command: As for ``common_parts``.
+        headers: As for ``common_parts``.
+        timeout_s: Seconds to wait for another process that is making them.
+
+    Raises:
+        CppCompileError: The compiler fails.
+        TimeoutError: The other process takes longer.
+        OSError: They cannot be kept.
+    """
+    header = headers / f"thin-{_digest(command)}.h"
+    if _is_whole(header):
+        return False
+    with open_directory(headers, create=True) as directory:
+        lock = FileLock(directory, f"{header.stem}.lock")
+    try:
+        lock.acquire(timeout_s)
+        _make(command, header)
+    finally:
+        lock.close()
+    return True
+
+
 def discard_parts(parts: CommonParts) -> None:
     """Remove parts that the compiler cannot take."""
     _discards[parts.header] += 1
@@ -138,33 +164,38 @@ def _begin(command: list[str], header: Path) -> None:
 def _precompile(command: list[str], header: Path, lock: FileLock) -> None:
     """Make the parts; where that fails, kernels go on being compiled without."""
     try:
-        with (
-            open_directory(header.parent) as directory,
-            scratch_directory(directory, header.stem.removeprefix("thin-"), *_PLACE) as work,
-        ):
-            # Another process may have made them before we had the lock.
-            if _is_whole(header):
-                return
-            _remove_parts(directory, header)
-            text, compiled, interface = _names(header)
-            # Where kernels find it: code names the file that it comes from.
-            directory.write(text, HEADER.read_bytes())
-            # Not in the work directory of the kernel, which may be gone before.
-            environment = {**os.environ, "TMPDIR": str(work.path)}
-            for part, what in (
-                (interface, ("-c", str(INTERFACE))),
-                (compiled, ("-x", "c++-header", str(header))),
-            ):
-                call_compiler([*command, *what, "-o", str(work.path / part)], environment)
-                os.chmod(part, 0o600, dir_fd=work.fd)
-            for part in (interface, compiled):
-                os.rename(part, part, src_dir_fd=work.fd, dst_dir_fd=directory.fd)
-            # Last: until then, the rest is not used.
-            write_record(directory, f"{header.stem}.json", _names(header))
+        _make(command, header)
     except (OSError, inductor.CppCompileError):
         pass
     finally:
         lock.close()
+
+
+def _make(command: list[str], header: Path) -> None:
+    """Make the parts, under their lock."""
+    with (
+        open_directory(header.parent) as directory,
+        scratch_directory(directory, header.stem.removeprefix("thin-"), *_PLACE) as work,
+    ):
+        # Another process may have made them before we had the lock.
+        if _is_whole(header):
+            return
+        _remove_parts(directory, header)
+        text, compiled, interface = _names(header)
+        # Where kernels find it: code names the file that it comes from.
+        directory.write(text, HEADER.read_bytes())
+        # Not in the work directory of the kernel, which may be gone before.
+        environment = {**os.environ, "TMPDIR": str(work.path)}
+        for part, what in (
+            (interface, ("-c", str(INTERFACE))),
+            (compiled, ("-x", "c++-header", str(header))),
+        ):
+            call_compiler([*command, *what, "-o", str(work.path / part)], environment)
+            os.chmod(part, 0o600, dir_fd=work.fd)
+        for part in (interface, compiled):
+            os.rename(part, part, src_dir_fd=work.fd, dst_dir_fd=directory.fd)
+        # Last: until then, the rest is not used.
+        write_record(directory, f"{header.stem}.json", _names(header))
 
 
 def _remove_parts(directory: Directory, header: Path) -> None:

@@ -1,4 +1,4 @@
-"""The command line: the verbs of ``cache``, ``stats``, ``explain``, ``run``, ``warm``, ``demo``."""
+"""The command line: the verbs of ``cache``, and ``run``, ``warm``, ``setup``, ``demo``."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from . import _demo, _script, _warm_verb, cache
+from . import _demo, _script, _setup_verb, _warm_verb, cache
 from ._base.printable import printable, printable_lines
 from ._entry import Remembered
 from ._explain import explain
@@ -97,6 +97,9 @@ def _parser() -> argparse.ArgumentParser:
     _script.add_arguments(verb("run", _script.main, "Run a script with ops served from the cache."))
     _warm_verb.add_arguments(
         verb("warm", _warm_verb.main, "Compile the calls that run --record wrote.")
+    )
+    _setup_verb.add_arguments(
+        verb("setup", _setup_verb.main, "Build what is built once a machine.")
     )
     _demo.add_arguments(
         verb("demo", _demo.main, "Train a small model plain, cold and warm, and compare.")

@@ -47,8 +47,8 @@ ORDER = """
     _stored_pattern _specialisations _kernel _table _entrance _toolchain _live_check _recheck
     _keyed_call _pending _workload _miss _kernel_cache _gradient_node _gradients _differentiable
     _installed _measured_step _measure _library _op_constants _explain _custom_op _coverage
-    _compile_task _warm_report _warm _verify _prune cache _script _warm_verb _demo cli __main__
-    __init__
+    _compile_task _warm_report _warm _verify _prune cache _script _warm_verb _setup_verb _demo cli
+    __main__ __init__
 """.split()  # noqa: SIM905 - a list of names to read, not to parse
 
 # Modules that have a place before they are there.

@@ -10,7 +10,7 @@
 #pragma once
 
 #include <ATen/SavedTensorHooks.h>
-#include <ATen/autocast_mode.h>
+#include <ATen/ops/empty_strided.h>
 #include <c10/core/impl/TorchDispatchModeTLS.h>
 #include <torch/csrc/autograd/function.h>
 #include <torch/csrc/autograd/functions/utils.h>

@@ -3,10 +3,18 @@
 #pragma once
 
 #include <ATen/Context.h>
+#include <c10/core/DeviceType.h>
 
 #include <array>
 #include <unordered_map>
 #include <utility>
+
+// Public, and declared here once more: `ATen/autocast_mode.h` includes every operator of torch's,
+// which takes the compiler as long as all the rest. They are looked for when the library is loaded.
+namespace at::autocast {
+TORCH_API bool is_autocast_enabled(at::DeviceType device_type);
+TORCH_API void set_autocast_enabled(at::DeviceType device_type, bool enabled);
+}  // namespace at::autocast
 
 namespace aoti_eager {
 
