@@ -21,7 +21,7 @@ from ._made_up_values import float_values, int_values, number_values
 from ._template import TensorSlot, slot_dtype
 
 # What a run costs on a slow core, and an element in it: made, copied, computed twice, compared.
-_RUN_US, _ELEMENT_US = 70.0, 0.04
+_RUN_US, _ELEMENT_US = 55.0, 0.04
 # What all data sets may cost that are not always made.
 _BUDGET_US = 250_000.0
 
@@ -121,7 +121,7 @@ def _pointwise(made: _Maker) -> Iterator[DataSet]:
     if made.numbers:
         few = min(small, 16) * 12
         yield DataSet("mixed", few, made.mixture(all_families))
-    for family in (families.unit, families.moderate, families.tens):
+    for family in (families.magnitudes, families.unit, families.moderate, families.tens):
         name = family.__name__
         yield DataSet(name, min(small, 64), made.of(family, None), ordinary=True)
     yield DataSet("crossed once more", made.runs_of_cross(), made.crossed)
@@ -357,7 +357,10 @@ class _Maker:
         made = []
         for i, table in enumerate(tables):
             count = self.extents[i]
-            if table is None or not count:
+            if not count:
+                made.append(self._shaped(i, torch.empty(0)))
+                continue
+            if table is None:
                 made.append(self._shaped(i, self._other(i, kind, generator, run)))
                 continue
             if self._is_aligned():
@@ -410,6 +413,8 @@ class _Maker:
         self, i: int, flat: Tensor, generator: torch.Generator, step: int, run: int
     ) -> None:
         count = len(flat)
+        if not count:
+            return
         sizes = [n for n in self.slots[i].component["sizes"] if n > 1]
         row = sizes[-1] if sizes else 1
         # So far apart that most rows, and columns, have none or one.

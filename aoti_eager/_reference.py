@@ -212,9 +212,9 @@ def _noisy(tensor: Any, eps: float, generator: torch.Generator | None) -> Any:
         return tensor
     if tensor.dtype not in (torch.float64, torch.complex128) or not tensor.numel():
         return tensor
-    # As much as may be, one way or the other: less would by chance be next to nothing.
-    signs = torch.rand(tensor.shape, generator=generator, dtype=torch.float64) < 0.5
-    return tensor * torch.where(signs, 1 + eps, 1 - eps)
+    # One way or the other, and not by next to nothing; not all by as much, so that they cancel.
+    drawn = 2 * torch.rand(tensor.shape, generator=generator, dtype=torch.float64) - 1
+    return tensor * (1 + eps * (drawn + drawn.sign()) / 2)
 
 
 def _eps(value: Any) -> float:

@@ -71,7 +71,7 @@ def test_most_pairs_meet_where_one_argument_is_broadcast() -> None:
 def test_all_magnitudes_of_a_dtype_occur(dtype: torch.dtype) -> None:
     fi = torch.finfo(dtype)
     seen: set[int] = set()
-    x = torch.ones(64, 64, dtype=dtype)
+    x = torch.ones(128, 128, dtype=dtype)
     for data in data_sets(slots(x), (), mixes=False):
         (values,) = data.make(0, WIDE)
         known = values[values.isfinite() & (values != 0)].double().abs()
