@@ -1,0 +1,195 @@
+"""Whether a kernel's values are as good as the original's, element by element.
+
+A value passes that is the original's within a few units in its last place. Another one passes that
+is no further from the value in double precision than the original's rounding may put it: by as much
+as the original is off at results of this magnitude, or by what rounding each step, or the inputs,
+comes to. How far the original may be off is judged for each element by itself: one that is huge
+says nothing about the others.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+# What differs by less is as good as equal, whatever the reference says: torch.testing's own.
+RELATIVE = {
+    torch.float16: 1e-3,
+    torch.bfloat16: 1.6e-2,
+    torch.float32: 1.3e-6,
+    torch.float64: 1e-7,
+    torch.complex32: 1e-3,
+    torch.complex64: 1.3e-6,
+    torch.complex128: 1e-7,
+}
+# In double there is nothing wider to compare with: what differs by more is asked about.
+_DOUBLE_ULPS = 64
+# Of the error of steps that are rounded at random, and of the original's own, for its condition.
+_STEPS, _OWN = 6.0, 32.0
+# Of the relative error that the original has at results of a magnitude.
+_REGION = 8.0
+# Of fewer, one would be all that its own error is judged by.
+_REGION_LEAST = 8
+# A result that is right for arguments which round to the given ones; up to this share of it, where
+# it is computed of a few numbers: a remainder of a large number has no digits left, and is exact.
+_BACKWARD = 1e-4
+# In units in the last place of the right value; of the smallest denormal, where it is one.
+_ULPS = 4.0
+
+
+@dataclass(frozen=True, slots=True)
+class Truth:
+    """One result in double precision, the elements that are asked about.
+
+    Attributes:
+        exact: The values; NaN where there is none.
+        steps: By how much rounding each step puts them off.
+        inputs: By how much rounding the inputs puts them off.
+    """
+
+    exact: Tensor
+    steps: Tensor
+    inputs: Tensor
+
+
+def truth(exact: Tensor, rounded: Sequence[Tensor], nudged: Sequence[Tensor]) -> Truth:
+    """Return what is known of a result from runs in double precision."""
+
+    def largest(others: Sequence[Tensor]) -> Tensor:
+        off = torch.zeros(exact.shape, dtype=torch.float64)
+        for other in others:
+            if other.shape == exact.shape:
+                off = torch.maximum(off, (other - exact).abs().nan_to_num(0.0, 0.0, 0.0))
+        return off
+
+    return Truth(exact, largest(rounded), largest(nudged))
+
+
+def suspicious(want: Tensor, have: Tensor) -> Tensor | None:
+    """Return which elements differ by more than a few units in the last place; ``None`` for none.
+
+    Args:
+        want: The original's, of any dtype.
+        have: The kernel's, of the same dtype and sizes.
+    """
+    if torch.equal(want, have):
+        return None
+    if not (want.is_floating_point() or want.is_complex()):
+        return want != have
+    wide = torch.complex128 if want.is_complex() else torch.float64
+    theirs, mine = want.to(wide), have.to(wide)
+    off = (mine - theirs).abs()
+    bound = theirs.abs() * RELATIVE[want.dtype]
+    if want.dtype in (torch.float64, torch.complex128):
+        bound = theirs.abs() * (_DOUBLE_ULPS * torch.finfo(torch.float64).eps)
+    fine = (want == have) | (want.isnan() & have.isnan())
+    # A bound that is infinite bounds nothing.
+    fine |= (off <= bound) & bound.isfinite()
+    return None if bool(fine.all()) else ~fine
+
+
+def own_error(want: Tensor, truth: Truth) -> Tensor:
+    """Return how far the original is off, as a share of what rounding its inputs comes to.
+
+    NaN where that says nothing.
+    """
+    off = (want.to(truth.exact.dtype) - truth.exact).abs()
+    scale = truth.inputs + _ulp(truth.exact, want.dtype)
+    share = off / scale
+    return torch.where(share.isfinite() & want.isfinite(), share, float("nan"))
+
+
+def judged(
+    want: Tensor,
+    have: Tensor,
+    truth: Truth,
+    own: float,
+    *,
+    is_step: bool,
+    mixes: bool = False,
+    reach: float = 1.0,
+) -> Tensor:
+    """Return which of some suspicious elements are wrong.
+
+    Args:
+        want: The original's.
+        have: The kernel's.
+        truth: The right ones.
+        own: How far the original is off as a rule: see ``own_error``.
+        is_step: Whether the function's values are whole numbers, so that one beside the right one
+            is no rounding.
+        mixes: Whether an element depends on many of an argument's. Where these have an infinity,
+            the result is no number or infinite by the order of its steps.
+        reach: Within this factor of the largest number, and of the least, a step on the way may
+            have left the range: in another order of the same steps, another one does.
+    """
+    exact = truth.exact
+    mine, theirs = have.to(exact.dtype), want.to(exact.dtype)
+    right = ~mine.isfinite() & ~theirs.isfinite() if mixes else mine.isnan() & theirs.isnan()
+    double = want.dtype in (torch.float64, torch.complex128)
+    if double or is_step:
+        # The exact value is the original's own, or has jumped beside it.
+        bound = _STEPS * truth.steps + _OWN * max(own, 1.0) * truth.inputs * double
+        tolerance = RELATIVE[want.dtype] * theirs.abs()
+        near = (mine - theirs).abs() <= (torch.minimum(bound, tolerance) if double else bound)
+        return ~(right | near)
+    fi = torch.finfo(want.dtype)
+    error, original = (mine - exact).abs(), (theirs - exact).abs()
+    size = exact.abs()
+    allowed = _STEPS * truth.steps + _OWN * own * truth.inputs + _ULPS * _ulp(exact, want.dtype)
+    allowed += truth.inputs if mixes else torch.minimum(truth.inputs, _BACKWARD * size)
+    right |= error <= torch.maximum(allowed, original.nan_to_num(0.0, 0.0, 0.0))
+    if not bool(right.all()):
+        allowed += _REGION * size * _by_region(size, original / size)
+    right |= error <= torch.where(original.isfinite(), torch.maximum(allowed, original), allowed)
+    # Where the original has left the range of numbers, and should not have.
+    right |= size.isfinite() & ~theirs.isfinite()
+    if reach > 1:
+        right |= (mine - theirs).abs() <= fi.smallest_normal * fi.eps * reach
+    # Beyond the largest number: the right one is an infinity here, or beside it.
+    if not exact.is_complex():
+        beside = size >= fi.max * (1 - 4 * RELATIVE[want.dtype])
+        right |= beside & (mine.sign() == exact.sign()) & (mine.abs() >= fi.max * 0.98)
+    right |= (size >= fi.max / reach) & ~mine.isfinite() & (reach > 1)
+    # No number, or an infinity: as the original in double has it.
+    right |= exact.isnan() & mine.isnan()
+    right |= exact.isinf() & (mine == exact)
+    return ~right
+
+
+def _by_region(size: Tensor, shares: Tensor) -> Tensor:
+    """Return for each element which relative error nine in ten of its magnitude do not exceed."""
+    region = (size.clamp(min=1e-300, max=1e300).log2() / 2).floor().nan_to_num(0.0)
+    known = shares.isfinite()
+    found = torch.zeros(size.shape, dtype=torch.float64)
+    for one in sorted(set(region.reshape(-1).tolist())):
+        inside = region == one
+        others = shares[inside & known]
+        if others.numel() >= _REGION_LEAST:
+            found[inside] = typical(others)
+    return found
+
+
+def _ulp(exact: Tensor, dtype: torch.dtype) -> Tensor:
+    fi = torch.finfo(dtype)
+    size = exact.abs().clamp(max=fi.max).nan_to_num(0.0)
+    return torch.clamp(size * fi.eps, min=fi.smallest_normal * fi.eps)
+
+
+def typical(shares: Tensor) -> float:
+    """Return the share that nine in ten do not exceed; 0 where there is none."""
+    known = shares[~shares.isnan()].reshape(-1)
+    if not known.numel():
+        return 0.0
+    return float(known.kthvalue(max(1, -(-9 * known.numel() // 10))).values)
+
+
+def is_step(exact: Tensor) -> bool:
+    """Return whether a function's values on ordinary data are whole numbers, and not all one."""
+    if exact.is_complex() or not exact.is_floating_point():
+        return False
+    known = exact[exact.isfinite()]
+    return known.numel() > 0 and bool((known == known.round()).all()) and bool((known != 0).any())

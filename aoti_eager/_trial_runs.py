@@ -1,0 +1,282 @@
+"""Runs of the original and of a library in a trial, on the same made-up data."""
+
+from __future__ import annotations
+
+import itertools
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ._check import (
+    Output,
+    Pair,
+    Reference,
+    compared_pairs,
+    copy_tensor,
+    fresh_results,
+    truth_of,
+    values_problem,
+)
+from ._closeness import is_step, own_error, typical
+from ._made_up_data import ALWAYS, POSITIVE, SMALL, WIDE, DataSet, data_sets
+from ._template import CallTemplate
+
+# Of one result, so many elements in all runs together are enough to say how exact it is.
+_MOST_JUDGED = 1 << 16
+# A thread more is of no use to less than this, and waits for its core.
+_SERIAL_BELOW = 1 << 16
+# What a trial may take of a core for the data that are not always tried.
+_MOST_CPU_S = 1.0
+# In a function's last binades, what overflows depends on the order of its steps.
+_REACH = 2.0**12
+# Runs on ordinary data, to find out how exact the original is.
+_RUNS_JUDGED = 8
+
+Run = Callable[[list[Tensor]], list[Tensor]]
+
+
+@dataclass(frozen=True, slots=True)
+class Original:
+    """The call, made with made-up arguments.
+
+    Attributes:
+        template: The call.
+        op: What is called.
+        outputs: Where its results come from; see ``Entry.outputs``.
+        is_function: Whether it is a function of the user's.
+    """
+
+    template: CallTemplate
+    op: Any
+    outputs: Sequence[Output]
+    is_function: bool = False
+
+    def results(self, inputs: Sequence[Tensor]) -> list[Tensor] | None:
+        """Return its results; ``None`` where it refuses the arguments."""
+        try:
+            result = self.template.call(self.op, inputs, as_number=lambda number: number.item())
+        except Exception:  # noqa: BLE001 - the original refuses the data
+            return None
+        return fresh_results(self.outputs, result, len(self.template.schema.returns))
+
+    def reference(self, inputs: Sequence[Tensor]) -> Reference:
+        """Return the reference of a run."""
+        return Reference(
+            self.template,
+            lambda: [copy_tensor(tensor) for tensor in inputs],
+            self.op,
+            self.outputs,
+            default_dtype=torch.float64,
+        )
+
+    def mixes(self, inputs: Sequence[Tensor]) -> bool:
+        """Return whether an element of a result depends on many of an argument's.
+
+        ``inputs`` are ordinary; a NaN in one element of an argument shows where that goes.
+        """
+        before = self._all_results(inputs)
+        if before is None:
+            return False
+        shape = _broadcast([tuple(one.shape) for one in inputs])
+        if any(tuple(one.shape) != shape for one in before):
+            return True
+        for i, given in enumerate(inputs):
+            if self.template.slots[i].number_kind or not given.is_floating_point():
+                continue
+            if not given.numel():
+                continue
+            poked = list(inputs)
+            poked[i] = copy_tensor(given)
+            poked[i][tuple(n // 2 for n in given.shape)] = float("nan")
+            places = int(poked[i].isnan().sum())
+            after = self._all_results(poked)
+            if after is None:
+                continue
+            for old, new in zip(before, after, strict=True):
+                changed = ~((old == new) | ((old != old) & (new != new)))
+                if int(changed.sum()) > places * max(1, old.numel() // given.numel()):
+                    return True
+        return False
+
+    def _all_results(self, inputs: Sequence[Tensor]) -> list[Tensor] | None:
+        given = [copy_tensor(one) for one in inputs]
+        results = self.results(given)
+        if results is None:
+            return None
+        return results + [
+            one for one, slot in zip(given, self.template.slots, strict=True) if slot.mutated
+        ]
+
+
+def _broadcast(shapes: Sequence[tuple[int, ...]]) -> tuple[int, ...] | None:
+    """Return the sizes that these have together; torch's function for it imports sympy."""
+    sizes: list[int] = []
+    for places in itertools.zip_longest(*(reversed(shape) for shape in shapes), fillvalue=1):
+        others = {size for size in places if size != 1}
+        if len(others) > 1:
+            return None
+        sizes.append(others.pop() if others else 1)
+    return tuple(reversed(sizes))
+
+
+class Trial:
+    """A library's runs beside the original's.
+
+    Args:
+        original: The call.
+        run: The library.
+        own: The call's own numbers.
+
+    Attributes:
+        compared: In how many data sets something was compared.
+        lost_signs: Elements of pointwise results that are zero in both runs, of different signs.
+    """
+
+    def __init__(self, original: Original, run: Run, own: Sequence[float]) -> None:
+        self.compared = 0
+        self.lost_signs = 0
+        self._original = original
+        self._run = run
+        self._own = own
+        self._kind = WIDE
+        # A compiler orders the steps of a function anew; an op of PyTorch's is one step.
+        self._reach = _REACH if original.is_function else 1.0
+        self._rules: dict[tuple[bool, int], tuple[float, bool]] = {}
+
+    def problem(self) -> str | None:
+        """Return what differs, and on which data; ``None`` if nothing does.
+
+        Raises:
+            RuntimeError: The library raised, or whatever it did raise.
+        """
+        start = time.process_time()
+        for data in self._data_sets():
+            # Of a function that takes long in eager, too, fewer data are tried.
+            if data.name not in ALWAYS and time.process_time() - start > _MOST_CPU_S:
+                break
+            found = self._differences(data)
+            self.compared += found is not None
+            if found:
+                return f"on {data.name} data: {'; '.join(found)}"
+        return None
+
+    def _data_sets(self) -> Any:
+        template = self._original.template
+        slots = template.slots
+        first = next(iter(data_sets(slots, self._own, mixes=True))).make(0, SMALL)
+        if max((one.numel() for one in first), default=0) < _SERIAL_BELOW:
+            torch.set_num_threads(1)
+        self._mixes = self._original.mixes(first)
+        results = self._original.results([copy_tensor(one) for one in first]) or ()
+        self._largest = max((one.numel() for one in results), default=0)
+        return data_sets(slots, self._own, mixes=self._mixes, largest=self._largest)
+
+    def _differences(self, data: DataSet) -> list[str] | None:
+        """Return what differs in some runs; ``None`` where the original refuses all of the data."""
+        lines: list[str] = []
+        by_result: dict[str, list[tuple[Pair, list[Tensor]]]] = {}
+        refused = 0
+        for number in range(data.runs):
+            made = self._accepted(data, number)
+            if made is None:
+                refused += 1
+                if refused > 3 and not by_result:
+                    break
+                continue
+            inputs, theirs, expected = made
+            mine = [copy_tensor(tensor) for tensor in inputs]
+            got = self._run(mine)
+            found, pairs = compared_pairs(self._original.template, expected, got, theirs, mine)
+            lines += [line for line in found if line not in lines]
+            for pair in pairs:
+                by_result.setdefault(pair.where, []).append((pair, inputs))
+        if not by_result and not lines:
+            return None
+        for where, runs in by_result.items():
+            problem = self._values(runs)
+            if problem is not None:
+                lines.append(f"{where}: {problem}")
+        return lines
+
+    def _accepted(
+        self, data: DataSet, number: int
+    ) -> tuple[list[Tensor], list[Tensor], list[Tensor]] | None:
+        """Return a run's inputs, and these after the original's run, and its results."""
+        while True:
+            inputs = data.make(number, self._kind)
+            theirs = [copy_tensor(tensor) for tensor in inputs]
+            expected = self._original.results(theirs)
+            if expected is not None:
+                return inputs, theirs, expected
+            if self._kind == SMALL or not self._has_integers():
+                return None
+            self._kind = POSITIVE if self._kind == WIDE else SMALL
+
+    def _has_integers(self) -> bool:
+        return any(
+            not (one.component.get("dtype", "float").startswith(("float", "bfloat", "complex")))
+            for one in self._original.template.slots
+            if not one.number_kind
+        )
+
+    def _values(self, runs: list[tuple[Pair, list[Tensor]]]) -> str | None:
+        pairs = [pair for pair, _ in runs]
+        if len(pairs) > 8 and all(torch.equal(p.want, p.have) for p in pairs[:2]):
+            # One comparison for many small results.
+            first = pairs[0]
+            want = torch.stack([p.want for p in pairs])
+            have = torch.stack([p.have for p in pairs])
+            if torch.equal(want, have):
+                self._count_signs(replace(first, want=want, have=have))
+                return None
+        for pair in pairs:
+            self._count_signs(pair)
+        references = [self._original.reference(inputs) for _, inputs in runs]
+        return values_problem(pairs, references, self._rule, mixes=self._mixes, reach=self._reach)
+
+    def _count_signs(self, pair: Pair) -> None:
+        if self._mixes or not pair.want.is_floating_point():
+            return
+        both = (pair.want == 0) & (pair.have == 0)
+        self.lost_signs += int((both & (pair.want.signbit() != pair.have.signbit())).sum())
+
+    def _rule(self, pair: Pair) -> tuple[float, bool]:
+        """Return how far the original is off in a result as a rule, and if that has steps."""
+        name = pair.of_inputs, pair.index
+        if name not in self._rules:
+            self._judge_original()
+        return self._rules.get(name, (0.0, False))
+
+    def _judge_original(self) -> None:
+        template = self._original.template
+        shares: dict[tuple[bool, int], list[Tensor]] = {}
+        steps: dict[tuple[bool, int], list[bool]] = {}
+        elements = 0
+        for data in data_sets(template.slots, self._own, mixes=True):
+            for number in range(min(data.runs, 2)):
+                made = self._accepted(data, number)
+                if made is None:
+                    continue
+                inputs, theirs, expected = made
+                reference = self._original.reference(inputs)
+                _, pairs = compared_pairs(template, expected, expected, theirs, theirs)
+                for pair in pairs:
+                    known = truth_of(pair, reference)
+                    if known is None:
+                        continue
+                    name = pair.of_inputs, pair.index
+                    shares.setdefault(name, []).append(own_error(pair.want, known).reshape(-1))
+                    if data.ordinary:
+                        steps.setdefault(name, []).append(is_step(known.exact))
+                    elements += pair.want.numel()
+            if elements > _MOST_JUDGED or sum(map(len, shares.values())) >= _RUNS_JUDGED * len(
+                shares
+            ):
+                break
+        for name, found in shares.items():
+            whole = steps.get(name, [])
+            self._rules[name] = typical(torch.cat(found)), bool(whole) and all(whole)
