@@ -185,6 +185,14 @@ def values_problem(
             bad = mask & judged(
                 pair.want, pair.have, known, by[0], is_step=by[1], mixes=mixes, reach=reach
             )
+            if reach > 1 and bool(bad.any()) and references[i].overflowed():  # type: ignore[union-attr]
+                bad = mask & judged(
+                    *(pair.want, pair.have, known, by[0]),
+                    is_step=by[1],
+                    mixes=mixes,
+                    reach=reach,
+                    overflowed=True,
+                )
         if bool(bad.any()):
             wrong.append((i, bad, known))
     if not wrong:
@@ -208,11 +216,16 @@ def truth_of(pair: Pair, reference: Reference | None, *, spread: bool = True) ->
     wide = torch.complex128 if pair.want.is_complex() else torch.float64
     if value.shape != pair.want.shape or value.dtype is not wide:
         return None
-    rounded, nudged = reference.spread() if spread else ([], [])
+    if not spread:
+        return truth(value, [], [])
+    rounded, nudged = reference.spread()
+    single = reference.errors_of_doubles()
     return truth(
         value,
         [one[pair.of_inputs][pair.index] for one in rounded],
         [one[pair.of_inputs][pair.index] for one in nudged],
+        None if single is None else single[pair.of_inputs][pair.index],
+        magnified=reference.magnified(),
     )
 
 

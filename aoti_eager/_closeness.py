@@ -25,8 +25,10 @@ RELATIVE = {
     torch.complex64: 1.3e-6,
     torch.complex128: 1e-7,
 }
-# In double there is nothing wider to compare with: what differs by more is asked about.
-_DOUBLE_ULPS = 64
+# assert_close lets pass in double what single precision would show: as many units as there.
+_DOUBLE_RELATIVE = (
+    RELATIVE[torch.float32] / torch.finfo(torch.float32).eps * torch.finfo(torch.float64).eps
+)
 # Of the error of steps that are rounded at random, and of the original's own, for its condition.
 _STEPS, _OWN = 6.0, 32.0
 # Of the relative error that the original has at results of a magnitude.
@@ -35,7 +37,7 @@ _REGION = 8.0
 _REGION_LEAST = 8
 # A result that is right for arguments which round to the given ones; up to this share of it, where
 # it is computed of a few numbers: a remainder of a large number has no digits left, and is exact.
-_BACKWARD = 1e-4
+_BACKWARD, _BACKWARD_ULPS = 1e-4, 1024
 # In units in the last place of the right value; of the smallest denormal, where it is one.
 _ULPS = 4.0
 
@@ -48,24 +50,41 @@ class Truth:
         exact: The values; NaN where there is none.
         steps: By how much rounding each step puts them off.
         inputs: By how much rounding the inputs puts them off.
+        original: By how much the original is off; ``None`` where that shows in its own values.
     """
 
     exact: Tensor
     steps: Tensor
     inputs: Tensor
+    original: Tensor | None = None
 
 
-def truth(exact: Tensor, rounded: Sequence[Tensor], nudged: Sequence[Tensor]) -> Truth:
-    """Return what is known of a result from runs in double precision."""
+def truth(
+    exact: Tensor,
+    rounded: Sequence[Tensor],
+    nudged: Sequence[Tensor],
+    original: Tensor | None = None,
+    *,
+    magnified: float = 1.0,
+) -> Truth:
+    """Return what is known of a result from runs in double precision.
+
+    Args:
+        exact: The values.
+        rounded: Runs whose steps were rounded.
+        nudged: Runs whose inputs were.
+        original: As in ``Truth``.
+        magnified: How many times what rounding comes to these errors were.
+    """
 
     def largest(others: Sequence[Tensor]) -> Tensor:
         off = torch.zeros(exact.shape, dtype=torch.float64)
         for other in others:
             if other.shape == exact.shape:
                 off = torch.maximum(off, (other - exact).abs().nan_to_num(0.0, 0.0, 0.0))
-        return off
+        return off / magnified
 
-    return Truth(exact, largest(rounded), largest(nudged))
+    return Truth(exact, largest(rounded), largest(nudged), original)
 
 
 def suspicious(want: Tensor, have: Tensor) -> Tensor | None:
@@ -82,9 +101,8 @@ def suspicious(want: Tensor, have: Tensor) -> Tensor | None:
     wide = torch.complex128 if want.is_complex() else torch.float64
     theirs, mine = want.to(wide), have.to(wide)
     off = (mine - theirs).abs()
-    bound = theirs.abs() * RELATIVE[want.dtype]
-    if want.dtype in (torch.float64, torch.complex128):
-        bound = theirs.abs() * (_DOUBLE_ULPS * torch.finfo(torch.float64).eps)
+    double = want.dtype in (torch.float64, torch.complex128)
+    bound = theirs.abs() * (_DOUBLE_RELATIVE if double else RELATIVE[want.dtype])
     fine = (want == have) | (want.isnan() & have.isnan())
     # A bound that is infinite bounds nothing.
     fine |= (off <= bound) & bound.isfinite()
@@ -111,6 +129,7 @@ def judged(
     is_step: bool,
     mixes: bool = False,
     reach: float = 1.0,
+    overflowed: bool = False,
 ) -> Tensor:
     """Return which of some suspicious elements are wrong.
 
@@ -125,28 +144,32 @@ def judged(
             the result is no number or infinite by the order of its steps.
         reach: Within this factor of the largest number, and of the least, a step on the way may
             have left the range: in another order of the same steps, another one does.
+        overflowed: Whether a step of the original has made infinities of finite numbers.
     """
     exact = truth.exact
     mine, theirs = have.to(exact.dtype), want.to(exact.dtype)
     right = ~mine.isfinite() & ~theirs.isfinite() if mixes else mine.isnan() & theirs.isnan()
-    double = want.dtype in (torch.float64, torch.complex128)
-    if double or is_step:
-        # The exact value is the original's own, or has jumped beside it.
-        bound = _STEPS * truth.steps + _OWN * max(own, 1.0) * truth.inputs * double
-        tolerance = RELATIVE[want.dtype] * theirs.abs()
-        near = (mine - theirs).abs() <= (torch.minimum(bound, tolerance) if double else bound)
-        return ~(right | near)
+    if is_step:
+        # The exact value may have jumped beside the original's.
+        return ~(right | ((mine - theirs).abs() <= _STEPS * truth.steps))
     fi = torch.finfo(want.dtype)
     error, original = (mine - exact).abs(), (theirs - exact).abs()
+    if truth.original is not None:
+        original = torch.maximum(original, truth.original)
     size = exact.abs()
     allowed = _STEPS * truth.steps + _OWN * own * truth.inputs + _ULPS * _ulp(exact, want.dtype)
-    allowed += truth.inputs if mixes else torch.minimum(truth.inputs, _BACKWARD * size)
+    if truth.original is not None:
+        allowed *= 2  # Both are off by so much from what is right: it is not known.
+    backward = min(_BACKWARD, _BACKWARD_ULPS * fi.eps)
+    allowed += truth.inputs if mixes else torch.minimum(truth.inputs, backward * size)
     right |= error <= torch.maximum(allowed, original.nan_to_num(0.0, 0.0, 0.0))
     if not bool(right.all()):
         allowed += _REGION * size * _by_region(size, original / size)
     right |= error <= torch.where(original.isfinite(), torch.maximum(allowed, original), allowed)
     # Where the original has left the range of numbers, and should not have.
     right |= size.isfinite() & ~theirs.isfinite()
+    # Or did so on the way, so that none of its digits is right.
+    right |= (original >= 0.5 * size) & overflowed
     if reach > 1:
         right |= (mine - theirs).abs() <= fi.smallest_normal * fi.eps * reach
     # Beyond the largest number: the right one is an infinity here, or beside it.

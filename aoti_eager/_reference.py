@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -39,6 +39,15 @@ _EXACT = frozenset(
 )
 
 
+# A power of two, so large that sums of errors of doubles are not rounded to none, and so small that
+# twice the error is twice as far off.
+_MAGNIFIED = 1024.0
+
+
+# Of fewer runs with errors, one element or another has none in any of them.
+_RUNS = 4
+
+
 class Reference:
     """The references of one run, made when they are asked for; each is made once.
 
@@ -66,13 +75,15 @@ class Reference:
         self._op = op
         self._outputs = outputs
         self._exact: list[Found | None] = []
+        self._doubles: list[Found | None] = []
+        self._by: float | None = None
         self._spread: list[tuple[list[Found], list[Found]]] = []
 
     @classmethod
     def of(cls, exact: Callable[[], Any]) -> Reference:
         """Return the reference of which only the exact values are known."""
         made = cls.__new__(cls)
-        made._exact, made._spread = [exact()], [([], [])]
+        made._exact, made._spread, made._doubles, made._by = [exact()], [([], [])], [None], 1.0
         return made
 
     def exact(self) -> Found | None:
@@ -84,23 +95,74 @@ class Reference:
     def spread(self) -> tuple[list[Found], list[Found]]:
         """Return runs of which each step's result was rounded, and runs on rounded inputs.
 
-        They are off by as much as steps or inputs in the call's own precision may put them, at
-        random.
+        They are off by ``magnified`` times as much as steps or inputs in the call's own precision
+        may put them, at random.
         """
         if not self._spread:
-            rounded = [self._run(rounded=seed) for seed in (1, 2, 3)]
-            nudged = [self._run(nudged=seed) for seed in (4, 5)]
+            rounded = [self._run(rounded=seed) for seed in range(1, _RUNS + 1)]
+            nudged = [self._run(nudged=seed) for seed in range(11, _RUNS + 11)]
             self._spread.append(
                 ([one for one in rounded if one], [one for one in nudged if one]),
             )
         return self._spread[0]
 
+    def magnified(self) -> float:
+        """Return by how much errors are magnified: a double's own would be rounded themselves."""
+        if self._by is None:
+            self._by = _MAGNIFIED if any(map(is_double, self._inputs())) else 1.0
+        return self._by
+
+    def errors_of_doubles(self) -> Found | None:
+        """Return how far the original is off in double precision, element by element.
+
+        Nothing is wider than double. But the same steps are off in single precision by as many
+        units, and these are seen there. ``None`` where nothing is in double, or the op takes no
+        single precision; zeros where a result's precision is not that of the inputs.
+        """
+        if not self._doubles:
+            self._doubles.append(self._errors_in_single())
+        return self._doubles[0]
+
+    def _errors_in_single(self) -> Found | None:
+        inputs = list(self._inputs())
+        if not any(map(is_double, inputs)):
+            return None
+        narrow = [to_single(tensor) for tensor in inputs]
+        wide = double_run(self._template, [one.clone() for one in narrow], self._op, self._outputs)
+        mine = [one.clone() for one in narrow]
+        try:
+            result = self._template.call(self._op, mine, as_number=lambda number: number.item())
+        except Exception:  # noqa: BLE001 - an op that takes no single precision
+            return None
+        if wide is None:
+            return None
+        results = fresh_results(self._outputs, result, len(self._template.schema.returns))
+        return tuple(
+            [_error(one, other) for one, other in zip(both, exact, strict=True)]
+            for both, exact in zip((results, mine), wide, strict=True)
+        )  # type: ignore[return-value]
+
+    def overflowed(self) -> bool:
+        """Return whether a step of the original makes infinities, or no numbers, of finite ones."""
+        found = []
+
+        def handler(op: Any, args: Any, kwargs: Mapping[str, Any]) -> Any:
+            finite = _all_finite([*args, *kwargs.values()])
+            result = op(*args, **kwargs)
+            found.append(finite and not _all_finite(result))
+            return result
+
+        with contextlib.suppress(Exception), dispatch_mode(handler):
+            self._template.call(self._op, self._inputs(), as_number=lambda number: number.item())
+        return any(found)
+
     def _run(self, *, rounded: int | None = None, nudged: int | None = None) -> Found | None:
         inputs = list(self._inputs())
-        eps = max((_eps(tensor) for tensor in inputs), default=0.0)
+        by = self.magnified()
+        eps = by * max((_eps(tensor) for tensor in inputs), default=0.0)
         generator = torch.Generator().manual_seed(rounded or nudged or 0)
         if nudged is not None:
-            inputs = [_noisy(_widened(one), _eps(one), generator) for one in inputs]
+            inputs = [_noisy(_widened(one), by * _eps(one), generator) for one in inputs]
         before = torch.get_default_dtype()
         steps = 0.0 if rounded is None else eps or torch.finfo(before).eps / 2
         if self._default_dtype is not None:
@@ -112,6 +174,26 @@ class Reference:
         finally:
             if self._default_dtype is not None:
                 torch.set_default_dtype(before)
+
+
+def is_double(tensor: Tensor) -> bool:
+    """Return whether it holds doubles, and is no number."""
+    return tensor.dtype in (torch.float64, torch.complex128) and tensor.dim() > 0
+
+
+def to_single(tensor: Tensor) -> Tensor:
+    """Return doubles in single precision, and others as they are."""
+    if not is_double(tensor):
+        return tensor
+    return tensor.to(torch.complex64 if tensor.is_complex() else torch.float32)
+
+
+def _error(single: Tensor, exact: Tensor) -> Tensor:
+    """Return by how much a result in single precision is off, in as many units of a double."""
+    if single.dtype not in (torch.float32, torch.complex64) or single.shape != exact.shape:
+        return torch.zeros(exact.shape, dtype=torch.float64)
+    off = (single.to(exact.dtype) - exact).abs().nan_to_num(0.0, 0.0, 0.0)
+    return off * (torch.finfo(torch.float64).eps / torch.finfo(torch.float32).eps)
 
 
 def float64_reference(
@@ -175,10 +257,15 @@ def _in_double(noise: float, generator: torch.Generator | None) -> Iterator[None
             name: _WIDE.get(one, one) if isinstance(one, torch.dtype) else one
             for name, one in kwargs.items()
         }
-        result = _FORMULAS.get(name_of(op), op)(*args, **kwargs)
-        if noise and name_of(op) not in _EXACT:
-            return _rounded(op, result, lambda one: _noisy(one, noise, generator))
-        return result
+        name = name_of(op)
+
+        def noisy(one: Any) -> Any:
+            return _noisy(one, noise, generator)
+
+        if noise and name in _INNER:
+            return _INNER[name](noisy, *args, **kwargs)
+        result = _FORMULAS.get(name, op)(*args, **kwargs)
+        return _rounded(op, result, noisy) if noise and name not in _EXACT else result
 
     with dispatch_mode(handler):
         yield
@@ -195,6 +282,31 @@ def _gelu(x: Tensor, approximate: str = "none") -> Tensor:
 
 # Ops whose formula in torch loses in double what it loses in single precision.
 _FORMULAS: dict[str, Callable[..., Tensor]] = {"gelu": _gelu}
+
+
+def _log_sum(noisy: _Noisy, below: Tensor, dims: Any) -> Tensor:
+    total: Tensor = noisy(noisy(below.exp()).sum(dims, keepdim=True))
+    return cast("Tensor", noisy(total.log()))
+
+
+def _log_softmax(noisy: _Noisy, x: Tensor, dim: int, half_to_float: bool = False) -> Tensor:
+    below = noisy(x - x.amax(dim, keepdim=True))
+    return cast("Tensor", noisy(below - _log_sum(noisy, below, dim)))
+
+
+def _logsumexp(noisy: _Noisy, x: Tensor, dim: Any, keepdim: bool = False) -> Tensor:
+    top = x.amax(dim, keepdim=True)
+    top = torch.where(top.isinf(), 0.0, top)
+    found: Tensor = noisy(top + _log_sum(noisy, noisy(x - top), dim))
+    return found if keepdim else found.sum(dim)
+
+
+_Noisy = Callable[[Any], Any]
+# Ops that cancel what a step within has rounded: a result near zero is off by as much as that step.
+_INNER: dict[str, Callable[..., Tensor]] = {
+    "_log_softmax": _log_softmax,
+    "logsumexp": _logsumexp,
+}
 
 
 def name_of(op: Any) -> str:
@@ -229,6 +341,12 @@ def _noisy(tensor: Any, eps: float, generator: torch.Generator | None) -> Any:
     # One way or the other, and not by next to nothing; not all by as much, so that they cancel.
     drawn = 2 * torch.rand(tensor.shape, generator=generator, dtype=torch.float64) - 1
     return tensor * (1 + eps * (drawn + drawn.sign()) / 2)
+
+
+def _all_finite(value: Any) -> bool:
+    if isinstance(value, (tuple, list)):
+        return all(map(_all_finite, value))
+    return not isinstance(value, Tensor) or bool(value.isfinite().all())
 
 
 def _eps(value: Any) -> float:

@@ -25,7 +25,7 @@ from ._key import KernelKey
 from ._library_runner import LibraryRunner
 from ._made_up_values import distinct_numbers, numbers_within
 from ._template import CallTemplate, call_template
-from ._trial_runs import Original, Trial
+from ._trial_runs import LibraryRaised, Original, Trial
 
 
 def serve() -> None:
@@ -57,8 +57,10 @@ def _try_library(request: Mapping[str, Any]) -> dict[str, Any]:
     with torch.no_grad():
         try:
             problem = trial.problem()
-        except Exception as error:  # noqa: BLE001 - the answer is the reason
-            return {"reason": "raised", "message": str(error), "remember": is_deterministic(error)}
+        except LibraryRaised as raised:
+            cause = raised.__cause__
+            assert isinstance(cause, Exception)
+            return {"reason": "raised", "message": str(cause), "remember": is_deterministic(cause)}
     if problem is not None and request["check"]:
         return {"reason": "mismatch", "message": problem, "remember": True}
     # A verdict outlives the setting: who checks again must not take this for a comparison.

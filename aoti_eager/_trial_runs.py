@@ -23,6 +23,7 @@ from ._check import (
 )
 from ._closeness import is_step, own_error, typical
 from ._made_up_data import ALWAYS, POSITIVE, SMALL, WIDE, DataSet, data_sets
+from ._reference import is_double, to_single
 from ._template import CallTemplate
 
 # Of one result, so many elements in all runs together are enough to say how exact it is.
@@ -37,6 +38,8 @@ _REACH = 2.0**12
 _RUNS_JUDGED = 8
 
 Run = Callable[[list[Tensor]], list[Tensor]]
+# A run's inputs, these after the original's run, and its results.
+_Made = tuple[list[Tensor], list[Tensor], list[Tensor]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,6 +126,10 @@ def _broadcast(shapes: Sequence[tuple[int, ...]]) -> tuple[int, ...] | None:
     return tuple(reversed(sizes))
 
 
+class LibraryRaised(RuntimeError):
+    """A library has raised; its error is the cause."""
+
+
 class Trial:
     """A library's runs beside the original's.
 
@@ -151,7 +158,7 @@ class Trial:
         """Return what differs, and on which data; ``None`` if nothing does.
 
         Raises:
-            RuntimeError: The library raised, or whatever it did raise.
+            LibraryRaised: It did, for its cause.
         """
         start = time.process_time()
         for data in self._data_sets():
@@ -178,7 +185,7 @@ class Trial:
     def _differences(self, data: DataSet) -> list[str] | None:
         """Return what differs in some runs; ``None`` where the original refuses all of the data."""
         lines: list[str] = []
-        by_result: dict[str, list[tuple[Pair, list[Tensor]]]] = {}
+        by_result: dict[tuple[bool, int], list[tuple[Pair, list[Tensor]]]] = {}
         refused = 0
         for number in range(data.runs):
             made = self._accepted(data, number)
@@ -189,22 +196,23 @@ class Trial:
                 continue
             inputs, theirs, expected = made
             mine = [copy_tensor(tensor) for tensor in inputs]
-            got = self._run(mine)
+            try:
+                got = self._run(mine)
+            except Exception as error:
+                raise LibraryRaised from error
             found, pairs = compared_pairs(self._original.template, expected, got, theirs, mine)
             lines += [line for line in found if line not in lines]
             for pair in pairs:
-                by_result.setdefault(pair.where, []).append((pair, inputs))
+                by_result.setdefault((pair.of_inputs, pair.index), []).append((pair, inputs))
         if not by_result and not lines:
             return None
-        for where, runs in by_result.items():
+        for runs in by_result.values():
             problem = self._values(runs)
             if problem is not None:
-                lines.append(f"{where}: {problem}")
+                lines.append(f"{runs[0][0].where}: {problem}")
         return lines
 
-    def _accepted(
-        self, data: DataSet, number: int
-    ) -> tuple[list[Tensor], list[Tensor], list[Tensor]] | None:
+    def _accepted(self, data: DataSet, number: int) -> _Made | None:
         """Return a run's inputs, and these after the original's run, and its results."""
         while True:
             inputs = data.make(number, self._kind)
@@ -245,11 +253,27 @@ class Trial:
         self.lost_signs += int((both & (pair.want.signbit() != pair.have.signbit())).sum())
 
     def _rule(self, pair: Pair) -> tuple[float, bool]:
-        """Return how far the original is off in a result as a rule, and if that has steps."""
+        """Return how far the original is off in a result as a rule, and if that has steps.
+
+        Nothing is wider than double: an algorithm is as far off there as in single precision, in
+        units of its own. A sum that single precision keeps in double is one of doubles, too: of
+        such no more is known than that it is as good as its inputs.
+        """
         name = pair.of_inputs, pair.index
         if name not in self._rules:
             self._judge_original()
-        return self._rules.get(name, (0.0, False))
+        least = 1.0 if self._mixes and pair.want.dtype in (torch.float64, torch.complex128) else 0.0
+        own, steps = self._rules.get(name, (least, False))
+        return max(own, least), steps
+
+    def _single(self, made: _Made | None) -> _Made | None:
+        """Return a run of the original with doubles rounded to single precision."""
+        if made is None or not any(map(is_double, made[0])):
+            return made
+        inputs = [to_single(tensor) for tensor in made[0]]
+        theirs = [copy_tensor(tensor) for tensor in inputs]
+        expected = self._original.results(theirs)
+        return None if expected is None else (inputs, theirs, expected)
 
     def _judge_original(self) -> None:
         template = self._original.template
@@ -258,7 +282,7 @@ class Trial:
         elements = 0
         for data in data_sets(template.slots, self._own, mixes=True):
             for number in range(min(data.runs, 2)):
-                made = self._accepted(data, number)
+                made = self._single(self._accepted(data, number))
                 if made is None:
                     continue
                 inputs, theirs, expected = made
