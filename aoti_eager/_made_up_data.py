@@ -11,6 +11,7 @@ import math
 import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -24,6 +25,9 @@ from ._template import TensorSlot, slot_dtype
 _RUN_US, _ELEMENT_US = 55.0, 0.04
 # What all data sets may cost that are not always made.
 _BUDGET_US = 250_000.0
+
+# So many elements of crossed data are made together.
+_AT_ONCE = 1024
 
 # The data sets that each call gets.
 ALWAYS = ("normal", "positive", "special")
@@ -179,6 +183,8 @@ class _Maker:
             if (dtype.is_floating_point or dtype.is_complex) and not slots[i].number_kind
         ]
         self.largest = max(self.extents, default=0)
+        self._crosses: dict[tuple[int, bool], tuple[Any, tuple[Tensor, ...]]] = {}
+        self._tables: dict[tuple[str, bool], tuple[list[Tensor | None], int]] = {}
         self._values = {dtype: self._structured(dtype) for dtype in set(self.dtypes)}
 
     def _structured(self, dtype: torch.dtype) -> Tensor:
@@ -370,8 +376,11 @@ class _Maker:
 
     def _cross(self, run: int, kind: str, *, moderately: bool) -> list[Tensor]:
         generator = torch.Generator().manual_seed(4000 + run)
-        tables = [self._table(i, kind, moderately) for i in range(len(self.slots))]
-        base = _prime(max((len(t) for t in tables if t is not None), default=2))
+        if (kind, moderately) not in self._tables:
+            found = [self._table(i, kind, moderately) for i in range(len(self.slots))]
+            longest = max((len(table) for table in found if table is not None), default=2)
+            self._tables[kind, moderately] = found, _prime(longest)
+        tables, base = self._tables[kind, moderately]
         made = []
         for i, table in enumerate(tables):
             count = self.extents[i]
@@ -382,14 +391,19 @@ class _Maker:
                 made.append(self._shaped(i, self._other(i, kind, generator, run)))
                 continue
             if self._is_aligned():
-                # Two slots see each pair of numbers below a prime once in its square.
-                place = torch.arange(count) + run * count
-                order = (place + i * (place // base)) % base
-                # Past the table's end: something of it, each time another.
-                order = torch.where(order < len(table), order, (order + place // base) % len(table))
+                # Of small tensors many runs at once: a run is a few dozen calls of torch otherwise.
+                at_once = max(1, _AT_ONCE // count)
+                name = i, kind, moderately, run // at_once
+                if self._crosses.get((i, moderately), (None, ()))[0] != name:
+                    first = run // at_once * at_once * count
+                    flat = table[_crossing(i, base, len(table), first, at_once * count)]
+                    parts = torch.split(flat.to(self.dtypes[i]), count)
+                    self._crosses[i, moderately] = name, parts
+                flat = self._crosses[i, moderately][1][run % at_once]
+                made.append(self._shaped(i, flat))
             else:
                 order = torch.randint(0, len(table), (count,), generator=generator)
-            made.append(self._shaped(i, table[order]))
+                made.append(self._shaped(i, table[order]))
         return made
 
     def _table(self, i: int, kind: str, moderately: bool) -> Tensor | None:
@@ -445,6 +459,14 @@ class _Maker:
         values = first_kinds if step < 2 else self._values[self.dtypes[i]]
         values = values[~(values.isfinite() & (values.abs() > large))]
         flat[places] = values[(torch.arange(len(places)) + run * 2 + step) % len(values)]
+
+
+def _crossing(i: int, base: int, length: int, first: int, count: int) -> Tensor:
+    """Return places in a slot's table: two slots see each pair below a prime once in its square."""
+    place = torch.arange(first, first + count)
+    order = (place + i * (place // base)) % base
+    # Past the table's end: something of it, each time another.
+    return torch.where(order < length, order, (order + place // base) % length)
 
 
 def _prime(least: int) -> int:

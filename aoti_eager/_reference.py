@@ -45,7 +45,7 @@ _MAGNIFIED = 1024.0
 
 
 # Of fewer runs with errors, one element or another has none in any of them.
-_RUNS = 4
+RUNS = 4
 
 
 class Reference:
@@ -77,13 +77,15 @@ class Reference:
         self._exact: list[Found | None] = []
         self._doubles: list[Found | None] = []
         self._by: float | None = None
-        self._spread: list[tuple[list[Found], list[Found]]] = []
+        self._rounded: list[Found | None] = []
+        self._nudged: list[Found | None] = []
 
     @classmethod
     def of(cls, exact: Callable[[], Any]) -> Reference:
         """Return the reference of which only the exact values are known."""
         made = cls.__new__(cls)
-        made._exact, made._spread, made._doubles, made._by = [exact()], [([], [])], [None], 1.0
+        made._exact, made._doubles, made._by = [exact()], [None], 1.0
+        made._rounded = made._nudged = [None] * RUNS
         return made
 
     def exact(self) -> Found | None:
@@ -92,19 +94,17 @@ class Reference:
             self._exact.append(self._run())
         return self._exact[0]
 
-    def spread(self) -> tuple[list[Found], list[Found]]:
+    def spread(self, runs: int = RUNS) -> tuple[list[Found], list[Found]]:
         """Return runs of which each step's result was rounded, and runs on rounded inputs.
 
         They are off by ``magnified`` times as much as steps or inputs in the call's own precision
         may put them, at random.
         """
-        if not self._spread:
-            rounded = [self._run(rounded=seed) for seed in range(1, _RUNS + 1)]
-            nudged = [self._run(nudged=seed) for seed in range(11, _RUNS + 11)]
-            self._spread.append(
-                ([one for one in rounded if one], [one for one in nudged if one]),
-            )
-        return self._spread[0]
+        while len(self._rounded) < runs:
+            seed = len(self._rounded) + 1
+            self._rounded.append(self._run(rounded=seed))
+            self._nudged.append(self._run(nudged=seed + 100))
+        return [one for one in self._rounded if one], [one for one in self._nudged if one]
 
     def magnified(self) -> float:
         """Return by how much errors are magnified: a double's own would be rounded themselves."""

@@ -299,6 +299,7 @@ MUTATED = (
     *("rotary", "cross_entropy", "cosine", "huber", "affine", "variance"),
     *("sigmoid float32", "hardswish float32", "softplus float32", "atan2 float32"),
     *("logaddexp float32", "where float32", "clamp float32", "mul number float32", "add_ float32"),
+    "mul one float32",
     *("sum float32", "mean float32", "softmax float32", "log_softmax float32"),
     *("amax float32", "norm float32", "cumsum float32", "smooth_l1 float32", "bce float32"),
     *("avg_pool float32", "mish bfloat16"),
