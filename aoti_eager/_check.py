@@ -152,6 +152,7 @@ def values_problem(
     own: Callable[[Pair], tuple[float, bool]] | None,
     *,
     mixes: bool = True,
+    any_odd: bool = True,
     reach: float = 1.0,
 ) -> str | None:
     """Return how the values of one result differ over some runs; ``None`` if they are as good.
@@ -162,6 +163,7 @@ def values_problem(
         own: Gives how far the original is off as a rule, and whether values are steps; see
             ``_closeness.judged``. From these runs, if absent.
         mixes: See ``_closeness.judged``.
+        any_odd: The same.
         reach: The same.
     """
     masks = [suspicious(pair.want, pair.have) for pair in pairs]
@@ -176,12 +178,16 @@ def values_problem(
             if not _is_close(pair.want, pair.have):
                 wrong.append((i, mask, None))
             continue
-        bad = mask & judged(pair.want, pair.have, known, 0.0, is_step=False, mixes=mixes)
+        bad = mask & judged(
+            pair.want, pair.have, known, 0.0, is_step=False, mixes=mixes, any_odd=any_odd
+        )
         if bool(bad.any()) or own is not None:
             # Not by the values alone: how far rounding may put them costs some runs more.
             if own is not None and not bool(bad.any()) and not own(pair)[1]:
                 continue
-            known, bad = _judged_closely(pair, mask, references[i], own, mixes=mixes, reach=reach)
+            known, bad = _judged_closely(
+                pair, mask, references[i], own, mixes=mixes, any_odd=any_odd, reach=reach
+            )
         if bool(bad.any()):
             wrong.append((i, bad, known))
     if not wrong:
@@ -198,6 +204,7 @@ def _judged_closely(
     own: Callable[[Pair], tuple[float, bool]] | None,
     *,
     mixes: bool,
+    any_odd: bool,
     reach: float,
 ) -> tuple[Truth, Tensor]:
     """Return what is right for a pair, with what rounding may come to, and what is wrong by that.
@@ -215,6 +222,7 @@ def _judged_closely(
             by[0],
             is_step=by[1],
             mixes=mixes,
+            any_odd=any_odd,
             reach=reach,
             overflowed=overflowed,
         )

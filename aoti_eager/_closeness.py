@@ -128,6 +128,7 @@ def judged(
     *,
     is_step: bool,
     mixes: bool = False,
+    any_odd: bool = False,
     reach: float = 1.0,
     overflowed: bool = False,
 ) -> Tensor:
@@ -140,15 +141,16 @@ def judged(
         own: How far the original is off as a rule: see ``own_error``.
         is_step: Whether the function's values are whole numbers, so that one beside the right one
             is no rounding.
-        mixes: Whether an element depends on many of an argument's. Where these have an infinity,
-            the result is no number or infinite by the order of its steps.
+        mixes: Whether an element depends on many of an argument's.
+        any_odd: Whether no number is as good as an infinity: where an element depends on many, and
+            some are infinite, the order of its steps decides.
         reach: Within this factor of the largest number, and of the least, a step on the way may
             have left the range: in another order of the same steps, another one does.
         overflowed: Whether a step of the original has made infinities of finite numbers.
     """
     exact = truth.exact
     mine, theirs = have.to(exact.dtype), want.to(exact.dtype)
-    right = ~mine.isfinite() & ~theirs.isfinite() if mixes else mine.isnan() & theirs.isnan()
+    right = ~mine.isfinite() & ~theirs.isfinite() if any_odd else mine.isnan() & theirs.isnan()
     if is_step:
         # The exact value may have jumped beside the original's.
         return ~(right | ((mine - theirs).abs() <= _STEPS * truth.steps))

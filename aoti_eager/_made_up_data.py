@@ -32,6 +32,9 @@ _AT_ONCE = 1024
 # The data sets that each call gets.
 ALWAYS = ("normal", "positive", "special")
 
+# Ordinary data with a special value here and there.
+SPARSE = "one special value in a row"
+
 # In functions of more tensors than this, values at the ends of the range leave it on the way.
 _MOST_EXTREME = 4
 
@@ -151,7 +154,7 @@ def _pointwise(made: _Maker) -> Iterator[DataSet]:
 def _mixing(made: _Maker) -> Iterator[DataSet]:
     yield DataSet("offset", 1, made.of(families.offset, None))
     for step in range(3):
-        yield DataSet("one special value in a row", 4, made.sparse(step))
+        yield DataSet(SPARSE, 4, made.sparse(step))
     for family in (
         *(families.squares_overflow, families.growing, families.moderate, families.far_offset),
         *(families.squares_vanish, families.halves, families.unit, families.tens, families.minute),
@@ -165,7 +168,7 @@ def _mixing(made: _Maker) -> Iterator[DataSet]:
                 name = f"{family.__name__.replace('_', ' ')} {made.slots[only].name!r}"
                 yield DataSet(name, 1, made.of(family, only))
     for step in range(3, 8):
-        yield DataSet("one special value in a row", 8, made.sparse(step))
+        yield DataSet(SPARSE, 8, made.sparse(step))
 
 
 class _Maker:

@@ -23,7 +23,7 @@ from ._check import (
     values_problem,
 )
 from ._closeness import is_step, own_error, suspicious, typical
-from ._made_up_data import ALWAYS, POSITIVE, SMALL, WIDE, DataSet, data_sets
+from ._made_up_data import ALWAYS, POSITIVE, SMALL, SPARSE, WIDE, DataSet, data_sets
 from ._reference import is_double, to_single
 from ._template import CallTemplate
 
@@ -211,7 +211,7 @@ class Trial:
         if not by_result and not lines:
             return None
         for runs in by_result.values():
-            problem = self._values(runs)
+            problem = self._values(runs, sparse=data.name == SPARSE)
             if problem is not None:
                 lines.append(f"{runs[0][0].where}: {problem}")
         return lines
@@ -235,7 +235,7 @@ class Trial:
             if not one.number_kind
         )
 
-    def _values(self, runs: list[tuple[Pair, list[Tensor]]]) -> str | None:
+    def _values(self, runs: list[tuple[Pair, list[Tensor]]], *, sparse: bool) -> str | None:
         pairs = [pair for pair, _ in runs]
         if len(pairs) > 1:
             # One comparison for many small results.
@@ -250,7 +250,30 @@ class Trial:
         else:
             self._count_signs(pairs[0])
         references = [self._original.reference(inputs) for _, inputs in runs]
-        return values_problem(pairs, references, self._rule, mixes=self._mixes, reach=self._reach)
+        return values_problem(
+            *(pairs, references, self._rule),
+            mixes=self._mixes,
+            any_odd=self._mixes and not (sparse and self._sums_rows(pairs[0].want, runs[0][1])),
+            reach=self._reach,
+        )
+
+    def _sums_rows(self, result: Tensor, inputs: Sequence[Tensor]) -> bool:
+        """Return whether each element is made of one row, and nothing else.
+
+        Of one infinity among finite numbers it is no number, or infinite, wherever in the row that
+        stands. With a second argument, or weights of zero, the order of steps decides.
+        """
+        slots = self._original.template.slots
+        floats = [
+            one
+            for one, slot in zip(inputs, slots, strict=True)
+            if one.is_floating_point() and not slot.number_kind
+        ]
+        if len(floats) != 1:
+            return False
+        (row,) = floats
+        both = zip(result.shape, row.shape, strict=False)
+        return result.dim() < row.dim() or any(mine == 1 < theirs for mine, theirs in both)
 
     def _count_signs(self, pair: Pair) -> None:
         if self._mixes or not pair.want.is_floating_point():

@@ -117,6 +117,26 @@ FAULTS: dict[str, tuple[Function, Function, tuple[Tensor, ...]]] = {
         lambda x: torch.where(x > -1, torch.where(x < 1, x, 1.0), -1.0),
         (X,),
     ),
+    "a mean of a row with one infinity": (
+        lambda x: torch.var_mean(x, 1)[1],
+        lambda x: x.mean(1),
+        (X,),
+    ),
+    "an infinity in a row that ends as no number": (
+        lambda x: x.sum(1),
+        lambda x: (x - x.amax(1, True)).sum(1) + x.amax(1) * x.shape[1],
+        (X.double(),),
+    ),
+    "a gradient in double whose last term is left out": (
+        lambda x, y: x * torch.sigmoid(y) * (1 + y * (1 - torch.sigmoid(y))),
+        lambda x, y: x * torch.sigmoid(y),
+        (X.double(), X.double()),
+    ),
+    "a constant in the eleventh digit, double": (
+        lambda x: x * 0.1,
+        lambda x: x * 0.100000000003,
+        (X.double(),),
+    ),
     "a softmax that is not shifted": (
         lambda x: x.softmax(1),
         lambda x: x.exp() / x.exp().sum(1, keepdim=True),
@@ -232,6 +252,32 @@ PASSING: dict[str, tuple[Function, Function, tuple[Tensor, ...]]] = {
     "a norm in float16": (llama, fused_llama, (X.to(HALF), torch.ones(64, dtype=HALF))),
     "a sum in another order": (lambda x: x.sum(1), lanes, (X,)),
     "a sum in another order, double": (lambda x: x.sum(1), lanes, (X.double(),)),
+    "a sum of all in another order, double": (
+        lambda x: x.sum(),
+        lambda x: lanes(x).flip(0).sum(),
+        (X.double(),),
+    ),
+    "a logarithm of a softmax, double": (
+        lambda x: x.log_softmax(1),
+        lambda x: x - x.amax(1, True) - (x - x.amax(1, True)).exp().flip(1).sum(1, True).log(),
+        (X.double(),),
+    ),
+    "a gradient of a norm, double": (
+        lambda g, x: (
+            g / x.norm(dim=1, keepdim=True)
+            - x * (g * x).sum(1, keepdim=True) / x.norm(dim=1, keepdim=True) ** 3
+        ),
+        lambda g, x: (
+            g / lanes(x * x).sqrt()[:, None]
+            - x * lanes(g * x)[:, None] / lanes(x * x).sqrt()[:, None] ** 3
+        ),
+        (X.double(), X.double()),
+    ),
+    "a variance in one pass more, double": (
+        lambda x: x.var(1),
+        lambda x: lanes((x - lanes(x)[:, None] / 64).pow(2)) / 63,
+        (X.double(),),
+    ),
     "a sum of all": (lambda x: x.sum(), lambda x: lanes(x).flip(0).sum(), (X,)),
     "a mean": (lambda x: x.mean(1), lambda x: lanes(x) / 64, (X,)),
     "a softmax": (
