@@ -172,6 +172,7 @@ def judged(
     right |= size.isfinite() & ~theirs.isfinite()
     # Or did so on the way, so that none of its digits is right.
     right |= (original >= 0.5 * size) & overflowed
+    right |= ~theirs.isfinite() & (overflowed and mixes)
     if reach > 1:
         right |= (mine - theirs).abs() <= fi.smallest_normal * fi.eps * reach
     # Beyond the largest number: the right one is an infinity here, or beside it.
