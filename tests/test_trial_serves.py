@@ -52,10 +52,12 @@ def test_a_norm_that_casts_to_float32_inside_is_served_with_its_gradient(
 
 def test_a_list_of_tensors_of_unlike_sizes_is_served(shared_cache: Path) -> None:
     ones = [torch.randn(3, 5), torch.randn(7), torch.randn(2, 2, 2)]
-    with aoti_eager.register("aten::_foreach_add.List"):
-        for _ in range(3):
-            assert_close(torch._foreach_add(ones, ones), [one + one for one in ones])
-        assert stats()["aten::_foreach_add.List"].hits >= 1
+    want = [one * 4 for one in ones]
+    with aoti_eager.register("aten::_foreach_mul_.Scalar"):
+        for _ in range(2):
+            torch._foreach_mul_(ones, 2.0)
+        assert_close(ones, want)
+        assert stats()["aten::_foreach_mul_.Scalar"].hits >= 1
 
 
 LOSES_SIGNS = """
