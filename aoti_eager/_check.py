@@ -178,8 +178,15 @@ def values_problem(
             if not _is_close(pair.want, pair.have):
                 wrong.append((i, mask, None))
             continue
-        bad = mask & judged(
-            pair.want, pair.have, known, 0.0, is_step=False, mixes=mixes, any_odd=any_odd
+        bad = judged(
+            pair.want,
+            pair.have,
+            known,
+            0.0,
+            asked=mask,
+            is_step=False,
+            mixes=mixes,
+            any_odd=any_odd,
         )
         if bool(bad.any()) or own is not None:
             # Not by the values alone: how far rounding may put them costs some runs more.
@@ -215,11 +222,12 @@ def _judged_closely(
 
     def wrong(known: Truth, *, overflowed: bool = False) -> Tensor:
         by = (typical(own_error(pair.want, known)), False) if own is None else own(pair)
-        return mask & judged(
+        return judged(
             pair.want,
             pair.have,
             known,
             by[0],
+            asked=mask,
             is_step=by[1],
             mixes=mixes,
             any_odd=any_odd,

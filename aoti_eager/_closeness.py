@@ -34,7 +34,7 @@ _STEPS, _OWN = 6.0, 32.0
 # Of the relative error that the original has at results of a magnitude.
 _REGION = 8.0
 # Of fewer, one would be all that its own error is judged by.
-_REGION_LEAST = 8
+_REGION_LEAST, _REGION_MOST = 8, 1 << 15
 # A result that is right for arguments which round to the given ones; up to this share of it, where
 # it is computed of a few numbers: a remainder of a large number has no digits left, and is exact.
 _BACKWARD, _BACKWARD_ULPS = 1e-4, 1024
@@ -126,6 +126,7 @@ def judged(
     truth: Truth,
     own: float,
     *,
+    asked: Tensor,
     is_step: bool,
     mixes: bool = False,
     any_odd: bool = False,
@@ -139,6 +140,7 @@ def judged(
         have: The kernel's.
         truth: The right ones.
         own: How far the original is off as a rule: see ``own_error``.
+        asked: Which elements are suspicious; the others say how far the original is off.
         is_step: Whether the function's values are whole numbers, so that one beside the right one
             is no rounding.
         mixes: Whether an element depends on many of an argument's.
@@ -153,7 +155,7 @@ def judged(
     right = ~mine.isfinite() & ~theirs.isfinite() if any_odd else mine.isnan() & theirs.isnan()
     if is_step:
         # The exact value may have jumped beside the original's.
-        return ~(right | ((mine - theirs).abs() <= _STEPS * truth.steps))
+        return asked & ~(right | ((mine - theirs).abs() <= _STEPS * truth.steps))
     fi = torch.finfo(want.dtype)
     error, original = (mine - exact).abs(), (theirs - exact).abs()
     if truth.original is not None:
@@ -165,7 +167,7 @@ def judged(
     backward = min(_BACKWARD, _BACKWARD_ULPS * fi.eps)
     allowed += truth.inputs if mixes else torch.minimum(truth.inputs, backward * size)
     right |= error <= torch.maximum(allowed, original.nan_to_num(0.0, 0.0, 0.0))
-    if not bool(right.all()):
+    if not bool((right | ~asked).all()):
         allowed += _REGION * size * _by_region(size, original / size)
     right |= error <= torch.where(original.isfinite(), torch.maximum(allowed, original), allowed)
     # Where the original has left the range of numbers, and should not have.
@@ -183,20 +185,30 @@ def judged(
     # No number, or an infinity: as the original in double has it.
     right |= exact.isnan() & mine.isnan()
     right |= exact.isinf() & (mine == exact)
-    return ~right
+    return asked & ~right
 
 
 def _by_region(size: Tensor, shares: Tensor) -> Tensor:
     """Return for each element which relative error nine in ten of its magnitude do not exceed."""
-    region = (size.clamp(min=1e-300, max=1e300).log2() / 2).floor().nan_to_num(0.0)
-    known = shares.isfinite()
-    found = torch.zeros(size.shape, dtype=torch.float64)
-    for one in sorted(set(region.reshape(-1).tolist())):
-        inside = region == one
-        others = shares[inside & known]
-        if others.numel() >= _REGION_LEAST:
-            found[inside] = typical(others)
-    return found
+    region = (size.clamp(min=1e-300, max=1e300).log2() / 2).floor().nan_to_num(0.0).reshape(-1)
+    found = torch.zeros(region.shape, dtype=torch.float64)
+    # Of very many, some say as much.
+    step = max(1, len(region) // _REGION_MOST)
+    some, those = region[::step], shares.reshape(-1)[::step]
+    some, those = some[those.isfinite()], those[those.isfinite()]
+    # The shares of each region in their order, region after region.
+    order = those.argsort()
+    order = order[some[order].argsort(stable=True)]
+    sorted_shares, sorted_regions = those[order], some[order]
+    regions, counts = torch.unique_consecutive(sorted_regions, return_counts=True)
+    last = counts.cumsum(0) - 1
+    ninth = last - counts // 10
+    enough = counts >= _REGION_LEAST
+    if bool(enough.any()):
+        regions, typical_shares = regions[enough], sorted_shares[ninth[enough]]
+        place = torch.searchsorted(regions, region).clamp(max=len(regions) - 1)
+        found = torch.where(regions[place] == region, typical_shares[place], 0.0)
+    return found.reshape(size.shape)
 
 
 def _ulp(exact: Tensor, dtype: torch.dtype) -> Tensor:

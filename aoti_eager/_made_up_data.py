@@ -22,7 +22,7 @@ from ._made_up_values import float_values, int_values, number_values
 from ._template import TensorSlot, slot_dtype
 
 # What a run costs on a slow core, and an element in it: made, copied, computed twice, compared.
-_RUN_US, _ELEMENT_US = 55.0, 0.04
+_RUN_US, _ELEMENT_US = 80.0, 0.04
 # What all data sets may cost that are not always made.
 _BUDGET_US = 250_000.0
 
