@@ -5,6 +5,14 @@ is no further from the value in double precision than the original's rounding ma
 as the original is off at results of this magnitude, or by what rounding each step, or the inputs,
 comes to. How far the original may be off is judged for each element by itself: one that is huge
 says nothing about the others.
+
+Nothing is wider than double. Of a double it is known how far the original is off in single
+precision, at the same elements: the same steps are off by as many units in double.
+
+The constants are derived where they are defined, as far as they can be; where only their order of
+magnitude is derived, they were chosen by the kernels of ``tests/mutants/calls.py`` and are checked
+on those of ``tests/mutants/held_out.py``, other ops, functions and sizes: none may decline there
+(``python -m tests.mutants --held-out``).
 """
 
 from __future__ import annotations
@@ -29,16 +37,21 @@ RELATIVE = {
 _DOUBLE_RELATIVE = (
     RELATIVE[torch.float32] / torch.finfo(torch.float32).eps * torch.finfo(torch.float64).eps
 )
-# Of the error of steps that are rounded at random, and of the original's own, for its condition.
-_STEPS, _OWN = 6.0, 32.0
-# Of the relative error that the original has at results of a magnitude.
+# Steps in another order have errors of their own, as large as those drawn. Two that cancel in a
+# draw may add up there, so it takes a factor; the largest of four draws is rarely so small.
+_STEPS = 6.0
+# A row's terms in another order: errors of n sums spread as sqrt(n), for a thousand terms 32 units.
+_OWN = 32.0
+# Nine in ten of a normal spread lie within 1.6 deviations; 8 times that is never seen by chance.
 _REGION = 8.0
-# Of fewer, one would be all that its own error is judged by.
+# Of fewer there is no ninth in ten. Of more, as many say as much.
 _REGION_LEAST, _REGION_MOST = 8, 1 << 15
 # A result that is right for arguments which round to the given ones; up to this share of it, where
 # it is computed of a few numbers: a remainder of a large number has no digits left, and is exact.
+# A thousand units leave all but ten bits of it; in single precision, that is a share of 1e-4.
 _BACKWARD, _BACKWARD_ULPS = 1e-4, 1024
-# In units in the last place of the right value; of the smallest denormal, where it is one.
+# Vector mathematics (libmvec, SLEEF) promise four units in the last place of the right value. The
+# unit of a denormal number is the smallest of them.
 _ULPS = 4.0
 
 

@@ -5,7 +5,10 @@ their sources with one line changed, compiled with the same command, and given t
 What does not compile, or is never seen to differ from its kernel, counts for nothing. All of it is
 kept in a directory (``AOTI_EAGER_TESTS_MUTANTS``), so that a run that was ended goes on.
 
-    python -m tests.mutants [--count N] [--share K/N] [--missed] [--json FILE]
+    python -m tests.mutants [--count N] [--seed N] [--missed] [--json FILE]
+    python -m tests.mutants --held-out
+
+The second tries kernels of other calls as they are (``held_out``): each must pass.
 """
 
 from __future__ import annotations
@@ -22,6 +25,7 @@ from . import trial_digest
 from .built import FOUND, MISSED, NO_CODE, SAME, asked, judged
 from .calls import mutated_cases
 from .captured import Captured, capture, captured, directory
+from .held_out import held_out_cases
 from .mutate import drawn
 
 
@@ -32,16 +36,36 @@ def kernels(place: Path) -> list[Captured]:
     return [one for case in cases for one in captured(case, place / "kernels")]
 
 
+def held_out(place: Path) -> int:
+    """Return 0 where the trial lets pass each kernel that its constants were not chosen by."""
+    cases = list(held_out_cases())
+    capture(cases, place / "kernels")
+    server = trial_server()
+    tried = declined = 0
+    for kernel in (one for case in cases for one in captured(case, place / "kernels")):
+        answer = server.run(asked(kernel, Path(kernel.request["library"])))
+        tried += 1
+        if "reason" in answer:
+            declined += 1
+            print(f"declined: {kernel.name}: {answer['message'][:300]}", flush=True)
+    server.close()
+    print(f"{tried} kernels of {len(cases)} calls; {declined} declined")
+    return 0 if tried and not declined else 1
+
+
 def main(arguments: list[str]) -> int:
     """Return 0 where at least 95 in 100 mutants are found."""
     parser = argparse.ArgumentParser(prog="python -m tests.mutants")
     parser.add_argument("--count", type=int, default=200, help="how many that differ")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--most", type=float, default=2.0, help="draw so many times more at most")
+    parser.add_argument("--held-out", action="store_true", help="try other kernels, as they are")
     parser.add_argument("--missed", action="store_true", help="print each that is missed")
     parser.add_argument("--json", type=Path, help="where to write what became of each")
     options = parser.parse_args(arguments)
     place = directory()
+    if options.held_out:
+        return held_out(place)
     server = trial_server()
     digest = trial_digest()
     good = []
