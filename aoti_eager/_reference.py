@@ -46,6 +46,8 @@ _MAGNIFIED = 1024.0
 
 # Of fewer runs with errors, one element or another has none in any of them.
 RUNS = 4
+# So many that elements at all places of a vector are among them.
+_PLACES = 64
 
 
 class Reference:
@@ -141,6 +143,27 @@ class Reference:
             [_error(one, other) for one, other in zip(both, exact, strict=True)]
             for both, exact in zip((results, mine), wide, strict=True)
         )  # type: ignore[return-value]
+
+    def elsewhere(self) -> Found | None:
+        """Return what the original gives for the same elements at other places, one row a place.
+
+        Its vector code and the code of a row's end may disagree. ``None`` where it does not take
+        the inputs, repeated along a new first dimension.
+        """
+        inputs = list(self._inputs())
+        dims = max((one.dim() for one in inputs), default=0)
+        repeated = [
+            one
+            if slot.number_kind
+            else one.reshape((1,) * (dims + 1 - one.dim()) + one.shape).repeat(_PLACES, *[1] * dims)
+            for one, slot in zip(inputs, self._template.slots, strict=True)
+        ]
+        try:
+            result = self._template.call(self._op, repeated, lambda number: number.item())
+        except Exception:  # noqa: BLE001 - a function of its own sizes
+            return None
+        returns = len(self._template.schema.returns)
+        return fresh_results(self._outputs, result, returns), repeated
 
     def overflowed(self) -> bool:
         """Return whether a step of the original makes infinities, or no numbers, of finite ones."""
