@@ -22,7 +22,7 @@ from ._made_up_values import float_values, int_values, number_values
 from ._template import TensorSlot, slot_dtype
 
 # What a run costs on a slow core, and an element in it: made, copied, computed twice, compared.
-_RUN_US, _ELEMENT_US = 80.0, 0.04
+_RUN_US, _ELEMENT_US = 55.0, 0.04
 # What all data sets may cost that are not always made.
 _BUDGET_US = 250_000.0
 
@@ -160,6 +160,8 @@ def _mixing(made: _Maker) -> Iterator[DataSet]:
         *(families.squares_vanish, families.halves, families.unit, families.tens, families.minute),
         families.whole,
     ):
+        if family is families.squares_vanish and torch.float64 in made.dtypes:
+            continue  # How far a sum of denormal numbers is off, single precision does not show.
         yield DataSet(family.__name__.replace("_", " "), 2, made.of(family, None))
     yield DataSet("crossed", max(1, made.runs_of_cross() // 8), made.crossed_moderately)
     for only in range(len(made.slots) if len(made.floats) > 1 else 0):

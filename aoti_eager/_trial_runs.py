@@ -212,8 +212,11 @@ class Trial:
                 by_result.setdefault((pair.of_inputs, pair.index), []).append((pair, inputs))
         if not by_result and not lines:
             return None
+        sums = data.name == SPARSE and all(
+            self._sums_rows(runs[0][0].want, runs[0][1]) for runs in by_result.values()
+        )
         for runs in by_result.values():
-            problem = self._values(runs, sparse=data.name == SPARSE)
+            problem = self._values(runs, sums=sums)
             if problem is not None:
                 lines.append(f"{runs[0][0].where}: {problem}")
         return lines
@@ -237,7 +240,7 @@ class Trial:
             if not one.number_kind
         )
 
-    def _values(self, runs: list[tuple[Pair, list[Tensor]]], *, sparse: bool) -> str | None:
+    def _values(self, runs: list[tuple[Pair, list[Tensor]]], *, sums: bool) -> str | None:
         pairs = [pair for pair, _ in runs]
         if len(pairs) > 1:
             # One comparison for many small results.
@@ -255,7 +258,7 @@ class Trial:
         return values_problem(
             *(pairs, references, self._rule),
             mixes=self._mixes,
-            any_odd=self._mixes and not (sparse and self._sums_rows(pairs[0].want, runs[0][1])),
+            any_odd=self._mixes and not sums,
             reach=self._reach,
         )
 
