@@ -20,7 +20,8 @@ class Compiled:
 
     ``sha256`` is the digest of the bytes that were tried: no others may be loaded or kept.
     ``identity`` is as in ``_entries.ready_entry``; ``times`` and ``compared`` are as in
-    ``_verdict.Verdict``; times by hit path, empty if none were taken.
+    ``_verdict.Verdict``; times by hit path, empty if none were taken. ``lost_signs`` is as in
+    ``_entries.ready_entry``.
     """
 
     library: Path
@@ -34,6 +35,7 @@ class Compiled:
     pattern: KernelKey | None = None
     guards: Guards | None = None
     identity: str | None = None
+    lost_signs: int = 0
 
     @classmethod
     def read(cls, answer: Mapping[str, Any]) -> Compiled:
@@ -50,6 +52,7 @@ class Compiled:
             pattern=KernelKey.from_json(answer["pattern"]) if answer["pattern"] else None,
             guards=Guards.from_json(answer["guards"]) if answer["guards"] else None,
             identity=answer["identity"],
+            lost_signs=answer.get("lost_signs", 0),
         )
 
 

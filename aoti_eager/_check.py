@@ -7,14 +7,29 @@ has the thread's pass-through flag set: every torch op in here must reach its or
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from ._aliasing import storage_key
+from ._closeness import Truth, judged, own_error, suspicious, truth, typical
 from ._compat import tensor_difference
+from ._reference import RUNS, Reference, float64_reference, fresh_results
 from ._template import CallTemplate
+
+__all__ = [
+    "Reference",
+    "copy_mutated",
+    "copy_tensor",
+    "differences",
+    "float64_reference",
+    "fresh_results",
+]
+
+# Runs in double precision are made of those that differ most: of so many, and for so many elements.
+_LEAST_REFERENCES, _MOST_REFERENCES, _ELEMENTS = 3, 96, 4096
 
 # The value that a slot's number has in a call, and the other values that an op returned.
 Output = Mapping[str, Any]
@@ -43,27 +58,16 @@ def copy_mutated(template: CallTemplate, inputs: Sequence[Tensor]) -> list[Tenso
     ]
 
 
-def fresh_results(outputs: Sequence[Output], result: Any, returns: int) -> list[Tensor]:
-    """Return the tensors of an original's ``result`` that a library returns, in its order."""
-    results = [result] if returns == 1 else list(result or ())
-    fresh: list[Tensor] = []
-    for output, value in zip(outputs, results, strict=True):
-        if "output" in output:
-            fresh.append(value)
-        elif "outputs" in output:
-            fresh += value
-    return fresh
-
-
 def differences(
     template: CallTemplate,
     expected: Sequence[Tensor],
     got: Sequence[Tensor],
     expected_inputs: Sequence[Tensor],
     got_inputs: Sequence[Tensor],
-    reference: Callable[[], tuple[Sequence[Tensor], Sequence[Tensor]]] | None = None,
+    reference: Callable[[], tuple[Sequence[Tensor], Sequence[Tensor]] | None]
+    | Reference
+    | None = None,
     *,
-    allowed_error: float = 1.0,
     with_values: bool = False,
 ) -> list[str]:
     """Return one line for each way in which a library's run differs from the original's.
@@ -76,58 +80,235 @@ def differences(
         got_inputs: The inputs after the library ran.
         reference: Gives results and inputs after a run in float64. Where values differ by more
             than ``torch.testing.assert_close`` allows, the library still passes if it is no
-            further from this reference than the original is.
-        allowed_error: How many times the original's error counts as no further.
+            further from this reference than the original is (``_closeness``). One run says little
+            about how far the original may be off, so what ``assert_close`` allows is let pass.
         with_values: Whether a line names both values where they differ most.
     """
-    if len(expected) != len(got):
-        return [f"results: {len(got)} instead of {len(expected)}"]
-    found = _aliasing(expected, got, expected_inputs, got_inputs)
-    exact: tuple[Sequence[Tensor], Sequence[Tensor]] | None = None
-    pairs = [
-        (f"result {i}", 0, i, a, b) for i, (a, b) in enumerate(zip(expected, got, strict=True))
-    ]
-    for i, slot in enumerate(template.slots):
-        if slot.mutated:
-            pairs.append((f"argument {slot.name!r}", 1, i, expected_inputs[i], got_inputs[i]))
-    for where, side, index, want, have in pairs:
-        problem = _metadata(want, have)
-        if problem is None and not _is_close(want, have):
-            if exact is None and reference is not None:
-                exact = reference()
-            if exact is None or not _is_no_worse(want, have, exact[side][index], allowed_error):
-                problem = _values(want, have)
-                if with_values:
-                    problem += f" ({_both_values(want, have)})"
+    if not isinstance(reference, Reference):
+        reference = None if reference is None else Reference.of(reference)
+    found, pairs = compared_pairs(template, expected, got, expected_inputs, got_inputs)
+    for pair in pairs:
+        if _is_close(pair.want, pair.have):
+            continue
+        problem = values_problem([pair], [reference], None)
+        if problem is not None and with_values:
+            problem += f" ({_both_values(pair.want, pair.have)})"
         if problem is not None:
-            found.append(f"{where}: {problem}")
+            found.append(f"{pair.where}: {problem}")
     return found
 
 
-def float64_reference(
-    template: CallTemplate, inputs: Sequence[Any], op: Callable[..., Any], outputs: Sequence[Output]
-) -> tuple[list[Tensor], list[Tensor]] | None:
-    """Return results and inputs of ``op`` run with its inputs in double precision.
+@dataclass(frozen=True, slots=True)
+class Pair:
+    """A tensor of the original's run and the library's: a result, or an argument written to.
 
-    ``None`` where that says nothing: no input is floating point, or the op does not take it.
+    Attributes:
+        where: What it is, in words.
+        of_inputs: Whether it is one of the inputs.
+        index: Which of the results, or inputs.
+        want: The original's.
+        have: The library's, of the same dtype, sizes and strides.
     """
-    wide = [_widened(value) for value in inputs]
-    if all(a is b for a, b in zip(wide, inputs, strict=True)):
-        return None
-    try:
-        result = template.call(op, wide, as_number=lambda number: number.item())
-        fresh = fresh_results(outputs, result, len(template.schema.returns))
-    except Exception:  # noqa: BLE001 - an op that takes no float64 has no reference, that is all
-        return None
-    return fresh, wide
+
+    where: str
+    of_inputs: bool
+    index: int
+    want: Tensor
+    have: Tensor
 
 
-def _widened(value: Tensor) -> Tensor:
-    if value.is_complex():
-        return value if value.dtype is torch.complex128 else value.to(torch.complex128)
-    if value.is_floating_point() and value.dtype is not torch.float64:
-        return value.to(torch.float64)
-    return value
+def compared_pairs(
+    template: CallTemplate,
+    expected: Sequence[Tensor],
+    got: Sequence[Tensor],
+    expected_inputs: Sequence[Tensor],
+    got_inputs: Sequence[Tensor],
+    *,
+    aliasing: bool = True,
+) -> tuple[list[str], list[Pair]]:
+    """Return what differs besides values, and the pairs whose values are to be compared.
+
+    Arguments are as for ``differences``; without ``aliasing``, storages are not looked at.
+    """
+    if len(expected) != len(got):
+        return [f"results: {len(got)} instead of {len(expected)}"], []
+    found = _aliasing(expected, got, expected_inputs, got_inputs) if aliasing else []
+    pairs = [
+        Pair(f"result {i}", False, i, a, b)
+        for i, (a, b) in enumerate(zip(expected, got, strict=True))
+    ]
+    for i, slot in enumerate(template.slots):
+        if slot.mutated:
+            where = f"argument {slot.name!r}"
+            pairs.append(Pair(where, True, i, expected_inputs[i], got_inputs[i]))
+    problems = [(pair, _metadata(pair.want, pair.have)) for pair in pairs]
+    found += [f"{pair.where}: {problem}" for pair, problem in problems if problem is not None]
+    return found, [pair for pair, problem in problems if problem is None]
+
+
+def values_problem(
+    pairs: Sequence[Pair],
+    references: Sequence[Reference | None],
+    own: Callable[[Pair], tuple[float, bool]] | None,
+    *,
+    mixes: bool = True,
+    any_odd: bool = True,
+    reach: float = 1.0,
+) -> str | None:
+    """Return how the values of one result differ over some runs; ``None`` if they are as good.
+
+    Args:
+        pairs: The result in each run.
+        references: The runs in double precision, each for one of ``pairs``.
+        own: Gives how far the original is off as a rule, and whether values are steps; see
+            ``_closeness.judged``. From these runs, if absent.
+        mixes: See ``_closeness.judged``.
+        any_odd: The same.
+        reach: The same.
+    """
+    masks = [suspicious(pair.want, pair.have) for pair in pairs]
+    odd = [i for i, mask in enumerate(masks) if mask is not None]
+    wrong: list[tuple[int, Tensor, Truth | None]] = []
+    most = max(_LEAST_REFERENCES, min(_MOST_REFERENCES, _ELEMENTS // max(1, pairs[0].want.numel())))
+    for i in sorted(odd, key=lambda i: -_distance(pairs[i]))[:most]:
+        pair, mask = pairs[i], masks[i]
+        assert mask is not None
+        known = truth_of(pair, references[i], runs=0)
+        if known is None:
+            if not _is_close(pair.want, pair.have):
+                wrong.append((i, mask, None))
+            continue
+        bad = judged(
+            pair.want,
+            pair.have,
+            known,
+            0.0,
+            asked=mask,
+            is_step=False,
+            mixes=mixes,
+            any_odd=any_odd,
+        )
+        if bool(bad.any()) or own is not None:
+            # Not by the values alone: how far rounding may put them costs some runs more.
+            if own is not None and not bool(bad.any()) and not own(pair)[1]:
+                continue
+            known, bad = _judged_closely(
+                pair, mask, references[i], own, mixes=mixes, any_odd=any_odd, reach=reach
+            )
+        if bool(bad.any()):
+            wrong.append((i, bad, known))
+    if not wrong:
+        return None
+    total = sum(int(mask.sum()) for _, mask, _ in wrong)
+    i, mask, known = wrong[0]
+    return "values: " + _described(pairs[i], mask, known, total)
+
+
+def _judged_closely(
+    pair: Pair,
+    mask: Tensor,
+    reference: Reference | None,
+    own: Callable[[Pair], tuple[float, bool]] | None,
+    *,
+    mixes: bool,
+    any_odd: bool,
+    reach: float,
+) -> tuple[Truth, Tensor]:
+    """Return what is right for a pair, with what rounding may come to, and what is wrong by that.
+
+    Arguments are as for ``values_problem``.
+    """
+    assert reference is not None
+
+    def wrong(known: Truth, *, overflowed: bool = False) -> Tensor:
+        by = (typical(own_error(pair.want, known)), False) if own is None else own(pair)
+        return judged(
+            pair.want,
+            pair.have,
+            known,
+            by[0],
+            asked=mask,
+            is_step=by[1],
+            mixes=mixes,
+            any_odd=any_odd,
+            reach=reach,
+            overflowed=overflowed,
+        )
+
+    def known(runs: int) -> Truth:
+        found = truth_of(pair, reference, runs=runs)
+        assert found is not None
+        return found
+
+    # What passes by one run passes by more, too.
+    first = known(1)
+    bad = wrong(first)
+    if not bool(bad.any()):
+        return first, bad
+    full = known(RUNS)
+    bad = wrong(full)
+    if reach > 1 and bool(bad.any()) and reference.overflowed():
+        bad = wrong(full, overflowed=True)
+    if own is not None and not mixes and bool(bad.any()):
+        bad &= ~_as_elsewhere(pair, reference)
+    return full, bad
+
+
+def _as_elsewhere(pair: Pair, reference: Reference) -> Tensor:
+    """Return which elements are what the original gives for the same arguments at another place."""
+    found = reference.elsewhere()
+    rows = None if found is None else found[pair.of_inputs][pair.index]
+    have = pair.have
+    if rows is None or rows.shape[1:] != have.shape or rows.dtype is not have.dtype:
+        return torch.zeros_like(have, dtype=torch.bool)
+    return ((rows == have) | (rows.isnan() & have.isnan())).any(0)
+
+
+def truth_of(pair: Pair, reference: Reference | None, *, runs: int = RUNS) -> Truth | None:
+    """Return what is right for a pair; ``None`` if that is not known.
+
+    Without ``runs`` of each kind with errors, rounding is taken to put nothing off.
+    """
+    if reference is None or not (pair.want.is_floating_point() or pair.want.is_complex()):
+        return None
+    exact = reference.exact()
+    if exact is None:
+        return None
+    value = exact[pair.of_inputs][pair.index]
+    wide = torch.complex128 if pair.want.is_complex() else torch.float64
+    if value.shape != pair.want.shape or value.dtype is not wide:
+        return None
+    if not runs:
+        return truth(value, [], [])
+    rounded, nudged = reference.spread(runs)
+    single = reference.errors_of_doubles()
+    return truth(
+        value,
+        [one[pair.of_inputs][pair.index] for one in rounded],
+        [one[pair.of_inputs][pair.index] for one in nudged],
+        None if single is None else single[pair.of_inputs][pair.index],
+        magnified=reference.magnified(),
+    )
+
+
+def _distance(pair: Pair) -> float:
+    """Return by what share the values of a pair differ at most; infinity for what is no number."""
+    if not pair.want.is_floating_point():
+        return 1.0
+    want, have = pair.want.double(), pair.have.double()
+    off = ((have - want).abs() / want.abs().clamp(min=1e-300)).nan_to_num(0.0)
+    other = want.isfinite() != have.isfinite()
+    return float(torch.where(other, float("inf"), off).max())
+
+
+def _described(pair: Pair, mask: Tensor, known: Truth | None, total: int) -> str:
+    """Return which element is wrong, and what was expected."""
+    place = [int(n) for n in mask.nonzero()[0]]
+    want, have = pair.want[tuple(place)].item(), pair.have[tuple(place)].item()
+    said = f"{have!r} instead of {want!r} at {tuple(place)}"
+    if known is not None:
+        said += f" (in double precision {known.exact[tuple(place)].item()!r})"
+    return f"{said}, one of {total} wrong elements" if total > 1 else said
 
 
 def _metadata(want: Tensor, have: Tensor) -> str | None:
@@ -161,29 +342,6 @@ def _both_values(want: Tensor, have: Tensor) -> str:
     distance = torch.where(torch.isnan(distance), torch.inf, distance).masked_fill(same, -1.0)
     place = int(distance.argmax())
     return f"{mine[place].item()!r} instead of {theirs[place].item()!r}, element {place}"
-
-
-def _values(want: Tensor, have: Tensor) -> str:
-    return "values: " + " ".join((tensor_difference(have, want) or "differ").split())
-
-
-def _is_no_worse(want: Tensor, have: Tensor, exact: Tensor, allowed_error: float) -> bool:
-    """Return whether ``have`` is as near to ``exact`` as ``want``, element by element at worst."""
-    if exact.shape != want.shape or not (want.is_floating_point() or want.is_complex()):
-        return False
-    mine, theirs, truth = (t.to(exact.dtype) for t in (have, want, exact))
-    odd = ~(torch.isfinite(mine) & torch.isfinite(theirs) & torch.isfinite(truth))
-    if not torch.equal(torch.isnan(mine), torch.isnan(theirs)):
-        return False
-    # Infinities have no error to compare; they must simply be the same.
-    settled = odd & ((mine == theirs) | torch.isnan(mine))
-    if not torch.equal(settled, odd):
-        return False
-    if bool(odd.all()):
-        return True
-    error = (mine - truth).abs()[~odd].max()
-    allowed = (theirs - truth).abs()[~odd].max()
-    return bool(error <= allowed * allowed_error)
 
 
 def _aliasing(

@@ -13,7 +13,7 @@ import inspect
 import os
 import sys
 import types
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -502,3 +502,21 @@ def has_global_module_hooks() -> bool:
 def parse_schema(text: str) -> Any:
     """Return the torch.FunctionSchema that ``text`` spells; there is no public parser."""
     return torch._C.parse_schema(text)
+
+
+def dispatch_mode(handler: Callable[[Any, Any, Any], Any]) -> Any:
+    """Return a mode in which ``handler`` runs each op: it gets the overload and its arguments.
+
+    The class that sees ops has no public name. A method that it has when it is made gets a wrapper
+    that imports torch._dynamo, which takes seconds; ours is given to it later.
+    """
+    from torch.utils._python_dispatch import TorchDispatchMode
+
+    class Handled(TorchDispatchMode):  # type: ignore[no-untyped-call]
+        pass
+
+    def run(self: Any, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        return handler(func, args, kwargs or {})
+
+    Handled.__torch_dispatch__ = run  # type: ignore[method-assign]
+    return Handled()  # type: ignore[no-untyped-call]

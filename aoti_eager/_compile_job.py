@@ -10,7 +10,7 @@ import tempfile
 import traceback
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -63,6 +63,14 @@ def trial_server() -> ForkServer:
     # Fills memory and checks what lies behind a block when it is freed.
     tunables = "glibc.malloc.check=3:glibc.malloc.perturb=165"
     return ForkServer("_trial", {"LD_PRELOAD": checker, "GLIBC_TUNABLES": tunables})
+
+
+@dataclass(frozen=True, slots=True)
+class _Tried:
+    """What a trial has shown: whether anything was compared, and how many zeros lost their sign."""
+
+    compared: bool
+    lost_signs: int
 
 
 class CompileJobs:
@@ -171,6 +179,7 @@ class CompileJobs:
             parallel=made["parallel"],
             compiler=made["compiler"],
             identity=made["identity"],
+            lost_signs=made["lost_signs"],
             checked=False,
             guards=None if guards is None else Guards.from_json(guards),
         )
@@ -218,9 +227,9 @@ class CompileJobs:
 
     def _measure_stored(self, request: Request) -> Answer:
         library = request["library"]
-        compared = self._try(request, library)
+        tried = self._try(request, library)
         (times,) = self._measured(request, [library])
-        return {"times": times, "compared": compared}
+        return {"times": times, "compared": tried.compared}
 
     # -- the parts --
 
@@ -251,8 +260,8 @@ class CompileJobs:
             ) from error
 
     def _compile_best(self, request: Request, work: Path) -> Answer:
-        lowered, compared = self._tried(request, work, request["options"])
-        made = [(lowered, compared)]
+        lowered, tried = self._tried(request, work, request["options"])
+        made = [(lowered, tried)]
         times: list[Times] = [{}]
         if request["gate"]:
             times = self._measured(request, [_library(lowered)])
@@ -265,7 +274,7 @@ class CompileJobs:
                     made.append(self._tried(request, serial, options))
                     times = self._measured(request, [_library(one) for one, _ in made])
         best = min(range(len(made)), key=lambda i: _share(times[i]))
-        lowered, compared = made[best]
+        lowered, tried = made[best]
         return {
             **_library(lowered),
             "library": str(lowered.library),
@@ -273,14 +282,17 @@ class CompileJobs:
             "parallel": made[0][0].parallel,
             "compiler": lowered.compiler,
             "identity": compiler_identity(),
-            "compared": compared,
+            "compared": tried.compared,
+            "lost_signs": tried.lost_signs,
             "times": times[best],
             "pattern": None if lowered.pattern is None else lowered.pattern.to_json(),
             "guards": None if lowered.guards is None else lowered.guards.to_json(),
         }
 
-    def _tried(self, request: Request, work: Path, options: dict[str, Any]) -> tuple[Lowered, bool]:
-        """Return a library that has passed its trial, and whether anything was compared in it."""
+    def _tried(
+        self, request: Request, work: Path, options: dict[str, Any]
+    ) -> tuple[Lowered, _Tried]:
+        """Return a library that has passed its trial, and what that has shown."""
         self._import_inductor()
         from ._call_target import call_target
         from ._lowering import lower
@@ -301,7 +313,7 @@ class CompileJobs:
         # By its own name from now on: the other holds in this process alone.
         library = work / lowered.library.relative_to(written)
         lowered = replace(lowered, library=library)
-        compared = self._try(request, _library(lowered))
+        tried = self._try(request, _library(lowered))
         if lowered.pattern is not None and lowered.guards is not None:
             values = _values(schema, key, lowered.pattern, lowered.guards)
             pattern, guards = lowered.pattern, lowered.guards
@@ -309,7 +321,7 @@ class CompileJobs:
                 self._try({**request, "key": other.to_json()}, _library(lowered))
             guards = self._relaxed(request, lowered, values)
             lowered = replace(lowered, guards=guards)
-        return lowered, compared
+        return lowered, tried
 
     def _relaxed(self, request: Request, lowered: Lowered, values: Mapping[str, int]) -> Guards:
         """Return the guards with sizes of 1 let in where they were tried and are right.
@@ -327,7 +339,7 @@ class CompileJobs:
                 return False
             other = {**request, "key": with_values(pattern, ones).to_json(), "check": True}
             try:
-                return self._try(other, _library(lowered))
+                return self._try(other, _library(lowered)).compared
             except CompileError as error:
                 if error.reason != "mismatch":
                     raise
@@ -346,8 +358,8 @@ class CompileJobs:
             return guards  # One is out of bounds, maybe.
         return with_ones(guards, passed, wrong)
 
-    def _try(self, request: Request, library: Mapping[str, Any]) -> bool:
-        """Run a library for the first time; return whether anything was compared.
+    def _try(self, request: Request, library: Mapping[str, Any]) -> _Tried:
+        """Run a library for the first time; return what that has shown.
 
         Raises:
             CompileError: It must not be used, for its reason.
@@ -369,7 +381,7 @@ class CompileJobs:
             raise CompileError(
                 answer["reason"], answer["message"], remember=answer.get("remember", False)
             )
-        return bool(answer["compared"])
+        return _Tried(bool(answer["compared"]), answer.get("lost_signs", 0))
 
     def _measured(self, request: Request, libraries: list[dict[str, Any]]) -> list[Times]:
         """Return the times of each library by hit path; empty ones where none could be taken."""

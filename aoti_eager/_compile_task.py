@@ -159,6 +159,7 @@ def compile_here(task: str, *, store: Store, service: CompileService) -> Answer:
         parallel=compiled.parallel,
         compiler=compiled.compiler,
         identity=compiled.identity,
+        lost_signs=compiled.lost_signs,
         checked=False,  # There are no live arguments; the first call compares.
     )
     entry = replace(entry, library=Library(len(content), sha256(content)))

@@ -17,6 +17,8 @@ from .errors import CompileError
 
 # In an entry's provenance, beside the version: ``_cpp_compiler.compiler_identity``.
 IDENTITY = "compiler_identity"
+# And how many zeros in the trial had another sign than the original's: that declines nothing.
+LOST_SIGNS = "lost_signs_of_zero"
 
 
 def ready_entry(
@@ -33,6 +35,7 @@ def ready_entry(
     checked: bool,
     portable: bool = False,
     guards: Guards | None = None,
+    lost_signs: int = 0,
 ) -> Entry:
     """Return the entry of a library that was compiled for ``key``.
 
@@ -49,6 +52,7 @@ def ready_entry(
         checked: Whether it was compared with the original on a call's own arguments.
         portable: Whether the code is not AOTInductor's and depends on no thread count.
         guards: Those of a dynamic specialisation, whose ``key`` is a pattern.
+        lost_signs: How many zeros of its trial had another sign than the original's.
     """
     # Code without parallel regions is the same for every thread count, unless it has none only
     # because there was one thread to compile for.
@@ -65,6 +69,7 @@ def ready_entry(
         provenance=(
             ("compiler", compiler),
             *([] if identity is None else [(IDENTITY, identity)]),
+            *([(LOST_SIGNS, str(lost_signs))] if lost_signs else []),
         ),
         guards=guards,
     )

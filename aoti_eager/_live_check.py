@@ -7,11 +7,12 @@ from typing import Any
 
 from torch import Tensor
 
-from ._check import copy_mutated, copy_tensor, differences, float64_reference, fresh_results
+from ._check import copy_mutated, copy_tensor, differences
 from ._compat import OpOverload
 from ._kernel import Kernel
 from ._original import OriginalKernel
 from ._passthrough import passthrough
+from ._reference import Reference, fresh_results
 from ._template import CallTemplate
 
 Outputs = Sequence[Mapping[str, Any]]
@@ -87,10 +88,10 @@ class LiveCheck:
             return [f"the library raised: {error}"]
         expected = fresh_results(outputs, result, len(self._template.schema.returns))
 
-        def reference() -> Any:
-            copies = [copy_tensor(tensor) for tensor in before]
-            return float64_reference(self._template, copies, self._op, outputs)
+        def copies() -> list[Tensor]:
+            return [copy_tensor(tensor) for tensor in before]
 
+        reference = Reference(self._template, copies, self._op, outputs)
         return differences(self._template, expected, got, after, mine, reference)
 
     def _compare_on_copies(self, kernel: Kernel, outputs: Outputs) -> list[str]:

@@ -32,12 +32,12 @@ from ._kernel import Kernel
 from ._kernel_cache import KernelCache
 from ._key import KernelKey
 from ._library_runner import RELEASE_GIL_NUMEL, LibraryRunner
+from ._made_up_data import made_up_input
 from ._measured_step import MeasuredStep
 from ._native_key import native_key
 from ._schema import Kind, OpSchema
 from ._table import Decline, TableKey
 from ._template import CallTemplate, call_template
-from ._trial import made_up_input
 from .config import config
 
 # One round of one side; shorter ones show the clock, longer ones show other processes.

@@ -435,6 +435,7 @@ class Miss:
             parallel=compiled.parallel,
             compiler=compiled.compiler,
             identity=compiled.identity,
+            lost_signs=compiled.lost_signs,
             checked=self._call.checks,
             portable=self._toolchain.is_portable,
             guards=compiled.guards,

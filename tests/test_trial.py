@@ -56,7 +56,7 @@ def silu_library(shared_cache: Path) -> Path:
 
 def test_a_good_library_passes_again_and_again(server: ForkServer, silu_library: Path) -> None:
     for _ in range(3):
-        assert server.run(request(aten.silu.default, X, library=silu_library)) == {"compared": 3}
+        assert server.run(request(aten.silu.default, X, library=silu_library))["compared"] > 3
 
 
 def test_a_library_of_another_op_is_a_mismatch(server: ForkServer, silu_library: Path) -> None:
@@ -103,7 +103,7 @@ __attribute__((constructor)) static void start(void) {{ {body} }}
         answer = server.run(request(aten.silu.default, X, library=library, timeout_s=timeout_s))
         assert answer["reason"] == "crashed"
         assert message in answer["message"]
-    assert server.run(request(aten.silu.default, X, library=silu_library)) == {"compared": 3}
+    assert server.run(request(aten.silu.default, X, library=silu_library))["compared"] > 3
 
 
 def test_importing_the_package_leaves_the_environment_of_the_script_alone(tmp_path: Path) -> None:
