@@ -183,15 +183,54 @@ def _compare(case: Hard, got: Tensor, want: Tensor, exact: Tensor) -> None:
 
 @pytest.mark.compiles
 def test_an_infinity_in_a_row_gives_the_mean_that_eager_gives() -> None:
-    x = torch.randn(4, 33, generator=torch.Generator().manual_seed(0))
+    x = torch.randn(7, 33, generator=torch.Generator().manual_seed(0))
     x[0, 7], x[1, -1], x[2, 0], x[3, 3] = INF, INF, -INF, NAN
+    x[4], x[5, 4:], x[6, -2:] = INF, -INF, INF
     want = torch.var_mean(x, 1)
     with aoti_eager.register("aten::var_mean.correction"):
-        torch.var_mean(torch.randn(4, 33), 1)
+        torch.var_mean(torch.randn(7, 33), 1)
         got = torch.var_mean(x, 1)
         assert aoti_eager.stats()["aten::var_mean.correction"].hits == 1
     for one, two in zip(got, want, strict=True):
         torch.testing.assert_close(one, two, equal_nan=True)
+
+
+@pytest.mark.compiles
+def test_a_high_power_is_no_product_of_rounded_ones() -> None:
+    x = torch.linspace(-300, 300, 4096)
+    want = x.pow(10.0)
+    with aoti_eager.register("aten::pow.Tensor_Scalar"):
+        torch.ones(4096).pow(10.0)
+        assert torch.equal(x.pow(10.0), want)
+        assert aoti_eager.stats()["aten::pow.Tensor_Scalar"].hits == 1
+
+
+@pytest.mark.compiles
+def test_a_weight_of_lerp_is_rounded_before_it_is_taken_from_one() -> None:
+    start = torch.linspace(0.1, 0.2, 4096)
+    end = -start / 9
+    want = torch.lerp(start, end, 0.9)
+    with aoti_eager.register("aten::lerp.Scalar"):
+        torch.lerp(torch.ones(4096), torch.ones(4096), 0.9)
+        assert torch.equal(torch.lerp(start, end, 0.9), want)
+        assert aoti_eager.stats()["aten::lerp.Scalar"].hits == 1
+
+
+@pytest.mark.compiles
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("op", ["fmod", "remainder", "floor_divide"])
+def test_a_divisor_without_dimensions_is_taken_in_the_dtype_of_the_result(
+    op: str, dtype: torch.dtype
+) -> None:
+    x = (torch.arange(4096) * 24.0).to(dtype)
+    divisor = torch.tensor(0.1, dtype=torch.float64)
+    function = getattr(torch, op)
+    want = function(x, divisor)
+    name = f"aten::{op}" + ("" if op == "floor_divide" else ".Tensor")
+    with aoti_eager.register(name):
+        function(torch.ones_like(x), divisor)
+        assert torch.equal(function(x, divisor), want)
+        assert sum(counts.hits for counts in aoti_eager.stats().values()) >= 1
 
 
 @pytest.mark.compiles

@@ -67,8 +67,8 @@ class HardCall:
         how: ``RULE``, ``EQUAL`` or ``BITS``; for each result where it is a tuple.
         exact: The results from the call's tensors in longdouble, for float64 calls; without it the
             reference is eager itself there. Other dtypes run eager in float64.
-        eager_overflows: Whether eager's own formula overflows in float64, too, so that ``exact`` is
-            the reference for every dtype.
+        eager_overflows: Whether eager's own formula overflows or cancels in float64, too, so that
+            ``exact`` is the reference for every dtype.
         draws: Seeds that are judged as one region: more than one where a call gives few results.
         only: Names of families; all where it is empty.
         as_it_is: Arguments that are compared first, as they are.
