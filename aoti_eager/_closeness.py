@@ -183,8 +183,8 @@ def judged(
     if not bool((right | ~asked).all()):
         allowed += _REGION * size * _by_region(size, original / size)
     right |= error <= torch.where(original.isfinite(), torch.maximum(allowed, original), allowed)
-    # Where the original has left the range of numbers, and should not have.
-    right |= size.isfinite() & ~theirs.isfinite()
+    # Where the original has left the range of numbers, and should not have: on the way, in a sum.
+    right |= (size < fi.max) & ~theirs.isfinite() & mixes
     # Or did so on the way, so that none of its digits is right.
     right |= (original >= 0.5 * size) & overflowed
     right |= ~theirs.isfinite() & (overflowed and mixes)
@@ -194,7 +194,8 @@ def judged(
     if not exact.is_complex():
         beside = size >= fi.max * (1 - 4 * RELATIVE[want.dtype])
         right |= beside & (mine.sign() == exact.sign()) & (mine.abs() >= fi.max * 0.98)
-    right |= (size >= fi.max / reach) & ~mine.isfinite() & (reach > 1)
+    within = (size >= fi.max / reach) & (size <= fi.max * reach)
+    right |= within & ~mine.isfinite() & (reach > 1)
     # No number, or an infinity: as the original in double has it.
     right |= exact.isnan() & mine.isnan()
     right |= exact.isinf() & (mine == exact)

@@ -141,6 +141,6 @@ def _mean_of_eager(x: Tensor, mean: Tensor, dims: Sequence[int]) -> Tensor:
     for one in dims:
         last = last.narrow(one, x.shape[one] - 1, 1)
     # There is no vector code for torch.isinf.
-    infinite = (x.abs() == float("inf")).to(torch.float32).sum(dims, keepdim=True)
+    infinite = (x.abs() == float("inf")).to(torch.float32).sum(list(dims), keepdim=True)
     only_last = torch.isinf(last) & (infinite == 1)
     return torch.where(torch.isinf(mean) & ~only_last, float("nan"), mean)

@@ -199,7 +199,7 @@ def wait(timeout_s: float | None = None) -> bool:
     done = _background.background.wait(timeout_s)
     left = None if deadline is None else max(0.0, deadline - time.monotonic())
     done = _native_path.wait(left) and done
-    if _native_path.prepare():
+    if _native_path.prepare(foreground_s=0.0):
         with _lock:
             _switch_to_native()
     return done

@@ -23,7 +23,7 @@ from pathlib import Path
 
 import torch
 
-from ._base.file_lock import locked
+from ._base.file_lock import FileLock, locked
 from ._base.scratch_directory import scratch_directory
 from ._base.sealed_library import LIBRARY_LIMIT
 from ._base.store_format import remove
@@ -97,6 +97,31 @@ def find(toolchain: Path, compiler: str | None) -> NativeFile | None:
             return next((file for file in found if file is not None), None)
     except OSError:
         return None
+
+
+def was_cut_off(toolchain: Path, compiler: str) -> bool:
+    """Return whether a build by ``compiler`` was begun and has not ended, and nobody is at it.
+
+    Args:
+        toolchain: The directory of that name in a store.
+        compiler: Path of the C++ compiler.
+    """
+    digest = _compiler_digest(compiler)
+    try:
+        with open_directory(build_directory(toolchain)) as directory:
+            name = f"{digest}.lock"
+            if name not in directory.names():
+                return False
+            lock = FileLock(directory, name)
+    except OSError:
+        return False
+    try:
+        lock.acquire(0)
+    except OSError:
+        return False  # Another process builds.
+    finally:
+        lock.close()
+    return True
 
 
 def build(
@@ -198,6 +223,11 @@ def _compile(
         raise NativePathError(
             f"{compiler}: the native hit path is not compiled after {timeout_s:g} s"
         ) from error
+    except BaseException:  # Ctrl-C is for this process alone: the compiler has its own session.
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(process.pid, 9)
+        process.wait()
+        raise
     if process.returncode:
         lines = errors.decode(errors="replace").splitlines()
         said = next((line for line in lines if "error" in line), " ".join(lines[-1:]))

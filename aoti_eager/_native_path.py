@@ -33,34 +33,47 @@ _NICE = 10
 class _Build:
     """A build on a thread of its own, one a process."""
 
-    def __init__(self) -> None:
+    def __init__(self, failures: dict[Path, NativePathError] | None = None) -> None:
         self.thread: threading.Thread | None = None
-        self.failures: dict[Path, NativePathError] = {}  # by the toolchain directory
+        self.failures = failures or {}  # by the toolchain directory
         self._process: subprocess.Popen[bytes] | None = None
+        self.is_new = False  # Nobody has waited for it yet, and somebody is to.
         self._is_awaited = False
         self._ending = False
         self._lock = threading.Lock()
 
-    def start(self, toolchain: Path, compiler: str, foreground_s: float) -> None:
-        """Build, if nothing is being built.
+    @property
+    def is_running(self) -> bool:
+        """Return whether something is being built."""
+        return self.thread is not None and self.thread.is_alive()
 
-        Args:
-            toolchain: The directory of that name in a store.
-            compiler: Path of the C++ compiler.
-            foreground_s: Seconds to wait for the build; then it goes on at a lower priority.
+    def start(self, toolchain: Path, compiler: str, *, awaited: bool) -> None:
+        """Build, if nothing is being built; ``awaited`` at the script's priority.
+
+        Raises:
+            NativePathError: The system gives no thread.
         """
-        if (self.thread is not None and self.thread.is_alive()) or self._ending:
+        if self.is_running or self._ending:
             return
-        self._is_awaited = foreground_s > 0
-        self.thread = threading.Thread(
+        self._is_awaited = awaited
+        thread = threading.Thread(
             target=self._run, args=(toolchain, compiler), name="aoti_eager-native", daemon=True
         )
-        self.thread.start()
-        if self._is_awaited:
-            try:
-                self.thread.join(foreground_s)
-            finally:  # Also after Ctrl-C.
-                self._give_way()
+        try:
+            thread.start()
+        except RuntimeError as error:
+            raise NativePathError(f"the native hit path cannot be built: {error}") from error
+        self.thread, self.is_new = thread, awaited
+
+    def join(self, seconds: float) -> None:
+        """Wait for the build; then it goes on at a lower priority."""
+        thread = self.thread
+        if thread is None:
+            return
+        try:
+            thread.join(seconds)
+        finally:  # Also after Ctrl-C.
+            self._give_way()
 
     def _give_way(self) -> None:
         """Put the compiler behind the script's own work: nothing waits for it any more."""
@@ -69,15 +82,22 @@ class _Build:
             process = self._process
         if process is not None and process.poll() is None:
             with contextlib.suppress(OSError):
-                os.setpriority(os.PRIO_PGRP, process.pid, _NICE)
+                nice = os.getpriority(os.PRIO_PROCESS, 0)
+                os.setpriority(os.PRIO_PGRP, process.pid, min(19, nice + _NICE))
 
     def _run(self, toolchain: Path, compiler: str) -> None:
         try:
             _native_build.build(toolchain, compiler, start=self._start_compiler)
         except NativePathError as error:
-            if not self._ending:
-                self.failures[toolchain] = error
-                log.info("%s", error)
+            failure = error
+        except Exception as error:  # noqa: BLE001 - else each register would wait for it again
+            log.exception("the native hit path cannot be built")
+            failure = NativePathError(f"the native hit path cannot be built: {error!r}")
+        else:
+            return
+        if not self._ending:
+            self.failures[toolchain] = failure
+            log.info("%s", failure)
 
     def _start_compiler(self, *arguments: Any, **options: Any) -> subprocess.Popen[bytes]:
         with self._lock:  # Started after the end of Python, nobody would kill it.
@@ -100,14 +120,18 @@ class _Build:
 
 
 _build = _Build()
-_lock = threading.Lock()
+# Re-entrant: a signal handler may register.
+_lock = threading.RLock()
 
 
-def prepare() -> bool:
+def prepare(foreground_s: float | None = None) -> bool:
     """Return whether the C++ hit path is loaded; have it built if it is wanted and not there.
 
     The setting ``native`` says how long the build is waited for: at ``auto`` for ``FOREGROUND_S``
     seconds, at ``1`` until it is done, at ``background`` not at all. A failure is one warning.
+
+    Args:
+        foreground_s: Seconds to wait at ``auto``, in place of ``FOREGROUND_S``.
 
     Raises:
         AotiEagerError: It failed, and ``config.strict`` is on.
@@ -117,19 +141,30 @@ def prepare() -> bool:
         return False
     if _native_library.is_loaded():
         return True
-    with _lock:
-        try:
-            return _prepare(wanted)
-        except NativePathError as error:
+    if foreground_s is None:
+        foreground_s = FOREGROUND_S
+    try:
+        with _lock:
+            if _prepare(wanted, foreground_s):
+                return True
+            build = _build
+            if not build.is_new:
+                return False
+            build.is_new = False
+        # Not under the lock: another thread, or a signal handler, may register meanwhile.
+        build.join(foreground_s)
+        with _lock:
+            return not build.is_running and _prepare(wanted, 0.0)
+    except NativePathError as error:
+        failed(error)
+    except StoreError as error:
+        if config.strict or wanted == "1":
             failed(error)
-        except StoreError as error:
-            if config.strict or wanted == "1":
-                failed(error)
-            else:
-                log.info("%s", error)  # A miss warns of it, if there is one.
-        except OSError as error:
-            failed(NativePathError(f"the native hit path cannot be looked for: {error}"))
-        return False
+        else:
+            log.info("%s", error)  # A miss warns of it, if there is one.
+    except OSError as error:
+        failed(NativePathError(f"the native hit path cannot be looked for: {error}"))
+    return False
 
 
 def wait(timeout_s: float | None = None) -> bool:
@@ -140,7 +175,7 @@ def wait(timeout_s: float | None = None) -> bool:
     return thread is None or not thread.is_alive()
 
 
-def _prepare(wanted: str) -> bool:
+def _prepare(wanted: str, foreground_s: float) -> bool:
     backend = _backend.current()
     compiler = compiler_on_path()
     if _found(compiler):
@@ -162,18 +197,19 @@ def _prepare(wanted: str) -> bool:
         if _found(None):
             return True
         raise
-    if wanted == "background" or not wait(0.0):
-        _build.start(backend.toolchain, compiler, 0.0)
+    if _build.is_running:
         return False
-    _say(
-        "building the C++ path of this machine's calls, once; a script waits "
-        f"{FOREGROUND_S:g} s for it at most (AOTI_EAGER_NATIVE=background: not at all)"
-    )
-    _build.start(backend.toolchain, compiler, FOREGROUND_S)
-    failure = _build.failures.get(backend.toolchain)
-    if failure is not None:
-        raise failure
-    return _found(compiler)
+    # A build that was cut off: scripts here end before it does, and would wait in vain each time.
+    awaited = wanted == "auto" and foreground_s > 0
+    awaited = awaited and not _native_build.was_cut_off(backend.toolchain, compiler)
+    if awaited:
+        _say(
+            "building the C++ path of this machine's calls, once; a script waits "
+            f"{FOREGROUND_S:g} s for it at most (AOTI_EAGER_NATIVE=background: not at all; "
+            "python -m aoti_eager setup: beforehand)"
+        )
+    _build.start(backend.toolchain, compiler, awaited=awaited)
+    return False
 
 
 def _say(line: str) -> None:
@@ -207,9 +243,10 @@ def failed(error: AotiEagerError) -> None:
 
 def _after_fork() -> None:
     global _lock, _build
-    _lock = threading.Lock()
+    _lock = threading.RLock()
     if _build.thread is not None:
-        _build = _Build()  # Its thread and its compiler are the parent's.
+        # Its thread and its compiler are the parent's; why it failed is not.
+        _build = _Build(_build.failures)
 
 
 def _end() -> None:

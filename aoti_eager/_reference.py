@@ -86,7 +86,8 @@ class Reference:
     def of(cls, exact: Callable[[], Any]) -> Reference:
         """Return the reference of which only the exact values are known."""
         made = cls.__new__(cls)
-        made._exact, made._doubles, made._by = [exact()], [None], 1.0
+        made._exact, made._doubles, made._by = [], [None], 1.0
+        made._run = lambda **errors: exact()  # type: ignore[method-assign]
         made._rounded = made._nudged = [None] * RUNS
         return made
 
@@ -104,9 +105,19 @@ class Reference:
         """
         while len(self._rounded) < runs:
             seed = len(self._rounded) + 1
-            self._rounded.append(self._run(rounded=seed))
-            self._nudged.append(self._run(nudged=seed + 100))
+            self._rounded.append(self._kept(self._run(rounded=seed)))
+            self._nudged.append(self._kept(self._run(nudged=seed + 100)))
         return [one for one in self._rounded if one], [one for one in self._nudged if one]
+
+    def _kept(self, found: Found | None) -> Found | None:
+        """Return a run without the inputs that nothing was written to: nobody asks for these."""
+        if found is None:
+            return None
+        empty = torch.empty(0, dtype=torch.float64)
+        slots = self._template.slots
+        return found[0], [
+            one if slot.mutated else empty for one, slot in zip(found[1], slots, strict=True)
+        ]
 
     def magnified(self) -> float:
         """Return by how much errors are magnified: a double's own would be rounded themselves."""

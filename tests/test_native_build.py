@@ -196,10 +196,15 @@ if "wait" in sys.argv:
 
 
 def run(
-    cache_dir: Path, compiler: Path, native: str, *arguments: str
+    cache_dir: Path,
+    compiler: Path,
+    native: str,
+    *arguments: str,
+    before: str = "",
+    after: str = "",
 ) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, "-c", SCRIPT, *arguments],
+        [sys.executable, "-c", f"{before}\n{SCRIPT}\n{after}", *arguments],
         env=environment(cache_dir, compiler, native),
         capture_output=True,
         text=True,
@@ -273,10 +278,52 @@ def test_python_serves_until_the_build_is_done_and_wait_switches(
     assert compiler.runs == 1
 
 
+# As long as it takes, however busy the machine is.
+PATIENT = """
+from aoti_eager import _native_path
+_native_path.FOREGROUND_S = 300.0
+"""
+
+# The time is over when the compiler is known to run.
+TIRED = """
+import os, sys, time
+from pathlib import Path
+import aoti_eager
+from aoti_eager import _native_path
+
+here = Path(sys.argv.pop(1))
+
+def join(self, seconds):
+    assert seconds == 10.0
+    while not (here / "pid").exists():
+        time.sleep(0.05)
+    self._give_way()
+
+_native_path._Build.join = join
+"""
+
+THEN = """
+pid = int((here / "pid").read_text())
+mine = os.getpriority(os.PRIO_PROCESS, 0)
+print("nice", os.getpriority(os.PRIO_PROCESS, pid) == min(19, mine + 10))
+aoti_eager.register("aten::neg.default")  # It does not wait a second time.
+print("again", aoti_eager.wait(0.0), _native_library.is_loaded())
+(here / "go").touch()
+print("waited", aoti_eager.wait(), _native_library.is_loaded())
+"""
+
+
+def held_compiler(tmp_path: Path, built: Path) -> Compiler:
+    """A compiler that says that it runs, and ends when it is told to."""
+    wait = f'echo $$ > "{tmp_path}/new"; mv "{tmp_path}/new" "{tmp_path}/pid"'
+    wait += f'; while [ ! -e "{tmp_path}/go" ]; do sleep 0.1; done'
+    return Compiler(tmp_path / "bin", built, before=wait)
+
+
 def test_the_first_script_of_a_machine_waits_for_the_build_and_says_so(
     warm: Path, compiler: Compiler
 ) -> None:
-    done = run(warm, compiler.path, "auto")
+    done = run(warm, compiler.path, "auto", before=PATIENT)
     assert done.stdout.splitlines() == ["registered True", "served True"]
     (line,) = done.stderr.splitlines()
     assert line.startswith("aoti_eager: building the C++ path of this machine's calls, once;")
@@ -287,55 +334,51 @@ def test_the_first_script_of_a_machine_waits_for_the_build_and_says_so(
     assert compiler.runs == 1
 
 
-LATE = """
-import os, sys
-from pathlib import Path
-from aoti_eager import _native_path
-here = Path(sys.argv[1])
-_native_path.FOREGROUND_S = 0.5
-sys.argv[1:] = []
-"""
-
-THEN = """
-pid = int((here / "pid").read_text())
-print("nice", os.getpriority(os.PRIO_PROCESS, pid) - os.getpriority(os.PRIO_PROCESS, 0))
-aoti_eager.register("aten::neg.default")  # It does not wait a second time.
-print("again", _native_library.is_loaded())
-(here / "go").touch()
-print("waited", aoti_eager.wait(), _native_library.is_loaded())
-"""
-
-
 def test_a_build_that_takes_long_goes_on_beside_the_script(
     warm: Path, tmp_path: Path, built: Path
 ) -> None:
-    wait = f'echo $$ > "{tmp_path}/pid"; while [ ! -e "{tmp_path}/go" ]; do sleep 0.1; done'
-    compiler = Compiler(tmp_path / "bin", built, before=wait)
-    done = subprocess.run(
-        [sys.executable, "-c", LATE + SCRIPT + THEN, str(tmp_path)],
-        env=environment(warm, compiler.path, "auto"),
-        capture_output=True,
-        text=True,
-        check=True,
-    )
+    compiler = held_compiler(tmp_path, built)
+    done = run(warm, compiler.path, "auto", str(tmp_path), before=TIRED, after=THEN)
     assert done.stdout.splitlines() == [
         "registered False",
         "served True",
-        "nice 10",
-        "again False",
+        "nice True",
+        "again False False",
         "waited True True",
     ]
     assert len(done.stderr.splitlines()) == 1
     assert compiler.runs == 1
 
 
-def test_native_1_is_waited_for_at_register_and_0_never_builds(
-    warm: Path, compiler: Compiler
+def test_a_script_does_not_wait_where_an_earlier_one_has_waited_in_vain(
+    warm: Path, tmp_path: Path, built: Path
 ) -> None:
-    assert run(warm, compiler.path, "0", "wait").stdout.splitlines()[2] == "waited True False"
-    assert compiler.runs == 0
-    assert run(warm, compiler.path, "1").stdout.splitlines()[0] == "registered True"
-    assert compiler.runs == 1
+    """Scripts that end before the build does would each wait, and never have it."""
+    compiler = held_compiler(tmp_path, built)
+    run(warm, compiler.path, "auto", str(tmp_path), before=TIRED)
+    (tmp_path / "pid").unlink()
+    never = "from aoti_eager import _native_path\n_native_path._Build.join = None\n"
+    done = run(warm, compiler.path, "auto", before=never)
+    assert done.stdout.splitlines() == ["registered False", "served True"]
+    assert done.stderr == ""
+
+
+def test_a_signal_handler_may_register_during_the_build(
+    warm: Path, tmp_path: Path, built: Path
+) -> None:
+    handler = """
+import signal
+signal.signal(signal.SIGUSR1, lambda *_: aoti_eager.register("aten::neg.default"))
+
+def join(self, seconds, join=join):
+    join(self, seconds)
+    signal.raise_signal(signal.SIGUSR1)
+
+_native_path._Build.join = join
+"""
+    compiler = held_compiler(tmp_path, built)
+    done = run(warm, compiler.path, "auto", str(tmp_path), before=TIRED + handler, after=THEN)
+    assert done.stdout.splitlines()[-1] == "waited True True"
 
 
 @pytest.mark.parametrize("native", ["1", "auto", "background"])
@@ -343,7 +386,7 @@ def test_a_build_that_fails_is_one_warning_and_the_python_path(
     native: str, warm: Path, tmp_path: Path, built: Path
 ) -> None:
     compiler = Compiler(tmp_path / "bin", built, before="echo 'error: out of luck' >&2; exit 1")
-    done = run(warm, compiler.path, native, "wait")
+    done = run(warm, compiler.path, native, "wait", before=PATIENT)
     lines = done.stdout.splitlines()
     assert lines[:3] == ["registered False", "served True", "waited True False"]
     assert lines[3] == "hit True"
@@ -356,12 +399,9 @@ def test_a_build_that_fails_is_one_warning_and_the_python_path(
 @pytest.mark.parametrize("native", ["1", "auto"])
 def test_many_processes_build_once(native: str, warm: Path, tmp_path: Path, built: Path) -> None:
     compiler = Compiler(tmp_path / "bin", built, before="sleep 1")
-    text = SCRIPT.replace("import torch\n", "import torch\nfrom aoti_eager import _native_path\n")
-    # As long as it takes, however busy the machine is.
-    text = text.replace("x = torch", "_native_path.FOREGROUND_S = 300.0\nx = torch", 1)
     processes = [
         subprocess.Popen(
-            [sys.executable, "-c", text, "wait"],
+            [sys.executable, "-c", PATIENT + SCRIPT, "wait"],
             env=environment(warm, compiler.path, native),
             stdout=subprocess.PIPE,
             text=True,

@@ -107,6 +107,19 @@ FAULTS: dict[str, tuple[Function, Function, tuple[Tensor, ...]]] = {
         lambda x, y: torch.trunc(x.float() / y.float()).to(x.dtype),
         (X.to(BFLOAT), X.to(BFLOAT)),
     ),
+    **{
+        f"a number for an overflow, {str(dtype).removeprefix('torch.')}": (
+            torch.mul,
+            lambda x, y: torch.where((x * y).isinf(), 7.0, x * y),
+            (X.to(dtype), X.to(dtype)),
+        )
+        for dtype in (HALF, BFLOAT, torch.float32)
+    },
+    "a number for a sum that overflows": (
+        lambda x: (x * x).sum(1),
+        lambda x: torch.where((x * x).sum(1).isinf(), 3.0, (x * x).sum(1)),
+        (X,),
+    ),
     "a maximum without NaN": (
         lambda x: x.amax(1),
         lambda x: torch.where(x.isnan(), -math.inf, x).amax(1),

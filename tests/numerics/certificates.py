@@ -2,6 +2,9 @@
 
 ``python -m tests.numerics certificates --work DIR FILE`` writes it. Rows are of functional
 overloads: in-place, ``out=`` and foreach overloads have the same code and share them.
+
+A row that certifies needs every part of its overload, dtype and target; one part that is beyond the
+rule is enough for a row that does not.
 """
 
 from __future__ import annotations
@@ -13,9 +16,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from .families import Options, family, names
 from .kernels import Versions
-from .parts import Results
+from .parts import Part, Results
 from .report import rows
+from .rule import CERTIFIED
 
 FORMAT = 1
 
@@ -34,24 +39,43 @@ COLUMNS = (
 
 
 def certificates(
-    results: Iterable[Mapping[str, Any]], versions: Versions, made: str, compiler: str
+    found: Iterable[Sequence[Any]], versions: Versions, made: str, compiler: str
 ) -> str:
-    """Return the document of these results, as text; the same results give the same text.
+    """Return the document of these rows, as text; the same rows give the same text.
 
     Args:
-        results: Of parts, as ``Results.all`` gives them.
+        found: Rows of ``COLUMNS``.
         versions: Under which they were made.
         made: The date, ``2026-11-29``.
         compiler: The compiler's name and version, for people.
     """
-    lines = [
-        json.dumps([_short(row[name]) for name in COLUMNS], ensure_ascii=True)
-        for row in rows(results)
-    ]
+    lines = [json.dumps(list(row), ensure_ascii=True) for row in found]
     head = {"format": FORMAT, "torch": versions.torch, "compiler": compiler, "made": made}
     fields = [f"{json.dumps(name)}: {json.dumps(value)}" for name, value in head.items()]
     body = ",\n".join(sorted(lines))
     return "{" + ",\n".join([*fields, f'"rows": [\n{body}\n]']) + "}\n"
+
+
+def certain(results: Iterable[Mapping[str, Any]], wanted: Iterable[Part]) -> list[list[Any]]:
+    """Return the rows that can be told from these results.
+
+    Args:
+        results: Of parts, as ``Results.all`` gives them.
+        wanted: The parts that make an overload's certificate, of all overloads.
+    """
+    results = list(results)
+    missing: dict[tuple[str, str, str], set[tuple[str, str]]] = {}
+    for part in wanted:
+        place = part.op, part.dtype, part.target
+        missing.setdefault(place, set()).add((part.family, part.variant))
+    for result in results:
+        part = Part(**result["part"])
+        missing.get((part.op, part.dtype, part.target), set()).discard((part.family, part.variant))
+    return [
+        [_short(row[name]) for name in COLUMNS]
+        for row in rows(results)
+        if row["status"] != CERTIFIED or not missing.get((row["op"], row["dtype"], row["target"]))
+    ]
 
 
 def _short(value: Any) -> Any:
@@ -63,15 +87,42 @@ def write(works: Sequence[Path], file: Path, versions: Versions, compiler: str) 
     """Write the certificates of all results in ``works`` to ``file``; return how many rows it has.
 
     Args:
-        works: Directories of results, as ``--work`` names them.
-        file: Replaced as a whole.
+        works: Directories of results, as ``--work`` names them; where two have a part, the later.
+        file: Its rows of other overloads, dtypes and targets stay, if they are of this torch.
         versions: Results of others are left out.
         compiler: See ``certificates``.
     """
-    results = [one for work in works for one in Results(work, versions).all()]
+    latest = {
+        Part(**one["part"]).name: one for work in works for one in Results(work, versions).all()
+    }
+    found = certain(latest.values(), _wanted(latest.values()))
+    new = {tuple(row[:3]) for row in found}
     made = datetime.datetime.now(tz=datetime.timezone.utc).date().isoformat()
-    text = certificates(results, versions, made, compiler)
+    text = certificates(
+        [*found, *(row for row in _kept(file, versions) if tuple(row[:3]) not in new)],
+        versions,
+        made,
+        compiler,
+    )
     staged = file.with_name(f"{file.name}.{os.getpid()}")
     staged.write_text(text, encoding="utf-8")
     staged.replace(file)
     return len(json.loads(text)["rows"])
+
+
+def _wanted(results: Iterable[Mapping[str, Any]]) -> list[Part]:
+    """Return the parts of all families, in the dtypes and for the targets of these results."""
+    targets: dict[str, set[str]] = {}
+    for result in results:
+        part = result["part"]
+        targets.setdefault(part["target"], set()).update(part["dtype"].split(","))
+    options = [Options(target, tuple(sorted(dtypes))) for target, dtypes in targets.items()]
+    return [part for one in options for name in names() for part in family(name).parts(one)]
+
+
+def _kept(file: Path, versions: Versions) -> list[Any]:
+    try:
+        document = json.loads(file.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return []
+    return list(document["rows"]) if document["torch"] == versions.torch else []
