@@ -82,8 +82,9 @@ def copies(arguments: Arguments, *, rolled: bool = False) -> Arguments:
 
 
 def is_plain(tensor: Tensor) -> bool:
-    """Return whether the tensor has strides over a storage of plain elements."""
-    return tensor.layout is torch.strided and not tensor.is_quantized and not tensor.is_nested
+    """Return whether the tensor has strides over a storage of plain elements in memory."""
+    is_strided = tensor.layout is torch.strided and tensor.device.type == "cpu"
+    return is_strided and not tensor.is_quantized and not tensor.is_nested
 
 
 # --- layouts -------------------------------------------------------------------------------------
