@@ -170,7 +170,25 @@ def call_decline(template: CallTemplate) -> str | None:
         return "undeclared_write"
     if _divides_integers(key, template):
         return "error_depends_on_data"
+    if _makes_bytes_of_floats(key):
+        return "uncertified"
     return None
+
+
+def _makes_bytes_of_floats(key: KernelKey) -> bool:
+    """Return whether floating-point numbers become int8.
+
+    What is out of its range is undefined in C++: eager's code cuts bits off, Inductor's takes the
+    nearest number.
+    """
+    arguments = dict(key.arguments)
+    if key.op.startswith("aten::_to_copy"):
+        made = arguments.get("dtype") or (arguments.get("out") or {}).get("dtype")
+    else:
+        made = "int8" if key.op.startswith("aten::_cast_Char") else None
+    if made != "int8":
+        return False
+    return bool(getattr(torch, arguments["self"]["dtype"]).is_floating_point)
 
 
 def _writes_statistics(key: KernelKey, template: CallTemplate) -> bool:

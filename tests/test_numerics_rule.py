@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Any
 
 from .numerics import rule
-from .numerics.certificates import COLUMNS, certificates
+from .numerics.certificates import COLUMNS, certain, certificates, write
 from .numerics.kernels import Versions
 from .numerics.parts import Part
 from .numerics.report import beyond, rows
@@ -74,8 +75,8 @@ def test_a_reduction_may_be_half_as_far_off_again_as_eager() -> None:
 def test_certificates_are_one_sorted_document() -> None:
     one, other = result(zero_signs=2), result(nan_mismatches=1)
     other["part"] = {**other["part"], "op": "aten::cos", "dtype": "bfloat16"}
-    text = certificates([one, other], VERSIONS, "2026-11-29", "g++ 12")
-    assert text == certificates([other, one], VERSIONS, "2026-11-29", "g++ 12")
+    text = certificates(certain([one, other], []), VERSIONS, "2026-11-29", "g++ 12")
+    assert text == certificates(certain([other, one], []), VERSIONS, "2026-11-29", "g++ 12")
     document = json.loads(text)
     assert document["format"] == 1
     found = [dict(zip(COLUMNS, row, strict=True)) for row in document["rows"]]
@@ -83,3 +84,22 @@ def test_certificates_are_one_sorted_document() -> None:
     assert [row["status"] for row in found] == ["uncertified", "certified"]
     assert found[1]["zero_signs"] == 2
     assert len(text.splitlines()) == 2 + 4 + 1 + 1
+
+
+def test_a_certificate_needs_every_part_and_a_fault_needs_one() -> None:
+    right, wrong = result(), result(nan_mismatches=1)
+    wrong["part"] = {**wrong["part"], "op": "aten::cos"}
+    wanted = [Part(**{**one["part"], "variant": "another"}) for one in (right, wrong)]
+    assert [row[0] for row in certain([right, wrong], wanted)] == ["aten::cos"]
+    whole = [Part(**one["part"]) for one in (right, wrong)]
+    assert [row[0] for row in certain([right, wrong], whole)] == ["aten::cos", "aten::sin"]
+
+
+def test_what_was_not_run_anew_keeps_its_rows(tmp_path: Path) -> None:
+    file = tmp_path / "certificates.json"
+    rows_before = certain([result()], [])
+    file.write_text(certificates(rows_before, VERSIONS, "2026-11-29", "g++ 12"))
+    assert write([], file, VERSIONS, "g++ 12") == 1
+    assert json.loads(file.read_text())["rows"] == [list(row) for row in rows_before]
+    other = Versions(VERSIONS.code, "9.9", VERSIONS.compiler)
+    assert write([], file, other, "g++ 12") == 0

@@ -195,6 +195,15 @@ def test_an_infinity_in_a_row_gives_the_mean_that_eager_gives() -> None:
         torch.testing.assert_close(one, two, equal_nan=True)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_numbers_out_of_range_become_the_bytes_that_eager_makes(dtype: torch.dtype) -> None:
+    x = torch.tensor([1.0, 127.0, 128.0, -129.0, 1e20, NAN], dtype=dtype)
+    want = x.to(torch.int8)
+    with aoti_eager.register("aten::_to_copy"):
+        assert torch.equal(x.to(torch.int8), want)
+        assert aoti_eager.stats()["aten::_to_copy"].declined == {"uncertified": 1}
+
+
 @pytest.mark.compiles
 def test_a_high_power_is_no_product_of_rounded_ones() -> None:
     x = torch.linspace(-300, 300, 4096)
