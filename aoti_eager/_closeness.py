@@ -44,6 +44,9 @@ _STEPS = 6.0
 _OWN = 32.0
 # Nine in ten of a normal spread lie within 1.6 deviations; 8 times that is never seen by chance.
 _REGION = 8.0
+# Of a row's terms in another order, the error is another draw of one spread: half as much again as
+# the original's largest at results of this magnitude. docs/numerics.md has the same rule.
+_WORST = 1.5
 # Of fewer there is no ninth in ten. Of more, as many say as much.
 _REGION_LEAST, _REGION_MOST = 8, 1 << 15
 # A result that is right for arguments which round to the given ones; up to this share of it, where
@@ -183,6 +186,8 @@ def judged(
     if not bool((right | ~asked).all()):
         allowed += _REGION * size * _by_region(size, original / size)
     right |= error <= torch.where(original.isfinite(), torch.maximum(allowed, original), allowed)
+    if mixes and not bool((right | ~asked).all()):
+        right |= error <= _WORST * _worst_of_region(size, original)
     # Where the original has left the range of numbers, and should not have: on the way, in a sum.
     right |= (size < fi.max) & ~theirs.isfinite() & mixes
     # Or did so on the way, so that none of its digits is right.
@@ -223,6 +228,25 @@ def _by_region(size: Tensor, shares: Tensor) -> Tensor:
         place = torch.searchsorted(regions, region).clamp(max=len(regions) - 1)
         found = torch.where(regions[place] == region, typical_shares[place], 0.0)
     return found.reshape(size.shape)
+
+
+def _worst_of_region(size: Tensor, original: Tensor) -> Tensor:
+    """Return for each element the original's largest error at values of about its magnitude.
+
+    These are values of up to eight times its own, and of down to an eighth.
+    """
+    region = (size.clamp(min=1e-300, max=1e300).log2() / 2).round().nan_to_num(0.0).reshape(-1)
+    regions, place = torch.unique(region, return_inverse=True)
+    errors = original.reshape(-1).nan_to_num(0.0, 0.0, 0.0)
+    worst = torch.zeros(regions.shape, dtype=torch.float64).scatter_reduce_(
+        0, place, errors, "amax"
+    )
+    # A magnitude may lie beside the border of two regions.
+    found = worst.clone()
+    is_next = regions.diff() == 1
+    found[1:] = torch.where(is_next, torch.maximum(found[1:], worst[:-1]), found[1:])
+    found[:-1] = torch.where(is_next, torch.maximum(found[:-1], worst[1:]), found[:-1])
+    return found[place].reshape(size.shape)
 
 
 def _ulp(exact: Tensor, dtype: torch.dtype) -> Tensor:
