@@ -25,6 +25,8 @@ from ._work_directories import SCRATCH_VARIABLE, remove_scratch
 
 # Seconds without a request after which a worker ends.
 IDLE_S = 60.0
+# What cannot be removed is left to the next worker's sweep.
+_MOST_REMOVALS = 20
 
 
 def main() -> None:
@@ -77,9 +79,14 @@ def _watch(parent: int, jobs: CompileJobs) -> None:
 def _end(jobs: CompileJobs) -> None:
     """End with everything that was started: the parent is gone, or has closed us."""
     jobs.ending = True
-    left = [path for path in (jobs.work, jobs.scratch) if path is not None]
-    # The compilers first, which would go on writing; our own handler keeps this process.
-    os.killpg(0, signal.SIGTERM)
-    for path in left:
-        remove_scratch(path)
+    left: set[Path] = set()
+    # A compile that is under way goes on in its thread, and writes, until this process ends.
+    for _ in range(_MOST_REMOVALS):
+        left |= {path for path in (jobs.work, jobs.scratch) if path is not None}
+        # The compilers first, which would go on writing; our own handler keeps this process.
+        os.killpg(0, signal.SIGTERM)
+        for path in left:
+            remove_scratch(path)
+        if not any(os.path.lexists(path) for path in left):
+            break
     os.killpg(0, signal.SIGKILL)
