@@ -44,9 +44,12 @@ LIMIT_NUMEL = 1 << 16
 _SLOW_CALLS = 4
 # The whole of a process's time to what looks may take of it.
 PARTS = 1000
+# Of what looks may take, this much is saved up where there is nothing to look at: a process that
+# has run for minutes without hits must not look at each of the next thousands.
+_SAVED_NS = 1_000_000
 
-_began_ns = time.monotonic_ns()
-_spent_ns = 0
+# Until when the time is used up, so long as looks may take of it what they have taken.
+_used_until_ns = time.monotonic_ns()
 # What was published last: to look at the settings in each call that is put off costs more than it.
 _rest_until_ns = 0
 # Threads whose call C++ sent to be compared, and whose kernel Python does not have yet.
@@ -67,11 +70,22 @@ def put_off(number: int) -> int:
     return min(max(64, number // 16), 4096)
 
 
+def used_until_ns(before_ns: int, begin_ns: int, taken_ns: int) -> int:
+    """Return until when the time is used up, after a look.
+
+    Args:
+        before_ns: Until when it was used up before.
+        begin_ns: When the look began, by ``time.monotonic_ns``, like both others.
+        taken_ns: How long it took.
+    """
+    return max(before_ns, begin_ns - PARTS * _SAVED_NS) + PARTS * taken_ns
+
+
 def rest_until_ns() -> int:
-    """Return until when no call is compared, by ``time.monotonic_ns``."""
+    """Return until when no call is compared, by ``time.monotonic_ns``; without end if off."""
     if not (config.recheck and config.check):
         return (1 << 63) - 1
-    return _began_ns + PARTS * _spent_ns
+    return _used_until_ns
 
 
 def publish() -> None:
@@ -157,8 +171,8 @@ class Recheck:
         try:
             return self._compared(kernel, keyset, args, kwargs)
         finally:
-            global _spent_ns
-            _spent_ns += time.monotonic_ns() - begin
+            global _used_until_ns
+            _used_until_ns = used_until_ns(_used_until_ns, begin, time.monotonic_ns() - begin)
             publish()
 
     def _compared(

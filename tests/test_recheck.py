@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 import warnings
 from collections.abc import Iterator
 from typing import Any
@@ -272,15 +273,32 @@ def test_looks_rest_when_they_have_taken_their_share(
 ) -> None:
     """And are made up for: after 64 calls it is seen whether there is time again."""
     before = rechecks("aten::relu")
-    monkeypatch.setattr(_recheck, "PARTS", 1 << 40)
-    monkeypatch.setattr(_recheck, "_spent_ns", 1 << 20)
+    monkeypatch.setattr(_recheck, "_used_until_ns", time.monotonic_ns() + (1 << 50))
     _recheck.publish()
     for _ in range(40):
         assert equal(aten.relu(BAD), BAD.abs())
     assert rechecks("aten::relu") == before
-    monkeypatch.setattr(_recheck, "PARTS", 0)
+    monkeypatch.setattr(_recheck, "_used_until_ns", 0)
     _recheck.publish()
     assert len(counted_looks("aten::relu", 64, lambda: aten.relu(GOOD))) == 1
+
+
+def test_looks_take_a_thousandth_of_any_time_and_little_is_saved_up(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A process that has run for an hour must not look at each of the next thousands of calls."""
+    monkeypatch.setattr(_recheck, "PARTS", 1000)
+    now, used, looks = 3600 * 10**9, 0, []
+    end = now + 2 * 10**9
+    while now < end:
+        if now >= used:
+            used = _recheck.used_until_ns(used, now, 40_000)
+            looks.append(now)
+            now += 40_000
+        now += 1_000
+    at_once = [one for one in looks if one < looks[0] + 2 * 10**6]
+    assert 20 <= len(at_once) <= 26  # 1 ms of 40 us each
+    assert 40_000 * (len(looks) - len(at_once)) <= 2 * 10**6
 
 
 def test_large_calls_are_not_looked_at() -> None:
