@@ -17,6 +17,7 @@ from torch import Tensor
 from ._exact_sums import exact_sums
 from ._float_division import float_division
 from ._norm_gradients import layer_norm_backward
+from ._result_layout import as_given, elementwise, first_last
 
 _aten = torch.ops.aten
 _HALF = (torch.float16, torch.bfloat16)
@@ -28,6 +29,8 @@ _GELU_SQUARE = 0.13414499163627625
 _INF = float("inf")
 # Inductor multiplies a whole power out; each doubling doubles the error.
 _MOST_FACTORS = 4
+# Kernels that take the op's tensors in another order than the op.
+_ORDERS = {_aten.rsub.Tensor: first_last, _aten.smooth_l1_loss_backward.default: first_last}
 Decomposition = Callable[..., Any]
 
 
@@ -58,14 +61,20 @@ def our_decompositions(fma: Callable[..., Tensor]) -> dict[Any, Decomposition]:
         _aten.special_xlog1py.default: _wide(_xlog1py),
         _aten.erfinv.default: _erfinv,
         _aten.addcdiv.default: _wide(_addcdiv),
-        _aten.native_layer_norm_backward.default: layer_norm_backward,
         **_fused(fma),
-        **exact_sums(),
     }
     for op in (_aten.mul.Tensor, _aten.mul.Scalar, _aten.div.Tensor, _aten.div.Scalar):
         table[op] = _with_whole_number(op)
+    elementwise_ops = {op: elementwise(f, _ORDERS.get(op, as_given)) for op, f in table.items()}
+    smooth_l1 = _aten.smooth_l1_loss_backward.default
+    elementwise_ops[smooth_l1] = _into_zeros(elementwise_ops[smooth_l1])
+    others = {
+        _aten.native_layer_norm_backward.default: layer_norm_backward,
+        **exact_sums(),
+    }
+    checked = {op: _for_floats(function) for op, function in (elementwise_ops | others).items()}
     # These look at dtypes themselves.
-    return {op: _for_floats(function) for op, function in table.items()} | float_division()
+    return checked | {op: elementwise(function) for op, function in float_division().items()}
 
 
 def kernel_formulas(fma: Callable[..., Tensor]) -> dict[Any, Decomposition]:
@@ -83,7 +92,7 @@ def kernel_formulas(fma: Callable[..., Tensor]) -> dict[Any, Decomposition]:
         _aten.silu_backward.default: silu_backward,
         _aten.softshrink.default: _wide(_softshrink),
     }
-    return {op: _for_floats(function) for op, function in table.items()}
+    return {op: _for_floats(elementwise(function)) for op, function in table.items()}
 
 
 def _for_floats(function: Decomposition) -> Decomposition:
@@ -139,9 +148,7 @@ def _fused(fma: Callable[..., Tensor]) -> dict[Any, Decomposition]:
 
     @_wide
     def multiply_add(a: Tensor, b: Tensor, c: Tensor) -> Any:
-        result = fma(*torch.broadcast_tensors(a, b, c))  # type: ignore[no-untyped-call]
-        # Eager's result is laid out as what is added to, first of all; fma's as the first factor.
-        return _laid_out_as(c, result)
+        return fma(*torch.broadcast_tensors(a, b, c))  # type: ignore[no-untyped-call]
 
     def add(x: Tensor, other: Any, *, alpha: Any = 1) -> Any:
         if not isinstance(other, Tensor):
@@ -181,8 +188,7 @@ def _fused(fma: Callable[..., Tensor]) -> dict[Any, Decomposition]:
             weight = float(torch.tensor(float(weight), dtype=torch.float32))
         is_small = abs(weight) < 0.5
         step = torch.full_like(start, weight if is_small else weight - 1)
-        result = multiply_add(step, end - start, start if is_small else end)
-        return _laid_out_as(start, result)
+        return multiply_add(step, end - start, start if is_small else end)
 
     return {
         _aten.lerp.Scalar: lambda start, end, weight: (
@@ -204,14 +210,6 @@ def _number(number: Any, like: Tensor) -> Tensor:
 
 def _is_one(number: Any) -> bool:
     return isinstance(number, int | float) and number == 1
-
-
-def _laid_out_as(first: Tensor, result: Tensor) -> Tensor:
-    """Return the result with the strides of an eager kernel's whose first argument is ``first``.
-
-    A result has the layout of the first tensor that is read for it.
-    """
-    return torch.where(first == first, result, result)
 
 
 def _elu(x: Tensor, alpha: Any = 1.0, scale: Any = 1.0, input_scale: Any = 1.0) -> Tensor:
@@ -240,16 +238,16 @@ def _elu_backward(
         below = below * (x + _product(alpha, scale, x))
     else:
         below = below * _product(alpha, scale, x) * torch.exp(x * input_scale)
-    return _laid_out_as(grad, torch.where(x > 0, grad * scale, below))
+    return torch.where(x > 0, grad * scale, below)
 
 
 def _hardtanh_backward(grad: Tensor, x: Tensor, low: Any, high: Any) -> Tensor:
-    return _laid_out_as(grad, torch.where((x > low) & (x < high), grad, 0.0))
+    return torch.where((x > low) & (x < high), grad, 0.0)
 
 
 def _hardswish_backward(grad: Tensor, x: Tensor) -> Tensor:
     inner = torch.where(x >= 3, grad, grad * ((x / 3) + 0.5))
-    return _laid_out_as(grad, torch.where(x <= -3, 0.0, inner))
+    return torch.where(x <= -3, 0.0, inner)
 
 
 def _smooth_l1_loss_backward(
@@ -260,6 +258,20 @@ def _smooth_l1_loss_backward(
     outer = norm * grad
     inner = norm * difference * grad / beta
     return torch.where(difference <= -beta, -outer, torch.where(difference >= beta, outer, inner))
+
+
+def _into_zeros(function: Decomposition) -> Decomposition:
+    """Return a function whose result is contiguous unless it is larger than the second tensor.
+
+    The eager kernel writes to zeros of that tensor's sizes.
+    """
+
+    @functools.wraps(function)
+    def decomposition(grad: Tensor, x: Tensor, *args: Any) -> Any:
+        result = function(grad, x, *args)
+        return result.contiguous() if result.shape == x.shape else result
+
+    return decomposition
 
 
 def _gelu_of(function: Decomposition, half: Decomposition | None = None) -> Decomposition:
