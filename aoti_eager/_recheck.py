@@ -19,8 +19,9 @@ from torch import Tensor
 
 from . import _native
 from ._check import copy_mutated, copy_tensor, differences, float64_reference, fresh_results
-from ._compat import OpOverload, write_unseen
+from ._compat import OpOverload, is_profiling, write_unseen
 from ._determinism import is_deterministic
+from ._entrance import profiled, profiled_name
 from ._entry import Entry
 from ._kernel import Kernel, call_inputs
 from ._live_check import LiveCheck
@@ -186,10 +187,13 @@ class Recheck:
             look = None
         if look is None:
             return cache.entrance(keyset, *args, **kwargs)
+        run = kernel.run
+        if is_profiling():
+            run = profiled(profiled_name(cache.schema.op), run)
         begin = time.perf_counter()
         try:
             with kernel.lock:
-                outputs = kernel.run(list(look.inputs))
+                outputs = run(list(look.inputs))
         except RuntimeError as error:
             return cache.run_failed(error, keyset, args, kwargs)
         if cache.counts_writes:

@@ -94,6 +94,19 @@ def test_calls_2_4_8_of_a_key_are_compared() -> None:
         assert counted_looks("aten::relu", 5, lambda: aten.relu(BAD[:2])) == [2, 4]
 
 
+def test_a_call_that_is_compared_is_in_a_profile_as_any_other() -> None:
+    with aoti_eager.register("aten::relu"):
+        aten.relu(GOOD)
+        aten.relu(GOOD)
+        before = rechecks("aten::relu")
+        activities = [torch.profiler.ProfilerActivity.CPU]
+        with torch.profiler.profile(activities=activities) as profile:
+            aten.relu(BAD)
+        assert rechecks("aten::relu") == before + 1
+        names = {event.key for event in profile.key_averages()}
+        assert {"aten::relu", "aoti_eager::aten::relu"} <= names
+
+
 @pytest.mark.usefixtures("wrong_relu")
 def test_a_kernel_that_turns_wrong_is_quarantined_with_both_values() -> None:
     assert equal(aten.relu(GOOD), GOOD)
