@@ -23,8 +23,8 @@ from pathlib import Path
 
 import torch
 
-from ._base.file_lock import FileLock, locked
-from ._base.scratch_directory import scratch_directory
+from ._base.file_lock import locked
+from ._base.scratch_directory import is_scratch_of, scratch_directory
 from ._base.sealed_library import LIBRARY_LIMIT
 from ._base.store_format import remove
 from ._base.trusted_files import Directory, open_directory
@@ -107,21 +107,17 @@ def was_cut_off(toolchain: Path, compiler: str) -> bool:
         compiler: Path of the C++ compiler.
     """
     digest = _compiler_digest(compiler)
+    if digest is None:
+        return False
     try:
         with open_directory(build_directory(toolchain)) as directory:
             name = f"{digest}.lock"
             if name not in directory.names():
                 return False
-            lock = FileLock(directory, name)
-    except OSError:
-        return False
-    try:
-        lock.acquire(0)
+            with locked(directory, name, 0):
+                return any(is_scratch_of(digest, left) for left in directory.names())
     except OSError:
         return False  # Another process builds.
-    finally:
-        lock.close()
-    return True
 
 
 def build(
