@@ -47,6 +47,8 @@ _REGION = 8.0
 # Of a row's terms in another order, the error is another draw of one spread: half as much again as
 # the original's largest at results of this magnitude. docs/numerics.md has the same rule.
 _WORST = 1.5
+# The largest of a few draws is small by chance: of n, another draw may be sqrt(32 / n) times it.
+_WORST_LEAST = 32
 # Of fewer there is no ninth in ten. Of more, as many say as much.
 _REGION_LEAST, _REGION_MOST = 8, 1 << 15
 # A result that is right for arguments which round to the given ones; up to this share of it, where
@@ -231,21 +233,25 @@ def _by_region(size: Tensor, shares: Tensor) -> Tensor:
 
 
 def _worst_of_region(size: Tensor, original: Tensor) -> Tensor:
-    """Return for each element the original's largest error at values of about its magnitude.
+    """Return for each element what the original may be off at values of about its magnitude.
 
-    These are values of up to eight times its own, and of down to an eighth.
+    That is its largest error at values of up to eight times this one, and of down to an eighth;
+    more where there are only a few.
     """
     region = (size.clamp(min=1e-300, max=1e300).log2() / 2).round().nan_to_num(0.0).reshape(-1)
-    regions, place = torch.unique(region, return_inverse=True)
+    regions, place, counts = torch.unique(region, return_inverse=True, return_counts=True)
     errors = original.reshape(-1).nan_to_num(0.0, 0.0, 0.0)
     worst = torch.zeros(regions.shape, dtype=torch.float64).scatter_reduce_(
         0, place, errors, "amax"
     )
     # A magnitude may lie beside the border of two regions.
-    found = worst.clone()
+    found, count = worst.clone(), counts.clone()
     is_next = regions.diff() == 1
     found[1:] = torch.where(is_next, torch.maximum(found[1:], worst[:-1]), found[1:])
     found[:-1] = torch.where(is_next, torch.maximum(found[:-1], worst[1:]), found[:-1])
+    count[1:] += torch.where(is_next, counts[:-1], 0)
+    count[:-1] += torch.where(is_next, counts[1:], 0)
+    found *= (_WORST_LEAST / count).sqrt().clamp(min=1.0)
     return found[place].reshape(size.shape)
 
 
