@@ -16,17 +16,8 @@ from torch import Tensor
 from ._aliasing import storage_key
 from ._closeness import Truth, judged, own_error, suspicious, truth, typical
 from ._compat import tensor_difference
-from ._reference import RUNS, Reference, float64_reference, fresh_results
+from ._reference import RUNS, ExactReference, Reference
 from ._template import CallTemplate
-
-__all__ = [
-    "Reference",
-    "copy_mutated",
-    "copy_tensor",
-    "differences",
-    "float64_reference",
-    "fresh_results",
-]
 
 # Runs in double precision are made of those that differ most: of so many, and for so many elements.
 _LEAST_REFERENCES, _MOST_REFERENCES, _ELEMENTS = 3, 96, 4096
@@ -87,7 +78,7 @@ def differences(
         with_values: Whether a line names both values where they differ most.
     """
     if not isinstance(reference, Reference):
-        reference = None if reference is None else Reference.of(reference)
+        reference = None if reference is None else ExactReference(reference)
     found, pairs = compared_pairs(template, expected, got, expected_inputs, got_inputs)
     for pair in pairs:
         if _is_close(pair.want, pair.have):
@@ -190,6 +181,7 @@ def values_problem(
             is_step=False,
             mixes=mixes,
             any_odd=any_odd,
+            is_drawn=own is not None,
         )
         if bool(bad.any()) or own is not None:
             # Not by the values alone: how far rounding may put them costs some runs more.
@@ -236,6 +228,7 @@ def _judged_closely(
             any_odd=any_odd,
             reach=reach,
             overflowed=overflowed,
+            is_drawn=own is not None,
         )
 
     def known(runs: int) -> Truth:

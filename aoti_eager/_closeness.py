@@ -150,6 +150,7 @@ def judged(
     any_odd: bool = False,
     reach: float = 1.0,
     overflowed: bool = False,
+    is_drawn: bool = False,
 ) -> Tensor:
     """Return which of some suspicious elements are wrong.
 
@@ -167,6 +168,8 @@ def judged(
         reach: Within this factor of the largest number, and of the least, a step on the way may
             have left the range: in another order of the same steps, another one does.
         overflowed: Whether a step of the original has made infinities of finite numbers.
+        is_drawn: Whether the inputs are made up: that the original does well on these few may be
+            chance. A user's call is no worse off with the kernel.
     """
     exact = truth.exact
     mine, theirs = have.to(exact.dtype), want.to(exact.dtype)
@@ -189,7 +192,8 @@ def judged(
         allowed += _REGION * size * _by_region(size, original / size)
     right |= error <= torch.where(original.isfinite(), torch.maximum(allowed, original), allowed)
     if mixes and not bool((right | ~asked).all()):
-        right |= error <= _WORST * _worst_of_region(size, original)
+        least = _WORST_LEAST if is_drawn else 1
+        right |= error <= _WORST * _worst_of_region(size, original, least)
     # Where the original has left the range of numbers, and should not have: on the way, in a sum.
     right |= (size < fi.max) & ~theirs.isfinite() & mixes
     # Or did so on the way, so that none of its digits is right.
@@ -232,11 +236,11 @@ def _by_region(size: Tensor, shares: Tensor) -> Tensor:
     return found.reshape(size.shape)
 
 
-def _worst_of_region(size: Tensor, original: Tensor) -> Tensor:
+def _worst_of_region(size: Tensor, original: Tensor, least: int) -> Tensor:
     """Return for each element what the original may be off at values of about its magnitude.
 
     That is its largest error at values of up to eight times this one, and of down to an eighth;
-    more where there are only a few.
+    more where these are fewer than ``least``.
     """
     region = (size.clamp(min=1e-300, max=1e300).log2() / 2).round().nan_to_num(0.0).reshape(-1)
     regions, place, counts = torch.unique(region, return_inverse=True, return_counts=True)
@@ -251,7 +255,7 @@ def _worst_of_region(size: Tensor, original: Tensor) -> Tensor:
     found[:-1] = torch.where(is_next, torch.maximum(found[:-1], worst[1:]), found[:-1])
     count[1:] += torch.where(is_next, counts[:-1], 0)
     count[:-1] += torch.where(is_next, counts[1:], 0)
-    found *= (_WORST_LEAST / count).sqrt().clamp(min=1.0)
+    found *= (least / count).sqrt().clamp(min=1.0)
     return found[place].reshape(size.shape)
 
 

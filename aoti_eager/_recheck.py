@@ -18,7 +18,7 @@ from typing import Any, Protocol
 from torch import Tensor
 
 from . import _native
-from ._check import copy_mutated, copy_tensor, differences, float64_reference, fresh_results
+from ._check import copy_mutated, copy_tensor, differences
 from ._compat import OpOverload, is_profiling, write_unseen
 from ._determinism import is_deterministic
 from ._entrance import profiled, profiled_name
@@ -28,6 +28,7 @@ from ._live_check import LiveCheck
 from ._original import OriginalKernel
 from ._passthrough import passthrough
 from ._python_function import PythonFunction
+from ._reference import float64_reference, fresh_results
 from ._schema import OpSchema
 from ._stats import OpCounters
 from ._template import CallTemplate

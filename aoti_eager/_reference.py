@@ -20,6 +20,7 @@ from ._template import CallTemplate
 # The value that a slot's number has in a call, and the other values that an op returned.
 Output = Mapping[str, Any]
 Found = tuple[list[Tensor], list[Tensor]]
+Given = tuple[Sequence[Tensor], Sequence[Tensor]]
 
 _WIDE = {
     torch.float16: torch.float64,
@@ -81,15 +82,6 @@ class Reference:
         self._by: float | None = None
         self._rounded: list[Found | None] = []
         self._nudged: list[Found | None] = []
-
-    @classmethod
-    def of(cls, exact: Callable[[], Any]) -> Reference:
-        """Return the reference of which only the exact values are known."""
-        made = cls.__new__(cls)
-        made._exact, made._doubles, made._by = [], [None], 1.0
-        made._run = lambda **errors: exact()  # type: ignore[method-assign]
-        made._rounded = made._nudged = [None] * RUNS
-        return made
 
     def exact(self) -> Found | None:
         """Return results and inputs after a run in double; ``None`` if that says nothing."""
@@ -208,6 +200,45 @@ class Reference:
         finally:
             if self._default_dtype is not None:
                 torch.set_default_dtype(before)
+
+
+class ExactReference(Reference):
+    """The reference of which only the exact values are known: of rounding it says nothing.
+
+    Args:
+        exact: Gives results and inputs after a run in double; ``None`` if that says nothing.
+    """
+
+    def __init__(self, exact: Callable[[], Given | None]) -> None:
+        self._make = exact
+        self._exact = []
+
+    def exact(self) -> Found | None:
+        """Return what the given function gives, which is called once."""
+        if not self._exact:
+            given = self._make()
+            self._exact.append(None if given is None else (list(given[0]), list(given[1])))
+        return self._exact[0]
+
+    def spread(self, runs: int = RUNS) -> tuple[list[Found], list[Found]]:
+        """Return none."""
+        return [], []
+
+    def magnified(self) -> float:
+        """Return one."""
+        return 1.0
+
+    def errors_of_doubles(self) -> Found | None:
+        """Return ``None``."""
+        return None
+
+    def elsewhere(self) -> Found | None:
+        """Return ``None``."""
+        return None
+
+    def overflowed(self) -> bool:
+        """Return ``False``."""
+        return False
 
 
 def is_double(tensor: Tensor) -> bool:

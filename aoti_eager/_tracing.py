@@ -14,6 +14,7 @@ from torch.multiprocessing.reductions import StorageWeakRef
 
 from ._compat import OpOverload, data_dependent_errors
 from ._determinism import is_deterministic
+from ._reference import fresh_results
 from ._schema import Kind
 from ._template import CallTemplate, slot_dtype
 from .errors import CompileError
@@ -118,19 +119,12 @@ def call_module(
     op: OpOverload, template: CallTemplate, outputs: list[dict[str, Any]]
 ) -> torch.nn.Module:
     """Return the call as a module that takes the slots' tensors and returns the fresh results."""
-    returns_one = len(template.schema.returns) == 1
+    returns = len(template.schema.returns)
 
     class Call(torch.nn.Module):
         def forward(self, *tensors: Tensor) -> tuple[Tensor, ...]:
             result = template.call(op, tensors, as_number=lambda number: number.item())
-            results = [result] if returns_one else list(result or ())
-            fresh: list[Tensor] = []
-            for output, value in zip(outputs, results, strict=True):
-                if "output" in output:
-                    fresh.append(value)
-                elif "outputs" in output:
-                    fresh += value
-            return tuple(fresh)
+            return tuple(fresh_results(outputs, result, returns))
 
     return Call()
 

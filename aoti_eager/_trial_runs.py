@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -14,17 +14,15 @@ from torch import Tensor
 from ._check import (
     Output,
     Pair,
-    Reference,
     compared_pairs,
     copy_mutated,
     copy_tensor,
-    fresh_results,
     truth_of,
     values_problem,
 )
 from ._closeness import is_step, own_error, suspicious, typical
 from ._made_up_data import ALWAYS, POSITIVE, SMALL, SPARSE, WIDE, DataSet, data_sets
-from ._reference import is_double, to_single
+from ._reference import Reference, fresh_results, is_double, to_single
 from ._template import CallTemplate
 
 # Of one result, so many elements in all runs together are enough to say how exact it is.
@@ -175,7 +173,7 @@ class Trial:
                 return f"on {data.name} data: {'; '.join(found)}"
         return None
 
-    def _data_sets(self) -> Any:
+    def _data_sets(self) -> Iterable[DataSet]:
         template = self._original.template
         slots = template.slots
         first = next(iter(data_sets(slots, self._own, mixes=True))).make(0, SMALL)

@@ -8,8 +8,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from aoti_eager._check import copy_tensor, differences, float64_reference
+from aoti_eager._check import copy_tensor, differences
 from aoti_eager._key import kernel_key
+from aoti_eager._reference import float64_reference
 from aoti_eager._schema import op_schema
 from aoti_eager._template import CallTemplate, call_template
 

@@ -23,7 +23,6 @@ import torch
 from torch import Tensor
 
 from aoti_eager._base.sealed_library import sealed_file
-from aoti_eager._check import fresh_results
 from aoti_eager._compat import OpOverload
 from aoti_eager._compile import CompileService, compiler_on_path
 from aoti_eager._cpp_compiler import compiler_identity
@@ -34,6 +33,7 @@ from aoti_eager._library_runner import LibraryRunner
 from aoti_eager._ops import find_overload
 from aoti_eager._pattern import family_of
 from aoti_eager._plan import Plan, plan_of
+from aoti_eager._reference import fresh_results
 from aoti_eager._schema import OpSchema, op_schema
 from aoti_eager._store import Store
 from aoti_eager._template import CallTemplate, call_template, slot_dtype
