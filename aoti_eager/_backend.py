@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from . import _background
+from ._base import scheduling
 from ._compat import privateuse1_device_type
 from ._compile import CompileService
 from ._environment import Environment, Target, cpu_features, cpu_target, current_environment
@@ -65,9 +66,9 @@ _lock = threading.RLock()
 # Where the setting is made or read first, and not inside of a call.
 add_check("cpu_target", lambda setting: cpu_target(cpu_features(), setting))
 
-# By how much the priority of workers that nobody waits for is lower than the script's. Not the
-# lowest there is: a script that uses all cores for hours would never get its kernels.
-_BACKGROUND_NICE = 10
+# By how much the priority of workers that nobody waits for is lower than the script's: the lowest
+# there is. What a worker gets of a script that uses all cores, ``_share`` gives it.
+_BACKGROUND_NICE = scheduling.LOWEST
 
 
 def _service(target: Target, nice: int) -> CompileService:

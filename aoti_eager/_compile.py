@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
-from . import _native_library
+from . import _native_library, _share
 from ._answers import Compiled, Measured, Published, failure
 from ._compat import INDUCTOR_CONFIG, inductor_settings
 from ._cpp_compiler import compiler_on_path
@@ -330,6 +330,8 @@ class CompileService:
                     self._all.add(worker)
                     if self.ended:  # Nobody else would end it any more.
                         worker.kill()
+            if self._nice:
+                _share.share.begin(worker.pid)
             try:
                 yield worker
             except BaseException:
@@ -337,6 +339,8 @@ class CompileService:
                 worker.kill()
                 raise
             finally:
+                if self._nice:
+                    _share.share.end(worker.pid)
                 with self._lock:
                     if worker.is_alive():
                         self._idle.append(worker)

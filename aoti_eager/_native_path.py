@@ -16,7 +16,7 @@ import threading
 from pathlib import Path
 from typing import Any
 
-from . import _backend, _native_build, _native_library
+from . import _backend, _native_build, _native_library, _share
 from ._cpp_compiler import compiler_on_path
 from ._warnings import log, warn_once
 from .config import config
@@ -25,9 +25,6 @@ from .errors import AotiEagerError, NativePathError, StoreError
 # Seconds that a script waits for a build. Then Python serves, which is slower than the originals on
 # short calls, and right.
 FOREGROUND_S = 10.0
-
-# What the compiler's priority is lowered by when the script goes on.
-_NICE = 10
 
 
 class _Build:
@@ -81,9 +78,7 @@ class _Build:
             self._is_awaited = False
             process = self._process
         if process is not None and process.poll() is None:
-            with contextlib.suppress(OSError):
-                nice = os.getpriority(os.PRIO_PROCESS, 0)
-                os.setpriority(os.PRIO_PGRP, process.pid, min(19, nice + _NICE))
+            _share.share.begin(process.pid)
 
     def _run(self, toolchain: Path, compiler: str) -> None:
         try:
@@ -95,6 +90,9 @@ class _Build:
             failure = NativePathError(f"the native hit path cannot be built: {error!r}")
         else:
             return
+        finally:
+            if self._process is not None:
+                _share.share.end(self._process.pid)
         if not self._ending:
             self.failures[toolchain] = failure
             log.info("%s", failure)
