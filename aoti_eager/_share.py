@@ -16,7 +16,7 @@ from ._base import scheduling
 
 log = logging.getLogger("aoti_eager")
 
-# A window of so long in each period: ten times a second is as often as the system takes changes.
+# A window of so long in each period. The system takes no changes within a tenth of a second.
 PERIOD_S, WINDOW_S = 1.0, 0.12
 # A worker gets windows that waited for more than this share of the time in which it had work.
 _WAITING = 0.3
