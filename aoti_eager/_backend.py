@@ -66,9 +66,10 @@ _lock = threading.RLock()
 # Where the setting is made or read first, and not inside of a call.
 add_check("cpu_target", lambda setting: cpu_target(cpu_features(), setting))
 
-# By how much the priority of workers that nobody waits for is lower than the script's: the lowest
-# there is. What a worker gets of a script that uses all cores, ``_share`` gives it.
-_BACKGROUND_NICE = scheduling.LOWEST
+# By how much the priority of workers that nobody waits for is lower than the script's. Not the
+# lowest there is, but where ``_share`` gives them windows: a script that uses all cores for hours
+# would never get its kernels.
+_BACKGROUND_NICE = scheduling.BEHIND
 
 
 def _service(target: Target, nice: int) -> CompileService:

@@ -24,7 +24,7 @@ from pathlib import Path
 import torch
 
 from ._base.file_lock import locked
-from ._base.scratch_directory import is_scratch_of, scratch_directory
+from ._base.scratch_directory import scratch_directory
 from ._base.sealed_library import LIBRARY_LIMIT
 from ._base.store_format import remove
 from ._base.trusted_files import Directory, open_directory
@@ -48,6 +48,9 @@ _FLAGS = (
 )
 
 BUILD_TIMEOUT_S = 300.0
+
+# A lock file is made before it is locked. One that is so new may be another process's that begins.
+_BEGINNING_S = 5.0
 
 # Bytes that are read of the record before anything of it is believed.
 _RECORD_LIMIT = 1 << 16
@@ -107,15 +110,16 @@ def was_cut_off(toolchain: Path, compiler: str) -> bool:
         compiler: Path of the C++ compiler.
     """
     digest = _compiler_digest(compiler)
-    if digest is None:
-        return False
+    name = f"{digest}.lock"
     try:
         with open_directory(build_directory(toolchain)) as directory:
-            name = f"{digest}.lock"
             if name not in directory.names():
                 return False
+            status = os.stat(name, dir_fd=directory.fd, follow_symlinks=False)
+            if abs(time.time() - status.st_mtime) < _BEGINNING_S:
+                return False
             with locked(directory, name, 0):
-                return any(is_scratch_of(digest, left) for left in directory.names())
+                return True
     except OSError:
         return False  # Another process builds.
 

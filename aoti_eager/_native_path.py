@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from . import _backend, _native_build, _native_library, _share
+from ._base import scheduling
 from ._cpp_compiler import compiler_on_path
 from ._warnings import log, warn_once
 from .config import config
@@ -78,7 +79,14 @@ class _Build:
             self._is_awaited = False
             process = self._process
         if process is not None and process.poll() is None:
+            with contextlib.suppress(OSError):
+                nice = os.getpriority(os.PRIO_PROCESS, 0)
+                os.setpriority(
+                    os.PRIO_PGRP, process.pid, min(scheduling.LOWEST, nice + scheduling.BEHIND)
+                )
             _share.share.begin(process.pid)
+            if process.poll() is not None:  # It has ended meanwhile, and nobody else would say so.
+                _share.share.end(process.pid)
 
     def _run(self, toolchain: Path, compiler: str) -> None:
         try:

@@ -19,6 +19,14 @@ from aoti_eager._share import Share
 needs_groups = pytest.mark.skipif(
     not scheduling.has_groups(), reason="needs Linux's groups of processes (sched_autogroup)"
 )
+needs_times = pytest.mark.skipif(
+    scheduling.waits(os.getpid())[0] == 0 or not Path("/proc/self/task").exists(),
+    reason="needs a Linux that says how long a process has waited for a core",
+)
+needs_children = pytest.mark.skipif(
+    not Path(f"/proc/self/task/{os.getpid()}/children").exists(),
+    reason="needs a Linux that says which children a process has",
+)
 SPIN = "while True: pass"
 # The compiler is a child of the worker.
 SPIN_BELOW = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {SPIN!r}])"
@@ -55,10 +63,57 @@ def until(condition: Callable[[], bool]) -> None:
         time.sleep(0.01)
 
 
+@pytest.fixture
+def groups(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on a Linux with groups of processes, and none of control groups."""
+    monkeypatch.setattr(scheduling, "has_groups", lambda: True)
+
+
+@pytest.mark.usefixtures("groups")
 def test_a_session_gives_way(start: Callable[[str], int]) -> None:
     session = start(SPIN)
     scheduling.give_way(session)
     assert os.getpriority(os.PRIO_PROCESS, session) == 19
+
+
+FIRST, OTHER = "cgroup:[4026531835]", "cgroup:[4026532300]"
+
+
+@pytest.mark.parametrize(
+    ("enabled", "lines", "namespace", "weighed", "expected"),
+    [
+        ("1", ["0::/"], FIRST, [], True),
+        ("0", ["0::/"], FIRST, [], False),
+        ("1", ["0::/user.slice/user-0.slice"], FIRST, [], True),
+        ("1", ["0::/user.slice/user-0.slice"], FIRST, ["user.slice"], False),
+        ("1", ["0::/a/b"], FIRST, ["a/b"], False),
+        ("1", ["0::/"], OTHER, ["."], False),  # A container.
+        ("1", ["2:cpu,cpuacct:/", "0::/"], FIRST, [], True),
+        ("1", ["2:cpu,cpuacct:/docker/1", "0::/"], FIRST, [], False),
+        ("1", ["2:cpu,cpuacct:/", "0::/"], OTHER, [], False),
+        ("1", ["2:cpuset:/docker/1", "1:name=a:b:/", "0::/"], FIRST, [], True),
+    ],
+)
+def test_groups_count_where_no_control_group_has_the_cpu(
+    enabled: str,
+    lines: list[str],
+    namespace: str,
+    weighed: list[str],
+    expected: bool,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for name in ("self/ns", *(f"groups/{one}" for one in weighed)):
+        (tmp_path / name).mkdir(parents=True, exist_ok=True)
+    (tmp_path / "enabled").write_text(f"{enabled}\n", encoding="ascii")
+    (tmp_path / "self" / "cgroup").write_text("\n".join(lines) + "\n", encoding="ascii")
+    (tmp_path / "self" / "ns" / "cgroup").symlink_to(namespace)
+    for one in weighed:
+        (tmp_path / "groups" / one / "cpu.weight").write_text("100\n", encoding="ascii")
+    monkeypatch.setattr(scheduling, "_ENABLED", tmp_path / "enabled")
+    monkeypatch.setattr(scheduling, "_PROC", tmp_path)
+    monkeypatch.setattr(scheduling, "_CONTROL_GROUPS", tmp_path / "groups")
+    assert scheduling.has_groups() is expected
 
 
 @needs_groups
@@ -81,7 +136,8 @@ def test_a_session_that_has_ended_is_left_alone() -> None:
     share.end(process.pid)
 
 
-@needs_groups
+@needs_times
+@needs_children
 def test_what_children_run_and_wait_counts(start: Callable[[str], int]) -> None:
     session = start(SPIN_BELOW)
     until(lambda: scheduling.waits(session)[0] > 1e9)
@@ -90,11 +146,15 @@ def test_what_children_run_and_wait_counts(start: Callable[[str], int]) -> None:
 
 
 @needs_groups
+@needs_times
+@needs_children
 @pytest.mark.parametrize("code", [SPIN, SPIN_BELOW])
 def test_who_waits_for_a_core_gets_windows(code: str, start: Callable[[str], int]) -> None:
-    for _ in range(2 * (os.cpu_count() or 1)):
-        start(SPIN)
-    session, share = start(code), Share(period_s=0.3)
+    """On one core, which is the script's."""
+    core = {min(os.sched_getaffinity(0))}
+    session, share = start(f"import os\nos.sched_setaffinity(0, {core})\n{code}"), Share(0.3)
+    for _ in range(2):
+        os.sched_setaffinity(start(SPIN), core)
     share.begin(session)
     try:
         until(lambda: group_nice(session) == 19)
@@ -108,7 +168,80 @@ def test_who_waits_for_a_core_gets_windows(code: str, start: Callable[[str], int
     assert group_nice(session) == 19
 
 
-@needs_groups
+class System:
+    """A system in which every session waits; it refuses a change that follows on another."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.refuses = False
+        self.times: dict[int, int] = {}
+        self.nice: dict[int, int] = {}
+        self.raised: list[int] = []
+        self.gone: set[int] = set()
+        self._last = 0.0
+        for name in ("waits", "set_group_nice", "is_there"):
+            monkeypatch.setattr(scheduling, name, getattr(self, name))
+        monkeypatch.setattr("os.setpriority", lambda *arguments: None)
+
+    def waits(self, session: int) -> tuple[int, int]:
+        """Return more from call to call."""
+        self.times[session] = self.times.get(session, 0) + 1000
+        return 0, self.times[session]
+
+    def set_group_nice(self, session: int, nice: int) -> bool:
+        """Refuse within a tenth of a second."""
+        now = time.monotonic()
+        if self.refuses or now - self._last < 0.1 or session in self.gone:
+            return False
+        self._last = now
+        self.nice[session] = nice
+        if nice == 0:
+            self.raised.append(session)
+        return True
+
+    def is_there(self, session: int) -> bool:
+        """Return whether it has not ended."""
+        return session not in self.gone
+
+
+@pytest.mark.usefixtures("groups")
+def test_each_session_has_its_turn_where_the_system_refuses_changes(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    system, share = System(monkeypatch), Share(period_s=0.3)
+    for session in (1, 2, 3):
+        share.begin(session)
+    until(lambda: {1, 2, 3} <= set(system.raised))
+    for session in (1, 2, 3):
+        share.end(session)
+    until(lambda: share._thread is None)
+    assert system.nice == {1: 19, 2: 19, 3: 19}
+
+
+@pytest.mark.usefixtures("groups")
+def test_what_the_system_refuses_is_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    system, share = System(monkeypatch), Share(period_s=0.3)
+    system.refuses = True
+    share.begin(1)
+    share.end(1)
+    system.refuses = False
+    until(lambda: system.nice.get(1) == 19)
+    until(lambda: share._thread is None)
+
+
+@pytest.mark.usefixtures("groups")
+def test_a_session_that_nobody_ends_is_left_alone_when_it_has_ended(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    system, share = System(monkeypatch), Share(period_s=0.3)
+    share.begin(1)
+    until(lambda: 1 in system.raised)
+    system.gone.add(1)
+    until(lambda: share._thread is None)
+    assert share._sessions == {}
+    assert share._to_lower == set()
+
+
+@pytest.mark.usefixtures("groups")
 def test_who_has_a_core_gets_none(
     start: Callable[[str], int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -133,18 +266,20 @@ def test_who_has_a_core_gets_none(
     assert changes == [(session, 19)]
 
 
-def test_without_groups_there_are_no_windows_and_no_thread(
+def test_without_groups_there_are_no_windows_and_priorities_stay(
     start: Callable[[str], int], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
+    """The lowest priority, without windows, would be too little for a compile in time."""
     monkeypatch.setattr(scheduling, "_ENABLED", tmp_path / "none")
     session, share = start(SPIN), Share()
+    mine = os.getpriority(os.PRIO_PROCESS, session)
     share.begin(session)
     assert share._thread is None
-    assert os.getpriority(os.PRIO_PROCESS, session) == 19
+    assert os.getpriority(os.PRIO_PROCESS, session) == mine
     share.end(session)
 
 
-@needs_groups
+@pytest.mark.usefixtures("groups")
 def test_a_thread_that_cannot_start_leaves_the_lowest_priority(
     start: Callable[[str], int], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -6,8 +6,8 @@ nice value: a nice value of a process counts within its group only. So a session
 needs both. The nice value of a process cannot be lowered again without rights; that of a group can,
 ten times a second in the whole machine.
 
-Where there are no groups (the feature is off, a container with a CPU controller, macOS), the nice
-value of the processes is what counts.
+Where there are no such groups (the feature is off, a control group with a CPU controller, macOS),
+the nice value of the processes is what counts, and a session keeps the one that its processes have.
 """
 
 from __future__ import annotations
@@ -16,35 +16,71 @@ import contextlib
 import os
 from pathlib import Path
 
-# Of a core that a process with nice value 0 uses, it leaves one and a half percent.
+# Of a core that a process with nice value 0 uses, one of the lowest priority gets 1.5 percent.
 LOWEST = 19
+# Of a core that a process with nice value 0 uses, a process behind it gets a tenth.
+BEHIND = 10
 _ENABLED = Path("/proc/sys/kernel/sched_autogroup_enabled")
 _PROC = Path("/proc")
-
-
-def give_way(session: int) -> None:
-    """Put a session behind everything else: it has what cores nobody wants, and little more.
-
-    Args:
-        session: Number of the session's first process, whose process group it is, too.
-    """
-    with contextlib.suppress(OSError):
-        os.setpriority(os.PRIO_PGRP, session, LOWEST)
-    set_group_nice(session, LOWEST)
+_CONTROL_GROUPS = Path("/sys/fs/cgroup")
+# The number of the namespace of control groups that the system starts with.
+_FIRST_NAMESPACE = "cgroup:[4026531835]"
 
 
 def has_groups() -> bool:
-    """Return whether Linux shares cores among sessions, and not among processes."""
+    """Return whether Linux shares cores among sessions, and not among processes.
+
+    Processes in a control group of their own for the CPU are shared by that.
+    """
     try:
-        return _ENABLED.read_text(encoding="ascii").strip() == "1"
+        if _ENABLED.read_text(encoding="ascii").strip() != "1":
+            return False
+        lines = (_PROC / "self" / "cgroup").read_text(encoding="utf-8").splitlines()
+        namespace = os.readlink(_PROC / "self" / "ns" / "cgroup")
     except OSError:
         return False
+    for line in lines:
+        _, controllers, path = line.split(":", 2)
+        if "cpu" in controllers.split(","):
+            # In another namespace, the path of any control group may be "/".
+            return path == "/" and namespace == _FIRST_NAMESPACE
+        if not controllers and _is_weighed(path):
+            return False
+    return True
+
+
+def _is_weighed(path: str) -> bool:
+    """Return whether a control group of version 2, or one above it, has a CPU controller."""
+    directory = _CONTROL_GROUPS
+    for name in ("", *path.strip("/").split("/")):
+        directory /= name
+        if (directory / "cpu.weight").exists():
+            return True
+    return False
+
+
+def give_way(session: int) -> bool:
+    """Put a session behind everything else: it has what cores nobody wants, and little more.
+
+    Does nothing where Linux has no groups: there would be no windows.
+
+    Args:
+        session: Number of the session's first process, whose process group it is, too.
+
+    Returns:
+        Whether the system has taken it.
+    """
+    if not has_groups():
+        return True
+    with contextlib.suppress(OSError):
+        os.setpriority(os.PRIO_PGRP, session, LOWEST)
+    return set_group_nice(session, LOWEST)
 
 
 def set_group_nice(session: int, nice: int) -> bool:
     """Set the nice value of a session's group, and return whether the system has taken it.
 
-    The system refuses what comes less than 0.1 s after another change, by anybody.
+    The system refuses what comes less than 0.1 s after another change, by anybody but root.
 
     Args:
         session: Number of a process in it.
@@ -57,32 +93,36 @@ def set_group_nice(session: int, nice: int) -> bool:
     return True
 
 
+def is_there(session: int) -> bool:
+    """Return whether a process has not been taken by its parent yet."""
+    return (_PROC / str(session)).exists()
+
+
 def waits(session: int) -> tuple[int, int]:
     """Return how long a session's processes have run, and have waited for a core, in nanoseconds.
 
-    Zeros where the system does not say.
+    Main threads only: each file that is read lets another thread have the interpreter, and the
+    script may be that thread. Zeros where the system does not say.
     """
     run = waited = 0
-    for process in _descendants(session):
-        for thread in _names(_PROC / str(process) / "task"):
-            with contextlib.suppress(OSError, ValueError, IndexError):
-                found = (_PROC / str(process) / "task" / thread / "schedstat").read_text().split()
-                run, waited = run + int(found[0]), waited + int(found[1])
+    found = [session]
+    for process in found:  # The list grows meanwhile.
+        with contextlib.suppress(ValueError, IndexError):
+            times = _read(_PROC / str(process) / "schedstat").split()
+            run, waited = run + int(times[0]), waited + int(times[1])
+            children = _read(_PROC / str(process) / "task" / str(process) / "children")
+            found += [int(child) for child in children.split()]
     return run, waited
 
 
-def _descendants(process: int) -> list[int]:
-    found = [process]
-    for parent in found:  # The list grows meanwhile.
-        for thread in _names(_PROC / str(parent) / "task"):
-            with contextlib.suppress(OSError, ValueError):
-                children = (_PROC / str(parent) / "task" / thread / "children").read_text()
-                found += [int(child) for child in children.split()]
-    return found
-
-
-def _names(directory: Path) -> list[str]:
+def _read(path: Path) -> bytes:
     try:
-        return os.listdir(directory)
+        file = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     except OSError:
-        return []
+        return b""
+    try:
+        return os.read(file, 4096)
+    except OSError:
+        return b""
+    finally:
+        os.close(file)

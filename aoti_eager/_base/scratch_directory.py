@@ -16,11 +16,6 @@ from .trusted_files import Directory
 PREFIX = ".build-"
 
 
-def is_scratch_of(digest: str, name: str) -> bool:
-    """Return whether ``name`` is that of a directory in which what has this digest is made."""
-    return name.startswith(f"{PREFIX}{digest}-")
-
-
 @contextlib.contextmanager
 def scratch_directory(directory: Directory, digest: str, *place: str) -> Iterator[Directory]:
     """Give a new directory in ``directory``; it is removed at the end, unless it was renamed.
@@ -35,10 +30,11 @@ def scratch_directory(directory: Directory, digest: str, *place: str) -> Iterato
     Raises:
         OSError: It cannot be made.
     """
+    prefix = f"{PREFIX}{digest}-"
     for left in children(directory, *place):
-        if is_scratch_of(digest, left):
+        if left.startswith(prefix):
             remove(directory, left, base=place)
-    name = f"{PREFIX}{digest}-{secrets.token_hex(4)}"
+    name = prefix + secrets.token_hex(4)
     with directory.directory(name, create=True) as work:
         try:
             yield work
