@@ -16,6 +16,7 @@ from typing import Any, TypeVar
 
 from . import _native_library, _share
 from ._answers import Compiled, Measured, Published, failure
+from ._base.deadline import Deadline
 from ._compat import INDUCTOR_CONFIG, inductor_settings
 from ._cpp_compiler import compiler_on_path
 from ._environment import Target
@@ -77,7 +78,7 @@ class CompileService:
             work: An empty directory of the store; everything temporary goes there.
             toolchain: Directory of what is kept between compiles (precompiled headers).
             check: Whether the trial run compares results.
-            timeout_s: Seconds until the worker is killed.
+            timeout_s: Seconds of its own that the worker has, before it is killed.
             function: The user's function behind the op, as data; the op need not exist in the
                 worker then.
             schema: That op's schema in words.
@@ -151,7 +152,7 @@ class CompileService:
             library: Its ``path``, and ``outputs`` and ``calls_aten`` as an entry has them.
             toolchain: Where the C++ hit path is looked for, if this process has not loaded it.
             check: As for ``compile``, like all that follows.
-            timeout_s: Seconds until the worker is killed.
+            timeout_s: Seconds of its own that the worker has, before it is killed.
             function: The user's function.
             schema: Its op's schema.
             is_native: As for ``compile``.
@@ -169,7 +170,7 @@ class CompileService:
         Args:
             toolchain: As for ``compile``.
             threads: The thread count of the calls to come.
-            timeout_s: Seconds until the worker is killed.
+            timeout_s: Seconds of its own that the worker has, before it is killed.
 
         Raises:
             CompileError: It cannot be made or kept.
@@ -247,7 +248,7 @@ class CompileService:
         raise problem
 
     def _asked(self, request: dict[str, Any], what: str, timeout_s: float) -> dict[str, Any]:
-        deadline = time.monotonic() + timeout_s
+        deadline = Deadline(timeout_s)
         root = Path(request["toolchain"]).parent
         for _ in range(2):
             if self.ended:
@@ -258,7 +259,7 @@ class CompileService:
                 return answer
             if "store" in request:  # Where it worked; it cannot tidy up any more.
                 Store(root, lock_timeout_s=0.0).remove_work_of(worker.pid)
-            if time.monotonic() >= deadline:
+            if deadline.left() <= 0:
                 raise CompileError(
                     "compile_timeout", f"{what}: no library after {timeout_s:g} s", remember=False
                 )

@@ -57,12 +57,14 @@ Times = dict[str, dict[str, float]]
 
 def trial_server() -> ForkServer:
     """Return the server of first runs: with glibc's checking allocator where there is one."""
+    # OpenMP's waiting threads sleep. By default, each spins on a core that the script wants.
+    variables = {"OMP_WAIT_POLICY": os.environ.get("OMP_WAIT_POLICY", "PASSIVE")}
     checker = ctypes.util.find_library("c_malloc_debug")
     if checker is None:
-        return ForkServer("_trial")
+        return ForkServer("_trial", variables)
     # Fills memory and checks what lies behind a block when it is freed.
     tunables = "glibc.malloc.check=3:glibc.malloc.perturb=165"
-    return ForkServer("_trial", {"LD_PRELOAD": checker, "GLIBC_TUNABLES": tunables})
+    return ForkServer("_trial", {**variables, "LD_PRELOAD": checker, "GLIBC_TUNABLES": tunables})
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,11 +13,11 @@ import select
 import signal
 import subprocess
 import sys
-import time
 import traceback
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from ._base.deadline import Deadline
 from ._child import child_command
 from ._determinism import FATAL_SIGNALS, is_passing_text
 
@@ -65,7 +65,8 @@ class ForkServer:
         """Return what the handler returned, or the ``reason`` and ``message`` of its child's end.
 
         Args:
-            request: For the handler; ``timeout_s`` are the seconds until the child is killed.
+            request: For the handler; ``timeout_s`` are the seconds that the child has, before it is
+                killed. Those in which it waits for a core do not count.
         """
         problem = "it ended without an answer"
         try:
@@ -129,7 +130,9 @@ def _once_in_child(request: Mapping[str, Any], handler: Handler) -> Answer:
     os.close(write)
     os.close(said)
     tail = _Tail(complaints)
-    answer = _read_until(read, tail, time.monotonic() + request["timeout_s"])
+    deadline = Deadline(request["timeout_s"])
+    deadline.follow(child)
+    answer = _read_until(read, tail, deadline)
     os.close(read)
     if answer is None:
         os.kill(child, signal.SIGKILL)
@@ -193,13 +196,11 @@ class _Tail:
         return self._text.decode(errors="replace")
 
 
-def _read_until(pipe: int, tail: _Tail, deadline: float) -> bytes | None:
+def _read_until(pipe: int, tail: _Tail, deadline: Deadline) -> bytes | None:
     chunks: list[bytes] = []
     pipes = [pipe, tail.pipe]
-    while True:
-        ready, _, _ = select.select(pipes, [], [], max(0.0, deadline - time.monotonic()))
-        if not ready:
-            return None
+    while deadline.left() > 0:
+        ready, _, _ = select.select(pipes, [], [], deadline.next_look())
         if tail.pipe in ready and not tail.read():
             pipes = [pipe]
         if pipe in ready:
@@ -207,3 +208,4 @@ def _read_until(pipe: int, tail: _Tail, deadline: float) -> bytes | None:
             if not chunk:
                 return b"".join(chunks)
             chunks.append(chunk)
+    return None

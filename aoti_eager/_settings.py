@@ -230,7 +230,7 @@ SETTINGS: dict[str, Setting] = {
             "compile_timeout_s",
             300.0,
             _seconds,
-            "seconds until a compile is given up and its worker killed",
+            "seconds until a compile is given up and its worker killed, waits for a core left out",
         ),
         Setting(
             "lock_timeout_s",

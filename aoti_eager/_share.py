@@ -79,9 +79,8 @@ class Share:
             time.sleep(self._window_s)
             for session in opened:
                 self._close(session)
-            with (
-                self._changed
-            ):  # The system may refuse all changes but the first: each has its turn.
+            with self._changed:
+                # The system may refuse all changes but the first: each has its turn.
                 for session in opened:
                     if session in self._sessions:
                         self._sessions[session] = self._sessions.pop(session)

@@ -10,11 +10,11 @@ import socket
 import subprocess
 import sys
 import threading
-import time
 from multiprocessing.connection import wait
 from pathlib import Path
 from typing import Any
 
+from ._base.deadline import Deadline
 from ._child import child_command
 from ._environment import Target
 from ._work_directories import SCRATCH_VARIABLE, Scratch
@@ -22,8 +22,6 @@ from .errors import CompileError
 
 # Bytes; a log of 20,000 characters is the longest part of an answer.
 _LONGEST_ANSWER = 1 << 20
-# A forked child of ours has the pipe's other end, too, and keeps it open when the worker is dead.
-_LOOK_S = 1.0
 # A script that has given SIGPIPE its default meaning must not end because a worker did.
 _NO_SIGNAL = getattr(socket, "MSG_NOSIGNAL", 0)
 
@@ -126,10 +124,11 @@ class WorkerProcess:
                     os.killpg(self._process.pid, signal.SIGKILL)
                 self._ended = is_last
 
-    def ask(self, request: dict[str, Any], deadline: float) -> dict[str, Any] | None:
+    def ask(self, request: dict[str, Any], deadline: Deadline) -> dict[str, Any] | None:
         """Return the answer, or ``None`` if the worker died or the deadline passed."""
         with self._lock:
             self._asking = True
+        deadline.follow(self.pid)
         try:
             return self._ask(request, deadline)
         finally:
@@ -138,7 +137,7 @@ class WorkerProcess:
             if not self.is_alive():
                 self.kill()  # It closes the pipes now.
 
-    def _ask(self, request: dict[str, Any], deadline: float) -> dict[str, Any] | None:
+    def _ask(self, request: dict[str, Any], deadline: Deadline) -> dict[str, Any] | None:
         if not self._send(request, deadline):
             self.kill()
             return None
@@ -146,9 +145,11 @@ class WorkerProcess:
         pipe = self._process.stdout.fileno()
         buffer = b""
         while not buffer.endswith(b"\n") and len(buffer) < _LONGEST_ANSWER:
-            left = deadline - time.monotonic()
-            ready = wait([pipe], min(left, _LOOK_S)) if left > 0 else []
-            if left > 0 and not ready and self.is_alive():
+            in_time = deadline.left() > 0
+            ready = wait([pipe], deadline.next_look()) if in_time else []
+            # A forked child of ours has the pipe's other end, too: it stays open when the worker is
+            # dead.
+            if in_time and not ready and self.is_alive():
                 continue
             chunk = os.read(pipe, 1 << 16) if ready else b""
             if not chunk:
@@ -195,10 +196,10 @@ class WorkerProcess:
                     with contextlib.suppress(OSError):
                         pipe.close()
 
-    def _send(self, message: dict[str, Any], deadline: float) -> bool:
+    def _send(self, message: dict[str, Any], deadline: Deadline) -> bool:
         data = json.dumps(message).encode() + b"\n"
         try:
-            self._requests.settimeout(max(0.001, deadline - time.monotonic()))
+            self._requests.settimeout(max(0.001, deadline.left()))
             self._requests.sendall(data, _NO_SIGNAL)
         except OSError:  # It is dead, hangs, or was closed when it was.
             return False

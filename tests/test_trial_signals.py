@@ -91,6 +91,11 @@ def test_the_library_passes_where_nothing_ends_it(try_: Try) -> None:
     assert try_()["compared"] > 3
 
 
+def test_threads_of_a_first_run_do_not_spin(try_: Try) -> None:
+    policy = 'assert __import__("os").environ["OMP_WAIT_POLICY"] == "PASSIVE"'
+    assert "message" not in try_(policy)
+
+
 @pytest.mark.parametrize("name", WRONG_CODE)
 def test_the_signals_of_wrong_code_are_remembered(name: str, try_: Try) -> None:
     answer = try_(kill(name))

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from aoti_eager import _child, _worker_process, config
+from aoti_eager._base.deadline import Deadline
 from aoti_eager._environment import cpu_features, cpu_target
 from aoti_eager._store import Store
 from aoti_eager._worker_process import WorkerProcess
@@ -36,15 +37,16 @@ def test_a_long_request_to_a_worker_that_does_not_read_ends_in_time(
     sleeper: WorkerProcess,
 ) -> None:
     start = time.monotonic()
-    assert sleeper.ask({"long": "x" * (4 << 20)}, start + 0.3) is None
+    assert sleeper.ask({"long": "x" * (4 << 20)}, Deadline(0.3)) is None
     assert time.monotonic() - start < 20.0
     assert not sleeper.is_alive()
 
 
 DEAD = """
-import os, signal, time
+import os, signal
 from pathlib import Path
 from aoti_eager import _backend
+from aoti_eager._base.deadline import Deadline
 from aoti_eager._store import Store
 from aoti_eager._worker_process import WorkerProcess
 
@@ -52,7 +54,7 @@ signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # as command line tools do
 worker = WorkerProcess(_backend.current().target, 0, Path.cwd() / "store")
 os.kill(worker._process.pid, signal.SIGKILL)
 worker._process.wait()
-print(worker.ask({}, time.monotonic() + 5.0), flush=True)
+print(worker.ask({}, Deadline(5.0)), flush=True)
 """
 
 

@@ -98,21 +98,30 @@ def is_there(session: int) -> bool:
     return (_PROC / str(session)).exists()
 
 
-def waits(session: int) -> tuple[int, int]:
-    """Return how long a session's processes have run, and have waited for a core, in nanoseconds.
+def process_times(session: int) -> dict[int, tuple[int, int]]:
+    """Return how long a process and those below it have run, and waited for a core: nanoseconds.
 
     Main threads only: each file that is read lets another thread have the interpreter, and the
-    script may be that thread. Zeros where the system does not say.
+    script may be that thread. Empty where the system does not say.
+
+    Returns:
+        By the processes' numbers.
     """
-    run = waited = 0
+    times = {}
     found = [session]
     for process in found:  # The list grows meanwhile.
         with contextlib.suppress(ValueError, IndexError):
-            times = _read(_PROC / str(process) / "schedstat").split()
-            run, waited = run + int(times[0]), waited + int(times[1])
+            words = _read(_PROC / str(process) / "schedstat").split()
+            times[process] = int(words[0]), int(words[1])
             children = _read(_PROC / str(process) / "task" / str(process) / "children")
             found += [int(child) for child in children.split()]
-    return run, waited
+    return times
+
+
+def waits(session: int) -> tuple[int, int]:
+    """Return the sums of ``process_times`` over a session's processes; zeros where unknown."""
+    times = process_times(session).values()
+    return sum(run for run, _ in times), sum(waited for _, waited in times)
 
 
 def _read(path: Path) -> bytes:
