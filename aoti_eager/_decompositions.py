@@ -61,6 +61,7 @@ def our_decompositions(fma: Callable[..., Tensor]) -> dict[Any, Decomposition]:
         _aten.special_xlog1py.default: _wide(_xlog1py),
         _aten.erfinv.default: _erfinv,
         _aten.addcdiv.default: _wide(_addcdiv),
+        _aten.copysign.Tensor: _copysign,
         **_fused(fma),
     }
     for op in (_aten.mul.Tensor, _aten.mul.Scalar, _aten.div.Tensor, _aten.div.Scalar):
@@ -377,6 +378,11 @@ def _erfinv(x: Tensor) -> Any:
     if x.dtype is torch.float64:
         return NotImplemented
     return torch.erfinv(x.to(torch.float64)).to(x.dtype)
+
+
+def _copysign(x: Tensor, sign: Tensor) -> Tensor:
+    magnitude = x.abs()
+    return torch.where(torch.signbit(sign), -magnitude, magnitude)
 
 
 def _addcdiv(x: Tensor, a: Tensor, b: Tensor, *, value: Any = 1) -> Tensor:

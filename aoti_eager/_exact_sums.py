@@ -14,9 +14,14 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.fx.experimental.symbolic_shapes import statically_known_true
 
 _aten = torch.ops.aten
-_NARROW = (torch.float16, torch.bfloat16, torch.float32)
+_HALVES = (torch.float16, torch.bfloat16)
+_NARROW = (*_HALVES, torch.float32)
+_INF = float("inf")
+# So many float32 numbers can be added up in that precision, a sum for each lane of a vector.
+_FEW = 1 << 13
 
 
 def exact_sums() -> dict[Any, Callable[..., Any]]:
@@ -27,6 +32,7 @@ def exact_sums() -> dict[Any, Callable[..., Any]]:
         *(_aten.prod.default, _aten.prod.dim_int),
     )
     table: dict[Any, Callable[..., Any]] = {op: _in_double(op) for op in sums}
+    table[_aten.linalg_vector_norm.default] = _vector_norm
     table[_aten.var.correction] = _var
     table[_aten.std.correction] = _std
     table[_aten.var_mean.correction] = _var_mean
@@ -60,18 +66,21 @@ _plain: ContextVar[bool] = ContextVar("plain_sums", default=False)
 
 
 def with_plain_sums(
-    function: Callable[..., Any], only: Sequence[torch.dtype] = _NARROW
+    function: Callable[..., Any],
+    only: Sequence[torch.dtype] = _NARROW,
+    where: Callable[..., bool] = lambda *args: True,
 ) -> Callable[..., Any]:
     """Return a function that takes an op apart whose kernel, too, adds up in float32.
 
     Args:
         function: Inductor's.
         only: For which dtypes of the first argument.
+        where: Whether of a call, by its arguments.
     """
 
     @functools.wraps(function)
     def decomposition(*args: Any, **kwargs: Any) -> Any:
-        if args[0].dtype not in only:
+        if args[0].dtype not in only or not where(*args):
             return function(*args, **kwargs)
         token = _plain.set(True)
         try:
@@ -80,6 +89,37 @@ def with_plain_sums(
             _plain.reset(token)
 
     return decomposition
+
+
+def adds_neighbours(x: Tensor, dim: int, *_: Any) -> bool:
+    """Return whether what is added up along ``dim`` lies side by side, and is not too much.
+
+    Side by side, code has a sum for each lane of a vector, as eager's. Elsewhere it adds number to
+    number, where eager does so on a copy. Of very many numbers, the sum of a lane is off, too.
+    """
+    if x.dim() == 0 or x.dtype in _HALVES:
+        return True
+    few = statically_known_true(x.shape[dim] <= _FEW)
+    return few and statically_known_true(x.stride(dim) == 1)
+
+
+def _vector_norm(
+    x: Tensor,
+    ord: float = 2,
+    dim: Sequence[int] | None = None,
+    keepdim: bool = False,
+    *,
+    dtype: torch.dtype | None = None,
+) -> Any:
+    """Return a norm whose powers, sum and root are in double precision, as eager's are."""
+    result = dtype or x.dtype
+    if ord in (0.0, 1.0, 2.0, _INF, -_INF) or x.dtype not in _NARROW or result not in _NARROW:
+        return NotImplemented
+    if result.itemsize < x.dtype.itemsize:
+        x = x.to(result)
+    dims = [one % x.dim() for one in dim] if dim else list(range(x.dim()))
+    powers = _in_double_precision(x).abs() ** ord
+    return (powers.sum(dims, keepdim=keepdim) ** (1.0 / ord)).to(result)
 
 
 def _var_mean(
@@ -141,6 +181,6 @@ def _mean_of_eager(x: Tensor, mean: Tensor, dims: Sequence[int]) -> Tensor:
     for one in dims:
         last = last.narrow(one, x.shape[one] - 1, 1)
     # There is no vector code for torch.isinf.
-    infinite = (x.abs() == float("inf")).to(torch.float32).sum(list(dims), keepdim=True)
+    infinite = (x.abs() == _INF).to(torch.float32).sum(list(dims), keepdim=True)
     only_last = torch.isinf(last) & (infinite == 1)
     return torch.where(torch.isinf(mean) & ~only_last, float("nan"), mean)

@@ -40,11 +40,12 @@ from torch._inductor.virtualized import V
 
 from ._decompositions import kernel_formulas, our_decompositions
 from ._environment import cpu_features
-from ._exact_sums import with_plain_sums
+from ._exact_sums import adds_neighbours, with_plain_sums
 from ._float_flags import float_flags
 from ._inductor_headers import own_headers
 from ._key import Component
 from ._probes import Probes
+from ._result_layout import elementwise, laid_out_elsewhere
 from ._vector_math import vector_functions, widened
 
 __all__ = [
@@ -143,9 +144,11 @@ def _use_decompositions() -> None:
         decomposition.decompositions[op] = _with_fallback(function, before)
     table, aten = decomposition.decompositions, torch.ops.aten
     for op in (aten._softmax.default, aten._log_softmax.default):
-        table[op] = with_plain_sums(table[op])
+        table[op] = with_plain_sums(table[op], where=adds_neighbours)
     for op in (aten.native_layer_norm.default, aten.native_group_norm.default):
         table[op] = with_plain_sums(table[op], only=(torch.float16, torch.bfloat16))
+    for op in laid_out_elsewhere():
+        table[op] = elementwise(table[op])
 
 
 def kernel_formula(op: Any) -> Any:

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from torch.fx.experimental.symbolic_shapes import statically_known_true
 
+_aten = torch.ops.aten
 Order = Callable[[Sequence[Tensor]], Sequence[Tensor]]
 
 
@@ -45,6 +46,16 @@ def elementwise(function: Callable[..., Any], order: Order = as_given) -> Callab
         return _laid_out(result, order(tensors))
 
     return decomposition
+
+
+def laid_out_elsewhere() -> tuple[Any, ...]:
+    """Return the elementwise ops whose results Inductor lays out in another way than eager."""
+    return (
+        *(_aten.xlogy.Tensor, _aten.special_xlogy.default),
+        *(_aten.fmax.default, _aten.fmin.default, _aten.lerp.Tensor),
+        *(_aten.hardsigmoid_backward.default, _aten.softplus_backward.default),
+        _aten.logit_backward.default,
+    )
 
 
 def _laid_out(result: Tensor, tensors: Sequence[Tensor]) -> Tensor:

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from .numerics import unchanged
 from .numerics.kernels import Versions
 from .numerics.parts import Part, Results, run_parts
 
@@ -118,3 +119,40 @@ def test_a_run_that_was_killed_goes_on_where_it_was(
     monkeypatch.delenv("ACTION_2")
     assert set(outcomes(tmp_path, jobs=1).values()) == {"refused"}
     assert ran(tmp_path) == ["(0)", "(1)", "(2)", "(2)", "(3)"]
+
+
+RIGHT = {"metadata": [], "nan_mismatches": 0, "inf_mismatches": 0, "beyond_regions": 0}
+RIGHT |= {"exact_differing": 0}
+
+
+@pytest.mark.parametrize(
+    ("changed", "expected"),
+    [
+        ({}, True),
+        ({"family": "reductions"}, False),  # The new version has other code there.
+        ({"op": "aten::changed"}, False),
+        ({"torch": "2.14.0"}, False),
+        ({"compiler": "g++-1"}, False),
+        ({"code": 4}, False),  # Nothing is known of what the version between changed.
+        ({"code": 7}, False),
+        ({"outcome": "declined"}, False),
+        ({"outcome": "died"}, False),
+        ({"measures": {**RIGHT, "nan_mismatches": 1}}, False),  # It may have been mended.
+    ],
+)
+def test_a_result_of_an_earlier_version_holds_where_the_code_is_the_same(
+    changed: dict[str, Any], expected: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    left = {6: (frozenset({"unary"}), frozenset({"aten::changed"}))}
+    monkeypatch.setattr(unchanged, "_LEFT", left)
+    one = {"code": 5, "torch": "2.13.0", "compiler": "g++-0", "op": "aten::sin", "family": "unary"}
+    one |= {"outcome": "done", "measures": RIGHT, **changed}
+    result = {
+        "part": {name: one.pop(name) for name in ("op", "family")},
+        "outcome": one.pop("outcome"),
+        "measures": one.pop("measures"),
+        "versions": one,
+    }
+    now = {"code": 6, "torch": "2.13.0", "compiler": "g++-0"}
+    assert unchanged.holds(result, now) is expected
+    assert unchanged.holds(result, one)

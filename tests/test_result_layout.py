@@ -10,9 +10,11 @@ import pytest
 import torch
 from torch import Tensor
 from torch._inductor import inductor_prims
+from torch._inductor.decomposition import select_decomp_table
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from aoti_eager._decompositions import kernel_formulas, our_decompositions
+from aoti_eager._result_layout import elementwise, laid_out_elsewhere
 
 aten = torch.ops.aten
 SIZES = (2, 5, 3)
@@ -45,6 +47,15 @@ CALLS: dict[Any, Callable[..., tuple[tuple[Any, ...], dict[str, Any]]]] = {
     aten.pow.Tensor_Scalar: lambda a, b, c: ((a, 10.0), {}),
     aten.special_xlog1py.default: lambda a, b, c: ((a, b), {}),
     aten.erfinv.default: lambda a, b, c: ((a,), {}),
+    aten.copysign.Tensor: lambda a, b, c: ((a, b), {}),
+    aten.xlogy.Tensor: lambda a, b, c: ((a, b), {}),
+    aten.special_xlogy.default: lambda a, b, c: ((a, b), {}),
+    aten.fmax.default: lambda a, b, c: ((a, b), {}),
+    aten.fmin.default: lambda a, b, c: ((a, b), {}),
+    aten.lerp.Tensor: lambda a, b, c: ((a, b, c), {}),
+    aten.hardsigmoid_backward.default: lambda a, b, c: ((a, b), {}),
+    aten.softplus_backward.default: lambda a, b, c: ((a, b, 1, 20), {}),
+    aten.logit_backward.default: lambda a, b, c: ((a, b, None), {}),
     aten.addcdiv.default: lambda a, b, c: ((a, b, c), {"value": 0.3}),
     aten.lerp.Scalar: lambda a, b, c: ((a, b, 0.7), {}),
     aten.add.Tensor: lambda a, b, c: ((a, b), {"alpha": 0.5}),
@@ -82,7 +93,12 @@ def tensors(op: Any, dtype: torch.dtype) -> Iterator[list[Tensor]]:
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("op", CALLS)
 def test_results_have_the_strides_of_eager_results(op: Any, dtype: torch.dtype) -> None:
-    functions = kernel_formulas(inductor_prims.fma) | our_decompositions(inductor_prims.fma)
+    table = select_decomp_table()
+    functions = {
+        **kernel_formulas(inductor_prims.fma),
+        **our_decompositions(inductor_prims.fma),
+        **{one: elementwise(table[one]) for one in laid_out_elsewhere()},
+    }
     others, compared = [], 0
     for three in tensors(op, dtype):
         args, kwargs = CALLS[op](*three)

@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from .kernels import Versions
+from .unchanged import holds
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -71,7 +72,7 @@ class Results:
 
     Args:
         directory: Where ``results.jsonl`` lies.
-        versions: Results of other versions are passed over.
+        versions: Results that do not hold under them are passed over.
     """
 
     def __init__(self, directory: Path, versions: Versions) -> None:
@@ -86,7 +87,7 @@ class Results:
             for line in lines:
                 with contextlib.suppress(json.JSONDecodeError):  # A process died while it wrote.
                     result = json.loads(line)
-                    if result["versions"] == self._versions.to_json():
+                    if holds(result, self._versions.to_json()):
                         found[Part(**result["part"]).name] = result
         return [found[name] for name in sorted(found)]
 

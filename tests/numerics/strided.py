@@ -7,7 +7,7 @@ others are transposed, so no loop over memory serves them all.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import torch
@@ -24,7 +24,8 @@ from .unary_ops import unary_calls
 
 _ROWS, _COLUMNS = 509, 257
 _SIZE = _ROWS * _COLUMNS
-_FEW = 512  # Values of a tensor that are crossed with the others'.
+# Values of a tensor that are crossed with the others'; and of those that only eager runs on.
+_FEW, _MANY = 512, 2048
 
 
 class Strided:
@@ -63,8 +64,15 @@ class Strided:
         reference, exact = reference_of(call, names)
         if reference == "long double":  # The arrays are contiguous, the results need not be.
             reference, exact = "eager", None
-        inputs = (call.inputs(_laid_out(one)) for one in _chunks(names, call.least))
-        found = laboratory.compared(kernel, inputs, exact, by_input=_is_by_input(names))
+        by_input = _is_by_input(names)
+
+        def measures(more: Iterable[list[Any]] = ()) -> dict[str, Any]:
+            inputs = (call.inputs(_laid_out(one)) for one in _chunks(names, call.least, _FEW))
+            return laboratory.compared(kernel, inputs, exact, by_input=by_input, more=more)
+
+        found = measures()
+        if found["beyond_regions"]:  # Perhaps only of the few values that eager was run on.
+            found = measures(call.inputs(one) for one in _chunks(names, call.least, _MANY))
         return {"reference": reference, "measures": found}
 
 
@@ -80,18 +88,20 @@ def _laid_out(tensors: list[Tensor]) -> list[Tensor]:
     return [first, *(one.t().contiguous().t() for one in others)]
 
 
-def _chunks(names: list[str], least: float | None) -> Iterator[list[Tensor]]:
+def _chunks(names: list[str], least: float | None, count: int) -> Iterator[list[Tensor]]:
+    """Give tensors of values: of two, ``count`` of each one's are crossed."""
     if len(names) == 1 and not names[0].startswith("complex"):
         every = names[0] in ("float16", "bfloat16", "int16")
         bits = torch.arange(1 << 16)
-        found = values.from_bits(bits, names[0]) if every else values.structured(names[0], 1 << 17)
+        several = (1 << 17) * (count // _FEW)
+        found = values.from_bits(bits, names[0]) if every else values.structured(names[0], several)
         for one in values.in_chunks(found, _SIZE, found[:512]):
             yield [one if least is None else torch.where(one < least, -one, one)]
         return
     lists = [
-        values.structured(name, _FEW) if "complex" not in name else _complex() for name in names
+        values.structured(name, count) if "complex" not in name else _complex() for name in names
     ]
-    yield from itertools.islice(pairs.cross(lists, _SIZE), 8)
+    yield from itertools.islice(pairs.cross(lists, _SIZE), 8 * (count // _FEW) ** 2)
 
 
 def _complex() -> Tensor:
