@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ._exact_sums import exact_sums
 from ._float_division import float_division
-from ._norm_gradients import layer_norm_backward
+from ._layer_norm import layer_norm, layer_norm_backward
 from ._result_layout import as_given, elementwise, first_last
 
 _aten = torch.ops.aten
@@ -70,6 +70,7 @@ def our_decompositions(fma: Callable[..., Tensor]) -> dict[Any, Decomposition]:
     smooth_l1 = _aten.smooth_l1_loss_backward.default
     elementwise_ops[smooth_l1] = _into_zeros(elementwise_ops[smooth_l1])
     others = {
+        _aten.native_layer_norm.default: layer_norm,
         _aten.native_layer_norm_backward.default: layer_norm_backward,
         **exact_sums(),
     }

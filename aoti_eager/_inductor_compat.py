@@ -145,8 +145,8 @@ def _use_decompositions() -> None:
     table, aten = decomposition.decompositions, torch.ops.aten
     for op in (aten._softmax.default, aten._log_softmax.default):
         table[op] = with_plain_sums(table[op], where=adds_neighbours)
-    for op in (aten.native_layer_norm.default, aten.native_group_norm.default):
-        table[op] = with_plain_sums(table[op], only=(torch.float16, torch.bfloat16))
+    group_norm = aten.native_group_norm.default
+    table[group_norm] = with_plain_sums(table[group_norm], only=(torch.float16, torch.bfloat16))
     for op in laid_out_elsewhere():
         table[op] = elementwise(table[op])
 

@@ -7,7 +7,9 @@ it is a fair measure for each of its elements. A compiled result passes where
   eager has a NaN or an infinity and the exact value is another, the exact value may stand: a
   finite one is judged as others are;
 - a finite result is within 2 ulp of the exact value, or its error is at most 1.5 times the largest
-  error of eager in the region, both as distances from the exact value.
+  error of eager in the region, both as distances from the exact value;
+- where eager has a NaN or an infinity, a finite result is within 2 ulp of the region's largest: one
+  that cancels to almost nothing is all error, in any code.
 
 Data movement is judged exactly: every value is eager's bit for bit, except for the payload of NaN,
 which neither eager nor the compiler promises. Elsewhere zeros that differ in sign are counted, not
@@ -225,6 +227,8 @@ def _judge_close(
     eager_ulp, compiled_ulp = float(theirs.max() / largest), float(mine.max() / largest)
     verdict.max_ulp_eager, verdict.max_ulp_compiled = eager_ulp, compiled_ulp
     allowed = numpy.maximum(ULPS * unit, FACTOR * theirs.max())
+    if truth.any():  # Eager has no error where it has no number: 2 ulp of the largest result.
+        allowed = numpy.where(numpy.isfinite(want), allowed, numpy.maximum(allowed, ULPS * largest))
     beyond = mine > allowed
     if beyond.any():
         worst = int(numpy.argmax(mine / allowed))

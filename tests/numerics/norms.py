@@ -62,7 +62,11 @@ def _lengths(share: str) -> Sequence[int]:
     }[share]
 
 
-def _row_norm(op: str, arguments: Callable[[Draw, int, bool], Sequence[Any]]) -> Calls:
+def _row_norm(
+    op: str,
+    arguments: Callable[[Draw, int, bool], Sequence[Any]],
+    any_order: tuple[int, ...] = (),
+) -> Calls:
     """Return calls of ``arguments(draw, n, with_weights)`` for rows of every length."""
 
     def calls(share: str) -> Iterator[HardCall]:
@@ -72,6 +76,7 @@ def _row_norm(op: str, arguments: Callable[[Draw, int, bool], Sequence[Any]]) ->
                     op,
                     f"8 rows of {n}{'' if weights else ', no weights'}",
                     lambda d, n=n, w=weights: (list(arguments(d, n, w)), {}),
+                    any_order=any_order,
                 )
 
     return calls
@@ -187,7 +192,7 @@ OPS: dict[str, Calls] = {
     "aten::_log_softmax_backward_data": _softmax_gradients(
         "_log_softmax_backward_data", torch.log_softmax
     ),
-    "aten::native_layer_norm": _row_norm("aten::native_layer_norm", _layer_norm),
+    "aten::native_layer_norm": _row_norm("aten::native_layer_norm", _layer_norm, any_order=(1, 2)),
     "aten::layer_norm": _row_norm("aten::layer_norm", _layer_norm),
     "aten::native_layer_norm_backward": _row_norm(
         "aten::native_layer_norm_backward", _layer_norm_backward

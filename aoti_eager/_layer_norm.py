@@ -1,7 +1,9 @@
-"""The gradient of a layer norm, in steps that overflow where eager's do. Worker only.
+"""A layer norm and its gradient, in steps that stay in the range of numbers. Worker only.
 
-Inductor multiplies the gradient by a row's length before it subtracts sums, and normalizes each
-element before the row's slope is known: either leaves the range of numbers where eager does not.
+The variance of large float32 numbers is beyond float32, and the inverse of its root below: such
+rows are scaled by a power of two, which rounds nothing. As for the gradient, Inductor multiplies it
+by a row's length before it subtracts sums, and normalizes each element before the row's slope is
+known: either leaves the range of numbers where eager does not.
 """
 
 from __future__ import annotations
@@ -13,6 +15,42 @@ import torch
 from torch import Tensor
 
 _HALF = (torch.float16, torch.bfloat16)
+# Rows with a larger variance are scaled.
+_LARGE_VARIANCE, _SCALE = 2.0**100, 2.0**-64
+
+
+def layer_norm(
+    x: Tensor,
+    normalized_shape: list[Any],
+    weight: Tensor | None,
+    bias: Tensor | None,
+    eps: float,
+) -> Any:
+    """Return the normalized tensor, and mean and inverse deviation of each row; as the op.
+
+    ``NotImplemented`` for double precision.
+    """
+    if x.dtype is torch.float64:
+        return NotImplemented
+    x = x.contiguous()
+    inner = list(range(x.dim() - len(normalized_shape), x.dim()))
+    narrow = x.to(torch.float32)
+    var, mean = torch.var_mean(narrow.double(), inner, correction=0, keepdim=True)
+    # A running mean that has met an infinity is NaN.
+    mean = torch.where(var.isnan(), float("nan"), mean)
+    rstd = torch.rsqrt(var + eps)
+    scale = torch.where(var > _LARGE_VARIANCE, _SCALE, 1.0)
+    middle = mean * scale
+    # In two parts: the mean of large numbers that hardly differ is no float32 number.
+    near = middle.to(torch.float32)
+    rest = (middle - near.double()).to(torch.float32)
+    result = (narrow * scale.to(torch.float32) - near) - rest
+    result = result * (rstd / scale).to(torch.float32)
+    if weight is not None:
+        result = result * weight.to(torch.float32)
+    if bias is not None:
+        result = result + bias.to(torch.float32)
+    return result.to(x.dtype), mean.to(x.dtype), rstd.to(x.dtype)
 
 
 def layer_norm_backward(
