@@ -69,7 +69,7 @@ def our_decompositions(fma: Callable[..., Tensor]) -> dict[Any, Decomposition]:
     elementwise_ops = {op: elementwise(f, _ORDERS.get(op, as_given)) for op, f in table.items()}
     smooth_l1 = _aten.smooth_l1_loss_backward.default
     elementwise_ops[smooth_l1] = _into_zeros(elementwise_ops[smooth_l1])
-    others = {
+    others: dict[Any, Decomposition] = {
         _aten.native_layer_norm.default: layer_norm,
         _aten.native_layer_norm_backward.default: layer_norm_backward,
         **exact_sums(),
