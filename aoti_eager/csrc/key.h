@@ -1,4 +1,4 @@
-// The key of a call, read from the dispatcher's stack.
+// The key of a call, read from the dispatcher's stack or from C++ values.
 //
 // A row of 64-bit words that says the same as the table key of the Python path; `_native_key.py`
 // writes the same words from a canonical key, and kernels are put into the table under those. Every
@@ -22,6 +22,7 @@
 #include "float_mode.h"
 #include "table.h"
 #include "torch_compat.h"
+#include "values.h"
 
 namespace aoti_eager {
 
@@ -60,6 +61,10 @@ enum class ArgumentKind : uint8_t {
 struct Argument {
   ArgumentKind kind;
   bool mutated;
+
+  bool is_tensor() const {
+    return kind == ArgumentKind::kTensor || kind == ArgumentKind::kTensors;
+  }
 };
 
 namespace {
@@ -99,8 +104,9 @@ class KeyWriter {
   // `with_device`: tensors may be on several devices, and code may load aligned vectors.
   KeyWriter(Words& words, bool with_device) : words_(words), with_device_(with_device) {}
 
-  // Writes the key of a call; false if it has none.
-  bool write(const std::vector<Argument>& arguments, const c10::IValue* values, bool mutates) {
+  // Writes the key of a call; false if it has none. `Values`: see values.h.
+  template <class Values>
+  bool write(const std::vector<Argument>& arguments, const Values& values, bool mutates) {
     for (size_t i = 0; i < arguments.size(); ++i) {
       if (!write_argument(arguments[i], values[i])) {
         return false;
@@ -126,8 +132,7 @@ class KeyWriter {
         return write_tensor(value);
       case ArgumentKind::kTensors: {
         if (value.isNone()) {
-          words_.push_back(kNone);
-          return true;
+          return write_none();
         }
         if (!value.isList()) {
           return false;
@@ -150,18 +155,111 @@ class KeyWriter {
     return false;
   }
 
+  bool write_argument(const Argument& argument, const TypedValue& value) {
+    switch (value.type) {
+      case Type::kTensor:
+        return write_tensor(value.as<at::Tensor>());
+      case Type::kOptionalTensor: {
+        const auto& tensor = value.as<std::optional<at::Tensor>>();
+        return tensor.has_value() ? write_tensor(*tensor) : write_none();
+      }
+      case Type::kTensorList:
+        return write_tensors(value.as<at::TensorList>());
+      case Type::kTensorListRef:
+        return write_tensors(value.as<at::ITensorListRef>());
+      case Type::kInt:
+        return write_int(value.as<int64_t>());
+      case Type::kSymInt:
+        return write_int(value.as<c10::SymInt>());
+      case Type::kInts:
+        return write_ints(value.as<at::IntArrayRef>());
+      case Type::kOptionalInts: {
+        const auto& ints = value.as<at::OptionalIntArrayRef>();
+        return ints.has_value() ? write_ints(*ints) : write_none();
+      }
+      case Type::kSymInts:
+        return write_ints(value.as<c10::SymIntArrayRef>());
+      case Type::kTwoBools:
+        return write_bools(value.as<std::array<bool, 2>>());
+      case Type::kThreeBools:
+        return write_bools(value.as<std::array<bool, 3>>());
+      case Type::kText:
+        return write_text(value.as<std::string_view>());
+      default: // Numbers and the like, whose IValue takes no memory.
+        return write_value(boxed(value));
+    }
+  }
+
+  bool write_none() {
+    words_.push_back(kNone);
+    return true;
+  }
+
+  bool write_int(int64_t value) {
+    words_.push_back(kInt);
+    words_.push_back(Word(value));
+    return true;
+  }
+
+  bool write_int(const c10::SymInt& value) {
+    std::optional<int64_t> known = value.maybe_as_int();
+    return known.has_value() && write_int(*known);
+  }
+
+  template <class List>
+  bool write_ints(const List& list) {
+    words_.push_back(kList | Word(list.size()) << 32);
+    for (const auto& element : list) {
+      if (!write_int(element)) {
+        return false;
+      }
+    }
+    return true;
+  }
+
+  bool write_bool(bool value) {
+    words_.push_back(kBool | Word(value) << 8);
+    return true;
+  }
+
+  template <size_t count>
+  bool write_bools(const std::array<bool, count>& list) {
+    words_.push_back(kList | Word(count) << 32);
+    for (bool element : list) {
+      write_bool(element);
+    }
+    return true;
+  }
+
+  bool write_text(std::string_view text) {
+    words_.push_back(kString | Word(text.size()) << 32);
+    size_t start = words_.size();
+    words_.resize(start + (text.size() + sizeof(Word) - 1) / sizeof(Word), 0);
+    std::memcpy(words_.data() + start, text.data(), text.size());
+    return true;
+  }
+
+  template <class List>
+  bool write_tensors(const List& list) {
+    words_.push_back(kList | Word(list.size()) << 32);
+    for (const at::Tensor& tensor : list) {
+      if (!write_tensor(tensor)) {
+        return false;
+      }
+    }
+    return true;
+  }
+
   bool write_tensor(const c10::IValue& value) {
     if (value.isNone()) {
-      words_.push_back(kNone);
-      return true;
+      return write_none();
     }
-    if (!value.isTensor()) {
-      return false;
-    }
-    const at::Tensor& tensor = value.toTensor();
+    return value.isTensor() && write_tensor(value.toTensor());
+  }
+
+  bool write_tensor(const at::Tensor& tensor) {
     if (!tensor.defined()) {
-      words_.push_back(kNone);
-      return true;
+      return write_none();
     }
     const c10::TensorImpl& impl = *tensor.unsafeGetTensorImpl();
     at::ScalarType type = c10::typeMetaToScalarType(impl.dtype());
@@ -197,15 +295,14 @@ class KeyWriter {
 
   bool write_value(const c10::IValue& value) {
     if (value.isInt()) {
-      words_.push_back(kInt);
-      words_.push_back(Word(value.toInt()));
+      return write_int(value.toInt());
     } else if (value.isDouble()) {
       words_.push_back(kFloat);
       words_.push_back(float_bits(value.toDouble()));
     } else if (value.isBool()) {
-      words_.push_back(kBool | Word(value.toBool()) << 8);
+      return write_bool(value.toBool());
     } else if (value.isNone()) {
-      words_.push_back(kNone);
+      return write_none();
     } else if (value.isList()) {
       auto elements = value.toListRef();
       words_.push_back(kList | Word(elements.size()) << 32);
@@ -215,11 +312,7 @@ class KeyWriter {
         }
       }
     } else if (value.isString()) {
-      const std::string& text = value.toStringRef();
-      words_.push_back(kString | Word(text.size()) << 32);
-      size_t start = words_.size();
-      words_.resize(start + (text.size() + sizeof(Word) - 1) / sizeof(Word), 0);
-      std::memcpy(words_.data() + start, text.data(), text.size());
+      return write_text(value.toStringRef());
     } else if (value.isComplexDouble()) {
       auto number = value.toComplexDouble();
       words_.push_back(kComplex);
@@ -240,22 +333,18 @@ class KeyWriter {
 
   // Whether a mutated tensor's addresses meet those of another argument. Tensors on other devices
   // than the CPU have addresses of their own, which never equal the CPU's by more than chance.
-  static bool mutation_overlaps(const std::vector<Argument>& arguments, const c10::IValue* values) {
+  template <class Values>
+  static bool mutation_overlaps(const std::vector<Argument>& arguments, const Values& values) {
     c10::SmallVector<std::pair<uintptr_t, uintptr_t>, 8> mutated;
     c10::SmallVector<std::pair<uintptr_t, uintptr_t>, 8> others;
-    auto add = [&](const c10::IValue& value, bool is_mutated) {
-      if (value.isTensor() && value.toTensor().defined()) {
-        (is_mutated ? mutated : others).push_back(memory_range(value.toTensor()));
-      }
-    };
     for (size_t i = 0; i < arguments.size(); ++i) {
-      if (arguments[i].kind == ArgumentKind::kTensor) {
-        add(values[i], arguments[i].mutated);
-      } else if (arguments[i].kind == ArgumentKind::kTensors && values[i].isList()) {
-        for (const c10::IValue& element : values[i].toListRef()) {
-          add(element, arguments[i].mutated);
-        }
+      if (!arguments[i].is_tensor()) {
+        continue;
       }
+      auto& ranges = arguments[i].mutated ? mutated : others;
+      each_tensor(values[i], [&ranges](const at::Tensor& tensor) {
+        ranges.push_back(memory_range(tensor));
+      });
     }
     auto meet = [](const auto& one, const auto& other) {
       return one.first < other.second && other.first < one.second;

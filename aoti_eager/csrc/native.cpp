@@ -6,6 +6,7 @@
 
 #include "gradient.h"
 #include "op.h"
+#include "typed.h"
 
 namespace aoti_eager {
 namespace {
