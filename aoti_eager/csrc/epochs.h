@@ -27,6 +27,7 @@ struct alignas(kCacheLine) Place {
   std::atomic<bool> taken{true};
   uint32_t depth = 0; // read and written by its own thread only
   uint32_t number = 0;
+  int32_t passing = 0; // above zero, the thread's calls are for originals
   Place* next = nullptr;
 };
 
@@ -180,6 +181,7 @@ inline Place& Epochs::take_place() {
     } while (!places_.compare_exchange_weak(first, found, std::memory_order_acq_rel));
   }
   found->depth = 0;
+  found->passing = 0;
   own_place() = found;
   place_holder.place = found;
   return *found;

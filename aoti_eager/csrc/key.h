@@ -13,8 +13,10 @@
 #include <c10/core/DefaultDtype.h>
 #include <c10/util/SmallVector.h>
 
+#include <algorithm>
 #include <bit>
 #include <cstring>
+#include <memory>
 #include <string>
 #include <utility>
 #include <vector>
@@ -26,8 +28,59 @@
 
 namespace aoti_eager {
 
-// Longer keys are spelled on the heap.
-using Words = c10::SmallVector<Word, 96>;
+// The words of one key; longer ones are on the heap. Nothing is cleared before it is written.
+class Words {
+ public:
+  Words() : begin_(inline_), end_(inline_), limit_(inline_ + kInline) {}
+  Words(const Words&) = delete;
+  Words& operator=(const Words&) = delete;
+
+  // Returns where the next `count` words are to be written.
+  [[gnu::always_inline]] Word* more(size_t count) {
+    if (static_cast<size_t>(limit_ - end_) < count) [[unlikely]] {
+      grow(count);
+    }
+    Word* place = end_;
+    end_ += count;
+    return place;
+  }
+  [[gnu::always_inline]] void push_back(Word word) {
+    *more(1) = word;
+  }
+
+  const Word* begin() const {
+    return begin_;
+  }
+  const Word* end() const {
+    return end_;
+  }
+  const Word* data() const {
+    return begin_;
+  }
+  size_t size() const {
+    return end_ - begin_;
+  }
+
+ private:
+  static constexpr size_t kInline = 96;
+
+  [[gnu::noinline]] void grow(size_t count) {
+    size_t used = size();
+    size_t room = 2 * (used + count);
+    std::unique_ptr<Word[]> larger(new Word[room]);
+    std::copy(begin_, end_, larger.get());
+    heap_ = std::move(larger);
+    begin_ = heap_.get();
+    end_ = begin_ + used;
+    limit_ = begin_ + room;
+  }
+
+  Word* begin_;
+  Word* end_;
+  Word* limit_;
+  std::unique_ptr<Word[]> heap_;
+  Word inline_[kInline];
+};
 
 // The first byte of a value's first word.
 enum Tag : Word {
@@ -233,9 +286,10 @@ class KeyWriter {
 
   bool write_text(std::string_view text) {
     words_.push_back(kString | Word(text.size()) << 32);
-    size_t start = words_.size();
-    words_.resize(start + (text.size() + sizeof(Word) - 1) / sizeof(Word), 0);
-    std::memcpy(words_.data() + start, text.data(), text.size());
+    size_t count = (text.size() + sizeof(Word) - 1) / sizeof(Word);
+    Word* place = words_.more(count);
+    std::fill_n(place, count, 0);
+    std::memcpy(place, text.data(), text.size());
     return true;
   }
 
@@ -257,7 +311,8 @@ class KeyWriter {
     return value.isTensor() && write_tensor(value.toTensor());
   }
 
-  bool write_tensor(const at::Tensor& tensor) {
+  // With all that it calls in it: it is most of what a small call's key takes.
+  [[gnu::flatten]] bool write_tensor(const at::Tensor& tensor) {
     if (!tensor.defined()) {
       return write_none();
     }
@@ -267,22 +322,21 @@ class KeyWriter {
       words_.push_back(kNumber | number_kind(type) << 8);
       return true;
     }
+    // The storage itself: whether there is one is asked by a virtual function otherwise, and where
+    // a class says that it has none, it has none.
     if (impl.layout() != at::kStrided || impl.has_symbolic_sizes_strides() ||
-        !impl.has_storage()) {
+        !impl.unsafe_storage()) {
       return false;
     }
     c10::IntArrayRef sizes = impl.sizes();
     c10::IntArrayRef strides = impl.strides();
-    size_t start = words_.size();
-    words_.resize(start + 1 + 2 * sizes.size());
-    Word* word = words_.data() + start;
+    const size_t dimensions = sizes.size();
+    Word* word = words_.more(1 + 2 * dimensions);
     *word++ = kTensor | Word(type) << 8 | Word(tensor.is_neg()) << 16 |
-        Word(tensor.is_conj()) << 17 | Word(sizes.size()) << 32;
-    for (int64_t size : sizes) {
-      *word++ = Word(size);
-    }
-    for (int64_t stride : strides) {
-      *word++ = Word(stride);
+        Word(tensor.is_conj()) << 17 | Word(dimensions) << 32;
+    for (size_t i = 0; i < dimensions; ++i) {
+      word[i] = Word(sizes[i]);
+      word[dimensions + i] = Word(strides[i]);
     }
     if (with_device_) {
       write_device(tensor.device());

@@ -279,12 +279,12 @@ uint64_t ae_counter_value(const Counter* counter) {
 // -- threads --
 
 void ae_passing_add(int32_t by) {
-  passing() += by;
+  Epochs::place().passing += by;
 }
 
 // Returns how many blocks there are around this thread in which calls are for originals.
 int32_t ae_passing() {
-  return passing();
+  return Epochs::place().passing;
 }
 
 // `failed` is told of a run that failed, on its thread, before the Python kernel is entered.

@@ -29,25 +29,24 @@ namespace aoti_eager {
 
 using Handles = c10::SmallVector<AtenTensorHandle, 8>;
 
-// Calls of this thread are for originals as long as it is above zero.
-inline int32_t& passing() {
-  static thread_local int32_t depth = 0;
-  return depth;
-}
-
+// Calls of this thread are for originals as long as it lives.
 class Passing {
  public:
   explicit Passing(bool wanted) : wanted_(wanted) {
-    passing() += wanted_;
+    if (wanted_) {
+      ++Epochs::place().passing;
+    }
   }
   ~Passing() {
-    passing() -= wanted_;
+    if (wanted_) {
+      --Epochs::place().passing;
+    }
   }
   Passing(const Passing&) = delete;
   Passing& operator=(const Passing&) = delete;
 
  private:
-  int32_t wanted_;
+  bool wanted_;
 };
 
 enum class State : int32_t {
@@ -208,11 +207,11 @@ inline void Op::call_python(c10::DispatchKeySet keys, const TypedCall& call) con
 template <class Call>
 Way Op::look_up(const Call& call) {
   State now = state.load(std::memory_order_acquire);
-  if (now == State::kPass || passing() != 0) {
+  Place& place = Epochs::place();
+  if (now == State::kPass || place.passing != 0) {
     return Way::kOriginal;
   }
   if (now == State::kDecline) {
-    Place& place = Epochs::place();
     Reading reading(place);
     if (Counter* counter = always_declined.load(std::memory_order_acquire)) {
       counter->add(place);
@@ -235,7 +234,6 @@ Way Op::look_up(const Call& call) {
   }
   // What follows it, the original or Python, takes as long as it takes, and needs nothing of the
   // table.
-  Place& place = Epochs::place();
   Reading reading(place);
   EntryTable* current = table.load(std::memory_order_seq_cst);
   Entry* entry = current == nullptr ? nullptr : current->find(words.data(), words.size());

@@ -9,7 +9,6 @@
 
 #include <atomic>
 #include <cstdint>
-#include <cstring>
 #include <memory>
 #include <utility>
 #include <vector>
@@ -40,8 +39,21 @@ class Keyed {
       : words_(words, words + count), hash_(hash_words(words, count)) {}
 
   bool has_key(const Word* words, size_t count) const {
-    return words_.size() == count &&
-        std::memcmp(words_.data(), words, count * sizeof(Word)) == 0;
+    if (words_.size() != count) {
+      return false;
+    }
+    // Word by word, as they have just been written: wider loads would wait for these stores.
+    const Word* mine = words_.data();
+    Word differences = 0;
+    size_t i = 0;
+    for (; i + 4 <= count; i += 4) {
+      differences |= (mine[i] ^ words[i]) | (mine[i + 1] ^ words[i + 1]);
+      differences |= (mine[i + 2] ^ words[i + 2]) | (mine[i + 3] ^ words[i + 3]);
+    }
+    for (; i < count; ++i) {
+      differences |= mine[i] ^ words[i];
+    }
+    return differences == 0;
   }
 
   uint64_t hash() const {
