@@ -48,6 +48,22 @@ class Words {
     *more(1) = word;
   }
 
+  // What a `KeyWriter` writes to: false, and it ends there, where the words are another key's.
+  [[gnu::always_inline]] bool put(Word word) {
+    push_back(word);
+    return true;
+  }
+  [[gnu::always_inline]] bool put(Word word, c10::IntArrayRef sizes, c10::IntArrayRef strides) {
+    const size_t count = sizes.size();
+    Word* place = more(1 + 2 * count);
+    *place++ = word;
+    for (size_t i = 0; i < count; ++i) {
+      place[i] = Word(sizes[i]);
+      place[count + i] = Word(strides[i]);
+    }
+    return true;
+  }
+
   const Word* begin() const {
     return begin_;
   }
@@ -120,6 +136,44 @@ struct Argument {
   }
 };
 
+// The words of one key, compared with a call's in place of writing these: most calls of an op in a row
+// have one key, and then nothing is to be written and looked up.
+class Expected {
+ public:
+  Expected(const Word* words, size_t count) : at_(words), left_(count) {}
+
+  [[gnu::always_inline]] bool put(Word word) {
+    if (left_ == 0) {
+      return false;
+    }
+    --left_;
+    return *at_++ == word;
+  }
+  [[gnu::always_inline]] bool put(Word word, c10::IntArrayRef sizes, c10::IntArrayRef strides) {
+    const size_t count = sizes.size();
+    if (left_ < 1 + 2 * count || *at_ != word) {
+      return false;
+    }
+    const Word* expected = at_ + 1;
+    Word differences = 0;
+    for (size_t i = 0; i < count; ++i) {
+      differences |= (expected[i] ^ Word(sizes[i])) | (expected[count + i] ^ Word(strides[i]));
+    }
+    at_ += 1 + 2 * count;
+    left_ -= 1 + 2 * count;
+    return differences == 0;
+  }
+
+  // Whether that was all of them.
+  bool is_at_end() const {
+    return left_ == 0;
+  }
+
+ private:
+  const Word* at_;
+  size_t left_;
+};
+
 namespace {
 
 inline Word float_bits(double value) {
@@ -152,12 +206,14 @@ inline std::pair<uintptr_t, uintptr_t> memory_range(const at::Tensor& tensor) {
 
 } // namespace
 
+// Writes a call's key to a sink: `Words`, or `Expected`.
+template <class Sink>
 class KeyWriter {
  public:
   // `with_device`: tensors may be on several devices, and code may load aligned vectors.
-  KeyWriter(Words& words, bool with_device) : words_(words), with_device_(with_device) {}
+  KeyWriter(Sink& sink, bool with_device) : sink_(sink), with_device_(with_device) {}
 
-  // Writes the key of a call; false if it has none. `Values`: see values.h.
+  // Writes the key of a call; false if it has none, or the sink has had enough. `Values`: values.h.
   template <class Values>
   bool write(const std::vector<Argument>& arguments, const Values& values, bool mutates) {
     for (size_t i = 0; i < arguments.size(); ++i) {
@@ -165,11 +221,10 @@ class KeyWriter {
         return false;
       }
     }
-    if (mutates) {
-      words_.push_back(kOverlap | Word(mutation_overlaps(arguments, values)) << 8);
+    if (mutates && !sink_.put(kOverlap | Word(mutation_overlaps(arguments, values)) << 8)) {
+      return false;
     }
-    words_.push_back(context());
-    return is_precision_told();
+    return sink_.put(context()) && is_precision_told();
   }
 
   static Word context() {
@@ -190,18 +245,11 @@ class KeyWriter {
         if (!value.isList()) {
           return false;
         }
-        auto elements = value.toListRef();
-        words_.push_back(kList | Word(elements.size()) << 32);
-        for (const c10::IValue& element : elements) {
-          if (!write_tensor(element)) {
-            return false;
-          }
-        }
-        return true;
+        return write_list(
+            value.toListRef(), [this](const c10::IValue& one) { return write_tensor(one); });
       }
       case ArgumentKind::kOpaque:
-        words_.push_back(value.isNone() ? kNone : kPresent);
-        return true;
+        return sink_.put(value.isNone() ? kNone : kPresent);
       case ArgumentKind::kValue:
         return write_value(value);
     }
@@ -243,15 +291,25 @@ class KeyWriter {
     }
   }
 
-  bool write_none() {
-    words_.push_back(kNone);
+  template <class List, class Function>
+  bool write_list(const List& list, Function&& write_one) {
+    if (!sink_.put(kList | Word(list.size()) << 32)) {
+      return false;
+    }
+    for (const auto& element : list) {
+      if (!write_one(element)) {
+        return false;
+      }
+    }
     return true;
   }
 
+  bool write_none() {
+    return sink_.put(kNone);
+  }
+
   bool write_int(int64_t value) {
-    words_.push_back(kInt);
-    words_.push_back(Word(value));
-    return true;
+    return sink_.put(kInt) && sink_.put(Word(value));
   }
 
   bool write_int(const c10::SymInt& value) {
@@ -261,47 +319,35 @@ class KeyWriter {
 
   template <class List>
   bool write_ints(const List& list) {
-    words_.push_back(kList | Word(list.size()) << 32);
-    for (const auto& element : list) {
-      if (!write_int(element)) {
-        return false;
-      }
-    }
-    return true;
+    return write_list(list, [this](const auto& one) { return write_int(one); });
   }
 
   bool write_bool(bool value) {
-    words_.push_back(kBool | Word(value) << 8);
-    return true;
+    return sink_.put(kBool | Word(value) << 8);
   }
 
   template <size_t count>
   bool write_bools(const std::array<bool, count>& list) {
-    words_.push_back(kList | Word(count) << 32);
-    for (bool element : list) {
-      write_bool(element);
-    }
-    return true;
+    return write_list(list, [this](bool one) { return write_bool(one); });
   }
 
   bool write_text(std::string_view text) {
-    words_.push_back(kString | Word(text.size()) << 32);
-    size_t count = (text.size() + sizeof(Word) - 1) / sizeof(Word);
-    Word* place = words_.more(count);
-    std::fill_n(place, count, 0);
-    std::memcpy(place, text.data(), text.size());
+    if (!sink_.put(kString | Word(text.size()) << 32)) {
+      return false;
+    }
+    for (size_t i = 0; i < text.size(); i += sizeof(Word)) {
+      Word word = 0;
+      std::memcpy(&word, text.data() + i, std::min(sizeof(Word), text.size() - i));
+      if (!sink_.put(word)) {
+        return false;
+      }
+    }
     return true;
   }
 
   template <class List>
   bool write_tensors(const List& list) {
-    words_.push_back(kList | Word(list.size()) << 32);
-    for (const at::Tensor& tensor : list) {
-      if (!write_tensor(tensor)) {
-        return false;
-      }
-    }
-    return true;
+    return write_list(list, [this](const at::Tensor& one) { return write_tensor(one); });
   }
 
   bool write_tensor(const c10::IValue& value) {
@@ -319,8 +365,7 @@ class KeyWriter {
     const c10::TensorImpl& impl = *tensor.unsafeGetTensorImpl();
     at::ScalarType type = c10::typeMetaToScalarType(impl.dtype());
     if (impl.is_wrapped_number()) {
-      words_.push_back(kNumber | number_kind(type) << 8);
-      return true;
+      return sink_.put(kNumber | number_kind(type) << 8);
     }
     // The storage itself: whether there is one is asked by a virtual function otherwise, and where
     // a class says that it has none, it has none.
@@ -329,59 +374,44 @@ class KeyWriter {
       return false;
     }
     c10::IntArrayRef sizes = impl.sizes();
-    c10::IntArrayRef strides = impl.strides();
-    const size_t dimensions = sizes.size();
-    Word* word = words_.more(1 + 2 * dimensions);
-    *word++ = kTensor | Word(type) << 8 | Word(tensor.is_neg()) << 16 |
-        Word(tensor.is_conj()) << 17 | Word(dimensions) << 32;
-    for (size_t i = 0; i < dimensions; ++i) {
-      word[i] = Word(sizes[i]);
-      word[dimensions + i] = Word(strides[i]);
-    }
-    if (with_device_) {
-      write_device(tensor.device());
-      words_.push_back(
-          tensor.device().is_cpu() ||
-          reinterpret_cast<uintptr_t>(tensor.const_data_ptr()) % 16 == 0);
-    }
-    return true;
+    Word word = kTensor | Word(type) << 8 | Word(tensor.is_neg()) << 16 |
+        Word(tensor.is_conj()) << 17 | Word(sizes.size()) << 32;
+    return sink_.put(word, sizes, impl.strides()) && (!with_device_ || write_place(tensor));
+  }
+
+  [[gnu::noinline]] bool write_place(const at::Tensor& tensor) {
+    return write_device(tensor.device()) &&
+        sink_.put(
+            tensor.device().is_cpu() ||
+            reinterpret_cast<uintptr_t>(tensor.const_data_ptr()) % 16 == 0);
   }
 
   bool write_value(const c10::IValue& value) {
     if (value.isInt()) {
       return write_int(value.toInt());
     } else if (value.isDouble()) {
-      words_.push_back(kFloat);
-      words_.push_back(float_bits(value.toDouble()));
+      return sink_.put(kFloat) && sink_.put(float_bits(value.toDouble()));
     } else if (value.isBool()) {
       return write_bool(value.toBool());
     } else if (value.isNone()) {
       return write_none();
     } else if (value.isList()) {
-      auto elements = value.toListRef();
-      words_.push_back(kList | Word(elements.size()) << 32);
-      for (const c10::IValue& element : elements) {
-        if (!write_value(element)) {
-          return false;
-        }
-      }
+      return write_list(
+          value.toListRef(), [this](const c10::IValue& one) { return write_value(one); });
     } else if (value.isString()) {
       return write_text(value.toStringRef());
     } else if (value.isComplexDouble()) {
       auto number = value.toComplexDouble();
-      words_.push_back(kComplex);
-      words_.push_back(float_bits(number.real()));
-      words_.push_back(float_bits(number.imag()));
+      return sink_.put(kComplex) && sink_.put(float_bits(number.real())) &&
+          sink_.put(float_bits(number.imag()));
     } else if (value.isDevice()) {
-      write_device(value.toDevice());
-    } else {
-      return false;
+      return write_device(value.toDevice());
     }
-    return true;
+    return false;
   }
 
-  void write_device(c10::Device device) {
-    words_.push_back(
+  bool write_device(c10::Device device) {
+    return sink_.put(
         kDevice | Word(uint8_t(device.type())) << 8 | Word(uint8_t(device.index())) << 32);
   }
 
@@ -418,7 +448,7 @@ class KeyWriter {
     return false;
   }
 
-  Words& words_;
+  Sink& sink_;
   bool with_device_;
 };
 

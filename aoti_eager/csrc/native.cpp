@@ -97,6 +97,11 @@ int32_t ae_op_install(Op* op) {
   return guarded([op] { op->install(); }) ? 0 : 1;
 }
 
+// Whether calls with C++ values have a kernel of their own; after `ae_op_install`.
+int32_t ae_op_is_typed(const Op* op) {
+  return op->is_typed();
+}
+
 // No call of the op may run: PyTorch's dispatcher has no lock for its readers.
 void ae_op_uninstall(Op* op) {
   guarded([op] { op->uninstall(); });
@@ -309,9 +314,14 @@ uint64_t ae_put_off(uint64_t number) {
 
 // Gives the key of this thread's last call of an op in the state "record".
 size_t ae_recorded_key(Word* words, size_t room) {
-  std::vector<Word>& key = recorded_key();
+  const std::vector<Word>& key = recorded_key().words;
   std::copy_n(key.begin(), std::min(room, key.size()), words);
   return key.size();
+}
+
+// Whether a typed kernel has read that key.
+int32_t ae_recorded_by_typed() {
+  return recorded_key().is_typed;
 }
 
 // -- what there is --

@@ -17,6 +17,7 @@
 #include <memory>
 #include <optional>
 #include <string>
+#include <type_traits>
 #include <utility>
 #include <vector>
 
@@ -59,9 +60,14 @@ enum class State : int32_t {
 // What becomes of a call.
 enum class Way { kServed, kOriginal, kPython };
 
-inline std::vector<Word>& recorded_key() {
-  static thread_local std::vector<Word> words;
-  return words;
+struct Recorded {
+  std::vector<Word> words;
+  bool is_typed = false; // by a typed kernel
+};
+
+inline Recorded& recorded_key() {
+  static thread_local Recorded recorded;
+  return recorded;
 }
 
 class Op;
@@ -127,6 +133,8 @@ class Op : Counted<Op> {
   std::atomic<Counter*> always_declined{nullptr};
 
  private:
+  template <class Call>
+  Entry* find(EntryTable* current, const Call& call) const;
   template <class Call>
   Way look_up(const Call& call);
   template <class Call>
@@ -204,6 +212,24 @@ inline void Op::call_python(c10::DispatchKeySet keys, const TypedCall& call) con
   call.take_from(stack);
 }
 
+// Returns the entry of a call's key, or null. The caller is in an epoch.
+template <class Call>
+Entry* Op::find(EntryTable* current, const Call& call) const {
+  if (current == nullptr) {
+    return nullptr;
+  }
+  if (Entry* last = current->last()) {
+    Expected expected(last->words().data(), last->words().size());
+    if (KeyWriter<Expected>(expected, with_device_).write(arguments_, call, mutates_) &&
+        expected.is_at_end()) {
+      return last;
+    }
+  }
+  Words words;
+  bool has_key = KeyWriter<Words>(words, with_device_).write(arguments_, call, mutates_);
+  return has_key ? current->find(words.data(), words.size()) : nullptr;
+}
+
 template <class Call>
 Way Op::look_up(const Call& call) {
   State now = state.load(std::memory_order_acquire);
@@ -223,20 +249,15 @@ Way Op::look_up(const Call& call) {
     // The op was made again, as notebooks do. Python knows what to do.
     return Way::kPython;
   }
-  Words words;
-  bool has_key = KeyWriter(words, with_device_).write(arguments_, call, mutates_);
-  if (now == State::kRecord) {
-    recorded_key().assign(words.begin(), has_key ? words.end() : words.begin());
+  if (C10_UNLIKELY(now == State::kRecord)) {
+    Words words;
+    bool has_key = KeyWriter<Words>(words, with_device_).write(arguments_, call, mutates_);
+    recorded_key().words.assign(words.begin(), has_key ? words.end() : words.begin());
+    recorded_key().is_typed = std::is_same_v<Call, TypedCall>;
     TORCH_CHECK(false, "the key is recorded");
   }
-  if (!has_key) {
-    return Way::kPython;
-  }
-  // What follows it, the original or Python, takes as long as it takes, and needs nothing of the
-  // table.
   Reading reading(place);
-  EntryTable* current = table.load(std::memory_order_seq_cst);
-  Entry* entry = current == nullptr ? nullptr : current->find(words.data(), words.size());
+  Entry* entry = find(table.load(std::memory_order_seq_cst), call);
   if (entry == nullptr) {
     return Way::kPython;
   }
@@ -245,7 +266,7 @@ Way Op::look_up(const Call& call) {
     return Way::kOriginal;
   }
   if (entry->looks != nullptr && entry->looks->is_due(place)) {
-    reading.end(); // To tell Python takes as long as it takes.
+    reading.end(); // Python takes as long as it takes, and needs nothing of the table.
     if (Failed tell = failed().load(std::memory_order_acquire)) {
       tell(this, "");
     }

@@ -7,6 +7,7 @@
 
 #pragma once
 
+#include <algorithm>
 #include <atomic>
 #include <cstdint>
 #include <memory>
@@ -42,18 +43,7 @@ class Keyed {
     if (words_.size() != count) {
       return false;
     }
-    // Word by word, as they have just been written: wider loads would wait for these stores.
-    const Word* mine = words_.data();
-    Word differences = 0;
-    size_t i = 0;
-    for (; i + 4 <= count; i += 4) {
-      differences |= (mine[i] ^ words[i]) | (mine[i + 1] ^ words[i + 1]);
-      differences |= (mine[i + 2] ^ words[i + 2]) | (mine[i + 3] ^ words[i + 3]);
-    }
-    for (; i < count; ++i) {
-      differences |= mine[i] ^ words[i];
-    }
-    return differences == 0;
+    return std::equal(words, words + count, words_.begin());
   }
 
   uint64_t hash() const {
@@ -95,17 +85,24 @@ class Table : Counted<Table<Entry>> {
     delete patterns;
   }
 
+  // Returns the entry that was found last, or another, or null. The caller is in an epoch.
+  Entry* last() {
+    // Most calls of an op in a row are of one key. The place is remembered, not the entry: what is
+    // read from a slot is alive, and a pointer kept elsewhere might not be.
+    Slots* slots = slots_.load(std::memory_order_seq_cst);
+    Entry* found = slots->at(last_.load(std::memory_order_relaxed) & slots->mask)
+                       .load(std::memory_order_seq_cst);
+    return is_live(found) ? found : nullptr;
+  }
+
   // Returns the entry of a key, or null: its own, or the first whose pattern it matches. The caller
   // is in an epoch.
   Entry* find(const Word* words, size_t count) {
-    Slots* slots = slots_.load(std::memory_order_seq_cst);
-    // Most calls of an op in a row are of one key. The place is remembered, not the entry: what is
-    // read from a slot is alive, and a pointer kept elsewhere might not be.
-    Entry* last = slots->at(last_.load(std::memory_order_relaxed) & slots->mask)
-                      .load(std::memory_order_seq_cst);
-    if (is_live(last) && last->has_key(words, count)) {
-      return last;
+    Entry* before = last();
+    if (before != nullptr && before->has_key(words, count)) {
+      return before;
     }
+    Slots* slots = slots_.load(std::memory_order_seq_cst);
     uint64_t hash = hash_words(words, count);
     if (Entry* entry = find_own(slots, words, count, hash)) {
       return entry;

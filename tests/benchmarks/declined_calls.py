@@ -124,7 +124,9 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as directory:
         config = aoti_eager.config
         config.gate, config.dynamic, config.native = False, False, "1"
-        count = instructions.counter(instructions.build(Path(directory))) if options.counted else None
+        count = (
+            instructions.counter(instructions.build(Path(directory))) if options.counted else None
+        )
         with config.scope(mode="sync", cache_dir=Path(directory) / "cache"):
             with aoti_eager.register("aten::mul.Tensor"):  # The C++ path, for all that follow.
                 pass
