@@ -26,15 +26,67 @@ CPU = torch._C.DispatchKeySet(torch._C.DispatchKey.CPU)
 NUMBERS = (bool, int, float, complex)
 
 # Of each kind of op that can win, besides what ``run`` registers.
-OTHER_OPS = """
-    abs add.Tensor add_.Tensor add.out add.Scalar addcmul addcdiv_ all.dim amax any.dims argmax cat
-    cat.out clamp clamp_ clamp.Tensor cumsum div.Tensor_mode elu elu_backward eq.Tensor exp.out flip
-    gelu gelu_ gelu.out glu hardtanh huber_loss_backward leaky_relu leaky_relu_backward lerp.Scalar
-    lerp.Tensor log_sigmoid_forward logit lt.Scalar masked_fill.Scalar max.dim mean mean.dim
-    mse_loss mse_loss_backward mul.Tensor mul_.Tensor mul.out nan_to_num native_group_norm_backward
-    pow.Scalar relu_ sigmoid softplus_backward _softmax.out stack std.correction sum sum.dim_IntList
-    threshold_backward tril where.self
-""".split()
+OTHER_OPS = (
+    "abs",
+    "add.Tensor",
+    "add_.Tensor",
+    "add.out",
+    "add.Scalar",
+    "addcmul",
+    "addcdiv_",
+    "all.dim",
+    "amax",
+    "any.dims",
+    "argmax",
+    "cat",
+    "cat.out",
+    "clamp",
+    "clamp_",
+    "clamp.Tensor",
+    "cumsum",
+    "div.Tensor_mode",
+    "elu",
+    "elu_backward",
+    "eq.Tensor",
+    "exp.out",
+    "flip",
+    "gelu",
+    "gelu_",
+    "gelu.out",
+    "glu",
+    "hardtanh",
+    "huber_loss_backward",
+    "leaky_relu",
+    "leaky_relu_backward",
+    "lerp.Scalar",
+    "lerp.Tensor",
+    "log_sigmoid_forward",
+    "logit",
+    "lt.Scalar",
+    "masked_fill.Scalar",
+    "max.dim",
+    "mean",
+    "mean.dim",
+    "mse_loss",
+    "mse_loss_backward",
+    "mul.Tensor",
+    "mul_.Tensor",
+    "mul.out",
+    "nan_to_num",
+    "native_group_norm_backward",
+    "pow.Scalar",
+    "relu_",
+    "sigmoid",
+    "softplus_backward",
+    "_softmax.out",
+    "stack",
+    "std.correction",
+    "sum",
+    "sum.dim_IntList",
+    "threshold_backward",
+    "tril",
+    "where.self",
+)
 
 
 class Pair:
@@ -71,7 +123,7 @@ class Pair:
         try:
             with torch.no_grad():
                 call()
-        except (RuntimeError, ValueError, TypeError) as error:
+        except (RuntimeError, ValueError, TypeError, IndexError) as error:
             if "the key is recorded" not in str(error):
                 return None
             return _native.recorded_key() if _native.recorded_by_typed() == typed else None
@@ -116,6 +168,8 @@ def test_every_typed_call_has_the_words_of_the_boxed_one(
         for position, argument in enumerate(schema.arguments):
             for value in examples(argument):
                 values = [*base[:position], value, *base[position + 1 :]]
+                if schema.op == "aten::_stack" and not values[0]:
+                    continue  # Torch crashes, with nothing of ours registered.
                 boxed, typed = pair.words(values)
                 if boxed is not None and typed is not None:
                     compared += 1
@@ -198,11 +252,13 @@ def same(found: Any, expected: Any) -> bool:
 def test_declined_calls_are_the_originals_in_every_bit(op: str, tmp_path: Path) -> None:
     call = CALLS[op]
     expected = call()
-    with aoti_eager.config.scope(mode="cache_only", cache_dir=tmp_path, recheck=False):
-        with aoti_eager.register(op):
-            for _ in range(3):
-                assert same(call(), expected)
-            assert counted(op).declined == {"not_in_cache": 3}
+    with (
+        aoti_eager.config.scope(mode="cache_only", cache_dir=tmp_path, recheck=False),
+        aoti_eager.register(op),
+    ):
+        for _ in range(3):
+            assert same(call(), expected)
+        assert counted(op).declined == {"not_in_cache": 3}
 
 
 @pytest.mark.parametrize("op", CALLS)
@@ -210,28 +266,32 @@ def test_hits_are_what_boxed_hits_are(op: str) -> None:
     call = CALLS[op]
     call()
     config = aoti_eager.config
-    with config.scope(mode="sync", gate=False, dynamic=False, recheck=False):
-        with aoti_eager.register(op):
-            call()
-            typed = call()
-            assert counted(op).hits >= 1
-            with torch._C._AutoDispatchBelowAutograd():
-                boxed = call()
+    with (
+        config.scope(mode="sync", gate=False, dynamic=False, recheck=False),
+        aoti_eager.register(op),
+    ):
+        call()
+        typed = call()
+        assert counted(op).hits >= 1
+        with torch._C._AutoDispatchBelowAutograd():
+            boxed = call()
     assert same(typed, boxed)
 
 
 @pytest.mark.parametrize("mode", ["sync", "cache_only"])
 def test_in_place_and_out_return_the_callers_tensor(mode: Any, tmp_path: Path) -> None:
-    with aoti_eager.config.scope(mode=mode, gate=False, dynamic=False, recheck=False):
-        with aoti_eager.register("aten::mul_.Tensor", "aten::mul.out"):
-            for _ in range(3):
-                y, out = x.clone(), torch.empty(3, 4)
-                version = y._version
-                assert y.mul_(x) is y
-                assert y._version == version + 1
-                assert torch.mul(x, x, out=out) is out
-                assert torch.equal(y, x * x)
-                assert torch.equal(out, x * x)
+    with (
+        aoti_eager.config.scope(mode=mode, gate=False, dynamic=False, recheck=False),
+        aoti_eager.register("aten::mul_.Tensor", "aten::mul.out"),
+    ):
+        for _ in range(3):
+            y, out = x.clone(), torch.empty(3, 4)
+            version = y._version
+            assert y.mul_(x) is y
+            assert y._version == version + 1
+            assert torch.mul(x, x, out=out) is out
+            assert torch.equal(y, x * x)
+            assert torch.equal(out, x * x)
 
 
 INVALID: dict[str, Callable[[], Any]] = {
@@ -249,13 +309,15 @@ def test_an_exception_of_the_original_is_its_own(op: str, mode: Any) -> None:
     call = INVALID[op]
     with pytest.raises((RuntimeError, IndexError)) as expected:
         call()
-    with aoti_eager.config.scope(mode=mode):
-        with aoti_eager.register(op):
-            for _ in range(3):
-                with pytest.raises(type(expected.value)) as found:
-                    call()
-                assert type(found.value) is type(expected.value)
-                assert str(found.value) == str(expected.value)
+    with (
+        aoti_eager.config.scope(mode=mode),
+        aoti_eager.register(op),
+    ):
+        for _ in range(3):
+            with pytest.raises(type(expected.value)) as found:
+                call()
+            assert type(found.value) is type(expected.value)
+            assert str(found.value) == str(expected.value)
 
 
 def test_scripted_and_compiled_callers_are_served_and_right() -> None:
@@ -265,44 +327,50 @@ def test_scripted_and_compiled_callers_are_served_and_right() -> None:
     expected = function(x)
     scripted = torch.jit.trace(function, (x,))
     compiled = torch.compile(function, backend="aot_eager")
-    with aoti_eager.config.scope(mode="sync", gate=False, dynamic=False, recheck=False):
-        with aoti_eager.register("aten::tanh"):
-            function(x)
-            for one in (scripted, compiled):
-                before = counted("aten::tanh").hits
-                torch.testing.assert_close(one(x), expected)
-                torch.testing.assert_close(one(x), expected)
-                assert counted("aten::tanh").hits > before
+    with (
+        aoti_eager.config.scope(mode="sync", gate=False, dynamic=False, recheck=False),
+        aoti_eager.register("aten::tanh"),
+    ):
+        function(x)
+        for one in (scripted, compiled):
+            before = counted("aten::tanh").hits
+            torch.testing.assert_close(one(x), expected)
+            torch.testing.assert_close(one(x), expected)
+            assert counted("aten::tanh").hits > before
 
 
 def test_gradients_go_through() -> None:
     leaf = x.clone().requires_grad_()
     expected = torch.autograd.grad(torch.tanh(leaf).sum(), leaf)[0]
     config = aoti_eager.config
-    with config.scope(mode="sync", gate=False, dynamic=False, recheck=False):
-        with aoti_eager.register("aten::tanh", "aten::tanh_backward"):
-            for _ in range(3):
-                found = torch.autograd.grad(torch.tanh(leaf).sum(), leaf)[0]
-                torch.testing.assert_close(found, expected)
-            assert counted("aten::tanh_backward").hits >= 1
+    with (
+        config.scope(mode="sync", gate=False, dynamic=False, recheck=False),
+        aoti_eager.register("aten::tanh", "aten::tanh_backward"),
+    ):
+        for _ in range(3):
+            found = torch.autograd.grad(torch.tanh(leaf).sum(), leaf)[0]
+            torch.testing.assert_close(found, expected)
+        assert counted("aten::tanh_backward").hits >= 1
 
 
 def test_calls_of_many_threads_are_counted_each(tmp_path: Path) -> None:
     """More threads than counters have parts of their own."""
     threads, calls = 20, 200
-    with aoti_eager.config.scope(mode="cache_only", cache_dir=tmp_path):
-        with aoti_eager.register("aten::tanh"):
-            torch.tanh(x)
-            begin = threading.Barrier(threads)
+    with (
+        aoti_eager.config.scope(mode="cache_only", cache_dir=tmp_path),
+        aoti_eager.register("aten::tanh"),
+    ):
+        torch.tanh(x)
+        begin = threading.Barrier(threads)
 
-            def work() -> None:
-                begin.wait()
-                for _ in range(calls):
-                    torch.tanh(x)
+        def work() -> None:
+            begin.wait()
+            for _ in range(calls):
+                torch.tanh(x)
 
-            running = [threading.Thread(target=work) for _ in range(threads)]
-            for one in running:
-                one.start()
-            for one in running:
-                one.join()
-            assert counted("aten::tanh").declined == {"not_in_cache": threads * calls + 1}
+        running = [threading.Thread(target=work) for _ in range(threads)]
+        for one in running:
+            one.start()
+        for one in running:
+            one.join()
+        assert counted("aten::tanh").declined == {"not_in_cache": threads * calls + 1}

@@ -124,12 +124,13 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as directory:
         config = aoti_eager.config
         config.gate, config.dynamic, config.native = False, False, "1"
-        count = (
-            instructions.counter(instructions.build(Path(directory))) if options.counted else None
-        )
-        with config.scope(mode="sync", cache_dir=Path(directory) / "cache"):
-            with aoti_eager.register("aten::mul.Tensor"):  # The C++ path, for all that follow.
-                pass
+        library = instructions.build(Path(directory))
+        count = instructions.counter(library) if options.counted else None
+        with (
+            config.scope(mode="sync", cache_dir=Path(directory) / "cache"),
+            aoti_eager.register("aten::mul.Tensor"),
+        ):
+            pass  # The C++ path is loaded, for all that follow.
         for name, (op, call, what) in cases().items():
             if not re.search(options.cases, name):
                 continue
