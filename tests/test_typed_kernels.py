@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -132,83 +133,63 @@ class Pair:
         return None
 
     def close(self) -> None:
+        """Take the kernel out."""
         self.op.uninstall()
         self.op.close()
 
 
-@pytest.fixture(scope="module")
-def pairs(native_library: None) -> Iterator[Callable[[str | OpSchema], Pair]]:
-    """A function that gives the pair of an op."""
-    made: dict[str, Pair] = {}
+def compared_words(pair: Pair) -> int:
+    """Compare the words of both ways, for samples of each argument; return how many calls."""
+    compared, schema = 0, pair.schema
+    base = [next(iter(examples(argument)), None) for argument in schema.arguments]
+    for position, argument in enumerate(schema.arguments):
+        for value in examples(argument):
+            values = [*base[:position], value, *base[position + 1 :]]
+            if schema.op == "aten::_stack" and not values[0]:
+                continue  # Torch crashes, with nothing of ours registered.
+            boxed, typed = pair.words(values)
+            if boxed is not None and typed is not None:
+                compared += 1
+                assert typed == boxed, f"{schema.op}: {argument.name}={value!r}"
+    return compared
 
-    def pair(op: str | OpSchema) -> Pair:
-        schema = op_schema(find_overload(op)) if isinstance(op, str) else op
-        if schema.op not in made:
-            made[schema.op] = Pair(schema)
-        return made[schema.op]
 
-    yield pair
-    for one in made.values():
-        one.close()
-
-
-def test_every_typed_call_has_the_words_of_the_boxed_one(
-    pairs: Callable[[str | OpSchema], Pair],
-) -> None:
+def test_every_typed_call_has_the_words_of_the_boxed_one() -> None:
     """Each argument of each op with a typed kernel once, with a sample of its values."""
-    ops, compared = 0, 0
+    ops, calls = 0, 0
     for schema in keyable_schemas():
-        if not has_computed_kernel(schema.op, "CPU"):
-            continue
-        pair = pairs(schema)
-        if not pair.op.is_typed:
-            continue
-        before = compared
-        base = [next(iter(examples(argument)), None) for argument in schema.arguments]
-        for position, argument in enumerate(schema.arguments):
-            for value in examples(argument):
-                values = [*base[:position], value, *base[position + 1 :]]
-                if schema.op == "aten::_stack" and not values[0]:
-                    continue  # Torch crashes, with nothing of ours registered.
-                boxed, typed = pair.words(values)
-                if boxed is not None and typed is not None:
-                    compared += 1
-                    assert typed == boxed, f"{schema.op}: {argument.name}={value!r}"
-        ops += compared > before
+        if has_computed_kernel(schema.op, "CPU"):
+            with contextlib.closing(Pair(schema)) as pair:
+                compared = compared_words(pair) if pair.op.is_typed else 0
+            ops += compared > 0
+            calls += compared
     assert ops > 300
-    assert compared > 3000
+    assert calls > 3000
 
 
 @pytest.mark.parametrize("op", [*DEFAULT_OPS, *(f"aten::{name}" for name in OTHER_OPS)])
-def test_the_ops_that_can_win_have_typed_kernels(
-    op: str, pairs: Callable[[str | OpSchema], Pair]
-) -> None:
-    assert pairs(op).op.is_typed
+def test_the_ops_that_can_win_have_typed_kernels(op: str) -> None:
+    with contextlib.closing(Pair(op_schema(find_overload(op)))) as pair:
+        assert pair.op.is_typed
 
 
-def test_ops_of_others_have_boxed_kernels(native_library: None) -> None:
+def test_ops_of_others_have_boxed_kernels() -> None:
     """They may be defined again, with another signature, while a kernel of ours stays."""
     with torch.library._scoped_library("aoti_typed_test", "DEF") as library:
         library.define("twice(Tensor x) -> Tensor")
         library.impl("twice", lambda x: x + x, "CPU")
-        pair = Pair(op_schema(find_overload("aoti_typed_test::twice")))
-        try:
+        with contextlib.closing(Pair(op_schema(find_overload("aoti_typed_test::twice")))) as pair:
             assert not pair.op.is_typed
             assert torch.equal(pair.overload(torch.ones(2)), torch.full((2,), 2.0))
-        finally:
-            pair.close()
 
 
-def test_an_original_of_pythons_has_a_boxed_kernel(native_library: None) -> None:
+def test_an_original_of_pythons_has_a_boxed_kernel() -> None:
     """It would be called with boxes all the same."""
     with torch.library._scoped_library("aten", "IMPL") as library:
         library.impl("erfc", lambda x: x + 1, "CPU")
-        pair = Pair(op_schema(find_overload("aten::erfc")))
-        try:
+        with contextlib.closing(Pair(op_schema(find_overload("aten::erfc")))) as pair:
             assert not pair.op.is_typed
             assert torch.equal(torch.erfc(torch.ones(2)), torch.full((2,), 2.0))
-        finally:
-            pair.close()
 
 
 # -- what becomes of calls --
