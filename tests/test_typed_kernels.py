@@ -263,7 +263,7 @@ def test_hits_are_what_boxed_hits_are(op: str) -> None:
 def test_in_place_and_out_return_the_callers_tensor(mode: Any, tmp_path: Path) -> None:
     with (
         aoti_eager.config.scope(mode=mode, gate=False, dynamic=False, recheck=False),
-        aoti_eager.register("aten::mul_.Tensor", "aten::mul.out"),
+        aoti_eager.register(["aten::mul_.Tensor", "aten::mul.out"]),
     ):
         for _ in range(3):
             y, out = x.clone(), torch.empty(3, 4)
@@ -301,6 +301,7 @@ def test_an_exception_of_the_original_is_its_own(op: str, mode: Any) -> None:
             assert str(found.value) == str(expected.value)
 
 
+@pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")
 def test_scripted_and_compiled_callers_are_served_and_right() -> None:
     def function(a: torch.Tensor) -> torch.Tensor:
         return torch.tanh(a) * a
@@ -326,7 +327,7 @@ def test_gradients_go_through() -> None:
     config = aoti_eager.config
     with (
         config.scope(mode="sync", gate=False, dynamic=False, recheck=False),
-        aoti_eager.register("aten::tanh", "aten::tanh_backward"),
+        aoti_eager.register(["aten::tanh", "aten::tanh_backward"]),
     ):
         for _ in range(3):
             found = torch.autograd.grad(torch.tanh(leaf).sum(), leaf)[0]
