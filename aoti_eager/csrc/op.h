@@ -136,6 +136,8 @@ class Op : Counted<Op> {
   template <class Call>
   Entry* find(EntryTable* current, const Call& call) const;
   template <class Call>
+  Entry* find_written(EntryTable* current, const Call& call) const;
+  template <class Call>
   Way look_up(const Call& call);
   template <class Call>
   bool run(const Entry& entry, const Call& call);
@@ -214,7 +216,7 @@ inline void Op::call_python(c10::DispatchKeySet keys, const TypedCall& call) con
 
 // Returns the entry of a call's key, or null. The caller is in an epoch.
 template <class Call>
-Entry* Op::find(EntryTable* current, const Call& call) const {
+[[gnu::always_inline]] inline Entry* Op::find(EntryTable* current, const Call& call) const {
   if (current == nullptr) {
     return nullptr;
   }
@@ -225,6 +227,12 @@ Entry* Op::find(EntryTable* current, const Call& call) const {
       return last;
     }
   }
+  return find_written(current, call);
+}
+
+// The same, whatever was found last.
+template <class Call>
+[[gnu::noinline]] Entry* Op::find_written(EntryTable* current, const Call& call) const {
   Words words;
   bool has_key = KeyWriter<Words>(words, with_device_).write(arguments_, call, mutates_);
   return has_key ? current->find(words.data(), words.size()) : nullptr;
