@@ -34,7 +34,7 @@ def alive() -> dict[str, int]:
 
 
 class NativeOp:
-    """The boxed C++ kernel of one op at one dispatch key.
+    """The C++ kernel of one op at one dispatch key: for boxed calls, and typed for others.
 
     Made before the Python kernel is registered: what is registered at that moment is the original.
 
@@ -86,6 +86,11 @@ class NativeOp:
         """
         if functions().ae_op_install(self._pointer):
             raise last_error(self._name, "cannot be registered")
+
+    @property
+    def is_typed(self) -> bool:
+        """Return whether calls with C++ values reach it without boxes; once it is installed."""
+        return bool(self._pointer and functions().ae_op_is_typed(self._pointer))
 
     def set_counters(self, hits: NativeCounter, always_declined: NativeCounter | None) -> None:
         """Count hits, and calls in the state ``DECLINE``."""
@@ -143,3 +148,8 @@ def recorded_key() -> bytes:
     words = (ctypes.c_uint64 * room)()
     count = functions().ae_recorded_key(words, room)
     return bytes(words)[: 8 * count]
+
+
+def recorded_by_typed() -> bool:
+    """Return whether that call came with C++ values, and not boxed."""
+    return bool(functions().ae_recorded_by_typed())

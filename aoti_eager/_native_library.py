@@ -29,6 +29,7 @@ _FUNCTIONS: dict[str, tuple[Any, tuple[Any, ...]]] = {
         (*(_TEXT,) * 5, _SIZE, _POINTER, ctypes.c_int32, ctypes.c_int32),
     ),
     "ae_op_install": (ctypes.c_int32, (_POINTER,)),
+    "ae_op_is_typed": (ctypes.c_int32, (_POINTER,)),
     "ae_op_uninstall": (None, (_POINTER,)),
     "ae_op_delete": (None, (_POINTER,)),
     "ae_op_set_state": (None, (_POINTER, ctypes.c_int32)),
@@ -68,6 +69,7 @@ _FUNCTIONS: dict[str, tuple[Any, tuple[Any, ...]]] = {
     "ae_next_look": (ctypes.c_uint64, (ctypes.c_uint64,)),
     "ae_put_off": (ctypes.c_uint64, (ctypes.c_uint64,)),
     "ae_recorded_key": (_SIZE, (_POINTER, _SIZE)),
+    "ae_recorded_by_typed": (ctypes.c_int32, ()),
     "ae_alive": (None, (_POINTER,)),
 }
 

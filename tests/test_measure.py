@@ -108,7 +108,7 @@ def test_a_clear_winner_wins_and_what_does_more_than_the_original_loses(
     # Seven times as fast, where no other process keeps the cores from a parallel region.
     assert time.wins or not time.quiet
     slower = PathTime(**{**asdict(time), "kernel_us": 1.2 * time.original_us})
-    assert not slower.wins or slower.kernel_us < time.passed_us
+    assert not slower.wins
 
 
 def test_a_library_that_is_never_entered_has_no_times(server: ForkServer) -> None:

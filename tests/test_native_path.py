@@ -19,7 +19,15 @@ import pytest
 import torch
 
 import aoti_eager
-from aoti_eager import _library, _native, _native_library, _native_table, _stats, _table
+from aoti_eager import (
+    _background,
+    _library,
+    _native,
+    _native_library,
+    _native_table,
+    _stats,
+    _table,
+)
 from aoti_eager._compat import wrapped_number
 from aoti_eager._kernel_cache import KernelCache
 from aoti_eager._key import kernel_key
@@ -146,6 +154,30 @@ def test_a_declined_call_never_enters_python(no_python: Callable[[], None], tmp_
             torch.multinomial(weights, 2, generator=generator)
         assert stats(MUL).declined == {"not_in_cache": 6}
         assert stats("aten::multinomial").declined == {"random": 5}
+
+
+@pytest.mark.parametrize("has_room", [True, False])
+def test_a_call_that_waits_never_enters_python(
+    has_room: bool,
+    no_python: Callable[[], None],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """For its kernel, or for room in the queue."""
+    monkeypatch.setattr(_background.Background, "has_room", has_room)
+    monkeypatch.setattr(_background.Background, "submit", lambda self, job: has_room)
+    with (
+        aoti_eager.config.scope(mode="background", cache_dir=tmp_path / "empty"),
+        aoti_eager.register(MUL),
+    ):
+        x * x
+        no_python()
+        for _ in range(5):
+            assert_close(x * x, torch.square(x))
+        if has_room:
+            assert (stats(MUL).misses, stats(MUL).declined) == (6, {})
+        else:
+            assert stats(MUL).declined == {"queue_full": 6}
 
 
 @pytest.mark.parametrize("way", ["disabled", "off", "passthrough"])

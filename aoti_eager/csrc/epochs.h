@@ -3,8 +3,9 @@
 // A reader announces the epoch it began in and takes that back when it is done. A writer first
 // takes an object out of every place where a reader could find it, then retires it under the epoch
 // of that moment and begins the next one. It is freed when no announced epoch is as old: whoever
-// announced a later one began after the object was gone. A reader pays for one exchange and one
-// store, both on memory of its own thread.
+// announced a later one began after the object was gone. A reader pays for two stores to memory of its
+// own thread: what it announces must be seen before it reads a pointer, and the writer sees to that, by
+// a barrier in all threads (barrier.h); where the system has none, by an exchange in place of a store.
 
 #pragma once
 
@@ -17,6 +18,8 @@
 #include <mutex>
 #include <vector>
 
+#include "barrier.h"
+
 namespace aoti_eager {
 
 constexpr size_t kCacheLine = 64;
@@ -27,6 +30,7 @@ struct alignas(kCacheLine) Place {
   std::atomic<bool> taken{true};
   uint32_t depth = 0; // read and written by its own thread only
   uint32_t number = 0;
+  int32_t passing = 0; // above zero, the thread's calls are for originals
   Place* next = nullptr;
 };
 
@@ -54,9 +58,15 @@ class Epochs {
 
   void enter(Place& mine) {
     if (mine.depth++ == 0) {
-      // Sequentially consistent: a pointer that is read after it is either what a writer left
-      // there, or the writer sees this announcement.
-      mine.announced.exchange(epoch_.load(std::memory_order_acquire), std::memory_order_seq_cst);
+      // A pointer that is read after it is either what a writer left there, or the writer sees this
+      // announcement.
+      uint64_t epoch = epoch_.load(std::memory_order_acquire);
+      if (has_barrier_) [[likely]] {
+        mine.announced.store(epoch, std::memory_order_relaxed);
+        std::atomic_signal_fence(std::memory_order_seq_cst); // The compiler keeps the order, too.
+      } else {
+        mine.announced.exchange(epoch, std::memory_order_seq_cst);
+      }
     }
   }
 
@@ -74,7 +84,7 @@ class Epochs {
 
   // Takes out what can be freed. Under the lock.
   std::vector<Retired> take_ready() {
-    if (retired_.empty()) {
+    if (retired_.empty() || (has_barrier_ && !barrier_in_all_threads())) {
       return {};
     }
     uint64_t oldest = UINT64_MAX;
@@ -134,6 +144,7 @@ class Epochs {
   // Never deleted: threads may outlive static destructors.
   static Epochs* const instance_;
 
+  const bool has_barrier_ = can_have_barriers();
   std::mutex writers_;
   std::atomic<uint64_t> epoch_{1};
   std::atomic<Place*> places_{nullptr};
@@ -180,6 +191,7 @@ inline Place& Epochs::take_place() {
     } while (!places_.compare_exchange_weak(first, found, std::memory_order_acq_rel));
   }
   found->depth = 0;
+  found->passing = 0;
   own_place() = found;
   place_holder.place = found;
   return *found;

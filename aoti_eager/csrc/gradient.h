@@ -254,7 +254,8 @@ class Gate : Counted<Gate> {
   std::pair<bool, std::shared_ptr<const GradientCall>> find(
       const c10::IValue* values, Word needs) {
     Words words;
-    if (!KeyWriter(words, /*with_device=*/false).write(arguments_, values, /*mutates=*/false)) {
+    if (!KeyWriter<Words>(words, /*with_device=*/false).write(
+            arguments_, BoxedValues(values), /*mutates=*/false)) {
       return {false, nullptr};
     }
     words.push_back(needs);

@@ -1,4 +1,4 @@
-// The key of a call, read from the dispatcher's stack.
+// The key of a call, read from the dispatcher's stack or from C++ values.
 //
 // A row of 64-bit words that says the same as the table key of the Python path; `_native_key.py`
 // writes the same words from a canonical key, and kernels are put into the table under those. Every
@@ -13,6 +13,7 @@
 #include <c10/core/DefaultDtype.h>
 #include <c10/util/SmallVector.h>
 
+#include <algorithm>
 #include <bit>
 #include <cstring>
 #include <string>
@@ -22,11 +23,10 @@
 #include "float_mode.h"
 #include "table.h"
 #include "torch_compat.h"
+#include "values.h"
+#include "words.h"
 
 namespace aoti_eager {
-
-// Longer keys are spelled on the heap.
-using Words = c10::SmallVector<Word, 96>;
 
 // The first byte of a value's first word.
 enum Tag : Word {
@@ -60,6 +60,10 @@ enum class ArgumentKind : uint8_t {
 struct Argument {
   ArgumentKind kind;
   bool mutated;
+
+  bool is_tensor() const {
+    return kind == ArgumentKind::kTensor || kind == ArgumentKind::kTensors;
+  }
 };
 
 namespace {
@@ -94,23 +98,25 @@ inline std::pair<uintptr_t, uintptr_t> memory_range(const at::Tensor& tensor) {
 
 } // namespace
 
+// Writes a call's key to a sink: `Words`, or `Expected`.
+template <class Sink>
 class KeyWriter {
  public:
   // `with_device`: tensors may be on several devices, and code may load aligned vectors.
-  KeyWriter(Words& words, bool with_device) : words_(words), with_device_(with_device) {}
+  KeyWriter(Sink& sink, bool with_device) : sink_(sink), with_device_(with_device) {}
 
-  // Writes the key of a call; false if it has none.
-  bool write(const std::vector<Argument>& arguments, const c10::IValue* values, bool mutates) {
+  // Writes the key of a call; false if it has none, or the sink has had enough. `Values`: values.h.
+  template <class Values>
+  bool write(const std::vector<Argument>& arguments, const Values& values, bool mutates) {
     for (size_t i = 0; i < arguments.size(); ++i) {
       if (!write_argument(arguments[i], values[i])) {
         return false;
       }
     }
-    if (mutates) {
-      words_.push_back(kOverlap | Word(mutation_overlaps(arguments, values)) << 8);
+    if (mutates && !sink_.put(kOverlap | Word(mutation_overlaps(arguments, values)) << 8)) {
+      return false;
     }
-    words_.push_back(context());
-    return is_precision_told();
+    return sink_.put(context()) && is_precision_told();
   }
 
   static Word context() {
@@ -126,136 +132,195 @@ class KeyWriter {
         return write_tensor(value);
       case ArgumentKind::kTensors: {
         if (value.isNone()) {
-          words_.push_back(kNone);
-          return true;
+          return write_none();
         }
         if (!value.isList()) {
           return false;
         }
-        auto elements = value.toListRef();
-        words_.push_back(kList | Word(elements.size()) << 32);
-        for (const c10::IValue& element : elements) {
-          if (!write_tensor(element)) {
-            return false;
-          }
-        }
-        return true;
+        return write_list(
+            value.toListRef(), [this](const c10::IValue& one) { return write_tensor(one); });
       }
       case ArgumentKind::kOpaque:
-        words_.push_back(value.isNone() ? kNone : kPresent);
-        return true;
+        return sink_.put(value.isNone() ? kNone : kPresent);
       case ArgumentKind::kValue:
         return write_value(value);
     }
     return false;
   }
 
-  bool write_tensor(const c10::IValue& value) {
-    if (value.isNone()) {
-      words_.push_back(kNone);
-      return true;
+  bool write_argument(const Argument& argument, const TypedValue& value) {
+    switch (value.type) {
+      case Type::kTensor:
+        return write_tensor(value.as<at::Tensor>());
+      case Type::kOptionalTensor: {
+        const auto& tensor = value.as<std::optional<at::Tensor>>();
+        return tensor.has_value() ? write_tensor(*tensor) : write_none();
+      }
+      case Type::kTensorList:
+        return write_tensors(value.as<at::TensorList>());
+      case Type::kTensorListRef:
+        return write_tensors(value.as<at::ITensorListRef>());
+      case Type::kInt:
+        return write_int(value.as<int64_t>());
+      case Type::kSymInt:
+        return write_int(value.as<c10::SymInt>());
+      case Type::kInts:
+        return write_ints(value.as<at::IntArrayRef>());
+      case Type::kOptionalInts: {
+        const auto& ints = value.as<at::OptionalIntArrayRef>();
+        return ints.has_value() ? write_ints(*ints) : write_none();
+      }
+      case Type::kSymInts:
+        return write_ints(value.as<c10::SymIntArrayRef>());
+      case Type::kTwoBools:
+        return write_bools(value.as<std::array<bool, 2>>());
+      case Type::kThreeBools:
+        return write_bools(value.as<std::array<bool, 3>>());
+      case Type::kText:
+        return write_text(value.as<std::string_view>());
+      default: // Numbers and the like, whose IValue takes no memory.
+        return write_value(boxed(value));
     }
-    if (!value.isTensor()) {
+  }
+
+  template <class List, class Function>
+  bool write_list(const List& list, Function&& write_one) {
+    if (!sink_.put(kList | Word(list.size()) << 32)) {
       return false;
     }
-    const at::Tensor& tensor = value.toTensor();
+    for (const auto& element : list) {
+      if (!write_one(element)) {
+        return false;
+      }
+    }
+    return true;
+  }
+
+  bool write_none() {
+    return sink_.put(kNone);
+  }
+
+  bool write_int(int64_t value) {
+    return sink_.put(kInt) && sink_.put(Word(value));
+  }
+
+  bool write_int(const c10::SymInt& value) {
+    std::optional<int64_t> known = value.maybe_as_int();
+    return known.has_value() && write_int(*known);
+  }
+
+  template <class List>
+  bool write_ints(const List& list) {
+    return write_list(list, [this](const auto& one) { return write_int(one); });
+  }
+
+  bool write_bool(bool value) {
+    return sink_.put(kBool | Word(value) << 8);
+  }
+
+  template <size_t count>
+  bool write_bools(const std::array<bool, count>& list) {
+    return write_list(list, [this](bool one) { return write_bool(one); });
+  }
+
+  bool write_text(std::string_view text) {
+    if (!sink_.put(kString | Word(text.size()) << 32)) {
+      return false;
+    }
+    for (size_t i = 0; i < text.size(); i += sizeof(Word)) {
+      Word word = 0;
+      std::memcpy(&word, text.data() + i, std::min(sizeof(Word), text.size() - i));
+      if (!sink_.put(word)) {
+        return false;
+      }
+    }
+    return true;
+  }
+
+  template <class List>
+  bool write_tensors(const List& list) {
+    return write_list(list, [this](const at::Tensor& one) { return write_tensor(one); });
+  }
+
+  bool write_tensor(const c10::IValue& value) {
+    if (value.isNone()) {
+      return write_none();
+    }
+    return value.isTensor() && write_tensor(value.toTensor());
+  }
+
+  // With all that it calls in it: it is most of what a small call's key takes.
+  [[gnu::flatten]] bool write_tensor(const at::Tensor& tensor) {
     if (!tensor.defined()) {
-      words_.push_back(kNone);
-      return true;
+      return write_none();
     }
     const c10::TensorImpl& impl = *tensor.unsafeGetTensorImpl();
     at::ScalarType type = c10::typeMetaToScalarType(impl.dtype());
     if (impl.is_wrapped_number()) {
-      words_.push_back(kNumber | number_kind(type) << 8);
-      return true;
+      return sink_.put(kNumber | number_kind(type) << 8);
     }
+    // The storage itself: whether there is one is asked by a virtual function otherwise, and where
+    // a class says that it has none, it has none.
     if (impl.layout() != at::kStrided || impl.has_symbolic_sizes_strides() ||
-        !impl.has_storage()) {
+        !impl.unsafe_storage()) {
       return false;
     }
     c10::IntArrayRef sizes = impl.sizes();
-    c10::IntArrayRef strides = impl.strides();
-    size_t start = words_.size();
-    words_.resize(start + 1 + 2 * sizes.size());
-    Word* word = words_.data() + start;
-    *word++ = kTensor | Word(type) << 8 | Word(tensor.is_neg()) << 16 |
+    Word word = kTensor | Word(type) << 8 | Word(tensor.is_neg()) << 16 |
         Word(tensor.is_conj()) << 17 | Word(sizes.size()) << 32;
-    for (int64_t size : sizes) {
-      *word++ = Word(size);
-    }
-    for (int64_t stride : strides) {
-      *word++ = Word(stride);
-    }
-    if (with_device_) {
-      write_device(tensor.device());
-      words_.push_back(
-          tensor.device().is_cpu() ||
-          reinterpret_cast<uintptr_t>(tensor.const_data_ptr()) % 16 == 0);
-    }
-    return true;
+    return sink_.put(word, sizes, impl.strides()) && (!with_device_ || write_place(tensor));
+  }
+
+  [[gnu::noinline]] bool write_place(const at::Tensor& tensor) {
+    return write_device(tensor.device()) &&
+        sink_.put(
+            tensor.device().is_cpu() ||
+            reinterpret_cast<uintptr_t>(tensor.const_data_ptr()) % 16 == 0);
   }
 
   bool write_value(const c10::IValue& value) {
     if (value.isInt()) {
-      words_.push_back(kInt);
-      words_.push_back(Word(value.toInt()));
+      return write_int(value.toInt());
     } else if (value.isDouble()) {
-      words_.push_back(kFloat);
-      words_.push_back(float_bits(value.toDouble()));
+      return sink_.put(kFloat) && sink_.put(float_bits(value.toDouble()));
     } else if (value.isBool()) {
-      words_.push_back(kBool | Word(value.toBool()) << 8);
+      return write_bool(value.toBool());
     } else if (value.isNone()) {
-      words_.push_back(kNone);
+      return write_none();
     } else if (value.isList()) {
-      auto elements = value.toListRef();
-      words_.push_back(kList | Word(elements.size()) << 32);
-      for (const c10::IValue& element : elements) {
-        if (!write_value(element)) {
-          return false;
-        }
-      }
+      return write_list(
+          value.toListRef(), [this](const c10::IValue& one) { return write_value(one); });
     } else if (value.isString()) {
-      const std::string& text = value.toStringRef();
-      words_.push_back(kString | Word(text.size()) << 32);
-      size_t start = words_.size();
-      words_.resize(start + (text.size() + sizeof(Word) - 1) / sizeof(Word), 0);
-      std::memcpy(words_.data() + start, text.data(), text.size());
+      return write_text(value.toStringRef());
     } else if (value.isComplexDouble()) {
       auto number = value.toComplexDouble();
-      words_.push_back(kComplex);
-      words_.push_back(float_bits(number.real()));
-      words_.push_back(float_bits(number.imag()));
+      return sink_.put(kComplex) && sink_.put(float_bits(number.real())) &&
+          sink_.put(float_bits(number.imag()));
     } else if (value.isDevice()) {
-      write_device(value.toDevice());
-    } else {
-      return false;
+      return write_device(value.toDevice());
     }
-    return true;
+    return false;
   }
 
-  void write_device(c10::Device device) {
-    words_.push_back(
+  bool write_device(c10::Device device) {
+    return sink_.put(
         kDevice | Word(uint8_t(device.type())) << 8 | Word(uint8_t(device.index())) << 32);
   }
 
   // Whether a mutated tensor's addresses meet those of another argument. Tensors on other devices
   // than the CPU have addresses of their own, which never equal the CPU's by more than chance.
-  static bool mutation_overlaps(const std::vector<Argument>& arguments, const c10::IValue* values) {
+  template <class Values>
+  static bool mutation_overlaps(const std::vector<Argument>& arguments, const Values& values) {
     c10::SmallVector<std::pair<uintptr_t, uintptr_t>, 8> mutated;
     c10::SmallVector<std::pair<uintptr_t, uintptr_t>, 8> others;
-    auto add = [&](const c10::IValue& value, bool is_mutated) {
-      if (value.isTensor() && value.toTensor().defined()) {
-        (is_mutated ? mutated : others).push_back(memory_range(value.toTensor()));
-      }
-    };
     for (size_t i = 0; i < arguments.size(); ++i) {
-      if (arguments[i].kind == ArgumentKind::kTensor) {
-        add(values[i], arguments[i].mutated);
-      } else if (arguments[i].kind == ArgumentKind::kTensors && values[i].isList()) {
-        for (const c10::IValue& element : values[i].toListRef()) {
-          add(element, arguments[i].mutated);
-        }
+      if (!arguments[i].is_tensor()) {
+        continue;
       }
+      auto& ranges = arguments[i].mutated ? mutated : others;
+      each_tensor(values[i], [&ranges](const at::Tensor& tensor) {
+        ranges.push_back(memory_range(tensor));
+      });
     }
     auto meet = [](const auto& one, const auto& other) {
       return one.first < other.second && other.first < one.second;
@@ -275,7 +340,7 @@ class KeyWriter {
     return false;
   }
 
-  Words& words_;
+  Sink& sink_;
   bool with_device_;
 };
 

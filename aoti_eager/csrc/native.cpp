@@ -6,6 +6,7 @@
 
 #include "gradient.h"
 #include "op.h"
+#include "typed.h"
 
 namespace aoti_eager {
 namespace {
@@ -94,6 +95,11 @@ Op* ae_op_new(
 
 int32_t ae_op_install(Op* op) {
   return guarded([op] { op->install(); }) ? 0 : 1;
+}
+
+// Whether calls with C++ values have a kernel of their own; after `ae_op_install`.
+int32_t ae_op_is_typed(const Op* op) {
+  return op->is_typed();
 }
 
 // No call of the op may run: PyTorch's dispatcher has no lock for its readers.
@@ -278,12 +284,12 @@ uint64_t ae_counter_value(const Counter* counter) {
 // -- threads --
 
 void ae_passing_add(int32_t by) {
-  passing() += by;
+  Epochs::place().passing += by;
 }
 
 // Returns how many blocks there are around this thread in which calls are for originals.
 int32_t ae_passing() {
-  return passing();
+  return Epochs::place().passing;
 }
 
 // `failed` is told of a run that failed, on its thread, before the Python kernel is entered.
@@ -308,9 +314,14 @@ uint64_t ae_put_off(uint64_t number) {
 
 // Gives the key of this thread's last call of an op in the state "record".
 size_t ae_recorded_key(Word* words, size_t room) {
-  std::vector<Word>& key = recorded_key();
+  const std::vector<Word>& key = recorded_key().words;
   std::copy_n(key.begin(), std::min(room, key.size()), words);
   return key.size();
+}
+
+// Whether a typed kernel has read that key.
+int32_t ae_recorded_by_typed() {
+  return recorded_key().is_typed;
 }
 
 // -- what there is --

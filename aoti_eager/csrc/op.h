@@ -1,4 +1,4 @@
-// One op at one dispatch key: what its boxed kernel does with a call.
+// One op at one dispatch key: what its kernel does with a call, boxed or typed (typed.h).
 //
 //   passed through?  -> original        (an atomic and a thread's flag, read first)
 //   key -> table     -> library         hit
@@ -12,138 +12,43 @@
 #include <ATen/ScalarOps.h>
 #include <ATen/core/grad_mode.h>
 #include <ATen/record_function.h>
-#include <torch/csrc/inductor/aoti_runtime/interface.h>
 
 #include <forward_list>
 #include <memory>
 #include <optional>
 #include <string>
+#include <type_traits>
 #include <utility>
 #include <vector>
 
+#include "call.h"
 #include "key.h"
-#include "looks.h"
-#include "pattern.h"
 #include "registration.h"
+#include "torch_compat.h"
 
 namespace aoti_eager {
 
-using Stack = torch::jit::Stack;
 using Handles = c10::SmallVector<AtenTensorHandle, 8>;
 
-// Calls of this thread are for originals as long as it is above zero.
-inline int32_t& passing() {
-  static thread_local int32_t depth = 0;
-  return depth;
-}
-
+// Calls of this thread are for originals as long as it lives.
 class Passing {
  public:
   explicit Passing(bool wanted) : wanted_(wanted) {
-    passing() += wanted_;
+    if (wanted_) {
+      ++Epochs::place().passing;
+    }
   }
   ~Passing() {
-    passing() -= wanted_;
+    if (wanted_) {
+      --Epochs::place().passing;
+    }
   }
   Passing(const Passing&) = delete;
   Passing& operator=(const Passing&) = delete;
 
  private:
-  int32_t wanted_;
+  bool wanted_;
 };
-
-// A loaded library's functions. They outlive the entry: whoever put it in keeps the library open
-// until the entry's owner is reported as released.
-struct Library {
-  using BorrowingRun = AOTIRuntimeError (*)(const AtenTensorHandle*, AtenTensorHandle*);
-  using ContainerRun = decltype(&AOTInductorModelContainerRunSingleThreaded);
-  using LastError = decltype(&AOTInductorGetLastError);
-
-  BorrowingRun borrowing_run = nullptr; // a thin library's: no state, no locks, inputs stay ours
-  ContainerRun container_run = nullptr; // AOTInductor's, past its locks
-  LastError last_error = nullptr;
-  void* handle = nullptr;
-  uint32_t outputs = 0;
-  bool calls_aten = false;
-};
-
-// Where a result of the op comes from.
-struct Result {
-  enum Kind : int32_t { kOutput = 0, kArgument = 1, kNone = 2, kOutputs = 3 };
-  Kind kind;
-  int32_t index; // of the output or of the argument; of the first output of a list
-  int32_t count; // of outputs in a list
-};
-
-// Owners of libraries whose entries are gone.
-class Owners {
- public:
-  static Owners& instance() {
-    static auto* owners = new Owners;
-    return *owners;
-  }
-
-  void release(uint64_t owner) {
-    std::lock_guard<std::mutex> lock(mutex_);
-    released_.push_back(owner);
-  }
-
-  // Moves up to `room` of them out; returns how many.
-  size_t take_released(uint64_t* owners, size_t room) {
-    std::lock_guard<std::mutex> lock(mutex_);
-    size_t count = std::min(room, released_.size());
-    std::copy(released_.end() - count, released_.end(), owners);
-    released_.resize(released_.size() - count);
-    return count;
-  }
-
- private:
-  Owners() {
-    pthread_atfork(
-        [] { instance().mutex_.lock(); }, [] { instance().mutex_.unlock(); },
-        [] { instance().mutex_.unlock(); });
-  }
-
-  std::mutex mutex_;
-  std::vector<uint64_t> released_;
-};
-
-class Entry : public Keyed, Counted<Entry> {
- public:
-  using Counted<Entry>::alive;
-
-  // A call of this key runs a library.
-  Entry(
-      const Word* words, size_t count, const Library& library, std::vector<Result> results,
-      uint64_t owner)
-      : Keyed(words, count), library(library), results(std::move(results)), owner_(owner) {
-    is_single = this->results.size() == 1 && this->results[0].kind == Result::kOutput &&
-        library.outputs == 1;
-  }
-
-  // A call of this key is declined, and counted.
-  Entry(const Word* words, size_t count, Counter* declines)
-      : Keyed(words, count), declines(declines) {}
-
-  ~Entry() {
-    if (owner_ != 0) {
-      Owners::instance().release(owner_);
-    }
-  }
-
-  Library library;
-  std::vector<Result> results;
-  Counter* declines = nullptr;
-  std::vector<uint8_t> numbers; // by argument: whether it is a number that is an input; or empty
-  std::unique_ptr<Pattern> pattern; // of calls that have no entry of their own
-  std::unique_ptr<Looks> looks; // when a hit is compared once more; null if never
-  bool is_single = false;
-
- private:
-  uint64_t owner_ = 0;
-};
-
-using EntryTable = Table<Entry>;
 
 enum class State : int32_t {
   kServe = 0,
@@ -152,9 +57,17 @@ enum class State : int32_t {
   kRecord = 3, // raises an error after it has kept the key for `recorded_key`
 };
 
-inline std::vector<Word>& recorded_key() {
-  static thread_local std::vector<Word> words;
-  return words;
+// What becomes of a call.
+enum class Way { kServed, kOriginal, kPython };
+
+struct Recorded {
+  std::vector<Word> words;
+  bool is_typed = false; // by a typed kernel
+};
+
+inline Recorded& recorded_key() {
+  static thread_local Recorded recorded;
+  return recorded;
 }
 
 class Op;
@@ -182,6 +95,7 @@ class Op : Counted<Op> {
         original_(
             above != nullptr ? above->original_
                              : handle_.getComputedKernelForDispatchKey(dispatch_key)),
+        unboxed_original_(original_),
         profiled_name_("aoti_eager::" + c10::toString(handle_.operator_name())),
         is_function_(is_function),
         counts_writes_(counts_writes) {
@@ -192,13 +106,26 @@ class Op : Counted<Op> {
   }
 
   // Takes what is registered now, the Python kernel, for what is neither hit nor declined, and
-  // registers the boxed kernel above it.
+  // registers the kernel above it.
   void install();
   void uninstall() {
     registration_.uninstall();
   }
 
+  // The kernel of boxed calls.
   void call(const c10::OperatorHandle& op, c10::DispatchKeySet keys, Stack* stack);
+
+  // For the kernels of typed calls: what becomes of one, and its ways.
+  Way decide(const TypedCall& call);
+  void call_python(c10::DispatchKeySet keys, const TypedCall& call) const;
+  const UnboxedKernel& original() const {
+    return unboxed_original_;
+  }
+
+  // Whether calls of the op have a typed kernel; once it is installed.
+  bool is_typed() const {
+    return is_typed_;
+  }
 
   std::atomic<State> state{State::kPass};
   std::atomic<EntryTable*> table{nullptr};
@@ -206,25 +133,37 @@ class Op : Counted<Op> {
   std::atomic<Counter*> always_declined{nullptr};
 
  private:
+  template <class Call>
+  Entry* find(EntryTable* current, const Call& call) const;
+  template <class Call>
+  Entry* find_written(EntryTable* current, const Call& call) const;
+  template <class Call>
+  Way look_up(const Call& call);
+  template <class Call>
+  bool run(const Entry& entry, const Call& call);
   void call_original(const c10::OperatorHandle& op, c10::DispatchKeySet keys, Stack* stack);
-  bool run(const Entry& entry, Stack* stack);
-  void count_writes(const c10::IValue* values) const;
-  void add_input(
-      const c10::IValue& value, Handles& inputs, std::forward_list<at::Tensor>& converted);
-  AOTIRuntimeError run_library(
-      const Library& library, Handles& inputs, c10::SmallVectorImpl<AtenTensorHandle>& outputs);
+  template <class Values>
+  void count_writes(const Values& values) const;
+  AOTIRuntimeError run_library(const Library& library, Handles& inputs, Outputs& outputs);
 
   c10::OperatorHandle handle_;
   c10::DispatchKey dispatch_key_;
   std::vector<Argument> arguments_;
   c10::SafeKernelFunction original_;
+  UnboxedKernel unboxed_original_;
   Registration registration_;
   std::string profiled_name_;
   bool is_function_;
   bool counts_writes_;
   bool mutates_ = false;
   bool with_device_ = false;
+  bool is_typed_ = false;
 };
+
+// Returns the typed kernel for calls of an op, or null.
+const TypedKernel* typed_kernel(
+    const c10::OperatorHandle& handle, const std::vector<Argument>& arguments,
+    const UnboxedKernel& original);
 
 namespace {
 
@@ -237,6 +176,10 @@ struct Kernel final : c10::OperatorKernel, Counted<Kernel> {
     op_->call(op, keys, stack);
   }
 
+  Op& op() const {
+    return *op_;
+  }
+
  private:
   Op* op_;
 };
@@ -244,60 +187,104 @@ struct Kernel final : c10::OperatorKernel, Counted<Kernel> {
 } // namespace
 
 inline void Op::install() {
-  registration_.install(handle_, dispatch_key_, std::make_unique<Kernel>(this));
+  const TypedKernel* typed = typed_kernel(handle_, arguments_, unboxed_original_);
+  is_typed_ = typed != nullptr;
+  registration_.install(handle_, dispatch_key_, std::make_unique<Kernel>(this), typed);
 }
 
 inline void Op::call(const c10::OperatorHandle& op, c10::DispatchKeySet keys, Stack* stack) {
+  switch (look_up(BoxedCall(op, stack, arguments_.size()))) {
+    case Way::kServed:
+      return;
+    case Way::kOriginal:
+      return call_original(op, keys, stack);
+    case Way::kPython:
+      return registration_.call_python(op, keys, stack);
+  }
+}
+
+inline Way Op::decide(const TypedCall& call) {
+  // The original may be gone with its library: Python finds what there is instead.
+  return C10_LIKELY(unboxed_original_.is_valid()) ? look_up(call) : Way::kPython;
+}
+
+inline void Op::call_python(c10::DispatchKeySet keys, const TypedCall& call) const {
+  Stack stack = call.box();
+  registration_.call_python(handle_, keys, &stack);
+  call.take_from(stack);
+}
+
+// Returns the entry of a call's key, or null. The caller is in an epoch.
+template <class Call>
+[[gnu::always_inline]] inline Entry* Op::find(EntryTable* current, const Call& call) const {
+  if (current == nullptr) {
+    return nullptr;
+  }
+  if (Entry* last = current->last()) {
+    Expected expected(last->words().data(), last->words().size());
+    if (KeyWriter<Expected>(expected, with_device_).write(arguments_, call, mutates_) &&
+        expected.is_at_end()) {
+      return last;
+    }
+  }
+  return find_written(current, call);
+}
+
+// The same, whatever was found last.
+template <class Call>
+[[gnu::noinline]] Entry* Op::find_written(EntryTable* current, const Call& call) const {
+  Words words;
+  bool has_key = KeyWriter<Words>(words, with_device_).write(arguments_, call, mutates_);
+  return has_key ? current->find(words.data(), words.size()) : nullptr;
+}
+
+template <class Call>
+Way Op::look_up(const Call& call) {
   State now = state.load(std::memory_order_acquire);
-  if (now == State::kPass || passing() != 0) {
-    return call_original(op, keys, stack);
+  Place& place = Epochs::place();
+  if (now == State::kPass || place.passing != 0) {
+    return Way::kOriginal;
   }
   if (now == State::kDecline) {
-    Place& place = Epochs::place();
     Reading reading(place);
     if (Counter* counter = always_declined.load(std::memory_order_acquire)) {
       counter->add(place);
     }
-    reading.end();
-    return call_original(op, keys, stack);
+    return Way::kOriginal;
   }
-  if (C10_UNLIKELY(op.schema().arguments().size() != arguments_.size()) ||
+  if (C10_UNLIKELY(!call.has_schema_of(arguments_.size())) ||
       (is_function_ && at::autocast::is_autocast_enabled(at::kCPU))) {
     // The op was made again, as notebooks do. Python knows what to do.
-    return registration_.call_python(op, keys, stack);
+    return Way::kPython;
   }
-  Words words;
-  const c10::IValue* values = stack->data() + (stack->size() - arguments_.size());
-  bool has_key = KeyWriter(words, with_device_).write(arguments_, values, mutates_);
-  if (now == State::kRecord) {
-    recorded_key().assign(words.begin(), has_key ? words.end() : words.begin());
+  if (C10_UNLIKELY(now == State::kRecord)) {
+    Words words;
+    bool has_key = KeyWriter<Words>(words, with_device_).write(arguments_, call, mutates_);
+    recorded_key().words.assign(words.begin(), has_key ? words.end() : words.begin());
+    recorded_key().is_typed = std::is_same_v<Call, TypedCall>;
     TORCH_CHECK(false, "the key is recorded");
   }
-  if (has_key) {
-    Place& place = Epochs::place();
-    Reading reading(place);
-    EntryTable* current = table.load(std::memory_order_seq_cst);
-    Entry* entry = current == nullptr ? nullptr : current->find(words.data(), words.size());
-    if (entry != nullptr) {
-      if (entry->declines != nullptr) {
-        entry->declines->add(place);
-        reading.end(); // The original may take long, and needs nothing of the table.
-        return call_original(op, keys, stack);
-      }
-      if (entry->looks != nullptr && entry->looks->is_due(place)) {
-        reading.end(); // Python takes as long as it takes, and needs nothing of the table.
-        if (Failed tell = failed().load(std::memory_order_acquire)) {
-          tell(this, "");
-        }
-        return registration_.call_python(op, keys, stack);
-      }
-      if (run(*entry, stack)) {
-        hits.load(std::memory_order_relaxed)->add(place);
-        return;
-      }
-    }
+  Reading reading(place);
+  Entry* entry = find(table.load(std::memory_order_seq_cst), call);
+  if (entry == nullptr) {
+    return Way::kPython;
   }
-  registration_.call_python(op, keys, stack);
+  if (entry->declines != nullptr) {
+    entry->declines->add(place);
+    return Way::kOriginal;
+  }
+  if (entry->looks != nullptr && entry->looks->is_due(place)) {
+    reading.end(); // Python takes as long as it takes, and needs nothing of the table.
+    if (Failed tell = failed().load(std::memory_order_acquire)) {
+      tell(this, "");
+    }
+    return Way::kPython;
+  }
+  if (!run(*entry, call)) {
+    return Way::kPython;
+  }
+  hits.load(std::memory_order_relaxed)->add(place);
+  return Way::kServed;
 }
 
 inline void Op::call_original(
@@ -315,26 +302,48 @@ inline void Op::call_original(
   }
 }
 
-inline void Op::add_input(
-    const c10::IValue& value, Handles& inputs, std::forward_list<at::Tensor>& converted) {
-  if (!value.isTensor() || !value.toTensor().defined()) {
-    return;
-  }
-  const at::Tensor* tensor = &value.toTensor();
-  if (C10_UNLIKELY(tensor->unsafeGetTensorImpl()->is_wrapped_number())) {
-    // It has the default dtype at times; libraries take the widest of its kind.
-    constexpr at::ScalarType kWidest[] = {at::kBool, at::kLong, at::kDouble, at::kComplexDouble};
-    at::ScalarType wanted = kWidest[number_kind(tensor->scalar_type())];
-    if (wanted != tensor->scalar_type()) {
-      Passing pass(true); // The conversion is an op, and may be this very one.
-      tensor = &converted.emplace_front(tensor->to(wanted));
+// Tensors as handles: those of the call are as good as any.
+class Inputs {
+ public:
+  void add(const at::Tensor& tensor) {
+    const at::Tensor* input = &tensor;
+    if (C10_UNLIKELY(tensor.unsafeGetTensorImpl()->is_wrapped_number())) {
+      // It has the default dtype at times; libraries take the widest of its kind.
+      constexpr at::ScalarType kWidest[] = {at::kBool, at::kLong, at::kDouble, at::kComplexDouble};
+      at::ScalarType wanted = kWidest[number_kind(tensor.scalar_type())];
+      if (wanted != tensor.scalar_type()) {
+        Passing pass(true); // The conversion is an op, and may be this very one.
+        input = &converted_.emplace_front(tensor.to(wanted));
+      }
     }
+    push(input);
   }
-  inputs.push_back(reinterpret_cast<AtenTensorHandle>(const_cast<at::Tensor*>(tensor)));
+
+  void add_number(double value) {
+    push(&converted_.emplace_front(
+        at::detail::scalar_tensor_static(c10::Scalar(value), at::kDouble, at::kCPU)));
+  }
+
+  Handles handles;
+
+ private:
+  void push(const at::Tensor* tensor) {
+    handles.push_back(reinterpret_cast<AtenTensorHandle>(const_cast<at::Tensor*>(tensor)));
+  }
+
+  std::forward_list<at::Tensor> converted_; // pointers into it stay good
+};
+
+inline double number_of(const c10::IValue& value) {
+  return value.toDouble();
+}
+
+inline double number_of(const TypedValue& value) {
+  return boxed(value).toDouble();
 }
 
 inline AOTIRuntimeError Op::run_library(
-    const Library& library, Handles& inputs, c10::SmallVectorImpl<AtenTensorHandle>& outputs) {
+    const Library& library, Handles& inputs, Outputs& outputs) {
   std::optional<at::RecordFunction> record;
   if (auto callbacks = at::getStepCallbacksUnlessEmpty(at::RecordScope::FUNCTION)) {
     record.emplace(std::move(*callbacks)).before(profiled_name_.c_str());
@@ -358,53 +367,38 @@ inline AOTIRuntimeError Op::run_library(
 }
 
 // Counts one write to each tensor that the op writes to, as an op would that is called here.
-inline void Op::count_writes(const c10::IValue* values) const {
+template <class Values>
+void Op::count_writes(const Values& values) const {
   constexpr auto kCounts = c10::DispatchKey::ADInplaceOrView;
   if (c10::impl::tls_is_dispatch_key_excluded(kCounts)) {
     return;
   }
-  auto count = [](const c10::IValue& value) {
-    if (value.isTensor() && value.toTensor().defined() && value.toTensor().key_set().has(kCounts)) {
-      value.toTensor().unsafeGetTensorImpl()->bump_version();
-    }
-  };
   for (size_t i = 0; i < arguments_.size(); ++i) {
-    if (!arguments_[i].mutated) {
-      continue;
-    }
-    if (values[i].isList()) {
-      for (const c10::IValue& element : values[i].toListRef()) {
-        count(element);
-      }
-    } else {
-      count(values[i]);
+    if (arguments_[i].mutated) {
+      each_tensor(values[i], [](const at::Tensor& tensor) {
+        if (tensor.key_set().has(kCounts)) {
+          tensor.unsafeGetTensorImpl()->bump_version();
+        }
+      });
     }
   }
 }
 
-// Runs the entry's library on the call's arguments and puts its results in their place; false, with
-// the arguments still there, if it failed.
-inline bool Op::run(const Entry& entry, Stack* stack) {
+// Runs the entry's library on the call's arguments and gives its results; false, with the arguments
+// still there, if it failed.
+template <class Call>
+bool Op::run(const Entry& entry, const Call& call) {
   const Library& library = entry.library;
-  const c10::IValue* values = stack->data() + (stack->size() - arguments_.size());
-  // Handles are pointers to tensors; those of the stack are as good as any.
-  Handles inputs;
-  std::forward_list<at::Tensor> converted; // pointers into it stay good
+  Inputs inputs;
   for (size_t i = 0; i < arguments_.size(); ++i) {
-    if (arguments_[i].kind == ArgumentKind::kTensor) {
-      add_input(values[i], inputs, converted);
-    } else if (arguments_[i].kind == ArgumentKind::kTensors && values[i].isList()) {
-      for (const c10::IValue& element : values[i].toListRef()) {
-        add_input(element, inputs, converted);
-      }
+    if (arguments_[i].is_tensor()) {
+      each_tensor(call[i], [&inputs](const at::Tensor& tensor) { inputs.add(tensor); });
     } else if (i < entry.numbers.size() && entry.numbers[i] != 0) {
-      at::Tensor& number = converted.emplace_front(at::detail::scalar_tensor_static(
-          c10::Scalar(values[i].toDouble()), at::kDouble, at::kCPU));
-      inputs.push_back(reinterpret_cast<AtenTensorHandle>(&number));
+      inputs.add_number(number_of(call[i]));
     }
   }
-  c10::SmallVector<AtenTensorHandle, 4> outputs(library.outputs, nullptr);
-  AOTIRuntimeError error = run_library(library, inputs, outputs);
+  Outputs outputs(library.outputs);
+  AOTIRuntimeError error = run_library(library, inputs.handles, outputs);
   if (error != AOTI_RUNTIME_SUCCESS) {
     const char* message = nullptr;
     library.last_error(&message);
@@ -415,51 +409,9 @@ inline bool Op::run(const Entry& entry, Stack* stack) {
     return false;
   }
   if (C10_UNLIKELY(counts_writes_)) {
-    count_writes(values);
+    count_writes(call);
   }
-  auto take = [&outputs](size_t index) {
-    auto* handle = reinterpret_cast<at::Tensor*>(outputs[index]);
-    outputs[index] = nullptr;
-    at::Tensor tensor = std::move(*handle);
-    delete handle;
-    return tensor;
-  };
-  if (entry.is_single) {
-    c10::IValue result(take(0));
-    torch::jit::drop(*stack, arguments_.size());
-    stack->push_back(std::move(result));
-    return true;
-  }
-  c10::SmallVector<c10::IValue, 4> results;
-  for (const Result& result : entry.results) {
-    switch (result.kind) {
-      case Result::kOutput:
-        results.emplace_back(take(result.index));
-        break;
-      case Result::kArgument:
-        results.emplace_back(values[result.index]);
-        break;
-      case Result::kNone:
-        results.emplace_back(at::Tensor());
-        break;
-      case Result::kOutputs: {
-        c10::List<at::Tensor> list;
-        list.reserve(result.count);
-        for (int32_t i = 0; i < result.count; ++i) {
-          list.push_back(take(result.index + i));
-        }
-        results.emplace_back(std::move(list));
-        break;
-      }
-    }
-  }
-  for (AtenTensorHandle handle : outputs) {
-    delete reinterpret_cast<at::Tensor*>(handle); // an argument that is handed back as itself
-  }
-  torch::jit::drop(*stack, arguments_.size());
-  for (c10::IValue& result : results) {
-    stack->push_back(std::move(result));
-  }
+  call.give(entry, outputs);
   return true;
 }
 

@@ -7,9 +7,9 @@
 
 #pragma once
 
+#include <algorithm>
 #include <atomic>
 #include <cstdint>
-#include <cstring>
 #include <memory>
 #include <utility>
 #include <vector>
@@ -40,8 +40,10 @@ class Keyed {
       : words_(words, words + count), hash_(hash_words(words, count)) {}
 
   bool has_key(const Word* words, size_t count) const {
-    return words_.size() == count &&
-        std::memcmp(words_.data(), words, count * sizeof(Word)) == 0;
+    if (words_.size() != count) {
+      return false;
+    }
+    return std::equal(words, words + count, words_.begin());
   }
 
   uint64_t hash() const {
@@ -83,17 +85,24 @@ class Table : Counted<Table<Entry>> {
     delete patterns;
   }
 
+  // Returns the entry that was found last, or another, or null. The caller is in an epoch.
+  Entry* last() {
+    // Most calls of an op in a row are of one key. The place is remembered, not the entry: what is
+    // read from a slot is alive, and a pointer kept elsewhere might not be.
+    Slots* slots = slots_.load(std::memory_order_seq_cst);
+    Entry* found = slots->at(last_.load(std::memory_order_relaxed) & slots->mask)
+                       .load(std::memory_order_seq_cst);
+    return is_live(found) ? found : nullptr;
+  }
+
   // Returns the entry of a key, or null: its own, or the first whose pattern it matches. The caller
   // is in an epoch.
   Entry* find(const Word* words, size_t count) {
-    Slots* slots = slots_.load(std::memory_order_seq_cst);
-    // Most calls of an op in a row are of one key. The place is remembered, not the entry: what is
-    // read from a slot is alive, and a pointer kept elsewhere might not be.
-    Entry* last = slots->at(last_.load(std::memory_order_relaxed) & slots->mask)
-                      .load(std::memory_order_seq_cst);
-    if (is_live(last) && last->has_key(words, count)) {
-      return last;
+    Entry* before = last();
+    if (before != nullptr && before->has_key(words, count)) {
+      return before;
     }
+    Slots* slots = slots_.load(std::memory_order_seq_cst);
     uint64_t hash = hash_words(words, count);
     if (Entry* entry = find_own(slots, words, count, hash)) {
       return entry;

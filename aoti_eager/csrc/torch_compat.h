@@ -3,6 +3,7 @@
 #pragma once
 
 #include <ATen/Context.h>
+#include <ATen/core/dispatch/Dispatcher.h>
 #include <c10/core/DeviceType.h>
 
 #include <array>
@@ -95,6 +96,97 @@ inline bool is_precision_told() {
         matmul_precision() == at::Float32MatmulPrecision::HIGH;
   }
   return true;
+}
+
+// -- kernels without boxes --
+//
+// The dispatcher calls a kernel with C++ values where it has a function for them, and boxes them
+// otherwise. Its interface takes kernels of which the one function is made from the other; ours are
+// two, so that what a call's result is given back as costs nothing where nobody wants it.
+
+// Access is not checked in an explicit instantiation; `of` tells the members apart.
+template <class Of, auto member>
+struct RevealMember {
+  friend auto revealed(Of) {
+    return member;
+  }
+};
+
+#define AOTI_EAGER_REVEAL(Of, member) \
+  struct Of {                         \
+    friend auto revealed(Of);         \
+  };                                  \
+  template struct RevealMember<Of, &member>;
+
+AOTI_EAGER_REVEAL(OfSafeKernel, c10::SafeKernelFunction::kernel_)
+AOTI_EAGER_REVEAL(OfSafeToken, c10::SafeKernelFunction::token_)
+AOTI_EAGER_REVEAL(OfBoxed, c10::KernelFunction::boxed_kernel_func_)
+AOTI_EAGER_REVEAL(OfUnboxed, c10::KernelFunction::unboxed_kernel_func_)
+AOTI_EAGER_REVEAL(OfSymUnboxed, c10::KernelFunction::sym_unboxed_kernel_func_)
+AOTI_EAGER_REVEAL(OfFunctor, c10::BoxedKernel::functor_)
+AOTI_EAGER_REVEAL(OfDefinition, c10::OperatorHandle::operatorDef_)
+AOTI_EAGER_REVEAL(OfSignature, c10::impl::OperatorEntry::cpp_signature_)
+AOTI_EAGER_REVEAL(OfSymSignature, c10::impl::OperatorEntry::sym_cpp_signature_)
+
+#undef AOTI_EAGER_REVEAL
+
+// A kernel that is called with C++ values. `kernel` must outlive it.
+class UnboxedKernel {
+ public:
+  explicit UnboxedKernel(const c10::SafeKernelFunction& kernel)
+      : token_((kernel.*revealed(OfSafeToken{})).get()) {
+    const c10::KernelFunction& function = kernel.*revealed(OfSafeKernel{});
+    functor_ = (function.*revealed(OfBoxed{}).*revealed(OfFunctor{})).get();
+    function_ = function.*revealed(OfUnboxed{});
+    sym_function_ = function.*revealed(OfSymUnboxed{});
+  }
+
+  // Whether there is a function for C++ values; with `is_sym` some of them are sizes that may be
+  // symbols.
+  bool is_there(bool is_sym) const {
+    return function_ != nullptr || (is_sym && sym_function_ != nullptr);
+  }
+
+  // Whether the library that registered it is there yet.
+  bool is_valid() const {
+    return token_->isValid();
+  }
+
+  // Calls it; `Return(Args...)` must be the op's signature, and `is_there` true.
+  template <class Return, class... Args>
+  Return call(c10::DispatchKeySet keys, Args... args) const {
+    if constexpr ((c10::has_symint<Args>::value || ...)) {
+      if (sym_function_ == nullptr) {
+        return c10::callUnboxedKernelFunction<Return, typename c10::remove_symint<Args>::type...>(
+            function_, functor_, keys, c10::unpackSymInt<Args>(args)...);
+      }
+      return c10::callUnboxedKernelFunction<Return, Args...>(
+          sym_function_, functor_, keys, std::forward<Args>(args)...);
+    } else {
+      return c10::callUnboxedKernelFunction<Return, Args...>(
+          function_, functor_, keys, std::forward<Args>(args)...);
+    }
+  }
+
+ private:
+  const c10::KernelToken* token_;
+  c10::OperatorKernel* functor_;
+  void* function_;
+  void* sym_function_;
+};
+
+// Returns the C++ signature by which an op is called, if the dispatcher knows one: of a function
+// that has been registered for it.
+inline const c10::impl::CppSignature* signature_of(const c10::OperatorHandle& op, bool is_sym) {
+  const c10::impl::OperatorEntry& entry = (op.*revealed(OfDefinition{}))->op;
+  const auto& found =
+      is_sym ? entry.*revealed(OfSymSignature{}) : entry.*revealed(OfSignature{});
+  return found.has_value() ? &found->signature : nullptr;
+}
+
+// Adds a function for C++ values to a boxed kernel; it gets the same functor.
+inline void add_unboxed(c10::KernelFunction& kernel, void* function, bool is_sym) {
+  (is_sym ? kernel.*revealed(OfSymUnboxed{}) : kernel.*revealed(OfUnboxed{})) = function;
 }
 
 } // namespace aoti_eager

@@ -4,6 +4,10 @@ Each function runs as it is, as an op of ours, and under ``torch.compile``, at a
 size; forward alone, and forward and backward. Rounds of them alternate; a number is a ratio of
 medians. Eager runs twice: by how much its two medians differ is the noise of a row. Prints a table
 and, with ``--json FILE``, writes what was measured.
+
+Last comes an op whose calls are declined (nothing is in its cache, and nothing is compiled), over
+calling its function, which takes some 40 us; and the dispatcher's own part: an op of
+``torch.library`` with the same function. A ratio of medians from alternating rounds.
 """
 
 from __future__ import annotations
@@ -12,9 +16,10 @@ import argparse
 import json
 import statistics
 import sys
+import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from time import perf_counter_ns
+from time import perf_counter_ns, thread_time_ns
 from typing import Any
 
 import torch
@@ -25,6 +30,7 @@ import aoti_eager
 from .. import gradient_ops as functions
 
 ROUND_NS, ROUNDS = 2_000_000, 21
+MOST_DECLINED = 1.05  # over the function's own call
 Step = Callable[[], Any]
 
 
@@ -88,25 +94,25 @@ def training(function: Callable[..., Any], arguments: list[Any]) -> Step:
     return step
 
 
-def medians(steps: Sequence[Step]) -> list[float]:
-    """Return microseconds of each step, from alternating rounds."""
+def medians(steps: Sequence[Step], clock: Callable[[], int] = perf_counter_ns) -> list[float]:
+    """Return microseconds of each step, from alternating rounds, by a clock of nanoseconds."""
     counts = []
     for step in steps:
         for _ in range(20):
             step()
-        start = perf_counter_ns()
+        start = clock()
         for _ in range(5):
             step()
-        counts.append(max(1, int(ROUND_NS / max(1, (perf_counter_ns() - start) / 5))))
+        counts.append(max(1, int(ROUND_NS / max(1, (clock() - start) / 5))))
     times: list[list[float]] = [[] for _ in steps]
     for number in range(ROUNDS):
         order = range(len(steps)) if number % 2 else reversed(range(len(steps)))
         for index in order:
             step, count = steps[index], counts[index]
-            start = perf_counter_ns()
+            start = clock()
             for _ in range(count):
                 step()
-            times[index].append((perf_counter_ns() - start) / count / 1e3)
+            times[index].append((clock() - start) / count / 1e3)
     return [statistics.median(one) for one in times]
 
 
@@ -144,6 +150,44 @@ def measured(name: str, size: str, kinds: Sequence[str]) -> list[dict[str, Any]]
     finally:
         op.unregister()
     return rows
+
+
+def forty_microseconds(x: Tensor, weight: Tensor) -> Tensor:
+    """Return something that takes some 40 us, of functions of torch's."""
+    for _ in range(4):
+        x = torch.tanh(torch.mul(x, weight)) + torch.sigmoid(x)
+    return x
+
+
+def declined() -> dict[str, Any]:
+    """Return what a declined call takes over the function's."""
+    x, weight = torch.randn(16, 64), torch.randn(64)
+    op = aoti_eager.custom_op("bench::declined", forty_microseconds)
+    plain = torch.library.Library("bench_plain", "DEF")
+    plain.define("forty(Tensor x, Tensor weight) -> Tensor")
+    plain.impl("forty", forty_microseconds, "CPU")
+    bare = torch.ops.bench_plain.forty.default
+    try:
+        # The C++ path is loaded by now; an empty cache has no kernel.
+        with (
+            tempfile.TemporaryDirectory() as empty,
+            aoti_eager.config.scope(mode="cache_only", cache_dir=Path(empty)),
+            torch.no_grad(),
+        ):
+            steps = [forward(one, [x, weight]) for one in (forty_microseconds, op, bare)]
+            eager, ours, dispatched = medians(steps, thread_time_ns)  # One thread: they are small.
+            found = aoti_eager.stats()["bench::declined"]
+            assert found.declines > 0
+            assert found.hits == found.misses == 0
+    finally:
+        op.unregister()
+        plain._destroy()
+    return {
+        "function_us": round(eager, 2),
+        "declined_us": round(ours, 2),
+        "over_function": round(ours / eager, 3),
+        "dispatched_over_function": round(dispatched / eager, 3),
+    }
 
 
 def row_text(row: dict[str, Any]) -> str:
@@ -196,10 +240,16 @@ def main() -> None:
         for size in options.sizes
         for row in measured(name, size, options.kinds)
     ]
-    result = {"threads": torch.get_num_threads(), "means": summary(rows), "rows": rows}
+    result = {
+        "threads": torch.get_num_threads(),
+        "means": summary(rows),
+        "rows": rows,
+        "declined": declined(),
+    }
     if options.json is not None:
         options.json.write_text(json.dumps(result, indent=1))
     print(json.dumps(result["means"]))
+    print("declined", json.dumps(result["declined"]), f"(at most {MOST_DECLINED})")
     sys.stdout.flush()
 
 
