@@ -5,6 +5,8 @@ of our sources, and in one below for each compiler. It holds no path and no Pyth
 without a compiler takes one that another machine built::
 
     toolchain/native/<torch and sources>/<compiler>/{native.so, native.json}
+
+A wheel can carry libraries, in directories of the same names beside the modules.
 """
 
 from __future__ import annotations
@@ -24,6 +26,7 @@ from pathlib import Path
 import torch
 
 from ._base.file_lock import locked
+from ._base.printable import printable
 from ._base.scratch_directory import scratch_directory
 from ._base.sealed_library import LIBRARY_LIMIT
 from ._base.store_format import remove
@@ -35,6 +38,8 @@ from .errors import NativePathError, UntrustedFileError
 _SOURCES = Path(__file__).parent / "csrc"
 # The sources of kernel libraries, which say themselves what they were made of.
 _NOT_OURS = "thin_"
+# What a wheel carries; hatch_build.py puts it there.
+CARRIED = Path(__file__).parent / "_carried"
 LIBRARY_FILE = "native.so"
 RECORD_FILE = "native.json"
 
@@ -109,6 +114,23 @@ def find(toolchain: Path, compiler: str | None) -> NativeFile | None:
         return None
 
 
+def find_carried() -> NativeFile | None:
+    """Return the library for this torch that came with the package, if it is whole and ours."""
+    return find(CARRIED, None) if CARRIED.is_dir() else None
+
+
+def carried_for() -> list[str]:
+    """Return the versions of torch for which the package came with a library, for a message.
+
+    A version may be there twice, and says nothing of the build: nothing is chosen by this.
+    """
+    versions = set()
+    for record in CARRIED.glob(f"native/*/*/{RECORD_FILE}"):
+        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+            versions.add(printable(str(json.loads(record.read_bytes()[:_RECORD_LIMIT])["torch"])))
+    return sorted(versions)
+
+
 def was_cut_off(toolchain: Path, compiler: str) -> bool:
     """Return whether a build by ``compiler`` was begun and has not ended, and nobody is at it.
 
@@ -171,6 +193,8 @@ def build(
                 "sha256": sha256,
                 "size_bytes": len(content),
                 "torch": str(torch.__version__),
+                "torch_build": torch.version.git_version,
+                "platform": f"{platform.machine()}-{sys.platform}",
                 "compiler": Path(compiler).name,  # the store has nobody's paths
                 "seconds": round(seconds, 1),
             }
