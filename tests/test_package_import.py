@@ -24,7 +24,7 @@ OF_AN_IMPORT = {
 }
 # What no hit needs, and no call that is found on disk.
 OF_OTHERS = {
-    *("cache", "cli", "_explain", "_runner", "_custom_op", "_op_constants", "_marks", "_measure"),
+    *("cache", "cli", "_explain", "_runner", "_custom_op", "_op_constants", "_measure"),
     *("_worker", "_compile_job", "_fork_server", "_lowering", "_symbolic", "_trial", "_warm"),
     *("_made_up_data", "_script", "_verify", "_prune", "_measured_step", "_setup_verb"),
 }
