@@ -7,23 +7,21 @@ from typing import TYPE_CHECKING, Any
 
 from . import _collector
 
-try:
+with _collector.paused():
     from . import errors
-    from ._custom_op import CustomOp, custom_op
-    from ._device_backends import load_runner, register_compile_backend, register_runner
-    from ._device_compile import CompileRequest
-    from ._library import Registration, impl, register, registered_ops, stats, wait
-    from ._marks import mark_dynamic, mark_static, unmark
-    from ._op_constants import constants, update_constants
-    from ._stats import OpStats
     from .config import config
-finally:
-    _collector.resume()  # Also where an import fails.
 
 if TYPE_CHECKING:
     from . import cache
+    from ._custom_op import CustomOp, custom_op
+    from ._device_backends import load_runner, register_compile_backend, register_runner
+    from ._device_compile import CompileRequest
     from ._explain import Explanation, explain
+    from ._library import Registration, impl, register, registered_ops, stats, wait
+    from ._marks import mark_dynamic, mark_static, unmark
+    from ._op_constants import constants, update_constants
     from ._runner import ModelContainerRunner
+    from ._stats import OpStats
 
 __all__ = [
     "CompileRequest",
@@ -52,20 +50,29 @@ __all__ = [
     "wait",
 ]
 
-# By name, where it is: what a script that only calls ops never needs is imported when it is used.
-_LATER = {
-    "Explanation": "_explain",
-    "ModelContainerRunner": "_runner",
-    "cache": "cache",
-    "explain": "_explain",
+# Module -> what it has of these. All but settings and errors is imported when it is used first: who
+# imports the package and has no use for it pays next to nothing.
+_MODULES = {
+    "_custom_op": ("CustomOp", "custom_op"),
+    "_device_backends": ("load_runner", "register_compile_backend", "register_runner"),
+    "_device_compile": ("CompileRequest",),
+    "_explain": ("Explanation", "explain"),
+    "_library": ("Registration", "impl", "register", "registered_ops", "stats", "wait"),
+    "_marks": ("mark_dynamic", "mark_static", "unmark"),
+    "_op_constants": ("constants", "update_constants"),
+    "_runner": ("ModelContainerRunner",),
+    "_stats": ("OpStats",),
+    "cache": ("cache",),
 }
+_LATER = {name: module for module, names in _MODULES.items() for name in names}
 
 
 def __getattr__(name: str) -> Any:
     """Return what is imported at its first use."""
     if name not in _LATER:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    module = importlib.import_module(f".{_LATER[name]}", __name__)
+    with _collector.paused():
+        module = importlib.import_module(f".{_LATER[name]}", __name__)
     found = module if name == _LATER[name] else getattr(module, name)
     globals()[name] = found
     return found

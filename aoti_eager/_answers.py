@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from ._base.data_class import dataclass, field
 from ._declines import REASONS
 from ._guards import Guards
 from ._key import KernelKey

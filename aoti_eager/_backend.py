@@ -8,11 +8,11 @@ from __future__ import annotations
 import atexit
 import os
 import threading
-from dataclasses import dataclass
 from pathlib import Path
 
 from . import _background
 from ._base import scheduling
+from ._base.data_class import dataclass
 from ._compat import privateuse1_device_type
 from ._compile import CompileService
 from ._environment import Environment, Target, cpu_features, cpu_target, current_environment

@@ -11,9 +11,9 @@ import functools
 import json
 import platform
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
+from ._base.data_class import dataclass
 from ._environment import Target, level_of
 from ._functional_overload import functional_overload
 from ._key import Component, KernelKey

@@ -7,13 +7,13 @@ has the thread's pass-through flag set: every torch op in here must reach its or
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from ._aliasing import storage_key
+from ._base.data_class import dataclass
 from ._closeness import Truth, judged, own_error, suspicious, truth, typical
 from ._compat import tensor_difference
 from ._reference import RUNS, ExactReference, Reference

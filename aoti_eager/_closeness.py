@@ -18,10 +18,11 @@ on those of ``tests/mutants/held_out.py``, other ops, functions and sizes (``pyt
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+
+from ._base.data_class import dataclass
 
 # What differs by less is as good as equal, whatever the reference says: torch.testing's own.
 RELATIVE = {

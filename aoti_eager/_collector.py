@@ -1,4 +1,4 @@
-"""No garbage collection while this package is imported; imported first.
+"""No garbage collection while this package imports modules of its own; imported first.
 
 An import makes no garbage, but enough objects to set off a full collection, which looks at each of
 the half million objects that torch has: 50 ms, as long as all of the import.
@@ -6,13 +6,19 @@ the half million objects that torch has: 50 ms, as long as all of the import.
 
 from __future__ import annotations
 
+import contextlib
 import gc
-
-_was_enabled = gc.isenabled()
-gc.disable()
+from collections.abc import Iterator
 
 
-def resume() -> None:
-    """Collect again, if that was on; at the end of the import."""
-    if _was_enabled:
+@contextlib.contextmanager
+def paused() -> Iterator[None]:
+    """Return a context without collections; at its end, also by an error, all is as it was."""
+    if not gc.isenabled():
+        yield
+        return
+    gc.disable()
+    try:
+        yield
+    finally:
         gc.enable()

@@ -11,11 +11,11 @@ import difflib
 import enum
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from ._base.data_class import dataclass
 from ._handles import has_own_data
 from .errors import (
     AotiEagerWarning,

@@ -78,9 +78,7 @@ REMEMBERED = frozenset(
 DEPENDS_ON_THREADS = frozenset({"crashed", "raised", "mismatch"})
 
 # No tag says these things, so they are named. Each list is by base name, all overloads.
-_UNINITIALISED = re.compile(
-    r"(new_)?empty(_like|_strided|_permuted|_quantized)?$|_empty_affine\w*$"
-)
+_UNINITIALISED = r"(new_)?empty(_like|_strided|_permuted|_quantized)?$|_empty_affine\w*$"
 _CHANGES_METADATA = frozenset(
     {"resize", "resize_", "resize_as_", "resize_as_sparse_", "set", "set_", "_resize_output_"}
 )
@@ -109,7 +107,7 @@ DATA_DEPENDENT_ERRORS = frozenset(
     """.split()  # noqa: SIM905 - a list of names to read, not to parse
 )
 # Quantized, without arithmetic, or of elements smaller than a byte.
-_UNSUPPORTED_DTYPE = re.compile(r"q|bits|float4|u?int[1-7]$")
+_UNSUPPORTED_DTYPE = r"q|bits|float4|u?int[1-7]$"
 # In training they write to running statistics, which these schemas do not say. No copy is made of
 # such an argument before a kernel is compared, so that it would be written twice.
 _WRITES_STATISTICS = ("batch_norm", "instance_norm")
@@ -127,7 +125,7 @@ def op_decline(op: OpOverload, schema: OpSchema) -> str | None:
     tags = op.tags
     if torch.Tag.nondeterministic_seeded in tags:
         return "random"
-    if _UNINITIALISED.match(name):
+    if re.match(_UNINITIALISED, name):
         return "uninitialised"
     if torch.Tag.inplace_view in tags or name in _CHANGES_METADATA:
         return "changes_metadata"
@@ -162,7 +160,7 @@ def call_decline(template: CallTemplate) -> str | None:
             continue
         if component["layout"] != "strided" or component["conj"] or component["neg"]:
             return "unsupported_tensor"
-        if _UNSUPPORTED_DTYPE.match(component["dtype"]):
+        if re.match(_UNSUPPORTED_DTYPE, component["dtype"]):
             return "unsupported_tensor"
         if slot.mutated and overlaps_itself(component["sizes"], component["strides"]):
             return "mutated_argument_overlaps"

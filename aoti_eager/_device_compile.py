@@ -6,13 +6,13 @@ import os
 import threading
 import traceback
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from ._base.data_class import dataclass
 from ._compat import OpOverload, fake_mode
 from ._passthrough import passthrough
 from ._template import CallTemplate

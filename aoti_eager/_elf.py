@@ -10,20 +10,20 @@ import platform
 import re
 import stat
 import struct
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ._base.data_class import dataclass
 from .errors import LibraryLoadError
 
 # What a library for each device calls, and no other does.
 _DEVICE_SYMBOLS = (
-    ("cuda", re.compile(r"^(cuda[A-Z]|cu[A-Z]|hip[A-Z]|aoti_torch_\w*cuda_(?!is_built))")),
-    ("xpu", re.compile(r"^(zeModule|zeKernel|_ZN4sycl|aoti_torch_\w*(xpu|sycl)_)")),
-    ("mps", re.compile(r"^aoti_torch_mps_")),
+    ("cuda", r"(cuda[A-Z]|cu[A-Z]|hip[A-Z]|aoti_torch_\w*cuda_(?!is_built))"),
+    ("xpu", r"(zeModule|zeKernel|_ZN4sycl|aoti_torch_\w*(xpu|sycl)_)"),
+    ("mps", r"aoti_torch_mps_"),
 )
 # In every library: it only asks for a number.
-_DEVICE_TYPE_QUESTION = re.compile(r"^aoti_torch_device_type_\w+$")
+_DEVICE_TYPE_QUESTION = r"aoti_torch_device_type_\w+$"
 
 _MACHINES = {
     "EM_X86_64": "x86_64",
@@ -91,9 +91,14 @@ def inspect_library_file(path: Path) -> LibraryFile:
         raise
     except OSError as error:
         raise LibraryLoadError(path, f"cannot be read: {error.strerror}") from error
-    names = [name for name in imports if not _DEVICE_TYPE_QUESTION.match(name)]
+    names = [name for name in imports if not re.match(_DEVICE_TYPE_QUESTION, name)]
     device_type = next(
-        (device for device, calls in _DEVICE_SYMBOLS if any(map(calls.match, names))), "cpu"
+        (
+            device
+            for device, calls in _DEVICE_SYMBOLS
+            if any(re.match(calls, name) for name in names)
+        ),
+        "cpu",
     )
     return LibraryFile(
         device_type=device_type,

@@ -10,9 +10,9 @@ from __future__ import annotations
 import enum
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
+from ._base.data_class import dataclass
 from ._environment import Environment
 from ._guards import Guards
 from ._key import KernelKey, json_digest

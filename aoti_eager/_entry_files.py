@@ -10,9 +10,10 @@ import errno
 import hashlib
 import os
 from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 
+from ._base.data_class import dataclass, field
 from ._base.sealed_library import LIBRARY_LIMIT
 from ._base.store_format import ENTRY_FILE, LIBRARY_FILE, LOG_FILE, children
 from ._base.trusted_files import Directory, read_bounded

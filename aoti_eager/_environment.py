@@ -10,11 +10,11 @@ import functools
 import os
 import platform
 import sys
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
+from ._base.data_class import dataclass
 from ._compat import inductor_settings
 from ._key import Component, json_digest
 

@@ -9,13 +9,14 @@ original.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from typing import Any, TypeGuard
 
 import torch
 from torch import Tensor
 
 from . import _compat
+from ._base.data_class import dataclass
 from ._key import Component
 from ._python_function import Description, PythonFunction
 from ._tracing import storage_identity

@@ -8,13 +8,13 @@ from __future__ import annotations
 import logging
 import weakref
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from . import _compat
+from ._base.data_class import dataclass, field
 from ._compat import OpOverload
 from ._gradient_function import GradientFunction
 from ._kernel_cache import KernelCache

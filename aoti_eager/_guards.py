@@ -12,8 +12,9 @@ Values are 64-bit integers; what overflows or divides by zero is no match.
 from __future__ import annotations
 
 from collections.abc import Container, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
+
+from ._base.data_class import dataclass
 
 # A symbol's name, an int, or a list of an operator and its operands: ["*", "s0", 4].
 Expression = Any

@@ -16,13 +16,13 @@ import hashlib
 import json
 import struct
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from ._aliasing import mutation_overlaps
+from ._base.data_class import dataclass
 from ._compat import (
     DisableTorchFunctionSubclass,
     deterministic_algorithms,

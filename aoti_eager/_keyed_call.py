@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any, Protocol
 
 import torch
@@ -14,6 +14,7 @@ from torch import Tensor
 from . import _background
 from ._backend import Backend
 from ._backend import current as current_backend
+from ._base.data_class import dataclass
 from ._base.sealed_library import SealedLibrary
 from ._compat import OpOverload
 from ._cpp_compiler import compiler_identity

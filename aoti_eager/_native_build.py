@@ -5,6 +5,8 @@ of our sources, and in one below for each compiler. It holds no path and no Pyth
 without a compiler takes one that another machine built::
 
     toolchain/native/<torch and sources>/<compiler>/{native.so, native.json}
+
+A wheel can carry libraries, in directories of the same names beside the modules.
 """
 
 from __future__ import annotations
@@ -24,6 +26,7 @@ from pathlib import Path
 import torch
 
 from ._base.file_lock import locked
+from ._base.printable import printable
 from ._base.scratch_directory import scratch_directory
 from ._base.sealed_library import LIBRARY_LIMIT
 from ._base.store_format import remove
@@ -35,6 +38,8 @@ from .errors import NativePathError, UntrustedFileError
 _SOURCES = Path(__file__).parent / "csrc"
 # The sources of kernel libraries, which say themselves what they were made of.
 _NOT_OURS = "thin_"
+# What a wheel carries; hatch_build.py puts it there.
+CARRIED = Path(__file__).parent / "_carried"
 LIBRARY_FILE = "native.so"
 RECORD_FILE = "native.json"
 
@@ -47,6 +52,13 @@ _FLAGS = (
     "-DAT_PER_OPERATOR_HEADERS",
 )
 
+_FLAGS_OF_GCC = (
+    # A symbol of that kind keeps a library from being closed.
+    "-fno-gnu-unique",
+    # It tidies its memory up again and again, a tenth of its time, and gives back next to nothing.
+    *("--param", "ggc-min-expand=1000", "--param", "ggc-min-heapsize=1048576"),
+)
+
 BUILD_TIMEOUT_S = 300.0
 
 # A lock file is made before it is locked. One that is so new may be another process's that begins.
@@ -57,7 +69,7 @@ _RECORD_LIMIT = 1 << 16
 
 # Where a toolchain lies in a store.
 _BASE = ("toolchain",)
-_DIGEST = re.compile("[0-9a-f]{16}")
+_DIGEST = "[0-9a-f]{16}"
 
 Start = Callable[..., "subprocess.Popen[bytes]"]
 
@@ -71,7 +83,7 @@ def build_directory(toolchain: Path) -> Path:
         str(torch.__version__),
         torch.version.git_version,
         f"{platform.machine()}-{sys.platform}",
-        list(_FLAGS),
+        [*_FLAGS, *_FLAGS_OF_GCC],
         sources,
     ]
     return toolchain / "native" / json_digest(made_of)[:24]
@@ -100,6 +112,23 @@ def find(toolchain: Path, compiler: str | None) -> NativeFile | None:
             return next((file for file in found if file is not None), None)
     except OSError:
         return None
+
+
+def find_carried() -> NativeFile | None:
+    """Return the library for this torch that came with the package, if it is whole and ours."""
+    return find(CARRIED, None) if CARRIED.is_dir() else None
+
+
+def carried_for() -> list[str]:
+    """Return the versions of torch for which the package came with a library, for a message.
+
+    A version may be there twice, and says nothing of the build: nothing is chosen by this.
+    """
+    versions = set()
+    for record in CARRIED.glob(f"native/*/*/{RECORD_FILE}"):
+        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+            versions.add(printable(str(json.loads(record.read_bytes()[:_RECORD_LIMIT])["torch"])))
+    return sorted(versions)
 
 
 def was_cut_off(toolchain: Path, compiler: str) -> bool:
@@ -164,6 +193,8 @@ def build(
                 "sha256": sha256,
                 "size_bytes": len(content),
                 "torch": str(torch.__version__),
+                "torch_build": torch.version.git_version,
+                "platform": f"{platform.machine()}-{sys.platform}",
                 "compiler": Path(compiler).name,  # the store has nobody's paths
                 "seconds": round(seconds, 1),
             }
@@ -194,7 +225,7 @@ def _compile(
     command = [
         compiler,
         *_FLAGS,
-        *([] if "clang" in Path(compiler).resolve().name else ["-fno-gnu-unique"]),
+        *(() if "clang" in Path(compiler).resolve().name else _FLAGS_OF_GCC),
         *(f"-I{include}", f"-I{include / 'torch' / 'csrc' / 'api' / 'include'}"),
         # Messages name the source that they come from, and the library is shipped.
         *(f"-ffile-prefix-map={_SOURCES}=csrc", f"-ffile-prefix-map={include}=include"),
@@ -240,7 +271,7 @@ def _compile(
 
 def _checked(directory: Directory, digest: str) -> NativeFile | None:
     """Return a published library whose bytes are those that were built."""
-    if not _DIGEST.fullmatch(digest):
+    if not re.fullmatch(_DIGEST, digest):
         return None
     try:
         with directory.directory(digest) as found:

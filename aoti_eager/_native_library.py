@@ -9,10 +9,10 @@ from __future__ import annotations
 import ctypes
 import hashlib
 import threading
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from ._base.data_class import dataclass, field
 from ._base.sealed_library import LIBRARY_LIMIT, SealedLibrary
 from ._base.trusted_files import open_directory
 from .errors import NativePathError

@@ -16,6 +16,8 @@ import threading
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from . import _backend, _native_build, _native_library, _share
 from ._base import scheduling
 from ._cpp_compiler import compiler_on_path
@@ -126,6 +128,7 @@ class _Build:
 
 
 _build = _Build()
+_has_looked = False
 # Re-entrant: a signal handler may register.
 _lock = threading.RLock()
 
@@ -184,7 +187,7 @@ def wait(timeout_s: float | None = None) -> bool:
 def _prepare(wanted: str, foreground_s: float) -> bool:
     backend = _backend.current()
     compiler = compiler_on_path()
-    if _found(compiler):
+    if _found(compiler) or _carried():
         return True
     if compiler is None or config.mode in ("cache_only", "off"):
         # Kernels are not compiled either, and that is said elsewhere; another compiler's will do.
@@ -234,6 +237,29 @@ def _found(compiler: str | None) -> bool:
     if found is not None:
         _native_library.load(found)
     return found is not None
+
+
+def _carried() -> bool:
+    """Load the library that came with the package; False if none fits, which is one line."""
+    global _has_looked
+    if _has_looked:
+        return False
+    _has_looked = True  # What does not fit now will not fit later.
+    found = _native_build.find_carried()
+    if found is not None:
+        try:
+            _native_library.load(found)
+        except NativePathError as error:  # Built where the C library is newer, say.
+            log.info("the C++ path that came with the package is not used: %s", error)
+        return _native_library.is_loaded()
+    versions = _native_build.carried_for()
+    if versions:
+        log.info(
+            "the C++ path that came with the package is for torch %s, or damaged; this is torch %s",
+            ", ".join(versions),
+            torch.__version__,
+        )
+    return False
 
 
 def failed(error: AotiEagerError) -> None:

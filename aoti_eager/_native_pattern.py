@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Sequence
-from dataclasses import dataclass
 
+from ._base.data_class import dataclass
 from ._guards import Expression, Guards
 
 _FIXED, _BINDS, _REPEATS, _FOLLOWS = range(4)

@@ -6,8 +6,8 @@ import ctypes
 import itertools
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
 
+from ._base.data_class import dataclass
 from ._native_library import functions
 
 OUTPUT, ARGUMENT, NONE, OUTPUTS = range(4)  # where a result comes from, by csrc/op.h

@@ -14,9 +14,9 @@ from __future__ import annotations
 import math
 import struct
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
+from ._base.data_class import dataclass, field
 from ._guards import INT64_MIN, Expression, Guards, NoValueError, evaluate, text
 from ._key import Component, KernelKey, float_bits
 from ._schema import Kind, OpSchema

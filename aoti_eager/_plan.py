@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
+from ._base.data_class import dataclass
 from ._guards import Guards
 from ._key import KernelKey
 from ._pattern import Family, number_arguments, number_range, with_values

@@ -16,13 +16,13 @@ import importlib
 import sys
 import types
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from . import _compat
+from ._base.data_class import dataclass
 from ._compat import OpOverload
 from ._function_names import UNKNOWN, is_allowed_function
 from ._function_source import function_source

@@ -18,7 +18,7 @@ PERIOD_S = 30 * 24 * 3600.0
 # A clock may be wrong by a time zone. One that is further ahead would make a failure hold for good.
 _AHEAD_S = 24 * 3600.0
 
-_SIGNAL = re.compile(r"\bthe process ended with (SIG\w+)")
+_SIGNAL = r"\bthe process ended with (SIG\w+)"
 
 # Of entries that older versions wrote: what an error of the system's was remembered as.
 _MAY_BE_PASSING = frozenset({"compile_failed", "does_not_trace", "raised", "not_dynamic"})
@@ -57,6 +57,6 @@ def _was_passing(entry: Entry, log: str) -> bool:
     """Return whether an older version has remembered what passes."""
     message = entry.message or ""
     if entry.reason == "crashed":
-        signal = _SIGNAL.search(message)
+        signal = re.search(_SIGNAL, message)
         return signal is None or signal[1] not in FATAL_SIGNALS or is_passing_text(message)
     return entry.reason in _MAY_BE_PASSING and is_passing_text(f"{message}\n{log}")

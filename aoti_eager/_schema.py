@@ -9,11 +9,11 @@ from __future__ import annotations
 import enum
 import functools
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 
+from ._base.data_class import dataclass, field
 from ._compat import OpOverload, parse_schema, raw_schema
 
 

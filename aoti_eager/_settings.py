@@ -5,11 +5,12 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import platformdirs
+
+from ._base.data_class import dataclass
 
 MODES = ("background", "sync", "cache_only", "off")
 CPU_TARGETS = ("auto", "native", "x86-64-v2", "x86-64-v3", "x86-64-v4")

@@ -10,6 +10,7 @@ import argparse
 import sys
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import torch
 
@@ -23,6 +24,12 @@ from .errors import AotiEagerError
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of ``setup`` to ``parser``."""
     parser.add_argument("--cache-dir", metavar="DIR", help="the cache's directory")
+    parser.add_argument(
+        "--into",
+        metavar="DIR",
+        type=Path,
+        help="build only the C++ path, and keep it in DIR, for a wheel to carry",
+    )
 
 
 def main(options: argparse.Namespace) -> int:
@@ -36,9 +43,14 @@ def main(options: argparse.Namespace) -> int:
     if compiler is None:
         print(f"aoti-eager: {NO_COMPILER}", file=sys.stderr)
         return 1
+    if options.into is not None:
+        into: Path = options.into.absolute()
+        _step("the C++ path of calls", lambda: _build_native(into, compiler))
+        print(f"ready: AOTI_EAGER_CARRY={into} pip wheel --no-deps .")
+        return 0
     backend = _backend.current()
     backend.store.create()
-    _step("the C++ path of calls", lambda: _build_native(backend, compiler))
+    _step("the C++ path of calls", lambda: _build_path(backend.toolchain, compiler))
     _step("what kernel libraries share", lambda: _build_parts(backend))
     print(f"ready: {backend.store.root}")
     return 0
@@ -57,10 +69,14 @@ def _step(what: str, build: Callable[[], bool]) -> None:
     print(f"built in {seconds:.0f} s" if was_built else "there already", flush=True)
 
 
-def _build_native(backend: _backend.Backend, compiler: str) -> bool:
-    if _native_build.find(backend.toolchain, compiler) is not None:
+def _build_path(toolchain: Path, compiler: str) -> bool:
+    return _native_build.find_carried() is None and _build_native(toolchain, compiler)
+
+
+def _build_native(toolchain: Path, compiler: str) -> bool:
+    if _native_build.find(toolchain, compiler) is not None:
         return False
-    _native_build.build(backend.toolchain, compiler)
+    _native_build.build(toolchain, compiler)
     return True
 
 

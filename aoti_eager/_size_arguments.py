@@ -10,9 +10,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
+from ._base.data_class import dataclass
 from ._guards import Expression
 from ._key import Component
 from ._schema import Kind, OpSchema

@@ -10,10 +10,10 @@ from __future__ import annotations
 import threading
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from typing import Any, NamedTuple, TypeVar
 
 from ._backend import Backend
+from ._base.data_class import dataclass, field
 from ._entry import Entry, Status
 from ._key import ANY_THREADS, KernelKey
 from ._marks import marked

@@ -7,9 +7,10 @@ import json
 import os
 import threading
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from pathlib import Path
 
+from ._base.data_class import dataclass, field
 from ._base.file_lock import locked
 from ._base.store_format import TOTALS_FILE
 from ._base.trusted_files import Directory, open_directory

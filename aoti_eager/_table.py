@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, Protocol
 
+from ._base.data_class import dataclass
 from ._kernel import Kernel
 from ._native_pattern import NativePattern
 from ._native_table import NativeTable

@@ -7,11 +7,11 @@ compile worker with fake tensors, the trial process with made-up data.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 
+from ._base.data_class import dataclass, field
 from ._key import Component, KernelKey
 from ._schema import Kind, OpSchema
 from ._size_arguments import product, resolved

@@ -13,10 +13,11 @@ import functools
 import json
 import platform
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+from ._base.data_class import dataclass, field
 from ._base.store_format import children, remove
 from ._base.trusted_files import Directory, open_directory
 from ._key import json_digest

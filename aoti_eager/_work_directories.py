@@ -32,7 +32,7 @@ _UNLOCKED_WORK_AGE_S = 3600.0
 SCRATCH_VARIABLE = "_AOTI_EAGER_SCRATCH"
 _PREFIX = "aoti-eager-worker-"
 
-_NAME = re.compile(r"(?P<host>.+)-(?P<pid>[0-9]+)-[0-9a-f]{12}")
+_NAME = r"(?P<host>.+)-(?P<pid>[0-9]+)-[0-9a-f]{12}"
 
 
 class WorkDirectory:
@@ -118,7 +118,7 @@ class Scratch:
 
 def remove_scratch(path: Path) -> None:
     """Remove a work directory, or a scratch outside of a store, by its path; nothing else."""
-    if path.parent.name != "tmp" or not _NAME.fullmatch(path.name):
+    if path.parent.name != "tmp" or not re.fullmatch(_NAME, path.name):
         if path.name.startswith(_PREFIX):
             shutil.rmtree(path, ignore_errors=True)
         return
@@ -157,7 +157,7 @@ def remove_work_of(pid: int, root: Directory) -> None:
 
 
 def _is_stale(tmp: Directory, name: str) -> bool:
-    match = _NAME.fullmatch(name)
+    match = re.fullmatch(_NAME, name)
     assert match is not None  # ``children`` has looked.
     try:
         with tmp.directory(name) as work:

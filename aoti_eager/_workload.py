@@ -15,12 +15,12 @@ import os
 import re
 import threading
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
 import torch
 
+from ._base.data_class import dataclass
 from ._compat import OpOverload, raw_schema
 from ._environment import CODE_VERSION
 from ._key import KernelKey, json_digest
@@ -33,7 +33,7 @@ FORMAT_VERSION = 1
 _KIND = "aoti_eager workload"
 
 # An op's name becomes a directory's: no slash, no dot at its beginning, and not too long.
-_OP = re.compile(r"\w[\w.]*::\w[\w.]*")
+_OP = r"\w[\w.]*::\w[\w.]*"
 _LONGEST_OP = 200
 _MOST_THREADS = 1 << 16
 
@@ -302,7 +302,7 @@ def _key(value: Any) -> KernelKey:
     if not isinstance(value, dict):
         raise _wrong(value, "an object", "key")
     op = value.get("op")
-    if not isinstance(op, str) or not _OP.fullmatch(op):
+    if not isinstance(op, str) or not re.fullmatch(_OP, op):
         raise _wrong(op, "an op's name, aten::add.Tensor", "key.op")
     if len(op) > _LONGEST_OP:
         raise _wrong(op, f"a name of up to {_LONGEST_OP} characters, not {len(op)}", "key.op")

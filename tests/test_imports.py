@@ -29,8 +29,8 @@ def module_name(path: Path) -> str:
 
 # Each module imports only from modules before it. docs/architecture.md says what each is for.
 ORDER = """
-    _collector errors _base.__init__ _base.printable _warnings _base.ownership _base.trusted_files
-    _base.store_format _base.file_lock _base.sealed_library _base.recorded_files
+    _collector errors _base.__init__ _base.data_class _base.printable _warnings _base.ownership
+    _base.trusted_files _base.store_format _base.file_lock _base.sealed_library _base.recorded_files
     _base.scratch_directory _base.scheduling _base.deadline _share
     _settings config _compat _schema _aliasing _output_file _guards _key
     _size_arguments _native_key _native_pattern _native_library _native_table _native_gate _native

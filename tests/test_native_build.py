@@ -6,6 +6,7 @@ that it gives was built by the real one.
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
@@ -19,6 +20,7 @@ import pytest
 
 import aoti_eager
 from aoti_eager import _native_build, _native_library, _native_path
+from aoti_eager._base.trusted_files import Directory
 from aoti_eager._compile import compiler_on_path
 from aoti_eager.errors import NativePathError
 
@@ -170,6 +172,36 @@ def test_no_right_to_write_is_an_error_that_names_the_place(toolchain: Path, bui
     toolchain.write_text("a file")
     with pytest.raises(NativePathError, match="cannot be kept"):
         _native_build.build(toolchain, "/usr/bin/true")
+
+
+@pytest.mark.parametrize("file", ["native.so", "native.json"])
+def test_no_space_is_an_error_and_leaves_nothing(
+    file: str, toolchain: Path, compiler: Compiler, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*arguments: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    if file == "native.so":
+        monkeypatch.setattr(_native_build, "_compile", full)
+    else:
+        monkeypatch.setattr(Directory, "write", full)
+    with pytest.raises(NativePathError, match="cannot be kept: No space left"):
+        _native_build.build(toolchain, str(compiler.path))
+    monkeypatch.undo()
+    assert not list(toolchain.rglob("native.*"))
+    assert not list(toolchain.rglob(".build-*"))
+    assert _native_build.build(toolchain, str(compiler.path)).content
+
+
+@pytest.mark.parametrize("which", ["library", "record", "directory"])
+def test_what_another_user_can_write_to_is_not_loaded(
+    which: str, toolchain: Path, compiler: Compiler
+) -> None:
+    path = _native_build.build(toolchain, str(compiler.path)).path
+    place = {"library": path, "record": path.with_name("native.json"), "directory": path.parent}
+    place[which].chmod(0o777)
+    assert _native_build.find(toolchain, str(compiler.path)) is None
+    assert _native_build.find(toolchain, None) is None
 
 
 # --- in processes ---------------------------------------------------------------------------------

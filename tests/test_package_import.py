@@ -17,17 +17,46 @@ def test_the_garbage_collector_is_left_as_it_was(collects: bool) -> None:
     assert done.stdout.strip() == str(collects), done.stderr
 
 
-def test_what_a_warm_process_does_not_need_is_not_imported() -> None:
-    script = (
-        "import sys, torch; before = set(sys.modules)\n"
-        "import aoti_eager; print(*(set(sys.modules) - before))"
-    )
+# What settings and errors are made of.
+OF_AN_IMPORT = {
+    *("_collector", "errors", "config", "_settings", "_warnings", "_base"),
+    *(f"_base.{name}" for name in ("data_class", "ownership", "printable", "trusted_files")),
+}
+# What no hit needs, and no call that is found on disk.
+OF_OTHERS = {
+    *("cache", "cli", "_explain", "_runner", "_custom_op", "_op_constants", "_measure"),
+    *("_worker", "_compile_job", "_fork_server", "_lowering", "_symbolic", "_trial", "_warm"),
+    *("_made_up_data", "_script", "_verify", "_prune", "_measured_step", "_setup_verb"),
+}
+NEVER = {"tomllib", "tomli", "torch._inductor.config", "sympy", "argparse", "tqdm", "elftools"}
+
+
+def imported_by(statement: str) -> set[str]:
+    """Return the modules that a statement imports after ``import torch``."""
+    script = f"import sys, torch; before = set(sys.modules)\n{statement}\n"
+    script += "print(*(set(sys.modules) - before))"
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
-    imported = done.stdout.split()
-    assert "aoti_eager" in imported, done.stderr
-    theirs = {"tomllib", "tomli", "torch._inductor.config", "sympy"}
-    ours = {f"aoti_eager.{name}" for name in ("cache", "_explain", "_runner")}
-    assert not (theirs | ours) & {*imported}
+    found = set(done.stdout.split())
+    assert "aoti_eager" in found, done.stderr
+    return found
+
+
+def test_an_import_loads_what_settings_need_and_no_more() -> None:
+    """Who adds to these has looked at what it costs: ``python -m tests.benchmarks.warm_start``."""
+    found = imported_by("import aoti_eager")
+    ours = {name.removeprefix("aoti_eager.") for name in found if name.startswith("aoti_eager.")}
+    assert ours == OF_AN_IMPORT
+    assert not found & NEVER
+
+
+@pytest.mark.in_turn
+def test_a_hit_loads_nothing_that_only_others_need() -> None:
+    call = "x = torch.ones(2, 2); x * x, x * x"
+    found = imported_by(f"import aoti_eager; aoti_eager.register('aten::mul.Tensor'); {call}")
+    assert "aoti_eager._kernel_cache" in found
+    assert not found & {f"aoti_eager.{name}" for name in OF_OTHERS}
+    # A process of torch's own version of these may have them already.
+    assert not found & NEVER
 
 
 def test_every_public_name_is_there() -> None:

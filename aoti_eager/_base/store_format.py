@@ -14,9 +14,9 @@ import os
 import re
 import stat
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
 
 from ..errors import UntrustedFileError
+from .data_class import dataclass, field
 from .trusted_files import Directory, mount_id
 
 ENTRY_FILE = "entry.json"
@@ -36,7 +36,7 @@ MARKER = (
     _SIGNATURE
     + b"# This directory is a cache of aoti_eager: it holds compiled kernels, and may be deleted.\n"
 )
-_MARKED = re.compile(re.escape(_SIGNATURE) + rb"(#.*\n)*#.*\baoti_eager\b.*(\n|$)")
+_MARKED = re.escape(_SIGNATURE) + rb"(#.*\n)*#.*\baoti_eager\b.*(\n|$)"
 _MARKER_LIMIT = 1 << 12
 
 
@@ -163,7 +163,7 @@ def is_marked(root: Directory) -> bool:
         found = root.read(MARKER_FILE, _MARKER_LIMIT, any_mode=True)
     except (FileNotFoundError, UntrustedFileError):
         return False
-    return _MARKED.match(found) is not None
+    return re.match(_MARKED, found) is not None
 
 
 def is_recognised(root: Directory) -> bool:

@@ -4,6 +4,8 @@
 // Functions that can fail return null or nonzero and leave a message for `ae_last_error`. Pointers
 // that come in were given out here; each has one owner, a Python object.
 
+#include "intrinsics.h"
+
 #include "gradient.h"
 #include "op.h"
 #include "typed.h"

@@ -1,0 +1,170 @@
+"""Data classes whose methods are made when they are first used.
+
+``dataclasses.dataclass`` compiles six functions a class at once, half a millisecond of each import,
+and a script makes instances of few classes and compares or prints hardly any. Here the constructor
+is compiled for the first instance, and the other methods are the same functions for all classes.
+What type checkers see is ``dataclasses``, and ``replace``, ``asdict`` and ``fields`` of that module
+work on these classes.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from dataclasses import dataclass as dataclass
+    from dataclasses import field as field
+else:
+    import dataclasses
+    from dataclasses import MISSING, Field, FrozenInstanceError, field
+    from operator import attrgetter
+    from reprlib import recursive_repr
+
+    def dataclass(*, frozen=False, slots=False, eq=True):
+        """Return a decorator that makes a data class, as ``dataclasses.dataclass`` does.
+
+        Args:
+            frozen: Whether attributes of an instance cannot be set.
+            slots: Must be true: with a dictionary an instance takes twice the memory.
+            eq: Whether instances with the same values are equal.
+
+        Raises:
+            TypeError: A class derives from another, or wants what none of this package's needs.
+        """
+        if not slots:
+            raise TypeError("a data class of this package has slots")
+
+        def decorate(cls):
+            if cls.__bases__ != (object,):
+                raise TypeError(f"{cls.__qualname__}: a data class derives from no other class")
+            return _made(cls, frozen=frozen, eq=eq)
+
+        return decorate
+
+    def _made(cls, *, frozen, eq):
+        annotations = cls.__annotations__
+        space = {k: v for k, v in vars(cls).items() if k not in ("__dict__", "__weakref__")}
+        fields = {}
+        for name, annotation in annotations.items():
+            if "ClassVar" in str(annotation) or "InitVar" in str(annotation):
+                raise TypeError(f"{cls.__qualname__}.{name}: it is no field")
+            given = space.pop(name, MISSING)
+            one = given if isinstance(given, Field) else field(default=given)
+            if not one.init or one.kw_only is True:
+                raise TypeError(f"{cls.__qualname__}.{name}: it must be an argument")
+            fields[name] = one
+        compared = [name for name, one in fields.items() if one.compare]
+        hashed = [n for n, one in fields.items() if (one.compare if one.hash is None else one.hash)]
+        methods = {
+            "__slots__": tuple(fields),
+            "__match_args__": tuple(fields),
+            "__dataclass_fields__": _Known(),
+            "__dataclass_params__": _Known(),
+            "__init__": _first_init,
+            "__repr__": _repr,
+            "__getstate__": _getstate,
+            "__setstate__": _setstate,
+        }
+        if frozen:
+            methods |= {"__setattr__": _refuse_to_set, "__delattr__": _refuse_to_delete}
+        if eq:
+            methods |= {"__eq__": _equal(compared), "__hash__": None}
+            if frozen:
+                methods["__hash__"] = _hash(hashed)
+        # Those of the class itself go first, but for a hash that Python has taken away.
+        own = {k: v for k, v in space.items() if not (k == "__hash__" and v is None)}
+        made = type(cls)(cls.__name__, cls.__bases__, {**methods, **own})
+        _fields[made] = fields
+        return made
+
+    # class -> its fields by name
+    _fields = {}
+
+    def _made_by_us(cls):
+        return next(one for one in cls.__mro__ if one in _fields)
+
+    def _first_init(self, *args, **kwargs):
+        cls = _made_by_us(type(self))
+        cls.__init__ = _init(_fields[cls])
+        cls.__init__(self, *args, **kwargs)
+
+    def _init(fields):
+        """Return a constructor: the one method that is compiled for each class."""
+        globals_ = {"_set": object.__setattr__, "_missing": MISSING}
+        parameters, lines = [], []
+        for name, one in fields.items():
+            value = name
+            if one.default is not MISSING:
+                globals_[f"_default_{name}"] = one.default
+                parameters.append(f"{name}=_default_{name}")
+            elif one.default_factory is not MISSING:
+                globals_[f"_make_{name}"] = one.default_factory
+                parameters.append(f"{name}=_missing")
+                value = f"_make_{name}() if {name} is _missing else {name}"
+            else:
+                parameters.append(name)
+            lines.append(f" _set(_self, {name!r}, {value})")
+        text = f"def __init__(_self, {', '.join(parameters)}):\n" + ("\n".join(lines) or " pass")
+        exec(text, globals_)  # noqa: S102 - of names of fields alone
+        return globals_["__init__"]
+
+    class _Known:
+        """What ``dataclasses`` asks a class for, made by it when it asks."""
+
+        def __set_name__(self, owner, name):
+            self._name = name
+
+        def __get__(self, instance, owner):
+            owner = _made_by_us(owner)
+            fields = _fields[owner]
+            space = {n: f for n, f in fields.items() if f.default is not MISSING}
+            space |= {n: f for n, f in fields.items() if n not in space}
+            space |= {"__annotations__": owner.__annotations__, "__module__": owner.__module__}
+            twin = type(owner.__name__, (), space)
+            twin = dataclasses.dataclass(init=False, repr=False, eq=False)(twin)
+            for name in ("__dataclass_fields__", "__dataclass_params__"):
+                setattr(owner, name, getattr(twin, name))
+            return getattr(owner, self._name)
+
+    def _values(names):
+        """Return what gives a tuple of an instance's values."""
+        if len(names) > 1:
+            return attrgetter(*names)
+        return lambda one: tuple(getattr(one, name) for name in names)
+
+    def _equal(names):
+        values = _values(names)
+
+        def __eq__(self, other):
+            if other.__class__ is not self.__class__:
+                return NotImplemented
+            return values(self) == values(other)
+
+        return __eq__
+
+    def _hash(names):
+        values = _values(names)
+
+        def __hash__(self):
+            return hash(values(self))
+
+        return __hash__
+
+    @recursive_repr()
+    def _repr(self):
+        shown = (n for n, one in _fields[_made_by_us(type(self))].items() if one.repr)
+        values = ", ".join(f"{name}={getattr(self, name)!r}" for name in shown)
+        return f"{type(self).__qualname__}({values})"
+
+    def _refuse_to_set(self, name, value):
+        raise FrozenInstanceError(f"cannot assign to field {name!r}")
+
+    def _refuse_to_delete(self, name):
+        raise FrozenInstanceError(f"cannot delete field {name!r}")
+
+    def _getstate(self):
+        return [getattr(self, name) for name in self.__slots__]
+
+    def _setstate(self, state):
+        for name, value in zip(self.__slots__, state, strict=True):
+            object.__setattr__(self, name, value)

@@ -1,0 +1,169 @@
+"""Data classes behave as those of ``dataclasses``, and what they are made of is made late."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import inspect
+import pickle
+from collections.abc import Callable
+from dataclasses import FrozenInstanceError
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+from aoti_eager._base import data_class
+
+MODULES = [data_class, dataclasses]
+Make = Callable[..., Any]
+
+
+def point(module: Any, **options: Any) -> Any:
+    @module.dataclass(frozen=True, slots=True, **options)
+    class Point:
+        """A point."""
+
+        x: int
+        y: int = 2
+        names: dict[str, int] = module.field(default_factory=dict, hash=False)
+        secret: bytes = module.field(default=b"", repr=False, compare=False)
+
+        @property
+        def total(self) -> int:
+            return self.x + self.y
+
+    return Point
+
+
+def changeable(module: Any) -> Any:
+    @module.dataclass(slots=True)
+    class Box:
+        content: list[int] = module.field(default_factory=list)
+
+    return Box
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_what_a_frozen_class_does(module: ModuleType) -> None:
+    cls = point(module)
+    one, same, other = cls(1), cls(1, secret=b"?"), cls(x=1, y=3)
+    assert (one.x, one.y, one.names, one.secret, one.total) == (1, 2, {}, b"", 3)
+    assert one.names is not same.names
+    assert one == same != other
+    assert one != (1, 2, {}, b"")
+    assert hash(one) == hash(same) == hash((1, 2))
+    assert repr(one).endswith("Point(x=1, y=2, names={})")
+    assert str(cls.__doc__) == "A point."
+    assert cls.__match_args__ == ("x", "y", "names", "secret")
+    with pytest.raises(FrozenInstanceError, match="'x'"):
+        one.x = 2
+    with pytest.raises(FrozenInstanceError, match="'x'"):
+        del one.x
+    for lacking in ({}, {"x": 1, "z": 2}):
+        with pytest.raises(TypeError):
+            cls(**lacking)
+    with pytest.raises((AttributeError, TypeError)):
+        one.z = 2
+    assert not hasattr(one, "__dict__")
+    assert copy.copy(one) == copy.deepcopy(one) == one
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_a_class_that_can_change_has_no_hash(module: ModuleType) -> None:
+    cls = changeable(module)
+    one = cls()
+    one.content = [1]
+    assert one == cls([1]) != cls()
+    with pytest.raises(TypeError, match="unhashable"):
+        hash(one)
+    assert repr(one).endswith("Box(content=[1])")
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_instances_are_themselves_without_eq(module: ModuleType) -> None:
+    cls = point(module, eq=False)
+    assert cls(1) != cls(1)
+    assert len({cls(1), cls(1)}) == 2
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_the_functions_of_dataclasses_take_instances(module: ModuleType) -> None:
+    cls = point(module)
+    one = cls(1, names={"a": 1})
+    assert dataclasses.is_dataclass(cls)
+    assert dataclasses.is_dataclass(one)
+    assert [f.name for f in dataclasses.fields(cls)] == ["x", "y", "names", "secret"]
+    assert dataclasses.replace(one, y=5) == cls(1, 5, {"a": 1})
+    assert dataclasses.asdict(one) == {"x": 1, "y": 2, "names": {"a": 1}, "secret": b""}
+    assert dataclasses.astuple(one) == (1, 2, {"a": 1}, b"")
+    assert list(inspect.signature(type(one)).parameters)
+
+
+@data_class.dataclass(frozen=True, slots=True)
+class Sent:
+    x: int
+    inside: tuple[int, ...] = ()
+
+
+def test_instances_can_be_sent_to_another_process() -> None:
+    assert pickle.loads(pickle.dumps(Sent(1, (2, 3)))) == Sent(1, (2, 3))  # noqa: S301 - ours
+
+
+def test_methods_of_the_class_itself_stay() -> None:
+    @data_class.dataclass(frozen=True, slots=True)
+    class Named:
+        name: str
+
+        def __repr__(self) -> str:
+            return "mine"
+
+        def __hash__(self) -> int:
+            return 7
+
+    assert repr(Named("a")) == "mine"
+    assert hash(Named("a")) == 7
+    assert Named("a") == Named("a")
+
+
+def test_one_that_contains_itself_is_printed() -> None:
+    cls = changeable(data_class)
+    one = cls()
+    one.content.append(one)
+    assert "..." in repr(one)
+
+
+def test_a_class_that_derives_from_one_has_its_methods() -> None:
+    class Further(Sent):
+        pass
+
+    assert Further(1) == Further(1)
+    assert repr(Further(1)).endswith("Further(x=1, inside=())")
+    assert dataclasses.replace(Further(1), x=2).x == 2
+
+
+@pytest.mark.parametrize("field", ["init", "kw_only"])
+def test_what_no_class_needs_is_refused(field: str) -> None:
+    with pytest.raises(TypeError, match="must be an argument"):
+
+        @data_class.dataclass(frozen=True, slots=True)
+        class Odd:
+            x: int = data_class.field(default=1, **{field: field == "kw_only"})  # type: ignore[call-overload]
+
+    with pytest.raises(TypeError, match="has slots"):
+        data_class.dataclass(frozen=True)
+    with pytest.raises(TypeError, match="derives"):
+
+        @data_class.dataclass(frozen=True, slots=True)
+        class Derived(Sent):
+            y: int = 1
+
+
+def test_the_constructor_is_compiled_for_the_first_instance() -> None:
+    cls = changeable(data_class)
+    before = cls.__init__
+    cls()
+    after = cls.__init__
+    assert before is not after
+    cls()
+    assert cls.__init__ is after
