@@ -24,7 +24,7 @@ from ._schema import OpSchema, op_schema
 from ._specialisations import Specialisations
 from ._store import StoredEntry
 from ._stored_failures import still_holds
-from ._table import COMPILING
+from ._table import COMPILING, RARE
 from ._template import call_template
 from ._verdict import PathTime
 from .config import config
@@ -162,6 +162,8 @@ def _in_tables(
         return "hit", None, "a loaded kernel library serves the call"
     if state.reason == COMPILING:
         return "miss", None, "its kernel is being made in the background"
+    if state.reason == RARE:
+        return "miss", None, f"rare: {state.message}"
     return "declined", state.reason, f"{REASONS.get(state.reason, '')}: {state.message}"
 
 

@@ -18,6 +18,7 @@ from . import _compat
 from ._compat import OpOverload
 from ._gradient_function import GradientFunction
 from ._kernel_cache import KernelCache
+from ._rare import asking_at_once
 from .errors import AotiEagerError
 
 log = logging.getLogger("aoti_eager")
@@ -99,7 +100,8 @@ class JoinedCall:
             values = self.values([one.detach() for one in results], arguments)
             if self.key is None:
                 self.key = backward.key(*values)
-            self.pair.backward(*values)
+            with asking_at_once():  # Its calls go by the function while there is no kernel.
+                self.pair.backward(*values)
 
         if not _made_aside(call):
             self._failed += 1
@@ -107,7 +109,12 @@ class JoinedCall:
 
     def ask_forward(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
         """Call the op once without a gradient, likewise."""
-        _made_aside(lambda: self.pair.op(*args, **kwargs))
+
+        def call() -> None:
+            with asking_at_once():
+                self.pair.op(*args, **kwargs)
+
+        _made_aside(call)
 
     def values(self, gradients: Sequence[Tensor | None], arguments: Sequence[Any]) -> list[Any]:
         """Return the arguments of the backward op."""

@@ -41,7 +41,7 @@ _MOST_STATIC = 4
 
 
 @dataclass(slots=True)
-class _History:
+class History:
     """What is known of one family.
 
     Attributes:
@@ -50,6 +50,9 @@ class _History:
         is_compiling: Whether one is on its way.
         waiting: Keys of calls that wait for that one.
         tried: Digests of the plans that were made here, or that a call has found to have failed.
+        counted: Its rare calls since its last kernel was asked for.
+        spent_s: What the original took for these, in seconds.
+        is_static: Whether it was found that calls of it must have kernels of their own.
     """
 
     calls: deque[dict[str, int]] = field(default_factory=lambda: deque(maxlen=_CALLS))
@@ -57,6 +60,23 @@ class _History:
     is_compiling: bool = False
     waiting: list[TableKey] = field(default_factory=list)
     tried: set[str] = field(default_factory=set)
+    counted: int = 0
+    spent_s: float = 0.0
+    is_static: bool = False
+
+    @property
+    def sizes(self) -> int:
+        """Return how many different calls are remembered."""
+        return len(self.calls)
+
+    def add(self, calls: int, spent_s: float) -> None:
+        """Count rare calls, for which the original took so many seconds."""
+        self.counted += calls
+        self.spent_s += spent_s
+
+    def start_over(self) -> None:
+        """Count from zero: a kernel was asked for."""
+        self.counted, self.spent_s = 0, 0.0
 
 
 @dataclass(slots=True)
@@ -86,7 +106,7 @@ class Specialisations:
 
     def __init__(self) -> None:
         self._known: dict[str, StoredEntry] | None = None
-        self._families: dict[str, _History] = {}
+        self._families: dict[str, History] = {}
         self._groups: dict[str, _Group] = {}
         self._runners: dict[tuple[str, bool], Any] = {}
         self._distrusted: set[str] = set()
@@ -189,11 +209,32 @@ class Specialisations:
             passes = found.failed is not None and found.failed not in history.tried
             if found.failed is not None:
                 history.tried.add(found.failed)
-            group.static += found.plan is None and not passes
             group.refused |= found.refused
         return found.plan, passes
 
-    def _next(self, schema: OpSchema, key: KernelKey, family: Family, history: _History) -> _Next:
+    def start_static(self, schema: OpSchema, key: KernelKey) -> None:
+        """Count a kernel of the call's own: the compiler is asked for it now."""
+        self.static_calls.add(key)
+        if config.dynamic is not False:
+            family = family_of(schema, key)
+            if family.values:
+                with self._lock:
+                    self._groups.setdefault(_rank_digest(key, family), _Group()).static += 1
+
+    def seen(self, schema: OpSchema, key: KernelKey) -> History | None:
+        """Return the family of a rare call, which it remembers; ``None`` if it can have none."""
+        if config.dynamic is False:
+            return None
+        family = family_of(schema, key)
+        if not family.values:
+            return None
+        with self._lock:
+            history = self._history(family.pattern.digest)
+            if family.values not in history.calls:
+                history.calls.append(family.values)
+        return history
+
+    def _next(self, schema: OpSchema, key: KernelKey, family: Family, history: History) -> _Next:
         if history.kernels >= _MOST_KERNELS or self.count >= config.dynamic_cap:
             return _Next(refused=True)
         if config.dynamic is True or history.kernels == _MOST_KERNELS - 1:
@@ -223,15 +264,15 @@ class Specialisations:
         with self._lock:
             group = self._groups.get(_rank_digest(key, family), _Group())
             if config.dynamic is not False and family.values:
-                history = self._families.get(family.pattern.digest, _History())
+                history = self._families.get(family.pattern.digest, History())
                 found = self._next(schema, key, family, history)
                 if found.plan is not None or history.is_compiling:
                     return None
-                group = _Group(group.static + 1, group.refused or found.refused)
+                group = _Group(group.static, group.refused or found.refused)
         return self._refusal(schema, key, static, group)
 
     def _refusal(self, schema: OpSchema, key: KernelKey, static: int, group: _Group) -> str | None:
-        if config.dynamic is not False and group.refused and group.static > _MOST_STATIC:
+        if config.dynamic is not False and group.refused and group.static >= _MOST_STATIC:
             message = "several sizes cannot share a kernel here, and it has enough static ones"
         elif static >= config.static_cap:
             message = f"has {config.static_cap} static specialisations"
@@ -330,11 +371,11 @@ class Specialisations:
         entry = found.entry
         return entry.status is Status.READY and entry.digest not in self._distrusted
 
-    def _history(self, digest: str) -> _History:
+    def _history(self, digest: str) -> History:
         if len(self._families) >= _FAMILIES and digest not in self._families:
             self._groups.clear()
             self._families.clear()  # They are found out again; memory is not.
-        return self._families.setdefault(digest, _History())
+        return self._families.setdefault(digest, History())
 
 
 def _rank_digest(key: KernelKey, family: Family) -> str:
