@@ -35,6 +35,9 @@ T = TypeVar("T")
 _CALLS, _FAMILIES = 32, 1024
 # After so many kernels a family is taken to be static: its sizes shape the code.
 _MOST_KERNELS = 3
+# Calls with the same ranks and dtypes, of whatever families, get kernels of their own in so many
+# sizes; after that the first call of a new family gets one for all sizes.
+_MOST_SURPRISES = 2
 # Static kernels of calls with the same ranks and dtypes, where sizes change and a dynamic kernel
 # cannot be had: they go on changing, and each would be compiled for.
 _MOST_STATIC = 4
@@ -81,10 +84,17 @@ class History:
 
 @dataclass(slots=True)
 class _Group:
-    """Calls with the same ranks and dtypes: how many static kernels, and if no dynamic one."""
+    """Calls with the same ranks and dtypes.
+
+    Attributes:
+        static: How many static kernels they have.
+        refused: Whether some could not have a dynamic one.
+        sizes: The first few sizes of their tensors.
+    """
 
     static: int = 0
     refused: bool = False
+    sizes: frozenset[str] = frozenset()
 
 
 class _Next(NamedTuple):
@@ -111,6 +121,9 @@ class Specialisations:
         self._runners: dict[tuple[str, bool], Any] = {}
         self._distrusted: set[str] = set()
         self._counted: set[str] = set()
+        self._expected: set[str] = (
+            set()
+        )  # patterns of kernels for families of which nothing is known
         self.static_calls = StaticCalls()
         self._lock = threading.RLock()
 
@@ -203,9 +216,11 @@ class Specialisations:
         with self._lock:
             history = self._history(family.pattern.digest)
             group = self._groups.setdefault(_rank_digest(key, family), _Group())
-            found = self._next(schema, key, family, history)
+            found = self._next(schema, key, family, history, group)
             if family.values not in history.calls:
                 history.calls.append(family.values)
+            if len(group.sizes) <= _MOST_SURPRISES:
+                group.sizes |= {_sizes(key)}
             passes = found.failed is not None and found.failed not in history.tried
             if found.failed is not None:
                 history.tried.add(found.failed)
@@ -234,16 +249,28 @@ class Specialisations:
                 history.calls.append(family.values)
         return history
 
-    def _next(self, schema: OpSchema, key: KernelKey, family: Family, history: History) -> _Next:
+    def _next(
+        self,
+        schema: OpSchema,
+        key: KernelKey,
+        family: Family,
+        history: History,
+        group: _Group,
+    ) -> _Next:
         if history.kernels >= _MOST_KERNELS or self.count >= config.dynamic_cap:
             return _Next(refused=True)
+        is_expected = False
         if config.dynamic is True or history.kernels == _MOST_KERNELS - 1:
             names = set(family.values)
+        elif is_expected := not history.calls and self._varies(group, key):
+            names = {name for name in family.values if not name.startswith("v")}
         else:
             names = varied([*history.calls, family.values])
         marks = marked(schema.op, family)
         names = {name for name in family.values if marks.get(name, name in names)}
         plan = plan_of(family.pattern.digest, family, names) if names else None
+        if plan is not None and is_expected:
+            self._expected.add(plan.pattern.with_threads(ANY_THREADS).digest)
         return _Next() if plan is None else self._with_failed(schema, key, plan)
 
     def refusal(self, schema: OpSchema, key: KernelKey, static: int) -> str | None:
@@ -265,10 +292,10 @@ class Specialisations:
             group = self._groups.get(_rank_digest(key, family), _Group())
             if config.dynamic is not False and family.values:
                 history = self._families.get(family.pattern.digest, History())
-                found = self._next(schema, key, family, history)
+                found = self._next(schema, key, family, history, group)
                 if found.plan is not None or history.is_compiling:
                     return None
-                group = _Group(group.static, group.refused or found.refused)
+                group = _Group(group.static, group.refused or found.refused, group.sizes)
         return self._refusal(schema, key, static, group)
 
     def _refusal(self, schema: OpSchema, key: KernelKey, static: int, group: _Group) -> str | None:
@@ -355,6 +382,18 @@ class Specialisations:
         for history in self._families.values():
             history.is_compiling, history.waiting = False, []
 
+    def _varies(self, group: _Group, key: KernelKey) -> bool:
+        """Return whether the sizes of a new family are expected to vary: those of its group do.
+
+        In the background a kernel is asked for after some calls of its family, which say whether
+        they do. Where such a kernel could not be made, no further one is expected to be.
+        """
+        if config.mode != "sync" or len(group.sizes | {_sizes(key)}) <= _MOST_SURPRISES:
+            return False
+        unusable = [one for one in (self._known or {}).values() if not self._is_usable(one)]
+        failed = {one.entry.key.with_threads(ANY_THREADS).digest for one in unusable}
+        return not failed & self._expected
+
     def _with_failed(self, schema: OpSchema, key: KernelKey, plan: Plan) -> _Next:
         """Return ``plan``, unless it was made in vain or a kernel was wrong for such calls."""
         wanted = plan.pattern.with_threads(ANY_THREADS)
@@ -374,6 +413,7 @@ class Specialisations:
     def _history(self, digest: str) -> History:
         if len(self._families) >= _FAMILIES and digest not in self._families:
             self._groups.clear()
+            self._expected.clear()
             self._families.clear()  # They are found out again; memory is not.
         return self._families.setdefault(digest, History())
 
@@ -393,6 +433,22 @@ def _rank_digest(key: KernelKey, family: Family) -> str:
         (name, None if name in repeated else without_sizes(one)) for name, one in key.arguments
     )
     return KernelKey(key.op, key.dispatch_key, arguments, key.context).digest
+
+
+def _sizes(key: KernelKey) -> str:
+    """Return the sizes of all tensors of a call, as text."""
+    found: list[Any] = []
+
+    def add(component: Any) -> None:
+        if isinstance(component, list):
+            for one in component:
+                add(one)
+        elif isinstance(component, dict) and "sizes" in component:
+            found.append(component["sizes"])
+
+    for _, component in key.arguments:
+        add(component)
+    return str(found)
 
 
 def _symbols(found: StoredEntry) -> int:

@@ -300,7 +300,7 @@ def test_a_long_call_goes_by_what_was_compared_elsewhere(
 
 def clock(perf_counter: Callable[[], float]) -> SimpleNamespace:
     """Return what ``_pending`` uses of ``time``, with another clock."""
-    return SimpleNamespace(perf_counter=perf_counter, sleep=time.sleep)
+    return SimpleNamespace(perf_counter=perf_counter, sleep=time.sleep, monotonic=time.monotonic)
 
 
 @pytest.mark.parametrize("usual_us", [2.0, 5000.0])
