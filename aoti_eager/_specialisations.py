@@ -1,8 +1,8 @@
 """Which calls of an op share a kernel: the dynamic specialisations of one table, and the policy.
 
-The first call of a family gets a static kernel. When the family comes back with other sizes, the
-sizes that changed become symbols and one more kernel is compiled; if that is not enough, those that
-have changed by then; then all.
+The first call of a family gets a static kernel, unless other sizes are expected to come. When the
+family comes back with other sizes, the sizes that changed become symbols and one more kernel is
+compiled; if that is not enough, those that have changed by then; then all.
 """
 
 from __future__ import annotations
