@@ -283,7 +283,11 @@ class Rares:
                 time.sleep(0)  # The interpreter's lock is ours; the script gets it here.
             if rare.call.table.closed or rare.looked_at + rare.pause_s <= now:
                 with self._changed:
-                    self._look_at(rare, now)
+                    try:
+                        self._look_at(rare, now)
+                    except Exception:  # A store that cannot be read, say; others are looked at.
+                        log.exception("%s: a look at its count failed", rare.call.key.op)
+                        rare.looked_at = now
         if len(self._kept) >= RARES_LIMIT:
             self._make_room()
 
@@ -319,12 +323,14 @@ class Rares:
     def forget_closed(self) -> None:
         """Let go of the keys of tables that nobody looks into any more."""
         with self._changed:
-            for rare in [one for one in self._kept.values() if one.call.table.closed]:
+            for rare in [one for one in list(self._kept.values()) if one.call.table.closed]:
                 self._drop(rare)
 
     def _is_open(self, rare: Rare) -> bool:
         """Return whether the key may be asked for: it is undecided, and its table is in use."""
         call = rare.call
+        if self._kept.get(rare.place) is not rare:
+            return False
         in_use = config.mode == "background" and call.cache.table is call.table
         return in_use and not call.table.closed and rare.holds
 
@@ -366,7 +372,7 @@ class Rares:
         self._drop(rare)
         if family is not None and family.is_compiling:
             family.start_over()
-            for other in [one for one in self._kept.values() if one.family is family]:
+            for other in [one for one in list(self._kept.values()) if one.family is family]:
                 if self._is_open(other) and ask(other.call, other.backend) is Asked.QUEUED:
                     self._drop(other)
         return asked
@@ -382,7 +388,8 @@ class Rares:
         """Forget the half of the keys whose calls have taken the least."""
         with self._changed:
             # By chance among equals: of keys that come in turn the same ones would be forgotten.
-            order = sorted(self._kept.values(), key=lambda one: (_spent(one), random.random()))
+            kept = list(self._kept.values())
+            order = sorted(kept, key=lambda one: (_spent(one), random.random()))
         for number, rare in enumerate(order[: len(order) // 2]):
             if number % _AT_ONCE == _AT_ONCE - 1:
                 time.sleep(0)
@@ -417,14 +424,12 @@ class Rares:
                 if self._wakes_at > now:
                     self._changed.wait(self._wakes_at - now)
                     continue
-            try:
-                self.look()
-            except Exception:
-                log.exception("a look at counts failed")
+            self.look()
             with self._changed:
                 now = self._clock()
                 at = min(
-                    (one.looked_at + one.pause_s for one in self._kept.values()), default=math.inf
+                    (one.looked_at + one.pause_s for one in list(self._kept.values())),
+                    default=math.inf,
                 )
                 self._wakes_at = max(min(at, now + _IDLE_S), now + _SHORTEST_S)
                 idle_since = None if at < math.inf else idle_since or now

@@ -18,6 +18,7 @@ from aoti_eager._keyed_call import KeyedCall
 from aoti_eager._payback import COMPILE_S, SHARE, Payback
 from aoti_eager._plan import Plan
 from aoti_eager._rare import Rares
+from aoti_eager._specialisations import Specialisations
 from aoti_eager._table import COMPILING, RARE
 
 from .conftest import assert_close
@@ -292,6 +293,26 @@ def test_a_key_of_another_cache_directory_waits_for_its_scope_to_end(
             assert asked == []
         look(rares, clock)
         assert len(asked) == 1
+
+
+def test_a_look_that_fails_is_no_reason_not_to_look_at_the_others(
+    asked: Asked, rares: Rares, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    find = Specialisations.find
+
+    def fail_once(specialised: Any, schema: Any, key: Any, backend: Any) -> Any:
+        monkeypatch.setattr(Specialisations, "find", find)
+        raise OSError("made up")
+
+    with aoti_eager.register(["aten::silu", "aten::tanh"]):
+        clock.call_s = COMPILE_S * SHARE / 3
+        for _ in range(4):
+            aten.silu(X), aten.tanh(X)
+        monkeypatch.setattr(Specialisations, "find", fail_once)
+        look(rares, clock)
+        assert [call.key.op for call, _ in asked] == ["aten::tanh"]
+        look(rares, clock)
+        assert [call.key.op for call, _ in asked] == ["aten::tanh", "aten::silu"]
 
 
 def test_unregistering_lets_go_of_its_keys(asked: Asked, rares: Rares) -> None:
