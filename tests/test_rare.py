@@ -417,11 +417,11 @@ def test_the_thread_asks_for_what_has_become_due(
 
 
 @pytest.mark.in_turn
-def test_a_key_that_is_called_gets_its_kernel_by_default(shared_cache: Any) -> None:
+def test_a_key_that_is_called_gets_its_kernel_by_default() -> None:
     assert aoti_eager.config.lookup("compile_after") == ("auto", "default")
     with aoti_eager.register("aten::silu"):
         x = torch.randn(9, 11)
-        while not stats().hits:
+        while not (stats().hits or stats().declines):
             assert_close(aten.silu(x), x * torch.sigmoid(x))
         assert stats().rare >= 2
         assert stats().declines == 0

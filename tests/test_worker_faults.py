@@ -366,6 +366,7 @@ class Script:
                 **marked.variables,
                 "AOTI_EAGER_CACHE_DIR": str(cache_dir),
                 "AOTI_EAGER_MODE": "background",
+                "AOTI_EAGER_COMPILE_AFTER": "1",  # It makes one call, and ends during its compile.
             },
         )
         assert self.process.stdout is not None
