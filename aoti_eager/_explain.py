@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from . import _backend
+from . import _backend, _rare
 from ._certificates import refusal as certificate_refusal
 from ._compat import OpOverload, OpOverloadPacket, dispatched_call
 from ._declines import REASONS, call_decline, op_decline
@@ -155,7 +155,10 @@ def _explained(
 def _in_tables(
     cache: KernelCache | None, args: Any, kwargs: Any
 ) -> tuple[str, str | None, str] | None:
-    state = None if cache is None else cache.state_of(cache.key(*args, **kwargs))
+    if cache is None:
+        return None
+    table_key = cache.key(*args, **kwargs)
+    state = cache.state_of(table_key)
     if state is None:
         return None
     if isinstance(state, Kernel):
@@ -163,7 +166,8 @@ def _in_tables(
     if state.reason == COMPILING:
         return "miss", None, "its kernel is being made in the background"
     if state.reason == RARE:
-        return "miss", None, f"rare: {state.message}"
+        calls = _rare.rares.calls_of(cache.table, table_key)
+        return "miss", None, f"rare, called {calls} times: {state.message}"
     return "declined", state.reason, f"{REASONS.get(state.reason, '')}: {state.message}"
 
 

@@ -25,7 +25,7 @@ from ._payback import payback
 from ._pending import compile_later, decline_meanwhile
 from ._plan import Plan
 from ._specialisations import History
-from ._table import RARE, TableKey
+from ._table import RARE, Table, TableKey
 from ._warnings import warn_once
 from .config import config
 
@@ -39,7 +39,7 @@ _SHORTEST_S, _LONGEST_S = 0.1, 4.0
 _IDLE_S = 10.0
 # After so many keys a look gives the interpreter up.
 _AT_ONCE = 32
-_MESSAGE = "its calls have not taken as much time yet as makes a kernel pay (compile_after)"
+_MESSAGE = "its calls have not taken enough time yet to make a kernel pay (compile_after)"
 
 
 class Asked(enum.Enum):
@@ -204,6 +204,15 @@ class Rares:
 
     def __len__(self) -> int:
         return len(self._kept)
+
+    def counted(self) -> list[tuple[KeyedCall, int]]:
+        """Return the calls that are counted, and how often each was made in this process."""
+        return [(rare.call, rare.calls) for rare in list(self._kept.values())]
+
+    def calls_of(self, table: Table, key: TableKey) -> int:
+        """Return how often a key was called in this process that is counted; 0 of another."""
+        rare = self._kept.get((id(table), key))
+        return 0 if rare is None else rare.calls
 
     # -- in a call --
 
