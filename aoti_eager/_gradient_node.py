@@ -15,10 +15,10 @@ import torch
 from torch import Tensor
 
 from . import _compat
+from ._asking import asking_at_once
 from ._compat import OpOverload
 from ._gradient_function import GradientFunction
 from ._kernel_cache import KernelCache
-from ._rare import asking_at_once
 from .errors import AotiEagerError
 
 log = logging.getLogger("aoti_eager")

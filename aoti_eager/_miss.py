@@ -18,6 +18,7 @@ from torch import Tensor
 
 from . import _backend, _rare
 from ._answers import Compiled
+from ._asking import Asked
 from ._backend import Backend
 from ._base.sealed_library import sealed_file
 from ._certificates import refusal as certificate_refusal
@@ -34,7 +35,6 @@ from ._passthrough import passthrough
 from ._pending import Arrived, compile_later
 from ._plan import Plan
 from ._python_function import Description
-from ._rare import Asked
 from ._store import StoredEntry
 from ._stored_failures import as_failure, met_now
 from ._table import COMPILING, Decline, TableKey

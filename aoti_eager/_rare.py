@@ -1,29 +1,25 @@
 """Keys that are not called often enough to be worth a compile: counted, and asked for in time.
 
-With ``_miss``, ``_pending`` and ``_kernel_cache`` the only place that decides policy. The first two
-calls of a key are timed, in Python; from the third on C++ counts them, and a thread looks at the
-counts now and then. So a call that pays for nothing costs what a declined one costs.
+With ``_miss``, ``_pending``, ``_asking`` and ``_kernel_cache`` the only place that decides policy.
+The first two calls of a key are timed, in Python; from the third on C++ counts them, and a thread
+looks at the counts now and then. So a call that pays for nothing costs what a declined one costs.
 """
 
 from __future__ import annotations
 
-import contextlib
-import enum
 import logging
 import math
 import os
 import random
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from threading import get_ident
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from ._asking import Asked, ask, is_asking_at_once
 from ._backend import Backend
 from ._keyed_call import KeyedCall
 from ._payback import payback
-from ._pending import compile_later, decline_meanwhile
-from ._plan import Plan
 from ._specialisations import History
 from ._table import RARE, Table, TableKey
 from ._warnings import warn_once
@@ -40,63 +36,6 @@ _IDLE_S = 10.0
 # After so many keys a look gives the interpreter up.
 _AT_ONCE = 32
 _MESSAGE = "its calls have not taken enough time yet to make a kernel pay (compile_after)"
-
-
-class Asked(enum.Enum):
-    """What became of asking for a kernel."""
-
-    QUEUED = enum.auto()
-    CAPPED = enum.auto()  # the op has enough kernels
-    FOUND = enum.auto()  # there is one by now, which the next call finds
-    PASSES = enum.auto()  # none until it is asked for again: see ``Specialisations.plan``
-    FULL = enum.auto()
-    NO_PLAN = enum.auto()  # a kernel for several sizes was wanted, and cannot be had
-
-
-def ask(call: KeyedCall, backend: Backend, *, for_family: bool = False) -> Asked:
-    """Ask the workers for a call's kernel, its own or that of its family.
-
-    Args:
-        call: The call, whose original has run.
-        backend: That of the call.
-        for_family: Whether a kernel of its own is not wanted.
-    """
-    schema, key, table = call.cache.schema, call.key, call.table
-    specialised = table.specialised
-    plan: Plan | None = None
-    if call.may_be_dynamic:
-        waits = specialised.wait_for(schema, key, call.table_key, lambda: decline_meanwhile(call))
-        if waits:
-            return Asked.QUEUED
-        plan, passes = specialised.plan(schema, key)
-        if passes:
-            return Asked.PASSES
-    if plan is None and for_family:
-        return Asked.NO_PLAN
-    if plan is None:
-        refusal = specialised.refusal(schema, key, table.specialisations)
-        if refusal is not None:
-            call.decline("specialisation_cap", refusal)
-            return Asked.CAPPED
-    if not compile_later(call, None, plan, backend):
-        return Asked.FULL
-    if plan is None:
-        specialised.start_static(schema, key)
-    return Asked.QUEUED
-
-
-# Threads whose calls ask for their kernels at once, because nobody would count further ones.
-_at_once: set[int] = set()
-
-
-@contextlib.contextmanager
-def asking_at_once() -> Iterator[None]:
-    """Have this thread's calls in the block ask for kernels at their first."""
-    _at_once.add(get_ident())
-    try:
-        yield
-    finally:
-        _at_once.discard(get_ident())
 
 
 def never_before(op: str, digest: str) -> int:
@@ -231,7 +170,7 @@ class Rares:
             rare = self._kept.get((id(call.table), call.table_key))
             if rare is None:
                 before = self.calls_before(call.key.op, call.key.digest)
-                if get_ident() in _at_once or config.compile_after == 1:
+                if is_asking_at_once() or config.compile_after == 1:
                     return ask(call, backend)
                 if self._is_capped(call):
                     return Asked.CAPPED

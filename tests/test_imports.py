@@ -47,7 +47,7 @@ ORDER = """
     _compile_job _worker _worker_process _answers _compile _background _device_compile
     _device_backends _backend _native_path _original _static_calls _plan _stored_pattern
     _specialisations _kernel _table _entrance _toolchain _live_check _recheck _keyed_call _pending
-    _rare _workload _miss _kernel_cache _gradient_node _gradients _differentiable _installed
+    _asking _rare _workload _miss _kernel_cache _gradient_node _gradients _differentiable _installed
     _measured_step _measure _library _op_constants _explain _custom_op _coverage _compile_task
     _warm_report _warm _verify _prune cache _script _warm_verb _setup_verb _demo cli __main__
     __init__

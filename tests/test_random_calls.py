@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import aoti_eager
-from aoti_eager import _rare
+from aoti_eager import _asking, _rare
 from aoti_eager._key import kernel_key
 from aoti_eager._ops import find_overload
 from aoti_eager._pattern import size_class
@@ -56,7 +56,7 @@ def test_in_the_background_they_ask_for_few_kernels(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr("aoti_eager._rare.time", clock)
     monkeypatch.setattr(_rare, "payback", Payback())
     monkeypatch.setattr(_rare, "rares", Rares(lambda: 0.0, has_thread=False))
-    monkeypatch.setattr(_rare, "compile_later", compile_later)
+    monkeypatch.setattr(_asking, "compile_later", compile_later)
     made = list(calls(500))
     with (
         aoti_eager.config.scope(mode="background"),

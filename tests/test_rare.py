@@ -12,7 +12,7 @@ import pytest
 import torch
 
 import aoti_eager
-from aoti_eager import OpStats, _background, _library, _payback, _rare
+from aoti_eager import OpStats, _asking, _background, _library, _payback, _rare
 from aoti_eager._kernel_cache import KernelCache
 from aoti_eager._keyed_call import KeyedCall
 from aoti_eager._payback import COMPILE_S, SHARE, Payback
@@ -86,7 +86,7 @@ def asked(rares: Rares, monkeypatch: pytest.MonkeyPatch) -> Asked:
         asked.append((call, plan))
         return True
 
-    monkeypatch.setattr(_rare, "compile_later", compile_later)
+    monkeypatch.setattr(_asking, "compile_later", compile_later)
     return asked
 
 
@@ -329,7 +329,7 @@ def test_a_full_queue_leaves_a_key_to_the_next_look(
     asked: Asked, rares: Rares, clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with aoti_eager.register("aten::silu"), monkeypatch.context() as patched:
-        patched.setattr(_rare, "compile_later", lambda *a: False)
+        patched.setattr(_asking, "compile_later", lambda *a: False)
         clock.call_s = 1.0
         aten.silu(X), aten.silu(X)
         look(rares, clock)
@@ -411,7 +411,7 @@ def test_the_thread_asks_for_what_has_become_due(
         done.set()
         return True
 
-    monkeypatch.setattr(_rare, "compile_later", compile_later)
+    monkeypatch.setattr(_asking, "compile_later", compile_later)
     with aoti_eager.register("aten::silu"):
         while not done.wait(0.0):  # However fast this machine is, they take 5 ms at some time.
             aten.silu(X)
