@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from . import _backend
+from . import _backend, _rare
 from ._certificates import refusal as certificate_refusal
 from ._compat import OpOverload, OpOverloadPacket, dispatched_call
 from ._declines import REASONS, call_decline, op_decline
@@ -24,7 +24,7 @@ from ._schema import OpSchema, op_schema
 from ._specialisations import Specialisations
 from ._store import StoredEntry
 from ._stored_failures import still_holds
-from ._table import COMPILING
+from ._table import COMPILING, RARE
 from ._template import call_template
 from ._verdict import PathTime
 from .config import config
@@ -155,13 +155,19 @@ def _explained(
 def _in_tables(
     cache: KernelCache | None, args: Any, kwargs: Any
 ) -> tuple[str, str | None, str] | None:
-    state = None if cache is None else cache.state_of(cache.key(*args, **kwargs))
+    if cache is None:
+        return None
+    table_key = cache.key(*args, **kwargs)
+    state = cache.state_of(table_key)
     if state is None:
         return None
     if isinstance(state, Kernel):
         return "hit", None, "a loaded kernel library serves the call"
     if state.reason == COMPILING:
         return "miss", None, "its kernel is being made in the background"
+    if state.reason == RARE:
+        calls = _rare.rares.calls_of(cache.table, table_key)
+        return "miss", None, f"rare, called {calls} times: {state.message}"
     return "declined", state.reason, f"{REASONS.get(state.reason, '')}: {state.message}"
 
 

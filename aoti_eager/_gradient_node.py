@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from . import _compat
+from ._asking import asking_at_once
 from ._base.data_class import dataclass, field
 from ._compat import OpOverload
 from ._gradient_function import GradientFunction
@@ -99,7 +100,8 @@ class JoinedCall:
             values = self.values([one.detach() for one in results], arguments)
             if self.key is None:
                 self.key = backward.key(*values)
-            self.pair.backward(*values)
+            with asking_at_once():  # Its calls go by the function while there is no kernel.
+                self.pair.backward(*values)
 
         if not _made_aside(call):
             self._failed += 1
@@ -107,7 +109,12 @@ class JoinedCall:
 
     def ask_forward(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
         """Call the op once without a gradient, likewise."""
-        _made_aside(lambda: self.pair.op(*args, **kwargs))
+
+        def call() -> None:
+            with asking_at_once():
+                self.pair.op(*args, **kwargs)
+
+        _made_aside(call)
 
     def values(self, gradients: Sequence[Tensor | None], arguments: Sequence[Any]) -> list[Any]:
         """Return the arguments of the backward op."""

@@ -29,7 +29,7 @@ from ._kernel_cache import KernelCache
 from ._native_gate import NativeGate
 from ._native_key import argument_kind, words_of_values
 from ._schema import OpSchema, qualified_name
-from ._table import COMPILING, Table
+from ._table import COMPILING, RARE, Table
 from .config import config
 
 _PLAIN = (Tensor, torch.nn.Parameter)
@@ -197,7 +197,11 @@ class Gradients:
         state = backward.state_of(call.key)
         if isinstance(state, Kernel):
             return "a backward kernel serves it"
-        if state is None or state.reason == COMPILING or call.key in backward.table.arrivals:
+        if (
+            state is None
+            or state.reason in (COMPILING, RARE)
+            or call.key in backward.table.arrivals
+        ):
             return "autograd follows the function: the backward kernel is not there yet"
         return (
             "autograd follows the function: its backward kernel is declined "

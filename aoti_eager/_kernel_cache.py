@@ -11,7 +11,7 @@ from typing import Any
 
 from torch import Tensor
 
-from . import _backend, _compat, _native, _native_library, _recheck
+from . import _backend, _compat, _native, _native_library, _rare, _recheck
 from ._compat import OpOverload
 from ._declines import op_decline
 from ._device_backends import device_backend
@@ -27,7 +27,7 @@ from ._passthrough import passing
 from ._python_function import Description, PythonFunction
 from ._schema import op_schema
 from ._stats import Counter, OpCounters
-from ._table import COMPILING, Decline, Table, TableKey
+from ._table import COMPILING, RARE, Decline, Table, TableKey
 from ._toolchain import Toolchain
 from ._versions import leaves_counting_to_others
 from ._warnings import warn_once
@@ -137,6 +137,7 @@ class KernelCache:
             self.table.forget_declines("not_in_cache")  # It may be compiled now.
         if mode == "sync":
             self.table.forget_declines(COMPILING)  # The next call waits for it.
+            self.table.forget_declines(RARE)
         if config.certified:
             self.table.drop_kernels(lambda kernel: not kernel.certified)
         else:
@@ -155,6 +156,7 @@ class KernelCache:
         for token, table in before.items():
             if token not in self._tables:
                 table.close()  # What waits in the queue for it need not be made.
+        _rare.rares.forget_closed()
 
     def _refresh_native(self) -> None:
         native = self.native
@@ -216,6 +218,7 @@ class KernelCache:
             self.detach_native()
             for table in self._tables.values():
                 table.close()
+            _rare.rares.forget_closed()
             self.counters.close()
 
     def after_fork(self) -> None:
@@ -227,7 +230,7 @@ class KernelCache:
         for table in self._tables.values():
             table.after_fork()
             for key, decline in list(table.declines.items()):
-                if decline.reason == COMPILING:
+                if decline.reason in (COMPILING, RARE):
                     # The queue and its threads stayed with the parent.
                     count = self.counters.declined("forked")
                     message = "the compile workers are the parent's"

@@ -316,6 +316,7 @@ class KeyedCall:
         *,
         is_dynamic: bool = False,
         entry: Entry | None = None,
+        is_counted_in_python: bool = False,
     ) -> Decline:
         """Decline the key in its table from now on; ``count`` is in place of the reason's.
 
@@ -324,7 +325,9 @@ class KeyedCall:
         count = count or self.cache.counters.declined(reason)
         pattern = None if entry is None else self.pattern(entry)
         is_dynamic = is_dynamic or (entry is not None and entry.guards is not None)
-        decline = Decline(reason, message, count, self.words, is_dynamic, pattern)
+        decline = Decline(
+            reason, message, count, self.words, is_dynamic, pattern, is_counted_in_python
+        )
         self.table.decline(self.table_key, decline)
         log.info("%s: declined (%s): %s", self.key.op, reason, message)
         return decline

@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 
-from . import _backend, _background, _compat, _device_backends, _native_path
+from . import _backend, _background, _compat, _device_backends, _native_path, _rare
 from ._compat import OpOverload, OpOverloadPacket
 from ._compile import NO_COMPILER
 from ._cpp_compiler import compiler_on_path
@@ -184,10 +184,11 @@ def registered_ops() -> list[str]:
 def wait(timeout_s: float | None = None) -> bool:
     """Wait for what is done in the background, and use it; return whether all of it is done.
 
-    That is what the mode ``background`` has queued: kernels are made and measured, and serve from
-    the next call of their key on, which compares them with the original. And it is the build of the
-    C++ hit path: ops that were registered before it was there are served by it after this. Call it
-    while no other thread calls the ops, as ``register``.
+    That is what the mode ``background`` has queued, and what it would queue for more calls
+    (``compile_after``), because who waits for kernels wants them. They are made and measured, and
+    serve from the next call of their key on, which compares them with the original. And it is the
+    build of the C++ hit path: ops that were registered before it was there are served by it after
+    this. Call it while no other thread calls the ops, as ``register``.
 
     Args:
         timeout_s: Seconds to wait at most; ``None`` is without end.
@@ -196,7 +197,12 @@ def wait(timeout_s: float | None = None) -> bool:
         NativePathError: The build failed, and ``config.strict`` is on; else that is one warning.
     """
     deadline = None if timeout_s is None else time.monotonic() + timeout_s
-    done = _background.background.wait(timeout_s)
+    full = True
+    while full:
+        full = _rare.rares.ask_for_all()
+        left = None if deadline is None else max(0.0, deadline - time.monotonic())
+        done = _background.background.wait(left)
+        full = full and done
     left = None if deadline is None else max(0.0, deadline - time.monotonic())
     done = _native_path.wait(left) and done
     if _native_path.prepare(foreground_s=0.0):

@@ -7,6 +7,7 @@ into "run the original".
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -15,8 +16,9 @@ from typing import Any
 
 from torch import Tensor
 
-from . import _backend
+from . import _backend, _rare
 from ._answers import Compiled
+from ._asking import Asked
 from ._backend import Backend
 from ._base.sealed_library import sealed_file
 from ._certificates import refusal as certificate_refusal
@@ -155,11 +157,9 @@ class Miss:
         if config.mode == "cache_only":
             return self._declined("not_in_cache", f"{self._op}: not in the cache")
         plan, specialised = None, self._table.specialised
+        if config.mode != "sync":
+            return self._run_and_count()
         if self._call.may_be_dynamic:
-            if config.mode != "sync" and specialised.wait_for(
-                cache.schema, key, self._table_key, self._decline_meanwhile
-            ):
-                return self._original()
             plan, passes = specialised.plan(cache.schema, key)
             if passes:
                 return self._original()
@@ -168,11 +168,6 @@ class Miss:
             if refusal is not None:
                 return self._declined("specialisation_cap", refusal)
         return self._compile(plan)
-
-    def _decline_meanwhile(self) -> None:
-        """Keep the original until a kernel for several sizes is made, which may serve the call."""
-        count = self._cache.counters.pending()
-        self._call.decline(COMPILING, "a dynamic kernel is being made", count, is_dynamic=True)
 
     def _keyed_call(
         self, key: KernelKey, template: CallTemplate, function: Description | None
@@ -294,26 +289,50 @@ class Miss:
 
     # -- a kernel from the compiler --
 
-    def _compile(self, plan: Plan | None) -> Any:
-        in_background = config.mode != "sync"
-        before = self._live.copies() if self._call.checks and not in_background else []
+    def _run_first(self) -> bool:
+        """Run the original, and return whether the call may have a kernel.
+
+        First of all: an invalid call raises the original's own exception, and nothing else runs.
+        """
         sizes_before = [(t.shape, t.stride()) for t in self._inputs]
-        # First of all: an invalid call raises the original's own exception, and nothing else runs.
-        result = self._original()
-        if plan is None:
-            self._table.specialised.static_calls.add(self._call.key)
+        start = time.thread_time()  # Without what the thread waited for a core.
+        self._original()
+        self._taken_s = time.thread_time() - start
         if (
             self._cache.function is not None
             and self._cache.function.snapshot()[0] != self._table_key[0]
         ):
             self._decline_next("mutates_constant", f"{self._op}: a call changes what it uses")
-            return result
+            return False
         if sizes_before != [(t.shape, t.stride()) for t in self._inputs]:
             self._decline_next("out_resized", f"{self._op}: the original resized an argument")
-            return result
-        if in_background:
-            self._queue(plan=plan)
-            return result
+            return False
+        return True
+
+    def _run_and_count(self) -> Any:
+        """Return the original's result; the key's kernel is asked for when it is likely to pay."""
+        if not self._run_first():
+            return self._result
+        if _backend.is_forked():
+            # A process for each of a data loader's workers would be in the way of all.
+            self._decline_next("forked", "the compile workers are the parent's")
+            return self._result
+        asked = _rare.rares.called(self._call, _backend.current(), self._taken_s)
+        self._counted = asked is None
+        if asked is Asked.FULL:
+            self._decline_next("queue_full", f"{self._op}: too many keys wait for the compiler")
+        elif asked is Asked.CAPPED:
+            self._cache.counters.declined("specialisation_cap").add()
+            self._counted = True
+        return self._result
+
+    def _compile(self, plan: Plan | None) -> Any:
+        before = self._live.copies() if self._call.checks else []
+        if not self._run_first():
+            return self._result
+        result = self._result
+        if plan is None:
+            self._table.specialised.start_static(self._cache.schema, self._call.key)
         ident = get_ident()
         compiling.add(ident)
         try:
@@ -338,11 +357,11 @@ class Miss:
         self._queue(found)
         return result
 
-    def _queue(self, found: StoredEntry | None = None, plan: Plan | None = None) -> None:
+    def _queue(self, found: StoredEntry) -> None:
         if _backend.is_forked():
             # A process for each of a data loader's workers would be in the way of all.
             self._decline_next("forked", "the compile workers are the parent's")
-        elif not compile_later(self._call, found, plan):
+        elif not compile_later(self._call, found):
             self._decline_next("queue_full", f"{self._op}: too many keys wait for the compiler")
 
     def _compile_and_check(self, result: Any, before: list[Tensor], plan: Plan | None) -> None:

@@ -14,6 +14,7 @@ from typing import Any
 from torch import Tensor
 
 from . import _backend, _background
+from ._backend import Backend
 from ._entries import ready_entry
 from ._entry import Status
 from ._kernel import Kernel, call_inputs
@@ -21,6 +22,7 @@ from ._key import ANY_THREADS
 from ._keyed_call import KeyedCall, refused
 from ._live_check import LiveCheck
 from ._passthrough import passthrough
+from ._payback import payback
 from ._plan import Plan
 from ._stats import Counter
 from ._store import StoredEntry
@@ -49,7 +51,10 @@ _VANISHED_TRIES = 2
 
 
 def compile_later(
-    call: KeyedCall, found: StoredEntry | None = None, plan: Plan | None = None
+    call: KeyedCall,
+    found: StoredEntry | None = None,
+    plan: Plan | None = None,
+    backend: Backend | None = None,
 ) -> bool:
     """Queue a key and keep its original meanwhile; return false if the queue is full.
 
@@ -57,10 +62,11 @@ def compile_later(
         call: The call that missed.
         found: Its entry, if there is one that has to be measured first.
         plan: For a dynamic specialisation.
+        backend: That of the call; ``None`` for that of this moment.
     """
     if not _background.background.has_room:
         return False
-    pending = Pending(call, found, plan)
+    pending = Pending(call, found, plan, backend)
     dynamic = plan is not None or (found is not None and found.entry.guards is not None)
     submitted = False
     try:
@@ -77,6 +83,12 @@ def compile_later(
     return submitted
 
 
+def decline_meanwhile(call: KeyedCall) -> None:
+    """Keep the original until a kernel for several sizes is made, which may serve the call."""
+    message = "a dynamic kernel is being made"
+    call.decline(COMPILING, message, call.cache.counters.misses, is_dynamic=True)
+
+
 class Pending:
     """A key in the queue: see ``_background.Job``.
 
@@ -85,12 +97,16 @@ class Pending:
     """
 
     def __init__(
-        self, call: KeyedCall, found: StoredEntry | None, plan: Plan | None = None
+        self,
+        call: KeyedCall,
+        found: StoredEntry | None,
+        plan: Plan | None = None,
+        backend: Backend | None = None,
     ) -> None:
         self._call = call
         self._plan = plan
         self._found = found
-        self._backend = _backend.current()
+        self._backend = backend or _backend.current()
         self._unquiet = 0
         self._vanished = 0
         self.count: Counter = call.cache.counters.pending()
@@ -149,11 +165,13 @@ class Pending:
             call.table.specialised.look_again()
             found = call.find(backend)
         if found is None:
+            start = time.monotonic()
             published = call.toolchain.publish(call.template, call.function, backend, self._plan)
             if published is None:
                 return _BUSY_DELAY_S
             if published.compiled:
                 call.cache.counters.compiles.add()
+                payback.observe(time.monotonic() - start)
             _let_others_run()
             try:
                 found = self._read(published.entry)

@@ -128,6 +128,15 @@ def _count(value: Any) -> int:
     return number
 
 
+def _count_or_auto(value: Any) -> int | str:
+    if isinstance(value, str) and value.strip().lower() == "auto":
+        return "auto"
+    try:
+        return _count(value)
+    except ValueError:
+        raise ValueError("wants 'auto', or a whole number of at least 1") from None
+
+
 def _seconds(value: Any) -> float:
     wanted = ValueError("wants a number of seconds above 0")
     try:
@@ -213,6 +222,13 @@ SETTINGS: dict[str, Setting] = {
             32,
             _count,
             "most dynamic specialisations of one op in one process; past it, kernels are static",
+        ),
+        Setting(
+            "compile_after",
+            "auto",
+            _count_or_auto,
+            "calls of a key until its kernel is asked for in the background: auto goes by the time "
+            "that its calls take, never at the first; sync compiles at the first call",
         ),
         Setting(
             "native",

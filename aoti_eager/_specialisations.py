@@ -1,8 +1,8 @@
 """Which calls of an op share a kernel: the dynamic specialisations of one table, and the policy.
 
-The first call of a family gets a static kernel. When the family comes back with other sizes, the
-sizes that changed become symbols and one more kernel is compiled; if that is not enough, those that
-have changed by then; then all.
+The first call of a family gets a static kernel, unless other sizes are expected to come. When the
+family comes back with other sizes, the sizes that changed become symbols and one more kernel is
+compiled; if that is not enough, those that have changed by then; then all.
 """
 
 from __future__ import annotations
@@ -35,13 +35,16 @@ T = TypeVar("T")
 _CALLS, _FAMILIES = 32, 1024
 # After so many kernels a family is taken to be static: its sizes shape the code.
 _MOST_KERNELS = 3
+# Calls with the same ranks and dtypes, of whatever families, get kernels of their own in so many
+# sizes; after that the first call of a new family gets one for all sizes.
+_MOST_SURPRISES = 2
 # Static kernels of calls with the same ranks and dtypes, where sizes change and a dynamic kernel
 # cannot be had: they go on changing, and each would be compiled for.
 _MOST_STATIC = 4
 
 
 @dataclass(slots=True)
-class _History:
+class History:
     """What is known of one family.
 
     Attributes:
@@ -50,6 +53,9 @@ class _History:
         is_compiling: Whether one is on its way.
         waiting: Keys of calls that wait for that one.
         tried: Digests of the plans that were made here, or that a call has found to have failed.
+        counted: Its rare calls since its last kernel was asked for.
+        spent_s: What the original took for these, in seconds.
+        is_static: Whether it was found that calls of it must have kernels of their own.
     """
 
     calls: deque[dict[str, int]] = field(default_factory=lambda: deque(maxlen=_CALLS))
@@ -57,14 +63,38 @@ class _History:
     is_compiling: bool = False
     waiting: list[TableKey] = field(default_factory=list)
     tried: set[str] = field(default_factory=set)
+    counted: int = 0
+    spent_s: float = 0.0
+    is_static: bool = False
+
+    @property
+    def sizes(self) -> int:
+        """Return how many different calls are remembered."""
+        return len(self.calls)
+
+    def add(self, calls: int, spent_s: float) -> None:
+        """Count rare calls, for which the original took so many seconds."""
+        self.counted += calls
+        self.spent_s += spent_s
+
+    def start_over(self) -> None:
+        """Count from zero: a kernel was asked for."""
+        self.counted, self.spent_s = 0, 0.0
 
 
 @dataclass(slots=True)
 class _Group:
-    """Calls with the same ranks and dtypes: how many static kernels, and if no dynamic one."""
+    """Calls with the same ranks and dtypes.
+
+    Attributes:
+        static: How many static kernels they have.
+        refused: Whether some could not have a dynamic one.
+        sizes: The first few sizes of their tensors.
+    """
 
     static: int = 0
     refused: bool = False
+    sizes: frozenset[str] = frozenset()
 
 
 class _Next(NamedTuple):
@@ -86,11 +116,14 @@ class Specialisations:
 
     def __init__(self) -> None:
         self._known: dict[str, StoredEntry] | None = None
-        self._families: dict[str, _History] = {}
+        self._families: dict[str, History] = {}
         self._groups: dict[str, _Group] = {}
         self._runners: dict[tuple[str, bool], Any] = {}
         self._distrusted: set[str] = set()
         self._counted: set[str] = set()
+        self._expected: set[str] = (
+            set()
+        )  # patterns of kernels for families of which nothing is known
         self.static_calls = StaticCalls()
         self._lock = threading.RLock()
 
@@ -183,26 +216,61 @@ class Specialisations:
         with self._lock:
             history = self._history(family.pattern.digest)
             group = self._groups.setdefault(_rank_digest(key, family), _Group())
-            found = self._next(schema, key, family, history)
+            found = self._next(schema, key, family, history, group)
             if family.values not in history.calls:
                 history.calls.append(family.values)
+            if len(group.sizes) <= _MOST_SURPRISES:
+                group.sizes |= {_sizes(key)}
             passes = found.failed is not None and found.failed not in history.tried
             if found.failed is not None:
                 history.tried.add(found.failed)
-            group.static += found.plan is None and not passes
             group.refused |= found.refused
         return found.plan, passes
 
-    def _next(self, schema: OpSchema, key: KernelKey, family: Family, history: _History) -> _Next:
+    def start_static(self, schema: OpSchema, key: KernelKey) -> None:
+        """Count a kernel of the call's own: the compiler is asked for it now."""
+        self.static_calls.add(key)
+        if config.dynamic is not False:
+            family = family_of(schema, key)
+            if family.values:
+                with self._lock:
+                    self._groups.setdefault(_rank_digest(key, family), _Group()).static += 1
+
+    def seen(self, schema: OpSchema, key: KernelKey) -> History | None:
+        """Return the family of a rare call, which it remembers; ``None`` if it can have none."""
+        if config.dynamic is False:
+            return None
+        family = family_of(schema, key)
+        if not family.values:
+            return None
+        with self._lock:
+            history = self._history(family.pattern.digest)
+            if family.values not in history.calls:
+                history.calls.append(family.values)
+        return history
+
+    def _next(
+        self,
+        schema: OpSchema,
+        key: KernelKey,
+        family: Family,
+        history: History,
+        group: _Group,
+    ) -> _Next:
         if history.kernels >= _MOST_KERNELS or self.count >= config.dynamic_cap:
             return _Next(refused=True)
+        is_expected = False
         if config.dynamic is True or history.kernels == _MOST_KERNELS - 1:
             names = set(family.values)
+        elif is_expected := not history.calls and self._varies(group, key):
+            names = {name for name in family.values if not name.startswith("v")}
         else:
             names = varied([*history.calls, family.values])
         marks = marked(schema.op, family)
         names = {name for name in family.values if marks.get(name, name in names)}
         plan = plan_of(family.pattern.digest, family, names) if names else None
+        if plan is not None and is_expected:
+            self._expected.add(plan.pattern.with_threads(ANY_THREADS).digest)
         return _Next() if plan is None else self._with_failed(schema, key, plan)
 
     def refusal(self, schema: OpSchema, key: KernelKey, static: int) -> str | None:
@@ -223,15 +291,15 @@ class Specialisations:
         with self._lock:
             group = self._groups.get(_rank_digest(key, family), _Group())
             if config.dynamic is not False and family.values:
-                history = self._families.get(family.pattern.digest, _History())
-                found = self._next(schema, key, family, history)
+                history = self._families.get(family.pattern.digest, History())
+                found = self._next(schema, key, family, history, group)
                 if found.plan is not None or history.is_compiling:
                     return None
-                group = _Group(group.static + 1, group.refused or found.refused)
+                group = _Group(group.static, group.refused or found.refused, group.sizes)
         return self._refusal(schema, key, static, group)
 
     def _refusal(self, schema: OpSchema, key: KernelKey, static: int, group: _Group) -> str | None:
-        if config.dynamic is not False and group.refused and group.static > _MOST_STATIC:
+        if config.dynamic is not False and group.refused and group.static >= _MOST_STATIC:
             message = "several sizes cannot share a kernel here, and it has enough static ones"
         elif static >= config.static_cap:
             message = f"has {config.static_cap} static specialisations"
@@ -314,6 +382,18 @@ class Specialisations:
         for history in self._families.values():
             history.is_compiling, history.waiting = False, []
 
+    def _varies(self, group: _Group, key: KernelKey) -> bool:
+        """Return whether the sizes of a new family are expected to vary: those of its group do.
+
+        In the background a kernel is asked for after some calls of its family, which say whether
+        they do. Where such a kernel could not be made, no further one is expected to be.
+        """
+        if config.mode != "sync" or len(group.sizes | {_sizes(key)}) <= _MOST_SURPRISES:
+            return False
+        unusable = [one for one in (self._known or {}).values() if not self._is_usable(one)]
+        failed = {one.entry.key.with_threads(ANY_THREADS).digest for one in unusable}
+        return not failed & self._expected
+
     def _with_failed(self, schema: OpSchema, key: KernelKey, plan: Plan) -> _Next:
         """Return ``plan``, unless it was made in vain or a kernel was wrong for such calls."""
         wanted = plan.pattern.with_threads(ANY_THREADS)
@@ -330,11 +410,12 @@ class Specialisations:
         entry = found.entry
         return entry.status is Status.READY and entry.digest not in self._distrusted
 
-    def _history(self, digest: str) -> _History:
+    def _history(self, digest: str) -> History:
         if len(self._families) >= _FAMILIES and digest not in self._families:
             self._groups.clear()
+            self._expected.clear()
             self._families.clear()  # They are found out again; memory is not.
-        return self._families.setdefault(digest, _History())
+        return self._families.setdefault(digest, History())
 
 
 def _rank_digest(key: KernelKey, family: Family) -> str:
@@ -352,6 +433,22 @@ def _rank_digest(key: KernelKey, family: Family) -> str:
         (name, None if name in repeated else without_sizes(one)) for name, one in key.arguments
     )
     return KernelKey(key.op, key.dispatch_key, arguments, key.context).digest
+
+
+def _sizes(key: KernelKey) -> str:
+    """Return the sizes of all tensors of a call, as text."""
+    found: list[Any] = []
+
+    def add(component: Any) -> None:
+        if isinstance(component, list):
+            for one in component:
+                add(one)
+        elif isinstance(component, dict) and "sizes" in component:
+            found.append(component["sizes"])
+
+    for _, component in key.arguments:
+        add(component)
+    return str(found)
 
 
 def _symbols(found: StoredEntry) -> int:

@@ -74,6 +74,8 @@ class OpStats:
         failures: Compiles that gave no usable library, and runs that raised.
         declined: Calls by decline reason; they add up to ``declines``.
         rechecks: Hits that were compared with the original once more; counts are equal without it.
+        rare: Of the misses, calls of keys that had not been called often enough to be worth a
+            compile (``compile_after``); counts are equal without it.
     """
 
     hits: int = 0
@@ -83,6 +85,7 @@ class OpStats:
     failures: int = 0
     declined: Mapping[str, int] = field(default_factory=dict)
     rechecks: int = field(default=0, compare=False)
+    rare: int = field(default=0, compare=False)
 
     @property
     def calls(self) -> int:
@@ -101,6 +104,7 @@ class OpStats:
             self.failures + other.failures,
             declined,
             self.rechecks + other.rechecks,
+            self.rare + other.rare,
         )
 
 
@@ -115,6 +119,8 @@ class OpCounters:
         self.rechecks = Counter()
         self._declined: dict[str, Counter] = {}
         self._pending: list[Counter] = []
+        self._counting: list[Counter] = []
+        self._free: list[Counter] = []
         self._lock = threading.RLock()
 
     def after_fork(self) -> None:
@@ -124,7 +130,8 @@ class OpCounters:
     def close(self) -> None:
         """Free what C++ counted with; the counts stay."""
         with self._lock:
-            for counter in (self.hits, self.misses, *self._declined.values(), *self._pending):
+            counters = (*self._declined.values(), *self._pending, *self._counting)
+            for counter in (self.hits, self.misses, *counters):
                 counter.close()
 
     def declined(self, reason: str) -> Counter:
@@ -139,19 +146,37 @@ class OpCounters:
             self._pending.append(counter)
         return counter
 
+    def counting(self) -> Counter:
+        """Return a counter of the calls of one rare key: misses; it need not begin at zero."""
+        with self._lock:
+            if self._free:
+                return self._free.pop()
+            self._counting.append(Counter())
+            return self._counting[-1]
+
+    def free(self, counter: Counter) -> None:
+        """Take one back, for another key: what it has counted stays counted.
+
+        It is not freed: a call in C++ may be about to raise it.
+        """
+        with self._lock:
+            self._free.append(counter)
+
     def snapshot(self) -> OpStats:
         """Return the counts of this moment."""
         with self._lock:
             declined = {reason: c.value for reason, c in self._declined.items() if c.value}
             pending = sum(counter.value for counter in self._pending)
+            rare = sum(counter.value for counter in self._counting)
         return OpStats(
             hits=self.hits.value,
-            misses=self.misses.value + pending,
+            misses=self.misses.value + pending + rare,
             declines=sum(declined.values()),
             compiles=self.compiles.value,
             failures=self.failures.value,
             declined=declined,
             rechecks=self.rechecks.value,
+            rare=rare,
         )
 
 

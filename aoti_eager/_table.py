@@ -32,7 +32,8 @@ class Decline:
 
     ``words`` is the key in C++; ``None`` if it has none. ``is_dynamic`` is true of a key that a
     dynamic specialisation is there for, or comes: it does not count as one of its own. With a
-    ``pattern`` C++ declines all calls that match it.
+    ``pattern`` C++ declines all calls that match it. ``is_counted_in_python`` is true of a key
+    whose next call Python wants to see.
     """
 
     reason: str
@@ -41,11 +42,16 @@ class Decline:
     words: bytes | None = None
     is_dynamic: bool = False
     pattern: NativePattern | None = None
+    is_counted_in_python: bool = False
 
 
 # The reason of keys that have been given to the compile workers: nothing is decided yet, and their
 # calls count as misses.
 COMPILING = "compiling"
+# The reason of keys that were not called often enough to be given to them: their calls are misses,
+# too, and are counted.
+RARE = "rare"
+_UNDECIDED = (COMPILING, RARE)
 # Of keys that have no kernel in use, though the compiler was asked: they were as dear as those that
 # have one, and an op of which every kernel fails would ask for each new size.
 _LOST = frozenset(
@@ -141,7 +147,7 @@ class Table:
         """Have the next call of ``key`` compared; calls beside it go on with the original."""
         with self._lock:
             decline = self.declines.get(key)
-            if self.closed or decline is None or decline.reason != COMPILING:
+            if self.closed or decline is None or decline.reason not in _UNDECIDED:
                 return  # It was decided otherwise meanwhile.
             self.arrivals[key] = arrival
             if self.native is not None and decline.words is not None:
@@ -283,7 +289,7 @@ class Table:
         self.native.remove(kernel.words)  # What a key has of its own comes first.
 
     def _decline_natively(self, decline: Decline) -> None:
-        if self.native is None or decline.words is None:
+        if self.native is None or decline.words is None or decline.is_counted_in_python:
             return
         if decline.pattern is None:
             self.native.put_decline(decline.words, decline.count.native)

@@ -31,27 +31,26 @@ def module_name(path: Path) -> str:
 ORDER = """
     _collector errors _base.__init__ _base.data_class _base.printable _warnings _base.ownership
     _base.trusted_files _base.store_format _base.file_lock _base.sealed_library _base.recorded_files
-    _base.scratch_directory _base.scheduling _base.deadline _share
-    _settings config _compat _schema _aliasing _output_file _guards _key
-    _size_arguments _native_key _native_pattern _native_library _native_table _native_gate _native
-    _pattern _environment _entry _stats _ops _marks _functional_overload _certificates _template
-    _work_directories _store_root _versions _entry_files _store _verdict _remote _bundle
-    _passthrough _cpp_compiler _child _determinism _fork_server _native_build _elf _handles _abi
-    _constants _devices _container _library_container _model_container _proxy_container _package
-    _instances _input_checks _constant_buffers _runner _library_runner _reference _closeness
-    _check _declines _entries _remembered _stored_failures _tracing _graph_checks _function_names
-    _function_source _python_function _gradient_function _op_functions _rebuilt_function
-    _call_target _probes _inductor_headers _exact_sums _float_division _layer_norm
-    _result_layout
-    _decompositions _float_flags _vector_math _inductor_compat _thin_header _thin_codegen
-    _plain_path _row_sums _symbolic _lowering _made_up_values _made_up_numbers _made_up_data
-    _trial_runs _trial _compile_job _worker _worker_process _answers _compile _background
-    _device_compile _device_backends _backend _native_path _original _static_calls _plan
-    _stored_pattern _specialisations _kernel _table _entrance _toolchain _live_check _recheck
-    _keyed_call _pending _workload _miss _kernel_cache _gradient_node _gradients _differentiable
-    _installed _measured_step _measure _library _op_constants _explain _custom_op _coverage
-    _compile_task _warm_report _warm _verify _prune cache _script _warm_verb _setup_verb _demo cli
-    __main__ __init__
+    _base.scratch_directory _base.scheduling _base.deadline _share _settings config _compat _schema
+    _aliasing _output_file _guards _key _size_arguments _native_key _native_pattern _native_library
+    _native_table _native_gate _native _pattern _environment _entry _stats _ops _marks
+    _functional_overload _certificates _template _work_directories _store_root _versions
+    _entry_files _store _verdict _remote _bundle _passthrough _payback _cpp_compiler _child
+    _determinism _fork_server _native_build _elf _handles _abi _constants _devices _container
+    _library_container _model_container _proxy_container _package _instances _input_checks
+    _constant_buffers _runner _library_runner _reference _closeness _check _declines _entries
+    _remembered _stored_failures _tracing _graph_checks _function_names _function_source
+    _python_function _gradient_function _op_functions _rebuilt_function _call_target _probes
+    _inductor_headers _exact_sums _float_division _layer_norm _result_layout _decompositions
+    _float_flags _vector_math _inductor_compat _thin_header _thin_codegen _plain_path _row_sums
+    _symbolic _lowering _made_up_values _made_up_numbers _made_up_data _trial_runs _trial
+    _compile_job _worker _worker_process _answers _compile _background _device_compile
+    _device_backends _backend _native_path _original _static_calls _plan _stored_pattern
+    _specialisations _kernel _table _entrance _toolchain _live_check _recheck _keyed_call _pending
+    _asking _rare _workload _miss _kernel_cache _gradient_node _gradients _differentiable _installed
+    _measured_step _measure _library _op_constants _explain _custom_op _coverage _compile_task
+    _warm_report _warm _verify _prune cache _script _warm_verb _setup_verb _demo cli __main__
+    __init__
 """.split()  # noqa: SIM905 - a list of names to read, not to parse
 
 # Modules that have a place before they are there.

@@ -88,8 +88,11 @@ class Op:
         if self.find(key) is not None:
             return "hit"
         plan, passes = self.specialised.plan(SILU, key)
+        if passes:
+            return "pass"
         if plan is None:
-            return "pass" if passes else "static"
+            self.specialised.start_static(SILU, key)
+            return "static"
         self.specialised.start(plan)
         entry = make_entry(key=plan.pattern, guards=plan.guards)
         self.specialised.add(StoredEntry(entry, Path("/nowhere")))
@@ -106,6 +109,70 @@ def calls(op: Op, *sizes: Sequence[int]) -> list[Any]:
 
 
 # -- the policy --
+
+
+def turned(*sizes: int) -> KernelKey:
+    return tensor_key(torch.empty(*reversed(sizes)).t())
+
+
+def sliced(*sizes: int) -> KernelKey:
+    return tensor_key(torch.empty(9, 9)[: sizes[0], : sizes[1]])
+
+
+@pytest.fixture
+def varied_op() -> Op:
+    """An op that has kernels of their own for two sizes, of a family each."""
+    op = Op()
+    assert [op.call(key_of(4, 5)), op.call(turned(6, 5))] == ["static", "static"]
+    return op
+
+
+def test_after_kernels_for_two_sizes_a_new_family_begins_with_one_for_all(varied_op: Op) -> None:
+    assert varied_op.call(sliced(3, 7)) == ["self.size(0)", "self.size(1)", "self.stride(0)"]
+    assert varied_op.call(sliced(2, 3)) == "hit"
+
+
+def test_a_family_that_is_known_goes_by_its_own_calls(varied_op: Op) -> None:
+    assert varied_op.call(key_of(3, 5)) == ["self.size(0)"]
+
+
+def test_views_of_one_size_have_kernels_of_their_own() -> None:
+    op = Op()
+    keys = [key_of(4, 5), turned(4, 5), sliced(4, 5), tensor_key(torch.empty(5).expand(4, 5))]
+    assert [op.call(key) for key in keys] == ["static"] * 4
+
+
+def test_other_ranks_and_dtypes_say_nothing(varied_op: Op) -> None:
+    assert varied_op.call(key_of(3, 4, 5)) == "static"
+    assert varied_op.call(key_of(3, 4, dtype=torch.float64)) == "static"
+
+
+def test_a_number_that_nobody_has_changed_is_no_symbol_of_it() -> None:
+    specialised = Specialisations()
+
+    def plan_for(*tensors: torch.Tensor) -> Plan | None:
+        key = kernel_key(ADD, "CPU", [*tensors, 2.0])
+        return specialised.plan(ADD, key)[0]
+
+    assert plan_for(torch.empty(4, 5), torch.empty(4, 5)) is None
+    assert plan_for(torch.empty(5, 6).t(), torch.empty(6, 5)) is None
+    plan = plan_for(torch.empty(7, 3).t(), torch.empty(7, 3).t())
+    assert plan is not None
+    assert plan.numbers == ()
+
+
+def test_in_the_background_a_family_goes_by_the_calls_that_ask(varied_op: Op) -> None:
+    with aoti_eager.config.scope(mode="background"):
+        assert varied_op.call(sliced(3, 7)) == "static"
+
+
+def test_where_such_a_kernel_could_not_be_made_no_further_one_is_tried(varied_op: Op) -> None:
+    plan = varied_op.plan(sliced(3, 7))
+    assert plan is not None
+    varied_op.specialised.start(plan)
+    varied_op.specialised.add(failed(plan))
+    assert varied_op.call(sliced(3, 7)) == "static"
+    assert varied_op.call(tensor_key(torch.empty(5).expand(2, 5))) == "static"
 
 
 def test_first_static_then_what_changed_then_what_else_changed_then_all() -> None:

@@ -1,0 +1,78 @@
+"""Asking the workers for a call's kernel: its own, or one for several sizes.
+
+With ``_miss``, ``_pending``, ``_rare`` and ``_kernel_cache`` the only place that decides policy.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import enum
+from collections.abc import Iterator
+from threading import get_ident
+
+from ._backend import Backend
+from ._keyed_call import KeyedCall
+from ._pending import compile_later, decline_meanwhile
+from ._plan import Plan
+
+
+class Asked(enum.Enum):
+    """What became of asking for a kernel."""
+
+    QUEUED = enum.auto()
+    CAPPED = enum.auto()  # the op has enough kernels
+    FOUND = enum.auto()  # there is one by now, which the next call finds
+    PASSES = enum.auto()  # none until it is asked for again: see ``Specialisations.plan``
+    FULL = enum.auto()
+    NO_PLAN = enum.auto()  # a kernel for several sizes was wanted, and cannot be had
+
+
+def ask(call: KeyedCall, backend: Backend, *, for_family: bool = False) -> Asked:
+    """Ask the workers for a call's kernel, its own or that of its family.
+
+    Args:
+        call: The call, whose original has run.
+        backend: That of the call.
+        for_family: Whether a kernel of its own is not wanted.
+    """
+    schema, key, table = call.cache.schema, call.key, call.table
+    specialised = table.specialised
+    plan: Plan | None = None
+    if call.may_be_dynamic:
+        waits = specialised.wait_for(schema, key, call.table_key, lambda: decline_meanwhile(call))
+        if waits:
+            return Asked.QUEUED
+        plan, passes = specialised.plan(schema, key)
+        if passes:
+            return Asked.PASSES
+    if plan is None and for_family:
+        return Asked.NO_PLAN
+    if plan is None:
+        refusal = specialised.refusal(schema, key, table.specialisations)
+        if refusal is not None:
+            call.decline("specialisation_cap", refusal)
+            return Asked.CAPPED
+    if not compile_later(call, None, plan, backend):
+        return Asked.FULL
+    if plan is None:
+        specialised.start_static(schema, key)
+    return Asked.QUEUED
+
+
+# Threads whose calls ask for their kernels at once, because nobody would count further ones.
+_at_once: set[int] = set()
+
+
+@contextlib.contextmanager
+def asking_at_once() -> Iterator[None]:
+    """Have this thread's calls in the block ask for kernels at their first."""
+    _at_once.add(get_ident())
+    try:
+        yield
+    finally:
+        _at_once.discard(get_ident())
+
+
+def is_asking_at_once() -> bool:
+    """Return whether this thread's calls ask for kernels at their first."""
+    return get_ident() in _at_once
