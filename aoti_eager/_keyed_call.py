@@ -32,7 +32,7 @@ from ._stats import Counter, OpCounters
 from ._store import StoredEntry
 from ._stored_failures import as_failure, standing
 from ._stored_pattern import native_pattern
-from ._table import Decline, Table, TableKey
+from ._table import Decline, Progress, Table, TableKey
 from ._template import CallTemplate, call_template
 from ._toolchain import Toolchain
 from ._verdict import PathTime, Verdict
@@ -274,6 +274,8 @@ class KeyedCall:
             found.library_path,
             found.entry,
             background=background,
+            compared=verdict.compared,
+            size=self.size(found.entry),
         )
         verdict = replace(verdict, compared=verdict.compared or measured.compared)
         size = self.size(found.entry)
@@ -315,6 +317,7 @@ class KeyedCall:
         *,
         is_dynamic: bool = False,
         entry: Entry | None = None,
+        progress: Progress | None = None,
     ) -> Decline:
         """Decline the key in its table from now on; ``count`` is in place of the reason's.
 
@@ -323,7 +326,7 @@ class KeyedCall:
         count = count or self.cache.counters.declined(reason)
         pattern = None if entry is None else self.pattern(entry)
         is_dynamic = is_dynamic or (entry is not None and entry.guards is not None)
-        decline = Decline(reason, message, count, self.words, is_dynamic, pattern)
+        decline = Decline(reason, message, count, self.words, is_dynamic, pattern, progress)
         self.table.decline(self.table_key, decline)
         log.info("%s: declined (%s): %s", self.key.op, reason, message)
         return decline
