@@ -25,8 +25,8 @@ class Job(Protocol):
     """Something to be asked of another process."""
 
     @property
-    def calls(self) -> int:
-        """Return how often it was missed so far: the most wanted job comes first."""
+    def rank(self) -> tuple[int, ...]:
+        """Return what it is worth to be done: of the jobs that wait, the highest comes first."""
 
     def run(self) -> float | None:
         """Do it, and return ``None``; or the seconds to wait until it is worth another try.
@@ -147,7 +147,7 @@ class Background:
             with self._condition:
                 waiting = list(self._queue.items())
             # Outside of the lock, which a call that misses takes, too.
-            best = max((j for j, at in waiting if at <= now), key=lambda j: j.calls, default=None)
+            best = max((j for j, at in waiting if at <= now), key=lambda j: j.rank, default=None)
             with self._condition:
                 if self._ending:
                     return None

@@ -23,7 +23,8 @@ from ._environment import Target
 from ._key import KernelKey
 from ._store import Store
 from ._worker_process import WorkerProcess
-from .errors import CompileError, StoreError
+from .config import config
+from .errors import CompileError, ConfigError, StoreError
 
 T = TypeVar("T")
 
@@ -149,7 +150,9 @@ class CompileService:
 
         Args:
             key: The call, with the thread count to measure with.
-            library: Its ``path``, and ``outputs`` and ``calls_aten`` as an entry has them.
+            library: Its ``path``, ``sha256``, and ``outputs`` and ``calls_aten`` as an entry has
+                them; the ``digest`` of the entry and the ``size`` class, under which a worker that
+                outlives us keeps what it has found; and whether it was ``compared`` here before.
             toolchain: Where the C++ hit path is looked for, if this process has not loaded it.
             check: As for ``compile``, like all that follows.
             timeout_s: Seconds of its own that the worker has, before it is killed.
@@ -257,6 +260,8 @@ class CompileService:
                 answer = worker.ask(request, deadline)
             if answer is not None:
                 return answer
+            if worker.lingers:
+                break
             if "store" in request:  # Where it worked; it cannot tidy up any more.
                 Store(root, lock_timeout_s=0.0).remove_work_of(worker.pid)
             if deadline.left() <= 0:
@@ -277,17 +282,30 @@ class CompileService:
     def _end(self) -> None:
         """End the workers for good and wait a moment for the calls that were waiting for them.
 
+        A worker that nobody waits for ends what it is at, for ``linger_s`` seconds at most.
+
         A daemon thread that is still on its way back through C++ when Python ends takes the
         process down with it.
         """
         self.ended = True
-        self.close()
-        with self._idle_again:
-            waited = self._running > 0
-            self._idle_again.wait_for(lambda: self._running == 0, timeout=_END_TIMEOUT_S)
-        if waited:
-            # They have left us, and are on their way through the kernel cache and the dispatcher.
-            time.sleep(0.1)
+        with self._lock:
+            workers, self._idle = list(self._all), []
+            self._all.clear()
+        try:
+            for worker in workers:
+                if not (self._nice and _linger_s() and worker.linger(_linger_s())):
+                    worker.kill()
+            with self._idle_again:
+                waited = self._running > 0
+                self._idle_again.wait_for(lambda: self._running == 0, timeout=_END_TIMEOUT_S)
+            if waited:
+                # They have left us, and are on their way through the kernel cache and the
+                # dispatcher.
+                time.sleep(0.1)
+        except KeyboardInterrupt:  # The second one, maybe: whoever asks for an end gets it.
+            for worker in workers:
+                worker.kill(even_if_it_lingers=True)
+            raise
 
     def forget(self) -> None:
         """Let go of the workers without ending them: after a fork they are the parent's."""
@@ -359,6 +377,13 @@ class CompileService:
             with self._lock:
                 self._all.discard(worker)
             worker.kill()  # It closes its pipes.
+
+
+def _linger_s() -> float:
+    try:
+        return float(config.linger_s)
+    except ConfigError:  # Whoever registered has been told of it.
+        return 0.0
 
 
 def _dynamic_request(dynamic: dict[str, Any] | None) -> dict[str, Any]:

@@ -22,7 +22,8 @@ from typing import Any
 
 from ._base.printable import printable_lines
 from ._child import interpreter_options
-from ._script import add_ops_argument, align, chosen_ops
+from ._run_report import align
+from ._script import add_ops_argument, chosen_ops
 from ._stats import OpStats
 
 DEFAULT_STEPS = 60

@@ -24,7 +24,7 @@ from ._schema import OpSchema, op_schema
 from ._specialisations import Specialisations
 from ._store import StoredEntry
 from ._stored_failures import still_holds
-from ._table import COMPILING, RARE
+from ._table import BEING_COMPILED, COMPARING, MEASURING, QUEUED, RARE
 from ._template import call_template
 from ._verdict import PathTime
 from .config import config
@@ -58,6 +58,9 @@ class Explanation:
         message: The verdict in words.
         key: The canonical key; ``None`` where the call can have none.
         nearest: The nearest stored entry of the op, on a miss.
+        state: How far a key has come that no decision was made on yet: ``"queued"``,
+            ``"compiling"``, ``"measuring"``, or ``"comparing"``, for which it waits for its next
+            call; ``None`` for all others.
         gradient: What becomes of the gradient, in words, where the call wants one and the op has a
             compiled one: then all the above is of the call without a gradient.
     """
@@ -70,9 +73,11 @@ class Explanation:
     key: KernelKey | None = None
     nearest: Nearest | None = field(default=None)
     gradient: str | None = None
+    state: str | None = None
 
     def __str__(self) -> str:
-        lines = [f"{self.op}: {self.verdict}" + (f" ({self.reason})" if self.reason else "")]
+        why = self.reason or self.state
+        lines = [f"{self.op}: {self.verdict}" + (f" ({why})" if why else "")]
         lines.append(f"  {self.message}")
         if not self.registered:
             lines.append("  the op is not registered in this process")
@@ -141,7 +146,7 @@ def _explained(
         return Explanation(schema.op, registered, "declined", error.reason, str(error))
     known = _in_tables(cache, seen_args, seen_kwargs)
     if known is not None:
-        return Explanation(schema.op, registered, *known, key=_stored_key(key))
+        return replace(known, key=_stored_key(key))
     reason = call_decline(call_template(schema, key))
     if reason is not None:
         return Explanation(schema.op, registered, "declined", reason, REASONS[reason], key)
@@ -152,23 +157,31 @@ def _explained(
     return _in_store(schema, key, cache)
 
 
-def _in_tables(
-    cache: KernelCache | None, args: Any, kwargs: Any
-) -> tuple[str, str | None, str] | None:
+_STATES = {
+    QUEUED: "its kernel waits for a worker",
+    BEING_COMPILED: "its kernel is being made in the background",
+    MEASURING: "its kernel is there, and is being measured in the background",
+    COMPARING: "its kernel is there, and is compared with the original on the next call",
+}
+
+
+def _in_tables(cache: KernelCache | None, args: Any, kwargs: Any) -> Explanation | None:
     if cache is None:
         return None
-    table_key = cache.key(*args, **kwargs)
-    state = cache.state_of(table_key)
-    if state is None:
+    key, op = cache.key(*args, **kwargs), cache.schema.op
+    held = cache.state_of(key)
+    if held is None:
         return None
-    if isinstance(state, Kernel):
-        return "hit", None, "a loaded kernel library serves the call"
-    if state.reason == COMPILING:
-        return "miss", None, "its kernel is being made in the background"
-    if state.reason == RARE:
-        calls = _rare.rares.calls_of(cache.table, table_key)
-        return "miss", None, f"rare, called {calls} times: {state.message}"
-    return "declined", state.reason, f"{REASONS.get(state.reason, '')}: {state.message}"
+    if isinstance(held, Kernel):
+        return Explanation(op, True, "hit", None, "a loaded kernel library serves the call")
+    state = cache.table.state(key, held)
+    if state is not None:
+        return Explanation(op, True, "miss", None, _STATES[state], state=state)
+    if held.reason == RARE:
+        message = f"rare, called {_rare.rares.calls_of(cache.table, key)} times: {held.message}"
+        return Explanation(op, True, "miss", None, message, state=RARE)
+    message = f"{REASONS.get(held.reason, '')}: {held.message}"
+    return Explanation(op, True, "declined", held.reason, message)
 
 
 def _stored_key(key: KernelKey) -> KernelKey:

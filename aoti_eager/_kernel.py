@@ -63,6 +63,7 @@ class Kernel:
         quiet: For Python: an item for each call that it serves before ``look`` is called instead.
         look: Serves a call and compares it with the original once more; ``None`` for never.
         gated: Whether it may serve while the setting ``gate`` is on; set by who knows its times.
+        saves_us: What a call saves by it, as measured, in microseconds; 0 where it was not.
     """
 
     __slots__ = (
@@ -80,6 +81,7 @@ class Kernel:
         "quiet",
         "results",
         "run",
+        "saves_us",
         "single",
         "words",
     )
@@ -101,6 +103,7 @@ class Kernel:
         self.words = words
         self.certified = False
         self.gated = False
+        self.saves_us = 0.0
         self.quiet: Iterator[None] = itertools.repeat(None)
         self.look: Look | None = None
         self.is_dynamic = False

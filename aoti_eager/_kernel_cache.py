@@ -6,6 +6,7 @@ import functools
 import logging
 import threading
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from threading import get_ident
 from typing import Any
 
@@ -26,7 +27,7 @@ from ._original import OriginalKernel
 from ._passthrough import passing
 from ._python_function import Description, PythonFunction
 from ._schema import op_schema
-from ._stats import Counter, OpCounters
+from ._stats import Counter, OpCounters, OpStats
 from ._table import COMPILING, RARE, Decline, Table, TableKey
 from ._toolchain import Toolchain
 from ._versions import leaves_counting_to_others
@@ -256,6 +257,13 @@ class KernelCache:
     def state_of(self, key: TableKey) -> Kernel | Decline | None:
         """Return what the tables hold under ``key``, for ``explain``; nothing is counted."""
         return self.table.kernel(key) or self.table.declines.get(key)
+
+    def stats(self) -> OpStats:
+        """Return the counts of this moment, how far its keys are, and what its kernels save."""
+        counts = self.counters.snapshot()
+        saves = [kernel.saves_us for kernel in list(self.table.kernels.values())]
+        saved_s = counts.hits * 1e-6 * sum(saves) / len(saves) if saves else 0.0
+        return replace(counts, unfinished=self.table.unfinished(), saved_s=saved_s)
 
     # -- hit: inlined in the entrance; what follows is its way out --
 

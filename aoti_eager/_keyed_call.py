@@ -33,7 +33,7 @@ from ._stats import Counter, OpCounters
 from ._store import StoredEntry
 from ._stored_failures import as_failure, standing
 from ._stored_pattern import native_pattern
-from ._table import Decline, Table, TableKey
+from ._table import Decline, Progress, Table, TableKey
 from ._template import CallTemplate, call_template
 from ._toolchain import Toolchain
 from ._verdict import PathTime, Verdict
@@ -275,6 +275,8 @@ class KeyedCall:
             found.library_path,
             found.entry,
             background=background,
+            compared=verdict.compared,
+            size=self.size(found.entry),
         )
         verdict = replace(verdict, compared=verdict.compared or measured.compared)
         size = self.size(found.entry)
@@ -316,6 +318,7 @@ class KeyedCall:
         *,
         is_dynamic: bool = False,
         entry: Entry | None = None,
+        progress: Progress | None = None,
         is_counted_in_python: bool = False,
     ) -> Decline:
         """Decline the key in its table from now on; ``count`` is in place of the reason's.
@@ -326,7 +329,14 @@ class KeyedCall:
         pattern = None if entry is None else self.pattern(entry)
         is_dynamic = is_dynamic or (entry is not None and entry.guards is not None)
         decline = Decline(
-            reason, message, count, self.words, is_dynamic, pattern, is_counted_in_python
+            reason,
+            message,
+            count,
+            self.words,
+            is_dynamic,
+            pattern,
+            progress,
+            is_counted_in_python,
         )
         self.table.decline(self.table_key, decline)
         log.info("%s: declined (%s): %s", self.key.op, reason, message)

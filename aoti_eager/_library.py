@@ -13,12 +13,13 @@ import threading
 import time
 import weakref
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from types import TracebackType
 from typing import Any
 
 import torch
 
-from . import _backend, _background, _compat, _device_backends, _native_path, _rare
+from . import _backend, _background, _compat, _device_backends, _native_path, _rare, _resumed
 from ._compat import OpOverload, OpOverloadPacket
 from ._compile import NO_COMPILER
 from ._cpp_compiler import compiler_on_path
@@ -30,6 +31,7 @@ from ._ops import find_overload, find_packet
 from ._original import OriginalKernel
 from ._schema import OpSchema, op_schema, qualified_name
 from ._stats import OpStats, add_totals
+from ._table import QUEUED
 from ._warnings import log, warn_once
 from .config import config
 from .errors import (
@@ -239,9 +241,9 @@ def stats() -> dict[str, OpStats]:
         registered = caches()  # first: it may retire some
         totals = dict(_retired)
         for cache in registered:
-            totals[cache.schema.op] = (
-                totals.get(cache.schema.op, OpStats()) + cache.counters.snapshot()
-            )
+            totals[cache.schema.op] = totals.get(cache.schema.op, OpStats()) + cache.stats()
+        for op, number in _resumed.unfinished().items():
+            totals[op] = totals.get(op, OpStats()) + OpStats(unfinished={QUEUED: number})
     return dict(sorted(totals.items()))
 
 
@@ -393,7 +395,8 @@ def _release(name: str, dispatch_key: str, holder: object) -> None:
 def _retire(cache: KernelCache) -> None:
     """Keep the counts of a kernel that is no longer registered."""
     name = cache.schema.op
-    _retired[name] = _retired.get(name, OpStats()) + cache.counters.snapshot()
+    # What has no decision yet gets none here any more.
+    _retired[name] = _retired.get(name, OpStats()) + replace(cache.stats(), unfinished={})
     cache.close()
 
 

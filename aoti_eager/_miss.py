@@ -22,6 +22,7 @@ from ._asking import Asked
 from ._backend import Backend
 from ._base.sealed_library import sealed_file
 from ._certificates import refusal as certificate_refusal
+from ._compat import raw_schema
 from ._declines import call_decline
 from ._entries import failed_entry, is_remembered, ready_entry
 from ._entry import Entry, Status
@@ -35,11 +36,13 @@ from ._passthrough import passthrough
 from ._pending import Arrived, compile_later
 from ._plan import Plan
 from ._python_function import Description
+from ._resumed import go_on
 from ._store import StoredEntry
 from ._stored_failures import as_failure, met_now
-from ._table import COMPILING, Decline, TableKey
+from ._table import BEING_COMPARED, COMPILING, Decline, TableKey
 from ._template import CallTemplate, call_template
 from ._verdict import Verdict
+from ._wanted import WantedCall, record_of
 from ._warnings import warn_once
 from ._workload import record
 from .config import config
@@ -146,6 +149,7 @@ class Miss:
         self._call = self._keyed_call(key, template, function)
         self._live = LiveCheck(cache.op, template, cache.original, self._keyset, self._inputs)
         record(key, function, cache.op)
+        go_on(cache, self._table)
         try:
             found = self._call.find(_backend.current())
         except StoreError as error:
@@ -208,6 +212,8 @@ class Miss:
         except (RunnerError, OSError) as error:
             return self._declined("library_unloadable", str(error))
         kernel.gated = self._call.passes_gate
+        taken = self._call.time(verdict, entry)
+        kernel.saves_us = 0.0 if taken is None else taken.saves_us
         if kernel.parallel and _backend.is_forked():
             return self._declined("forked", "OpenMP's threads stayed with the parent")
         if self._call.wants_check(entry, verdict) and self._in_background:
@@ -231,7 +237,12 @@ class Miss:
 
     def _arrived(self, arrival: Arrived) -> Any:
         """Return the original's result, compared with that of a library that a worker has tried."""
-        self._call.decline(COMPILING, "its kernel is compared", self._cache.counters.pending())
+        self._call.decline(
+            COMPILING,
+            "its kernel is compared",
+            self._cache.counters.pending(),
+            progress=BEING_COMPARED,
+        )
         self._counted = True
         try:
             return arrival.serve(self._keyset, self._args, self._kwargs)
@@ -363,6 +374,12 @@ class Miss:
             self._decline_next("forked", "the compile workers are the parent's")
         elif not compile_later(self._call, found):
             self._decline_next("queue_full", f"{self._op}: too many keys wait for the compiler")
+
+    def _want(self) -> None:
+        """Leave the key to a later process: this one has enough to do."""
+        if self._toolchain.works_in_background:
+            record = record_of(_backend.current().store.root)
+            record.want(WantedCall(self._call.key, str(raw_schema(self._cache.op))), lambda: 1)
 
     def _compile_and_check(self, result: Any, before: list[Tensor], plan: Plan | None) -> None:
         backend = _backend.current()

@@ -8,27 +8,26 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
 from . import _backend, _background
 from ._backend import Backend
-from ._entries import ready_entry
+from ._compat import raw_schema
+from ._entries import is_remembered
 from ._entry import Status
 from ._kernel import Kernel, call_inputs
-from ._key import ANY_THREADS
 from ._keyed_call import KeyedCall, refused
 from ._live_check import LiveCheck
+from ._making import Making, let_others_run
 from ._passthrough import passthrough
-from ._payback import payback
 from ._plan import Plan
 from ._stats import Counter
 from ._store import StoredEntry
-from ._stored_pattern import serves
 from ._table import COMPILING
 from ._verdict import Verdict
+from ._wanted import WantedCall, record_of
 from ._warnings import warn_once
 from .config import config
 from .errors import AotiEagerError, CompileError, StoreError
@@ -42,12 +41,6 @@ LIVE_CHECK_LIMIT_NUMEL = 1 << 16
 # Calls that take that long by chance (a cold cache, a busy core) leave the comparison to the next;
 # after so many of them nobody waits for another.
 _SLOW_CALLS = 4
-# Until a key that another process compiles is asked for again.
-_BUSY_DELAY_S = 0.25
-# How often a library is timed again that could not be, or that lost by noise, in growing distances.
-_UNQUIET_TRIES = 3
-# How often an entry may be gone that a worker has just published.
-_VANISHED_TRIES = 2
 
 
 def compile_later(
@@ -73,7 +66,13 @@ def compile_later(
         # First the table: a worker must not be faster.
         if plan is not None:
             call.table.specialised.begin(plan)
-        call.decline(COMPILING, "its kernel is being made", pending.count, is_dynamic=dynamic)
+        call.decline(
+            COMPILING,
+            "its kernel is being made",
+            pending.count,
+            is_dynamic=dynamic,
+            progress=pending,
+        )
         submitted = _background.background.submit(pending)
     finally:
         if not submitted:  # Also on Ctrl-C: nobody would ever decide on the key.
@@ -105,34 +104,55 @@ class Pending:
     ) -> None:
         self._call = call
         self._plan = plan
-        self._found = found
         self._backend = backend or _backend.current()
-        self._unquiet = 0
-        self._vanished = 0
+        self._making = Making(call, self._backend, found, plan)
         self.count: Counter = call.cache.counters.pending()
+        self._record = record_of(self._backend.store.root)
+        self._calls_before = self._record.calls_before(call.key.op, self._making.digest)
+        if call.toolchain.works_in_background:  # Else the script's own compiler makes it.
+            wanted = WantedCall(call.key, str(raw_schema(call.cache.op)), plan)
+            self._record.want(wanted, lambda: self._calls)
 
     @property
-    def calls(self) -> int:
-        """Return how often the key was called since it was queued."""
-        return self.count.value
+    def _calls(self) -> int:
+        return 1 + self.count.value  # The one that missed, and those that came since.
+
+    @property
+    def rank(self) -> tuple[int, int, int]:
+        """Return what it is worth to be done: what is there and has to be measured comes first.
+
+        Then what was called most, by earlier processes, too; and of those the keys of this one.
+        """
+        return int(self._making.is_stored), self._calls + self._calls_before, 1
+
+    @property
+    def state(self) -> str:
+        """Return how far it has come, one of ``_table.STATES``."""
+        return self._making.state
 
     def run(self) -> float | None:
         """Get the key's entry from a worker and decide, or return the seconds to wait."""
         call, plan = self._call, self._plan
-        if call.table.closed:
-            return None  # Unregistered, or its scope has ended.
-        delay = self._guarded_run()
-        if delay is None and plan is not None:
+        # Unregistered, or its scope has ended: then nobody decides.
+        delay = None if call.table.closed else self._guarded_run()
+        if delay is None:
+            self._record.release(self._making.digest)
+        if delay is None and plan is not None and not call.table.closed:
             call.table.specialised.end(plan, call.table.forget_decline)
         return delay
 
     def _guarded_run(self) -> float | None:
         call = self._call
         try:
-            return self._run()
+            delay = self._run()
+            if delay is None:
+                self._record.decided(self._making.digest)
+            return delay
         except CompileError as error:
             if _backend.is_ending():
                 return None
+            if is_remembered(error):
+                self._record.decided(self._making.digest)
             call.cache.counters.failures.add()
             if self._plan is not None and error.remember:
                 # The next call of this key asks for a kernel of its own.
@@ -156,59 +176,25 @@ class Pending:
 
     def _run(self) -> float | None:
         call, backend = self._call, self._backend
-        # Once: the setting may change at any time, and what serves must say by which it was chosen.
-        gated = call.is_gated
-        found = self._found
-        if found is None and not call.toolchain.works_in_background:
-            found = self._compiled_here()
-        if found is None and self._plan is not None:
-            call.table.specialised.look_again()
-            found = call.find(backend)
-        if found is None:
-            start = time.monotonic()
-            published = call.toolchain.publish(call.template, call.function, backend, self._plan)
-            if published is None:
-                return _BUSY_DELAY_S
-            if published.compiled:
-                call.cache.counters.compiles.add()
-                payback.observe(time.monotonic() - start)
-            _let_others_run()
-            try:
-                found = self._read(published.entry)
-            except FileNotFoundError:
-                # Cleared since; not again and again, if somebody goes on doing it.
-                self._vanished += 1
-                if self._vanished > _VANISHED_TRIES:
-                    raise
-                return _BUSY_DELAY_S
-            self._found = found
-            if found.entry.guards is not None:
-                call.table.specialised.add(found)
+        made = self._making.run()
+        if isinstance(made, float):
+            return made
+        found, verdict, gated, taken = made.found, made.verdict, made.gated, made.taken
         entry = found.entry
         if entry.status is not Status.READY:
             call.decline(entry.reason or "mismatch", entry.message or "see the log of its entry")
             return None
-        verdict = call.verdict(found, backend)
-        taken = call.time(verdict, entry)
         overridden = call.cache.original.overridden
-        # What came from another machine has not been run on this one, and may not be safe to.
-        unknown = gated and taken is None
-        untried = call.wants_check(entry, verdict) and not verdict.compared
-        if call.toolchain.works_in_background and (unknown or untried):
-            verdict, taken = call.measure(found, verdict, backend, background=True)
-            unsettled = taken is None or taken.is_doubtful
-            if gated and unsettled and self._unquiet < _UNQUIET_TRIES:
-                self._unquiet += 1
-                return float(4 ** (self._unquiet - 1))
         if gated and (taken is None or not taken.wins):
             call.decline(*refused(taken), entry=entry)
             return None
-        _let_others_run()
+        let_others_run()
         found = backend.store.check_library(found)
-        _let_others_run()
+        let_others_run()
         kernel = call.load_stored(found, backend)
         kernel.gated = gated or not call.toolchain.works_in_background
-        _let_others_run()
+        kernel.saves_us = 0.0 if taken is None else taken.saves_us
+        let_others_run()
         if call.is_gated and not gated:
             return 0.0  # The gate has been set meanwhile.
         if call.wants_check(entry, verdict):
@@ -217,50 +203,6 @@ class Pending:
         else:
             _put(call, kernel)
         return None
-
-    def _read(self, path: Path) -> StoredEntry:
-        """Return the entry that a worker has named.
-
-        Raises:
-            CompileError: It is another key's, whose library must not see our arguments.
-        """
-        found, key = self._backend.store.read(path), self._call.key
-        is_own = found.entry.key in (key, key.with_threads(ANY_THREADS))
-        if not is_own and not serves(self._call.cache.schema, found, key):
-            raise CompileError(
-                "worker_died", f"{key.op}: the worker has given another key's entry", remember=False
-            )
-        return found
-
-    def _compiled_here(self) -> StoredEntry:
-        """Return the entry of a library that a device's own compiler has made, on this thread."""
-        call, store = self._call, self._backend.store
-        with store.locked(call.key), store.workspace() as work:
-            found = call.find(self._backend)
-            if found is not None:
-                return found
-            call.cache.counters.compiles.add()
-            made = call.toolchain.compile(call.template, call.function, self._backend, work)
-            target, requires = call.toolchain.target(self._backend)
-            entry = ready_entry(
-                call.key,
-                self._backend.environment,
-                target,
-                requires,
-                outputs=made.outputs,
-                calls_aten=made.calls_aten,
-                parallel=made.parallel,
-                compiler=made.compiler,
-                identity=made.identity,
-                checked=False,
-                portable=True,
-            )
-            return store.publish(entry, work, made.library, "", sha256=made.sha256)
-
-
-def _let_others_run() -> None:
-    # The interpreter's lock is ours between two waits; the script gets it here.
-    time.sleep(0)
 
 
 def _put(call: KeyedCall, kernel: Kernel) -> None:

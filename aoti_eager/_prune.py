@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from ._base.store_format import remove
+from ._base.store_format import WANTED_FILE, remove
 from ._entries import identity_of
 from ._entry import Entry, Status
 from ._environment import current_environment
 from ._store import Store, StoredEntry
 from ._verdict import Verdicts
 from ._verify import orphan_verdicts
+from ._wanted import read_wanted, update_wanted
 from .errors import StoreError
 
 
@@ -57,7 +58,10 @@ def prune_store(
         elif declined and found.entry.status is not Status.READY:
             store.discard(found.path)
             failures += 1
-    losers = _forget_losers(store) if declined else 0
+    losers = 0
+    if declined:
+        losers = _forget_losers(store)
+        _forget_tries(store)
     orphans = _forget_orphans(store) if stale else 0
     return PruneReport(failures, losers, foreign, made, orphans)
 
@@ -77,6 +81,19 @@ def _forget_orphans(store: Store) -> int:
         raise
     except OSError as error:
         message = f"{store.root}: its verdicts cannot be removed: {error.strerror or error}"
+        raise StoreError(error.errno, message) from error
+
+
+def _forget_tries(store: Store) -> None:
+    """Have kept keys begun again that were begun in vain too often."""
+    if not any(one.tries for one in read_wanted(store.root).values()):
+        return
+    try:
+        update_wanted(
+            store.root, lambda kept: {name: replace(one, tries=0) for name, one in kept.items()}
+        )
+    except OSError as error:
+        message = f"{store.root / WANTED_FILE}: cannot be written: {error.strerror or error}"
         raise StoreError(error.errno, message) from error
 
 

@@ -22,6 +22,7 @@ from ._keyed_call import KeyedCall
 from ._payback import payback
 from ._specialisations import History
 from ._table import RARE, Table, TableKey
+from ._wanted import calls_before
 from ._warnings import warn_once
 from .config import config
 
@@ -36,11 +37,6 @@ _IDLE_S = 10.0
 # After so many keys a look gives the interpreter up.
 _AT_ONCE = 32
 _MESSAGE = "its calls have not taken enough time yet to make a kernel pay (compile_after)"
-
-
-def never_before(op: str, digest: str) -> int:
-    """Return how often a key was called in earlier runs, where nobody has written it down."""
-    return 0
 
 
 class Rare:
@@ -133,7 +129,7 @@ class Rares:
     def __init__(
         self, clock: Callable[[], float] = time.monotonic, *, has_thread: bool = True
     ) -> None:
-        self.calls_before: Callable[[str, str], int] = never_before
+        self.calls_before: Callable[[str, str], int] = calls_before
         self._clock = clock
         self._has_thread = has_thread
         self._kept: dict[tuple[int, TableKey], Rare] = {}

@@ -15,25 +15,21 @@ from __future__ import annotations
 import argparse
 import atexit
 import builtins
-import contextlib
-import json
 import os
-import shlex
 import sys
 import types
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from collections.abc import Sequence
 from importlib.machinery import SourceFileLoader
 from pathlib import Path
 
-from ._base.printable import printable, printable_lines
-from ._library import register, registered_ops, stats
+from . import _backend
+from ._library import register
 from ._output_file import OutputFile
+from ._run_report import RunReport, say_error
 from ._settings import MODES
-from ._stats import OpStats
-from ._workload import Recorder, start_recording, write_workload
+from ._workload import Recorder, start_recording
 from .config import config
-from .errors import AotiEagerError, ConfigError, OutputFileError, RegistrationError
+from .errors import AotiEagerError, ConfigError, RegistrationError
 
 # Ops that ordinary eager scripts call, that Inductor has a kernel of its own for, and whose calls
 # repeat with the same sizes and numbers, so that a few kernels serve a whole run. Left out:
@@ -76,6 +72,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--mode", choices=MODES, help="as the setting mode")
     parser.add_argument("--cache-dir", metavar="DIR", help="as the setting cache_dir")
     parser.add_argument("--workers", metavar="N", help="as the setting workers")
+    parser.add_argument(
+        "--wait", action="store_true", help="finish the kernels that are wanted, after the script"
+    )
     parser.add_argument("--json", metavar="FILE", help="write the counts to FILE, too")
     parser.add_argument(
         "--record", metavar="FILE", help="write the calls to FILE, a workload for the verb warm"
@@ -125,78 +124,23 @@ def main(options: argparse.Namespace) -> int:
                 setattr(config, name, getattr(options, name))
         recording = None if options.record is None else _start_recording(options.record)
         _register(chosen_ops(options))
+        _backend.current()  # Now: what is registered at exit later than us ends before us.
     except AotiEagerError as error:
         return _usage_error(str(error))
     # At exit, and registered first so that it comes last: threads that the script left running and
     # its own exit handlers call ops, too.
-    atexit.register(_report, os.getpid(), counts_file, recording)
-    return _run(script, source, [options.script, *options.arguments])
-
-
-def format_table(counts: Mapping[str, OpStats], *, registered: Sequence[str]) -> str:
-    """Return the table of what happened to the calls of each op, with a line of totals.
-
-    Ops without a call are counted in the last line.
-
-    Args:
-        counts: What ``stats()`` returns.
-        registered: What ``registered_ops()`` returns.
-    """
-    called = {op: count for op, count in counts.items() if count.calls}
-    lines = []
-    if called:
-        total = sum(called.values(), OpStats())
-        header = ("op", "calls", "hits", "misses", "compiles", "declines", "reasons")
-        rows: list[tuple[str, ...]] = [header]
-        rows += [_row(op, count) for op, count in called.items()]
-        rows.append(("total", *_row("", total)[1:-1], ""))
-        lines = align(rows, left=(0, 6))
-        lines.insert(-1, "-" * max(map(len, lines)))
-    ops = "op was" if len(registered) == 1 else "ops were"
-    never = len(set(registered) - set(called))
-    lines.append(f"{len(registered)} {ops} registered, {never} of them never called")
-    return "\n".join(lines)
-
-
-def align(rows: Sequence[Sequence[str]], *, left: Sequence[int] = ()) -> list[str]:
-    """Return one line a row, in columns of even width; each cell is made printable.
-
-    Args:
-        rows: Rows of equal length.
-        left: Columns to align left; the others are aligned right.
-    """
-    shown = [[printable(cell) for cell in row] for row in rows]
-    widths = [max(map(len, column)) for column in zip(*shown, strict=True)]
-    return [
-        "  ".join(
-            cell.ljust(width) if column in left else cell.rjust(width)
-            for column, (cell, width) in enumerate(zip(row, widths, strict=True))
-        ).rstrip()
-        for row in shown
-    ]
-
-
-def _row(op: str, count: OpStats) -> tuple[str, ...]:
-    numbers = (count.calls, count.hits, count.misses, count.compiles, count.declines)
-    by_count = sorted(count.declined.items(), key=lambda item: (-item[1], item[0]))
-    reasons = ", ".join(f"{reason} x{n}" for reason, n in by_count)
-    return (op, *map(str, numbers), reasons)
-
-
-def _say(text: str) -> None:
-    """Print to standard error if there is one; print(file=None) would write to the output."""
-    if sys.stderr is not None:
-        with contextlib.suppress(OSError, ValueError):
-            print(printable_lines(text), file=sys.stderr)
+    report = RunReport(options, counts_file, recording)
+    atexit.register(report.at_exit)
+    try:
+        return _run(script, source, [options.script, *options.arguments])
+    except KeyboardInterrupt:
+        report.waits = False  # Whoever wants an end gets it.
+        raise
 
 
 def _usage_error(message: str) -> int:
-    _say_error(message)
+    say_error(message)
     return USAGE_ERROR
-
-
-def _say_error(message: str) -> None:
-    _say(f"aoti-eager run: error: {message}")
 
 
 def _start_recording(path: str) -> tuple[Recorder, OutputFile]:
@@ -212,20 +156,6 @@ def _start_recording(path: str) -> tuple[Recorder, OutputFile]:
             "compiling, use mode 'cache_only'"
         )
     return start_recording(), OutputFile(path)
-
-
-def _write_workload(recorder: Recorder, file: OutputFile) -> str | None:
-    """Write the workload; return what to say after the table."""
-    calls = recorder.calls()
-    try:
-        write_workload(file, calls)
-    except OutputFileError as error:
-        _say_error(str(error))
-        return None
-    return (
-        f"{len(calls)} calls were recorded; to compile them: "
-        f"{shlex.join(['aoti-eager', 'warm', str(file.path)])}"
-    )
 
 
 def _register(names: Sequence[str] | None) -> None:
@@ -277,27 +207,3 @@ def _run(script: Path, source: bytes, argv: list[str]) -> int:
         sys.excepthook(type(error), error.with_traceback(shown), shown)
         return 1
     return 0
-
-
-def _report(
-    pid: int, counts_file: OutputFile | None, recording: tuple[Recorder, OutputFile] | None
-) -> None:
-    if os.getpid() != pid:
-        return  # A child that was forked: its counts are no part of the script's.
-    # First of all: what follows takes time, and a second Ctrl-C would lose it.
-    recorded = None if recording is None else _write_workload(*recording)
-    counts = stats()
-    with contextlib.suppress(OSError, ValueError, AttributeError):
-        # Where both streams go to one file, the table comes last. The script may have closed it.
-        sys.stdout.flush()
-    table = format_table(counts, registered=registered_ops())
-    place = config.cache_dir or "in no directory: this user has no home"
-    _say(f"\naoti_eager: {config.mode} mode, cache {place}\n{table}")
-    if recorded is not None:
-        _say(recorded)
-    if counts_file is not None:
-        document = json.dumps({op: asdict(count) for op, count in counts.items()})
-        try:
-            counts_file.write(document.encode())
-        except OutputFileError as error:
-            _say_error(str(error))

@@ -148,6 +148,17 @@ def _seconds(value: Any) -> float:
     return number
 
 
+def _seconds_or_none(value: Any) -> float:
+    try:
+        is_zero = not isinstance(value, bool) and float(value) == 0
+    except (TypeError, ValueError, OverflowError):
+        is_zero = False
+    try:
+        return 0.0 if is_zero else _seconds(value)
+    except ValueError:
+        raise ValueError("wants a number of seconds, or 0") from None
+
+
 SETTINGS: dict[str, Setting] = {
     setting.name: setting
     for setting in (
@@ -254,6 +265,13 @@ SETTINGS: dict[str, Setting] = {
             330.0,
             _seconds,
             "seconds to wait for another process that compiles the same key",
+        ),
+        Setting(
+            "linger_s",
+            30.0,
+            _seconds_or_none,
+            "seconds that a worker may go on after the script's end, to finish the kernel that it "
+            "is making; 0 ends it with the script",
         ),
     )
 }

@@ -9,6 +9,7 @@ import threading
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 from ._base.data_class import dataclass, field
 from ._base.file_lock import locked
@@ -73,9 +74,15 @@ class OpStats:
         compiles: Kernel libraries compiled.
         failures: Compiles that gave no usable library, and runs that raised.
         declined: Calls by decline reason; they add up to ``declines``.
-        rechecks: Hits that were compared with the original once more; counts are equal without it.
+        rechecks: Hits that were compared with the original once more.
         rare: Of the misses, calls of keys that had not been called often enough to be worth a
-            compile (``compile_after``); counts are equal without it.
+            compile (``compile_after``).
+        unfinished: Keys that no decision was made on yet, at this moment, by how far they have
+             come: ``queued``, ``compiling``, ``measuring``, ``comparing`` (on their next call).
+        saved_s: About how many seconds the hits have saved, by what was measured of kernels, as if
+             all of an op's were called equally often.
+
+    Counts are equal without the last four.
     """
 
     hits: int = 0
@@ -86,6 +93,8 @@ class OpStats:
     declined: Mapping[str, int] = field(default_factory=dict)
     rechecks: int = field(default=0, compare=False)
     rare: int = field(default=0, compare=False)
+    unfinished: Mapping[str, int] = field(default_factory=dict, compare=False, repr=False)
+    saved_s: float = field(default=0.0, compare=False, repr=False)
 
     @property
     def calls(self) -> int:
@@ -93,9 +102,7 @@ class OpStats:
         return self.hits + self.misses + self.declines
 
     def __add__(self, other: OpStats) -> OpStats:
-        declined = dict(self.declined)
-        for reason, count in other.declined.items():
-            declined[reason] = declined.get(reason, 0) + count
+        declined = _added(self.declined, other.declined)
         return OpStats(
             self.hits + other.hits,
             self.misses + other.misses,
@@ -105,7 +112,16 @@ class OpStats:
             declined,
             self.rechecks + other.rechecks,
             self.rare + other.rare,
+            _added(self.unfinished, other.unfinished),
+            self.saved_s + other.saved_s,
         )
+
+
+def _added(counts: Mapping[str, int], more: Mapping[str, int]) -> dict[str, int]:
+    added = dict(counts)
+    for name, count in more.items():
+        added[name] = added.get(name, 0) + count
+    return added
 
 
 class OpCounters:
@@ -219,6 +235,13 @@ def _read_totals(root: Directory) -> dict[str, OpStats]:
         return {}
 
 
+def _lasting(total: OpStats) -> dict[str, Any]:
+    """Return what of an op's counts is worth to be kept: not what is true of a moment."""
+    values = asdict(total)
+    del values["unfinished"]
+    return values
+
+
 def add_totals(root: Path, stats: Mapping[str, OpStats]) -> None:
     """Add ``stats`` to the totals in the store at ``root``, which must exist.
 
@@ -233,5 +256,5 @@ def add_totals(root: Path, stats: Mapping[str, OpStats]) -> None:
         totals = _read_totals(directory)
         for op, counts in stats.items():
             totals[op] = totals.get(op, OpStats()) + counts
-        document = json.dumps({op: asdict(total) for op, total in sorted(totals.items())})
+        document = json.dumps({op: _lasting(total) for op, total in sorted(totals.items())})
         directory.write(TOTALS_FILE, document.encode())

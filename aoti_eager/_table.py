@@ -26,13 +26,38 @@ DECLINES_LIMIT = 1 << 16
 KERNELS_LIMIT = 1 << 12
 
 
+# What becomes of a key that has been given to the compile workers, in this order. The last one
+# waits for a call of the key, to be compared on its arguments.
+QUEUED, BEING_COMPILED, MEASURING, COMPARING = "queued", "compiling", "measuring", "comparing"
+STATES = (QUEUED, BEING_COMPILED, MEASURING, COMPARING)
+
+
+class Progress(Protocol):
+    """A key that a kernel is being made for."""
+
+    @property
+    def state(self) -> str:
+        """Return how far it has come, one of ``STATES``."""
+
+
+@dataclass(frozen=True, slots=True)
+class _At:
+    """One that stays where it is."""
+
+    state: str
+
+
+BEING_COMPARED: Progress = _At(COMPARING)
+
+
 @dataclass(frozen=True, slots=True)
 class Decline:
     """The decision to keep the original kernel for a key.
 
     ``words`` is the key in C++; ``None`` if it has none. ``is_dynamic`` is true of a key that a
     dynamic specialisation is there for, or comes: it does not count as one of its own. With a
-    ``pattern`` C++ declines all calls that match it. ``is_counted_in_python`` is true of a key
+    ``pattern`` C++ declines all calls that match it. ``progress`` says how far a key has come that
+    nothing is decided on yet; without it, it is queued. ``is_counted_in_python`` is true of a key
     whose next call Python wants to see.
     """
 
@@ -42,6 +67,7 @@ class Decline:
     words: bytes | None = None
     is_dynamic: bool = False
     pattern: NativePattern | None = None
+    progress: Progress | None = None
     is_counted_in_python: bool = False
 
 
@@ -88,6 +114,7 @@ class Table:
         lost: How many have a kernel that does not pay off, or could not be given one.
         specialised: The op's dynamic specialisations.
         closed: Whether nobody looks into it any more, and nothing is kept in it.
+        goes_on: Whether what earlier processes wanted of the op has been looked at.
     """
 
     def __init__(self) -> None:
@@ -100,6 +127,7 @@ class Table:
         self.compiling = 0
         self.lost = 0
         self.closed = False
+        self.goes_on = False
         self._listener: Callable[[], None] | None = None
         self.specialised = Specialisations()
         self._lock = threading.RLock()
@@ -109,6 +137,23 @@ class Table:
         """Return how many keys have a kernel, used or not, or are getting one."""
         static = sum(not kernel.is_dynamic for kernel in self.kernels.values())
         return static + self.compiling + self.lost
+
+    def state(self, key: TableKey, decline: Decline) -> str | None:
+        """Return how far a key has come that has no kernel yet; ``None`` where it was decided."""
+        if decline.reason != COMPILING:
+            return None
+        if key in self.arrivals:
+            return COMPARING
+        return QUEUED if decline.progress is None else decline.progress.state
+
+    def unfinished(self) -> dict[str, int]:
+        """Return how many keys have no decision yet, by state."""
+        counts = dict.fromkeys(STATES, 0)
+        for key, decline in list(self.declines.items()):
+            state = self.state(key, decline)
+            if state is not None:
+                counts[state] += 1
+        return {state: count for state, count in counts.items() if count}
 
     def attach(self) -> NativeTable:
         """Return the C++ twin, made and filled by the first call; the hit path must be loaded."""

@@ -164,6 +164,8 @@ class Toolchain:
         entry: Entry,
         *,
         background: bool,
+        compared: bool,
+        size: int | None,
     ) -> Measured:
         """Return the times of a stored library, tried and timed in a worker.
 
@@ -174,6 +176,8 @@ class Toolchain:
             library: Its file.
             entry: Its entry.
             background: Whether the worker has a low priority.
+            compared: Whether it was tried on this model of processor: then it is only timed.
+            size: The call's size class, for a dynamic specialisation.
 
         Raises:
             CompileError: It must not be used, or there is no worker.
@@ -184,6 +188,9 @@ class Toolchain:
             "outputs": [dict(output) for output in entry.outputs],
             "calls_aten": entry.calls_aten,
             "numbers": list(number_arguments(entry.key)),
+            "digest": entry.digest,
+            "size": size,
+            "compared": compared,
         }
         service = backend.background_service if background else backend.service
         return service.measure(template.key, described, backend.toolchain, **self._asked(function))

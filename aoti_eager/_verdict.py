@@ -78,6 +78,11 @@ class PathTime:
         """Return whether it loses by noise alone: in a calmer moment it may win."""
         return self.spread > _CALM_SPREAD and not self.wins and self._wins_by(LEAST_GAIN)
 
+    @property
+    def saves_us(self) -> float:
+        """Return what a served call saves, in microseconds."""
+        return max(0.0, self.original_us - self.kernel_us)
+
     def _wins_by(self, margin: float) -> bool:
         return self.kernel_us <= (1 - margin) * self.original_us
 

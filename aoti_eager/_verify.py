@@ -22,6 +22,7 @@ from ._base.store_format import (
     HEADERS_LOCK,
     STUB_FILE,
     STUB_RECORD,
+    WANTED_FILE,
     children,
     is_inductor_header,
     is_marked,
@@ -33,6 +34,7 @@ from ._native_build import check_native
 from ._probes import PROBES_LIMIT, decode_probes
 from ._store import Store
 from ._verdict import FORMAT_VERSION, NOT_A_VERDICT, VERDICT_LIMIT, decode_verdict
+from ._wanted import LARGEST_FILE, decode
 from .errors import StoreError, StorePermissionError, UntrustedFileError
 
 Place = tuple[str, ...]
@@ -80,6 +82,7 @@ def look(root: Path) -> Findings:
     try:
         with open_directory(root) as store:
             search.leftovers(store)
+            search.wanted(store)
             with search.inside(store, "toolchain") as toolchain:
                 if toolchain is not None:
                     search.toolchain(toolchain)
@@ -183,6 +186,23 @@ class _Search:
                 is_left = name.endswith(".tmp") and _age_s(directory, name) > _TEMPORARY_AGE_S
             if is_left:
                 self.findings.leftovers.append((*place, name))
+
+    def wanted(self, store: Directory) -> None:
+        """Look at the kept queue: one line that is damaged costs the file, which is advice."""
+        try:
+            found, damaged = decode(store.read(WANTED_FILE, LARGEST_FILE))
+        except FileNotFoundError:
+            return
+        except UntrustedFileError as error:
+            self.damage((WANTED_FILE,), error.problem)
+            return
+        except OSError as error:
+            if error.errno not in _PASSING_ERRORS:
+                self.damage((WANTED_FILE,), error.strerror or "cannot be read")
+            return
+        damaged += sum(not one.is_call() for one in found.values())
+        if damaged:
+            self.damage((WANTED_FILE,), f"has {damaged} lines that are no wanted keys")
 
     def toolchain(self, toolchain: Directory) -> None:
         """Look at headers, the stub, probes and the C++ hit path."""

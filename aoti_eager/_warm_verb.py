@@ -1,4 +1,7 @@
-"""``python -m aoti_eager warm FILE``: compile a workload, with a progress bar and a summary."""
+"""``python -m aoti_eager warm``: compile a workload, or what scripts have left unfinished.
+
+With a progress bar and a summary.
+"""
 
 from __future__ import annotations
 
@@ -13,11 +16,13 @@ from tqdm import tqdm
 from . import _backend
 from ._base.printable import printable_lines
 from ._output_file import OutputFile
-from ._script import align
+from ._run_report import align
 from ._warm import Warming
+from ._warm_kept import KeptWarming
 from ._warm_report import WarmReport
 from ._workload import load_workload
 from .config import config
+from .errors import WorkloadError
 
 INTERRUPTED = 130  # What a shell says of a command that Ctrl-C ended.
 _SHOWN_FAILURES = 10
@@ -25,7 +30,14 @@ _SHOWN_FAILURES = 10
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of ``warm`` to ``parser``."""
-    parser.add_argument("workload", metavar="FILE", help="a workload, from run --record FILE")
+    parser.add_argument(
+        "workload", metavar="FILE", nargs="?", help="a workload, from run --record FILE"
+    )
+    parser.add_argument(
+        "--kept",
+        action="store_true",
+        help="what scripts wanted and did not get before they ended, in place of a workload",
+    )
     parser.add_argument(
         "--jobs", metavar="N", type=int, help="compiles at a time (default: one a core)"
     )
@@ -39,7 +51,9 @@ def main(options: argparse.Namespace) -> int:
     Raises:
         AotiEagerError: A wrong use: no workload, a wrong option, a store that cannot be written.
     """
-    workload = load_workload(options.workload)
+    if (options.workload is None) != options.kept:
+        raise WorkloadError("choose a workload, or --kept: what scripts have left unfinished")
+    workload = None if options.kept else load_workload(options.workload)
     file = None if options.json is None else OutputFile(options.json, pipes=True)
     # Only where somebody looks: in a log, each step of the bar would be a line.
     with tqdm(disable=None, unit="kernel", desc="compiling", mininterval=0, leave=False) as bar:
@@ -49,7 +63,12 @@ def main(options: argparse.Namespace) -> int:
             if not bar.update(done - bar.n):
                 bar.refresh()
 
-        warming = Warming(workload, _backend.current(), jobs=options.jobs, progress=progress)
+        backend = _backend.current()
+        warming: Warming | KeptWarming
+        if workload is None:
+            warming = KeptWarming(backend, jobs=options.jobs, progress=progress)
+        else:
+            warming = Warming(workload, backend, jobs=options.jobs, progress=progress)
         status = 0
         try:
             warming.run()

@@ -59,10 +59,17 @@ class WorkDirectory:
         with contextlib.suppress(OSError):  # No locks here: its process's number has to do.
             fcntl.flock(self._held.fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
+    @property
+    def descriptor(self) -> int | None:
+        """Return what holds the lock, for a child that is to hold it, too; ``None`` if it is gone.
+
+        A script that becomes a daemon closes all descriptors, and may have used the number again.
+        """
+        return self._held.fd if _identity(self._held.fd) == self._identity else None
+
     def close(self, root: Directory) -> None:
         """Remove it with all that lies in it; what cannot be removed is left for the next sweep."""
-        # A script that becomes a daemon closes all descriptors, and may have used the number again.
-        if _identity(self._held.fd) == self._identity:
+        if self.descriptor is not None:
             self._held.close()
         with contextlib.suppress(OSError):
             remove(root, "tmp", self.name)
@@ -104,6 +111,15 @@ class Scratch:
         if self.path is None:
             with contextlib.suppress(OSError):
                 self.path = Path(tempfile.mkdtemp(prefix=_PREFIX))
+
+    @property
+    def descriptors(self) -> tuple[int, ...]:
+        """Return what the worker has to inherit, so that nobody takes a scratch for a dead one's.
+
+        The lock on it is there as long as one process holds it: the worker may outlive us.
+        """
+        descriptor = None if self._work is None else self._work.descriptor
+        return () if descriptor is None else (descriptor,)
 
     def close(self) -> None:
         """Remove it; a second time is no error."""

@@ -4,7 +4,7 @@ It reads one JSON request a line from standard input and answers one a line. No 
 here and no state of the caller's threads exists, so autocast, inference mode and dispatch modes of
 the caller cannot leak into a trace. It ends when its standard input or its parent does, takes the
 compilers it started with it, and removes what they were writing; so a parent that was killed leaves
-nothing.
+nothing. A parent that ends in order may leave it some seconds to finish what it is at.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from ._base import scheduling
 from ._compile_job import CompileJobs
 from ._work_directories import SCRATCH_VARIABLE, remove_scratch
 
@@ -48,14 +49,18 @@ def main() -> None:
     # Not the temporary directory, which may be the user's own.
     scratch = os.environ.get(SCRATCH_VARIABLE)
     jobs = CompileJobs(vector_bits, Path(scratch) if scratch else None)
-    requests: queue.Queue[dict[str, Any]] = queue.Queue()
-    threading.Thread(target=_read_requests, args=(requests, jobs), daemon=True).start()
-    threading.Thread(target=_watch, args=(parent, jobs), daemon=True).start()
+    requests: queue.Queue[dict[str, Any] | None] = queue.Queue()
+    lingers = threading.Event()
+    arguments = (requests, jobs, lingers)
+    threading.Thread(target=_read_requests, args=arguments, daemon=True).start()
+    threading.Thread(target=_watch, args=(parent, jobs, lingers), daemon=True).start()
     while True:
         try:
             request = requests.get(timeout=IDLE_S)
         except queue.Empty:
             break  # Its memory is worth more than the seconds that the next one takes to start.
+        if request is None:
+            break
         answer = jobs.answer(request)
         with contextlib.suppress(OSError):  # Nobody reads any more: standard input ends, too.
             answers.write(json.dumps(answer) + "\n")
@@ -63,16 +68,40 @@ def main() -> None:
     _end(jobs)
 
 
-def _read_requests(requests: queue.Queue[dict[str, Any]], jobs: CompileJobs) -> None:
+def _read_requests(
+    requests: queue.Queue[dict[str, Any] | None], jobs: CompileJobs, lingers: threading.Event
+) -> None:
     for line in sys.stdin:
-        requests.put(json.loads(line))
+        request = json.loads(line)
+        if request["kind"] == "linger":
+            jobs.lingers = True
+            lingers.set()
+            requests.put(None)  # After what has come until now, nothing is begun.
+            _end_at(request["until"], jobs)
+        requests.put(request)
     _end(jobs)
 
 
-def _watch(parent: int, jobs: CompileJobs) -> None:
+def _watch(parent: int, jobs: CompileJobs, lingers: threading.Event) -> None:
     """End with the parent though a child that it has forked keeps our standard input open."""
     while os.getppid() == parent:
         time.sleep(1.0)
+    # What it has said last may not have been read yet.
+    if not lingers.wait(1.0):
+        _end(jobs)
+
+
+def _end_at(until: float, jobs: CompileJobs) -> None:
+    """Go on without the parent, behind everything else, for a while: then end, whatever is done.
+
+    Args:
+        until: The time, by the system's monotonic clock, which all processes share.
+        jobs: What is being done.
+    """
+    # The parent may have gone in the midst of one of our windows (``_share``).
+    while not scheduling.give_way(os.getpid()) and time.monotonic() < until:
+        time.sleep(0.1)
+    time.sleep(max(0.0, until - time.monotonic()))
     _end(jobs)
 
 

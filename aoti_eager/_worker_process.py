@@ -5,11 +5,13 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import select
 import signal
 import socket
 import subprocess
 import sys
 import threading
+import time
 from multiprocessing.connection import wait
 from pathlib import Path
 from typing import Any
@@ -22,6 +24,8 @@ from .errors import CompileError
 
 # Bytes; a log of 20,000 characters is the longest part of an answer.
 _LONGEST_ANSWER = 1 << 20
+# What a worker can end without us: it puts what comes of it into the store itself.
+_LINGERING = frozenset({"publish", "measure"})
 # A script that has given SIGPIPE its default meaning must not end because a worker did.
 _NO_SIGNAL = getattr(socket, "MSG_NOSIGNAL", 0)
 
@@ -33,6 +37,9 @@ class WorkerProcess:
         target: The instruction set to compile for.
         nice: By how much its priority is lower than ours.
         root: The store in which it may write before it knows of a request.
+
+    Attributes:
+        lingers: Whether it was let go of, and ends by itself.
 
     Raises:
         CompileError: It cannot be started.
@@ -61,6 +68,7 @@ class WorkerProcess:
                     stderr=subprocess.DEVNULL,
                     env={**os.environ, **self._directories()},
                     umask=0o077,
+                    pass_fds=self._scratch.descriptors,
                     # A group of its own: Ctrl-C in the terminal is for the script, not for us.
                     start_new_session=True,
                 )
@@ -72,6 +80,8 @@ class WorkerProcess:
             ) from error
         self._lock = threading.Lock()
         self._asking = False
+        self._works_alone = False  # What it was asked for, it can end without us.
+        self.lingers = False
         self._ended = False
         self._reaper = threading.Thread(target=self._reap, name="aoti_eager-reaper", daemon=True)
         try:
@@ -133,7 +143,7 @@ class WorkerProcess:
             return self._ask(request, deadline)
         finally:
             with self._lock:
-                self._asking = False
+                self._asking = self._works_alone = False
             if not self.is_alive():
                 self.kill()  # It closes the pipes now.
 
@@ -141,17 +151,23 @@ class WorkerProcess:
         if not self._send(request, deadline):
             self.kill()
             return None
+        with self._lock:
+            self._works_alone = request.get("kind") in _LINGERING
         assert self._process.stdout is not None
         pipe = self._process.stdout.fileno()
         buffer = b""
         while not buffer.endswith(b"\n") and len(buffer) < _LONGEST_ANSWER:
             in_time = deadline.left() > 0
-            ready = wait([pipe], deadline.next_look()) if in_time else []
+            # The socket has something to read when ``linger`` has closed it, or a dead worker.
+            both: list[Any] = [pipe, self._requests]
+            ready = wait(both, deadline.next_look()) if in_time else []
+            if self.lingers:
+                return None
             # A forked child of ours has the pipe's other end, too: it stays open when the worker is
             # dead.
             if in_time and not ready and self.is_alive():
                 continue
-            chunk = os.read(pipe, 1 << 16) if ready else b""
+            chunk = os.read(pipe, 1 << 16) if pipe in ready else b""
             if not chunk:
                 self.kill()
                 return None
@@ -180,8 +196,39 @@ class WorkerProcess:
         except ChildProcessError:
             return False
 
-    def kill(self) -> None:
-        """End it with all that it has started."""
+    def linger(self, seconds: float) -> bool:
+        """Let the worker end what it was asked for without us, and let go of it.
+
+        It does nothing more, puts what comes of it into the store, and ends, after so many seconds
+        at most. Who waits for its answer gets none.
+
+        Returns:
+            Whether it does; false where it has nothing to do that it could end by itself.
+        """
+        message = json.dumps({"kind": "linger", "until": time.monotonic() + seconds})
+        with self._lock:
+            if not self._works_alone or self._ended or not self.is_alive():
+                return False
+            try:
+                # A worker that does not read must not hold up the script's end.
+                if not select.select([], [self._requests], [], 0)[1]:
+                    return False
+                self._requests.send(message.encode() + b"\n", _NO_SIGNAL)
+                self.lingers = True
+                self._requests.shutdown(socket.SHUT_RDWR)  # Who waits for the answer wakes up.
+            except (OSError, ValueError):
+                self.lingers = False
+                return False
+            # It is not ours any more: subprocess would warn that it runs.
+            self._process.returncode = 0
+            return True
+
+    def kill(self, *, even_if_it_lingers: bool = False) -> None:
+        """End it with all that it has started, unless it was let go of."""
+        if self.lingers:
+            if even_if_it_lingers:
+                self._end_group(is_last=False)
+            return
         self._end_group(is_last=False)
         self._reaper.join()
         self._close_pipes()

@@ -33,8 +33,8 @@ FORMAT_VERSION = 1
 _KIND = "aoti_eager workload"
 
 # An op's name becomes a directory's: no slash, no dot at its beginning, and not too long.
-_OP = r"\w[\w.]*::\w[\w.]*"
-_LONGEST_OP = 200
+OP = r"\w[\w.]*::\w[\w.]*"
+LONGEST_OP = 200
 _MOST_THREADS = 1 << 16
 
 # A file may be a pipe without an end. A call's line is a kilobyte or two.
@@ -286,7 +286,7 @@ def _checked_call(document: dict[str, Any]) -> Call:
         raise _wrong(function, "a function as an object, or null", "function")
     if not isinstance(schema, str):
         raise _wrong(schema, "an op's schema in words", "schema")
-    key = _key(document["key"])
+    key = checked_key(document["key"])
     # Else a kernel of one function would be stored as another's.
     named = dict(key.context).get("function")
     try:
@@ -298,14 +298,19 @@ def _checked_call(document: dict[str, Any]) -> Call:
     return Call(key, function, schema)
 
 
-def _key(value: Any) -> KernelKey:
+def checked_key(value: Any) -> KernelKey:
+    """Return the key that a document describes, if it can be one.
+
+    Raises:
+        WorkloadError: It cannot.
+    """
     if not isinstance(value, dict):
         raise _wrong(value, "an object", "key")
     op = value.get("op")
-    if not isinstance(op, str) or not re.fullmatch(_OP, op):
+    if not isinstance(op, str) or not re.fullmatch(OP, op):
         raise _wrong(op, "an op's name, aten::add.Tensor", "key.op")
-    if len(op) > _LONGEST_OP:
-        raise _wrong(op, f"a name of up to {_LONGEST_OP} characters, not {len(op)}", "key.op")
+    if len(op) > LONGEST_OP:
+        raise _wrong(op, f"a name of up to {LONGEST_OP} characters, not {len(op)}", "key.op")
     if not isinstance(value.get("dispatch_key"), str):
         raise _wrong(value.get("dispatch_key"), "a dispatch key's name, CPU", "key.dispatch_key")
     for name in ("arguments", "context"):

@@ -22,6 +22,7 @@ from ._store_root import store_errors
 from ._stored_failures import still_holds
 from ._verdict import PathTime, Verdict, Verdicts, clear_verdicts
 from ._verify import look, mend
+from ._wanted import forget_wanted
 from ._warm import warm
 from ._warm_report import WarmFailure, WarmReport
 from ._workload import Call, read_workload
@@ -206,7 +207,7 @@ def prune(
     Args:
         declined: Remove the remembered failures of the current environment (entries that were
             declined or quarantined), and what was measured on this processor of kernels that lost
-            on either hit path.
+            on either hit path. Keys that were begun in vain too often are begun again.
         stale: Remove the entries of other environments, and verdicts, of any processor, on keys
             that have no entry.
         compiler: Remove the entries of the current environment that a C++ compiler has made, and
@@ -226,7 +227,8 @@ def prune(
 def clear(*, cache_dir: str | os.PathLike[str] | None = None) -> int:
     """Remove all entries, those of other environments too, and return how many there were.
 
-    What was measured of them goes, too; the toolchain and the totals stay. Kernels that this
+    What was measured of them goes, too, and what processes wanted and did not get; the toolchain
+    and the totals stay. Kernels that this
     process has loaded go on being used.
 
     Raises:
@@ -237,6 +239,7 @@ def clear(*, cache_dir: str | os.PathLike[str] | None = None) -> int:
     with store.marked() as root, store_errors(f"{store.root}: its verdicts cannot be removed"):
         if root is not None:
             clear_verdicts(root)
+            forget_wanted(root)
     return count
 
 

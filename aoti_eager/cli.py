@@ -19,6 +19,7 @@ from ._base.printable import printable, printable_lines
 from ._entry import Remembered
 from ._explain import explain
 from ._pattern import guard_texts
+from ._run_report import align
 from ._stats import OpStats, read_totals
 from ._verdict import Verdict, processor
 from .cache import short_dtype
@@ -126,7 +127,7 @@ def _list(namespace: argparse.Namespace) -> int:
         for e in entries
     ]
     header = ("op", "key", "status", "KiB", "inputs", "reason")
-    print("\n".join(_script.align([header, *rows], left=(0, 1, 2, 4, 5))))
+    print("\n".join(align([header, *rows], left=(0, 1, 2, 4, 5))))
     size = sum(e.size_bytes for e in entries)
     _say(f"{len(entries)} entries, {size / 2**20:.1f} MiB, in {config.cache_dir}")
     return 0
@@ -223,7 +224,7 @@ def _stats(namespace: argparse.Namespace) -> int:
         return 0
     rows = [_stats_row(op, counts) for op, counts in sorted(totals.items())]
     header = ("op", "hits", "misses", "compiles", "failures", "declines", "reasons")
-    print("\n".join(_script.align([header, *rows], left=(0, 6))))
+    print("\n".join(align([header, *rows], left=(0, 6))))
     _say(f"{len(totals)} ops, all processes that used {config.cache_dir}")
     return 0
 

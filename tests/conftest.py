@@ -281,6 +281,8 @@ def settings(
     monkeypatch.setenv("AOTI_EAGER_MODE", "sync")
     # Most tests are about what kernels do, and take small ones, which lose.
     monkeypatch.setenv("AOTI_EAGER_GATE", "0")
+    # What a test's processes leave unfinished is not to go on beside the next test.
+    monkeypatch.setenv("AOTI_EAGER_LINGER_S", "0")
     # And a kernel that an earlier test left behind is not to serve what the next one counts.
     dynamic = "auto" if request.node.get_closest_marker("dynamic") is not None else "0"
     monkeypatch.setenv("AOTI_EAGER_DYNAMIC", dynamic)

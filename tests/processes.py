@@ -41,7 +41,9 @@ print(json.dumps({
 KEYS = 3
 
 
-def start(cache_dir: Path, script: str = WORK, **variables: str) -> subprocess.Popen[str]:
+def start(
+    cache_dir: Path, script: str = WORK, *, stdin: int | None = None, **variables: str
+) -> subprocess.Popen[str]:
     """Start ``script`` on the cache in ``cache_dir``; a variable that is empty is unset."""
     simplest = {"AOTI_EAGER_MODE": "sync", "AOTI_EAGER_GATE": "0", "AOTI_EAGER_DYNAMIC": "0"}
     own = {"AOTI_EAGER_CACHE_DIR": str(cache_dir), **variables}
@@ -49,6 +51,7 @@ def start(cache_dir: Path, script: str = WORK, **variables: str) -> subprocess.P
     environment = {name: value for name, value in environment.items() if value}
     return subprocess.Popen(
         [sys.executable, "-c", script],
+        stdin=stdin,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,

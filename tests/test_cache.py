@@ -265,6 +265,9 @@ with aoti_eager.register("aten::silu"):
         "compiles": 0,
         "failures": 0,
         "declined": {"not_in_cache": 2},
+        "rechecks": 0,
+        "unfinished": {},
+        "saved_s": 0.0,
     }
 
 

@@ -19,12 +19,12 @@ import pytest
 import torch
 
 import aoti_eager
-from aoti_eager import OpStats, _backend, _background, _library, _pending, _verdict
+from aoti_eager import OpStats, _backend, _background, _library, _making, _pending, _verdict
 from aoti_eager._answers import Measured, Published
 from aoti_eager._compile import CompileService
 from aoti_eager._kernel import Kernel
 from aoti_eager._verdict import PathTime, Verdicts
-from aoti_eager.errors import AotiEagerWarning
+from aoti_eager.errors import AotiEagerWarning, CompileError
 
 from . import workers
 from .child_patches import patch_children
@@ -151,12 +151,106 @@ def test_a_kernel_that_came_before_the_cpp_hit_path_serves_after_the_switch() ->
         assert stats().hits == before.hits + 2
 
 
-def test_a_key_that_is_being_made_says_so() -> None:
-    with aoti_eager.register("aten::silu"):
+def test_how_far_a_key_has_come_is_told_apart(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Queued, compiling, measuring, comparing: in ``explain`` and in ``stats``."""
+    steps = {"compiling": "publish", "measuring": "measure"}
+    may_go_on = {state: threading.Event() for state in steps}
+    reached = {state: threading.Event() for state in steps}
+    for state, name in steps.items():
+        asked = getattr(CompileService, name)
+
+        def held(*args: Any, state: str = state, asked: Any = asked, **more: Any) -> Any:
+            reached[state].set()
+            assert may_go_on[state].wait(60.0)
+            if state == "measuring":
+                return Measured(both(wins()), compared=True)
+            # Without times: they are wanted next.
+            return asked(*args, **{**more, "gate": False})
+
+        monkeypatch.setattr(CompileService, name, held)
+
+    def states() -> tuple[str | None, str | None]:
+        explained = [aoti_eager.explain("aten::silu", x) for x in (X, X[:3])]
+        assert all(one.verdict == "miss" for one in explained)
+        assert f"miss ({explained[0].state})" in str(explained[0])
+        return explained[0].state, explained[1].state
+
+    with aoti_eager.config.scope(gate=True), aoti_eager.register("aten::silu"):
+        for x in (X, X[:3]):
+            aten.silu(x)
+            assert reached["compiling"].wait(60.0)  # The first, so that the second waits for it.
+        assert states() == ("compiling", "queued")
+        assert stats().unfinished == {"compiling": 1, "queued": 1}
+        may_go_on["compiling"].set()
+        assert reached["measuring"].wait(60.0)
+        # What is there and lacks a measurement alone is measured in one go.
+        assert states() == ("measuring", "queued")
+        may_go_on["measuring"].set()
+        assert _background.background.wait(120.0)
+        assert states() == ("comparing", "comparing")
+        assert stats().unfinished == {"comparing": 2}
+        aten.silu(X), aten.silu(X[:3])
+        assert stats().unfinished == {}
+        assert aoti_eager.explain("aten::silu", X).state is None
+        assert stats().misses == 4
+
+
+def test_a_stored_kernel_that_lacks_a_measurement_comes_before_all_compiles(
+    monkeypatch: pytest.MonkeyPatch, cache_dir: Path
+) -> None:
+    """However often the others are called."""
+    with aoti_eager.config.scope(mode="sync"), aoti_eager.register("aten::silu"):
         aten.silu(X)
-        explained = aoti_eager.explain("aten::silu", X)
-        assert explained.verdict == "miss"
-        assert "being made" in explained.message
+    order: list[str] = []
+    gate, begun = threading.Event(), threading.Event()
+    for name in ("publish", "measure"):
+
+        def asked(service: Any, key: Any, *rest: Any, name: str = name, **more: Any) -> Any:
+            order.append(f"{name} {key.arguments[0][1]['sizes'][0]}")
+            begun.set()
+            assert gate.wait(60.0)
+            if name == "measure":
+                return Measured(both(wins()), compared=True)
+            raise CompileError("compile_timeout", "not in this test", remember=False)
+
+        monkeypatch.setattr(CompileService, name, asked)
+    with (
+        aoti_eager.config.scope(gate=True),
+        aoti_eager.register("aten::silu"),
+        warnings.catch_warnings(),
+    ):
+        warnings.simplefilter("ignore")
+        aten.silu(X[:1])
+        assert begun.wait(60.0)  # A worker is busy with it.
+        for _ in range(50):
+            aten.silu(X[:2])
+        aten.silu(X)
+        gate.set()
+        assert _background.background.wait(60.0)
+    assert order == ["publish 1", "measure 8", "publish 2"]
+
+
+def test_what_was_tried_on_this_processor_is_only_timed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As a kernel is that serves another number of threads, or another hit path."""
+    asked: list[Any] = []
+
+    def measure(service: Any, key: Any, library: Any, *rest: Any, **more: Any) -> Measured:
+        asked.append(library["compared"])
+        return Measured(both(wins()), compared=True)
+
+    monkeypatch.setattr(CompileService, "measure", measure)
+    with aoti_eager.config.scope(mode="sync"), aoti_eager.register("aten::silu"):
+        aten.silu(X)
+    threads = torch.get_num_threads()
+    try:
+        for count in (threads, threads + 1):
+            torch.set_num_threads(count)
+            with aoti_eager.config.scope(gate=True), aoti_eager.register("aten::silu"):
+                aten.silu(X)
+                assert _background.background.wait(60.0)
+    finally:
+        torch.set_num_threads(threads)
+    assert asked == [False, True]
 
 
 def test_threads_that_miss_together_wait_for_nothing_and_compile_once() -> None:
@@ -465,7 +559,7 @@ def test_what_cannot_be_timed_is_tried_again_later_and_then_declined(
         aten.silu(x)
         aoti_eager.wait(120.0)
     monkeypatch.setattr(_verdict, "processor", lambda: "busy-1234")
-    monkeypatch.setattr(_pending, "_UNQUIET_TRIES", 1)
+    monkeypatch.setattr(_making, "_UNQUIET_TRIES", 1)
     asked = measured(monkeypatch, {})
     with aoti_eager.config.scope(gate=True), aoti_eager.register("aten::silu"):
         before = stats()

@@ -10,7 +10,7 @@ import pytest
 
 from aoti_eager import _warnings
 from aoti_eager._base.printable import printable, printable_lines
-from aoti_eager._script import align
+from aoti_eager._run_report import align
 from aoti_eager.errors import AotiEagerWarning
 
 HOSTILE = "\x1b]0;owned\x07\x9b2J\x7f\u202egnp.exe\u2066\u200b\ud800"

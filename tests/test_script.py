@@ -12,7 +12,8 @@ import pytest
 
 import aoti_eager
 from aoti_eager import OpStats
-from aoti_eager._script import DEFAULT_OPS, format_table
+from aoti_eager._run_report import format_table, number_unfinished, summary
+from aoti_eager._script import DEFAULT_OPS
 
 Result = subprocess.CompletedProcess[str]
 
@@ -129,7 +130,9 @@ def test_calls_are_served_and_counted_cold_and_warm(write, cache_dir, tmp_path):
         assert row(got, "aten::silu") == [5, hits, 5 - hits, compiles, 0]
         assert row(got, "total") == [5, hits, 5 - hits, compiles, 0]
         assert "aten::gelu" not in got.stderr
-        assert got.stderr.endswith("2 ops were registered, 1 of them never called\n")
+        table, summary = got.stderr.split("2 ops were registered, 1 of them never called\n")
+        assert summary == f"{20 * hits}.0 % of all calls were hits\n"
+        assert "unfinished" not in table
         counts = json.loads(file.read_text())
         assert OpStats(**counts["aten::silu"]) == OpStats(hits, 5 - hits, 0, compiles)
     off = run("--mode", "off", *options)
@@ -253,6 +256,32 @@ def test_the_table_is_aligned_and_sums_up():
         "3 ops were registered, 1 of them never called",
     ]
     assert format_table({}, registered=[]) == "0 ops were registered, 0 of them never called"
+
+
+def test_what_is_unfinished_has_a_column_of_its_own() -> None:
+    counts = {
+        "aten::a": OpStats(hits=3, misses=1, unfinished={"comparing": 1, "queued": 2}),
+        "aten::b": OpStats(misses=4, declines=1, declined={"random": 1}),
+        "aten::c": OpStats(unfinished={"queued": 4}),  # Of earlier processes.
+    }
+    lines = format_table(counts, registered=list(counts)).splitlines()
+    assert [line.rstrip() for line in lines[:4]] == [
+        "op       calls  hits  misses  compiles  declines  reasons    unfinished",
+        "aten::a      4     3       1         0         0             2 queued, 1 comparing",
+        "aten::b      5     0       4         0         1  random x1",
+        "aten::c      0     0       0         0         0             4 queued",
+    ]
+    assert lines[5].split()[-4:] == ["6", "queued,", "1", "comparing"]
+    # A kernel that waits for a call to be compared with is there.
+    assert number_unfinished(counts) == 6
+
+
+def test_the_share_of_hits_and_what_they_have_saved_are_said_in_a_line() -> None:
+    assert summary({}) == summary({"aten::a": OpStats()}) == []
+    counts = {"aten::a": OpStats(hits=2, misses=1), "aten::b": OpStats(hits=1, saved_s=0.0)}
+    assert summary(counts) == ["75.0 % of all calls were hits"]
+    counts["aten::c"] = OpStats(declines=4, saved_s=1.234)
+    assert summary(counts) == ["37.5 % of all calls were hits; they have saved about 1.2 s"]
 
 
 def test_counts_of_the_process_are_what_the_counters_say(shared_cache):

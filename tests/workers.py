@@ -41,7 +41,11 @@ class Process:
 
     def runs(self) -> bool:
         """Return whether any of its threads runs: until then it cannot be waited for."""
-        stats = [_text(path / "stat") for path in Path(f"/proc/{self.pid}/task").glob("*")]
+        try:
+            threads = os.listdir(f"/proc/{self.pid}/task")
+        except OSError:
+            return False  # It has just been taken by its parent.
+        stats = [_text(Path(f"/proc/{self.pid}/task/{one}/stat")) for one in threads]
         return any(stat and stat.rpartition(")")[2].split()[0] not in "ZX" for stat in stats)
 
 
