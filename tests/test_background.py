@@ -396,6 +396,7 @@ def test_waiting_while_python_ends_does_not_hang() -> None:
     """By then the thread of errands is gone, and whoever counted on it would wait for good."""
     done = run("""
 import atexit
+import torch  # First imported while Python ends, it complains by itself.
 from aoti_eager import _background
 import aoti_eager
 atexit.register(lambda: print(aoti_eager.wait()))
