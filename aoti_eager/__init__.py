@@ -9,6 +9,7 @@ from . import _collector
 
 with _collector.paused():
     from . import errors
+    from ._base import at_exit as at_exit  # Its handler comes after those of the script.
     from .config import config
 
 if TYPE_CHECKING:

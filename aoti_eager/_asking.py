@@ -24,16 +24,18 @@ class Asked(enum.Enum):
     FOUND = enum.auto()  # there is one by now, which the next call finds
     PASSES = enum.auto()  # none until it is asked for again: see ``Specialisations.plan``
     FULL = enum.auto()
+    MANY = enum.auto()  # not asked: too many keys are counted at a time
     NO_PLAN = enum.auto()  # a kernel for several sizes was wanted, and cannot be had
 
 
-def ask(call: KeyedCall, backend: Backend, *, for_family: bool = False) -> Asked:
+def ask(call: KeyedCall, backend: Backend, *, for_family: bool = False, calls: int = 1) -> Asked:
     """Ask the workers for a call's kernel, its own or that of its family.
 
     Args:
         call: The call, whose original has run.
         backend: That of the call.
         for_family: Whether a kernel of its own is not wanted.
+        calls: How often this process has called the key.
     """
     schema, key, table = call.cache.schema, call.key, call.table
     specialised = table.specialised
@@ -52,7 +54,7 @@ def ask(call: KeyedCall, backend: Backend, *, for_family: bool = False) -> Asked
         if refusal is not None:
             call.decline("specialisation_cap", refusal)
             return Asked.CAPPED
-    if not compile_later(call, None, plan, backend):
+    if not compile_later(call, None, plan, backend, calls):
         return Asked.FULL
     if plan is None:
         specialised.start_static(schema, key)
@@ -60,17 +62,22 @@ def ask(call: KeyedCall, backend: Backend, *, for_family: bool = False) -> Asked
 
 
 # Threads whose calls ask for their kernels at once, because nobody would count further ones.
-_at_once: set[int] = set()
+_at_once: dict[int, int] = {}  # by thread, how many blocks it is in
 
 
 @contextlib.contextmanager
 def asking_at_once() -> Iterator[None]:
     """Have this thread's calls in the block ask for kernels at their first."""
-    _at_once.add(get_ident())
+    thread = get_ident()
+    before = _at_once.get(thread, 0)
+    _at_once[thread] = before + 1
     try:
         yield
     finally:
-        _at_once.discard(get_ident())
+        if before:
+            _at_once[thread] = before
+        else:
+            del _at_once[thread]
 
 
 def is_asking_at_once() -> bool:

@@ -5,13 +5,13 @@ One ``Backend`` belongs to one cache directory and CPU target; ``current`` gives
 
 from __future__ import annotations
 
-import atexit
 import os
 import threading
 from pathlib import Path
 
 from . import _background
 from ._base import scheduling
+from ._base.at_exit import at_exit
 from ._base.data_class import dataclass
 from ._compat import privateuse1_device_type
 from ._compile import CompileService
@@ -119,7 +119,7 @@ def _end() -> None:
     _background.background.end(close_workers)
 
 
-atexit.register(_end)
+at_exit(_end)
 _pid = os.getpid()
 
 

@@ -132,8 +132,7 @@ class Background:
                 room = self._refused and left <= QUEUE_LIMIT // 2
                 self._refused = self._refused and not room
             if room:
-                for observer in _room_observers:
-                    _logged(observer)
+                tell_of_room()
             with self._condition:
                 # Only now: who waits for the queue to be empty finds what was refused forgotten.
                 self._running.discard(job)
@@ -147,7 +146,7 @@ class Background:
             with self._condition:
                 waiting = list(self._queue.items())
             # Outside of the lock, which a call that misses takes, too.
-            best = max((j for j, at in waiting if at <= now), key=lambda j: j.rank, default=None)
+            best = max((j for j, at in waiting if at <= now), key=_rank, default=None)
             with self._condition:
                 if self._ending:
                     return None
@@ -158,6 +157,14 @@ class Background:
                 elif len(self._queue) == len(waiting):
                     at = min((at for _, at in waiting), default=None)
                     self._condition.wait(None if at is None else max(0.0, at - now))
+
+
+def _rank(job: Job) -> tuple[int, ...]:
+    try:
+        return job.rank
+    except Exception:  # noqa: BLE001 - without its thread all other jobs wait for good
+        log.exception("what a job is worth cannot be said")
+        return ()
 
 
 def _logged(errand: Callable[[], None]) -> None:
@@ -174,6 +181,12 @@ _room_observers: list[Callable[[], None]] = []
 def on_room(observer: Callable[[], None]) -> None:
     """Call ``observer`` when the queue takes jobs again after it has refused some."""
     _room_observers.append(observer)
+
+
+def tell_of_room() -> None:
+    """Have keys queue again that were refused for want of room."""
+    for observer in _room_observers:
+        _logged(observer)
 
 
 def _after_fork() -> None:

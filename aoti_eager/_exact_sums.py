@@ -21,7 +21,7 @@ _HALVES = (torch.float16, torch.bfloat16)
 _NARROW = (*_HALVES, torch.float32)
 _INF = float("inf")
 # So many float32 numbers can be added up in that precision, a sum for each lane of a vector.
-_FEW = 1 << 13
+_FEW = 1 << 12
 
 
 def exact_sums() -> dict[Any, Callable[..., Any]]:
@@ -99,8 +99,8 @@ def adds_neighbours(x: Tensor, dim: int, *_: Any) -> bool:
     """
     if x.dim() == 0 or x.dtype in _HALVES:
         return True
-    few = statically_known_true(x.shape[dim] <= _FEW)
-    return few and statically_known_true(x.stride(dim) == 1)
+    # Of sizes that vary, a kernel serves the short rows or the long ones.
+    return statically_known_true(x.stride(dim) == 1) and bool(x.shape[dim] <= _FEW)
 
 
 def _vector_norm(
@@ -111,15 +111,22 @@ def _vector_norm(
     *,
     dtype: torch.dtype | None = None,
 ) -> Any:
-    """Return a norm whose powers, sum and root are in double precision, as eager's are."""
+    """Return a norm of another order than 0, 1, 2 and infinity.
+
+    Powers are float32, as eager's: what overflows there is infinite. Their sum and its root are
+    double precision, and infinite where the sum is beyond float32.
+    """
     result = dtype or x.dtype
-    if ord in (0.0, 1.0, 2.0, _INF, -_INF) or x.dtype not in _NARROW or result not in _NARROW:
+    usual = ord in (0.0, 1.0, 2.0, _INF, -_INF)
+    if usual or not x.dim() or x.dtype not in _NARROW or result not in _NARROW:
         return NotImplemented
     if result.itemsize < x.dtype.itemsize:
         x = x.to(result)
     dims = [one % x.dim() for one in dim] if dim else list(range(x.dim()))
-    powers = _in_double_precision(x).abs() ** ord
-    return (powers.sum(dims, keepdim=keepdim) ** (1.0 / ord)).to(result)
+    powers = x.to(torch.float32).abs() ** ord
+    total = powers.double().sum(dims, keepdim=keepdim)
+    total = torch.where(total > torch.finfo(torch.float32).max, _INF, total)
+    return (total ** (1.0 / ord)).to(result)
 
 
 def _var_mean(

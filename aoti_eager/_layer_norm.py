@@ -28,18 +28,19 @@ def layer_norm(
 ) -> Any:
     """Return the normalized tensor, and mean and inverse deviation of each row; as the op.
 
-    ``NotImplemented`` for double precision.
+    ``NotImplemented`` for double precision, and for tensors without elements.
     """
-    if x.dtype is torch.float64:
+    if x.dtype is torch.float64 or 0 in x.shape:
         return NotImplemented
     x = x.contiguous()
     inner = list(range(x.dim() - len(normalized_shape), x.dim()))
     narrow = x.to(torch.float32)
     var, mean = torch.var_mean(narrow.double(), inner, correction=0, keepdim=True)
-    # A running mean that has met an infinity is NaN.
-    mean = torch.where(var.isnan(), float("nan"), mean)
+    # NaN beside an infinity, as a running mean is that has met one.
+    mean = mean + (var - var)
     rstd = torch.rsqrt(var + eps)
-    scale = torch.where(var > _LARGE_VARIANCE, _SCALE, 1.0)
+    one = torch.ones((), dtype=torch.float64)  # A number would have the default dtype.
+    scale = torch.where(var > _LARGE_VARIANCE, _SCALE * one, one)
     middle = mean * scale
     # In two parts: the mean of large numbers that hardly differ is no float32 number.
     near = middle.to(torch.float32)

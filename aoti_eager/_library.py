@@ -7,7 +7,6 @@ scopes) only flips flags inside our own kernels.
 
 from __future__ import annotations
 
-import atexit
 import os
 import threading
 import time
@@ -20,6 +19,7 @@ from typing import Any
 import torch
 
 from . import _backend, _background, _compat, _device_backends, _native_path, _rare, _resumed
+from ._base.at_exit import at_exit
 from ._compat import OpOverload, OpOverloadPacket
 from ._compile import NO_COMPILER
 from ._cpp_compiler import compiler_on_path
@@ -199,12 +199,14 @@ def wait(timeout_s: float | None = None) -> bool:
         NativePathError: The build failed, and ``config.strict`` is on; else that is one warning.
     """
     deadline = None if timeout_s is None else time.monotonic() + timeout_s
-    full = True
-    while full:
-        full = _rare.rares.ask_for_all()
+    counted = -1
+    while True:
+        is_full, before, counted = _rare.rares.ask_for_all(), counted, len(_rare.rares)
         left = None if deadline is None else max(0.0, deadline - time.monotonic())
         done = _background.background.wait(left)
-        full = full and done
+        # Where a round has queued nothing, the next one would not either: Python ends, say.
+        if not is_full or not done or counted == before:
+            break
     left = None if deadline is None else max(0.0, deadline - time.monotonic())
     done = _native_path.wait(left) and done
     if _native_path.prepare(foreground_s=0.0):
@@ -485,7 +487,7 @@ def _after_fork() -> None:
 
 # A forked child starts with its parent's counts, and they are stored by the parent.
 _pid = os.getpid()
-atexit.register(_store_totals)
+at_exit(_store_totals)
 config.on_change(_config_changed)
 _device_backends.on_change(_config_changed)
 _background.on_room(_room_in_queue)

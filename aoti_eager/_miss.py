@@ -331,6 +331,8 @@ class Miss:
         asked = _rare.rares.called(self._call, _backend.current(), self._taken_s)
         self._counted = asked is None
         if asked is Asked.FULL:
+            self._want()
+        if asked in (Asked.FULL, Asked.MANY):
             self._decline_next("queue_full", f"{self._op}: too many keys wait for the compiler")
         elif asked is Asked.CAPPED:
             self._cache.counters.declined("specialisation_cap").add()

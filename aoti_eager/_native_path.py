@@ -7,7 +7,6 @@ on beside the script, and the next ``prepare`` loads what it gives.
 
 from __future__ import annotations
 
-import atexit
 import contextlib
 import os
 import subprocess
@@ -20,6 +19,7 @@ import torch
 
 from . import _backend, _native_build, _native_library, _share
 from ._base import scheduling
+from ._base.at_exit import at_exit
 from ._cpp_compiler import compiler_on_path
 from ._warnings import log, warn_once
 from .config import config
@@ -187,7 +187,7 @@ def wait(timeout_s: float | None = None) -> bool:
 def _prepare(wanted: str, foreground_s: float) -> bool:
     backend = _backend.current()
     compiler = compiler_on_path()
-    if _found(compiler) or _carried():
+    if _found(compiler) or load_carried():
         return True
     if compiler is None or config.mode in ("cache_only", "off"):
         # Kernels are not compiled either, and that is said elsewhere; another compiler's will do.
@@ -239,7 +239,7 @@ def _found(compiler: str | None) -> bool:
     return found is not None
 
 
-def _carried() -> bool:
+def load_carried() -> bool:
     """Load the library that came with the package; False if none fits, which is one line."""
     global _has_looked
     if _has_looked:
@@ -285,6 +285,6 @@ def _end() -> None:
     _build.end()
 
 
-atexit.register(_end)
+at_exit(_end)
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_after_fork)

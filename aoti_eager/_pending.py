@@ -48,6 +48,7 @@ def compile_later(
     found: StoredEntry | None = None,
     plan: Plan | None = None,
     backend: Backend | None = None,
+    calls: int = 1,
 ) -> bool:
     """Queue a key and keep its original meanwhile; return false if the queue is full.
 
@@ -56,10 +57,11 @@ def compile_later(
         found: Its entry, if there is one that has to be measured first.
         plan: For a dynamic specialisation.
         backend: That of the call; ``None`` for that of this moment.
+        calls: How often this process has called the key.
     """
     if not _background.background.has_room:
         return False
-    pending = Pending(call, found, plan, backend)
+    pending = Pending(call, found, plan, backend, calls)
     dynamic = plan is not None or (found is not None and found.entry.guards is not None)
     submitted = False
     try:
@@ -101,8 +103,10 @@ class Pending:
         found: StoredEntry | None,
         plan: Plan | None = None,
         backend: Backend | None = None,
+        calls: int = 1,
     ) -> None:
         self._call = call
+        self._calls_so_far = calls
         self._plan = plan
         self._backend = backend or _backend.current()
         self._making = Making(call, self._backend, found, plan)
@@ -115,7 +119,7 @@ class Pending:
 
     @property
     def _calls(self) -> int:
-        return 1 + self.count.value  # The one that missed, and those that came since.
+        return self._calls_so_far + self.count.value  # Those that came since.
 
     @property
     def rank(self) -> tuple[int, int, int]:

@@ -7,6 +7,7 @@ looks at the counts now and then. So a call that pays for nothing costs what a d
 
 from __future__ import annotations
 
+import functools
 import logging
 import math
 import os
@@ -16,13 +17,15 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from . import _background
 from ._asking import Asked, ask, is_asking_at_once
 from ._backend import Backend
+from ._compat import raw_schema
 from ._keyed_call import KeyedCall
 from ._payback import payback
 from ._specialisations import History
 from ._table import RARE, Table, TableKey
-from ._wanted import calls_before
+from ._wanted import WantedCall, calls_before, on_keep, record_of
 from ._warnings import warn_once
 from .config import config
 
@@ -30,12 +33,16 @@ log = logging.getLogger("aoti_eager")
 
 # Keys that are counted at a time, in all ops together: a script may make a new one in each call.
 RARES_LIMIT = 2048
+# Of those that are undecided when Python ends, so many are written down, the most called ones.
+_MOST_KEPT = 64
 # The shortest and the longest time between two looks at one key's count.
 _SHORTEST_S, _LONGEST_S = 0.1, 4.0
 # The thread ends that has had nothing to look at for so long.
 _IDLE_S = 10.0
 # After so many keys a look gives the interpreter up.
 _AT_ONCE = 32
+# What becomes of asking for a kernel that is to be asked for again.
+_NOT_NOW = (Asked.FULL, Asked.NO_PLAN)
 _MESSAGE = "its calls have not taken enough time yet to make a kernel pay (compile_after)"
 
 
@@ -144,6 +151,17 @@ class Rares:
         """Return the calls that are counted, and how often each was made in this process."""
         return [(rare.call, rare.calls) for rare in list(self._kept.values())]
 
+    def keep(self) -> None:
+        """Write down how often the keys were called that came back, for later processes."""
+        kept = list(self._kept.values())
+        kept.sort(key=lambda one: -one.calls)
+        for rare in kept[:_MOST_KEPT]:
+            calls = rare.calls
+            if calls > 1 and rare.holds:
+                schema = str(raw_schema(rare.call.cache.op))
+                wanted = WantedCall(rare.call.key, schema, is_rare=True)
+                record_of(rare.backend.store.root).want(wanted, functools.partial(int, calls))
+
     def calls_of(self, table: Table, key: TableKey) -> int:
         """Return how often a key was called in this process that is counted; 0 of another."""
         rare = self._kept.get((id(table), key))
@@ -172,8 +190,7 @@ class Rares:
                     return Asked.CAPPED
                 if len(self._kept) >= RARES_LIMIT:
                     self._wake(self._clock())
-                    call.cache.counters.misses.add()
-                    return None
+                    return Asked.MANY
                 rare = Rare(self, call, backend, before)
                 self._kept[rare.place] = rare
                 if call.may_be_dynamic:
@@ -209,6 +226,8 @@ class Rares:
             if self._kept.get(rare.place) is not rare or not rare.holds:
                 return  # It was decided otherwise meanwhile.
             rare.add(taken_s)
+            if is_asking_at_once() and self._ask(rare, for_family=False) not in _NOT_NOW:
+                return
             if self._ask_if_due(rare, rare.calls) is not None:
                 return
             rare.call.decline(RARE, _MESSAGE, rare.count)
@@ -296,7 +315,7 @@ class Rares:
             asked = self._ask(rare, for_family=True)
             if asked is Asked.NO_PLAN:
                 family.is_static = True
-        return None if asked in (Asked.FULL, Asked.NO_PLAN) else asked
+        return None if asked in _NOT_NOW else asked
 
     def _ask(self, rare: Rare, *, for_family: bool) -> Asked:
         call, family = rare.call, rare.family
@@ -308,16 +327,19 @@ class Rares:
         if found is not None:  # It has come since the key's first call, for others of its sizes.
             self._drop(rare)
             return Asked.FOUND
-        asked = ask(call, rare.backend, for_family=for_family)
+        calls = max(1, rare.calls)
+        asked = ask(call, rare.backend, for_family=for_family, calls=calls)
         if asked is Asked.PASSES:
-            asked = ask(call, rare.backend, for_family=for_family)
-        if asked in (Asked.FULL, Asked.NO_PLAN):
+            asked = ask(call, rare.backend, for_family=for_family, calls=calls)
+        if asked in _NOT_NOW:
             return asked
         self._drop(rare)
         if family is not None and family.is_compiling:
             family.start_over()
             for other in [one for one in list(self._kept.values()) if one.family is family]:
-                if self._is_open(other) and ask(other.call, other.backend) is Asked.QUEUED:
+                if not self._is_open(other):
+                    continue
+                if ask(other.call, other.backend, calls=max(1, other.calls)) is Asked.QUEUED:
                     self._drop(other)
         return asked
 
@@ -340,6 +362,7 @@ class Rares:
             with self._changed:
                 if self._kept.get(rare.place) is rare:
                     self._drop(rare)
+        _background.tell_of_room()
 
     # -- the thread --
 
@@ -394,5 +417,6 @@ def _after_fork() -> None:
     rares = Rares()  # Its thread is the parent's, and its keys are declined.
 
 
+on_keep(lambda: rares.keep())
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_after_fork)

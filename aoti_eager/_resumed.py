@@ -300,7 +300,7 @@ def go_on(cache: Cache, table: Table) -> None:
     _resumption.add(
         Resumed(one, cache, table, backend, threads=threads)
         for one in kept.values()
-        if one.op == cache.schema.op
+        if one.op == cache.schema.op and not one.is_rare
     )
 
 

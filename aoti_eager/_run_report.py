@@ -95,12 +95,24 @@ class RunReport:
             for op, count in counts.items()
         )
         if is_own:  # Only the script has them.
-            command = ["aoti-eager", "run", "--wait", self._options.script]
+            command = self._same_run()
         goes_on = "it goes on" if number == 1 else "they go on"
         return (
             f"{_kernels(number)} unfinished; {goes_on} in the next run, or now: "
             f"{shlex.join(command)}"
         )
+
+    def _same_run(self) -> list[str]:
+        """Return the command that runs the script again as it was run, and finishes."""
+        options = self._options
+        command = ["aoti-eager", "run", "--wait"]
+        for name in ("mode", "cache_dir", "workers"):
+            value = getattr(options, name)
+            if value is not None:
+                command += [f"--{name.replace('_', '-')}", str(value)]
+        for ops in options.ops or ():
+            command += ["--ops", ops]
+        return [*command, options.script, *options.arguments]
 
 
 def _kernels(number: int) -> str:

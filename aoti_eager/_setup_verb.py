@@ -14,7 +14,7 @@ from pathlib import Path
 
 import torch
 
-from . import _backend, _native_build
+from . import _backend, _native_build, _native_path
 from ._compile import NO_COMPILER, CompileService
 from ._cpp_compiler import compiler_on_path
 from .config import config
@@ -70,7 +70,7 @@ def _step(what: str, build: Callable[[], bool]) -> None:
 
 
 def _build_path(toolchain: Path, compiler: str) -> bool:
-    return _native_build.find_carried() is None and _build_native(toolchain, compiler)
+    return not _native_path.load_carried() and _build_native(toolchain, compiler)
 
 
 def _build_native(toolchain: Path, compiler: str) -> bool:

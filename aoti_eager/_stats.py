@@ -37,7 +37,10 @@ class Counter:
     @property
     def value(self) -> int:
         """Return how often it was raised."""
-        return self._own if self._native is None else self._own + self._native.value
+        if self._native is None:
+            return self._own
+        with _native_lock:  # Another thread may close it.
+            return self._own if self._native is None else self._own + self._native.value
 
     @property
     def _own(self) -> int:
@@ -55,8 +58,10 @@ class Counter:
 
     def close(self) -> None:
         """Free the part for C++, which no call may raise any more; what it counted is kept."""
-        native, self._native = self._native, None
-        if native is not None:
+        with _native_lock:
+            native, self._native = self._native, None
+            if native is None:
+                return
             self._count = itertools.count(self._own + native.value)
             self.add = self._count.__next__
             native.close()

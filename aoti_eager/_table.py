@@ -218,8 +218,9 @@ class Table:
 
     def distrust(self, digest: str) -> None:
         """Serve no call any more by the dynamic specialisation whose pattern has this digest."""
+        # Not under the table's lock: a specialisation that is asked for takes that after its own.
+        self.specialised.distrust(digest)
         with self._lock:
-            self.specialised.distrust(digest)
             # Whichever these are: those of others are found again by their next calls.
             self.drop_kernels(lambda kernel: kernel.is_dynamic)
 

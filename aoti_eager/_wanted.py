@@ -13,7 +13,6 @@ has the op brings the function. The file is advice: what cannot be read is not t
 
 from __future__ import annotations
 
-import atexit
 import contextlib
 import json
 import os
@@ -25,6 +24,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from ._base.at_exit import at_exit
 from ._base.file_lock import locked
 from ._base.store_format import WANTED_FILE, is_marked, remove
 from ._base.trusted_files import Directory, open_directory
@@ -58,6 +58,8 @@ _INDEX = re.compile(
     rb"(?P<digest>[0-9a-f]{64}) (?P<calls>[0-9]{1,15}) (?P<tries>[0-9]{1,6}) (?P<at>[0-9]{1,12}) "
     rb"(?P<op>\S+) (?P<document>\{.*\})"
 )
+# How the document of a rare key ends.
+_RARE_END = b',"rare":true}'
 # What is raised of a document that is something else.
 NOT_WANTED = (
     WorkloadError,
@@ -78,11 +80,13 @@ class WantedCall:
         key: With the thread count that it was made under.
         schema: The op's schema in words.
         plan: For a kernel for several sizes, of which this is one call.
+        is_rare: Whether no kernel is asked for yet: its calls are counted.
     """
 
     key: KernelKey
     schema: str
     plan: Plan | None = None
+    is_rare: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,6 +108,11 @@ class Wanted:
     tries: int
     at: int
     document: bytes
+
+    @property
+    def is_rare(self) -> bool:
+        """Return whether no process has asked for its kernel: only its calls are counted."""
+        return self.document.endswith(_RARE_END)
 
     def call(self) -> WantedCall:
         """Return the call that the document describes.
@@ -130,7 +139,9 @@ class Wanted:
 def wanted(call: WantedCall, calls: int, tries: int, at: int) -> Wanted:
     """Return a call as a key of the kept queue."""
     plan = None if call.plan is None else call.plan.to_json() | {"family": call.plan.family}
-    document = {"key": call.key.to_json(), "schema": call.schema, "plan": plan}
+    document: dict[str, Any] = {"key": call.key.to_json(), "schema": call.schema, "plan": plan}
+    if call.is_rare:
+        document["rare"] = True
     text = json.dumps(document, separators=(",", ":"), allow_nan=False)
     return Wanted(_digest(call), call.key.op, calls, tries, at, text.encode())
 
@@ -189,7 +200,7 @@ def encode(keys: Iterable[Wanted], now: int) -> bytes:
     lines = [HEADER]
     size = len(HEADER) + 1
     fresh = [one for one in keys if -_AHEAD_S <= now - one.at <= PERIOD_S]
-    for one in sorted(fresh, key=lambda one: (-one.calls, -one.at, one.digest))[:MOST_KEYS]:
+    for one in sorted(fresh, key=_order)[:MOST_KEYS]:
         index = f"{one.digest} {one.calls} {one.tries} {one.at} {one.op} ".encode()
         line = index + one.document
         if len(line) > LONGEST_LINE or size + len(line) + 1 > LARGEST_FILE:
@@ -197,6 +208,10 @@ def encode(keys: Iterable[Wanted], now: int) -> bytes:
         lines.append(line)
         size += len(line) + 1
     return b"\n".join([*lines, b""])
+
+
+def _order(one: Wanted) -> tuple[bool, int, int, str]:
+    return one.is_rare, -one.calls, -one.at, one.digest
 
 
 def merged(
@@ -212,6 +227,8 @@ def merged(
         if before is not None:
             calls, tries = before.calls + one.calls, before.tries + one.tries
             one = replace(one, calls=calls, tries=tries, at=max(before.at, one.at))
+            if one.is_rare:  # An earlier process may have asked for its kernel.
+                one = replace(one, document=before.document)
         result[one.digest] = one
     for digest in decided:
         result.pop(digest, None)
@@ -417,10 +434,20 @@ def calls_before(op: str, digest: str) -> int:
     return 0 if root is None else record_of(root).calls_before(op, digest)
 
 
+_observers: list[Callable[[], None]] = []
+
+
+def on_keep(observer: Callable[[], None]) -> None:
+    """Call ``observer`` before what is wanted is written down, to want more."""
+    _observers.append(observer)
+
+
 def _keep_all() -> None:
     """Write down what is wanted in all stores; a process that wants nothing leaves nothing."""
     if os.getpid() != _pid:
         return  # A forked child: its parent writes what they had in common.
+    for observer in _observers:
+        observer()
     for root, record in list(_records.items()):
         try:
             if root.is_dir():
@@ -429,7 +456,7 @@ def _keep_all() -> None:
             log.info("what is wanted is not kept: %s", error)
 
 
-atexit.register(_keep_all)
+at_exit(_keep_all)
 
 
 def _after_fork() -> None:

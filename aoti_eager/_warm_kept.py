@@ -48,7 +48,8 @@ class KeptWarming:
         self._jobs = jobs or cores()
         self._progress = progress or (lambda done, total: None)
         self._keys = sorted(
-            read_wanted(backend.store.root).values(), key=lambda one: (-one.calls, one.digest)
+            (one for one in read_wanted(backend.store.root).values() if not one.is_rare),
+            key=lambda one: (-one.calls, one.digest),
         )
         self._outcomes: list[tuple[Wanted, Outcome]] = []
         self._seconds = 0.0

@@ -29,14 +29,14 @@ def module_name(path: Path) -> str:
 
 # Each module imports only from modules before it. docs/architecture.md says what each is for.
 ORDER = """
-    _collector errors _base.__init__ _base.data_class _base.printable _warnings _base.ownership
-    _base.trusted_files _base.store_format _base.file_lock _base.sealed_library _base.recorded_files
-    _base.scratch_directory _base.scheduling _base.deadline _share _settings config _compat _schema
-    _aliasing _output_file _guards _key _size_arguments _native_key _native_pattern _native_library
-    _native_table _native_gate _native _pattern _environment _entry _stats _ops _marks
-    _functional_overload _certificates _template _work_directories _store_root _versions
-    _entry_files _store _verdict _remote _bundle _passthrough _payback _cpp_compiler _child
-    _determinism _fork_server _native_build _elf _handles _abi _constants _devices _container
+    _collector errors _base.__init__ _base.at_exit _base.data_class _base.printable _warnings
+    _base.ownership _base.trusted_files _base.store_format _base.file_lock _base.sealed_library
+    _base.recorded_files _base.scratch_directory _base.scheduling _base.deadline _share _settings
+    config _compat _schema _aliasing _output_file _guards _key _size_arguments _native_key
+    _native_pattern _native_library _native_table _native_gate _native _pattern _environment _entry
+    _stats _ops _marks _functional_overload _certificates _template _work_directories _store_root
+    _versions _entry_files _store _verdict _remote _bundle _passthrough _payback _cpp_compiler
+    _child _determinism _fork_server _native_build _elf _handles _abi _constants _devices _container
     _library_container _model_container _proxy_container _package _instances _input_checks
     _constant_buffers _runner _library_runner _reference _closeness _check _declines _entries
     _remembered _stored_failures _tracing _graph_checks _function_names _function_source

@@ -116,7 +116,10 @@ def test_what_the_system_refuses_a_worker_is_not_remembered(run: Any, mode: str)
     assert first["hits"] == 0
     second = run(["", ""], mode)
     assert [reason for _, reason in second["found"]] == [None, None]
-    assert [status for _, status, _ in second["stored"]] == ["ready", "ready"]
+    statuses = [status for _, status, _ in second["stored"]]
+    # In the background, what the first process wanted in vain is gone on with.
+    assert set(statuses) == {"ready"}
+    assert len(statuses) == 2 if mode == "sync" else len(statuses) >= 2
 
 
 @pytest.mark.parametrize("mode", ["sync", "background"])

@@ -79,7 +79,9 @@ def asked(rares: Rares, monkeypatch: pytest.MonkeyPatch) -> Asked:
     """What the workers are asked for; they never answer."""
     asked: Asked = []
 
-    def compile_later(call: KeyedCall, found: None, plan: Plan | None, backend: Any) -> bool:
+    def compile_later(
+        call: KeyedCall, found: None, plan: Plan | None, backend: Any, calls: int
+    ) -> bool:
         if plan is not None:
             call.table.specialised.begin(plan)
         call.decline(COMPILING, "asked", is_dynamic=plan is not None)

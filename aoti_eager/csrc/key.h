@@ -178,7 +178,7 @@ class KeyWriter {
         return write_bools(value.as<std::array<bool, 3>>());
       case Type::kText:
         return write_text(value.as<std::string_view>());
-      default: // Numbers and the like, whose IValue takes no memory.
+      default: // Numbers and the like, whose IValue takes no memory; and an optional text.
         return write_value(boxed(value));
     }
   }
