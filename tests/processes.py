@@ -61,12 +61,18 @@ def start(
 
 
 def finish(process: subprocess.Popen[str], timeout: float = 400) -> dict[str, Any]:
-    """Return what the script printed.
+    """Return what the script printed; kill it if it does not end in time, or nobody waits for it.
 
     Raises:
         AssertionError: It failed; its standard error is the message.
+        subprocess.TimeoutExpired: It was killed.
     """
-    out, err = process.communicate(timeout=timeout)
+    try:
+        out, err = process.communicate(timeout=timeout)
+    except BaseException:
+        process.kill()
+        process.communicate()
+        raise
     assert process.returncode == 0, err
     result: dict[str, Any] = json.loads(out.splitlines()[-1])
     result["stderr"] = err

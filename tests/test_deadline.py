@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from types import SimpleNamespace
 
 import pytest
 
@@ -145,19 +147,30 @@ def test_a_process_beside_another_has_more_time(spinners: int) -> None:
 def test_a_child_that_only_waits_for_a_core_is_no_child_that_hangs(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    """It has five seconds; each look puts the clock on by one, and it ends after twenty looks."""
     looks: list[int] = []
+    may_end, tell = os.pipe()
 
     def all_waited(process: int) -> dict[int, tuple[int, int]]:
         looks.append(process)
-        return {process: (0, int(time.monotonic() * S))}
+        if len(looks) == 20:
+            os.write(tell, b"!")
+        return {process: (0, len(looks) * S)}
 
-    monkeypatch.setattr(scheduling, "process_times", all_waited)
+    seconds = itertools.count(100.0)
+    clock = SimpleNamespace(monotonic=lambda: next(seconds))
+    monkeypatch.setattr(deadline_module, "time", clock)
     monkeypatch.setattr(deadline_module, "LOOK_S", 0.01)
+    monkeypatch.setattr(scheduling, "process_times", all_waited)
 
     def handler(_: object) -> dict[str, object]:
-        time.sleep(0.5)
-        return {"ended": True}
+        return {"ended": os.read(may_end, 1) == b"!"}
 
-    answer = _fork_server._once_in_child({"timeout_s": 0.05}, handler)
+    try:
+        answer = _fork_server._once_in_child({"timeout_s": 5.0}, handler)
+    finally:
+        os.close(may_end)
+        os.close(tell)
     assert answer == {"ended": True}
+    assert len(looks) >= 20
     assert len(set(looks)) == 1

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import signal
 import time
 import uuid
 from collections.abc import Callable, Iterator
@@ -48,6 +50,23 @@ class Process:
         stats = [_text(Path(f"/proc/{self.pid}/task/{one}/stat")) for one in threads]
         return any(stat and stat.rpartition(")")[2].split()[0] not in "ZX" for stat in stats)
 
+    def is_stopped(self) -> bool:
+        """Return whether its main thread is stopped."""
+        return _text(Path(f"/proc/{self.pid}/stat")).rpartition(")")[2].split()[:1] == ["T"]
+
+
+def stopped(found: Process | None) -> Process | None:
+    """Stop a process; return it if it does stop, and has not ended before.
+
+    Where it is asked for again and again (``until``), a process that has ended is no harm: the next
+    one is found.
+    """
+    if found is None:
+        return None
+    with contextlib.suppress(ProcessLookupError):
+        found.send(signal.SIGSTOP)
+    return found if found.is_stopped() else None
+
 
 class Marked:
     """The processes that are started while the mark is in the environment, and theirs.
@@ -77,6 +96,11 @@ class Marked:
     def compiles(self) -> bool:
         """Return whether a C++ compiler runs."""
         return any("cc1plus" in p.command for p in self.processes())
+
+    def kernel_compiler(self) -> Process | None:
+        """Return the C++ compiler of a kernel; those of what kernels share are others."""
+        compilers = (p for p in self.processes() if "cc1plus" in p.command)
+        return next((p for p in compilers if "/library.cpp " in p.command), None)
 
     def _named(self, module: str) -> Iterator[Process]:
         return (p for p in self.processes() if f"from {module} import" in p.command)
