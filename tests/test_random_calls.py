@@ -43,7 +43,7 @@ def test_in_the_background_they_ask_for_few_kernels(monkeypatch: pytest.MonkeyPa
     """At 1 ms a call they take 0.5 s in all, a hundred times what a kernel is asked for."""
     asked: list[Any] = []
 
-    def compile_later(call: Any, found: None, plan: Any, backend: Any) -> bool:
+    def compile_later(call: Any, found: None, plan: Any, backend: Any, calls: int) -> bool:
         if plan is not None:
             call.table.specialised.begin(plan)
         call.decline(COMPILING, "asked", is_dynamic=plan is not None)
