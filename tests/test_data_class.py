@@ -6,6 +6,9 @@ import copy
 import dataclasses
 import inspect
 import pickle
+import signal
+import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import FrozenInstanceError
 from types import ModuleType
@@ -167,3 +170,21 @@ def test_the_constructor_is_compiled_for_the_first_instance() -> None:
     assert before is not after
     cls()
     assert cls.__init__ is after
+
+
+def test_a_class_that_is_first_used_at_exit_leaves_the_status_of_the_script_alone() -> None:
+    """Ctrl-C ends a script by the signal, so that a shell's loop ends with it."""
+    text = """
+import atexit
+from aoti_eager._base.data_class import dataclass
+
+@dataclass(slots=True)
+class One:
+    value: int
+
+atexit.register(lambda: One(1))
+raise KeyboardInterrupt
+"""
+    done = subprocess.run([sys.executable, "-c", text], stderr=subprocess.PIPE, text=True)
+    assert done.returncode == -signal.SIGINT
+    assert done.stderr.endswith("KeyboardInterrupt\n")

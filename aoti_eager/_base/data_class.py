@@ -105,7 +105,10 @@ else:
                 parameters.append(name)
             lines.append(f" _set(_self, {name!r}, {value})")
         text = f"def __init__(_self, {', '.join(parameters)}):\n" + ("\n".join(lines) or " pass")
-        exec(text, globals_)  # noqa: S102 - of names of fields alone
+        # Compiled first: where text is run at exit, Python forgets that Ctrl-C has ended the
+        # script, and gives another status.
+        code = compile(text, f"<{__name__}>", "exec", dont_inherit=True)
+        exec(code, globals_)  # noqa: S102 - of names of fields alone
         return globals_["__init__"]
 
     class _Known:
