@@ -35,7 +35,10 @@ def layer_norm(
     x = x.contiguous()
     inner = list(range(x.dim() - len(normalized_shape), x.dim()))
     narrow = x.to(torch.float32)
-    var, mean = torch.var_mean(narrow.double(), inner, correction=0, keepdim=True)
+    wide = narrow.double()
+    mean = wide.mean(inner, keepdim=True)
+    difference = wide - mean
+    var = (difference * difference).mean(inner, keepdim=True)
     # NaN beside an infinity, as a running mean is that has met one.
     mean = mean + (var - var)
     rstd = torch.rsqrt(var + eps)
