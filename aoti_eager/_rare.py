@@ -147,10 +147,6 @@ class Rares:
     def __len__(self) -> int:
         return len(self._kept)
 
-    def counted(self) -> list[tuple[KeyedCall, int]]:
-        """Return the calls that are counted, and how often each was made in this process."""
-        return [(rare.call, rare.calls) for rare in list(self._kept.values())]
-
     def keep(self) -> None:
         """Write down how often the keys were called that came back, for later processes."""
         kept = list(self._kept.values())

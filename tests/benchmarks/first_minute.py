@@ -72,11 +72,13 @@ def one_loop(form: str, seconds: float, served: bool) -> dict[str, Any]:
     if served:
         import aoti_eager
         from aoti_eager import _library
+        from aoti_eager._table import COMPILING, RARE
 
         aoti_eager.register(OPS)
 
         def undecided() -> int:
-            return sum(cache.table.compiling for cache in _library.caches())
+            declines = [d for c in _library.caches() for d in list(c.table.declines.values())]
+            return sum(one.reason in (COMPILING, RARE) for one in declines)
 
     registered = time.perf_counter() - begin
     clock = time.perf_counter
