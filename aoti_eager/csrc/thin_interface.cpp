@@ -27,8 +27,15 @@ namespace {
 // Not a std::string: its destructor would keep the library loaded as long as any thread that ran it.
 thread_local char last_error[2048];
 
+// As much of it as there is room for.
+void append(const char* text) {
+  size_t length = std::strlen(last_error);
+  std::strncat(last_error, text, sizeof(last_error) - 1 - length);
+}
+
 AOTIRuntimeError failed(const char* message) {
-  std::strncpy(last_error, message, sizeof(last_error) - 1);
+  last_error[0] = 0;
+  append(message);
   return AOTI_RUNTIME_FAILURE;
 }
 
@@ -36,10 +43,8 @@ AOTIRuntimeError failed_with(const std::exception& error) {
   failed(error.what());
   if (std::strstr(last_error, "API call failed") != nullptr) {
     // The caller of a C function knows only which one failed; torch knows why.
-    size_t length = std::strlen(last_error);
-    std::strncat(last_error, ": ", sizeof(last_error) - length - 1);
-    std::strncat(
-        last_error, torch_exception_get_what_without_backtrace(), sizeof(last_error) - length - 3);
+    append(": ");
+    append(torch_exception_get_what_without_backtrace());
   }
   return AOTI_RUNTIME_FAILURE;
 }
