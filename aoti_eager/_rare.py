@@ -50,7 +50,6 @@ class Rare:
     """One key that is counted; in the table's arrivals until its second call."""
 
     __slots__ = (
-        "_base",
         "_rares",
         "backend",
         "before",
@@ -71,7 +70,6 @@ class Rare:
         self.family: History | None = None
         self.call_s = math.inf
         self.count = call.cache.counters.counting()
-        self._base = self.count.value  # The counter may have been another key's.
         self.seen = 0
         self.pause_s = _SHORTEST_S
         self.looked_at = math.inf  # not before its second call
@@ -84,7 +82,7 @@ class Rare:
     @property
     def calls(self) -> int:
         """Return how often the key was called in this process."""
-        return self.count.value - self._base
+        return self.count.value
 
     @property
     def holds(self) -> bool:
@@ -344,7 +342,6 @@ class Rares:
         self._kept.pop(rare.place, None)
         if rare.holds:
             rare.call.table.forget_decline(rare.call.table_key)
-        rare.call.cache.counters.free(rare.count)
 
     def _make_room(self) -> None:
         """Forget the half of the keys whose calls have taken the least."""

@@ -27,11 +27,12 @@ class Counter:
     C++ raises a part of its own.
     """
 
-    __slots__ = ("_count", "_native", "add")
+    __slots__ = ("_closed", "_count", "_native", "add")
 
     def __init__(self) -> None:
         self._count = itertools.count()
         self._native: NativeCounter | None = None
+        self._closed = 0  # What C++ has counted in parts that were freed.
         self.add = self._count.__next__
 
     @property
@@ -46,7 +47,7 @@ class Counter:
     def _own(self) -> int:
         # "count(5)" is the only look at a count that does not raise it: copying one is deprecated
         # since Python 3.12 and gone in 3.14.
-        return int(repr(self._count)[len("count(") : -1])
+        return self._closed + int(repr(self._count)[len("count(") : -1])
 
     @property
     def native(self) -> NativeCounter:
@@ -62,9 +63,69 @@ class Counter:
             native, self._native = self._native, None
             if native is None:
                 return
-            self._count = itertools.count(self._own + native.value)
-            self.add = self._count.__next__
+            self._closed += native.value
             native.close()
+
+
+class LentCounter(Counter):
+    """A counter that one key has for a while, from zero; let go of, it goes to another key.
+
+    It is not freed: a call in C++ may be about to raise it, and that call counts, too.
+
+    Args:
+        counter: What counts.
+        free: Takes it back, when nobody has this object any more.
+    """
+
+    __slots__ = ("_before", "_counter", "_free")
+
+    def __init__(self, counter: Counter, free: list[Counter]) -> None:
+        self._counter = counter
+        self._before = counter.value
+        self._free = free
+        self.add = counter.add
+
+    def __del__(self) -> None:
+        self._free.append(self._counter)  # One step: whatever this thread was doing.
+
+    @property
+    def value(self) -> int:
+        """Return how often it was raised for this key."""
+        return self._counter.value - self._before
+
+    @property
+    def native(self) -> NativeCounter:
+        """Return the part for C++; the hit path must be loaded."""
+        return self._counter.native
+
+    def close(self) -> None:
+        """Free the part for C++, as ``Counter.close``."""
+        self._counter.close()
+
+
+class _Lender:
+    """Counters of keys that are undecided: as many as there were such keys at a time."""
+
+    def __init__(self) -> None:
+        self.counters: list[Counter] = []
+        self._free: list[Counter] = []
+
+    def __len__(self) -> int:
+        return len(self.counters)
+
+    def lend(self) -> LentCounter:
+        """Return one that nobody else has."""
+        try:
+            counter = self._free.pop()
+        except IndexError:
+            counter = Counter()
+            self.counters.append(counter)
+        return LentCounter(counter, self._free)
+
+    @property
+    def value(self) -> int:
+        """Return how often any of them was raised, for whatever key."""
+        return sum(counter.value for counter in list(self.counters))
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,9 +200,8 @@ class OpCounters:
         self.failures = Counter()
         self.rechecks = Counter()
         self._declined: dict[str, Counter] = {}
-        self._pending: list[Counter] = []
-        self._counting: list[Counter] = []
-        self._free: list[Counter] = []
+        self._pending = _Lender()
+        self._counting = _Lender()
         self._lock = threading.RLock()
 
     def after_fork(self) -> None:
@@ -151,8 +211,8 @@ class OpCounters:
     def close(self) -> None:
         """Free what C++ counted with; the counts stay."""
         with self._lock:
-            counters = (*self._declined.values(), *self._pending, *self._counting)
-            for counter in (self.hits, self.misses, *counters):
+            undecided = (*self._pending.counters, *self._counting.counters)
+            for counter in (self.hits, self.misses, *self._declined.values(), *undecided):
                 counter.close()
 
     def declined(self, reason: str) -> Counter:
@@ -161,34 +221,21 @@ class OpCounters:
             return self._declined.setdefault(reason, Counter())
 
     def pending(self) -> Counter:
-        """Return a new counter of the calls of one key while its kernel is being made: misses."""
-        counter = Counter()
-        with self._lock:
-            self._pending.append(counter)
-        return counter
+        """Return a counter of the calls of one key while its kernel is being made: misses.
+
+        It goes to another key when nobody has it any more.
+        """
+        return self._pending.lend()
 
     def counting(self) -> Counter:
-        """Return a counter of the calls of one rare key: misses; it need not begin at zero."""
-        with self._lock:
-            if self._free:
-                return self._free.pop()
-            self._counting.append(Counter())
-            return self._counting[-1]
-
-    def free(self, counter: Counter) -> None:
-        """Take one back, for another key: what it has counted stays counted.
-
-        It is not freed: a call in C++ may be about to raise it.
-        """
-        with self._lock:
-            self._free.append(counter)
+        """Return a counter of the calls of one rare key, misses, as ``pending`` does."""
+        return self._counting.lend()
 
     def snapshot(self) -> OpStats:
         """Return the counts of this moment."""
         with self._lock:
             declined = {reason: c.value for reason, c in self._declined.items() if c.value}
-            pending = sum(counter.value for counter in self._pending)
-            rare = sum(counter.value for counter in self._counting)
+        pending, rare = self._pending.value, self._counting.value
         return OpStats(
             hits=self.hits.value,
             misses=self.misses.value + pending + rare,

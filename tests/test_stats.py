@@ -106,6 +106,40 @@ def test_what_is_unfinished_and_saved_adds_up_and_is_no_part_of_what_is_equal() 
     assert total.saved_s == 0.75
 
 
+def test_counters_of_undecided_keys_go_from_key_to_key() -> None:
+    """As many as there are such keys at a time, and nothing that they have counted is lost."""
+    counters = OpCounters()
+    for lend in (counters.pending, counters.counting):
+        for key in range(100):
+            one, other = lend(), lend()
+            assert (one.value, other.value) == (0, 0)
+            for _ in range(key):
+                one.add()
+            other.add()
+            assert (one.value, other.value) == (key, 1)
+            add = one.add
+            del one, other
+            add()  # A call that has found it in time.
+    assert len(counters._pending) == len(counters._counting) == 2
+    stats = counters.snapshot()
+    assert (stats.misses, stats.rare) == (2 * (4950 + 200), 4950 + 200)
+
+
+@pytest.mark.native
+def test_a_counter_that_is_closed_goes_on_with_what_it_has() -> None:
+    counters = OpCounters()
+    kept, lent, add = counters.hits, counters.pending(), counters.hits.add
+    for counter in (kept, lent):
+        counter.add()
+        assert counter.native.pointer
+    counters.close()
+    for counter in (kept, lent):
+        counter.add()
+        assert counter.value == 2
+    add()  # The hit path has it bound.
+    assert kept.value == 3
+
+
 # --- totals --------------------------------------------------------------------------------------
 
 
