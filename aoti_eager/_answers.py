@@ -20,8 +20,8 @@ class Compiled:
 
     ``sha256`` is the digest of the bytes that were tried: no others may be loaded or kept.
     ``identity`` is as in ``_entries.ready_entry``; ``times`` and ``compared`` are as in
-    ``_verdict.Verdict``; times by hit path, empty if none were taken. ``lost_signs`` is as in
-    ``_entries.ready_entry``.
+    ``_verdict.Verdict``; times by hit path, empty if none were taken, and ``unmeasured`` says why.
+    ``lost_signs`` is as in ``_entries.ready_entry``.
     """
 
     library: Path
@@ -36,6 +36,7 @@ class Compiled:
     guards: Guards | None = None
     identity: str | None = None
     lost_signs: int = 0
+    unmeasured: str = ""
 
     @classmethod
     def read(cls, answer: Mapping[str, Any]) -> Compiled:
@@ -53,6 +54,7 @@ class Compiled:
             guards=Guards.from_json(answer["guards"]) if answer["guards"] else None,
             identity=answer["identity"],
             lost_signs=answer.get("lost_signs", 0),
+            unmeasured=answer.get("unmeasured", ""),
         )
 
 
@@ -77,11 +79,13 @@ class Measured:
 
     times: dict[str, PathTime]
     compared: bool
+    unmeasured: str = ""
 
     @classmethod
     def read(cls, answer: Mapping[str, Any]) -> Measured:
         """Return what a worker's answer says; see ``failure`` for what it may raise."""
-        return cls(path_times(answer["times"]), compared=answer["compared"])
+        times, unmeasured = path_times(answer["times"]), answer.get("unmeasured", "")
+        return cls(times, compared=answer["compared"], unmeasured=unmeasured)
 
 
 def failure(answer: Mapping[str, Any], what: str) -> CompileError:

@@ -15,6 +15,10 @@ _FLAGS = {
 }
 
 
+# Bytes of what a compile worker may answer to one request; who says more is not believed.
+LONGEST_ANSWER = 1 << 20
+
+
 def interpreter_options() -> list[str]:
     """Return the options that have a child's interpreter start as this process's did.
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import ctypes.util
 import itertools
+import json
 import os
 import tempfile
 import traceback
@@ -14,9 +15,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ._base.printable import shortened
+from ._child import LONGEST_ANSWER
 from ._cpp_compiler import compiler_identity
 from ._determinism import is_compilers_own
-from ._entries import failed_entry, is_remembered, ready_entry
+from ._entries import LONGEST_MESSAGE, failed_entry, is_remembered, ready_entry
 from ._environment import Environment, cpu_features
 from ._fork_server import ForkServer
 from ._guards import Guards, match
@@ -49,6 +52,9 @@ _MOST_ELEMENTS = 1 << 20
 
 # Sizes of 1 at once that a dynamic specialisation is tried with; it serves no calls with more.
 _MOST_ONES = 3
+
+# Characters of a log that are sent, its last ones.
+_LONGEST_LOG = 20_000
 
 Request = Mapping[str, Any]
 Answer = dict[str, Any]
@@ -98,6 +104,14 @@ class CompileJobs:
         self._trial = trial_server()
         self._measurer = ForkServer("_measure")
         self._inductor_ready = False
+
+    def answer_line(self, request: Request) -> str:
+        """Return what became of a request as a line of JSON, no longer than is read of one."""
+        line = json.dumps(self.answer(request)) + "\n"
+        if len(line) > LONGEST_ANSWER:
+            message = f"the answer of the compile worker has {len(line)} bytes: it is not sent"
+            line = json.dumps(_failure("compile_failed", message, "", False)) + "\n"
+        return line
 
     def answer(self, request: Request) -> Answer:
         """Return what became of a request; nothing is raised."""
@@ -196,6 +210,7 @@ class CompileJobs:
                 path_times(made["times"]),
                 request["threads"],
                 None if guards is None else size_class(key),
+                made["unmeasured"],
             )
             with contextlib.suppress(OSError):  # It is measured again, that is all.
                 Verdicts(store.root).put(stored.entry.digest, verdict)
@@ -234,19 +249,23 @@ class CompileJobs:
         self._measurer.start()  # It imports torch beside the trial.
         # What was run on this model of processor before need not be tried again.
         compared = library["compared"] or self._try(request, library).compared
-        (times,) = self._measured(request, [library])
+        (times,), unmeasured = self._measured(request, [library])
         if self.lingers:
             with contextlib.suppress(OSError):
-                self._keep_verdict(request, times, compared)
-        return {"times": times, "compared": compared}
+                self._keep_verdict(request, times, compared, unmeasured)
+        return {"times": times, "compared": compared, "unmeasured": unmeasured}
 
-    def _keep_verdict(self, request: Request, times: Times, compared: bool) -> None:
+    def _keep_verdict(
+        self, request: Request, times: Times, compared: bool, unmeasured: str
+    ) -> None:
         """Write down what was measured: who asked is not there any more."""
         library = request["library"]
         verdicts = Verdicts(Path(request["toolchain"]).parent)
         verdict = verdicts.get(library["digest"], library["sha256"])
         verdict = replace(verdict, compared=verdict.compared or compared)
-        verdict = verdict.with_times(path_times(times), request["threads"], library["size"])
+        verdict = verdict.with_times(
+            path_times(times), request["threads"], library["size"], unmeasured
+        )
         verdicts.put(library["digest"], verdict)
 
     # -- the parts --
@@ -281,8 +300,9 @@ class CompileJobs:
         lowered, tried = self._tried(request, work, request["options"])
         made = [(lowered, tried)]
         times: list[Times] = [{}]
+        unmeasured = ""
         if request["gate"]:
-            times = self._measured(request, [_library(lowered)])
+            times, unmeasured = self._measured(request, [_library(lowered)])
             if lowered.parallel and _may_lose_to_one_thread(times[0]):
                 # A region costs a microsecond or two to enter and leave: too much for a small one.
                 serial = work / "serial"
@@ -290,7 +310,8 @@ class CompileJobs:
                 options = {**request["options"], "cpp.threads": 1}
                 with contextlib.suppress(CompileError):  # Then there is one, as there was.
                     made.append(self._tried(request, serial, options))
-                    times = self._measured(request, [_library(one) for one, _ in made])
+                    both = [_library(one) for one, _ in made]
+                    times, unmeasured = self._measured(request, both)
         best = min(range(len(made)), key=lambda i: _share(times[i]))
         lowered, tried = made[best]
         return {
@@ -303,6 +324,7 @@ class CompileJobs:
             "compared": tried.compared,
             "lost_signs": tried.lost_signs,
             "times": times[best],
+            "unmeasured": unmeasured,
             "pattern": None if lowered.pattern is None else lowered.pattern.to_json(),
             "guards": None if lowered.guards is None else lowered.guards.to_json(),
         }
@@ -397,12 +419,20 @@ class CompileJobs:
         )
         if "reason" in answer:
             raise CompileError(
-                answer["reason"], answer["message"], remember=answer.get("remember", False)
+                answer["reason"],
+                answer["message"],
+                log=answer.get("log", ""),
+                remember=answer.get("remember", False),
             )
         return _Tried(bool(answer["compared"]), answer.get("lost_signs", 0))
 
-    def _measured(self, request: Request, libraries: list[dict[str, Any]]) -> list[Times]:
-        """Return the times of each library by hit path; empty ones where none could be taken."""
+    def _measured(
+        self, request: Request, libraries: list[dict[str, Any]]
+    ) -> tuple[list[Times], str]:
+        """Return the times of each library by hit path; empty ones where none could be taken.
+
+        And then why, in words.
+        """
         answer = self._measurer.run(
             {
                 "key": request["key"],
@@ -417,8 +447,10 @@ class CompileJobs:
                 "timeout_s": request["trial_timeout_s"],
             }
         )
-        times: list[Times] = answer.get("times", [{} for _ in libraries])
-        return times
+        if "times" in answer:
+            return answer["times"], ""
+        problem = f"{answer['reason']}: {answer['message']}"
+        return [{} for _ in libraries], shortened(problem, LONGEST_MESSAGE)
 
     def _import_inductor(self) -> None:
         if self._inductor_ready:
@@ -537,4 +569,5 @@ def _text(log: Path) -> str:
 
 
 def _failure(reason: str, message: str, log: str, remember: bool) -> Answer:
-    return {"reason": reason, "message": message, "log": log[-20_000:], "remember": remember}
+    message = shortened(message, LONGEST_MESSAGE)
+    return {"reason": reason, "message": message, "log": log[-_LONGEST_LOG:], "remember": remember}

@@ -58,6 +58,7 @@ REASONS: dict[str, str] = {
     "queue_full": "too many keys wait for the compile workers",
     "not_in_cache": "mode is cache_only and the key is not in the cache",
     "store_unwritable": "the store cannot be written",
+    "locked": "another process has held the key's lock for longer than lock_timeout_s",
     "forked": "the process was forked: threads and compile workers stayed with the parent",
     "reentrant": "a signal handler or finalizer called while this thread was compiling",
     "internal_error": "an error in aoti_eager itself",

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from ._base.printable import shortened
 from ._declines import DEPENDS_ON_THREADS, REMEMBERED
 from ._entry import Entry, Remembered, Status
 from ._environment import Environment
@@ -19,6 +20,9 @@ from .errors import CompileError
 IDENTITY = "compiler_identity"
 # And how many zeros in the trial had another sign than the original's: that declines nothing.
 LOST_SIGNS = "lost_signs_of_zero"
+# Characters of a failure's message that are kept, and sent: what a compiler says of a graph may
+# have megabytes.
+LONGEST_MESSAGE = 4000
 
 
 def ready_entry(
@@ -94,7 +98,7 @@ def failed_entry(
         target=target,
         requires=requires,
         reason=reason,
-        message=message,
+        message=shortened(message, LONGEST_MESSAGE),
         guards=guards,
         remembered=remembered,
     )

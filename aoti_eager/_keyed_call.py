@@ -280,7 +280,7 @@ class KeyedCall:
         )
         verdict = replace(verdict, compared=verdict.compared or measured.compared)
         size = self.size(found.entry)
-        verdict = verdict.with_times(measured.times, self.threads, size)
+        verdict = verdict.with_times(measured.times, self.threads, size, measured.unmeasured)
         self.keep(verdict, found, backend)
         # Where the C++ hit path could not be timed, Python's is the slower one.
         taken = self.time(verdict, found.entry)
@@ -382,8 +382,14 @@ def may_be_dynamic(cache: Cache, toolchain: Toolchain) -> bool:
     return cache.function is None and toolchain.works_in_background and cache.dispatch_key == "CPU"
 
 
-def refused(taken: PathTime | None) -> tuple[str, str]:
-    """Return the reason and message of declining a library that does not beat the original."""
+def refused(taken: PathTime | None, unmeasured: str = "") -> tuple[str, str]:
+    """Return the reason and message of declining a library that does not beat the original.
+
+    Args:
+        taken: Its times; ``None`` if it has none.
+        unmeasured: Then why, if that is known.
+    """
     if taken is None:
-        return "unmeasured", "its library could not be timed against the original"
+        why = f": {unmeasured}" if unmeasured else ""
+        return "unmeasured", f"its library could not be timed against the original{why}"
     return "slower", f"its library takes {taken}"

@@ -22,10 +22,11 @@ from ._stored_pattern import serves
 from ._table import BEING_COMPILED, MEASURING, QUEUED
 from ._verdict import PathTime, Verdict
 from ._wanted import record_of
+from .config import config
 from .errors import CompileError
 
-# Until a key that another process compiles is asked for again.
-_BUSY_DELAY_S = 0.25
+# Until a key that another process compiles is asked for again: at first, and at most.
+_SHORTEST_BUSY_S, _LONGEST_BUSY_S = 0.25, 2.0
 # How often a library is timed again that could not be, or that lost by noise, in growing distances.
 _UNQUIET_TRIES = 3
 # How often an entry may be gone that a worker has just published.
@@ -75,6 +76,7 @@ class Making:
         self._backend = backend
         self._found = found
         self._plan = plan
+        self._busy_s = 0.0
         self._unquiet = 0
         self._vanished = 0
         self.digest = call.key.digest if plan is None else plan.pattern.digest
@@ -104,9 +106,11 @@ class Making:
             call.table.specialised.look_again()
             found = call.find(backend)
         if found is None:
-            found = self._published()
-        if found is None:
-            return _BUSY_DELAY_S
+            published = self._published()
+            if isinstance(published, float):
+                self.state = QUEUED
+                return published
+            found = published
         self._found = found
         entry = found.entry
         if entry.status is not Status.READY:
@@ -125,8 +129,8 @@ class Making:
                 return float(4 ** (self._unquiet - 1))
         return Made(found, verdict, taken, gated)
 
-    def _published(self) -> StoredEntry | None:
-        """Return the entry that a worker has put into the store; ``None`` if it has to wait."""
+    def _published(self) -> StoredEntry | float:
+        """Return the entry that a worker has put into the store; or the seconds to wait."""
         call, backend = self._call, self._backend
         record = record_of(backend.store.root)
         if backend.background_service.ended:
@@ -138,8 +142,7 @@ class Making:
         published = call.toolchain.publish(call.template, call.function, backend, self._plan)
         record.tried(self.digest, -1)  # It has come to an end: no process begins it in vain.
         if published is None:
-            self.state = QUEUED
-            return None
+            return self._busy()
         if published.compiled:
             self.compiled = True
             payback.observe(time.monotonic() - start)
@@ -152,11 +155,30 @@ class Making:
             self._vanished += 1
             if self._vanished > _VANISHED_TRIES:
                 raise
-            self.state = QUEUED
-            return None
+            return 0.0
         if found.entry.guards is not None:
             call.table.specialised.add(found)
         return found
+
+    def _busy(self) -> float:
+        """Return the seconds until the key is asked for again, whose lock another process holds.
+
+        Raises:
+            CompileError: It was waited for as long as a call would wait: that process may be
+                stopped, and whoever waits for kernels would wait with it.
+        """
+        left = config.lock_timeout_s - self._busy_s
+        if left <= 0:
+            raise CompileError(
+                "locked",
+                f"{self._call.key.op}: another process has held the key's lock for "
+                f"{config.lock_timeout_s:g} s (lock_timeout_s)",
+                remember=False,
+            )
+        # Longer and longer: each time a worker and the store are asked.
+        wait_s = min(max(_SHORTEST_BUSY_S, self._busy_s), _LONGEST_BUSY_S, left)
+        self._busy_s += wait_s
+        return float(wait_s)
 
     def _read(self, path: Path) -> StoredEntry:
         """Return the entry that a worker has named.

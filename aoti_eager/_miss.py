@@ -48,6 +48,7 @@ from ._workload import record
 from .config import config
 from .errors import (
     CompileError,
+    LockTimeoutError,
     OriginalKernelError,
     RunnerError,
     StoreError,
@@ -217,7 +218,8 @@ class Miss:
         if kernel.parallel and _backend.is_forked():
             return self._declined("forked", "OpenMP's threads stayed with the parent")
         if self._call.wants_check(entry, verdict) and self._in_background:
-            return self._arrived(Arrived(self._call, found, verdict, kernel, compared=True))
+            arrival = Arrived(self._call, found, verdict, kernel, backend, compared=True)
+            return self._arrived(arrival)
         if self._call.wants_check(entry, verdict):
             before = self._live.copies()
             result = self._original()
@@ -272,12 +274,12 @@ class Miss:
             return None
         if taken is None:
             try:
-                _, taken = call.measure(found, verdict, backend, background=False)
+                verdict, taken = call.measure(found, verdict, backend, background=False)
             except CompileError as error:
                 message = str(error)
                 return lambda: self._declined("unmeasured", message)
         if taken is None or not taken.wins:
-            return lambda: self._declined(*refused(taken), entry=found.entry)
+            return lambda: self._declined(*refused(taken, verdict.unmeasured), entry=found.entry)
         return None
 
     def _is_compared(self, verdict: Verdict) -> bool:
@@ -353,6 +355,8 @@ class Miss:
         except CompileError as error:
             self._cache.counters.failures.add()
             self._decline_next(error.reason, str(error))
+            if error.log:
+                log.debug("%s: %s: %s", self._op, error.reason, error.log)
             if not error.remember:
                 if config.strict:
                     raise
@@ -436,7 +440,7 @@ class Miss:
             if taken is None:
                 verdict, taken = self._call.measure(found, verdict, backend, background=False)
             if taken is None or not taken.wins:
-                self._decline_next(*refused(taken))
+                self._decline_next(*refused(taken, verdict.unmeasured))
                 return
         try:
             kernel = self._call.load_stored(found, backend)
@@ -514,7 +518,9 @@ class Miss:
         size = self._call.size(entry)
         if found.entry.library is not None and (self._call.is_gated or size is not None):
             verdict = Verdict(found.entry.library.sha256, compared=compiled.compared)
-            verdict = verdict.with_times(compiled.times, self._call.threads, size)
+            verdict = verdict.with_times(
+                compiled.times, self._call.threads, size, compiled.unmeasured
+            )
             if size is not None and self._call.checks:
                 verdict = verdict.with_check(size)
             self._call.keep(verdict, found, backend)
@@ -530,7 +536,7 @@ class Miss:
             times = Verdict("").with_times(compiled.times, call.threads, size)
             taken = call.time(times, entry) or times.time("python", call.threads, size)
             if taken is None or not taken.wins:
-                self._decline_next(*refused(taken), entry=entry)
+                self._decline_next(*refused(taken, compiled.unmeasured), entry=entry)
                 return
         kernel.gated = call.passes_gate
         self._publish_to_table(kernel)
@@ -579,9 +585,14 @@ class Miss:
     def _store_problem(self, error: StoreError) -> None:
         if config.strict:
             raise error
-        warn_once("store", f"{error}; kernels are not kept, originals run instead")
+        reason = "store_unwritable"
+        if isinstance(error, LockTimeoutError):
+            reason = "locked"
+            warn_once("locked", f"{error}; originals run instead")
+        else:
+            warn_once("store", f"{error}; kernels are not kept, originals run instead")
         if self._cache.lookup(self._table_key) is None:
-            self._decline_next("store_unwritable", str(error))
+            self._decline_next(reason, str(error))
 
     def _store_failed(self, error: StoreError) -> Any:
         self._store_problem(error)

@@ -255,8 +255,9 @@ def _compile(
             f"{compiler}: the native hit path is not compiled after {timeout_s:g} s"
         ) from error
     except BaseException:  # Ctrl-C is for this process alone: the compiler has its own session.
-        with contextlib.suppress(ProcessLookupError, PermissionError):
-            os.killpg(process.pid, 9)
+        if process.returncode is None:  # Else it was waited for: its number may be another's.
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.killpg(process.pid, 9)
         process.wait()
         raise
     if process.returncode:

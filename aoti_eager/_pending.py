@@ -30,7 +30,7 @@ from ._verdict import Verdict
 from ._wanted import WantedCall, record_of
 from ._warnings import warn_once
 from .config import config
-from .errors import AotiEagerError, CompileError, StoreError
+from .errors import AotiEagerError, CompileError, LockTimeoutError, StoreError
 
 log = logging.getLogger("aoti_eager")
 
@@ -158,6 +158,8 @@ class Pending:
             if is_remembered(error):
                 self._record.decided(self._making.digest)
             call.cache.counters.failures.add()
+            if error.log:
+                log.debug("%s: %s: %s", call.key.op, error.reason, error.log)
             if self._plan is not None and error.remember:
                 # The next call of this key asks for a kernel of its own.
                 log.info("%s: no dynamic kernel (%s): %s", call.key.op, error.reason, error)
@@ -167,6 +169,9 @@ class Pending:
             call.decline(error.reason, str(error))
             if not error.remember:
                 warn_once(error.reason, f"{error}; originals run instead")
+        except LockTimeoutError as error:  # Of a key that a device's compiler makes here.
+            call.decline("locked", str(error))
+            warn_once("locked", f"{error}; originals run instead")
         except (StoreError, OSError) as error:
             call.decline("store_unwritable", str(error))
             warn_once("store", f"{error}; kernels are not kept, originals run instead")
@@ -190,7 +195,7 @@ class Pending:
             return None
         overridden = call.cache.original.overridden
         if gated and (taken is None or not taken.wins):
-            call.decline(*refused(taken), entry=entry)
+            call.decline(*refused(taken, verdict.unmeasured), entry=entry)
             return None
         let_others_run()
         found = backend.store.check_library(found)
@@ -202,7 +207,7 @@ class Pending:
         if call.is_gated and not gated:
             return 0.0  # The gate has been set meanwhile.
         if call.wants_check(entry, verdict):
-            arrival = Arrived(call, found, verdict, kernel, compared=not overridden)
+            arrival = Arrived(call, found, verdict, kernel, backend, compared=not overridden)
             call.table.arrive(call.table_key, arrival)
         else:
             _put(call, kernel)
@@ -227,6 +232,8 @@ class Arrived:
         found: StoredEntry,
         verdict: Verdict,
         kernel: Kernel,
+        # That of the key: by the time of a call, the settings may name another store.
+        backend: Backend,
         *,
         compared: bool,
     ) -> None:
@@ -237,7 +244,7 @@ class Arrived:
         # Whether a comparison with made-up data counts: not where somebody has overridden the op.
         self._compared = compared and verdict.compared
         self._slow_calls = 0
-        self._backend = _backend.current()
+        self._backend = backend
         self._is_used = False
 
     def serve(self, keyset: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:

@@ -104,6 +104,7 @@ class Verdict:
         compared: Whether a first run in another process compared anything, on made-up data.
         times: By hit path and thread count, ``"native/2"``; for a dynamic specialisation by size
             class, too: ``"native/2/7"``.
+        unmeasured: Why the last measurement has taken no times; empty if it has.
     """
 
     library: str
@@ -111,6 +112,7 @@ class Verdict:
     compared: bool = False
     times: Mapping[str, PathTime] = field(default_factory=dict)
     checked_sizes: frozenset[int] = frozenset()
+    unmeasured: str = ""
 
     def is_checked(self, size: int | None = None) -> bool:
         """Return whether results were compared: in that size class, if the kernel serves many."""
@@ -127,11 +129,22 @@ class Verdict:
         return self.times.get(_label(path, threads, size))
 
     def with_times(
-        self, times: Mapping[str, PathTime], threads: int, size: int | None = None
+        self,
+        times: Mapping[str, PathTime],
+        threads: int,
+        size: int | None = None,
+        unmeasured: str = "",
     ) -> Verdict:
-        """Return the verdict with ``times`` by hit path, taken with ``threads`` threads."""
+        """Return the verdict after a measurement.
+
+        Args:
+            times: Its times by hit path; none where none could be taken.
+            threads: With so many threads.
+            size: The call's size class, for a dynamic specialisation.
+            unmeasured: Why there are no times.
+        """
         added = {_label(path, threads, size): time for path, time in times.items()}
-        return replace(self, times={**self.times, **added})
+        return replace(self, times={**self.times, **added}, unmeasured=unmeasured)
 
 
 def _label(path: str, threads: int, size: int | None) -> str:
@@ -271,6 +284,8 @@ def encode_verdict(verdict: Verdict) -> str:
         "compared": verdict.compared,
         "times": {name: asdict(time) for name, time in lasting.items()},
     }
+    if verdict.unmeasured:
+        document["unmeasured"] = verdict.unmeasured
     return json.dumps(document, indent=1, sort_keys=True) + "\n"
 
 
@@ -290,4 +305,5 @@ def decode_verdict(document: bytes | str) -> Verdict:
         bool(values["compared"]),
         {name: time for name, time in times.items() if not time.is_doubtful},
         frozenset(int(size) for size in values.get("checked_sizes", ())),
+        str(values.get("unmeasured", "")),
     )

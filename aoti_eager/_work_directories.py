@@ -7,7 +7,6 @@ it, which goes with the process, however that ends.
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import os
 import re
 import shutil
@@ -18,7 +17,7 @@ import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
-from ._base.file_lock import is_locked
+from ._base.file_lock import hold, is_locked
 from ._base.store_format import children, is_marked, remove, remove_marked
 from ._base.trusted_files import Directory, open_directory
 
@@ -56,8 +55,7 @@ class WorkDirectory:
         with root.directory("tmp", create=True) as tmp:
             self._held = tmp.directory(self.name, create=True)
         self._identity = _identity(self._held.fd)
-        with contextlib.suppress(OSError):  # No locks here: its process's number has to do.
-            fcntl.flock(self._held.fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        hold(self._held.fd)  # Where there are no locks, its process's number has to do.
 
     @property
     def descriptor(self) -> int | None:

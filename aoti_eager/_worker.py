@@ -61,9 +61,9 @@ def main() -> None:
             break  # Its memory is worth more than the seconds that the next one takes to start.
         if request is None:
             break
-        answer = jobs.answer(request)
+        answer = jobs.answer_line(request)
         with contextlib.suppress(OSError):  # Nobody reads any more: standard input ends, too.
-            answers.write(json.dumps(answer) + "\n")
+            answers.write(answer)
             answers.flush()
     _end(jobs)
 

@@ -17,13 +17,11 @@ from pathlib import Path
 from typing import Any
 
 from ._base.deadline import Deadline
-from ._child import child_command
+from ._child import LONGEST_ANSWER, child_command
 from ._environment import Target
 from ._work_directories import SCRATCH_VARIABLE, Scratch
 from .errors import CompileError
 
-# Bytes; a log of 20,000 characters is the longest part of an answer.
-_LONGEST_ANSWER = 1 << 20
 # What a worker can end without us: it puts what comes of it into the store itself.
 _LINGERING = frozenset({"publish", "measure"})
 # A script that has given SIGPIPE its default meaning must not end because a worker did.
@@ -128,11 +126,20 @@ class WorkerProcess:
     def _end_group(self, *, is_last: bool) -> None:
         """Kill the worker with all that it has started, while the group is known to be its own."""
         with self._lock:
-            if not self._ended:
+            if not self._ended and self._is_ours():
                 # The whole group: the C++ compiler and the trial server too.
                 with contextlib.suppress(ProcessLookupError, PermissionError):
                     os.killpg(self._process.pid, signal.SIGKILL)
-                self._ended = is_last
+            self._ended = self._ended or is_last
+
+    def _is_ours(self) -> bool:
+        """Return whether nobody has taken the process, so that its number is no other's."""
+        try:
+            os.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+        except ChildProcessError:
+            self._ended = True
+            return False
+        return True
 
     def ask(self, request: dict[str, Any], deadline: Deadline) -> dict[str, Any] | None:
         """Return the answer, or ``None`` if the worker died or the deadline passed."""
@@ -156,7 +163,7 @@ class WorkerProcess:
         assert self._process.stdout is not None
         pipe = self._process.stdout.fileno()
         buffer = b""
-        while not buffer.endswith(b"\n") and len(buffer) < _LONGEST_ANSWER:
+        while not buffer.endswith(b"\n") and len(buffer) < LONGEST_ANSWER:
             in_time = deadline.left() > 0
             # The socket has something to read when ``linger`` has closed it, or a dead worker.
             both: list[Any] = [pipe, self._requests]

@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 
 from ._entry import Entry, Status
-from ._environment import cpu_features, current_environment
+from ._environment import Environment, cpu_features, current_environment
 from ._guards import text
 from ._key import ANY_THREADS
 from ._prune import PruneReport, prune_store
@@ -118,9 +118,9 @@ def list(*, cache_dir: str | os.PathLike[str] | None = None) -> Sequence[CacheEn
         StoreError: The store cannot be read, or others can write to it.
     """
     store = _store(cache_dir)
-    verdicts = Verdicts(store.root)
+    verdicts, environment = Verdicts(store.root), current_environment()
     return sorted(
-        (_summary(found, store, verdicts) for found in store.scan()),
+        (_summary(found, store, verdicts, environment) for found in store.scan()),
         key=lambda one: (one.op, one.digest, one.status),
     )
 
@@ -135,9 +135,9 @@ def inspect(
         StoreError: The store cannot be read.
     """
     store = _store(cache_dir)
-    verdicts = Verdicts(store.root)
+    verdicts, environment = Verdicts(store.root), current_environment()
     found = [
-        _details(stored, store, verdicts)
+        _details(stored, store, verdicts, environment)
         for stored in store.scan()
         if isinstance(stored, StoredEntry) and stored.entry.digest.startswith(digest)
     ]
@@ -162,7 +162,7 @@ def verify(*, repair: bool = True, cache_dir: str | os.PathLike[str] | None = No
     store = _store(cache_dir)
     if repair:
         store.require_marker()
-    verdicts = Verdicts(store.root)
+    verdicts, environment = Verdicts(store.root), current_environment()
     intact = foreign = 0
     damaged: dict[Path, str] = {}
     for found in store.scan():
@@ -178,7 +178,7 @@ def verify(*, repair: bool = True, cache_dir: str | os.PathLike[str] | None = No
         except EntryDamagedError as error:
             damaged[found.path] = str(error)
             continue
-        if _summary(found, store, verdicts).status in ("stale", "other_cpu"):
+        if _summary(found, store, verdicts, environment).status in ("stale", "other_cpu"):
             foreign += 1
         else:
             intact += 1
@@ -268,7 +268,13 @@ def _losing_time(entry: Entry, verdicts: Verdicts) -> PathTime | None:
     return None if taken is None or taken.wins else taken
 
 
-def _summary(found: StoredEntry | BadEntry, store: Store, verdicts: Verdicts) -> CacheEntry:
+def _summary(
+    found: StoredEntry | BadEntry,
+    store: Store,
+    verdicts: Verdicts,
+    # Of all entries: to find it out takes longer than to read one.
+    environment: Environment,
+) -> CacheEntry:
     size = store.size_bytes(found.path)
     if isinstance(found, BadEntry):
         digest, op = found.path.parent.name, found.path.parent.parent.parent.name
@@ -278,7 +284,7 @@ def _summary(found: StoredEntry | BadEntry, store: Store, verdicts: Verdicts) ->
     entry = found.entry
     status = entry.status.value
     reason = entry.reason
-    if entry.environment != current_environment():
+    if entry.environment != environment:
         status, reason = "stale", "made in another environment"
     elif entry.status is Status.READY and not entry.requires <= cpu_features():
         status, reason = "other_cpu", "needs " + " ".join(sorted(entry.requires - cpu_features()))
@@ -311,14 +317,15 @@ def _inputs(entry: Entry) -> str:
     return " ".join(texts)
 
 
-def _details(found: StoredEntry, store: Store, verdicts: Verdicts) -> EntryDetails:
-    environment = current_environment()
+def _details(
+    found: StoredEntry, store: Store, verdicts: Verdicts, environment: Environment
+) -> EntryDetails:
     differing = {
         name: (str(here), str(there))
         for name, (here, there) in environment.differing(found.entry.environment).items()
     }
     return EntryDetails(
-        _summary(found, store, verdicts),
+        _summary(found, store, verdicts, environment),
         found.entry,
         differing,
         store.read_log(found),

@@ -149,6 +149,8 @@ def _inspect(namespace: argparse.Namespace) -> int:
             _say(f"  verdict   {_verdict_text(details.verdict)}")
             for path, time in sorted(details.verdict.times.items()):
                 _say(f"    {path} threads: {time}, {'wins' if time.wins else 'loses'}")
+            if details.verdict.unmeasured:
+                _say(f"    not timed: {details.verdict.unmeasured}")
         if entry.library is not None:
             _say(f"  library   {entry.library.size_bytes} bytes, sha256 {entry.library.sha256}")
         for name, value in entry.provenance:

@@ -399,3 +399,13 @@ def test_the_processor_is_named_by_its_model_fit_for_a_directory(
 def test_a_machine_that_says_nothing_has_a_name_too(monkeypatch: pytest.MonkeyPatch) -> None:
     assert cpuinfo(monkeypatch, "")
     assert processor() == processor()
+
+
+def test_why_there_are_no_times_is_kept_until_there_are() -> None:
+    verdict = Verdict(LIBRARY).with_times({}, 2, unmeasured="crashed: no memory")
+    kept = decode_verdict(encode_verdict(verdict))
+    assert kept == verdict
+    assert kept.unmeasured == "crashed: no memory"
+    later = kept.with_times({"native": time(4.25)}, 2)
+    assert later.unmeasured == ""
+    assert "unmeasured" not in json.loads(encode_verdict(later))

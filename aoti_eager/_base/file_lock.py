@@ -114,6 +114,19 @@ def locked(directory: Directory, name: str, timeout_s: float) -> Iterator[FileLo
         lock.close()
 
 
+def hold(fd: int) -> bool:
+    """Lock an open directory until it is closed, in all processes that have it open.
+
+    Returns:
+        Whether that could be done: nobody else holds it, and the file system has locks.
+    """
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return False
+    return True
+
+
 def is_locked(fd: int) -> bool | None:
     """Return whether somebody else holds a lock on an open directory; ``None`` if none can be had.
 

@@ -23,5 +23,19 @@ def printable_lines(text: str) -> str:
     return "".join(c if c in _LAYOUT else _shown(c) for c in text)
 
 
+def shortened(text: str, most: int) -> str:
+    """Return ``text`` with at most ``most`` characters: of a longer one the beginning and the end.
+
+    Args:
+        text: Any.
+        most: At least 64.
+    """
+    if len(text) <= most:
+        return text
+    left_out = f" [... {len(text)} characters ...] "
+    kept = most - len(left_out)
+    return text[: kept // 2] + left_out + text[len(text) - (kept - kept // 2) :]
+
+
 def _shown(character: str) -> str:
     return character if character.isprintable() else ascii(character)[1:-1]
