@@ -104,6 +104,8 @@ def test_a_compiler_that_was_waited_for_is_sent_nothing(
 
     class Interrupted(subprocess.Popen[bytes]):
         def communicate(self, *_: Any, **__: Any) -> Any:
+            assert self.stderr is not None
+            self.stderr.close()
             self.wait()
             raise KeyboardInterrupt
 
