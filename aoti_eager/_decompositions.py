@@ -13,7 +13,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.fx.experimental.symbolic_shapes import statically_known_true
 
+from ._channel_norms import batch_norm, batch_norm_backward, group_norm, group_norm_backward
 from ._exact_sums import exact_sums
 from ._float_division import float_division
 from ._layer_norm import layer_norm, layer_norm_backward
@@ -29,6 +31,11 @@ _GELU_SQUARE = 0.13414499163627625
 _INF = float("inf")
 # Inductor multiplies a whole power out; each doubling doubles the error.
 _MOST_FACTORS = 4
+# By dtype: an integer of its size; the bits of infinity, and of the least NaN that is quiet.
+_QUIET_BITS = {
+    torch.float32: (torch.int32, 0x7F800000, 0x7FC00000),
+    torch.float64: (torch.int64, 0x7FF << 52, 0xFFF << 51),
+}
 # Kernels that take the op's tensors in another order than the op.
 _ORDERS = {_aten.rsub.Tensor: first_last, _aten.smooth_l1_loss_backward.default: first_last}
 Decomposition = Callable[..., Any]
@@ -59,6 +66,12 @@ def our_decompositions(fma: Callable[..., Tensor]) -> dict[Any, Decomposition]:
         _aten.hardtanh.default: lambda x, low=-1.0, high=1.0: _clamp(x, low, high),
         _aten.pow.Tensor_Scalar: _pow,
         _aten.special_xlog1py.default: _wide(_xlog1py),
+        _aten.special_xlog1py.self_scalar: _with_numbers(_wide(_xlog1py)),
+        _aten.special_xlog1py.other_scalar: _with_numbers(_wide(_xlog1py)),
+        _aten.logaddexp.default: _in_scalar_code(_aten.logaddexp.default),
+        _aten.logaddexp2.default: _in_scalar_code(_aten.logaddexp2.default),
+        _aten.fmax.default: _of_quiet(lambda x, y: torch.isnan(y) | (y < x)),
+        _aten.fmin.default: _of_quiet(lambda x, y: torch.isnan(y) | (y > x)),
         _aten.erfinv.default: _erfinv,
         _aten.addcdiv.default: _wide(_addcdiv),
         _aten.copysign.Tensor: _copysign,
@@ -72,6 +85,18 @@ def our_decompositions(fma: Callable[..., Tensor]) -> dict[Any, Decomposition]:
     others: dict[Any, Decomposition] = {
         _aten.native_layer_norm.default: layer_norm,
         _aten.native_layer_norm_backward.default: layer_norm_backward,
+        _aten.native_group_norm.default: group_norm,
+        _aten.native_group_norm_backward.default: group_norm_backward,
+        _aten.native_batch_norm.default: batch_norm,
+        _aten.native_batch_norm_backward.default: batch_norm_backward,
+        _aten._native_batch_norm_legit.no_stats: lambda x, weight, bias, *rest: batch_norm(
+            x, weight, bias, None, None, *rest
+        ),
+        _aten._native_batch_norm_legit_no_training.default: (
+            lambda x, weight, bias, mean, var, *rest: batch_norm(
+                x, weight, bias, mean, var, False, *rest
+            )
+        ),
         **exact_sums(),
     }
     checked = {op: _for_floats(function) for op, function in (elementwise_ops | others).items()}
@@ -102,12 +127,28 @@ def _for_floats(function: Decomposition) -> Decomposition:
 
     @functools.wraps(function)
     def decomposition(*args: Any, **kwargs: Any) -> Any:
+        args = _with_narrow_numbers(args)
         dtypes = {one.dtype for one in args if isinstance(one, Tensor)}
         if len(dtypes) != 1 or not dtypes <= set(_FLOATS):
             return NotImplemented
         return function(*args, **kwargs)
 
     return decomposition
+
+
+def _with_narrow_numbers(args: tuple[Any, ...]) -> tuple[Any, ...]:
+    """Return arguments with float64 tensors without dimensions as float32, beside float32 ones.
+
+    That is how eager's kernels take them. A number in a tensor's place is one where it is an input.
+    """
+    tensors = [one for one in args if isinstance(one, Tensor)]
+    numbers = [one for one in tensors if one.dim() == 0 and one.dtype is torch.float64]
+    rest = {one.dtype for one in tensors if not any(one is number for number in numbers)}
+    if not numbers or rest != {torch.float32}:
+        return args
+    return tuple(
+        one.to(torch.float32) if any(one is number for number in numbers) else one for one in args
+    )
 
 
 def _wide(function: Decomposition) -> Decomposition:
@@ -120,6 +161,17 @@ def _wide(function: Decomposition) -> Decomposition:
             return function(*args, **kwargs)
         args = tuple(one.to(torch.float32) if isinstance(one, Tensor) else one for one in args)
         return function(*args, **kwargs).to(dtype)
+
+    return decomposition
+
+
+def _with_numbers(function: Decomposition) -> Decomposition:
+    """Return a function that takes a number in a tensor's place, as a tensor like the other."""
+
+    @functools.wraps(function)
+    def decomposition(*args: Any) -> Any:
+        like = next(one for one in args if isinstance(one, Tensor))
+        return function(*(one if isinstance(one, Tensor) else _number(one, like) for one in args))
 
     return decomposition
 
@@ -379,6 +431,47 @@ def _erfinv(x: Tensor) -> Any:
     if x.dtype is torch.float64:
         return NotImplemented
     return torch.erfinv(x.to(torch.float64)).to(x.dtype)
+
+
+def _in_scalar_code(op: Any) -> Decomposition:
+    """Return ``op`` in double precision for tensors that differ in strides, float32 ones.
+
+    Eager takes them number by number, with functions that are more exact than those for vectors.
+    Near a result of zero, every digit of these counts.
+    """
+
+    def decomposition(x: Tensor, other: Tensor) -> Any:
+        if x.dtype is not torch.float32 or x.shape != other.shape:
+            return NotImplemented
+        pairs = zip(x.stride(), other.stride(), strict=True)
+        if all(statically_known_true(mine == theirs) for mine, theirs in pairs):
+            return NotImplemented
+        return op(x.double(), other.double()).to(x.dtype)
+
+    return decomposition
+
+
+def _of_quiet(takes_first: Callable[[Tensor, Tensor], Tensor]) -> Decomposition:
+    """Return a function that gives one of two numbers, and NaN for a signalling one.
+
+    Args:
+        takes_first: Where the first is the result.
+    """
+
+    def decomposition(x: Tensor, other: Tensor) -> Any:
+        if x.dtype not in _QUIET_BITS:
+            return NotImplemented
+        result = torch.where(takes_first(x, other), x, other)
+        return torch.where(_signals(x) | _signals(other), float("nan"), result)
+
+    return decomposition
+
+
+def _signals(x: Tensor) -> Tensor:
+    """Return where numbers are NaN without the bit that makes them quiet."""
+    whole, infinity, quiet = _QUIET_BITS[x.dtype]
+    magnitude = x.view(whole) & torch.iinfo(whole).max
+    return (magnitude > infinity) & (magnitude < quiet)
 
 
 def _copysign(x: Tensor, sign: Tensor) -> Tensor:
