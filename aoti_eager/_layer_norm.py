@@ -38,7 +38,11 @@ def layer_norm(
     # NaN beside an infinity, as a running mean is that has met one.
     mean = mean + (var - var)
     rstd = torch.rsqrt(var + eps)
-    result = normalized(narrow, mean, rstd, weight, bias)
+    result = normalized(narrow, mean, rstd)
+    if weight is not None:
+        result = result * weight.to(torch.float32)
+    if bias is not None:
+        result = result + bias.to(torch.float32)
     return result.to(x.dtype), mean.to(x.dtype), rstd.to(x.dtype)
 
 

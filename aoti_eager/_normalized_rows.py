@@ -28,29 +28,35 @@ def moments(x: Tensor, dims: list[int]) -> tuple[Tensor, Tensor]:
 
 
 def normalized(
-    x: Tensor, mean: Tensor, rstd: Tensor, weight: Tensor | None, bias: Tensor | None
+    x: Tensor,
+    mean: Tensor,
+    rstd: Tensor,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
 ) -> Tensor:
-    """Return ``(x - mean) * rstd * weight + bias`` in float32.
+    """Return ``(x - mean) * rstd * weight + bias`` in float32, in two steps that round.
 
     Args:
         x: float32.
-        mean: float64; it broadcasts with ``x``, as the others do.
-        rstd: Inverse deviation, float64.
-        weight: Any dtype.
-        bias: Any dtype.
+        mean: Of each row, float64; it broadcasts with ``x``, as the others do.
+        rstd: Inverse deviation of each row, float64.
+        weight: One for all numbers that lie side by side, any dtype.
+        bias: Likewise.
     """
     one = torch.ones((), dtype=torch.float64)  # A number would have the default dtype.
     scale = torch.where(rstd < _SMALL, _SCALE * one, one)
-    middle = mean * scale
+    middle, factor = mean * scale, rstd / scale
+    if weight is not None:
+        factor = factor * weight.double()
     # In two parts: the mean of large numbers that hardly differ is no float32 number.
     near = middle.to(torch.float32)
-    rest = (middle - near.double()).to(torch.float32)
-    factor = (rstd / scale).to(torch.float32)
-    scale, near, rest, factor = map(made, (scale.to(torch.float32), near, rest, factor))
-    result = ((x * scale - near) - rest) * factor
-    if weight is not None:
-        result = result * weight.to(torch.float32)
-    return result if bias is None else result + bias.to(torch.float32)
+    shift = (near.double() - middle) * factor
+    if bias is not None:
+        shift = shift + bias.double()
+    scale, near, factor, shift = (
+        made(part.to(torch.float32)) for part in (scale, near, factor, shift)
+    )
+    return (x * scale - near) * factor + shift
 
 
 def made(one: Tensor) -> Tensor:
