@@ -13,13 +13,13 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.fx.experimental.symbolic_shapes import statically_known_true
 
 from ._channel_norms import batch_norm, batch_norm_backward, group_norm, group_norm_backward
 from ._exact_sums import exact_sums
 from ._float_division import float_division
 from ._layer_norm import layer_norm, layer_norm_backward
 from ._result_layout import as_given, elementwise, first_last
+from ._special_functions import in_scalar_code, log_ndtr, ndtr, of_quiet
 
 _aten = torch.ops.aten
 _HALF = (torch.float16, torch.bfloat16)
@@ -31,11 +31,6 @@ _GELU_SQUARE = 0.13414499163627625
 _INF = float("inf")
 # Inductor multiplies a whole power out; each doubling doubles the error.
 _MOST_FACTORS = 4
-# By dtype: an integer of its size; the bits of infinity, and of the least NaN that is quiet.
-_QUIET_BITS = {
-    torch.float32: (torch.int32, 0x7F800000, 0x7FC00000),
-    torch.float64: (torch.int64, 0x7FF << 52, 0xFFF << 51),
-}
 # Kernels that take the op's tensors in another order than the op.
 _ORDERS = {_aten.rsub.Tensor: first_last, _aten.smooth_l1_loss_backward.default: first_last}
 Decomposition = Callable[..., Any]
@@ -68,10 +63,12 @@ def our_decompositions(fma: Callable[..., Tensor]) -> dict[Any, Decomposition]:
         _aten.special_xlog1py.default: _wide(_xlog1py),
         _aten.special_xlog1py.self_scalar: _with_numbers(_wide(_xlog1py)),
         _aten.special_xlog1py.other_scalar: _with_numbers(_wide(_xlog1py)),
-        _aten.logaddexp.default: _in_scalar_code(_aten.logaddexp.default),
-        _aten.logaddexp2.default: _in_scalar_code(_aten.logaddexp2.default),
-        _aten.fmax.default: _of_quiet(lambda x, y: torch.isnan(y) | (y < x)),
-        _aten.fmin.default: _of_quiet(lambda x, y: torch.isnan(y) | (y > x)),
+        _aten.logaddexp.default: in_scalar_code(_aten.logaddexp.default),
+        _aten.logaddexp2.default: in_scalar_code(_aten.logaddexp2.default),
+        _aten.fmax.default: of_quiet(lambda x, y: torch.isnan(y) | (y < x)),
+        _aten.fmin.default: of_quiet(lambda x, y: torch.isnan(y) | (y > x)),
+        _aten.special_ndtr.default: ndtr,
+        _aten.special_log_ndtr.default: log_ndtr,
         _aten.erfinv.default: _erfinv,
         _aten.addcdiv.default: _wide(_addcdiv),
         _aten.copysign.Tensor: _copysign,
@@ -431,47 +428,6 @@ def _erfinv(x: Tensor) -> Any:
     if x.dtype is torch.float64:
         return NotImplemented
     return torch.erfinv(x.to(torch.float64)).to(x.dtype)
-
-
-def _in_scalar_code(op: Any) -> Decomposition:
-    """Return ``op`` in double precision for tensors that differ in strides, float32 ones.
-
-    Eager takes them number by number, with functions that are more exact than those for vectors.
-    Near a result of zero, every digit of these counts.
-    """
-
-    def decomposition(x: Tensor, other: Tensor) -> Any:
-        if x.dtype is not torch.float32 or x.shape != other.shape:
-            return NotImplemented
-        pairs = zip(x.stride(), other.stride(), strict=True)
-        if all(statically_known_true(mine == theirs) for mine, theirs in pairs):
-            return NotImplemented
-        return op(x.double(), other.double()).to(x.dtype)
-
-    return decomposition
-
-
-def _of_quiet(takes_first: Callable[[Tensor, Tensor], Tensor]) -> Decomposition:
-    """Return a function that gives one of two numbers, and NaN for a signalling one.
-
-    Args:
-        takes_first: Where the first is the result.
-    """
-
-    def decomposition(x: Tensor, other: Tensor) -> Any:
-        if x.dtype not in _QUIET_BITS:
-            return NotImplemented
-        result = torch.where(takes_first(x, other), x, other)
-        return torch.where(_signals(x) | _signals(other), float("nan"), result)
-
-    return decomposition
-
-
-def _signals(x: Tensor) -> Tensor:
-    """Return where numbers are NaN without the bit that makes them quiet."""
-    whole, infinity, quiet = _QUIET_BITS[x.dtype]
-    magnitude = x.view(whole) & torch.iinfo(whole).max
-    return (magnitude > infinity) & (magnitude < quiet)
 
 
 def _copysign(x: Tensor, sign: Tensor) -> Tensor:
