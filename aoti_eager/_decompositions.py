@@ -14,10 +14,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ._channel_norms import batch_norm, batch_norm_backward, group_norm, group_norm_backward
 from ._exact_sums import exact_sums
 from ._float_division import float_division
 from ._layer_norm import layer_norm, layer_norm_backward
 from ._result_layout import as_given, elementwise, first_last
+from ._special_functions import in_scalar_code, log_ndtr, ndtr, of_quiet
 
 _aten = torch.ops.aten
 _HALF = (torch.float16, torch.bfloat16)
@@ -59,6 +61,14 @@ def our_decompositions(fma: Callable[..., Tensor]) -> dict[Any, Decomposition]:
         _aten.hardtanh.default: lambda x, low=-1.0, high=1.0: _clamp(x, low, high),
         _aten.pow.Tensor_Scalar: _pow,
         _aten.special_xlog1py.default: _wide(_xlog1py),
+        _aten.special_xlog1py.self_scalar: _with_numbers(_wide(_xlog1py)),
+        _aten.special_xlog1py.other_scalar: _with_numbers(_wide(_xlog1py)),
+        _aten.logaddexp.default: in_scalar_code(_aten.logaddexp.default),
+        _aten.logaddexp2.default: in_scalar_code(_aten.logaddexp2.default),
+        _aten.fmax.default: of_quiet(lambda x, y: torch.isnan(y) | (y < x)),
+        _aten.fmin.default: of_quiet(lambda x, y: torch.isnan(y) | (y > x)),
+        _aten.special_ndtr.default: ndtr,
+        _aten.special_log_ndtr.default: log_ndtr,
         _aten.erfinv.default: _erfinv,
         _aten.addcdiv.default: _wide(_addcdiv),
         _aten.copysign.Tensor: _copysign,
@@ -72,6 +82,18 @@ def our_decompositions(fma: Callable[..., Tensor]) -> dict[Any, Decomposition]:
     others: dict[Any, Decomposition] = {
         _aten.native_layer_norm.default: layer_norm,
         _aten.native_layer_norm_backward.default: layer_norm_backward,
+        _aten.native_group_norm.default: group_norm,
+        _aten.native_group_norm_backward.default: group_norm_backward,
+        _aten.native_batch_norm.default: batch_norm,
+        _aten.native_batch_norm_backward.default: batch_norm_backward,
+        _aten._native_batch_norm_legit.no_stats: lambda x, weight, bias, *rest: batch_norm(
+            x, weight, bias, None, None, *rest
+        ),
+        _aten._native_batch_norm_legit_no_training.default: (
+            lambda x, weight, bias, mean, var, *rest: batch_norm(
+                x, weight, bias, mean, var, False, *rest
+            )
+        ),
         **exact_sums(),
     }
     checked = {op: _for_floats(function) for op, function in (elementwise_ops | others).items()}
@@ -102,12 +124,28 @@ def _for_floats(function: Decomposition) -> Decomposition:
 
     @functools.wraps(function)
     def decomposition(*args: Any, **kwargs: Any) -> Any:
+        args = _with_narrow_numbers(args)
         dtypes = {one.dtype for one in args if isinstance(one, Tensor)}
         if len(dtypes) != 1 or not dtypes <= set(_FLOATS):
             return NotImplemented
         return function(*args, **kwargs)
 
     return decomposition
+
+
+def _with_narrow_numbers(args: tuple[Any, ...]) -> tuple[Any, ...]:
+    """Return arguments with float64 tensors without dimensions as float32, beside float32 ones.
+
+    That is how eager's kernels take them. A number in a tensor's place is one where it is an input.
+    """
+    tensors = [one for one in args if isinstance(one, Tensor)]
+    numbers = [one for one in tensors if one.dim() == 0 and one.dtype is torch.float64]
+    rest = {one.dtype for one in tensors if not any(one is number for number in numbers)}
+    if not numbers or rest != {torch.float32}:
+        return args
+    return tuple(
+        one.to(torch.float32) if any(one is number for number in numbers) else one for one in args
+    )
 
 
 def _wide(function: Decomposition) -> Decomposition:
@@ -120,6 +158,17 @@ def _wide(function: Decomposition) -> Decomposition:
             return function(*args, **kwargs)
         args = tuple(one.to(torch.float32) if isinstance(one, Tensor) else one for one in args)
         return function(*args, **kwargs).to(dtype)
+
+    return decomposition
+
+
+def _with_numbers(function: Decomposition) -> Decomposition:
+    """Return a function that takes a number in a tensor's place, as a tensor like the other."""
+
+    @functools.wraps(function)
+    def decomposition(*args: Any) -> Any:
+        like = next(one for one in args if isinstance(one, Tensor))
+        return function(*(one if isinstance(one, Tensor) else _number(one, like) for one in args))
 
     return decomposition
 

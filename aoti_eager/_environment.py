@@ -19,7 +19,7 @@ from ._compat import inductor_settings
 from ._key import Component, json_digest
 
 # Raise when the meaning of a compile request or of an entry's machine code changes.
-CODE_VERSION = 7
+CODE_VERSION = 8
 
 # Variables of Inductor that say where or how fast it works, never what code it emits.
 _NOT_SHAPING = frozenset(

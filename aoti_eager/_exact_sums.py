@@ -65,22 +65,17 @@ def _in_double_precision(x: Tensor) -> Tensor:
 _plain: ContextVar[bool] = ContextVar("plain_sums", default=False)
 
 
-def with_plain_sums(
-    function: Callable[..., Any],
-    only: Sequence[torch.dtype] = _NARROW,
-    where: Callable[..., bool] = lambda *args: True,
-) -> Callable[..., Any]:
+def with_plain_sums(function: Callable[..., Any], where: Callable[..., bool]) -> Callable[..., Any]:
     """Return a function that takes an op apart whose kernel, too, adds up in float32.
 
     Args:
         function: Inductor's.
-        only: For which dtypes of the first argument.
         where: Whether of a call, by its arguments.
     """
 
     @functools.wraps(function)
     def decomposition(*args: Any, **kwargs: Any) -> Any:
-        if args[0].dtype not in only or not where(*args):
+        if args[0].dtype not in _NARROW or not where(*args):
             return function(*args, **kwargs)
         token = _plain.set(True)
         try:
@@ -165,13 +160,9 @@ def _moments(
 ) -> tuple[Tensor, Tensor]:
     """Return variance and mean in double precision, in two passes."""
     dims = [one % x.dim() for one in dim] if dim else list(range(x.dim()))
-    wide = x if _plain.get() else _in_double_precision(x)
+    wide = _in_double_precision(x)
     mean = wide.mean(dims, keepdim=True)
     difference = wide - mean
-    if _plain.get():
-        # The mean has an error, which would be in each of them.
-        mean = mean + difference.mean(dims, keepdim=True)
-        difference = wide - mean
     total = (difference * difference).sum(dims, keepdim=keepdim)
     count: Any = 1
     for one in dims:

@@ -32,7 +32,7 @@ from torch._inductor.codegen.common import (
     device_codegens,
     init_backend_registration,
 )
-from torch._inductor.codegen.cpp import CppVecKernel, CppVecOverrides
+from torch._inductor.codegen.cpp import CppOverrides, CppVecKernel, CppVecOverrides
 from torch._inductor.codegen.cpp_wrapper_cpu import CppWrapperCpu
 from torch._inductor.decomposition import select_decomp_table
 from torch._inductor.exc import CppCompileError
@@ -46,7 +46,7 @@ from ._inductor_headers import own_headers
 from ._key import Component
 from ._probes import Probes
 from ._result_layout import elementwise, laid_out_elsewhere
-from ._vector_math import vector_functions, widened
+from ._vector_math import scalar_functions, vector_functions, widened
 
 __all__ = [
     "CppCompileError",
@@ -102,7 +102,7 @@ def prepare_worker(vector_bits: int) -> None:
 
 
 def _use_vector_functions(vector_bits: int) -> None:
-    """Have vector code call what eager calls. Inductor chooses by op, and has no setting for it."""
+    """Have code call what eager calls. Inductor chooses by op, and has no setting for it."""
 
     def count(x: Any) -> int:
         return int(V.kernel._get_num_vectors(x.dtype))
@@ -111,6 +111,8 @@ def _use_vector_functions(vector_bits: int) -> None:
         original = getattr(CppVecOverrides, name)
         chosen = function if name != "remainder" else _floats_only(function, original)
         setattr(CppVecOverrides, name, staticmethod(chosen))
+    for name, function in scalar_functions().items():
+        setattr(CppOverrides, name, staticmethod(function))
 
 
 def _use_wider_vectors() -> None:
@@ -144,9 +146,7 @@ def _use_decompositions() -> None:
         decomposition.decompositions[op] = _with_fallback(function, before)
     table, aten = decomposition.decompositions, torch.ops.aten
     for op in (aten._softmax.default, aten._log_softmax.default):
-        table[op] = with_plain_sums(table[op], where=adds_neighbours)
-    group_norm = aten.native_group_norm.default
-    table[group_norm] = with_plain_sums(table[group_norm], only=(torch.float16, torch.bfloat16))
+        table[op] = with_plain_sums(table[op], adds_neighbours)
     for op in laid_out_elsewhere():
         table[op] = elementwise(table[op])
 

@@ -1,9 +1,8 @@
 """A layer norm and its gradient, in steps that stay in the range of numbers. Worker only.
 
-The variance of large float32 numbers is beyond float32, and the inverse of its root below: such
-rows are scaled by a power of two, which rounds nothing. As for the gradient, Inductor multiplies it
-by a row's length before it subtracts sums, and normalizes each element before the row's slope is
-known: either leaves the range of numbers where eager does not.
+As for the gradient, Inductor multiplies it by a row's length before it subtracts sums, and
+normalizes each element before the row's slope is known: either leaves the range of numbers where
+eager does not.
 """
 
 from __future__ import annotations
@@ -14,9 +13,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ._normalized_rows import gradient_of_x, moments, normalized
+
 _HALF = (torch.float16, torch.bfloat16)
-# Rows with a larger variance are scaled.
-_LARGE_VARIANCE, _SCALE = 2.0**100, 2.0**-64
 
 
 def layer_norm(
@@ -35,21 +34,11 @@ def layer_norm(
     x = x.contiguous()
     inner = list(range(x.dim() - len(normalized_shape), x.dim()))
     narrow = x.to(torch.float32)
-    wide = narrow.double()
-    mean = wide.mean(inner, keepdim=True)
-    difference = wide - mean
-    var = (difference * difference).mean(inner, keepdim=True)
+    mean, var = moments(narrow, inner)
     # NaN beside an infinity, as a running mean is that has met one.
     mean = mean + (var - var)
     rstd = torch.rsqrt(var + eps)
-    one = torch.ones((), dtype=torch.float64)  # A number would have the default dtype.
-    scale = torch.where(var > _LARGE_VARIANCE, _SCALE * one, one)
-    middle = mean * scale
-    # In two parts: the mean of large numbers that hardly differ is no float32 number.
-    near = middle.to(torch.float32)
-    rest = (middle - near.double()).to(torch.float32)
-    result = (narrow * scale.to(torch.float32) - near) - rest
-    result = result * (rstd / scale).to(torch.float32)
+    result = normalized(narrow, mean, rstd)
     if weight is not None:
         result = result * weight.to(torch.float32)
     if bias is not None:
@@ -83,11 +72,7 @@ def layer_norm_backward(
     scaled = grad_wide if weight is None else grad_wide * weight.to(wide)
     of_x = of_weight = of_bias = None
     if output_mask[0]:
-        average = scaled.mean(inner, keepdim=True)
-        # The product of three large or small numbers, which the slope as a whole is not.
-        slope = (scaled.double() * difference.double()).mean(inner, keepdim=True)
-        slope = (slope * rstd.double() ** 3).to(wide)
-        of_x = (rstd * (scaled - average) - slope * difference).to(x.dtype)
+        of_x = gradient_of_x(scaled, difference, rstd, inner).to(x.dtype)
     if output_mask[1] and weight is not None:
         of_weight = _over_rows(grad_wide * (difference * rstd), outer).to(weight.dtype)
     if output_mask[2] and bias is not None:

@@ -43,7 +43,7 @@ def elementwise(function: Callable[..., Any], order: Order = as_given) -> Callab
         tensors = [one for one in args if isinstance(one, Tensor)]
         if result is NotImplemented or not tensors:
             return result
-        return _laid_out(result, order(tensors))
+        return laid_out(result, order(tensors))
 
     return decomposition
 
@@ -58,7 +58,7 @@ def laid_out_elsewhere() -> tuple[Any, ...]:
     )
 
 
-def _laid_out(result: Tensor, tensors: Sequence[Tensor]) -> Tensor:
+def laid_out(result: Tensor, tensors: Sequence[Tensor]) -> Tensor:
     never = torch.zeros((), dtype=torch.bool, device=result.device)
     frame = tensors[-1]
     # Of one tensor, too: one that overlaps itself does not have the strides of a result.

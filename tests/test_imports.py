@@ -41,7 +41,8 @@ ORDER = """
     _constant_buffers _runner _library_runner _reference _closeness _check _declines _entries
     _remembered _stored_failures _tracing _graph_checks _function_names _function_source
     _python_function _gradient_function _op_functions _rebuilt_function _call_target _probes
-    _inductor_headers _exact_sums _float_division _layer_norm _result_layout _decompositions
+    _inductor_headers _exact_sums _float_division _normalized_rows _layer_norm _result_layout
+    _channel_norms _special_functions _decompositions
     _float_flags _vector_math _inductor_compat _thin_header _thin_codegen _plain_path _row_sums
     _symbolic _lowering _made_up_values _made_up_numbers _made_up_data _trial_runs _trial
     _compile_job _parent_watch _worker _worker_process _answers _compile _background _device_compile

@@ -95,6 +95,12 @@ def test_a_certificate_needs_every_part_and_a_fault_needs_one() -> None:
     assert [row[0] for row in certain([right, wrong], whole)] == ["aten::cos", "aten::sin"]
 
 
+def test_what_only_declines_has_no_certificate() -> None:
+    declined = result("declined")
+    assert certain([declined], []) == []
+    assert [row[3] for row in certain([declined, result()], [])] == ["certified"]
+
+
 def test_what_was_not_run_anew_keeps_its_rows(tmp_path: Path) -> None:
     file = tmp_path / "certificates.json"
     rows_before = certain([result()], [])

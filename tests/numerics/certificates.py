@@ -4,7 +4,8 @@
 overloads: in-place, ``out=`` and foreach overloads have the same code and share them.
 
 A row that certifies needs every part of its overload, dtype and target; one part that is beyond the
-rule is enough for a row that does not.
+rule is enough for a row that does not. Where every part was declined there is no row: it would give
+another reason than that for which such calls decline.
 """
 
 from __future__ import annotations
@@ -74,7 +75,10 @@ def certain(results: Iterable[Mapping[str, Any]], wanted: Iterable[Part]) -> lis
     return [
         [_short(row[name]) for name in COLUMNS]
         for row in rows(results)
-        if row["status"] != CERTIFIED or not missing.get((row["op"], row["dtype"], row["target"]))
+        if row["serves"]
+        and (
+            row["status"] != CERTIFIED or not missing.get((row["op"], row["dtype"], row["target"]))
+        )
     ]
 
 

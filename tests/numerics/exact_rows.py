@@ -56,6 +56,18 @@ def deviation(correction: float) -> Callable[[Array], Array]:
     return lambda x: numpy.sqrt(of(x))
 
 
+def normalized(eps: float) -> Callable[..., Array]:
+    """Return the function for rows less their mean, over their deviation."""
+
+    def of(x: Array) -> Array:
+        # From the first number on: equal ones come out as zero, whatever a sum of them rounds to.
+        distance = x - x[..., :1]
+        centred = distance - mean(distance)[..., None]
+        return centred / numpy.sqrt(variance(0)(distance)[..., None] + WIDE(eps))
+
+    return of
+
+
 def norm(order: float) -> Callable[[Array], Array]:
     """Return the function for vector norms of this order."""
 

@@ -66,8 +66,16 @@ def _row_norm(
     op: str,
     arguments: Callable[[Draw, int, bool], Sequence[Any]],
     any_order: tuple[int, ...] = (),
+    of: Callable[..., exact.Array] | None = None,
 ) -> Calls:
-    """Return calls of ``arguments(draw, n, with_weights)`` for rows of every length."""
+    """Return calls of ``arguments(draw, n, with_weights)`` for rows of every length.
+
+    Args:
+        op: The overload.
+        arguments: Gives what it takes.
+        any_order: See ``HardCall``.
+        of: Gives the exact results, where eager's own formula cancels in float64, too.
+    """
 
     def calls(share: str) -> Iterator[HardCall]:
         for n in _lengths(share):
@@ -77,6 +85,8 @@ def _row_norm(
                     f"8 rows of {n}{'' if weights else ', no weights'}",
                     lambda d, n=n, w=weights: (list(arguments(d, n, w)), {}),
                     any_order=any_order,
+                    exact=of,
+                    eager_overflows=of is not None,
                 )
 
     return calls
@@ -160,6 +170,15 @@ def _instance_norm(draw: Draw, n: int, weights: bool) -> list[Any]:
     return [_channels(draw, n), *_weights(draw, 6, weights), None, None, True, 0.1, EPS, False]
 
 
+def _exact_instance_norm(x: exact.Array, *weights: exact.Array) -> exact.Array:
+    # Eager multiplies the mean by the weight before it takes it away.
+    result = exact.normalized(EPS)(x)
+    if not weights:
+        return result
+    scale, shift = (one[:, None] for one in weights)
+    return result * scale + shift
+
+
 def _both(op: str, make: Callable[[bool], Callable[..., list[Any]]]) -> Calls:
     def calls(share: str) -> Iterator[HardCall]:
         for train in (True, False):
@@ -227,7 +246,9 @@ OPS: dict[str, Calls] = {
     "aten::native_batch_norm_backward": _both(
         "aten::native_batch_norm_backward", _batch_norm_backward
     ),
-    "aten::instance_norm": _row_norm("aten::instance_norm", _instance_norm),
+    "aten::instance_norm": _row_norm(
+        "aten::instance_norm", _instance_norm, of=_exact_instance_norm
+    ),
     "aten::_weight_norm_interface": _row_norm("aten::_weight_norm_interface", _weight_norm),
     "aten::_weight_norm": _row_norm("aten::_weight_norm", _weight_norm),
     "aten::norm_except_dim": _row_norm("aten::norm_except_dim", lambda d, n, w: [d.rows(n), 2, 0]),

@@ -20,6 +20,29 @@ _LEFT: dict[int, tuple[frozenset[str], frozenset[str]]] = {
         frozenset({"unary", "binary", "mixed", "numbers"}),
         frozenset({"aten::copysign.Tensor", "aten::copysign.Scalar"}),
     ),
+    # Norms over rows and channels; single numbers' erfc and lgamma, and what has them inside;
+    # numbers that are inputs of ops with a way of our own; signalling NaN.
+    8: (
+        frozenset(
+            {"unary", "binary", "mixed", "numbers", "strided", "reductions", "norms", "losses"}
+        ),
+        frozenset(
+            f"aten::{name}"
+            for name in (
+                *("layer_norm", "native_layer_norm", "native_layer_norm_backward"),
+                *("group_norm", "native_group_norm", "native_group_norm_backward"),
+                *("native_batch_norm", "native_batch_norm_backward", "instance_norm"),
+                *("_native_batch_norm_legit.no_stats", "_native_batch_norm_legit_no_training"),
+                *("erfc", "special_erfc", "gelu", "gelu_backward", "special_erfcx"),
+                *("special_ndtr", "special_log_ndtr", "special_erfinv", "erfinv"),
+                *("lgamma", "special_gammaln", "mvlgamma", "special_multigammaln"),
+                *("logaddexp", "logaddexp2", "fmax", "fmin"),
+                *("copysign.Tensor", "copysign.Scalar"),
+                *("special_xlog1py", "special_xlog1py.self_scalar"),
+                "special_xlog1py.other_scalar",
+            )
+        ),
+    ),
 }
 
 

@@ -1,0 +1,75 @@
+"""Functions of one and two numbers whose result has few digits to lose, or none. Worker only."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.fx.experimental.symbolic_shapes import statically_known_true
+
+_HALF = (torch.float16, torch.bfloat16)
+_SQRT_HALF, _SQRT_TWO = 0.7071067811865476, 1.4142135623730951
+# By dtype: an integer of its size; the bits of infinity, and of the least NaN that is quiet.
+_QUIET_BITS = {
+    torch.float32: (torch.int32, 0x7F800000, 0x7FC00000),
+    torch.float64: (torch.int64, 0x7FF << 52, 0xFFF << 51),
+}
+
+
+def ndtr(x: Tensor) -> Any:
+    """Return the normal distribution's share below ``x``; ``NotImplemented`` for half precision."""
+    # Divided, not multiplied by the inverse: far from zero few digits are left of the sum.
+    return NotImplemented if x.dtype in _HALF else (1 + torch.erf(x / _SQRT_TWO)) * 0.5
+
+
+def log_ndtr(x: Tensor) -> Any:
+    """Return the logarithm of ``ndtr``; ``NotImplemented`` for half precision."""
+    if x.dtype in _HALF:
+        return NotImplemented
+    t = x * _SQRT_HALF
+    # Of a probability that is nearly one, the logarithm of the rest keeps the digits.
+    below = torch.log(torch.special.erfcx(-t) / 2) - t * t
+    return torch.where(x < -1, below, torch.log1p(torch.special.erfc(t) / -2))
+
+
+def in_scalar_code(op: Any) -> Callable[..., Any]:
+    """Return ``op`` in double precision for tensors that differ in strides, float32 ones.
+
+    Eager takes them number by number, with functions that are more exact than those for vectors.
+    Near a result of zero, every digit of these counts.
+    """
+
+    def decomposition(x: Tensor, other: Tensor) -> Any:
+        if x.dtype is not torch.float32 or x.shape != other.shape:
+            return NotImplemented
+        pairs = zip(x.stride(), other.stride(), strict=True)
+        if all(statically_known_true(mine == theirs) for mine, theirs in pairs):
+            return NotImplemented
+        return op(x.double(), other.double()).to(x.dtype)
+
+    return decomposition
+
+
+def of_quiet(takes_first: Callable[[Tensor, Tensor], Tensor]) -> Callable[..., Any]:
+    """Return a function that gives one of two numbers, and NaN for a signalling one.
+
+    Args:
+        takes_first: Where the first is the result.
+    """
+
+    def decomposition(x: Tensor, other: Tensor) -> Any:
+        if x.dtype not in _QUIET_BITS:
+            return NotImplemented
+        result = torch.where(takes_first(x, other), x, other)
+        return torch.where(_signals(x) | _signals(other), float("nan"), result)
+
+    return decomposition
+
+
+def _signals(x: Tensor) -> Tensor:
+    """Return where numbers are NaN without the bit that makes them quiet."""
+    whole, infinity, quiet = _QUIET_BITS[x.dtype]
+    magnitude = x.view(whole) & torch.iinfo(whole).max
+    return (magnitude > infinity) & (magnitude < quiet)
