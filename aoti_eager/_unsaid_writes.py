@@ -29,23 +29,27 @@ def unsaid_write(template: CallTemplate, index: int) -> str:
 
 
 class UnsaidWrites:
-    """The arguments of a call that it is not to write to, as they are before it.
+    """The inputs of a call that it is not to write to, as they are before it.
 
-    Not what its function finds by name: other threads may write to that meanwhile (parameters of a
-    model that is trained). Nor inference tensors, which have no version. The trace finds both.
+    Those of a live call are its arguments. To what its function finds by name, other threads may
+    write meanwhile (parameters of a model that is trained), so that is for a trace, with fakes; and
+    so are inference tensors, which have no version.
 
     Args:
         template: The call.
         inputs: Its tensors, in slot order.
+        of_trace: Whether they are fakes: then they are what the function finds by name.
     """
 
-    def __init__(self, template: CallTemplate, inputs: Sequence[Tensor]) -> None:
+    def __init__(
+        self, template: CallTemplate, inputs: Sequence[Tensor], *, of_trace: bool = False
+    ) -> None:
         self._template = template
         arguments = len(template.slots) - template.constants
         self._before = [
             (index, tensor, tensor._version)
             for index, (slot, tensor) in enumerate(zip(template.slots, inputs, strict=True))
-            if index < arguments and not slot.mutated and not tensor.is_inference()
+            if (index >= arguments) is of_trace and not slot.mutated and not tensor.is_inference()
         ]
 
     def problem(self) -> str | None:
