@@ -112,7 +112,10 @@ class CustomOp(metaclass=_NamesItsOverload):
 
     Attributes:
         name: Its qualified name.
-        op: Its overload, for what takes one: ``torch.library.opcheck``, ``register``.
+        op: Its overload, for what takes one: ``torch.library.opcheck``, ``explain``.
+
+    Raises:
+        CustomOpError: As ``custom_op``, which makes it.
     """
 
     def __init__(
@@ -172,6 +175,8 @@ class CustomOp(metaclass=_NamesItsOverload):
 
         Raises:
             CustomOpError: It was taken out, or another version of its function has its place.
+            CustomOpResultError: The function has returned what an operator cannot: an argument, a
+                view, no tensor, or another number of results than its schema has.
         """
         return self.op(*args, **kwargs)
 
@@ -215,6 +220,10 @@ class CustomOp(metaclass=_NamesItsOverload):
 
     def register_fake(self, fake: Callable[..., Any], /) -> Callable[..., Any]:
         """Use ``fake`` for sizes and dtypes of results, where tracing the function does not do.
+
+        Args:
+            fake: Takes the operator's arguments, fake tensors among them, and returns results
+                without data: sizes, strides, dtypes and devices count.
 
         Returns:
             ``fake``, so that this is a decorator.

@@ -103,7 +103,9 @@ def explain(
 
     Args:
         op: As for ``register``; of several overloads, PyTorch picks by the arguments.
+        args: The call's positional arguments.
         dispatch_key: The dispatch key that the call would be sent to.
+        kwargs: The call's keyword arguments.
 
     Raises:
         UnknownOpError: There is no op of that name.

@@ -127,6 +127,7 @@ def register(ops: Op | Iterable[Op], dispatch_key: str = "CPU") -> Registration:
         UnknownOpError: There is no op of that name.
         CompositeImplicitOpError: The op is decomposed before it reaches a backend.
         RegistrationError: The op has no kernel at ``dispatch_key``, or the key is no backend's.
+        ConfigError: A setting holds a value that it does not take.
     """
     config.validate()
     _check_dispatch_key(dispatch_key)
@@ -161,6 +162,7 @@ def impl(library: torch.library.Library, op: Op, dispatch_key: str = "CPU") -> N
         UnknownOpError: There is no op of that name.
         CompositeImplicitOpError: The op is decomposed before it reaches a backend.
         RegistrationError: The op has no kernel at ``dispatch_key``, or the key is no backend's.
+        ConfigError: A setting holds a value that it does not take.
     """
     config.validate()
     _check_dispatch_key(dispatch_key)

@@ -26,13 +26,17 @@ def constants(
     the metadata of constants and read their values in each call: change them in place, or bind
     another tensor, as you would without us.
 
+    Args:
+        op: Its qualified name, ``"mylib::scale"``, or its overload or packet.
+        dispatch_key: The dispatch key of the function.
+
     Returns:
         The function's own tensors, no copies.
 
     Raises:
         UnknownOpError: There is no op of that name.
-        UnsupportedFunctionError: The op has no Python function, or one that cannot be sent to the
-            compile worker; the message names what it uses.
+        UnsupportedFunctionError: Its function cannot be sent to the compile worker; the message
+            names what it uses.
     """
     overload = _overload(op)
     function = function_of(overload, dispatch_key)
@@ -56,6 +60,8 @@ def update_constants(
         dispatch_key: The dispatch key of the function.
 
     Raises:
+        UnknownOpError: There is no op of that name.
+        UnsupportedFunctionError: As for ``constants``.
         UnknownConstantError: There is no such constant.
         ConstantError: A tensor has another dtype or other sizes; nothing was updated.
     """
