@@ -54,7 +54,7 @@ __all__ = [
 # Module -> what it has of these. All but settings and errors is imported when it is used first: who
 # imports the package and has no use for it pays next to nothing.
 _MODULES = {
-    "_custom_op": ("CustomOp", "custom_op"),
+    "_custom_op": ("CustomOp", "custom_op", "made_op"),  # The last for pickles.
     "_device_backends": ("load_runner", "register_compile_backend", "register_runner"),
     "_device_compile": ("CompileRequest",),
     "_explain": ("Explanation", "explain"),

@@ -26,6 +26,8 @@ from .errors import (
 
 # AOTInductor pads the places of constants to multiples of this.
 _PADDING_BYTES = 64
+# Numbers and rows of up to so many elements become numbers in the code.
+_LARGEST_INLINED = 8
 
 
 class ConstantKind(enum.IntEnum):
@@ -92,8 +94,9 @@ def resolve(
         # that a caller got from his model or from ``extract_constants_map``.
         constant = by_fqn.get(name) or by_name.get(name)
         if constant is None:
+            listed = near(str(name), _fqns(constants))
             raise UnknownConstantError(
-                f"{library}: has no constant {name!r}{near(str(name), _fqns(constants))}", (name,)
+                f"{library}: has no constant {name!r}{_why_absent(tensor)}{listed}", (name,)
             )
         if constant.folded:
             raise ConstantError(
@@ -239,6 +242,17 @@ def near(name: str, names: Sequence[str]) -> str:
     if close:
         return f"; did you mean {', '.join(map(repr, close))}?"
     return f"; it has {_listed(names)}" if names else "; it has no constants"
+
+
+def _why_absent(tensor: object) -> str:
+    """Return what a message says of a constant that the library may have had as its code."""
+    if not isinstance(tensor, Tensor) or tensor.dim() > 1 or tensor.numel() > _LARGEST_INLINED:
+        return ""
+    return (
+        f"; AOTInductor turns weights of up to {_LARGEST_INLINED} elements, as this one, into "
+        "numbers in the code, which no update reaches: if that is it, compile the model with "
+        'inductor_configs={"always_keep_tensor_constants": True}'
+    )
 
 
 def _fqns(constants: Sequence[Constant]) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import types
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
@@ -63,12 +64,58 @@ def custom_op(
     return make if function is None else make(function)
 
 
-class CustomOp:
+def made_op(name: str, module: str) -> CustomOp:
+    """Return the operator of a name; its module is imported where nobody has made it yet.
+
+    What pickles of operators call, also those of ``torch.save`` and of a DataLoader's workers.
+
+    Args:
+        name: Its qualified name, ``"mylib::rms_norm"``.
+        module: Name of the module that defines its function.
+
+    Raises:
+        CustomOpError: The module cannot be imported, or its import makes no such operator.
+    """
+    if name not in _made:
+        try:
+            importlib.import_module(module)
+        except ImportError as error:
+            raise CustomOpError(
+                f"{name}: is not in this process, and {module!r}, which defines it, cannot be "
+                f"imported ({error}); make it by custom_op before it is unpickled"
+            ) from error
+    if name not in _made:
+        raise CustomOpError(
+            f"{name}: is not in this process, and importing {module!r} does not make it; call "
+            "custom_op where that module is imported: not in a function, and not under "
+            "if __name__ == '__main__'"
+        )
+    return _made[name]
+
+
+# The name that is written into pickles, which stay while files move.
+made_op.__module__ = "aoti_eager"
+
+
+class _NamesItsOverload(type):
+    """Of a class that torch's functions refuse: they quote it, and so say what to pass instead."""
+
+    def __repr__(cls) -> str:
+        return f"<class '{cls.__module__}.{cls.__qualname__}'; pass its overload, op.op>"
+
+
+class CustomOp(metaclass=_NamesItsOverload):
     """An operator made by ``custom_op``; calling it calls ``torch.ops.<namespace>.<name>``.
+
+    Copies of it are itself, and a pickle has its name: so a module that keeps one can be copied,
+    saved and sent to another process.
 
     Attributes:
         name: Its qualified name.
-        op: Its overload, for what takes one: ``torch.library.opcheck``, ``register``.
+        op: Its overload, for what takes one: ``torch.library.opcheck``, ``explain``.
+
+    Raises:
+        CustomOpError: As ``custom_op``, which makes it.
     """
 
     def __init__(
@@ -101,6 +148,7 @@ class CustomOp:
         self._registration: Registration | None = None
         self._differentiable: Differentiable | None = None
         self._following: torch.library.Library | None = None
+        self._gone = ""
         try:
             self.op: OpOverload = define(
                 self._library, name, schema, self._source, tags=tuple(tags)
@@ -118,7 +166,7 @@ class CustomOp:
                     name.partition("::")[2], self._follow, "Autograd", with_keyset=True
                 )
         except BaseException:
-            self._release()
+            self._release("could not be made")
             raise
         _made[name] = self
 
@@ -127,11 +175,24 @@ class CustomOp:
 
         Raises:
             CustomOpError: It was taken out, or another version of its function has its place.
+            CustomOpResultError: The function has returned what an operator cannot: an argument, a
+                view, no tensor, or another number of results than its schema has.
         """
         return self.op(*args, **kwargs)
 
     def __repr__(self) -> str:
         return f"<CustomOp {self.name}>"
+
+    def __copy__(self) -> CustomOp:
+        return self
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> CustomOp:
+        return self
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        if _made.get(self.name) is not self:
+            raise CustomOpError(f"{self.name}: cannot be pickled, by its name: {self._gone}")
+        return made_op, (self.name, str(self.__module__))
 
     def register_autograd(
         self,
@@ -160,6 +221,10 @@ class CustomOp:
     def register_fake(self, fake: Callable[..., Any], /) -> Callable[..., Any]:
         """Use ``fake`` for sizes and dtypes of results, where tracing the function does not do.
 
+        Args:
+            fake: Takes the operator's arguments, fake tensors among them, and returns results
+                without data: sizes, strides, dtypes and devices count.
+
         Returns:
             ``fake``, so that this is a decorator.
         """
@@ -173,7 +238,7 @@ class CustomOp:
         """
         if _made.get(self.name) is self:
             del _made[self.name]
-            self._release()
+            self._release("was taken out by unregister(); make it again by custom_op")
 
     # -- what is in the dispatcher --
 
@@ -270,8 +335,13 @@ class CustomOp:
             _compat.destroy(self._following)
             self._following = None
 
-    def _release(self) -> None:
-        """Take the operator out of the dispatcher; no call of it may run."""
+    def _release(self, why: str) -> None:
+        """Take the operator out of the dispatcher; no call of it may run.
+
+        Args:
+            why: What a call says from now on, and what to do instead.
+        """
+        self._gone = why
         self._remove_gradients()
         if self._registration is not None:
             self._registration.unregister()
@@ -281,9 +351,7 @@ class CustomOp:
         name = self.name
 
         def gone(*args: Any, **kwargs: Any) -> Any:
-            raise CustomOpError(
-                f"{name}: was taken out, or defined anew; call what has its place now"
-            )
+            raise CustomOpError(f"{name}: {why}")
 
         self.op = gone  # type: ignore[assignment]
 
@@ -326,7 +394,12 @@ def _release_older(name: str, function: types.FunctionType) -> None:
             f"{name}: is already the function {'.'.join(names[0])}, and {'.'.join(names[1])} "
             "would take its place; give one of them another name, or unregister() the older one"
         )
-    older._release()
+    code = function.__code__
+    older._release(
+        f"was defined anew since ({code.co_filename}, line {code.co_firstlineno}), and this is the "
+        "older one; call the newer one, which its custom_op returned: it is also "
+        f"torch.ops.{name.replace('::', '.')}"
+    )
     del _made[name]
 
 

@@ -48,7 +48,7 @@ REASONS: dict[str, str] = {
     "library_unloadable": "the library cannot be loaded on this machine",
     "op_not_in_worker": "the op is defined by code that the compile worker does not have",
     "unsupported_function": "the op's function uses something that the compile worker cannot have",
-    "mutates_constant": "the op's function writes to a tensor that it closes over",
+    "mutates_constant": "the op's function writes to what its op does not declare as written to",
     "setting_not_portable": "an Inductor setting has a value that cannot be sent to the worker",
     "not_dynamic": "no kernel for several sizes can be made: its assumptions cannot be checked",
     "specialisation_cap": "the op has static_cap specialisations already",

@@ -122,7 +122,18 @@ def load_runner(
 ) -> Runner:
     """Return a runner for a library on any device: a ``ModelContainerRunner``, or the registered.
 
-    Raises: as ``ModelContainerRunner``, and what the device's factory raises.
+    Args:
+        library: As for ``ModelContainerRunner``.
+        num_models: How many runs there may be at a time, at least 1.
+        device: A device of any type; what ``register_runner`` was given makes its runner.
+        cubin_dir: Where a GPU library's kernels lie, if not beside it.
+
+    Raises:
+        LibraryLoadError: The file is no kernel library for this machine and device.
+        MissingSymbolError: It is a shared object of another kind.
+        ValueError: ``num_models`` is less than 1.
+        RuntimeError: ``device`` is no device of torch's.
+        Exception: Whatever the device's own factory raises.
     """
     where = torch.device(device)
     factory = _runners.get(where.type)

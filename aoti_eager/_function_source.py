@@ -41,7 +41,8 @@ def function_source(function: types.FunctionType, lookup: Lookup) -> str:
         _check_source_is_current(function)
     except (OSError, TypeError, SyntaxError) as error:
         raise UnsupportedFunctionError(
-            f"its source cannot be read ({error}); define it in a file"
+            f"has no source that can be read, as of exec and at a prompt ({error}): define it in a "
+            "file, or in a notebook's cell"
         ) from error
     definition = tree.body[0]
     if not isinstance(definition, ast.FunctionDef):

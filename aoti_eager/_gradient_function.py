@@ -168,6 +168,11 @@ class GradientOfOp(PythonFunction):
         """Return false: a worker can have it."""
         return False
 
+    @property
+    def refusal(self) -> str | None:
+        """Return nothing: a worker can have it."""
+        return None
+
     def snapshot(self) -> tuple[Any, list[Tensor]]:
         """Return what it depends on; see ``PythonFunction``."""
         return torch.is_autocast_enabled("cpu"), []
@@ -196,6 +201,11 @@ class GradientOfFunction(PythonFunction):
     def is_refused(self) -> bool:
         """Return whether the function was; see ``PythonFunction``."""
         return self._of.is_refused
+
+    @property
+    def refusal(self) -> str | None:
+        """Return why the function was, if it was; see ``PythonFunction``."""
+        return self._of.refusal
 
     def snapshot(self) -> tuple[Any, list[Tensor]]:
         """Return what the function depends on; see ``PythonFunction``."""

@@ -15,6 +15,7 @@ from ._compat import OpOverload, raw_schema
 from ._declines import DATA_DEPENDENT_ERRORS, INTEGER_DIVISION
 from ._template import CallTemplate
 from ._tracing import storage_identity
+from ._unsaid_writes import unsaid_write
 from .errors import CompileError
 
 # These write to running statistics although their schemas do not say so.
@@ -58,7 +59,11 @@ def _check_node(node: Any, target: Any) -> None:
     if any(part in name for part in _WRITES_STATISTICS):
         named = _arguments(node, target)
         if named.get("training") or named.get("train") or named.get("use_input_stats"):
-            raise _refusal("mutates_constant", f"the function updates statistics ({target})")
+            raise _refusal(
+                "mutates_constant",
+                f"its function updates running statistics ({target}): make them "
+                "arguments, and name them in mutates_args",
+            )
 
 
 def _refusal(reason: str, message: str) -> CompileError:
@@ -99,7 +104,7 @@ class _Written:
     """Follows views back to inputs, and refuses writes to those that the op does not declare."""
 
     def __init__(self, template: CallTemplate, inputs: list[Any]) -> None:
-        self._slots = list(template.slots)
+        self._template, self._slots = template, list(template.slots)
         self._inputs = inputs
         self._sources: dict[Any, frozenset[int]] = {}
 
@@ -127,12 +132,13 @@ class _Written:
 
     def _check(self, sources: frozenset[int], target: Any) -> None:
         for index in sources:
-            if index == _LITERAL or not self._slots[index].mutated:
-                name = "a literal" if index == _LITERAL else self._slots[index].name
-                raise _refusal(
-                    "mutates_constant",
-                    f"the function writes to {name} ({target}), which its op does not declare",
-                )
+            if index == _LITERAL:
+                what = "writes to a literal tensor: compute a new one instead"
+            elif self._slots[index].mutated:
+                continue
+            else:
+                what = unsaid_write(self._template, index)
+            raise _refusal("mutates_constant", f"its function {what} ({target})")
 
     def _of(self, value: Any) -> frozenset[int]:
         if isinstance(value, Mapping):

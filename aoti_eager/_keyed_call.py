@@ -37,7 +37,7 @@ from ._table import Decline, Progress, Table, TableKey
 from ._template import CallTemplate, call_template
 from ._toolchain import Toolchain
 from ._verdict import PathTime, Verdict
-from ._warnings import warn_once
+from ._warnings import warn_of_function, warn_once
 from .config import config
 from .errors import AotiEagerError, EntryDamagedError, StoreError
 
@@ -340,6 +340,8 @@ class KeyedCall:
         )
         self.table.decline(self.table_key, decline)
         log.info("%s: declined (%s): %s", self.key.op, reason, message)
+        if reason == "mutates_constant":
+            warn_of_function(self.key.op, message)
         return decline
 
     def differs(self, entry: Entry, message: str) -> None:

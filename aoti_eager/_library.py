@@ -27,7 +27,7 @@ from ._differentiable import Differentiable, is_differentiable, signature_of
 from ._gradient_function import GradientOfOp
 from ._installed import Installed, install
 from ._kernel_cache import KernelCache
-from ._ops import find_overload, find_packet
+from ._ops import find_overload, find_packet, no_op
 from ._original import OriginalKernel
 from ._schema import OpSchema, op_schema, qualified_name
 from ._stats import OpStats, add_totals
@@ -127,6 +127,7 @@ def register(ops: Op | Iterable[Op], dispatch_key: str = "CPU") -> Registration:
         UnknownOpError: There is no op of that name.
         CompositeImplicitOpError: The op is decomposed before it reaches a backend.
         RegistrationError: The op has no kernel at ``dispatch_key``, or the key is no backend's.
+        ConfigError: A setting holds a value that it does not take.
     """
     config.validate()
     _check_dispatch_key(dispatch_key)
@@ -161,6 +162,7 @@ def impl(library: torch.library.Library, op: Op, dispatch_key: str = "CPU") -> N
         UnknownOpError: There is no op of that name.
         CompositeImplicitOpError: The op is decomposed before it reaches a backend.
         RegistrationError: The op has no kernel at ``dispatch_key``, or the key is no backend's.
+        ConfigError: A setting holds a value that it does not take.
     """
     config.validate()
     _check_dispatch_key(dispatch_key)
@@ -284,10 +286,7 @@ def _resolve(ops: Op | Iterable[Op], key: str) -> tuple[list[OpOverload], dict[s
             if len(problems) == len(overloads):
                 raise problems[0]
         else:
-            raise RegistrationError(
-                f"an op is given as {type(op).__name__}; a name, an OpOverload, an "
-                "OpOverloadPacket or a list of these is wanted (what custom_op makes is registered)"
-            )
+            raise no_op(op, " or a list of these (what custom_op makes is registered)")
     return list(wanted.values()), skipped
 
 

@@ -34,7 +34,18 @@ def mark_dynamic(op: str, argument: str, dim: int | None = None) -> None:
 
 
 def mark_static(op: str, argument: str, dim: int | None = None) -> None:
-    """Have a kernel of ``op`` for each value of a size or a number; arguments as above."""
+    """Have a kernel of ``op`` for each value of a size or a number, from the first call on.
+
+    Args:
+        op: Qualified name, ``"aten::mul.Tensor"``, or ``"aten::mul"`` for all overloads.
+        argument: Name of the argument in the op's schema.
+        dim: A dimension of that tensor, counted from the front; ``None`` for all. Of a number
+            always ``None``.
+
+    Raises:
+        UnknownOpError: There is no such op.
+        RegistrationError: It has no such argument, or ``dim`` is none.
+    """
     _mark(op, argument, dim, False)
 
 
@@ -59,7 +70,11 @@ def _overloads(op: str) -> list[OpOverload]:
 
 
 def unmark(op: str) -> None:
-    """Forget what was said of ``op``."""
+    """Forget what was said of ``op`` by ``mark_dynamic`` and ``mark_static``.
+
+    Args:
+        op: The name that was given to them; of one that nothing was said of, nothing is forgotten.
+    """
     with _lock:
         _marks.pop(op, None)
 

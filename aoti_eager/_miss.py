@@ -41,9 +41,10 @@ from ._store import StoredEntry
 from ._stored_failures import as_failure, met_now
 from ._table import BEING_COMPARED, COMPILING, Decline, TableKey
 from ._template import CallTemplate, call_template
+from ._unsaid_writes import UnsaidWrites
 from ._verdict import Verdict
 from ._wanted import WantedCall, record_of
-from ._warnings import warn_once
+from ._warnings import warn_of_function, warn_once
 from ._workload import record
 from .config import config
 from .errors import (
@@ -133,7 +134,10 @@ class Miss:
             if cache.function is not None and cache.function.is_refused:
                 # For good; what a refused function uses is not looked at, in C++ neither.
                 self._words = words_of_values(cache.schema, cache.dispatch_key, values)
-            return self._declined("unsupported_function", f"{self._op}: its function {error}")
+            message = f"{self._op}: its function {error}"
+            if cache.function is not None and cache.function.refusal is not None:
+                warn_of_function(self._op, message)
+            return self._declined("unsupported_function", message)
         reason = call_decline(template)
         if reason is None and overlaps:
             reason = "mutated_argument_overlaps"
@@ -308,15 +312,18 @@ class Miss:
         First of all: an invalid call raises the original's own exception, and nothing else runs.
         """
         sizes_before = [(t.shape, t.stride()) for t in self._inputs]
+        function = self._cache.function
+        writes = None if function is None else UnsaidWrites(self._call.template, self._inputs)
         start = time.thread_time()  # Without what the thread waited for a core.
         self._original()
         self._taken_s = time.thread_time() - start
-        if (
-            self._cache.function is not None
-            and self._cache.function.snapshot()[0] != self._table_key[0]
-        ):
-            self._decline_next("mutates_constant", f"{self._op}: a call changes what it uses")
-            return False
+        if function is not None and writes is not None:
+            problem = writes.problem()
+            if problem is None and function.snapshot()[0] != self._table_key[0]:
+                problem = "changes what it finds by name in a call"
+            if problem is not None:
+                self._decline_next("mutates_constant", f"{self._op}: its function {problem}")
+                return False
         if sizes_before != [(t.shape, t.stride()) for t in self._inputs]:
             self._decline_next("out_resized", f"{self._op}: the original resized an argument")
             return False
@@ -565,6 +572,8 @@ class Miss:
         decline = Decline(reason, message, count, self._words, is_dynamic, pattern)
         self._table.decline(self._table_key, decline)
         log.info("%s: declined (%s): %s", self._op, reason, message)
+        if reason == "mutates_constant":
+            warn_of_function(self._op, message)
         if not self._counted:
             decline.count.add()
             self._counted = True

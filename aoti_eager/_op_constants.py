@@ -10,10 +10,10 @@ from torch import Tensor
 from . import _constants
 from ._compat import OpOverload, OpOverloadPacket
 from ._op_functions import function_of
-from ._ops import find_overload
+from ._ops import find_overload, no_op
 from ._passthrough import passthrough
 from ._schema import qualified_name
-from .errors import ConstantError, UnknownConstantError, UnknownOpError
+from .errors import ConstantError, UnknownConstantError
 
 
 def constants(
@@ -26,13 +26,18 @@ def constants(
     the metadata of constants and read their values in each call: change them in place, or bind
     another tensor, as you would without us.
 
+    Args:
+        op: Its qualified name, ``"mylib::scale"``, or its overload or packet.
+        dispatch_key: The dispatch key of the function.
+
     Returns:
         The function's own tensors, no copies.
 
     Raises:
         UnknownOpError: There is no op of that name.
-        UnsupportedFunctionError: The op has no Python function, or one that cannot be sent to the
-            compile worker; the message names what it uses.
+        RegistrationError: What is given is no op.
+        UnsupportedFunctionError: Its function cannot be sent to the compile worker; the message
+            names what it uses.
     """
     overload = _overload(op)
     function = function_of(overload, dispatch_key)
@@ -56,6 +61,8 @@ def update_constants(
         dispatch_key: The dispatch key of the function.
 
     Raises:
+        UnknownOpError: There is no op of that name.
+        UnsupportedFunctionError: As for ``constants``.
         UnknownConstantError: There is no such constant.
         ConstantError: A tensor has another dtype or other sizes; nothing was updated.
     """
@@ -85,5 +92,5 @@ def _overload(op: str | OpOverload | OpOverloadPacket) -> OpOverload:
     if isinstance(op, OpOverloadPacket):
         return op.default
     if not isinstance(op, OpOverload):
-        raise UnknownOpError(repr(op), ())
+        raise no_op(op)
     return op

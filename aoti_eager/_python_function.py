@@ -102,6 +102,12 @@ class PythonFunction:
         """Return whether the function, which is always the same, was found to be unsupported."""
         return self._fixed and self._refused is not None
 
+    @property
+    def refusal(self) -> str | None:
+        """Return why the function that runs now can never be sent to a worker, if that is so."""
+        refused = self._refused
+        return refused[1] if refused is not None and refused[0] is self._function() else None
+
     def snapshot(self) -> tuple[Any, list[Tensor]]:
         """Return what the function depends on at this moment, for the table, and its tensors.
 

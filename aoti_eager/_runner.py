@@ -118,7 +118,16 @@ class ModelContainerRunner:
         The list is emptied, and each tensor that nobody else holds is freed as soon as the library
         is done with it. A call that is refused (wrong inputs) leaves the list as it is.
 
-        Raises: as ``run``.
+        Args:
+            inputs: A list, and nothing else, of what ``run`` takes.
+            stream: As for ``run``.
+
+        Raises:
+            InputTypeError: ``inputs`` is no list, or an input is no tensor.
+            InputError: Number, dtype, sizes, strides or device of the inputs are wrong.
+            MissingConstantsError: Constants have no values yet.
+            LibraryRunError: The library raised; its message.
+            RunnerError: The runner is closed.
         """
         if type(inputs) is not list:
             raise InputTypeError(
@@ -182,6 +191,15 @@ class ModelContainerRunner:
         """Return copies of the constants of a buffer by their names in the exported program.
 
         Folded constants are left out. The inactive buffer has none before it is updated.
+
+        Args:
+            use_inactive: Those of the buffer that is not in use.
+
+        Returns:
+            Tensors with the constants' own sizes and dtypes, on the runner's device.
+
+        Raises:
+            RunnerError: The runner is closed.
         """
         self._open()
         return self._buffers.extract(use_inactive)
@@ -209,15 +227,28 @@ class ModelContainerRunner:
                 ``run_const_fold``).
 
         Raises:
-            UnknownConstantError: A name is no constant of the library.
+            UnknownConstantError: A name is no constant of the library. Weights of up to eight
+                elements are constants only where the model was compiled with
+                ``always_keep_tensor_constants``.
             MissingConstantsError: ``validate_full_update``, and parameters are missing.
             ConstantError: A tensor's dtype, sizes or layout is wrong; nothing was updated.
+            RunnerError: The runner is closed.
         """
         self._open()
         self._buffers.update(constants, use_inactive, validate_full_update, user_managed)
 
     def update_inactive_constant_buffer(self, constants: Mapping[str, Tensor]) -> None:
-        """Put a full set of constants into the inactive buffer; see ``update_constant_buffer``."""
+        """Put a full set of constants into the inactive buffer; running calls are left alone.
+
+        Args:
+            constants: As for ``update_constant_buffer``.
+
+        Raises:
+            UnknownConstantError: A name is no constant of the library.
+            MissingConstantsError: Parameters are missing.
+            ConstantError: A tensor's dtype, sizes or layout is wrong; nothing was updated.
+            RunnerError: The runner is closed.
+        """
         self._open()
         # Not by way of the other method: a warning shows the caller of this one.
         self._buffers.update(constants, True, True, False)
@@ -227,9 +258,14 @@ class ModelContainerRunner:
     ) -> None:
         """Load all constants from the file that AOTInductor writes for ``"binary_blob"``.
 
+        Args:
+            path: The file, ``aot_inductor.package_constants_on_disk_format`` at the compile.
+            use_inactive: Into the buffer that is not in use.
+
         Raises:
             ConstantError: The file has another size, or the library has no such file.
             OSError: It cannot be read.
+            RunnerError: The runner is closed.
         """
         self._open()
         self._buffers.update_from_blob(path, use_inactive)
@@ -237,9 +273,14 @@ class ModelContainerRunner:
     def run_const_fold(self, use_inactive: bool = False, stream: Any = None) -> None:
         """Compute the folded constants of a buffer now, instead of before its next run.
 
+        Args:
+            use_inactive: Those of the buffer that is not in use.
+            stream: As for ``run``.
+
         Raises:
             MissingConstantsError: Constants of the buffer have no values.
             LibraryRunError: The library raised.
+            RunnerError: The runner is closed.
         """
         self._open()
         address = stream_address(self._path.name, self.device, stream)
@@ -250,12 +291,17 @@ class ModelContainerRunner:
 
         Raises:
             MissingConstantsError: Constants of the inactive buffer have no values.
+            RunnerError: The runner is closed.
         """
         self._open()
         self._buffers.swap()
 
     def free_inactive_constant_buffer(self) -> None:
-        """Free the inactive buffer's memory; a swap needs a new update of it first."""
+        """Free the inactive buffer's memory; a swap needs a new update of it first.
+
+        Raises:
+            RunnerError: The runner is closed.
+        """
         self._open()
         self._buffers.free_inactive()
 

@@ -17,6 +17,7 @@ from ._determinism import is_deterministic
 from ._reference import fresh_results
 from ._schema import Kind
 from ._template import CallTemplate, slot_dtype
+from ._unsaid_writes import UnsaidWrites
 from .errors import CompileError
 
 
@@ -50,8 +51,7 @@ def trace_outputs(
     in a Tensor slot, and if it did the check on live arguments would say so.
     """
     before = [(t.shape, t.stride(), t.dtype) for t in inputs]
-    constants = inputs[len(inputs) - template.constants :]
-    versions = [tensor._version for tensor in constants]
+    writes = UnsaidWrites(template, inputs, of_trace=True)
     try:
         result = template.call(op, inputs, as_number=_made_up_number)
     except data_dependent_errors() as error:
@@ -60,8 +60,9 @@ def trace_outputs(
         raise does_not_trace(error) from error
     if before != [(t.shape, t.stride(), t.dtype) for t in inputs]:
         raise _refusal("changes_metadata", "the op changes the sizes or strides of an argument")
-    if versions != [tensor._version for tensor in constants]:
-        raise _refusal("mutates_constant", "the function writes to a tensor it closes over")
+    problem = writes.problem()
+    if problem is not None:
+        raise _refusal("mutates_constant", f"its function {problem}")
     schema = template.schema
     results = [result] if len(schema.returns) == 1 else list(result or ())
     outputs: list[dict[str, Any]] = []

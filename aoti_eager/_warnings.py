@@ -51,6 +51,17 @@ def warn_once(cause: str, message: str) -> None:
         log.warning("%s", message, exc_info=True)
 
 
+def warn_of_function(op: str, why: str) -> None:
+    """Warn, once an op, that its function is what keeps it from kernels.
+
+    Args:
+        op: Qualified name of the op, or of the one of its gradient.
+        why: What the function does and what to do instead; begins with the name.
+    """
+    name = op.replace("::_", "::").removesuffix("_backward")
+    warn_once(f"function:{name}", f"{why}; no kernel serves it, the function itself runs")
+
+
 def forget_warnings() -> None:
     """Let every cause be warned about again (for tests)."""
     with _lock:

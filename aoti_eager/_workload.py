@@ -173,6 +173,9 @@ def read_workload(path: str | os.PathLike[str]) -> tuple[Call, ...]:
     A damaged line is passed over; one warning in our log says how many there are and what is wrong
     with the first.
 
+    Args:
+        path: The file, which ``run --record`` wrote; a pipe is one, too.
+
     Raises:
         WorkloadError: The file cannot be read, is no workload, or is too large.
     """

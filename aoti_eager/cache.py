@@ -79,9 +79,14 @@ class CacheEntry:
 class EntryDetails:
     """All that is known about one entry.
 
-    ``differing`` has the components of the environment that differ from this process's, each with
-    the value here and the entry's. ``verdict`` is what this processor has made of the library;
-    ``None`` where it has measured and checked nothing yet.
+    Attributes:
+        summary: What ``list`` says of it.
+        entry: What its file says: key, guards, environment, outputs, or the failure.
+        differing: The components of the environment that differ from this process's, each with the
+            value here and the entry's.
+        log: What the compiler wrote, or the report of a mismatch; possibly empty.
+        verdict: What this processor has made of the library; ``None`` where it has measured and
+            checked nothing yet.
     """
 
     summary: CacheEntry
@@ -114,6 +119,9 @@ class VerifyReport:
 def list(*, cache_dir: str | os.PathLike[str] | None = None) -> Sequence[CacheEntry]:
     """Return every entry of the store, by op and key; an absent store has none.
 
+    Args:
+        cache_dir: The store's directory.
+
     Raises:
         StoreError: The store cannot be read, or others can write to it.
     """
@@ -129,6 +137,10 @@ def inspect(
     digest: str, *, cache_dir: str | os.PathLike[str] | None = None
 ) -> Sequence[EntryDetails]:
     """Return all that is known about the entries whose digest begins with ``digest``.
+
+    Args:
+        digest: The beginning of a key's digest, at least one hexadecimal digit.
+        cache_dir: The store's directory.
 
     Raises:
         KeyError: No entry that can be read has such a digest.
@@ -228,8 +240,10 @@ def clear(*, cache_dir: str | os.PathLike[str] | None = None) -> int:
     """Remove all entries, those of other environments too, and return how many there were.
 
     What was measured of them goes, too, and what processes wanted and did not get; the toolchain
-    and the totals stay. Kernels that this
-    process has loaded go on being used.
+    and the totals stay. Kernels that this process has loaded go on being used.
+
+    Args:
+        cache_dir: The store's directory.
 
     Raises:
         StoreError: The store cannot be written, or is not ours.

@@ -72,7 +72,12 @@ class Config:
         self._notify()
 
     def lookup(self, name: str) -> tuple[Any, str]:
-        """Return the value of the setting ``name`` and, in words, where it came from."""
+        """Return the value of the setting ``name`` and, in words, where it came from.
+
+        Raises:
+            ConfigError: There is no such setting, or a variable or the config file holds a value
+                that it does not take.
+        """
         setting = _setting(name)
         with self._lock:
             for depth, scope in reversed(list(enumerate(self._scopes, start=1))):
@@ -91,7 +96,11 @@ class Config:
         return setting.default, "default"
 
     def source(self, name: str) -> str:
-        """Return where the value of the setting ``name`` came from, in words."""
+        """Return where the value of the setting ``name`` came from, in words.
+
+        Raises:
+            ConfigError: As ``lookup``.
+        """
         return self.lookup(name)[1]
 
     @contextlib.contextmanager
@@ -100,6 +109,9 @@ class Config:
 
         A scope with another ``cache_dir`` or ``cpu_target`` starts with empty tables, and those of
         before come back when it ends. Every thread sees the scope, not only the one that opened it.
+
+        Args:
+            settings: Values by the names of settings.
 
         Raises:
             ConfigError: A name is unknown, or a value is not one the setting takes.

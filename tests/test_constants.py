@@ -90,6 +90,26 @@ def test_an_unknown_name_that_is_near_nothing_is_refused_with_all_there_are() ->
         resolve("x.so", many, {"gamma": values()})
 
 
+@pytest.mark.parametrize(
+    ("tensor", "may_be_code"),
+    [
+        (torch.zeros(8), True),
+        (torch.tensor(1.0), True),
+        (torch.zeros(9), False),
+        (torch.zeros(2, 2), False),
+        (None, False),
+    ],
+)
+def test_an_unknown_small_weight_may_be_a_number_in_the_code(
+    tensor: Any, may_be_code: bool
+) -> None:
+    """Found on a plain model, whose last bias was no constant any more."""
+    with pytest.raises(UnknownConstantError, match="has no constant '2.bias'") as caught:
+        resolve("x.so", [WEIGHT], {"2.bias": tensor})
+    assert ("always_keep_tensor_constants" in str(caught.value)) is may_be_code
+    assert "it has 'l.weight'" in str(caught.value)
+
+
 def test_a_name_that_is_no_text_is_refused() -> None:
     given: Any = {7: values()}
     with pytest.raises(UnknownConstantError, match="no constant 7"):

@@ -34,12 +34,12 @@ ORDER = """
     _base.recorded_files _base.scratch_directory _base.scheduling _base.deadline _share _settings
     config _compat _schema _aliasing _output_file _guards _key _size_arguments _native_key
     _native_pattern _native_library _native_table _native_gate _native _pattern _environment _entry
-    _stats _ops _marks _functional_overload _certificates _template _work_directories _store_root
-    _versions _entry_files _store _verdict _remote _bundle _passthrough _payback _cpp_compiler
-    _child _determinism _fork_server _native_build _elf _handles _abi _constants _devices _container
-    _library_container _model_container _proxy_container _package _instances _input_checks
-    _constant_buffers _runner _library_runner _reference _closeness _check _declines _entries
-    _remembered _stored_failures _tracing _graph_checks _function_names _function_source
+    _stats _ops _marks _functional_overload _certificates _template _unsaid_writes _work_directories
+    _store_root _versions _entry_files _store _verdict _remote _bundle _passthrough _payback
+    _cpp_compiler _child _determinism _fork_server _native_build _elf _handles _abi _constants
+    _devices _container _library_container _model_container _proxy_container _package _instances
+    _input_checks _constant_buffers _runner _library_runner _reference _closeness _check _declines
+    _entries _remembered _stored_failures _tracing _graph_checks _function_names _function_source
     _python_function _gradient_function _op_functions _rebuilt_function _call_target _probes
     _inductor_headers _exact_sums _float_division _normalized_rows _layer_norm _result_layout
     _channel_norms _special_functions _decompositions

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import os
+import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
+
+ROOT = Path(__file__).parent.parent
 
 
 @pytest.mark.in_turn
@@ -58,6 +63,29 @@ def test_a_hit_loads_nothing_that_only_others_need() -> None:
     assert not found & {f"aoti_eager.{name}" for name in OF_OTHERS}
     # A process of torch's own version of these may have them already.
     assert not found & NEVER
+
+
+def test_an_install_brings_what_torch_warns_without(tmp_path: Path) -> None:
+    """Else the first line that each command prints in a fresh environment is torch's warning."""
+    absent = tmp_path / "numpy" / "__init__.py"
+    absent.parent.mkdir()
+    absent.write_text("raise ModuleNotFoundError(\"No module named 'numpy'\", name='numpy')")
+    said = {}
+    for path in ("", str(tmp_path)):
+        done = subprocess.run(
+            [sys.executable, "-m", "aoti_eager", "--help"],
+            capture_output=True,
+            text=True,
+            env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, (str(ROOT), path)))},
+        )
+        assert done.returncode == 0, done.stderr
+        said[path] = done.stderr
+    assert said[""] == ""
+    assert "Failed to initialize NumPy" in said[str(tmp_path)], "torch needs it no more, nor do we"
+    project = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+    listed = re.search(r"^dependencies = \[(.*?)^\]", project, flags=re.M | re.S)
+    assert listed is not None
+    assert re.search(r'^ +"numpy>=', listed[1], flags=re.M)
 
 
 def test_every_public_name_is_there() -> None:
