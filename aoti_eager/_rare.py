@@ -24,7 +24,7 @@ from ._compat import raw_schema
 from ._keyed_call import KeyedCall
 from ._payback import payback
 from ._specialisations import History
-from ._table import RARE, Table, TableKey
+from ._table import RARE, Table, TableKey, on_close
 from ._wanted import WantedCall, calls_before, on_keep, record_of
 from ._warnings import warn_once
 from .config import config
@@ -414,5 +414,6 @@ def _after_fork() -> None:
 
 
 on_keep(lambda: rares.keep())
+on_close(lambda: rares.forget_closed())
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_after_fork)

@@ -28,7 +28,15 @@ from pathlib import Path
 
 from ._base.file_lock import FileLock
 from ._base.sealed_library import SealedLibrary
-from ._base.store_format import ENTRY_FILE, LIBRARY_FILE, LOG_FILE, children, is_entry, remove
+from ._base.store_format import (
+    ENTRY_FILE,
+    LIBRARY_FILE,
+    LOG_FILE,
+    WANTED_FILE,
+    children,
+    is_entry,
+    remove,
+)
 from ._base.trusted_files import Directory
 from ._entry import Entry, Status, encode
 from ._entry_files import (
@@ -144,6 +152,10 @@ class Store(StoreRoot):
         """Return whether anything is stored for ``environment``."""
         with self.below("v1", environment.digest[:16]) as directory:
             return directory is not None and any(entry_directories(directory, depth=3))
+
+    def has_wanted(self) -> bool:
+        """Return whether processes have left keys that they wanted; see ``_wanted``, who reads."""
+        return os.path.lexists(self.root / WANTED_FILE)
 
     def read(self, path: Path) -> StoredEntry:
         """Return the entry in one directory, which ``publish`` has returned to somebody.
