@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import functools
 import inspect
 import os
 import sys
@@ -21,8 +22,6 @@ from torch.testing._comparison import TensorLikePair, not_close_error_metas
 
 # The dispatcher lists its ops and its registrations only through torch._C.
 all_op_names = torch._C._dispatch_get_all_op_names
-# One op of the list, without listing all, which takes 2 ms.
-has_op = torch._C._dispatch_has_kernel
 has_kernel = torch._C._dispatch_has_kernel_for_dispatch_key
 has_computed_kernel = torch._C._dispatch_has_computed_kernel_for_dispatch_key
 
@@ -147,18 +146,20 @@ def counts_writes(tensor: torch.Tensor) -> bool:
     return not excluded and bool(torch._C._dispatch_keys(tensor).has(key))
 
 
-_AUTOGRAD_KEYS = [
-    key
-    for name, key in torch._C.DispatchKey.__members__.items()
-    if name == "ADInplaceOrView" or name.startswith("Autograd")
-]
+@functools.cache
+def _autograd_keys() -> list[Any]:
+    return [
+        key
+        for name, key in torch._C.DispatchKey.__members__.items()
+        if name == "ADInplaceOrView" or name.startswith("Autograd")
+    ]
 
 
 @contextlib.contextmanager
 def with_autograd() -> Iterator[None]:
     """Have autograd follow what a kernel below it does, which differentiates for itself."""
     excluded = torch._C._dispatch_tls_local_exclude_set()
-    for key in _AUTOGRAD_KEYS:
+    for key in _autograd_keys():
         excluded = excluded.remove(key)
     included = torch._C._dispatch_tls_local_include_set()
     with torch._C._ForceDispatchKeyGuard(included, excluded), torch.enable_grad():
@@ -287,6 +288,17 @@ def raw_schema(op: Any) -> Any:
     return op._schema
 
 
+def has_op(name: str) -> bool:
+    """Return whether the dispatcher lists an overload of this qualified name.
+
+    To list all of them takes two milliseconds.
+    """
+    try:
+        return bool(torch._C._dispatch_has_kernel(name))
+    except RuntimeError:  # It is no name.
+        return False
+
+
 def is_defined(name: str) -> bool:
     """Return whether the dispatcher has an op of this qualified name, with no overload's name."""
     try:
@@ -390,18 +402,20 @@ new_tensor_capsules = torch._C._aoti.unsafe_alloc_void_ptrs_from_tensors
 tensors_stealing_capsules = torch._C._aoti.alloc_tensors_by_stealing_from_void_ptrs
 
 
+# All dtypes of this build. Looked for once: torch has more than a thousand names.
+DTYPES = frozenset(one for one in vars(torch).values() if one.__class__ is torch.dtype)
+
+
 # AOTInductor's C interface gives a dtype as the number of a c10::ScalarType, which Python only has
 # behind this name. Probing stops at the first number that is no dtype of this build.
 def dtypes_by_number() -> dict[int, torch.dtype]:
     """Return the dtype of each ``c10::ScalarType`` number."""
     shim = libtorch_cpu()
     found: dict[int, torch.dtype] = {}
-    for name in dir(torch):
-        dtype = getattr(torch, name)
-        if isinstance(dtype, torch.dtype):
-            number = getattr(shim, f"aoti_torch_dtype_{str(dtype).removeprefix('torch.')}", None)
-            if number is not None:
-                found[number()] = dtype
+    for dtype in DTYPES:
+        number = getattr(shim, f"aoti_torch_dtype_{str(dtype).removeprefix('torch.')}", None)
+        if number is not None:
+            found[number()] = dtype
     return found
 
 

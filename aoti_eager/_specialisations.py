@@ -10,7 +10,7 @@ from __future__ import annotations
 import threading
 from collections import deque
 from collections.abc import Callable
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, TypeVar
 
 from ._backend import Backend
 from ._base.data_class import dataclass, field
@@ -97,7 +97,8 @@ class _Group:
     sizes: frozenset[str] = frozenset()
 
 
-class _Next(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class _Next:
     """A family's next kernel.
 
     Attributes:

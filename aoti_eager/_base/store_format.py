@@ -60,8 +60,12 @@ class _Names:
     inside: Mapping[str, _File | _Scratch | _Names] = field(default_factory=dict)
 
     def find(self, name: str) -> _File | _Scratch | _Names | None:
+        found = self.inside.get(name)
+        # Most patterns are the name itself, and need not be compiled.
+        if found is not None and name.isalnum():
+            return found
         for pattern, what in self.inside.items():
-            if re.fullmatch(pattern, name):
+            if not pattern.isalnum() and re.fullmatch(pattern, name):
                 return what
         return None
 
