@@ -295,7 +295,7 @@ def has_op(name: str) -> bool:
     """
     try:
         return bool(torch._C._dispatch_has_kernel(name))
-    except RuntimeError:  # It is no name.
+    except (RuntimeError, ValueError, TypeError):  # It is no name, or cannot be one in C++.
         return False
 
 
