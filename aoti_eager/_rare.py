@@ -7,6 +7,7 @@ looks at the counts now and then. So a call that pays for nothing costs what a d
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import logging
 import math
@@ -28,6 +29,7 @@ from ._table import RARE, Table, TableKey, on_close
 from ._wanted import WantedCall, calls_before, on_keep, record_of
 from ._warnings import warn_once
 from .config import config
+from .errors import StoreError
 
 log = logging.getLogger("aoti_eager")
 
@@ -176,10 +178,11 @@ class Rares:
         Returns:
             What became of asking, or ``None`` where the call was counted, and nothing else.
         """
+        _read_ahead(call, backend)
+        before = self.calls_before(call.key.op, call.key.digest)
         with self._changed:
             rare = self._kept.get((id(call.table), call.table_key))
             if rare is None:
-                before = self.calls_before(call.key.op, call.key.digest)
                 if is_asking_at_once() or config.compile_after == 1:
                     return ask(call, backend)
                 if self._is_capped(call):
@@ -218,6 +221,7 @@ class Rares:
 
     def called_again(self, rare: Rare, taken_s: float) -> None:
         """Take the second call of a key into account; from now on C++ counts."""
+        _read_ahead(rare.call, rare.backend)
         with self._changed:
             if self._kept.get(rare.place) is not rare or not rare.holds:
                 return  # It was decided otherwise meanwhile.
@@ -241,6 +245,7 @@ class Rares:
             if number % _AT_ONCE == _AT_ONCE - 1:
                 time.sleep(0)  # The interpreter's lock is ours; the script gets it here.
             if rare.call.table.closed or rare.looked_at + rare.pause_s <= now:
+                _read_ahead(rare.call, rare.backend)
                 with self._changed:
                     try:
                         self._look_at(rare, now)
@@ -258,6 +263,7 @@ class Rares:
         with self._changed:
             kept = list(self._kept.values())
         for rare in kept:
+            _read_ahead(rare.call, rare.backend)
             with self._changed:
                 if self._is_open(rare) and self._ask(rare, for_family=False) is Asked.FULL:
                     return True
@@ -399,6 +405,16 @@ class Rares:
                 if idle_since is not None and now - idle_since >= _IDLE_S:
                     self._thread = None
                     return
+
+
+def _read_ahead(call: KeyedCall, backend: Backend) -> None:
+    """Read what the store has for several sizes, where it is not known: not under the lock.
+
+    Calls of all ops wait for that. What cannot be read is said by who asks for it.
+    """
+    if config.dynamic is not False and call.may_be_dynamic and not call.table.closed:
+        with contextlib.suppress(StoreError, OSError):
+            call.table.specialised.read(call.key.op, backend)
 
 
 def _spent(rare: Rare) -> float:
