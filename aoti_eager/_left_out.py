@@ -53,7 +53,7 @@ def leave_out(ops: Iterable[str], run: str, backend: Backend) -> None:
     """
     global left_out
     left_out = ()
-    if config.mode != "off" and _was_looked_at(run, backend.store.root):
+    if config.mode != "off" and _was_looked_at(run, config.cache_dir):
         left_out = tuple(losing(ops, backend))
 
 
@@ -145,8 +145,10 @@ def run_digest(script: bytes, arguments: Sequence[str], backend: Backend) -> str
     return json_digest([parts, here])
 
 
-def _was_looked_at(run: str, root: Path) -> bool:
+def _was_looked_at(run: str, root: Path | None) -> bool:
     """Return whether a run with this digest has registered all ops, not too many runs ago."""
+    if root is None:  # A user without a home.
+        return False
     try:
         with open_directory(root) as directory:
             found = _read(directory).get(run)

@@ -21,6 +21,7 @@ from aoti_eager._entry import Entry, Remembered, Status
 from aoti_eager._environment import Environment
 from aoti_eager._key import ANY_THREADS
 from aoti_eager._left_out import LOOKS_AGAIN, losing, note_run, run_digest
+from aoti_eager._store import Store
 from aoti_eager._verdict import processor
 from aoti_eager._wanted import MOST_TRIES, WantedCall, update_wanted, wanted
 
@@ -333,3 +334,11 @@ def test_explain_says_what_run_leaves_out(entry: Entry, monkeypatch: pytest.Monk
         assert aoti_eager.explain("aten::tanh", X).left_out is None
     monkeypatch.setattr(_left_out, "left_out", (TANH,))
     assert "run has left it out" in str(aoti_eager.explain("aten::tanh", X))
+
+
+def test_a_user_without_a_home_has_no_runs() -> None:
+    with aoti_eager.config.scope(cache_dir=Path("/nowhere/to/be/found")):
+        assert left_out() == ()
+    backend = replace(_backend.current(), store=Store(None, lock_timeout_s=1.0))
+    assert not _left_out._was_looked_at("a", None)
+    assert losing([TANH], backend) == []
