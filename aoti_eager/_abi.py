@@ -10,12 +10,14 @@ import functools
 import os
 from _ctypes import dlclose
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ._base.sealed_library import SealedLibrary
-from ._elf import LibraryFile, inspect_library_file
 from ._handles import last_torch_error
 from .errors import LibraryLoadError, LibraryRunError, MissingSymbolError, RunnerError
+
+if TYPE_CHECKING:
+    from ._elf import LibraryFile
 
 _HANDLE = ctypes.c_void_p
 _POINTER = ctypes.c_void_p
@@ -234,6 +236,9 @@ def _inspected(path: Path) -> LibraryFile:
     identity = (status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns)
     found = _inspections.get(identity)
     if found is None:
+        # Here: the cache's own libraries are opened by their digests.
+        from ._elf import inspect_library_file
+
         found = inspect_library_file(path)
         if len(_inspections) >= _INSPECTIONS_LIMIT:
             _inspections.clear()

@@ -41,7 +41,13 @@ def ask(call: KeyedCall, backend: Backend, *, for_family: bool = False, calls: i
     specialised = table.specialised
     plan: Plan | None = None
     if call.may_be_dynamic:
-        waits = specialised.wait_for(schema, key, call.table_key, lambda: decline_meanwhile(call))
+        waits = specialised.wait_for(
+            schema,
+            key,
+            call.table_key,
+            lambda: decline_meanwhile(call),
+            table.forget_decline,
+        )
         if waits:
             return Asked.QUEUED
         plan, passes = specialised.plan(schema, key)

@@ -5,16 +5,17 @@ One ``Backend`` belongs to one cache directory and CPU target; ``current`` gives
 
 from __future__ import annotations
 
+import atexit
 import os
 import threading
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from . import _background
+from . import _background, _collector
 from ._base import scheduling
 from ._base.at_exit import at_exit
 from ._base.data_class import dataclass
 from ._compat import privateuse1_device_type
-from ._compile import CompileService
 from ._environment import Environment, Target, cpu_features, cpu_target, current_environment
 from ._store import Store
 from ._verdict import Verdicts
@@ -22,16 +23,35 @@ from ._warnings import log
 from .config import add_check, config
 from .errors import EntryDamagedError, StoreError
 
+if TYPE_CHECKING:
+    from ._compile import CompileService
+
 
 @dataclass(frozen=True, slots=True)
 class Backend:
-    """The store at one directory with what is needed to fill it."""
+    """The store at one directory with what is needed to fill it.
+
+    Attributes:
+        store: The entries.
+        target: What kernels are compiled for here.
+        features: What the processor has.
+        own_service: Workers in place of those of a low priority; ``None`` for these.
+    """
 
     store: Store
-    service: CompileService
-    background_service: CompileService
     target: Target
     features: frozenset[str]
+    own_service: CompileService | None = None
+
+    @property
+    def service(self) -> CompileService:
+        """Return the compile workers that a call waits for."""
+        return _workers(self.target, 0).service()
+
+    @property
+    def background_service(self) -> CompileService:
+        """Return the compile workers that no call waits for."""
+        return self.own_service or _workers(self.target, _BACKGROUND_NICE).service()
 
     @property
     def environment(self) -> Environment:
@@ -59,24 +79,63 @@ class Backend:
             log.info("%s", problem)
 
 
-_backends: dict[tuple[Path, str], Backend] = {}
-_services: dict[tuple[Target, int], CompileService] = {}  # by target and nice
-_lock = threading.RLock()
-
-# Where the setting is made or read first, and not inside of a call.
-add_check("cpu_target", lambda setting: cpu_target(cpu_features(), setting))
-
 # By how much the priority of workers that nobody waits for is lower than the script's. Not the
 # lowest there is, but where ``_share`` gives them windows: a script that uses all cores for hours
 # would never get its kernels.
 _BACKGROUND_NICE = scheduling.BEHIND
 
 
-def _service(target: Target, nice: int) -> CompileService:
-    """Return the compile workers for ``target``, which serve every cache directory."""
-    if (target, nice) not in _services:
-        _services[target, nice] = CompileService(target, workers=config.workers, nice=nice)
-    return _services[target, nice]
+class _Workers:
+    """The compile workers for one target with one priority, which serve every cache directory.
+
+    Their end is that of a handler registered here, though what starts them is imported when
+    somebody asks for a worker: handlers of the script's that are registered meanwhile come first.
+    """
+
+    def __init__(self, target: Target, nice: int) -> None:
+        self._target = target
+        self._nice = nice
+        self._service: CompileService | None = None
+        self.ended = False
+        atexit.register(self._end)
+
+    def service(self) -> CompileService:
+        """Return them."""
+        with _lock:
+            if self._service is None:
+                with _collector.paused():
+                    from ._compile import CompileService
+
+                self._service = CompileService(
+                    self._target, workers=config.workers, nice=self._nice, ends_at_exit=False
+                )
+                self._service.ended = self.ended
+            return self._service
+
+    def started(self) -> CompileService | None:
+        """Return them, if anybody has asked for them."""
+        return self._service
+
+    def _end(self) -> None:
+        self.ended = True
+        if self._service is not None:
+            self._service.end()
+
+
+_backends: dict[tuple[Path, str], Backend] = {}
+_pools: dict[tuple[Target, int], _Workers] = {}  # by target and nice
+_lock = threading.RLock()
+
+# Where the setting is made or read first, and not inside of a call.
+add_check("cpu_target", lambda setting: cpu_target(cpu_features(), setting))
+
+
+def _workers(target: Target, nice: int) -> _Workers:
+    with _lock:
+        found = _pools.get((target, nice))
+        if found is None:
+            found = _pools[target, nice] = _Workers(target, nice)
+        return found
 
 
 def current() -> Backend:
@@ -91,11 +150,11 @@ def current() -> Backend:
                 store=Store(
                     root, lock_timeout_s=config.lock_timeout_s, preferred_target=target.name
                 ),
-                service=_service(target, 0),
-                background_service=_service(target, _BACKGROUND_NICE),
                 target=target,
                 features=features,
             )
+            _workers(target, 0)  # Now: handlers at exit that come later end before them.
+            _workers(target, _BACKGROUND_NICE)
             _backends[root, setting] = backend
         # Settings may have changed since the directory was first used.
         backend.store.lock_timeout_s = config.lock_timeout_s
@@ -111,8 +170,12 @@ def device_type(dispatch_key: str) -> str:
 
 def close_workers() -> None:
     """End the compile workers; the next compile starts new ones."""
-    for service in list(_services.values()):
+    for service in _started():
         service.close()
+
+
+def _started() -> list[CompileService]:
+    return [one for pool in list(_pools.values()) if (one := pool.started()) is not None]
 
 
 def _end() -> None:
@@ -125,7 +188,7 @@ _pid = os.getpid()
 
 def is_ending() -> bool:
     """Return whether Python is ending and the compile workers are gone for good."""
-    return any(service.ended for service in list(_services.values()))
+    return any(pool.ended for pool in list(_pools.values()))
 
 
 def is_forked() -> bool:
@@ -137,7 +200,7 @@ def _after_fork() -> None:
     # The pipes are the parent's; a lock may have been held by a thread that is not here.
     global _lock
     _lock = threading.RLock()
-    for service in list(_services.values()):
+    for service in _started():
         service.forget()
 
 

@@ -68,10 +68,7 @@ class Certificates:
         self, schema: OpSchema, key: KernelKey, target: Target, *, required: bool
     ) -> str | None:
         """Return why no kernel must serve ``key``, or ``None``; arguments as for ``refusal``."""
-        try:
-            op = functional_overload(key.op)
-        except UnknownOpError:
-            op = key.op
+        op = _functional(key.op)
         level = instruction_set(target)
         for dtype in deciding_dtypes(schema, key):
             found = self.find(op, dtype, level)
@@ -96,7 +93,7 @@ def refusal(schema: OpSchema, key: KernelKey, target: Target, *, required: bool)
     """
     if not needs_certificate(key):
         return None
-    return shipped().refusal(schema, key, target, required=required)
+    return shipped(_functional(key.op)).refusal(schema, key, target, required=required)
 
 
 def needs_certificate(key: KernelKey) -> bool:
@@ -142,6 +139,14 @@ def instruction_set(target: Target) -> str:
     return level_of(target) or platform.machine().lower()
 
 
+def _functional(op: str) -> str:
+    """Return the overload whose certificates hold for ``op``."""
+    try:
+        return functional_overload(op)
+    except UnknownOpError:
+        return op
+
+
 def _listed(component: Component) -> Sequence[Component]:
     if component is None:
         return ()
@@ -153,21 +158,42 @@ def _is_inexact(dtype: str) -> bool:
 
 
 @functools.cache
-def shipped() -> Certificates:
-    """Return the certificates of the package's own file; read once, at the first miss."""
-    return read_certificates(_FILE.read_text(encoding="utf-8"))
+def shipped(op: str | None = None) -> Certificates:
+    """Return the certificates of the package's own file: of one overload, or all."""
+    return read_certificates(_text(), op)
 
 
-def read_certificates(text: str) -> Certificates:
+@functools.cache
+def _text() -> str:
+    """Return the package's own file; read once, at the first miss."""
+    return _FILE.read_text(encoding="utf-8")
+
+
+def read_certificates(text: str, op: str | None = None) -> Certificates:
     """Return the certificates of a document.
+
+    Args:
+        text: The document.
+        op: Qualified name of the overload whose certificates are wanted; ``None`` for all.
 
     Raises:
         ValueError: It is none.
     """
-    document = json.loads(text)
+    document = json.loads(text if op is None else _part(text, op))
     if document["format"] != 1:
         raise ValueError(f"certificates of format {document['format']!r}; 1 is known")
     return Certificates(_certificate(row) for row in document["rows"])
+
+
+def _part(text: str, op: str) -> str:
+    """Return a document with the rows of one overload: who misses is not to wait for all of them.
+
+    The package's own file has a line for each row.
+    """
+    head, rows, lines = text.partition('"rows": [\n')
+    start = f"[{json.dumps(op)}, "
+    found = [line.removesuffix(",") for line in lines.splitlines() if line.startswith(start)]
+    return f"{head}{rows}{','.join(found)}]}}" if rows else text
 
 
 def _certificate(row: Sequence[Component]) -> Certificate:

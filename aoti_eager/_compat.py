@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import functools
 import inspect
 import os
 import sys
@@ -145,18 +146,20 @@ def counts_writes(tensor: torch.Tensor) -> bool:
     return not excluded and bool(torch._C._dispatch_keys(tensor).has(key))
 
 
-_AUTOGRAD_KEYS = [
-    key
-    for name, key in torch._C.DispatchKey.__members__.items()
-    if name == "ADInplaceOrView" or name.startswith("Autograd")
-]
+@functools.cache
+def _autograd_keys() -> list[Any]:
+    return [
+        key
+        for name, key in torch._C.DispatchKey.__members__.items()
+        if name == "ADInplaceOrView" or name.startswith("Autograd")
+    ]
 
 
 @contextlib.contextmanager
 def with_autograd() -> Iterator[None]:
     """Have autograd follow what a kernel below it does, which differentiates for itself."""
     excluded = torch._C._dispatch_tls_local_exclude_set()
-    for key in _AUTOGRAD_KEYS:
+    for key in _autograd_keys():
         excluded = excluded.remove(key)
     included = torch._C._dispatch_tls_local_include_set()
     with torch._C._ForceDispatchKeyGuard(included, excluded), torch.enable_grad():
@@ -285,6 +288,17 @@ def raw_schema(op: Any) -> Any:
     return op._schema
 
 
+def has_op(name: str) -> bool:
+    """Return whether the dispatcher lists an overload of this qualified name.
+
+    To list all of them takes two milliseconds.
+    """
+    try:
+        return bool(torch._C._dispatch_has_kernel(name))
+    except (RuntimeError, ValueError, TypeError):  # It is no name, or cannot be one in C++.
+        return False
+
+
 def is_defined(name: str) -> bool:
     """Return whether the dispatcher has an op of this qualified name, with no overload's name."""
     try:
@@ -340,12 +354,11 @@ def overload_names(packet: Any) -> list[str]:
 
     torch.ops also lists overloads that only TorchScript has (``aten::add.str``).
     """
-    known = frozenset(all_op_names())
     base = packet._qualified_op_name
     return [
         name
         for name in packet.overloads()
-        if (base if name == "default" else f"{base}.{name}") in known
+        if has_op(base if name == "default" else f"{base}.{name}")
     ]
 
 
@@ -389,18 +402,20 @@ new_tensor_capsules = torch._C._aoti.unsafe_alloc_void_ptrs_from_tensors
 tensors_stealing_capsules = torch._C._aoti.alloc_tensors_by_stealing_from_void_ptrs
 
 
+# All dtypes of this build. Looked for once: torch has more than a thousand names.
+DTYPES = frozenset(one for one in vars(torch).values() if one.__class__ is torch.dtype)
+
+
 # AOTInductor's C interface gives a dtype as the number of a c10::ScalarType, which Python only has
 # behind this name. Probing stops at the first number that is no dtype of this build.
 def dtypes_by_number() -> dict[int, torch.dtype]:
     """Return the dtype of each ``c10::ScalarType`` number."""
     shim = libtorch_cpu()
     found: dict[int, torch.dtype] = {}
-    for name in dir(torch):
-        dtype = getattr(torch, name)
-        if isinstance(dtype, torch.dtype):
-            number = getattr(shim, f"aoti_torch_dtype_{str(dtype).removeprefix('torch.')}", None)
-            if number is not None:
-                found[number()] = dtype
+    for dtype in DTYPES:
+        number = getattr(shim, f"aoti_torch_dtype_{str(dtype).removeprefix('torch.')}", None)
+        if number is not None:
+            found[number()] = dtype
     return found
 
 

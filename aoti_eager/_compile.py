@@ -18,7 +18,7 @@ from . import _native_library, _share
 from ._answers import Compiled, Measured, Published, failure
 from ._base.deadline import Deadline
 from ._compat import INDUCTOR_CONFIG, inductor_settings
-from ._cpp_compiler import compiler_on_path
+from ._cpp_compiler import NO_COMPILER, compiler_on_path
 from ._environment import Target
 from ._key import KernelKey
 from ._store import Store
@@ -40,12 +40,15 @@ class CompileService:
         target: The instruction set to compile for.
         workers: Most worker processes at a time.
         nice: By how much their priority is lower than ours.
+        ends_at_exit: Whether they end when Python does; else somebody calls ``end``.
 
     Attributes:
         ended: Whether Python is ending: nothing is compiled any more.
     """
 
-    def __init__(self, target: Target, *, workers: int, nice: int = 0) -> None:
+    def __init__(
+        self, target: Target, *, workers: int, nice: int = 0, ends_at_exit: bool = True
+    ) -> None:
         self._target = target
         self._limit = workers
         self._nice = nice
@@ -56,7 +59,8 @@ class CompileService:
         self._running = 0
         self._idle_again = threading.Condition(self._lock)
         self.ended = False
-        atexit.register(self._end)
+        if ends_at_exit:
+            atexit.register(self.end)
 
     def compile(
         self,
@@ -279,7 +283,7 @@ class CompileService:
         for worker in workers:
             worker.kill()
 
-    def _end(self) -> None:
+    def end(self) -> None:
         """End the workers for good and wait a moment for the calls that were waiting for them.
 
         A worker that nobody waits for ends what it is at, for ``linger_s`` seconds at most.
@@ -388,10 +392,3 @@ def _linger_s() -> float:
 
 def _dynamic_request(dynamic: dict[str, Any] | None) -> dict[str, Any]:
     return {} if dynamic is None else {"dynamic": dynamic, "numbers": dynamic["numbers"]}
-
-
-NO_COMPILER = (
-    "no C++ compiler: kernels that are not in the cache cannot be compiled, and originals run; "
-    "install g++ or clang++ (Debian: apt-get install g++; conda: conda install cxx-compiler), or "
-    "set CXX to one"
-)

@@ -9,15 +9,17 @@ make: ``ProxyContainer``. None of them is safe under threads by itself; the runn
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from torch import Tensor
 
 from ._abi import NamedHandle
-from ._constants import Constant
-from ._devices import Stream
 from ._handles import array_type, delete_handles, new_handles, tensors_of
 from .errors import LibraryRunError
+
+if TYPE_CHECKING:
+    from ._constants import Constant
+    from ._devices import Stream
 
 
 class Container(Protocol):

@@ -8,6 +8,12 @@ import shutil
 import sys
 from typing import BinaryIO
 
+NO_COMPILER = (
+    "no C++ compiler: kernels that are not in the cache cannot be compiled, and originals run; "
+    "install g++ or clang++ (Debian: apt-get install g++; conda: conda install cxx-compiler), or "
+    "set CXX to one"
+)
+
 # By path, size and time of the last change.
 _identities: dict[tuple[str, int, int], str] = {}
 

@@ -11,14 +11,16 @@ import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from torch import Tensor
 
 from . import _compat
-from ._device_compile import CompileFunction, DeviceBackend, LoadFunction
 from .errors import BackendRegistrationError
+
+if TYPE_CHECKING:
+    from ._device_compile import CompileFunction, DeviceBackend, LoadFunction
 
 
 class Runner(Protocol):
@@ -105,6 +107,9 @@ def register_compile_backend(
         raise BackendRegistrationError(
             f"compile_fn is {type(compile_fn).__name__}; a function of a CompileRequest is wanted"
         )
+    # Here, as below: a process without such a device is not to wait for it.
+    from ._device_compile import DeviceBackend
+
     name = getattr(compile_fn, "__qualname__", type(compile_fn).__qualname__)
     module = getattr(compile_fn, "__module__", type(compile_fn).__module__)
     identity = f"{module}.{name} {version}".strip()
@@ -138,7 +143,6 @@ def load_runner(
     where = torch.device(device)
     factory = _runners.get(where.type)
     if factory is None:
-        # Here: the start of a process that never asks for one is not to wait for it.
         from ._runner import ModelContainerRunner
 
         return ModelContainerRunner(library, num_models, device, cubin_dir)

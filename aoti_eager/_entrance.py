@@ -42,7 +42,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable
 from threading import get_ident
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from torch import Tensor
@@ -53,10 +53,12 @@ from ._key import overlap_source, parameter_names, parameters, table_key_source
 from ._native import is_passing
 from ._native_library import failures
 from ._passthrough import passing
-from ._python_function import PythonFunction
 from ._schema import Kind, OpSchema
 from ._stats import OpCounters
 from ._versions import count_writes
+
+if TYPE_CHECKING:
+    from ._python_function import PythonFunction
 
 
 def profiled_name(op: str) -> str:

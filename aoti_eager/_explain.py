@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from . import _backend, _rare
+from . import _backend, _left_out, _rare
 from ._certificates import refusal as certificate_refusal
 from ._compat import OpOverload, OpOverloadPacket, dispatched_call
 from ._declines import REASONS, call_decline, op_decline
@@ -58,6 +58,7 @@ class Explanation:
         message: The verdict in words.
         key: The canonical key; ``None`` where the call can have none.
         nearest: The nearest stored entry of the op, on a miss.
+        left_out: Why ``run`` does not register the op, in words, where it is not registered.
         state: How far a key has come that no decision was made on yet: ``"queued"``,
             ``"compiling"``, ``"measuring"``, or ``"comparing"``, for which it waits for its next
             call; ``None`` for all others.
@@ -74,6 +75,7 @@ class Explanation:
     nearest: Nearest | None = field(default=None)
     gradient: str | None = None
     state: str | None = None
+    left_out: str | None = None
 
     def __str__(self) -> str:
         why = self.reason or self.state
@@ -81,6 +83,8 @@ class Explanation:
         lines.append(f"  {self.message}")
         if not self.registered:
             lines.append("  the op is not registered in this process")
+        if self.left_out is not None:
+            lines.append(f"  {self.left_out}")
         if self.gradient is not None:
             lines.append(f"  its gradient: {self.gradient}")
         if self.key is not None:
@@ -120,10 +124,20 @@ def explain(
     whole = any(gradients_of(one) is not None for one in asked)
     overload, seen_args, seen_kwargs = dispatched_call(op, args, kwargs, whole=whole)
     explained = _explained(overload, dispatch_key, seen_args, seen_kwargs)
+    if not explained.registered:
+        explained = replace(explained, left_out=_why_left_out(explained.op))
     gradients = gradients_of(overload)
     if gradients is None or dispatch_key != "CPU":
         return explained
     return replace(explained, gradient=gradients.explained(seen_args, seen_kwargs))
+
+
+def _why_left_out(op: str) -> str | None:
+    if op in {one.removesuffix(".default") for one in _left_out.left_out}:
+        return "all kernels of the op lose here, so run has left it out (--all-ops registers it)"
+    if _left_out.losing([op], _backend.current()):
+        return "all kernels of the op lose here: run leaves it out of scripts that it has looked at"
+    return None
 
 
 def _explained(

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import warnings
+from typing import TYPE_CHECKING
 
 import torch
 
 from . import _compat, _native_library, _native_path
 from ._compat import OpOverload
-from ._differentiable import Differentiable
 from ._kernel_cache import KernelCache
 from .config import config
 from .errors import NativePathError
+
+if TYPE_CHECKING:
+    from ._differentiable import Differentiable
 
 
 class Installed:

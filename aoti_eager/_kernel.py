@@ -5,17 +5,19 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from torch import Tensor
 
 from . import _native_table
 from ._library_runner import Run
-from ._native_pattern import NativePattern
 from ._native_table import NativeRun
 from ._schema import Kind, OpSchema
 from ._template import NUMBER_DTYPES, CallTemplate
+
+if TYPE_CHECKING:
+    from ._native_pattern import NativePattern
 
 
 class Runner(Protocol):

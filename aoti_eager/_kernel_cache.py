@@ -8,11 +8,11 @@ import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from threading import get_ident
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
-from . import _backend, _compat, _native, _native_library, _rare, _recheck
+from . import _backend, _compat, _native, _native_library, _recheck
 from ._compat import OpOverload
 from ._declines import op_decline
 from ._device_backends import device_backend
@@ -22,18 +22,19 @@ from ._key import Component
 from ._miss import Miss, compiling
 from ._native import NativeOp
 from ._native_key import argument_kind
-from ._op_functions import function_of
 from ._original import OriginalKernel
 from ._passthrough import passing
-from ._python_function import Description, PythonFunction
 from ._schema import op_schema
 from ._stats import Counter, OpCounters, OpStats
-from ._table import COMPILING, RARE, Decline, Table, TableKey
+from ._table import COMPILING, RARE, Decline, Table, TableKey, tell_of_closed
 from ._toolchain import Toolchain
 from ._versions import leaves_counting_to_others
 from ._warnings import warn_once
 from .config import config
 from .errors import RunnerError
+
+if TYPE_CHECKING:
+    from ._python_function import Description, PythonFunction
 
 log = logging.getLogger("aoti_eager")
 
@@ -76,6 +77,9 @@ class KernelCache:
         self.counters = OpCounters()
         self.function: PythonFunction | None = None
         if dispatch_key == "CPU" and self.original.is_python_function:
+            # Here: few ops have one, and the others are not to wait for it.
+            from ._op_functions import function_of
+
             self.function = function_of(op, dispatch_key)
         self._in_flight: dict[TableKey, threading.RLock] = {}
         self._flight_lock = threading.RLock()
@@ -157,7 +161,7 @@ class KernelCache:
         for token, table in before.items():
             if token not in self._tables:
                 table.close()  # What waits in the queue for it need not be made.
-        _rare.rares.forget_closed()
+        tell_of_closed()
 
     def _refresh_native(self) -> None:
         native = self.native
@@ -219,7 +223,7 @@ class KernelCache:
             self.detach_native()
             for table in self._tables.values():
                 table.close()
-            _rare.rares.forget_closed()
+            tell_of_closed()
             self.counters.close()
 
     def after_fork(self) -> None:

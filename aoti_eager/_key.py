@@ -24,6 +24,7 @@ from torch import Tensor
 from ._aliasing import mutation_overlaps
 from ._base.data_class import dataclass
 from ._compat import (
+    DTYPES,
     DisableTorchFunctionSubclass,
     deterministic_algorithms,
     float32_matmul_precision,
@@ -302,9 +303,7 @@ def _other_key_function(tensor: str) -> Callable[[Any], Any]:
 # On the CPU key every tensor is a strided CPU one: other layouts and devices have keys of their
 # own, so asking for them would only cost time.
 # Only complex numbers are conjugated; to ask costs as much as all other attributes.
-_COMPLEX = frozenset(
-    dtype for dtype in vars(torch).values() if isinstance(dtype, torch.dtype) and dtype.is_complex
-)
+_COMPLEX = frozenset(dtype for dtype in DTYPES if dtype.is_complex)
 _CPU_TENSOR = (
     "((ae_dtype := {0}.dtype), {0}.shape, {0}.stride(), {0}.is_neg(), "
     "ae_dtype in ae_complex and {0}.is_conj())"

@@ -6,7 +6,7 @@ import contextlib
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from torch import Tensor
@@ -23,10 +23,8 @@ from ._kernel import Kernel
 from ._key import ANY_THREADS, KernelKey
 from ._library_runner import RELEASE_GIL_NUMEL
 from ._native import NativeOp
-from ._native_pattern import NativePattern
 from ._original import OriginalKernel
 from ._pattern import number_arguments, size_class
-from ._python_function import Description, PythonFunction
 from ._recheck import LIMIT_NUMEL, Recheck
 from ._schema import Kind, OpSchema
 from ._stats import Counter, OpCounters
@@ -40,6 +38,10 @@ from ._verdict import PathTime, Verdict
 from ._warnings import warn_of_function, warn_once
 from .config import config
 from .errors import AotiEagerError, EntryDamagedError, StoreError
+
+if TYPE_CHECKING:
+    from ._native_pattern import NativePattern
+    from ._python_function import Description, PythonFunction
 
 log = logging.getLogger("aoti_eager")
 

@@ -14,23 +14,28 @@ import weakref
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 from types import TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
-from . import _backend, _background, _compat, _device_backends, _native_path, _rare, _resumed
+from . import (
+    _backend,
+    _background,
+    _collector,
+    _compat,
+    _device_backends,
+    _miss,
+    _native_path,
+)
 from ._base.at_exit import at_exit
 from ._compat import OpOverload, OpOverloadPacket
-from ._compile import NO_COMPILER
-from ._cpp_compiler import compiler_on_path
-from ._differentiable import Differentiable, is_differentiable, signature_of
-from ._gradient_function import GradientOfOp
+from ._cpp_compiler import NO_COMPILER, compiler_on_path
 from ._installed import Installed, install
 from ._kernel_cache import KernelCache
 from ._ops import find_overload, find_packet, no_op
 from ._original import OriginalKernel
 from ._schema import OpSchema, op_schema, qualified_name
-from ._stats import OpStats, add_totals
+from ._stats import OpStats, add_totals, unfinished_of_others
 from ._table import QUEUED
 from ._warnings import log, warn_once
 from .config import config
@@ -40,6 +45,9 @@ from .errors import (
     RegistrationError,
     StoreError,
 )
+
+if TYPE_CHECKING:
+    from ._differentiable import Differentiable
 
 Op = str | OpOverload | OpOverloadPacket
 
@@ -147,6 +155,7 @@ def register(ops: Op | Iterable[Op], dispatch_key: str = "CPU") -> Registration:
         except BaseException:
             registration.unregister()
             raise
+    _prepare_for_misses()
     return registration
 
 
@@ -201,6 +210,9 @@ def wait(timeout_s: float | None = None) -> bool:
         NativePathError: The build failed, and ``config.strict`` is on; else that is one warning.
     """
     deadline = None if timeout_s is None else time.monotonic() + timeout_s
+    with _collector.paused():
+        from . import _rare
+
     counted = -1
     while True:
         is_full, before, counted = _rare.rares.ask_for_all(), counted, len(_rare.rares)
@@ -246,7 +258,7 @@ def stats() -> dict[str, OpStats]:
         totals = dict(_retired)
         for cache in registered:
             totals[cache.schema.op] = totals.get(cache.schema.op, OpStats()) + cache.stats()
-        for op, number in _resumed.unfinished().items():
+        for op, number in unfinished_of_others().items():
             totals[op] = totals.get(op, OpStats()) + OpStats(unfinished={QUEUED: number})
     return dict(sorted(totals.items()))
 
@@ -295,6 +307,9 @@ def _problem(op: OpOverload, dispatch_key: str) -> RegistrationError | None:
     if _compat.has_kernel(name, dispatch_key):
         return None
     if _is_composite(op, dispatch_key):
+        with _collector.paused():
+            from ._differentiable import is_differentiable
+
         if dispatch_key == "CPU" and is_differentiable(op_schema(op)):
             return None
         where = f"dispatch key {dispatch_key}" if dispatch_key != "CPU" else "such arguments"
@@ -334,6 +349,24 @@ def _can_serve() -> bool:
     return False
 
 
+def _prepare_for_misses() -> None:
+    """Import what asks for kernels, unless calls may find theirs in the store."""
+    global _is_prepared
+    if _is_prepared or config.mode == "off":
+        return
+    _is_prepared = True
+    backend = _backend.current()
+    try:
+        if backend.store.has_entries(backend.environment):
+            return
+    except (StoreError, OSError) as error:
+        log.info("%s", error)  # A miss will warn, if there is one.
+    _miss.prepare()
+
+
+_is_prepared = False
+
+
 def _hold(op: OpOverload, name: str, dispatch_key: str, holder: object) -> None:
     installed = _installed.get((name, dispatch_key))
     if installed is None:
@@ -362,6 +395,9 @@ def _composite_gradients(
 
     ``original`` is its kernel at the autograd key, as it was.
     """
+    from ._differentiable import Differentiable, signature_of
+    from ._gradient_function import GradientOfOp
+
     keyset = _compat.autograd_keyset()
 
     def run(*args: Any, **kwargs: Any) -> Any:

@@ -7,10 +7,10 @@ becomes of the library is for whoever asks.
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
 from pathlib import Path
 
 from ._backend import Backend
+from ._base.data_class import dataclass
 from ._entries import ready_entry
 from ._entry import Status
 from ._key import ANY_THREADS

@@ -12,13 +12,11 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from threading import get_ident
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
-from . import _backend, _rare
-from ._answers import Compiled
-from ._asking import Asked
+from . import _backend, _collector
 from ._backend import Backend
 from ._base.sealed_library import sealed_file
 from ._certificates import refusal as certificate_refusal
@@ -33,19 +31,14 @@ from ._keyed_call import Cache, KeyedCall, refused
 from ._live_check import LiveCheck
 from ._native_key import native_key, words_of_values
 from ._passthrough import passthrough
-from ._pending import Arrived, compile_later
-from ._plan import Plan
-from ._python_function import Description
-from ._resumed import go_on
+from ._recording import record
 from ._store import StoredEntry
 from ._stored_failures import as_failure, met_now
 from ._table import BEING_COMPARED, COMPILING, Decline, TableKey
 from ._template import CallTemplate, call_template
 from ._unsaid_writes import UnsaidWrites
 from ._verdict import Verdict
-from ._wanted import WantedCall, record_of
 from ._warnings import warn_of_function, warn_once
-from ._workload import record
 from .config import config
 from .errors import (
     CompileError,
@@ -57,6 +50,12 @@ from .errors import (
     UnsupportedFunctionError,
 )
 
+if TYPE_CHECKING:
+    from ._answers import Compiled
+    from ._pending import Arrived
+    from ._plan import Plan
+    from ._python_function import Description
+
 log = logging.getLogger("aoti_eager")
 
 # Threads that wait for the compiler. What they call meanwhile (in a signal handler) must not wait
@@ -64,6 +63,15 @@ log = logging.getLogger("aoti_eager")
 compiling: set[int] = set()
 
 _NOTHING = object()
+
+
+def prepare() -> None:
+    """Import what asks for kernels: where a store has none, calls are not to wait for it.
+
+    A process whose kernels are all in the store never needs it.
+    """
+    with _collector.paused():
+        from . import _pending, _rare, _resumed  # noqa: F401
 
 
 class Miss:
@@ -154,7 +162,7 @@ class Miss:
         self._call = self._keyed_call(key, template, function)
         self._live = LiveCheck(cache.op, template, cache.original, self._keyset, self._inputs)
         record(key, function, cache.op)
-        go_on(cache, self._table)
+        self._go_on()
         try:
             found = self._call.find(_backend.current())
         except StoreError as error:
@@ -177,6 +185,17 @@ class Miss:
             if refusal is not None:
                 return self._declined("specialisation_cap", refusal)
         return self._compile(plan)
+
+    def _go_on(self) -> None:
+        """Have made what earlier processes wanted of the op, if they have left anything."""
+        if self._table.goes_on or config.mode != "background" or config.cache_dir is None:
+            return
+        if _backend.current().store.has_wanted():
+            from ._resumed import go_on
+
+            go_on(self._cache, self._table)
+        else:
+            self._table.goes_on = True
 
     def _keyed_call(
         self, key: KernelKey, template: CallTemplate, function: Description | None
@@ -222,6 +241,8 @@ class Miss:
         if kernel.parallel and _backend.is_forked():
             return self._declined("forked", "OpenMP's threads stayed with the parent")
         if self._call.wants_check(entry, verdict) and self._in_background:
+            from ._pending import Arrived
+
             arrival = Arrived(self._call, found, verdict, kernel, backend, compared=True)
             return self._arrived(arrival)
         if self._call.wants_check(entry, verdict):
@@ -337,6 +358,9 @@ class Miss:
             # A process for each of a data loader's workers would be in the way of all.
             self._decline_next("forked", "the compile workers are the parent's")
             return self._result
+        from . import _rare
+        from ._asking import Asked
+
         asked = _rare.rares.called(self._call, _backend.current(), self._taken_s)
         self._counted = asked is None
         if asked is Asked.FULL:
@@ -385,11 +409,16 @@ class Miss:
         if _backend.is_forked():
             # A process for each of a data loader's workers would be in the way of all.
             self._decline_next("forked", "the compile workers are the parent's")
-        elif not compile_later(self._call, found):
+            return
+        from ._pending import compile_later
+
+        if not compile_later(self._call, found):
             self._decline_next("queue_full", f"{self._op}: too many keys wait for the compiler")
 
     def _want(self) -> None:
         """Leave the key to a later process: this one has enough to do."""
+        from ._wanted import WantedCall, record_of
+
         if self._toolchain.works_in_background:
             record = record_of(_backend.current().store.root)
             record.want(WantedCall(self._call.key, str(raw_schema(self._cache.op))), lambda: 1)

@@ -6,6 +6,7 @@ on a hit. Who calls one when the hit path is not loaded has a mistake.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import hashlib
 import threading
@@ -62,6 +63,7 @@ _FUNCTIONS: dict[str, tuple[Any, tuple[Any, ...]]] = {
     "ae_counter_new": (_POINTER, ()),
     "ae_counter_delete": (None, (_POINTER,)),
     "ae_counter_value": (ctypes.c_uint64, (_POINTER,)),
+    "ae_ask_for_barriers": (None, ()),
     "ae_passing_add": (None, (ctypes.c_int32,)),
     "ae_passing": (ctypes.c_int32, ()),
     "ae_set_failed": (None, (_POINTER,)),
@@ -122,6 +124,11 @@ def load(file: NativeFile) -> None:
             f"{file.path}: the native hit path cannot be loaded: {error}"
         ) from error
     library.ae_set_failed(_on_failed)
+    # Beside us: Linux takes milliseconds to agree. Whoever needs one before waits for it.
+    with contextlib.suppress(RuntimeError):  # The system has no thread for us, or Python ends.
+        threading.Thread(
+            target=library.ae_ask_for_barriers, name="aoti_eager-barriers", daemon=True
+        ).start()
     _library, _loaded = library, (file.path, file.sha256)
 
 

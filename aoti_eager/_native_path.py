@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 
-from . import _backend, _native_build, _native_library, _share
+from . import _backend, _native_build, _native_library
 from ._base import scheduling
 from ._base.at_exit import at_exit
 from ._cpp_compiler import compiler_on_path
@@ -86,6 +86,8 @@ class _Build:
                 os.setpriority(
                     os.PRIO_PGRP, process.pid, min(scheduling.LOWEST, nice + scheduling.BEHIND)
                 )
+            from . import _share
+
             _share.share.begin(process.pid)
             if process.poll() is not None:  # It has ended meanwhile, and nobody else would say so.
                 _share.share.end(process.pid)
@@ -102,6 +104,8 @@ class _Build:
             return
         finally:
             if self._process is not None:
+                from . import _share
+
                 _share.share.end(self._process.pid)
         if not self._ending:
             self.failures[toolchain] = failure

@@ -6,7 +6,7 @@ import difflib
 
 import torch
 
-from ._compat import OpOverload, OpOverloadPacket, all_op_names, overload_names
+from ._compat import OpOverload, OpOverloadPacket, all_op_names, has_op, overload_names
 from .errors import RegistrationError, UnknownOpError
 
 
@@ -20,7 +20,7 @@ def find_overload(name: str) -> OpOverload:
     packet = _packet(base)
     qualified = base if overload in ("", "default") else name
     # torch.ops also has overloads of TorchScript (aten::add.str) that no dispatcher knows.
-    found = getattr(packet, overload or "default", None) if _is_registered(qualified) else None
+    found = getattr(packet, overload or "default", None) if has_op(qualified) else None
     if not isinstance(found, OpOverload):
         raise UnknownOpError(name, suggestions(name))
     return found
@@ -69,16 +69,6 @@ def _packet(name: str) -> OpOverloadPacket | None:
         return None
     packet = getattr(getattr(torch.ops, namespace, None), base, None)
     return packet if isinstance(packet, OpOverloadPacket) else None
-
-
-# Listing all names takes milliseconds, so they are kept until one is asked for that is not there.
-_registered: set[str] = set()
-
-
-def _is_registered(name: str) -> bool:
-    if name not in _registered:
-        _registered.update(all_op_names())
-    return name in _registered
 
 
 def suggestions(name: str) -> tuple[str, ...]:

@@ -25,7 +25,7 @@ from ._compat import raw_schema
 from ._keyed_call import KeyedCall
 from ._payback import payback
 from ._specialisations import History
-from ._table import RARE, Table, TableKey
+from ._table import RARE, Table, TableKey, on_close
 from ._wanted import WantedCall, calls_before, on_keep, record_of
 from ._warnings import warn_once
 from .config import config
@@ -176,10 +176,11 @@ class Rares:
         Returns:
             What became of asking, or ``None`` where the call was counted, and nothing else.
         """
+        _read_ahead(call, backend)
+        before = self.calls_before(call.key.op, call.key.digest)
         with self._changed:
             rare = self._kept.get((id(call.table), call.table_key))
             if rare is None:
-                before = self.calls_before(call.key.op, call.key.digest)
                 if is_asking_at_once() or config.compile_after == 1:
                     return ask(call, backend)
                 if self._is_capped(call):
@@ -218,7 +219,7 @@ class Rares:
 
     def called_again(self, rare: Rare, taken_s: float) -> None:
         """Take the second call of a key into account; from now on C++ counts."""
-        _read_store(rare)
+        _read_ahead(rare.call, rare.backend)
         with self._changed:
             if self._kept.get(rare.place) is not rare or not rare.holds:
                 return  # It was decided otherwise meanwhile.
@@ -242,7 +243,7 @@ class Rares:
             if number % _AT_ONCE == _AT_ONCE - 1:
                 time.sleep(0)  # The interpreter's lock is ours; the script gets it here.
             if rare.call.table.closed or rare.looked_at + rare.pause_s <= now:
-                _read_store(rare)
+                _read_ahead(rare.call, rare.backend)
                 with self._changed:
                     try:
                         self._look_at(rare, now)
@@ -260,7 +261,7 @@ class Rares:
         with self._changed:
             kept = list(self._kept.values())
         for rare in kept:
-            _read_store(rare)
+            _read_ahead(rare.call, rare.backend)
             with self._changed:
                 if self._is_open(rare) and self._ask(rare, for_family=False) is Asked.FULL:
                     return True
@@ -403,13 +404,14 @@ class Rares:
                     return
 
 
-def _read_store(rare: Rare) -> None:
-    """Have what the store has for a key's family read now, and not under the lock of all calls."""
-    call = rare.call
-    specialised = call.table.specialised
-    if call.may_be_dynamic and not specialised.is_read and not call.table.closed:
-        with contextlib.suppress(StoreError):  # Whoever asks for a kernel will see.
-            specialised.find(call.cache.schema, call.key, rare.backend)
+def _read_ahead(call: KeyedCall, backend: Backend) -> None:
+    """Read what the store has for several sizes, where it is not known: not under the lock.
+
+    Calls of all ops wait for that. What cannot be read is said by who asks for it.
+    """
+    if config.dynamic is not False and call.may_be_dynamic and not call.table.closed:
+        with contextlib.suppress(StoreError, OSError):
+            call.table.specialised.read(call.key.op, backend)
 
 
 def _spent(rare: Rare) -> float:
@@ -425,5 +427,6 @@ def _after_fork() -> None:
 
 
 on_keep(lambda: rares.keep())
+on_close(lambda: rares.forget_closed())
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_after_fork)

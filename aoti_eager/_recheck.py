@@ -13,7 +13,7 @@ import logging
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from threading import get_ident
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from torch import Tensor
 
@@ -27,7 +27,6 @@ from ._kernel import Kernel, call_inputs
 from ._live_check import LiveCheck
 from ._original import OriginalKernel
 from ._passthrough import passthrough
-from ._python_function import PythonFunction
 from ._reference import float64_reference, fresh_results
 from ._schema import OpSchema
 from ._stats import OpCounters
@@ -36,6 +35,9 @@ from ._versions import count_writes
 from ._warnings import warn_once
 from .config import config
 from .errors import OriginalKernelError
+
+if TYPE_CHECKING:
+    from ._python_function import PythonFunction
 
 log = logging.getLogger("aoti_eager")
 

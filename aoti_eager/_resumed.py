@@ -12,12 +12,13 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 
 from . import _backend, _background
 from ._backend import Backend
+from ._base.data_class import dataclass
 from ._certificates import refusal as certificate_refusal
 from ._compat import raw_schema
 from ._declines import call_decline
@@ -25,13 +26,16 @@ from ._entries import is_remembered
 from ._entry import Status
 from ._keyed_call import Cache, KeyedCall
 from ._making import Making
-from ._python_function import Description
+from ._stats import on_unfinished
 from ._table import Table
 from ._template import call_template
 from ._wanted import MOST_TRIES, NOT_WANTED, Wanted, WantedCall, record_of
 from ._warnings import log
 from .config import config
 from .errors import AotiEagerError, CompileError, UnsupportedFunctionError
+
+if TYPE_CHECKING:
+    from ._python_function import Description
 
 # What a key holds of the user's function behind an op.
 _OF_FUNCTION = ("constants", "function")
@@ -314,6 +318,7 @@ def unfinished() -> Mapping[str, int]:
 
 
 _background.on_room(lambda: _resumption.queue())
+on_unfinished(unfinished)
 
 
 def _after_fork() -> None:

@@ -11,12 +11,13 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 
-from . import _background
+from . import _backend, _background, _left_out
 from ._base.printable import printable, printable_lines
 from ._library import registered_ops, stats
 from ._output_file import OutputFile
 from ._stats import OpStats
 from ._table import COMPARING, STATES
+from ._warnings import log
 from ._workload import Recorder, write_workload
 from .config import config
 from .errors import OutputFileError
@@ -29,9 +30,11 @@ class RunReport:
         options: Those of ``run``.
         counts_file: Where the counts go, too.
         recording: The script's calls, and where they go.
+        run: What the run is counted by (``_left_out``); ``None`` if it is not.
 
     Attributes:
         waits: Whether what is unfinished is finished first.
+        is_whole: Whether the script has come to its end without an error.
     """
 
     def __init__(
@@ -39,12 +42,15 @@ class RunReport:
         options: argparse.Namespace,
         counts_file: OutputFile | None,
         recording: tuple[Recorder, OutputFile] | None,
+        run: str | None = None,
     ) -> None:
         self._pid = os.getpid()
         self._options = options
         self._counts_file = counts_file
         self._recording = recording
+        self._run = run
         self.waits: bool = options.wait
+        self.is_whole = False
 
     def at_exit(self) -> None:
         """Say it."""
@@ -62,7 +68,8 @@ class RunReport:
         table = format_table(counts, registered=registered_ops())
         place = config.cache_dir or "in no directory: this user has no home"
         say(f"\naoti_eager: {config.mode} mode, cache {place}\n{table}")
-        for line in (*summary(counts), self._unfinished(counts), recorded):
+        left_out = say_left_out(_left_out.left_out)
+        for line in (*summary(counts), left_out, self._unfinished(counts), recorded):
             if line is not None:
                 say(line)
         if self._counts_file is not None:
@@ -71,6 +78,21 @@ class RunReport:
                 self._counts_file.write(document.encode())
             except OutputFileError as error:
                 say_error(str(error))
+
+        self._note()
+
+    def _note(self) -> None:
+        """Count the run, if it has met all calls of the script, and what it met is remembered."""
+        root = config.cache_dir
+        if self._run is None or not self.is_whole or config.mode not in ("background", "sync"):
+            return
+        if root is None or not root.is_dir():
+            return
+        try:
+            _backend.current().store.create()
+            _left_out.note_run(self._run, root, looked=not _left_out.left_out)
+        except OSError as error:
+            log.info("the run is not counted: %s", error)
 
     def _finish(self) -> None:
         number = number_unfinished(stats())
@@ -112,7 +134,18 @@ class RunReport:
                 command += [f"--{name.replace('_', '-')}", str(value)]
         for ops in options.ops or ():
             command += ["--ops", ops]
+        if options.all_ops:
+            command.append("--all-ops")
         return [*command, options.script, *options.arguments]
+
+
+def say_left_out(ops: Sequence[str]) -> str | None:
+    """Return in a line which ops were left out, and why; ``None`` if none were."""
+    if not ops:
+        return None
+    names = ", ".join(op.removesuffix(".default") for op in ops)
+    were, their = ("1 op was", "its") if len(ops) == 1 else (f"{len(ops)} ops were", "their")
+    return f"{were} left out, as all {their} kernels lose here (--all-ops registers all): {names}"
 
 
 def _kernels(number: int) -> str:

@@ -18,11 +18,10 @@ import builtins
 import os
 import sys
 import types
-from collections.abc import Sequence
 from importlib.machinery import SourceFileLoader
 from pathlib import Path
 
-from . import _backend
+from . import _backend, _left_out
 from ._library import register
 from ._output_file import OutputFile
 from ._run_report import RunReport, say_error
@@ -68,7 +67,13 @@ USAGE_ERROR = 2
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of ``run`` to ``parser``."""
-    add_ops_argument(parser)
+    ops = parser.add_mutually_exclusive_group()
+    add_ops_argument(ops)
+    ops.add_argument(
+        "--all-ops",
+        action="store_true",
+        help="register all ops of the default list, also those whose kernels all lose here",
+    )
     parser.add_argument("--mode", choices=MODES, help="as the setting mode")
     parser.add_argument("--cache-dir", metavar="DIR", help="as the setting cache_dir")
     parser.add_argument("--workers", metavar="N", help="as the setting workers")
@@ -85,7 +90,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def add_ops_argument(parser: argparse.ArgumentParser) -> None:
+def add_ops_argument(parser: argparse._ActionsContainer) -> None:
     """Add ``--ops`` to ``parser``; ``chosen_ops`` reads what it leaves in the namespace."""
     parser.add_argument(
         "--ops",
@@ -123,19 +128,24 @@ def main(options: argparse.Namespace) -> int:
             if getattr(options, name) is not None:
                 setattr(config, name, getattr(options, name))
         recording = None if options.record is None else _start_recording(options.record)
-        _register(chosen_ops(options))
         _backend.current()  # Now: what is registered at exit later than us ends before us.
+        run = _register(options, source)
     except AotiEagerError as error:
         return _usage_error(str(error))
     # At exit, and registered first so that it comes last: threads that the script left running and
     # its own exit handlers call ops, too.
-    report = RunReport(options, counts_file, recording)
+    report = RunReport(options, counts_file, recording, run)
     atexit.register(report.at_exit)
     try:
-        return _run(script, source, [options.script, *options.arguments])
+        status = _run(script, source, [options.script, *options.arguments])
     except KeyboardInterrupt:
         report.waits = False  # Whoever wants an end gets it.
         raise
+    except SystemExit as error:
+        report.is_whole = error.code in (None, 0)
+        raise
+    report.is_whole = status == 0
+    return status
 
 
 def _usage_error(message: str) -> int:
@@ -158,21 +168,34 @@ def _start_recording(path: str) -> tuple[Recorder, OutputFile]:
     return start_recording(), OutputFile(path)
 
 
-def _register(names: Sequence[str] | None) -> None:
-    """Register ``names``, or of the default list what the torch at hand has.
+def _register(options: argparse.Namespace, source: bytes) -> str | None:
+    """Register what ``--ops`` names, or of the default list what the torch at hand has.
+
+    Of the default list, ops are left out whose kernels all lose here; see ``_left_out``.
+
+    Returns:
+        What this run is counted by; ``None`` if it says nothing of the default list.
 
     Raises:
-        RegistrationError: One of ``names`` cannot be registered.
+        RegistrationError: An op that was named cannot be registered.
         ConfigError: A setting has a value that it does not take.
     """
+    names = chosen_ops(options)
     if names is not None:
         register(names)
-        return
+        return None
+    backend = _backend.current()
+    run = _left_out.run_digest(source, options.arguments, backend)
+    if not options.all_ops and options.record is None:  # A workload has all calls.
+        _left_out.leave_out(DEFAULT_OPS, run, backend)
     for name in DEFAULT_OPS:
+        if name in _left_out.left_out:
+            continue
         try:
             register(name)
         except RegistrationError:
             continue  # Another torch: an op of ours may not be there, or not as it was.
+    return run
 
 
 def _run(script: Path, source: bytes, argv: list[str]) -> int:

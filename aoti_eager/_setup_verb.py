@@ -15,8 +15,8 @@ from pathlib import Path
 import torch
 
 from . import _backend, _native_build, _native_path
-from ._compile import NO_COMPILER, CompileService
-from ._cpp_compiler import compiler_on_path
+from ._compile import CompileService
+from ._cpp_compiler import NO_COMPILER, compiler_on_path
 from .config import config
 from .errors import AotiEagerError
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import threading
 from collections import deque
 from collections.abc import Callable
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, TypeVar
 
 from ._backend import Backend
 from ._base.data_class import dataclass, field
@@ -33,6 +33,8 @@ T = TypeVar("T")
 
 # Calls of a family that are remembered, and families: a script may have any number of either.
 _CALLS, _FAMILIES = 32, 1024
+# Calls of a family that wait for its kernel, with a decline each in the table.
+_WAITING = 2048
 # After so many kernels a family is taken to be static: its sizes shape the code.
 _MOST_KERNELS = 3
 # Calls with the same ranks and dtypes, of whatever families, get kernels of their own in so many
@@ -51,7 +53,7 @@ class History:
         calls: The values of its symbols in the last calls without a kernel.
         kernels: How many dynamic kernels were planned for it.
         is_compiling: Whether one is on its way.
-        waiting: Keys of calls that wait for that one.
+        waiting: Keys of calls that wait for that one, those that came last.
         tried: Digests of the plans that were made here, or that a call has found to have failed.
         counted: Its rare calls since its last kernel was asked for.
         spent_s: What the original took for these, in seconds.
@@ -61,7 +63,7 @@ class History:
     calls: deque[dict[str, int]] = field(default_factory=lambda: deque(maxlen=_CALLS))
     kernels: int = 0
     is_compiling: bool = False
-    waiting: list[TableKey] = field(default_factory=list)
+    waiting: deque[TableKey] = field(default_factory=deque)
     tried: set[str] = field(default_factory=set)
     counted: int = 0
     spent_s: float = 0.0
@@ -97,7 +99,8 @@ class _Group:
     sizes: frozenset[str] = frozenset()
 
 
-class _Next(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class _Next:
     """A family's next kernel.
 
     Attributes:
@@ -116,6 +119,7 @@ class Specialisations:
 
     def __init__(self) -> None:
         self._known: dict[str, StoredEntry] | None = None
+        self._changes = 0  # of what the store has, as far as is known here
         self._families: dict[str, History] = {}
         self._groups: dict[str, _Group] = {}
         self._runners: dict[tuple[str, bool], Any] = {}
@@ -142,35 +146,49 @@ class Specialisations:
         words = key_words(schema, key)
         if words is None:
             return None
+        stored = self.read(key.op, backend)
         with self._lock:
-            if self._known is None:
-                found = backend.store.find_dynamic(key.op, backend.environment, backend.features)
-                found = [one for one in found if standing(backend.store, one) is not None]
-                self._known = {one.entry.digest: one for one in found}
-            known = [one for one in self._known.values() if self._is_usable(one)]
+            known = [one for one in stored.values() if self._is_usable(one)]
         serving = [one for one in known if serves(schema, one, key, words)]
         return min(serving, key=_symbols, default=None)
 
-    @property
-    def is_read(self) -> bool:
-        """Return whether ``find`` knows what the store has, and reads no file."""
-        return self._known is not None
+    def read(self, op: str, backend: Backend) -> dict[str, StoredEntry]:
+        """Return what the store has of the op, by digest; it is read once.
+
+        Not under a lock, which calls of other threads may wait for.
+
+        Raises:
+            StoreError: The store cannot be read.
+        """
+        while True:
+            with self._lock:
+                known, changes = self._known, self._changes
+            if known is not None:
+                return known
+            found = backend.store.find_dynamic(op, backend.environment, backend.features)
+            found = [one for one in found if standing(backend.store, one) is not None]
+            with self._lock:
+                if self._known is None and self._changes == changes:
+                    self._known = {one.entry.digest: one for one in found}
 
     def add(self, found: StoredEntry) -> None:
         """Use a specialisation that has just been compiled, or that another process has."""
         with self._lock:
             self._counted.add(found.entry.digest)
+            self._changes += 1
             if self._known is not None:
                 self._known[found.entry.digest] = found
 
     def look_again(self) -> None:
         """Look into the store again: another process may have compiled what is missing here."""
         with self._lock:
+            self._changes += 1
             self._known = None
 
     def forget(self) -> None:
         """Look into the store again: an entry has turned out to be damaged or deleted."""
         with self._lock:
+            self._changes += 1
             self._known = None
             self._runners.clear()
 
@@ -340,10 +358,17 @@ class Specialisations:
         key: KernelKey,
         table_key: TableKey,
         decline: Callable[[], object],
+        forget: Callable[[TableKey], None],
     ) -> bool:
         """Return whether a dynamic kernel is on its way that may serve a call, which waits then.
 
-        ``decline`` keeps the original for the call's key, until ``end``; it is called in time.
+        Args:
+            schema: The op's.
+            key: The call.
+            table_key: Its key in the table.
+            decline: Keeps the original for this key, until ``end``; it is called in time.
+            forget: Takes that back for a key, here for the one that has waited the longest, where
+                too many wait: its next call asks again.
         """
         if config.dynamic is False:
             return False
@@ -354,6 +379,8 @@ class Specialisations:
                 return False
             if family.values not in history.calls:
                 history.calls.append(family.values)
+            if len(history.waiting) >= _WAITING:
+                forget(history.waiting.popleft())
             history.waiting.append(table_key)
             decline()  # Before anybody can forget it.
             return True
@@ -369,7 +396,7 @@ class Specialisations:
         with self._lock:
             history = self._history(plan.family)
             history.is_compiling = False
-            waiting, history.waiting = history.waiting, []
+            waiting, history.waiting = history.waiting, deque()
         for key in waiting:
             forget(key)
 
@@ -385,7 +412,7 @@ class Specialisations:
         """Let go of a lock that a thread of the parent may have held, and of what it waited for."""
         self._lock = threading.RLock()
         for history in self._families.values():
-            history.is_compiling, history.waiting = False, []
+            history.is_compiling, history.waiting = False, deque()
 
     def _varies(self, group: _Group, key: KernelKey) -> bool:
         """Return whether the sizes of a new family are expected to vary: those of its group do.

@@ -6,7 +6,7 @@ import itertools
 import json
 import os
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -246,6 +246,23 @@ class OpCounters:
             rechecks=self.rechecks.value,
             rare=rare,
         )
+
+
+_unfinished: list[Callable[[], Mapping[str, int]]] = []
+
+
+def on_unfinished(source: Callable[[], Mapping[str, int]]) -> None:
+    """Have ``source`` say of how many keys of other processes each op waits for a worker here."""
+    _unfinished.append(source)
+
+
+def unfinished_of_others() -> dict[str, int]:
+    """Return how many keys of earlier processes are to be gone on with still, by op."""
+    total: dict[str, int] = {}
+    for source in _unfinished:
+        for op, number in source().items():
+            total[op] = total.get(op, 0) + number
+    return total
 
 
 def _after_fork() -> None:

@@ -28,7 +28,15 @@ from pathlib import Path
 
 from ._base.file_lock import FileLock
 from ._base.sealed_library import SealedLibrary
-from ._base.store_format import ENTRY_FILE, LIBRARY_FILE, LOG_FILE, children, is_entry, remove
+from ._base.store_format import (
+    ENTRY_FILE,
+    LIBRARY_FILE,
+    LOG_FILE,
+    WANTED_FILE,
+    children,
+    is_entry,
+    remove,
+)
 from ._base.trusted_files import Directory
 from ._entry import Entry, Status, encode
 from ._entry_files import (
@@ -140,10 +148,23 @@ class Store(StoreRoot):
                         break
         return found
 
+    def of_op(self, op: str, environment: Environment) -> Iterator[StoredEntry | BadEntry]:
+        """Give every entry of an op in one environment, and every directory that should be one.
+
+        Raises:
+            StoreError: The store is not ours, or cannot be read.
+        """
+        with self.below(*op_path(op, environment, dynamic=False)[:-1]) as directory:
+            yield from self._entries(directory, depth=2)
+
     def has_entries(self, environment: Environment) -> bool:
         """Return whether anything is stored for ``environment``."""
         with self.below("v1", environment.digest[:16]) as directory:
             return directory is not None and any(entry_directories(directory, depth=3))
+
+    def has_wanted(self) -> bool:
+        """Return whether processes have left keys that they wanted; see ``_wanted``, who reads."""
+        return os.path.lexists(self.root / WANTED_FILE)
 
     def read(self, path: Path) -> StoredEntry:
         """Return the entry in one directory, which ``publish`` has returned to somebody.
@@ -234,16 +255,19 @@ class Store(StoreRoot):
             StoreError: The store is not ours, or cannot be read.
         """
         with self.below("v1") as v1:
-            for directory, target in entry_directories(v1, depth=4) if v1 else ():
-                path = directory.path / target
-                try:
-                    yield read_entry(directory, target)
-                except FileNotFoundError:
-                    continue
-                except EntryDamagedError as error:
-                    yield BadEntry(path, "damaged", str(error))
-                except CacheFormatError as error:
-                    yield BadEntry(path, "future", str(error))
+            yield from self._entries(v1, depth=4)
+
+    def _entries(self, above: Directory | None, depth: int) -> Iterator[StoredEntry | BadEntry]:
+        for directory, target in entry_directories(above, depth) if above else ():
+            path = directory.path / target
+            try:
+                yield read_entry(directory, target)
+            except FileNotFoundError:
+                continue
+            except EntryDamagedError as error:
+                yield BadEntry(path, "damaged", str(error))
+            except CacheFormatError as error:
+                yield BadEntry(path, "future", str(error))
 
     # -- writing --
 

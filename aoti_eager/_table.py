@@ -9,14 +9,16 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from ._base.data_class import dataclass
 from ._kernel import Kernel
-from ._native_pattern import NativePattern
 from ._native_table import NativeTable
 from ._specialisations import Specialisations
 from ._stats import Counter
+
+if TYPE_CHECKING:
+    from ._native_pattern import NativePattern
 
 TableKey = tuple[Any, ...]
 
@@ -94,6 +96,20 @@ _LOST = frozenset(
         "no_kernel_of_its_own",
     }
 )
+
+
+_close_observers: list[Callable[[], None]] = []
+
+
+def on_close(observer: Callable[[], None]) -> None:
+    """Call ``observer`` after tables were closed."""
+    _close_observers.append(observer)
+
+
+def tell_of_closed() -> None:
+    """Have everything let go of that is about tables that were closed; not under a table's lock."""
+    for observer in _close_observers:
+        observer()
 
 
 class Arrival(Protocol):

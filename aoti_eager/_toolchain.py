@@ -6,26 +6,28 @@ import os
 import threading
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-from ._answers import Compiled, Measured, Published
 from ._backend import Backend
 from ._base.sealed_library import SealedLibrary, copy_for_good, library_digest
 from ._compat import OpOverload, raw_schema
-from ._device_compile import DeviceBackend
 from ._entry import Entry
 from ._key import Component
 from ._library_runner import RELEASE_GIL_NUMEL, LibraryRunner
 from ._native_table import NativeRun
 from ._pattern import number_arguments
-from ._plan import Plan
-from ._python_function import Description
 from ._template import CallTemplate
 from .config import config
 from .errors import CompileError
+
+if TYPE_CHECKING:
+    from ._answers import Compiled, Measured, Published
+    from ._device_compile import DeviceBackend
+    from ._plan import Plan
+    from ._python_function import Description
 
 
 class DeviceRunner:
@@ -103,6 +105,8 @@ class Toolchain:
             CompileError: No usable library, with the decline reason.
         """
         if self._device_backend is not None:
+            from ._answers import Compiled
+
             made = self._device_backend.compile(
                 self._op, template, work, timeout_s=config.compile_timeout_s
             )

@@ -168,7 +168,6 @@ def path_times(document: Mapping[str, Mapping[str, Any]]) -> dict[str, PathTime]
 @functools.cache
 def processor() -> str:
     """Return the name of this machine's model of processor, fit for a directory."""
-    name = platform.processor() or platform.machine()
     described: dict[str, str] = {}
     with (
         contextlib.suppress(OSError),
@@ -179,10 +178,10 @@ def processor() -> str:
                 break  # One core is enough: a call may wait, and Linux takes its time for hundreds.
             label, _, value = line.partition(":")
             described.setdefault(label.strip().lower(), value.strip())
-    for label in ("model name", "cpu part", "cpu"):
-        if described.get(label):
-            name = described[label]
-            break
+    labels = ("model name", "cpu part", "cpu")
+    name = next((described[label] for label in labels if described.get(label)), None)
+    if name is None:  # Else not asked: on Linux ``platform`` starts a process to find it out.
+        name = platform.processor() or platform.machine()
     words = "".join(c if c.isalnum() else " " for c in name.lower()).split()
     # The stepping too: it is all that some hypervisors leave of the difference between models.
     exact = [described.get(k, "") for k in ("vendor_id", "cpu family", "model", "stepping")]

@@ -20,11 +20,12 @@ import re
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from ._base.at_exit import at_exit
+from ._base.data_class import dataclass
 from ._base.file_lock import locked
 from ._base.store_format import WANTED_FILE, is_marked, remove
 from ._base.trusted_files import Directory, open_directory

@@ -99,7 +99,7 @@ class KeptWarming:
         registrations: list[Registration] = []
         service = CompileService(self._backend.target, workers=self._jobs)
         # With normal priority: nothing is done beside it.
-        backend = replace(self._backend, background_service=service)
+        backend = replace(self._backend, own_service=service)
         pool = ThreadPoolExecutor(self._jobs, thread_name_prefix="aoti_eager-warm")
         futures: dict[Future[None], Resumed] = {}
         try:

@@ -16,7 +16,7 @@ import re
 import threading
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, TYPE_CHECKING, Any
 
 import torch
 
@@ -25,9 +25,12 @@ from ._compat import OpOverload, raw_schema
 from ._environment import CODE_VERSION
 from ._key import KernelKey, json_digest
 from ._output_file import OutputFile
-from ._python_function import Description
+from ._recording import set_recorder
 from ._warnings import log
 from .errors import WorkloadError
+
+if TYPE_CHECKING:
+    from ._python_function import Description
 
 FORMAT_VERSION = 1
 _KIND = "aoti_eager workload"
@@ -88,30 +91,19 @@ class Recorder:
             return tuple(self._calls.values())
 
 
-_recorder: Recorder | None = None
-
-
-def record(key: KernelKey, function: Description | None, op: OpOverload) -> None:
-    """Tell the recorder, if there is one, of a call that is about to be looked up."""
-    recorder = _recorder
-    if recorder is not None:
-        recorder.add(key, function, op)
-
-
 def start_recording() -> Recorder:
     """Return a new recorder, which is told of every call from now on.
 
     Calls of keys that this process has met before pass it by: begin before ops are called.
     """
-    global _recorder
-    _recorder = Recorder()
-    return _recorder
+    recorder = Recorder()
+    set_recorder(recorder)
+    return recorder
 
 
 def stop_recording() -> None:
     """Record no more calls."""
-    global _recorder
-    _recorder = None
+    set_recorder(None)
 
 
 if hasattr(os, "register_at_fork"):

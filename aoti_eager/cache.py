@@ -16,6 +16,7 @@ from ._entry import Entry, Status
 from ._environment import Environment, cpu_features, current_environment
 from ._guards import text
 from ._key import ANY_THREADS
+from ._left_out import forget_runs
 from ._prune import PruneReport, prune_store
 from ._store import BadEntry, Store, StoredEntry
 from ._store_root import store_errors
@@ -239,8 +240,9 @@ def prune(
 def clear(*, cache_dir: str | os.PathLike[str] | None = None) -> int:
     """Remove all entries, those of other environments too, and return how many there were.
 
-    What was measured of them goes, too, and what processes wanted and did not get; the toolchain
-    and the totals stay. Kernels that this process has loaded go on being used.
+    What was measured of them goes, too, what processes wanted and did not get, and what is known of
+    scripts' runs; the toolchain and the totals stay. Kernels that this process has loaded go on
+    being used.
 
     Args:
         cache_dir: The store's directory.
@@ -254,6 +256,7 @@ def clear(*, cache_dir: str | os.PathLike[str] | None = None) -> int:
         if root is not None:
             clear_verdicts(root)
             forget_wanted(root)
+            forget_runs(root)
     return count
 
 

@@ -24,6 +24,8 @@ from ._settings import SETTINGS, Setting, is_from_the_root, user_config_file
 from ._warnings import warn_once
 from .errors import ConfigError, UntrustedFileError
 
+_VARIABLES = [setting.variable for setting in SETTINGS.values()]
+
 # Settings that decide which kernels serve: with another value, calls start with empty tables.
 _TABLE_SETTINGS = ("cache_dir", "cpu_target")
 
@@ -41,6 +43,7 @@ class Config:
     _next_token: itertools.count[int]
     _assigned: dict[str, Any]
     _observers: list[Callable[[], None]]
+    _valid: Any  # what was looked at and found to be right
     _file: tuple[dict[str, Any], Path | None] | None  # its content, and which it was
     _lock: threading.RLock
 
@@ -53,6 +56,7 @@ class Config:
         set_(self, "_next_token", itertools.count(1))
         set_(self, "_observers", [])
         set_(self, "_file", None)
+        set_(self, "_valid", None)
         set_(self, "_lock", threading.RLock())
 
     def __dir__(self) -> list[str]:
@@ -171,8 +175,14 @@ class Config:
         Raises:
             ConfigError: A variable or the config file holds a value that a setting does not take.
         """
+        with self._lock:
+            names = [*map(frozenset, self._scopes), frozenset(self._assigned)]
+        looked_at = names, tuple(map(os.environ.get, _VARIABLES)), len(_checks)
+        if looked_at == self._valid:
+            return  # Values of scopes and assignments were looked at where they were set.
         for name in SETTINGS:
             self.lookup(name)
+        object.__setattr__(self, "_valid", looked_at)
 
     def on_change(self, observer: Callable[[], None]) -> None:
         """Call ``observer`` after every change that a scope or an assignment makes."""

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from aoti_eager import _abi
+from aoti_eager import _elf
 from aoti_eager._abi import (
     CONTAINER,
     CONTAINER_FUNCTIONS,
@@ -52,7 +52,7 @@ def test_a_library_with_a_model_only(thin: KernelLibrary) -> None:
 def test_a_file_whose_digest_was_checked_need_not_be_inspected(
     libraries: Libraries, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(_abi, "inspect_library_file", None)
+    monkeypatch.setattr(_elf, "inspect_library_file", None)
     assert KernelLibrary(libraries.so("dynamic"), inspect=False).file is None
 
 
@@ -63,7 +63,7 @@ def test_a_file_is_inspected_once(
     shutil.copy(libraries.so("thin"), path)
     first = KernelLibrary(path)
     with monkeypatch.context() as patches:
-        patches.setattr(_abi, "inspect_library_file", None)
+        patches.setattr(_elf, "inspect_library_file", None)
         assert KernelLibrary(path).file is first.file
     path.unlink()  # Never in place: the library is mapped, and every lookup of a symbol reads it.
     path.write_text("another file")

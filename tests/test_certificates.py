@@ -37,7 +37,7 @@ def issued(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
     """Replace the package's certificates by those that are given."""
 
     def issue(*certificates: Certificate) -> None:
-        monkeypatch.setattr(_certificates, "shipped", lambda: Certificates(certificates))
+        monkeypatch.setattr(_certificates, "shipped", lambda op: Certificates(certificates))
 
     return issue
 
@@ -222,6 +222,21 @@ def test_the_packages_own_certificates_can_be_read() -> None:
     found = shipped().find("aten::erfinv", "float32", "x86-64-v4")
     assert found is not None
     assert found.is_certified
+
+
+def test_of_one_op_the_packages_own_file_says_what_it_says_among_all() -> None:
+    assert len(shipped()) > 400
+    parts = {op: shipped(op) for op, _, _ in shipped()._found}
+    assert sum(map(len, parts.values())) == len(shipped())
+    for (op, dtype, target), certificate in shipped()._found.items():
+        assert parts[op].find(op, dtype, target) == certificate
+    assert not len(shipped("aten::mul"))
+
+
+def test_a_document_that_is_laid_out_otherwise_is_read_in_full() -> None:
+    row = ["aten::mul.Tensor", "float32", LEVEL, "certified", 0.5, 0.5, 0, "exhaustive", ""]
+    found = read_certificates(json.dumps({"format": 1, "rows": [row]}), "aten::mul.Tensor")
+    assert found.find("aten::mul.Tensor", "float32", LEVEL) == MUL
 
 
 def test_without_the_setting_an_op_declines_that_was_found_wrong(

@@ -562,3 +562,32 @@ def test_a_forked_child_reads_settings_and_warns_whatever_threads_held() -> None
     assert os.waitpid(child, 0)[1] == 0
     go.set()
     thread.join()
+
+
+def test_what_hides_a_wrong_variable_hides_it_for_as_long_as_it_is_there(
+    config: Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config.validate()
+    monkeypatch.setenv("AOTI_EAGER_WORKERS", "none")
+    with config.scope(workers=1):
+        config.validate()
+    with pytest.raises(ConfigError, match="AOTI_EAGER_WORKERS"):
+        config.validate()
+    config.workers = 1
+    config.validate()
+
+
+def test_a_check_that_is_added_later_is_asked(
+    config: Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module = sys.modules[Config.__module__]
+    monkeypatch.setattr(module, "_checks", {})
+    monkeypatch.setenv("AOTI_EAGER_WORKERS", "3")
+    config.validate()
+
+    def check(value: int) -> None:
+        raise ValueError("not here")
+
+    module.add_check("workers", check)
+    with pytest.raises(ConfigError, match="not here"):
+        config.validate()

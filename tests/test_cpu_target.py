@@ -41,8 +41,9 @@ def _end_other_workers() -> object:
     """End the workers of targets that no other test compiles for."""
     yield
     auto = cpu_target(cpu_features())
-    for target, service in _backend._services.items():
-        if target != auto:
+    for (target, _), pool in _backend._pools.items():
+        service = pool.started()
+        if target != auto and service is not None:
             service.close()
 
 

@@ -162,14 +162,38 @@ def test_what_no_class_needs_is_refused(field: str) -> None:
             y: int = 1
 
 
-def test_the_constructor_is_compiled_for_the_first_instance() -> None:
+def test_the_constructor_is_compiled_once_for_a_class_with_many_instances() -> None:
     cls = changeable(data_class)
     before = cls.__init__
     cls()
+    assert cls.__init__ is before
+    for _ in range(100):
+        cls()
     after = cls.__init__
     assert before is not after
     cls()
     assert cls.__init__ is after
+
+
+@pytest.mark.parametrize("module", MODULES)
+@pytest.mark.parametrize("number", [1, 100], ids=["the first instance", "of many"])
+def test_a_constructor_takes_what_it_takes(module: ModuleType, number: int) -> None:
+    cls = point(module)
+    for _ in range(number):
+        one = cls(1, 5, names={"a": 1})
+    assert (one.x, one.y, one.names, one.secret) == (1, 5, {"a": 1}, b"")
+    for args, kwargs, said in (
+        ((), {}, "missing 1 required positional argument: 'x'"),
+        ((1,), {"x": 1}, "multiple values for argument 'x'"),
+        ((1,), {"z": 1}, "unexpected keyword argument 'z'"),
+        ((1, 2, {}, b"", 5), {}, "takes from 2 to 5 positional arguments but 6 were given"),
+    ):
+        cls = point(module)
+        for _ in range(number - 1):
+            cls(1)
+        with pytest.raises(TypeError, match=said):
+            cls(*args, **kwargs)
+        assert cls(1).y == 2
 
 
 def test_a_class_that_is_first_used_at_exit_leaves_the_status_of_the_script_alone() -> None:

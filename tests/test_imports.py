@@ -46,11 +46,11 @@ ORDER = """
     _float_flags _vector_math _inductor_compat _thin_header _thin_codegen _plain_path _row_sums
     _symbolic _lowering _made_up_values _made_up_numbers _made_up_data _trial_runs _trial
     _compile_job _parent_watch _worker _worker_process _answers _compile _background _device_compile
-    _device_backends _backend _native_path _original _static_calls _plan _workload _wanted
-    _stored_pattern _specialisations _kernel _table _entrance _toolchain _live_check _recheck
-    _keyed_call _making _pending _resumed _asking _rare _miss _kernel_cache _gradient_node
-    _gradients _differentiable _installed _measured_step _measure _library _op_constants _explain
-    _custom_op _coverage _compile_task _warm_report _warm _warm_kept _verify _prune cache
+    _device_backends _backend _native_path _original _static_calls _plan _recording _workload
+    _wanted _stored_pattern _specialisations _kernel _table _entrance _toolchain _live_check
+    _recheck _keyed_call _making _pending _resumed _asking _rare _miss _kernel_cache _gradient_node
+    _gradients _differentiable _installed _measured_step _measure _library _left_out _op_constants
+    _explain _custom_op _coverage _compile_task _warm_report _warm _warm_kept _verify _prune cache
     _run_report _script _warm_verb _setup_verb _demo cli __main__ __init__
 """.split()  # noqa: SIM905 - a list of names to read, not to parse
 

@@ -9,6 +9,9 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
+
+import aoti_eager
 
 ROOT = Path(__file__).parent.parent
 
@@ -34,6 +37,20 @@ OF_OTHERS = {
     *("_worker", "_compile_job", "_fork_server", "_lowering", "_symbolic", "_trial", "_warm"),
     *("_made_up_data", "_script", "_verify", "_prune", "_measured_step", "_setup_verb"),
 }
+# What registers ops and serves a call whose kernel the store has, in the package's order.
+OF_A_HIT = OF_AN_IMPORT | set(
+    """
+    _base.store_format _base.file_lock _base.sealed_library _base.scratch_directory
+    _base.scheduling _compat _schema _aliasing _guards _key _size_arguments _native_key
+    _native_pattern _native_library _native_table _native _pattern _environment _entry _stats _ops
+    _marks _functional_overload _certificates _template _work_directories _store_root _versions
+    _entry_files _store _verdict _passthrough _cpp_compiler _determinism _native_build _handles
+    _abi _container _library_runner _reference _closeness _check _declines _entries _remembered
+    _stored_failures _background _device_backends _backend _native_path _original _static_calls
+    _plan _recording _stored_pattern _specialisations _kernel _table _entrance _toolchain
+    _live_check _recheck _keyed_call _miss _kernel_cache _installed _library
+    """.split()  # noqa: SIM905 - a list of names to read, not to parse
+)
 NEVER = {"tomllib", "tomli", "torch._inductor.config", "sympy", "argparse", "tqdm", "elftools"}
 
 
@@ -86,6 +103,23 @@ def test_an_install_brings_what_torch_warns_without(tmp_path: Path) -> None:
     listed = re.search(r"^dependencies = \[(.*?)^\]", project, flags=re.M | re.S)
     assert listed is not None
     assert re.search(r'^ +"numpy>=', listed[1], flags=re.M)
+
+
+@pytest.mark.in_turn
+@pytest.mark.native
+def test_a_warm_start_loads_what_a_hit_needs_and_no_more() -> None:
+    """As above. What asks for kernels, or makes an op differentiable, is for calls that need it."""
+    x = torch.ones(4, 8)
+    with aoti_eager.register("aten::mul.Tensor"):
+        x * x
+    register = "import aoti_eager; aoti_eager.register('aten::mul.Tensor')"
+    call = "x = torch.ones(4, 8); x * x"
+    served = "assert aoti_eager.stats()['aten::mul.Tensor'].hits == 1"
+    found = imported_by(f"{register}; {call}; {served}")
+    ours = {name.removeprefix("aoti_eager.") for name in found if name.startswith("aoti_eager.")}
+    assert ours == OF_A_HIT
+    assert not found & NEVER
+    assert not found & {"uuid", "secrets", "hmac"}
 
 
 def test_every_public_name_is_there() -> None:

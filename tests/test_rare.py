@@ -467,3 +467,37 @@ def test_a_child_process_keeps_originals(asked: Asked) -> None:
         cache = kernels()
         cache.after_fork()
         assert {one.reason for one in cache.table.declines.values()} == {"forked"}
+
+
+def test_the_store_is_read_before_the_lock_is_taken(
+    asked: Asked, rares: Rares, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Calls of all ops wait for that lock."""
+    free = []
+
+    def try_lock() -> None:
+        free.append(rares._changed.acquire(timeout=0))
+        if free[-1]:
+            rares._changed.release()
+
+    def watched(read: Any) -> Any:
+        def reading(*args: Any) -> Any:
+            other = threading.Thread(target=try_lock)
+            other.start()
+            other.join()
+            return read(*args)
+
+        return reading
+
+    monkeypatch.setattr(Store, "find_dynamic", watched(Store.find_dynamic))
+    rares.calls_before = watched(rares.calls_before)
+    with aoti_eager.register("aten::silu"):
+        clock.call_s = COMPILE_S * SHARE / 20
+        for again in (lambda: aten.silu(X), lambda: look(rares, clock), rares.ask_for_all):
+            kernels().table.specialised.look_again()
+            aten.silu(X)
+            kernels().table.specialised.look_again()
+            again()
+        assert len(asked) == 1
+    assert len(free) >= 4
+    assert all(free)

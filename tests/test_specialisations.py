@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Sequence
 from dataclasses import replace
@@ -13,6 +14,7 @@ import pytest
 import torch
 
 import aoti_eager
+from aoti_eager import _specialisations
 from aoti_eager._entry import Status
 from aoti_eager._guards import Guards
 from aoti_eager._key import ANY_THREADS, KernelKey, kernel_key
@@ -71,6 +73,10 @@ def backend_with(*found: StoredEntry) -> Any:
         find_dynamic=find_dynamic, written_at=lambda found: time.time(), read_log=lambda found: ""
     )
     return backend
+
+
+def forget(key: object) -> None:
+    raise AssertionError("so few wait that none is forgotten")
 
 
 class Op:
@@ -287,7 +293,7 @@ def test_false_plans_and_uses_none() -> None:
     op = Op(dynamic(key_of(4, 5), "s0"))
     with aoti_eager.config.scope(dynamic=False):
         assert calls(op, (4, 5), (6, 5), (7, 8)) == ["static"] * 3
-        assert not op.specialised.wait_for(SILU, key_of(4, 5), (1,), lambda: None)
+        assert not op.specialised.wait_for(SILU, key_of(4, 5), (1,), lambda: None, forget)
         op.specialised.note(SILU, key_of(4, 5))
     assert op.backend.asked == 0
     assert calls(op, (6, 5)) == ["hit"]
@@ -463,7 +469,9 @@ def test_calls_of_the_family_wait_for_the_kernel_that_is_being_made() -> None:
     declined: list[KernelKey] = []
 
     def waits(key: KernelKey) -> bool:
-        return op.specialised.wait_for(SILU, key, (key.digest,), lambda: declined.append(key))
+        return op.specialised.wait_for(
+            SILU, key, (key.digest,), lambda: declined.append(key), forget
+        )
 
     assert not waits(key_of(7, 5))
     op.specialised.begin(plan)
@@ -485,7 +493,7 @@ def test_a_key_is_declined_before_it_can_be_released() -> None:
     plan = planned(op)
     op.specialised.begin(plan)
     happened: list[str] = []
-    op.specialised.wait_for(SILU, key_of(7, 5), (1,), lambda: happened.append("declined"))
+    op.specialised.wait_for(SILU, key_of(7, 5), (1,), lambda: happened.append("declined"), forget)
     op.specialised.end(plan, lambda key: happened.append("released"))
     assert happened == ["declined", "released"]
 
@@ -494,7 +502,7 @@ def test_what_waited_counts_as_seen() -> None:
     op = Op()
     plan = planned(op)
     op.specialised.begin(plan)
-    op.specialised.wait_for(SILU, key_of(4, 6), (1,), lambda: None)
+    op.specialised.wait_for(SILU, key_of(4, 6), (1,), lambda: None, forget)
     op.specialised.end(plan, lambda key: None)
     assert calls(op, (4, 7)) == [["self.size(0)", "self.size(1)"]]
 
@@ -503,9 +511,9 @@ def test_after_a_fork_nothing_is_on_its_way() -> None:
     op = Op()
     plan = planned(op)
     op.specialised.begin(plan)
-    op.specialised.wait_for(SILU, key_of(7, 5), (1,), lambda: None)
+    op.specialised.wait_for(SILU, key_of(7, 5), (1,), lambda: None, forget)
     op.specialised.after_fork()
-    assert not op.specialised.wait_for(SILU, key_of(8, 5), (2,), lambda: None)
+    assert not op.specialised.wait_for(SILU, key_of(8, 5), (2,), lambda: None, forget)
     released: list[Any] = []
     op.specialised.end(plan, released.append)
     assert released == []
@@ -628,3 +636,63 @@ def test_one_that_was_moved_is_none(store: Store) -> None:
     elsewhere = stored.path.parent.with_name("0" * 64)
     stored.path.parent.rename(elsewhere)
     assert found_in(store) == []
+
+
+# -- what waits, and what is read --
+
+
+def test_calls_that_wait_for_a_kernel_are_a_bounded_number(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The one that has waited the longest asks again with its next call."""
+    monkeypatch.setattr(_specialisations, "_WAITING", 3)
+    op = Op()
+    op.call(key_of(4, 5))
+    plan = op.plan(key_of(3, 5))
+    assert plan is not None
+    op.specialised.begin(plan)
+    declined: set[tuple[int, ...]] = set()
+    for rows in range(10, 15):
+        place = (rows,)
+        assert op.specialised.wait_for(
+            SILU,
+            key_of(rows, 5),
+            place,
+            lambda place=place: declined.add(place),
+            declined.remove,
+        )
+    assert declined == {(12,), (13,), (14,)}
+    op.specialised.end(plan, declined.remove)
+    assert declined == set()
+
+
+def test_the_store_is_read_under_no_lock() -> None:
+    op = Op(dynamic(key_of(4, 5), "s0"))
+    find_dynamic = op.backend.store.find_dynamic
+    counts = []
+
+    def read(*args: Any) -> list[StoredEntry]:
+        other = threading.Thread(target=lambda: counts.append(op.specialised.count), daemon=True)
+        other.start()
+        other.join(60)
+        return find_dynamic(*args)
+
+    op.backend.store.find_dynamic = read
+    assert op.find(key_of(4, 5)) is not None
+    assert counts == [0]
+
+
+def test_what_comes_while_the_store_is_read_is_not_lost() -> None:
+    op = Op()
+    find_dynamic = op.backend.store.find_dynamic
+    coming = [dynamic(key_of(4, 5), "s0")]
+
+    def read(*args: Any) -> list[StoredEntry]:
+        found = [*find_dynamic(*args), *op.backend.published]
+        if coming:
+            op.backend.published = [coming.pop()]
+            op.specialised.add(op.backend.published[0])
+        return found
+
+    op.backend.published = []
+    op.backend.store.find_dynamic = read
+    assert op.find(key_of(4, 5)) is not None
+    assert op.backend.asked == 2

@@ -14,7 +14,7 @@ import pytest
 import torch
 
 import aoti_eager
-from aoti_eager import _workload
+from aoti_eager import _recording, _workload
 from aoti_eager._key import KernelKey, json_digest
 from aoti_eager._output_file import OutputFile
 from aoti_eager._workload import (
@@ -381,7 +381,7 @@ def test_a_function_is_recorded_by_its_source(
 
 
 def test_nothing_is_recorded_unless_it_is_asked_for(no_compiles: None) -> None:
-    assert _workload._recorder is None
+    assert _recording._recorder is None
     recorder = start_recording()
     _workload.stop_recording()
     with aoti_eager.config.scope(mode="cache_only"), aoti_eager.register("aten::silu.default"):

@@ -2,7 +2,7 @@
 
 ``dataclasses.dataclass`` compiles six functions a class at once, half a millisecond of each import,
 and a script makes instances of few classes and compares or prints hardly any. Here the constructor
-is compiled for the first instance, and the other methods are the same functions for all classes.
+is compiled for a class with more than a few instances, and all else is the same for all classes.
 What type checkers see is ``dataclasses``, and ``replace``, ``asdict`` and ``fields`` of that module
 work on these classes.
 """
@@ -79,14 +79,39 @@ else:
 
     # class -> its fields by name
     _fields = {}
+    # class -> instances that it has had; the constructor is compiled for the next one after these,
+    # which takes as long as a few dozen without.
+    _instances = {}
+    _MOST = 16
 
     def _made_by_us(cls):
         return next(one for one in cls.__mro__ if one in _fields)
 
     def _first_init(self, *args, **kwargs):
         cls = _made_by_us(type(self))
-        cls.__init__ = _init(_fields[cls])
-        cls.__init__(self, *args, **kwargs)
+        fields = _fields[cls]
+        values = dict(zip(fields, args, strict=False))
+        count = _instances[cls] = _instances.get(cls, 0) + 1
+        is_right = len(args) <= len(fields) and not (values.keys() & kwargs.keys())
+        values |= kwargs
+        if count > _MOST or not (is_right and _fill(values, fields)):
+            cls.__init__ = _init(fields)
+            cls.__init__(self, *args, **kwargs)  # Where the arguments are wrong, it says how.
+            return
+        for name, value in values.items():
+            object.__setattr__(self, name, value)
+
+    def _fill(values, fields):
+        """Put defaults in for what is missing; return whether each field has a value then."""
+        for name, one in fields.items():
+            if name not in values:
+                if one.default is not MISSING:
+                    values[name] = one.default
+                elif one.default_factory is not MISSING:
+                    values[name] = one.default_factory()
+                else:
+                    return False
+        return len(values) == len(fields)
 
     def _init(fields):
         """Return a constructor: the one method that is compiled for each class."""

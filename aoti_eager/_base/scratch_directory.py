@@ -7,7 +7,7 @@ is free is a dead process's: its name is never used again.
 from __future__ import annotations
 
 import contextlib
-import secrets
+import os
 from collections.abc import Iterator
 
 from .store_format import children, remove
@@ -34,7 +34,7 @@ def scratch_directory(directory: Directory, digest: str, *place: str) -> Iterato
     for left in children(directory, *place):
         if left.startswith(prefix):
             remove(directory, left, base=place)
-    name = prefix + secrets.token_hex(4)
+    name = prefix + os.urandom(4).hex()
     with directory.directory(name, create=True) as work:
         try:
             yield work

@@ -25,6 +25,7 @@ LOG_FILE = "log"
 MARKER_FILE = "CACHEDIR.TAG"
 TOTALS_FILE = "totals.json"
 WANTED_FILE = "wanted"
+RUNS_FILE = "runs"
 # Held by who makes Inductor's own precompiled headers, which Inductor locks one by one.
 HEADERS_LOCK = "headers.lock"
 STUB_FILE = "libtorch_cpu.so"
@@ -60,8 +61,12 @@ class _Names:
     inside: Mapping[str, _File | _Scratch | _Names] = field(default_factory=dict)
 
     def find(self, name: str) -> _File | _Scratch | _Names | None:
+        found = self.inside.get(name)
+        # Most patterns are the name itself, and need not be compiled.
+        if found is not None and name.isalnum():
+            return found
         for pattern, what in self.inside.items():
-            if re.fullmatch(pattern, name):
+            if not pattern.isalnum() and re.fullmatch(pattern, name):
                 return what
         return None
 
@@ -104,11 +109,11 @@ _TOOLCHAIN = _Names(
 STORE = _Names(
     {
         re.escape(MARKER_FILE): _KEPT,
-        rf"{re.escape(TOTALS_FILE)}|{re.escape(WANTED_FILE)}": _FILE,
+        rf"{re.escape(TOTALS_FILE)}|{WANTED_FILE}|{RUNS_FILE}": _FILE,
         _TEMPORARY: _FILE,
         "v1": _Names({rf"{_HEX}{{16}}": _Names({rf"\w[\w.]*(-{_HEX}{{16}})?": _OP})}),
         "tmp": _Names({WORK_NAME: _SCRATCH}),
-        "locks": _Names({rf"{_HEX}{{2}}|totals|wanted": _KEPT}),
+        "locks": _Names({rf"{_HEX}{{2}}|totals|wanted|runs": _KEPT}),
         "toolchain": _TOOLCHAIN,
         "verdicts": _Names({r"[\w-]+": _Names({rf"{_HEX}{{64}}\.json|{_TEMPORARY}": _FILE})}),
     }

@@ -13,7 +13,6 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
-import secrets
 import stat
 from collections.abc import Iterator
 from pathlib import Path
@@ -186,7 +185,7 @@ class Directory:
         Raises:
             OSError: It cannot be written; what was there before stays.
         """
-        temporary = f".{name[:16]}.{secrets.token_hex(4)}"
+        temporary = f".{name[:16]}.{os.urandom(4).hex()}"
         fd = os.open(temporary, _CREATE, 0o600, dir_fd=self.fd)
         try:
             try:

@@ -16,8 +16,19 @@
 
 namespace aoti_eager {
 
-// Whether the system has such barriers for this process; asked once, before the first.
-inline bool can_have_barriers() {
+// Whether the system has such barriers, to be asked for before the first one.
+inline bool has_barriers() {
+#if defined(AOTI_EAGER_HAS_BARRIER)
+  long known = syscall(SYS_membarrier, MEMBARRIER_CMD_QUERY, 0, 0);
+  return known > 0 && (known & MEMBARRIER_CMD_PRIVATE_EXPEDITED) != 0;
+#else
+  return false;
+#endif
+}
+
+// Has the system give them to this process, once. That takes milliseconds, in which the thread sleeps:
+// every core has to have passed through its scheduler.
+inline bool ask_for_barriers() {
 #if defined(AOTI_EAGER_HAS_BARRIER)
   return syscall(SYS_membarrier, MEMBARRIER_CMD_REGISTER_PRIVATE_EXPEDITED, 0, 0) == 0;
 #else
@@ -32,9 +43,8 @@ inline bool barrier_in_all_threads() {
   if (syscall(SYS_membarrier, MEMBARRIER_CMD_PRIVATE_EXPEDITED, 0, 0) == 0) {
     return true;
   }
-  // A child of a fork may have to ask anew.
-  return can_have_barriers() &&
-      syscall(SYS_membarrier, MEMBARRIER_CMD_PRIVATE_EXPEDITED, 0, 0) == 0;
+  // Nobody has asked yet; or this is a child of a fork, which may have to ask anew.
+  return ask_for_barriers() && syscall(SYS_membarrier, MEMBARRIER_CMD_PRIVATE_EXPEDITED, 0, 0) == 0;
 #else
   return false;
 #endif

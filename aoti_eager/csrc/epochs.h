@@ -144,7 +144,7 @@ class Epochs {
   // Never deleted: threads may outlive static destructors.
   static Epochs* const instance_;
 
-  const bool has_barrier_ = can_have_barriers();
+  const bool has_barrier_ = has_barriers();
   std::mutex writers_;
   std::atomic<uint64_t> epoch_{1};
   std::atomic<Place*> places_{nullptr};

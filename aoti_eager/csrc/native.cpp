@@ -285,6 +285,11 @@ uint64_t ae_counter_value(const Counter* counter) {
 
 // -- threads --
 
+// Takes milliseconds, in which the thread sleeps; without it the first writer that frees something does.
+void ae_ask_for_barriers() {
+  ask_for_barriers();
+}
+
 void ae_passing_add(int32_t by) {
   Epochs::place().passing += by;
 }
