@@ -5,24 +5,35 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from . import _collector
+from ._base import gc_pause
 
-with _collector.paused():
+with gc_pause.paused():
     from . import errors
-    from ._base import at_exit as at_exit  # Its handler comes after those of the script.
+    from ._base import at_exit  # Its handler comes after those of the script.
     from .config import config
 
 if TYPE_CHECKING:
     from . import cache
-    from ._custom_op import CustomOp, custom_op
-    from ._device_backends import load_runner, register_compile_backend, register_runner
-    from ._device_compile import CompileRequest
-    from ._explain import Explanation, explain
-    from ._library import Registration, impl, register, registered_ops, stats, wait
-    from ._marks import mark_dynamic, mark_static, unmark
-    from ._op_constants import constants, update_constants
-    from ._runner import ModelContainerRunner
-    from ._stats import OpStats
+    from ._commands.explain import Explanation, explain
+    from ._compile_service.device_backends import (
+        load_runner,
+        register_compile_backend,
+        register_runner,
+    )
+    from ._compile_service.device_compile import CompileRequest
+    from ._dispatch.counters import OpStats
+    from ._dispatch.dynamic_marks import mark_dynamic, mark_static, unmark
+    from ._registration.custom_op import CustomOp, custom_op
+    from ._registration.op_constants import constants, update_constants
+    from ._registration.registry import (
+        Registration,
+        impl,
+        register,
+        registered_ops,
+        stats,
+        wait,
+    )
+    from ._runner.runner import ModelContainerRunner
 
 __all__ = [
     "CompileRequest",
@@ -72,7 +83,7 @@ def __getattr__(name: str) -> Any:
     """Return what is imported at its first use."""
     if name not in _LATER:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    with _collector.paused():
+    with gc_pause.paused():
         module = importlib.import_module(f".{_LATER[name]}", __name__)
     found = module if name == _LATER[name] else getattr(module, name)
     globals()[name] = found

@@ -12,21 +12,27 @@ from pathlib import Path
 
 import torch
 
-from ._entry import Entry, Status
-from ._environment import Environment, cpu_features, current_environment
-from ._guards import text
-from ._key import ANY_THREADS
-from ._left_out import forget_runs
-from ._prune import PruneReport, prune_store
-from ._store import BadEntry, Store, StoredEntry
-from ._store_root import store_errors
-from ._stored_failures import still_holds
-from ._verdict import PathTime, Verdict, Verdicts, clear_verdicts
-from ._verify import look, mend
-from ._wanted import forget_wanted
-from ._warm import warm
-from ._warm_report import WarmFailure, WarmReport
-from ._workload import Call, read_workload
+from ._base.cpu import cpu_features
+from ._keys.guards import text
+from ._keys.kernel_key import ANY_THREADS
+from ._store.entry import Entry, Status
+from ._store.environment import Environment, current_environment
+from ._store.kept_queue import forget_wanted
+from ._store.prune import PruneReport, prune_store
+from ._store.store import BadEntry, Store, StoredEntry
+from ._store.store_root import store_errors
+from ._store.stored_failures import still_holds
+from ._store.verdict import (
+    PathTime,
+    Verdict,
+    Verdicts,
+    clear_verdicts,
+)
+from ._store.verify import look, mend
+from ._workloads.left_out import forget_runs
+from ._workloads.report import WarmFailure, WarmReport
+from ._workloads.warm import warm
+from ._workloads.workload import Call, read_workload
 from .config import config
 from .errors import EntryDamagedError
 

@@ -14,14 +14,26 @@ from typing import Any
 
 import torch
 
-from . import _demo, _script, _setup_verb, _warm_verb, cache
+from . import cache
 from ._base.printable import printable, printable_lines
-from ._entry import Remembered
-from ._explain import explain
-from ._pattern import guard_texts
-from ._run_report import align
-from ._stats import OpStats, read_totals
-from ._verdict import Verdict, processor
+from ._commands import (
+    demo as demo_verb,
+)
+from ._commands import (
+    run as run_verb,
+)
+from ._commands import (
+    setup as setup_verb,
+)
+from ._commands import (
+    warm as warm_verb,
+)
+from ._commands.explain import explain
+from ._commands.run_report import align
+from ._dispatch.counters import OpStats, read_totals
+from ._keys.pattern import guard_texts
+from ._store.entry import Remembered
+from ._store.verdict import Verdict, processor
 from .cache import short_dtype
 from .config import config
 from .errors import AotiEagerError
@@ -95,15 +107,15 @@ def _parser() -> argparse.ArgumentParser:
                 help="tensors as 'f32[8,8]' or with strides 'f32[8,8]{1,8}', other values as in "
                 "Python, keyword arguments as 'alpha=2'",
             )
-    _script.add_arguments(verb("run", _script.main, "Run a script with ops served from the cache."))
-    _warm_verb.add_arguments(
-        verb("warm", _warm_verb.main, "Compile the calls that run --record wrote.")
+    run_verb.add_arguments(
+        verb("run", run_verb.main, "Run a script with ops served from the cache.")
     )
-    _setup_verb.add_arguments(
-        verb("setup", _setup_verb.main, "Build what is built once a machine.")
+    warm_verb.add_arguments(
+        verb("warm", warm_verb.main, "Compile the calls that run --record wrote.")
     )
-    _demo.add_arguments(
-        verb("demo", _demo.main, "Train a small model plain, cold and warm, and compare.")
+    setup_verb.add_arguments(verb("setup", setup_verb.main, "Build what is built once a machine."))
+    demo_verb.add_arguments(
+        verb("demo", demo_verb.main, "Train a small model plain, cold and warm, and compare.")
     )
     return parser
 

@@ -19,9 +19,14 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from ._base.settings import (
+    SETTINGS,
+    Setting,
+    is_from_the_root,
+    user_config_file,
+)
 from ._base.trusted_files import read_file
-from ._settings import SETTINGS, Setting, is_from_the_root, user_config_file
-from ._warnings import warn_once
+from ._base.warn_once import warn_once
 from .errors import ConfigError, UntrustedFileError
 
 _VARIABLES = [setting.variable for setting in SETTINGS.values()]

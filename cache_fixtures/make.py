@@ -14,10 +14,10 @@ from dataclasses import replace
 from pathlib import Path
 
 from aoti_eager._base.store_format import MARKER_FILE
-from aoti_eager._entry import FORMAT_VERSION, Entry, Status
-from aoti_eager._environment import Environment
-from aoti_eager._key import KernelKey
-from aoti_eager._store import ENTRY_FILE, Store, StoredEntry
+from aoti_eager._keys.kernel_key import KernelKey
+from aoti_eager._store.entry import FORMAT_VERSION, Entry, Status
+from aoti_eager._store.environment import Environment
+from aoti_eager._store.store import ENTRY_FILE, Store, StoredEntry
 
 ENVIRONMENT = Environment(
     (

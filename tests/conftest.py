@@ -18,20 +18,17 @@ import pytest
 import torch
 
 import aoti_eager
-from aoti_eager import (
-    _backend,
-    _library,
-    _native,
-    _native_build,
-    _native_library,
-    _pending,
-    _recheck,
-)
-from aoti_eager._compile import CompileService, compiler_on_path
-from aoti_eager._runner import ModelContainerRunner
-from aoti_eager._warnings import forget_warnings
+from aoti_eager._base.warn_once import forget_warnings
+from aoti_eager._compile_service import cache_context
+from aoti_eager._compile_service.worker_pool import CompileService, compiler_on_path
+from aoti_eager._dispatch import pending, recheck
+from aoti_eager._native import build as native_build
+from aoti_eager._native import library as native_library_module
+from aoti_eager._native import op_kernel
+from aoti_eager._registration import registry
+from aoti_eager._runner.runner import ModelContainerRunner
 
-from . import compiled_once, runner_libraries
+from .support import compiled_once, runner_libraries
 
 # A fifth of every compile, and of what a hit costs, but nothing of what is computed; the one test
 # that measures a hit takes it away again.
@@ -254,7 +251,7 @@ def native_library(shared_cache_dir: Path) -> None:
     """The C++ hit path, built once in a run and loaded."""
     compiler = compiler_on_path()
     assert compiler is not None
-    _native_library.load(_native_build.build(shared_cache_dir / "toolchain", compiler))
+    native_library_module.load(native_build.build(shared_cache_dir / "toolchain", compiler))
 
 
 @pytest.fixture(autouse=True)
@@ -270,12 +267,12 @@ def settings(
             monkeypatch.delenv(name)
     monkeypatch.setenv("AOTI_EAGER_CACHE_DIR", str(cache_dir))
     forget_warnings()
-    _library._retired.clear()  # the counts of earlier tests
+    registry._retired.clear()  # the counts of earlier tests
     if hit_path == "native":
         request.getfixturevalue("native_library")
-        if sum(_native.alive().values()):
+        if sum(op_kernel.alive().values()):
             gc.collect()  # What earlier tests on the other hit path have left.
-    alive_before = sum(_native.alive().values())
+    alive_before = sum(op_kernel.alive().values())
     native = "1" if hit_path == "native" else "0"
     monkeypatch.setenv("AOTI_EAGER_NATIVE", native)  # for processes that the test starts
     monkeypatch.setenv("AOTI_EAGER_MODE", "sync")
@@ -287,23 +284,23 @@ def settings(
     dynamic = "auto" if request.node.get_closest_marker("dynamic") is not None else "0"
     monkeypatch.setenv("AOTI_EAGER_DYNAMIC", dynamic)
     # However busy the machine is, a kernel is compared in the first call after it has come.
-    monkeypatch.setattr(_pending, "LIVE_CHECK_LIMIT_S", 10.0)
+    monkeypatch.setattr(pending, "LIVE_CHECK_LIMIT_S", 10.0)
     # And the calls that are compared again are, however little time there is for that.
-    monkeypatch.setattr(_recheck, "LIMIT_S", 10.0)
-    monkeypatch.setattr(_recheck, "PARTS", 0)
+    monkeypatch.setattr(recheck, "LIMIT_S", 10.0)
+    monkeypatch.setattr(recheck, "PARTS", 0)
     with aoti_eager.config.scope(
         mode="sync", gate=False, cache_dir=cache_dir, native=native, dynamic=dynamic
     ):
         yield
     left = aoti_eager.registered_ops()
-    for installed in _library._installed.values():  # one failure, not one in every later test
+    for installed in registry._installed.values():  # one failure, not one in every later test
         installed.uninstall()
-    _library._installed.clear()
+    registry._installed.clear()
     assert left == [], f"the test left ops registered: {left}"
     if hit_path == "native" and "record" not in request.fixturenames:
-        if sum(_native.alive().values()) > alive_before:
+        if sum(op_kernel.alive().values()) > alive_before:
             gc.collect()  # 0.1 s: torch has many objects.
-        assert sum(_native.alive().values()) <= alive_before, _native.alive()
+        assert sum(op_kernel.alive().values()) <= alive_before, op_kernel.alive()
 
 
 @pytest.fixture(autouse=True)
@@ -319,7 +316,7 @@ def _compile_once(
 @pytest.fixture(scope="session", autouse=True)
 def _end_workers() -> Iterator[None]:
     yield
-    _backend.close_workers()
+    cache_context.close_workers()
 
 
 @pytest.fixture

@@ -34,8 +34,8 @@ import torch
 from torch import Tensor
 
 import aoti_eager
-from aoti_eager import _library
-from aoti_eager._kernel_cache import KernelCache
+from aoti_eager._dispatch.kernel_cache import KernelCache
+from aoti_eager._registration import registry
 
 CALLS, LONG_CALLS = 20_000, 500_000
 # Of the calls, that dynamic kernels are to serve.
@@ -679,7 +679,7 @@ class Fuzz:
 
     def run(self, calls: int, deadline: float | None = None) -> None:
         """Make ``calls`` calls, of each op in turn; the ops must be registered."""
-        caches = {cache.schema.op: cache for cache in _library.caches()}
+        caches = {cache.schema.op: cache for cache in registry.caches()}
         for start in range(0, calls, BATCH):
             if deadline is not None and time.monotonic() > deadline:
                 break

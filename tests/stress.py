@@ -26,7 +26,8 @@ from typing import Any
 import torch
 
 import aoti_eager
-from aoti_eager import _library, _native
+from aoti_eager._native import op_kernel
+from aoti_eager._registration import registry
 
 SHAPES = [(2, 8), (3, 8), (4, 8)]
 OPS = [
@@ -117,10 +118,10 @@ class Stress:
             with aoti_eager.config.scope(cache_dir=dice.choice(directories)):
                 time.sleep(dice.random() * 0.01)
         elif what == 3:
-            for cache in _library.caches():
+            for cache in registry.caches():
                 cache.table.clear()  # evicted: the next calls are misses that the store serves
         elif what == 4:
-            cache = dice.choice(_library.caches())
+            cache = dice.choice(registry.caches())
             for key, kernel in list(cache.table.kernels.items())[:2]:
                 cache.table.put(key, kernel)  # replaced under its readers
         else:
@@ -182,12 +183,12 @@ def run(seconds: float, threads: int, seed: int, native: str) -> dict[str, Any]:
         for worker in workers:
             worker.join()
         count_exactly(stress, threads)
-        served = sum(cache.counters.snapshot().hits for cache in _library.caches())
-        alive = _native.alive()
+        served = sum(cache.counters.snapshot().hits for cache in registry.caches())
+        alive = op_kernel.alive()
     after = aoti_eager.stats()
     aoti_eager.wait(60.0)  # A job that runs holds its table.
     gc.collect()
-    left = _native.alive()
+    left = op_kernel.alive()
     if any(left.values()):
         stress.problems.append(f"left after unregister: {left}")
     return {

@@ -14,9 +14,9 @@ import os
 import time
 from collections.abc import Iterator
 
-from .._warnings import warn_once
 from .ownership import check_regular
 from .trusted_files import Directory
+from .warn_once import warn_once
 
 # What a file system without locks answers.
 _NO_LOCKS = {errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOTSUP, errno.EINVAL, errno.EBADF}

@@ -95,11 +95,14 @@ def kernels(cases):
 _PARTS = """
 import collections, tempfile
 begin = time.perf_counter()
-from aoti_eager import _inductor_compat, _lowering, _ops, _thin_codegen
-from aoti_eager._environment import cpu_features, cpu_target
-from aoti_eager._key import kernel_key
-from aoti_eager._schema import op_schema
-from aoti_eager._template import call_template
+from aoti_eager._compile_worker import inductor_compat
+from aoti_eager._compile_worker import lowering
+from aoti_eager._base import op_names
+from aoti_eager._compile_worker import thin_codegen
+from aoti_eager._base.cpu import cpu_features, cpu_target
+from aoti_eager._keys.kernel_key import kernel_key
+from aoti_eager._keys.schema import op_schema
+from aoti_eager._keys.call_template import call_template
 times = collections.defaultdict(float)
 times["import Inductor"] = time.perf_counter() - begin
 
@@ -118,7 +121,7 @@ timed(_lowering, "trace_outputs", "trace the outputs")
 timed(_thin_codegen, "call_compiler", "g++")
 timed(_lowering, "lower", "all in the worker")
 target = cpu_target(cpu_features())
-_inductor_compat.prepare_worker(target.vector_bits)
+inductor_compat.prepare_worker(target.vector_bits)
 OPS = {
     "mul": (torch.ops.aten.mul.Tensor, lambda a: (a[0], a[1])),
     "silu": (torch.ops.aten.silu.default, lambda a: (a[0],)),
@@ -138,7 +141,7 @@ def kernels(cases):
             options["cpp.march"] = target.march
         work = Path(tempfile.mkdtemp(dir=os.environ["TMPDIR"]))
         headers = Path(os.environ["AOTI_EAGER_CACHE_DIR"]) / "toolchain" / "headers"
-        _lowering.lower(overload, call_template(schema, key), work, headers, options)
+        lowering.lower(overload, call_template(schema, key), work, headers, options)
     return dict(times)
 """
 

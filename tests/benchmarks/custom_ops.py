@@ -27,7 +27,7 @@ from torch import Tensor
 
 import aoti_eager
 
-from .. import gradient_ops as functions
+from ..support import gradient_ops as functions
 
 ROUND_NS, ROUNDS = 2_000_000, 21
 MOST_DECLINED = 1.05  # over the function's own call

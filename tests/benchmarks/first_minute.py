@@ -71,13 +71,13 @@ def one_loop(form: str, seconds: float, served: bool) -> dict[str, Any]:
     begin = time.perf_counter()
     if served:
         import aoti_eager
-        from aoti_eager import _library
-        from aoti_eager._table import COMPILING, RARE
+        from aoti_eager._dispatch.table import COMPILING, RARE
+        from aoti_eager._registration import registry
 
         aoti_eager.register(OPS)
 
         def undecided() -> int:
-            declines = [d for c in _library.caches() for d in list(c.table.declines.values())]
+            declines = [d for c in registry.caches() for d in list(c.table.declines.values())]
             return sum(one.reason in (COMPILING, RARE) for one in declines)
 
     registered = time.perf_counter() - begin
@@ -104,7 +104,7 @@ def one_loop(form: str, seconds: float, served: bool) -> dict[str, Any]:
         stats = sum(aoti_eager.stats().values(), aoti_eager.OpStats())
         found |= {
             "decided_s": decided,
-            "kernels": sum(len(cache.table.kernels) for cache in _library.caches()),
+            "kernels": sum(len(cache.table.kernels) for cache in registry.caches()),
             "compiles": stats.compiles,
             "hits": stats.hits,
             "declined": dict(stats.declined),

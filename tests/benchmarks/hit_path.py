@@ -24,12 +24,12 @@ from pathlib import Path
 import torch
 
 import aoti_eager
-from aoti_eager import _library
-from aoti_eager._compile import compiler_on_path
-from aoti_eager._kernel_cache import KernelCache
-from aoti_eager._key import kernel_key
-from aoti_eager._native_key import native_key
-from aoti_eager._table import Table
+from aoti_eager._compile_service.worker_pool import compiler_on_path
+from aoti_eager._dispatch.kernel_cache import KernelCache
+from aoti_eager._dispatch.table import Table
+from aoti_eager._keys.kernel_key import kernel_key
+from aoti_eager._keys.key_words import native_key
+from aoti_eager._registration import registry
 
 CALLS = 5000
 ROUNDS = 21
@@ -116,7 +116,7 @@ def rounds_in_one_process(rounds: int, noop: ctypes.CDLL) -> dict[str, list[floa
         with served("1") as registration:
             measure("hit")
             measure("two keys", both)
-            (cache,) = _library.caches()
+            (cache,) = registry.caches()
             assert cache.native is not None
             if not large:
                 large.append(large_table(cache, ENTRIES))

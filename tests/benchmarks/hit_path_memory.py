@@ -18,7 +18,7 @@ from pathlib import Path
 import torch
 
 import aoti_eager
-from aoti_eager import _native
+from aoti_eager._native import op_kernel
 
 CALLS = 10_000_000
 OPS = ["aten::mul.Tensor", "aten::add_.Tensor", "aten::native_layer_norm", "aten::cat"]
@@ -69,7 +69,7 @@ def measure(calls: int, native: str) -> dict[str, float]:
             aoti_eager.config.scope(mode="cache_only", cache_dir=Path(empty)),
         ):
             figures["declined"] = growth_mb(kinds["hit, mul"], calls // 10)
-    assert not any(_native.alive().values()), _native.alive()
+    assert not any(op_kernel.alive().values()), op_kernel.alive()
     return figures
 
 

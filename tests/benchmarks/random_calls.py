@@ -132,17 +132,17 @@ def agree(got: Any, want: Any) -> bool:
 def run(mode: str, made: Sequence[Call]) -> dict[str, Any]:
     """Return the figures of these calls in one mode, in this process, with an empty cache."""
     import aoti_eager
-    from aoti_eager import _background
+    from aoti_eager._compile_service import queue
 
     want = [call() for call in made]
     got, slowest_s = [], 0.0
     with (
         aoti_eager.config.scope(mode=mode, gate=mode != "sync"),
         mock.patch.object(
-            _background.Background,
+            queue.Background,
             "submit",
             autospec=True,
-            side_effect=_background.Background.submit,
+            side_effect=queue.Background.submit,
         ) as submit,
         aoti_eager.register(sorted({call.op for call in made})),
     ):

@@ -21,10 +21,11 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from aoti_eager._runner import ModelContainerRunner
+from aoti_eager._runner.runner import ModelContainerRunner
 from aoti_eager.errors import InputError, LibraryRunError
-from tests import runner_libraries
-from tests.runner_libraries import (
+
+from ..support import runner_libraries
+from ..support.runner_libraries import (
     NAN,
     Libraries,
     X,

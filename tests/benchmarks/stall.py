@@ -30,8 +30,8 @@ import torch
 from torch.nn import functional
 
 import aoti_eager
-from aoti_eager import _library
-from aoti_eager._passthrough import passthrough
+from aoti_eager._native.passthrough import passthrough
+from aoti_eager._registration import registry
 
 AT_MOST_MS = 1.0
 OPS = ("aten::mul.Tensor", "aten::native_layer_norm", "aten::silu", "aten::tanh")
@@ -59,7 +59,7 @@ def calls(large: bool) -> list[Call]:
 
 def undecided() -> int:
     """Return how many keys wait for a worker or for a call to compare."""
-    return sum(cache.table.compiling for cache in _library.caches())
+    return sum(cache.table.compiling for cache in registry.caches())
 
 
 def one_try(large: bool) -> dict[str, Any]:
@@ -90,7 +90,7 @@ def one_try(large: bool) -> dict[str, Any]:
         if decided is not None and clock() - start > decided + TAIL_S:
             break
     stats = sum(aoti_eager.stats().values(), aoti_eager.OpStats())
-    kernels = sum(len(cache.table.kernels) for cache in _library.caches())
+    kernels = sum(len(cache.table.kernels) for cache in registry.caches())
     registration.unregister()
     return {
         "longest_ms": {side: seconds * 1e3 for side, seconds in longest.items()},

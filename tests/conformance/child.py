@@ -20,8 +20,9 @@ import numpy
 import torch
 
 import aoti_eager
-from aoti_eager import _library
-from aoti_eager._environment import CODE_VERSION, cpu_features, cpu_target
+from aoti_eager._base.cpu import cpu_features, cpu_target
+from aoti_eager._registration import registry
+from aoti_eager._store.environment import CODE_VERSION
 
 from .calls import Call, calls_of
 from .outcome import Outcome, differences, outcome
@@ -235,12 +236,12 @@ def _is_taken(overload: Any) -> bool:
 
 
 def _hits() -> int:
-    return sum(cache.counters.snapshot().hits for cache in _library.caches())
+    return sum(cache.counters.snapshot().hits for cache in registry.caches())
 
 
 def _state() -> dict[str, Any]:
     served, declined, counts = [], {}, dict.fromkeys(_COUNTS, 0)
-    for cache in _library.caches():
+    for cache in registry.caches():
         snapshot = cache.counters.snapshot()
         for name in _COUNTS:
             counts[name] += getattr(snapshot, name)

@@ -12,7 +12,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from .processes import Child, Ended
-from .records import PARTS, PHASES, Records, Run, Runs, Unit
+from .records import (
+    PARTS,
+    PHASES,
+    Records,
+    Run,
+    Runs,
+    Unit,
+)
 
 SEED = 0
 # A child keeps every library that it has loaded: another takes its place after so many units.

@@ -6,7 +6,13 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-from .records import DTYPES, PARTS, Run, Runs, Unit
+from .records import (
+    DTYPES,
+    PARTS,
+    Run,
+    Runs,
+    Unit,
+)
 
 _STATES = ("wrong", "crashed", "hung", "served", "declined", "no call reached an op", "not run")
 

@@ -20,7 +20,7 @@ import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 
-from tests import host_device
+from .. import host_device
 
 CHECKS: dict[str, Callable[[Any], None]] = {}
 

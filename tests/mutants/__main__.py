@@ -19,12 +19,24 @@ import sys
 from collections import Counter
 from pathlib import Path
 
-from aoti_eager._compile_job import trial_server
+from aoti_eager._compile_worker.jobs import trial_server
 
 from . import trial_digest
-from .built import FOUND, MISSED, NO_CODE, SAME, asked, judged
+from .built import (
+    FOUND,
+    MISSED,
+    NO_CODE,
+    SAME,
+    asked,
+    judged,
+)
 from .calls import mutated_cases
-from .captured import Captured, capture, captured, directory
+from .captured import (
+    Captured,
+    capture,
+    captured,
+    directory,
+)
 from .held_out import held_out_cases
 from .mutate import drawn
 

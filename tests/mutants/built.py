@@ -10,8 +10,8 @@ import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 
-from aoti_eager._fork_server import ForkServer
-from aoti_eager._thin_header import HEADER, make_stub
+from aoti_eager._compile_worker.fork_server import ForkServer
+from aoti_eager._compile_worker.thin_header import HEADER, make_stub
 
 from .captured import Captured
 from .mutate import Mutant

@@ -14,8 +14,8 @@ from torch.nn import functional
 
 import aoti_eager
 
-from .. import gradient_ops
 from ..benchmarks import gate
+from ..support import gradient_ops
 from . import functions
 
 aten = torch.ops.aten

@@ -16,16 +16,16 @@ from typing import Any
 import pytest
 
 import aoti_eager
-from aoti_eager._backend import close_workers
+from aoti_eager._compile_service.cache_context import close_workers
 
-from ..child_patches import patch_children
+from ..support.child_patches import patch_children
 from .calls import Case
 
 # What is captured lies where this variable says.
 _VARIABLE = "AOTI_EAGER_TESTS_CAPTURED"
 
 _PATCHES = {
-    "aoti_eager._thin_codegen": """
+    "aoti_eager._compile_worker.thin_codegen": """
 import json as _json
 _link_ = _link
 
@@ -36,7 +36,7 @@ def _link(source, command, work, parts, stub):
     (work / "captured.json").write_text(_json.dumps(command))
     return library
 """,
-    "aoti_eager._compile_job": f"""
+    "aoti_eager._compile_worker.jobs": f"""
 import hashlib as _hashlib
 import json as _json
 import shutil as _shutil

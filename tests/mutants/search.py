@@ -17,10 +17,10 @@ import torch
 from torch import Tensor
 
 from aoti_eager._base.sealed_library import SealedLibrary
-from aoti_eager._call_target import call_target
-from aoti_eager._key import KernelKey
-from aoti_eager._library_runner import LibraryRunner
-from aoti_eager._template import TensorSlot, call_template, slot_dtype
+from aoti_eager._functions.call_target import call_target
+from aoti_eager._keys.call_template import TensorSlot, call_template, slot_dtype
+from aoti_eager._keys.kernel_key import KernelKey
+from aoti_eager._runner.kernel_runner import LibraryRunner
 
 ROUNDS = 240
 _BITS = {2: torch.int16, 4: torch.int32, 8: torch.int64}

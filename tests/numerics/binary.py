@@ -10,7 +10,12 @@ import torch
 from torch import Tensor
 
 from . import pairs, values
-from .binary_ops import MIXED, NUMBERS, binary_calls, mixed_calls
+from .binary_ops import (
+    MIXED,
+    NUMBERS,
+    binary_calls,
+    mixed_calls,
+)
 from .calls import Call, Slot
 from .exact import reference_of
 from .families import Options

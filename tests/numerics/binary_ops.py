@@ -12,7 +12,14 @@ from typing import Any
 
 import torch
 
-from .calls import Call, Number, Slot, X, Y, Z
+from .calls import (
+    Call,
+    Number,
+    Slot,
+    X,
+    Y,
+    Z,
+)
 
 INF, NAN = math.inf, math.nan
 

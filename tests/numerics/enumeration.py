@@ -10,9 +10,9 @@ import functools
 
 import torch
 
-from aoti_eager._declines import op_decline
-from aoti_eager._ops import find_overload
-from aoti_eager._schema import op_schema
+from aoti_eager._base.op_names import find_overload
+from aoti_eager._keys.declines import op_decline
+from aoti_eager._keys.schema import op_schema
 from aoti_eager.errors import UnknownOpError
 
 

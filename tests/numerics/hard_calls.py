@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from aoti_eager._ops import find_overload
-from aoti_eager._schema import op_schema
+from aoti_eager._base.op_names import find_overload
+from aoti_eager._keys.schema import op_schema
 
 from .exact_rows import Array, wide
 from .hard_data import Family, families, rows

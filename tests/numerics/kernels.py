@@ -22,21 +22,22 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from aoti_eager._base.cpp_compiler import compiler_identity
+from aoti_eager._base.cpu import cpu_features, cpu_target
+from aoti_eager._base.digest import json_digest
+from aoti_eager._base.op_names import find_overload
 from aoti_eager._base.sealed_library import sealed_file
-from aoti_eager._compat import OpOverload
-from aoti_eager._compile import CompileService, compiler_on_path
-from aoti_eager._cpp_compiler import compiler_identity
-from aoti_eager._declines import call_decline, op_decline
-from aoti_eager._environment import CODE_VERSION, cpu_features, cpu_target, current_environment
-from aoti_eager._key import KernelKey, json_digest, kernel_key
-from aoti_eager._library_runner import LibraryRunner
-from aoti_eager._ops import find_overload
-from aoti_eager._pattern import family_of
-from aoti_eager._plan import Plan, plan_of
-from aoti_eager._reference import fresh_results
-from aoti_eager._schema import OpSchema, op_schema
-from aoti_eager._store import Store
-from aoti_eager._template import CallTemplate, call_template, slot_dtype
+from aoti_eager._base.torch_compat.dispatcher import OpOverload
+from aoti_eager._compile_service.worker_pool import CompileService, compiler_on_path
+from aoti_eager._keys.call_template import CallTemplate, call_template, fresh_results, slot_dtype
+from aoti_eager._keys.declines import call_decline, op_decline
+from aoti_eager._keys.dynamic_plan import Plan, plan_of
+from aoti_eager._keys.kernel_key import KernelKey, kernel_key
+from aoti_eager._keys.pattern import family_of
+from aoti_eager._keys.schema import OpSchema, op_schema
+from aoti_eager._runner.kernel_runner import LibraryRunner
+from aoti_eager._store.environment import CODE_VERSION, current_environment
+from aoti_eager._store.store import Store
 from aoti_eager.errors import CompileError, UnsupportedArgumentError
 
 COMPILE_TIMEOUT_S = 300.0

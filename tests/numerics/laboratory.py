@@ -11,7 +11,12 @@ import torch
 from torch import Tensor
 
 from .compare import Comparison
-from .kernels import DeclinedError, Kernel, Kernels, eager_refuses
+from .kernels import (
+    DeclinedError,
+    Kernel,
+    Kernels,
+    eager_refuses,
+)
 from .positions import as_elsewhere
 
 # Elements of a chunk: its results and the exact values stay in a core's cache. The last ones are no
@@ -54,7 +59,7 @@ class Laboratory:
             RefusedError: Eager does not take the call.
             DeclinedError: The package keeps the original.
         """
-        from aoti_eager._ops import find_overload
+        from aoti_eager._base.op_names import find_overload
 
         try:
             find_overload(op)(*args, **(kwargs or {}))

@@ -13,10 +13,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from aoti_eager._key import float_bits
-from aoti_eager._ops import find_overload
-from aoti_eager._pattern import number_range
-from aoti_eager._schema import Kind, op_schema
+from aoti_eager._base.op_names import find_overload
+from aoti_eager._keys.kernel_key import float_bits
+from aoti_eager._keys.pattern import number_range
+from aoti_eager._keys.schema import Kind, op_schema
 
 from . import pairs, values
 from .binary_ops import binary_calls

@@ -23,9 +23,9 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from aoti_eager._check import copy_tensor
-from aoti_eager._ops import find_overload
-from aoti_eager._schema import op_schema, qualified_name
+from aoti_eager._base.op_names import find_overload
+from aoti_eager._dispatch.compare import copy_tensor
+from aoti_eager._keys.schema import op_schema, qualified_name
 
 Call = tuple[Sequence[Any], dict[str, Any]]
 ROOT = Path(__file__).resolve().parents[2]

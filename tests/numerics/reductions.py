@@ -10,8 +10,18 @@ import torch
 from torch import Tensor
 
 from . import exact_rows as exact
-from .hard_calls import EQUAL, RULE, Draw, HardCall
-from .shapes import Shape, shapes, threads_for, vectors
+from .hard_calls import (
+    EQUAL,
+    RULE,
+    Draw,
+    HardCall,
+)
+from .shapes import (
+    Shape,
+    shapes,
+    threads_for,
+    vectors,
+)
 
 Share = str
 Calls = Callable[[Share], Iterator[HardCall]]

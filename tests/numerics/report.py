@@ -7,7 +7,12 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from .rule import UNCERTIFIED, merged, serves, spelled
+from .rule import (
+    UNCERTIFIED,
+    merged,
+    serves,
+    spelled,
+)
 
 Row = dict[str, Any]
 

@@ -15,11 +15,19 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from aoti_eager._ops import find_overload
+from aoti_eager._base.op_names import find_overload
 
 from . import op_db_calls, sample_calls, samples_ops
 from .families import Options
-from .hard_calls import BITS, EQUAL, RULE, Draw, HardCall, Outcome, run
+from .hard_calls import (
+    BITS,
+    EQUAL,
+    RULE,
+    Draw,
+    HardCall,
+    Outcome,
+    run,
+)
 from .laboratory import DeclinedError, Laboratory, RefusedError
 from .parts import Part
 

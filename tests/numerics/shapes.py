@@ -8,7 +8,12 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from .hard_calls import Draw
-from .hard_data import LAYOUTS, LENGTHS, LONG, laid_out
+from .hard_data import (
+    LAYOUTS,
+    LENGTHS,
+    LONG,
+    laid_out,
+)
 
 # Lengths of the default share: none, one, scalar code alone, vectors of each width with a tail.
 SHORT = (0, 1, 3, 16, 33, 257, 1025, 4097)

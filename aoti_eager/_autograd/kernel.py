@@ -1,0 +1,379 @@
+"""Gradients of an op with a Python function: a compiled backward beside the compiled forward.
+
+The kernel at the autograd key. Where no gradient is asked for, the op's kernels below serve. Where
+one is, and the backward kernel of such a call is there, forward and backward are joined by a node
+of autograd's, which keeps the arguments and nothing else. In all other cases the function itself
+runs, and autograd follows it: while the kernel is being made, where it lost its measurement, under
+transforms, traces and autocast, and for the second derivative.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import threading
+import weakref
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .._base.torch_compat import autograd
+from .._base.torch_compat import tracing as tracing_compat
+from .._base.torch_compat.dispatcher import OpOverload
+from .._dispatch.kernel import Kernel
+from .._dispatch.kernel_cache import KernelCache
+from .._dispatch.table import COMPILING, RARE, Table
+from .._functions.gradient import GradientFunction
+from .._keys.key_words import argument_kind, words_of_values
+from .._keys.schema import OpSchema, qualified_name
+from .._native.autograd_kernel import NativeGate
+from ..config import config
+from .node import (
+    GradientNode,
+    JoinedCall,
+    Pair,
+    listed,
+)
+
+_PLAIN = (Tensor, torch.nn.Parameter)
+# In so many first calls of a key random numbers were drawn: it is the function that does it.
+_MOST_DRAWN = 8
+
+
+class Gradients:
+    """The kernel of one op at the autograd key.
+
+    Args:
+        op: The op.
+        schema: Its schema.
+        function: What a call computes, with its errors.
+        gradient: The gradient of that.
+        backward: The op of the gradient.
+        caches: Gives the kernel caches of the op and of ``backward``, where they are registered.
+        function_op: Qualified name of an op that runs ``function``.
+        decomposes: Whether traces, transforms and autocast are to see what the op consists of
+            where no gradient is wanted, too.
+    """
+
+    def __init__(
+        self,
+        op: OpOverload,
+        schema: OpSchema,
+        function: Callable[..., Any],
+        gradient: GradientFunction,
+        backward: OpOverload,
+        caches: Callable[[], tuple[KernelCache, KernelCache] | None],
+        *,
+        function_op: str,
+        decomposes: bool = False,
+    ) -> None:
+        self.op, self._backward = op, backward
+        keywords = [a.name for a in schema.arguments if a.kwarg_only]
+        self._pair = Pair(op, backward, tuple(gradient.signature.tensors), tuple(keywords))
+        self._function = function
+        self._caches = caches
+        self._defaults = [a.default if a.has_default else None for a in schema.arguments]
+        self._schema = schema
+        self._decomposes = decomposes
+        self._function_op = function_op
+        self._table: Table | None = None
+        self._calls: dict[Any, JoinedCall] = {}
+        self._gate: NativeGate | None = None
+        self._drawn: Counter[Any] = Counter()
+        self._told_native = False
+        # Of the gate, and what it was told. Taken after a table's, where both are.
+        self._gate_lock = threading.RLock()
+        _all.add(self)
+
+    def __call__(self, keyset: Any, *args: Any, **kwargs: Any) -> Any:
+        """Return the op's result, with a gradient if one is wanted."""
+        tensors: list[Any] = []
+        if self._decomposes or torch.is_grad_enabled():
+            arguments = self._by_place(args, kwargs)
+            tensors = [arguments[place] for place in self._pair.tensors]
+        needs = [one is not None and one.requires_grad for one in tensors]
+        if True not in needs or not torch.is_grad_enabled():
+            if autograd.is_transforming() or (self._decomposes and self._must_decompose(tensors)):
+                return self._function(*args, **kwargs)
+            return autograd.redispatch_below_autograd(self.op, keyset, args, kwargs)
+        caches = self._caches()
+        if caches is None or self._must_decompose(tensors) or self._must_not_save(tensors):
+            return self._function(*args, **kwargs)
+        forward, backward = caches
+        if backward.table is not self._table:
+            self._listen_to(backward.table)
+        if forward.bypassed or backward.bypassed:
+            return self._function(*args, **kwargs)
+        try:
+            forward_key = forward.key(*args, **kwargs)
+        except RuntimeError:  # Torch refuses to tell a setting that is keyed; see ``no_key``.
+            return self._function(*args, **kwargs)
+        key = (*needs, *forward_key)
+        call = self._calls.get(key)
+        if call is None and len(self._calls) >= config.static_cap:
+            return self._function(*args, **kwargs)  # It goes on changing, and has its kernels.
+        if call is None:
+            return self._first(key, forward_key, caches, arguments, needs, args, kwargs)
+        if backward.lookup(call.key) is not None:
+            if self._gate is not None and not call.is_native:
+                self._tell_native(backward, call, arguments, joined=True)
+            return GradientNode.apply(call, *arguments)  # type: ignore[no-untyped-call]
+        result = self._function(*args, **kwargs)
+        if not call.has_gradient or _is_declined(backward, call.key):
+            if self._gate is not None and not call.is_native:
+                self._tell_native(backward, call, arguments, joined=False)
+        else:
+            call.ask(backward, arguments, listed(result))
+        return result
+
+    # -- C++ --
+
+    def attach_native(self) -> None:
+        """Have C++ join the calls that are known as compiled; no call of the op may run.
+
+        Raises:
+            NativePathError: C++ cannot take the op over.
+        """
+        caches = self._caches()
+        if self._gate is not None or caches is None or None in [one.native for one in caches]:
+            return
+        kinds = [argument_kind(argument) for argument in self._schema.arguments]
+        gate = NativeGate(
+            self._schema.op,
+            qualified_name(self._backward),
+            self._function_op,
+            kinds,
+            len(self._schema.returns),
+            decomposes=self._decomposes,
+        )
+        try:
+            gate.install()
+        except BaseException:
+            gate.close()
+            raise
+        self._gate = gate
+        for cache in caches:
+            cache.observers.append(self._refreshed)
+
+    @property
+    def name(self) -> str:
+        """Return the op's qualified name."""
+        return self._schema.op
+
+    @property
+    def is_open(self) -> bool:
+        """Return whether its op, and that of the gradient, are registered."""
+        return self._caches() is not None
+
+    @property
+    def nodes(self) -> int:
+        """Return how many nodes of autograd's there are that call the backward op yet."""
+        return len(self._pair.alive) + (0 if self._gate is None else self._gate.nodes)
+
+    def explained(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> str | None:
+        """Return what becomes of the gradient of a call, in words; ``None`` if none is wanted."""
+        arguments = self._by_place(args, kwargs)
+        tensors = [arguments[place] for place in self._pair.tensors]
+        needs = [one is not None and one.requires_grad for one in tensors]
+        caches = self._caches()
+        if caches is None or True not in needs or not torch.is_grad_enabled():
+            return None
+        forward, backward = caches
+        if self._must_decompose(tensors) or self._must_not_save(tensors):
+            return "autograd follows the function: of such calls it has to"
+        if forward.bypassed or backward.bypassed:
+            return "autograd follows the function: the op's kernels are switched off"
+        try:
+            key = (*needs, *forward.key(*args, **kwargs))
+        except RuntimeError as error:
+            return f"autograd follows the function: {error}"
+        is_known = backward.table is self._table
+        call = self._calls.get(key) if is_known else None
+        if call is None and is_known and len(self._calls) >= config.static_cap:
+            return "autograd follows the function: there are static_cap kinds of such calls already"
+        if call is None and is_known and key in self._drawn:
+            return "autograd follows the function: it draws random numbers, as it seems"
+        if call is None:
+            return "no such call has wanted a gradient yet: the first asks for a backward kernel"
+        if not call.has_gradient:
+            return "autograd follows the function: no result has a gradient that a kernel may give"
+        state = backward.state_of(call.key)
+        if isinstance(state, Kernel):
+            return "a backward kernel serves it"
+        if (
+            state is None
+            or state.reason in (COMPILING, RARE)
+            or call.key in backward.table.arrivals
+        ):
+            return "autograd follows the function: the backward kernel is not there yet"
+        return (
+            "autograd follows the function: its backward kernel is declined "
+            f"({state.reason}): {state.message}"
+        )
+
+    def close(self) -> None:
+        """Take C++'s kernel out of the dispatcher; no call of the op may run."""
+        self._listen_to(None)  # A worker may be deciding on a call.
+        with self._gate_lock:
+            gate, self._gate = self._gate, None
+            if gate is not None:
+                gate.close()
+        for cache in self._caches() or ():
+            if self._refreshed in cache.observers:
+                cache.observers.remove(self._refreshed)
+
+    def _listen_to(self, table: Table | None) -> None:
+        """Have the calls of a table, and be told of what changes in it."""
+        before, self._table, self._calls = self._table, table, {}
+        self._drawn.clear()
+        if before is not None:
+            before.tell(None)
+        if table is not None:
+            table.tell(self._decided)
+
+    def _refreshed(self) -> None:
+        """Decide anew on all calls: a setting has changed, or what serves them."""
+        with self._gate_lock:
+            self._told_native = False
+            if self._gate is not None:
+                self._gate.clear()
+            for call in list(self._calls.values()):
+                call.is_native = False
+
+    def _decided(self) -> None:
+        """Decide anew on the calls that C++ knows: a kernel of theirs may have come, or gone."""
+        with self._gate_lock:
+            if self._told_native:
+                self._refreshed()
+
+    def _tell_native(
+        self, backward: KernelCache, call: JoinedCall, arguments: Sequence[Any], *, joined: bool
+    ) -> None:
+        """Have C++ join such calls, or send them to the function, until something else is decided.
+
+        Others may decide at any time: what they decided before this was told is looked at again.
+        """
+        with self._gate_lock:
+            if self._gate is None or call.is_native:
+                return
+            call.is_native = self._told_native = True
+            self.put(self._gate, call, arguments, declined=not joined)
+            if joined:
+                is_so = backward.lookup(call.key) is not None
+            else:
+                is_so = not call.has_gradient or _is_declined(backward, call.key)
+            if not is_so:
+                self._refreshed()
+
+    def put(
+        self,
+        gate: NativeGate,
+        call: JoinedCall,
+        arguments: Sequence[Any],
+        *,
+        declined: bool = False,
+    ) -> None:
+        """Tell C++ of a call: that its kernels are joined, or that its function runs."""
+        words = words_of_values(self._schema, "CPU", arguments)
+        if words is None:
+            return
+        needs = sum(need << index for index, need in enumerate(call.needs))
+        words += needs.to_bytes(8, sys.byteorder)
+        if declined:
+            gate.put_decline(words)
+            return
+        layouts: list[int] = []
+        for (sizes, strides), differentiable in zip(call.layouts, call.differentiable, strict=True):
+            layouts += (differentiable, len(sizes), *sizes, *strides)
+        gate.put(words, layouts)
+
+    # -- Python --
+
+    def _by_place(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> list[Any]:
+        """Return all arguments in the schema's order, as the dispatcher has filled them in."""
+        split = len(self._defaults) - len(self._pair.keywords)
+        keywords = zip(self._pair.keywords, self._defaults[split:], strict=True)
+        return [
+            *args,
+            *self._defaults[len(args) : split],
+            *(kwargs.get(name, default) for name, default in keywords),
+        ]
+
+    @staticmethod
+    def _must_decompose(tensors: Sequence[Tensor | None]) -> bool:
+        return (
+            tracing_compat.is_tracing()
+            or autograd.is_transforming()
+            or torch.is_autocast_enabled("cpu")
+            or any(one is not None and type(one) not in _PLAIN for one in tensors)
+            or any(one is not None and one.device.type != "cpu" for one in tensors)
+        )
+
+    @staticmethod
+    def _must_not_save(tensors: Sequence[Tensor | None]) -> bool:
+        """Return whether the function must run though a kernel is there.
+
+        Nothing can be saved of an inference tensor. And what is saved under hooks must be the same
+        each time, whether a kernel has come meanwhile or not: a checkpoint compares.
+        """
+        return autograd.has_saved_tensor_hooks() or any(
+            one is not None and (one.is_inference() or one.layout is not torch.strided)
+            for one in tensors
+        )
+
+    def _first(
+        self,
+        key: Any,
+        forward_key: Any,
+        caches: tuple[KernelCache, KernelCache],
+        arguments: list[Any],
+        needs: list[bool],
+        args: Sequence[Any],
+        kwargs: Mapping[str, Any],
+    ) -> Any:
+        """Run the function, see which of its results have a gradient, and ask for the kernels."""
+        forward, backward = caches
+        before = torch.get_rng_state()
+        result = self._function(*args, **kwargs)
+        # Of a function that draws random numbers no backward kernel is made, and asking for one
+        # would take numbers of the script's. It may have been another thread, though.
+        draws = not torch.equal(before, torch.get_rng_state())
+        if draws:
+            self._drawn[key] += 1
+            if self._drawn[key] < _MOST_DRAWN and len(self._drawn) <= config.static_cap:
+                return result
+        results = listed(result)
+        call = self._calls[key] = JoinedCall(self._pair, needs, results)
+        call.has_gradient = call.has_gradient and not draws
+        if call.has_gradient:
+            call.ask(backward, arguments, results)
+            if forward.lookup(forward_key) is None:
+                call.ask_forward(args, kwargs)
+        return result
+
+
+def gradients_of(op: OpOverload) -> Gradients | None:
+    """Return what stands at the autograd key of an op, if that is ours."""
+    name = qualified_name(op)
+    return next((one for one in list(_all) if one.name == name and one.is_open), None)
+
+
+def _is_declined(cache: KernelCache, key: Any) -> bool:
+    """Return whether a key has no kernel for now: it may be with the compiler, or none pays off."""
+    return key in cache.table.declines and key not in cache.table.arrivals
+
+
+_all: weakref.WeakSet[Gradients] = weakref.WeakSet()
+
+
+def _after_fork() -> None:
+    for one in list(_all):
+        # It may have been held by a thread that is not here.
+        one._gate_lock = threading.RLock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)

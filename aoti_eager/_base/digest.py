@@ -1,0 +1,16 @@
+"""JSON values and their digests: what keys, environments and files are named by."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from typing import Any
+
+# A value made of None, bool, int, str, list and dict, as json.dumps takes it.
+Component = Any
+
+
+def json_digest(values: Component) -> str:
+    """Return the SHA-256 of ``values`` as canonical JSON, 64 hexadecimal digits."""
+    text = json.dumps(values, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    return hashlib.sha256(text.encode()).hexdigest()

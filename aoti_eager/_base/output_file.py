@@ -1,0 +1,149 @@
+"""A file that the end of a long run writes: whether it can be is found out at the start."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import secrets
+import stat
+import tempfile
+from pathlib import Path
+
+from ..errors import OutputFileError
+
+_PREFIX = ".aoti-eager-"
+
+
+class OutputFile:
+    """A file to be written later, in one piece.
+
+    Others may be able to write to the directory. No name in it is used that they could have
+    guessed and made a link of.
+
+    Args:
+        path: Where; what a relative one means is settled now, because a script may change the
+            directory. A link is followed, unless another user has made it.
+        pipes: Whether it may be a pipe or a device, which is written to as it is.
+
+    Raises:
+        OutputFileError: It cannot be written there.
+    """
+
+    def __init__(self, path: str | os.PathLike[str], *, pipes: bool = False) -> None:
+        self.path = Path(os.path.abspath(path))
+        self._is_direct = pipes and _is_pipe_or_device(self.path)
+        if self._is_direct:
+            return
+        _refuse_links_of_others(self.path)
+        self.path = Path(os.path.realpath(path))
+        try:
+            is_regular = stat.S_ISREG(os.stat(self.path).st_mode)
+        except FileNotFoundError:
+            is_regular = True  # It will be.
+        except OSError as error:
+            raise self._error(error) from error
+        if not is_regular:  # A device or a pipe would be replaced by a file.
+            raise OutputFileError(f"{self.path}: cannot be written: is no regular file")
+        try:
+            # As much as can be known before there is a content; what is there stays meanwhile.
+            _open_for_writing(path)
+            self._new_mode = self._mode_of_new_files()
+        except OSError as error:
+            raise self._error(error) from error
+
+    def write(self, content: bytes) -> None:
+        """Write the file; readers see the old one or all of the new one.
+
+        It keeps the old one's mode, or has that of a new file.
+
+        Raises:
+            OutputFileError: It cannot be written; what was there before stays.
+        """
+        if self._is_direct:
+            try:
+                with open(self.path, "wb", buffering=0) as stream:
+                    stream.write(content)
+            except OSError as error:
+                raise self._error(error) from error
+            return
+        try:
+            # In the same directory: a rename works within one file system only.
+            descriptor, temporary = tempfile.mkstemp(prefix=_PREFIX, dir=self.path.parent)
+        except OSError as error:
+            raise self._error(error) from error
+        try:
+            with os.fdopen(descriptor, "wb") as file:
+                os.fchmod(file.fileno(), self._mode())
+                file.write(content)
+            os.replace(temporary, self.path)
+        except OSError as error:
+            with contextlib.suppress(OSError):
+                os.unlink(temporary)
+            raise self._error(error) from error
+
+    def _mode_of_new_files(self) -> int:
+        """Return the mode that the system gives to a file that ``open`` makes in the directory.
+
+        From a file that is there for a moment: the umask cannot be read without being changed,
+        and the directory may have defaults of its own.
+        """
+        trial = self.path.with_name(f"{_PREFIX}{secrets.token_hex(8)}")
+        descriptor = os.open(trial, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
+        try:
+            return stat.S_IMODE(os.fstat(descriptor).st_mode)
+        finally:
+            os.close(descriptor)
+            os.unlink(trial)
+
+    def _mode(self) -> int:
+        try:
+            # Read, write and execute alone: a set-user-ID bit was given to another content.
+            return os.stat(self.path).st_mode & 0o777
+        except OSError:
+            return self._new_mode
+
+    def _error(self, error: OSError) -> OutputFileError:
+        return OutputFileError(f"{self.path}: cannot be written: {error.strerror}")
+
+
+def _open_for_writing(path: str | os.PathLike[str]) -> None:
+    """Open and close what is at ``path``; nothing is made there.
+
+    Not a look at its mode alone: the system may refuse links that others have made in /tmp.
+
+    Raises:
+        OSError: It cannot be opened.
+    """
+    with contextlib.suppress(FileNotFoundError):
+        os.close(os.open(path, os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC))
+
+
+def _is_pipe_or_device(path: Path) -> bool:
+    try:
+        mode = os.stat(path).st_mode
+    except OSError:
+        return False
+    return stat.S_ISFIFO(mode) or stat.S_ISCHR(mode) or stat.S_ISSOCK(mode)
+
+
+def _refuse_links_of_others(path: Path) -> None:
+    """Raise where ``path`` is a link that another user has made, or leads to one.
+
+    Where others can write, they can make a link to a file of this user's.
+
+    Raises:
+        OutputFileError: It is.
+    """
+    for _ in range(40):
+        try:
+            status = os.lstat(path)
+        except OSError:
+            return
+        if not stat.S_ISLNK(status.st_mode):
+            return
+        if status.st_uid not in (0, os.geteuid()):
+            raise OutputFileError(
+                f"{path}: cannot be written: is a link that user {status.st_uid} has made; name a "
+                "file in a directory of your own"
+            )
+        path = Path(os.path.normpath(path.parent / os.readlink(path)))

@@ -1,0 +1,57 @@
+"""AOTInductor's C interface, as Python reaches it without importing Inductor."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+
+import torch
+
+from .dispatcher import privateuse1_device_type
+from .tensors import DTYPES
+
+# The only runner of a kernel library that Python can reach without importing Inductor.
+AOTIModelContainerRunnerCpu = torch._C._aoti.AOTIModelContainerRunnerCpu
+
+
+# AOTInductor's C interface takes and gives heap-allocated at::Tensor pointers. These two functions
+# make them from Python tensors and back, as capsules; there is no public way.
+new_tensor_capsules = torch._C._aoti.unsafe_alloc_void_ptrs_from_tensors
+tensors_stealing_capsules = torch._C._aoti.alloc_tensors_by_stealing_from_void_ptrs
+
+
+# AOTInductor's C interface gives a dtype as the number of a c10::ScalarType, which Python only has
+# behind this name. Probing stops at the first number that is no dtype of this build.
+def dtypes_by_number() -> dict[int, torch.dtype]:
+    """Return the dtype of each ``c10::ScalarType`` number."""
+    shim = libtorch_cpu()
+    found: dict[int, torch.dtype] = {}
+    for dtype in DTYPES:
+        number = getattr(shim, f"aoti_torch_dtype_{str(dtype).removeprefix('torch.')}", None)
+        if number is not None:
+            found[number()] = dtype
+    return found
+
+
+def device_type_numbers() -> dict[str, int]:
+    """Return the ``c10::DeviceType`` number of each device type that AOTInductor's C interface has.
+
+    Like the numbers of dtypes they have no public name in Python.
+    """
+    shim = libtorch_cpu()
+    found = {}
+    for name in ("cpu", "cuda", "meta", "xpu", "mps", "mtia"):
+        number = getattr(shim, f"aoti_torch_device_type_{name}", None)
+        if number is not None:
+            found[name] = int(number())
+    found[privateuse1_device_type()] = int(shim.aoti_torch_device_type_privateuse1())
+    return found
+
+
+def libtorch_cpu() -> ctypes.CDLL:
+    """Return torch's own library, which has the C functions that kernel libraries call.
+
+    It is loaded already, and found by its name; ``ctypes.PyDLL`` would hold the GIL.
+    """
+    path = os.path.join(os.path.dirname(torch.__file__), "lib", "libtorch_cpu.so")
+    return ctypes.CDLL(path)

@@ -1,0 +1,57 @@
+"""Tensors as the dispatcher and users' subclasses see them, and how two of them differ."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch.testing._comparison import TensorLikePair, not_close_error_metas
+
+# What a Tensor subclass does in ``__torch_function__`` is for its user's calls, not for ours.
+DisableTorchFunctionSubclass = torch._C.DisableTorchFunctionSubclass
+
+
+def tensor_difference(actual: torch.Tensor, expected: torch.Tensor) -> str | None:
+    """Return how ``actual`` differs from ``expected`` by ``torch.testing.assert_close``'s defaults.
+
+    NaNs are equal, strides are compared. The public function imports torch.distributed first, which
+    takes a second; the class below it does the same for two tensors.
+    """
+    errors = not_close_error_metas(
+        actual, expected, pair_types=(TensorLikePair,), equal_nan=True, check_stride=True
+    )
+    return str(errors[0].to_error()) if errors else None
+
+
+def shares_memory(results: tuple[Any, ...], args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+    """Return whether a result shares its storage with an argument or with another result."""
+    return bool(torch._C._any_output_is_alias_to_input_or_output(args, kwargs, results))
+
+
+def _wrapped_templates() -> dict[type, Any]:
+    """Return a wrapped number of each type; see ``wrapped_number``."""
+    with torch.inference_mode(False), torch.enable_grad():
+        scalar = torch.zeros((), requires_grad=True, device="cpu")
+        saved = [torch.mul(scalar, n).grad_fn for n in (True, 1, 1.0, 1j)]
+    return {type(one._saved_other.item()): one._saved_other for one in saved}  # type: ignore[union-attr]
+
+
+_WRAPPED = _wrapped_templates()
+
+
+def wrapped_number(value: complex) -> torch.Tensor:
+    """Return the tensor that C++ makes of a number in a Tensor slot: it promotes as a number.
+
+    No function gives one to Python, but a multiplication by a number saves one for its gradient,
+    and what ``_make_subclass`` makes of that is still one after it was given another storage.
+    """
+    template = _WRAPPED[type(value)]
+    data = torch.tensor(value, dtype=template.dtype, device="cpu")
+    wrapped: torch.Tensor = torch.Tensor._make_subclass(torch.Tensor, template).set_(
+        data.untyped_storage(), 0, (), ()
+    )
+    return wrapped
+
+
+# All dtypes of this build. Looked for once: torch has more than a thousand names.
+DTYPES = frozenset(one for one in vars(torch).values() if one.__class__ is torch.dtype)

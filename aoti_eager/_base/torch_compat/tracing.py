@@ -1,0 +1,90 @@
+"""Tracing: fakes, symbols, dispatch modes, and whether somebody traces now."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+
+
+def is_tracing() -> bool:
+    """Return whether this thread is inside Dynamo, export, AOTAutograd or a dispatch mode.
+
+    There is no public question that covers all of them (``torch.compiler.is_compiling`` is False in
+    AOTAutograd's and Inductor's own parts). Asked on a miss only, never on a hit.
+    """
+    if torch._guards.TracingContext.try_get() is not None:
+        return True
+    return bool(torch._C._len_torch_dispatch_stack()) or torch.compiler.is_compiling()
+
+
+# Which modes of tensors without data a call is under, and what they take, has no public name.
+@contextlib.contextmanager
+def real_tensors_allowed() -> Iterator[None]:
+    """Within a call under a ``FakeTensorMode``, take real tensors as constants, as export does."""
+    from torch._guards import detect_fake_mode
+    from torch._subclasses.fake_tensor import FakeTensorMode
+    from torch.utils._python_dispatch import _get_current_dispatch_mode_stack
+
+    modes = [one for one in _get_current_dispatch_mode_stack() if isinstance(one, FakeTensorMode)]
+    modes += [found for found in (detect_fake_mode(),) if found is not None]
+    before = [one.allow_non_fake_inputs for one in modes]
+    for one in modes:
+        one.allow_non_fake_inputs = True
+    try:
+        yield
+    finally:
+        for one, was in zip(modes, before, strict=True):
+            one.allow_non_fake_inputs = was
+
+
+# Tensors without data, and what tracing raises where data would be needed, have no public names.
+# Imported where they are used: a warm process needs neither.
+def fake_mode() -> Any:
+    """Return a mode in which new tensors have metadata and no data."""
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+    return FakeTensorMode()
+
+
+def symbolic_functions() -> Any:
+    """Return the module of the functions that torch adds to sympy's for sizes."""
+    import torch.utils._sympy.functions
+
+    return torch.utils._sympy.functions
+
+
+def data_dependent_errors() -> tuple[type[Exception], ...]:
+    """Return what an op raises in ``fake_mode`` if its result depends on data."""
+    from torch._subclasses.fake_tensor import (
+        DataDependentOutputException,
+        DynamicOutputShapeException,
+    )
+
+    return DataDependentOutputException, DynamicOutputShapeException
+
+
+def has_global_module_hooks() -> bool:
+    """Return whether hooks are set that run around every module's forward."""
+    module = torch.nn.modules.module
+    return bool(module._global_forward_hooks or module._global_forward_pre_hooks)
+
+
+def dispatch_mode(handler: Callable[[Any, Any, Any], Any]) -> Any:
+    """Return a mode in which ``handler`` runs each op: it gets the overload and its arguments.
+
+    The class that sees ops has no public name. A method that it has when it is made gets a wrapper
+    that imports torch._dynamo, which takes seconds; ours is given to it later.
+    """
+    from torch.utils._python_dispatch import TorchDispatchMode
+
+    class Handled(TorchDispatchMode):  # type: ignore[no-untyped-call]
+        pass
+
+    def run(self: Any, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        return handler(func, args, kwargs or {})
+
+    Handled.__torch_dispatch__ = run  # type: ignore[method-assign]
+    return Handled()  # type: ignore[no-untyped-call]

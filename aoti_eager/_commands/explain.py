@@ -1,0 +1,316 @@
+"""Why a call hits, misses or is declined: its key, the nearest entry and what differs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from .._autograd.kernel import gradients_of
+from .._base.op_names import (
+    find_overload,
+    find_packet,
+    no_op,
+    overloads_of,
+)
+from .._base.torch_compat.dispatcher import OpOverload, OpOverloadPacket, dispatched_call
+from .._compile_service import cache_context
+from .._dispatch import rare
+from .._dispatch.certificates import refusal as certificate_refusal
+from .._dispatch.kernel import Kernel
+from .._dispatch.kernel_cache import KernelCache
+from .._dispatch.kernel_request import may_be_dynamic, refused
+from .._dispatch.specialisations import Specialisations
+from .._dispatch.table import (
+    BEING_COMPILED,
+    COMPARING,
+    MEASURING,
+    QUEUED,
+    RARE,
+)
+from .._keys.call_template import call_template
+from .._keys.declines import REASONS, call_decline, op_decline
+from .._keys.kernel_key import ANY_THREADS, KernelKey, kernel_key
+from .._keys.pattern import size_class
+from .._keys.schema import OpSchema, op_schema
+from .._registration.registry import find_cache
+from .._store.entry import Entry, Status
+from .._store.environment import Environment
+from .._store.store import StoredEntry
+from .._store.stored_failures import still_holds
+from .._store.verdict import PathTime
+from .._workloads import left_out as left_out_module
+from ..config import config
+from ..errors import AotiEagerError, UnsupportedArgumentError, UnsupportedFunctionError
+
+
+@dataclass(frozen=True, slots=True)
+class Nearest:
+    """The stored entry most like a call's key.
+
+    ``differing`` maps a component's name to its value in the call and in the entry; a component
+    that one side lacks is ``None`` there.
+    """
+
+    digest: str
+    status: str
+    differing: dict[str, tuple[str | None, str | None]]
+
+
+@dataclass(frozen=True, slots=True)
+class Explanation:
+    """What becomes of a call.
+
+    Attributes:
+        op: Qualified name of the overload that the call reaches.
+        registered: Whether this process serves it.
+        verdict: ``"hit"`` (a loaded kernel serves it), ``"stored"`` (the store has its kernel, and
+            the next call loads it, or has it measured or compared first), ``"declined"``, or
+            ``"miss"``.
+        reason: The decline reason, one of docs/declines.md; ``None`` unless declined.
+        message: The verdict in words.
+        key: The canonical key; ``None`` where the call can have none.
+        nearest: The nearest stored entry of the op, on a miss.
+        left_out: Why ``run`` does not register the op, in words, where it is not registered.
+        state: How far a key has come that no decision was made on yet: ``"queued"``,
+            ``"compiling"``, ``"measuring"``, or ``"comparing"``, for which it waits for its next
+            call; ``None`` for all others.
+        gradient: What becomes of the gradient, in words, where the call wants one and the op has a
+            compiled one: then all the above is of the call without a gradient.
+    """
+
+    op: str
+    registered: bool
+    verdict: str
+    reason: str | None
+    message: str
+    key: KernelKey | None = None
+    nearest: Nearest | None = field(default=None)
+    gradient: str | None = None
+    state: str | None = None
+    left_out: str | None = None
+
+    def __str__(self) -> str:
+        why = self.reason or self.state
+        lines = [f"{self.op}: {self.verdict}" + (f" ({why})" if why else "")]
+        lines.append(f"  {self.message}")
+        if not self.registered:
+            lines.append("  the op is not registered in this process")
+        if self.left_out is not None:
+            lines.append(f"  {self.left_out}")
+        if self.gradient is not None:
+            lines.append(f"  its gradient: {self.gradient}")
+        if self.key is not None:
+            lines.append(f"  key {self.key.digest}")
+            lines += [f"    {name} = {value}" for name, value in self.key.components().items()]
+        if self.nearest is not None:
+            lines.append(f"  nearest entry {self.nearest.digest} ({self.nearest.status})")
+            for name, (mine, theirs) in self.nearest.differing.items():
+                lines.append(f"    {name}: {mine} here, {theirs} there")
+        return "\n".join(lines)
+
+
+def explain(
+    op: str | OpOverload | OpOverloadPacket,
+    *args: Any,
+    dispatch_key: str = "CPU",
+    **kwargs: Any,
+) -> Explanation:
+    """Return what becomes of the call ``op(*args, **kwargs)``; nothing is run, loaded or counted.
+
+    Args:
+        op: As for ``register``; of several overloads, PyTorch picks by the arguments.
+        args: The call's positional arguments.
+        dispatch_key: The dispatch key that the call would be sent to.
+        kwargs: The call's keyword arguments.
+
+    Raises:
+        UnknownOpError: There is no op of that name.
+        RegistrationError: What is given is no op.
+        RuntimeError: PyTorch takes no such call.
+    """
+    if isinstance(op, str):
+        op = find_overload(op) if "." in op.partition("::")[2] else find_packet(op)
+    if not isinstance(op, OpOverload | OpOverloadPacket):
+        raise no_op(op)
+    asked = [op] if isinstance(op, OpOverload) else overloads_of(op)
+    whole = any(gradients_of(one) is not None for one in asked)
+    overload, seen_args, seen_kwargs = dispatched_call(op, args, kwargs, whole=whole)
+    explained = _explained(overload, dispatch_key, seen_args, seen_kwargs)
+    if not explained.registered:
+        explained = replace(explained, left_out=_why_left_out(explained.op))
+    gradients = gradients_of(overload)
+    if gradients is None or dispatch_key != "CPU":
+        return explained
+    return replace(explained, gradient=gradients.explained(seen_args, seen_kwargs))
+
+
+def _why_left_out(op: str) -> str | None:
+    if op in {one.removesuffix(".default") for one in left_out_module.left_out}:
+        return "all kernels of the op lose here, so run has left it out (--all-ops registers it)"
+    if left_out_module.losing([op], cache_context.current()):
+        return "all kernels of the op lose here: run leaves it out of scripts that it has looked at"
+    return None
+
+
+def _explained(
+    overload: OpOverload, dispatch_key: str, seen_args: Any, seen_kwargs: Any
+) -> Explanation:
+    schema = op_schema(overload)
+    cache = find_cache(overload, dispatch_key)
+    registered = cache is not None
+    reason = op_decline(overload, schema)
+    if reason is not None:
+        return Explanation(schema.op, registered, "declined", reason, REASONS[reason])
+    try:
+        values = schema.bind(seen_args, seen_kwargs)
+        overridden = cache is not None and cache.original.overridden
+        more = (
+            ()
+            if cache is None
+            else cache.key_context(cache.toolchain, cache.describe_function()[0])
+        )
+        key = kernel_key(schema, dispatch_key, values, overridden=overridden, more=more)
+    except UnsupportedFunctionError as error:
+        message = f"its function {error}"
+        return Explanation(schema.op, registered, "declined", "unsupported_function", message)
+    except UnsupportedArgumentError as error:
+        return Explanation(schema.op, registered, "declined", error.reason, str(error))
+    known = _in_tables(cache, seen_args, seen_kwargs)
+    if known is not None:
+        return replace(known, key=_stored_key(key))
+    reason = call_decline(call_template(schema, key))
+    if reason is not None:
+        return Explanation(schema.op, registered, "declined", reason, REASONS[reason], key)
+    target = cache_context.current().target
+    refused_for = certificate_refusal(schema, key, target, required=config.certified)
+    if refused_for is not None:
+        return Explanation(schema.op, registered, "declined", "uncertified", refused_for, key)
+    return _in_store(schema, key, cache)
+
+
+_STATES = {
+    QUEUED: "its kernel waits for a worker",
+    BEING_COMPILED: "its kernel is being made in the background",
+    MEASURING: "its kernel is there, and is being measured in the background",
+    COMPARING: "its kernel is there, and is compared with the original on the next call",
+}
+
+
+def _in_tables(cache: KernelCache | None, args: Any, kwargs: Any) -> Explanation | None:
+    if cache is None:
+        return None
+    key, op = cache.key(*args, **kwargs), cache.schema.op
+    held = cache.state_of(key)
+    if held is None:
+        return None
+    if isinstance(held, Kernel):
+        return Explanation(op, True, "hit", None, "a loaded kernel library serves the call")
+    state = cache.table.state(key, held)
+    if state is not None:
+        return Explanation(op, True, "miss", None, _STATES[state], state=state)
+    if held.reason == RARE:
+        message = f"rare, called {rare.rares.calls_of(cache.table, key)} times: {held.message}"
+        return Explanation(op, True, "miss", None, message, state=RARE)
+    message = f"{REASONS.get(held.reason, '')}: {held.message}"
+    return Explanation(op, True, "declined", held.reason, message)
+
+
+def _stored_key(key: KernelKey) -> KernelKey:
+    """Return the key under which the store has a call's entry: with a thread count, or any."""
+    backend = cache_context.current()
+    for candidate in (key.with_threads(ANY_THREADS), key):
+        try:
+            found = backend.store.find(candidate, backend.environment, backend.features)
+            if found is not None and still_holds(backend.store, found):
+                return candidate
+        except AotiEagerError:
+            continue
+    return key
+
+
+def _in_store(schema: OpSchema, key: KernelKey, cache: KernelCache | None) -> Explanation:
+    registered = cache is not None
+    backend = cache_context.current()
+    environment = backend.environment
+    for candidate in (key.with_threads(ANY_THREADS), key):
+        try:
+            found = backend.store.find(candidate, environment, backend.features)
+        except AotiEagerError as error:
+            return Explanation(key.op, registered, "miss", None, str(error), key)
+        if found is not None and not still_holds(backend.store, found):
+            continue  # As the call does, which removes it.
+        if found is not None and found.entry.status is Status.READY:
+            taken = _time(found, key, cache)
+            if taken is not None and not taken.wins:
+                reason, message = refused(taken)
+                return Explanation(key.op, registered, "declined", reason, message, candidate)
+            message = "the store has its kernel library"
+            return Explanation(key.op, registered, "stored", None, message, candidate)
+        if found is not None:
+            reason = found.entry.reason or "mismatch"
+            message = found.entry.message or REASONS.get(reason, reason)
+            return Explanation(key.op, registered, "declined", reason, message, candidate)
+    specialised = Specialisations() if cache is None else cache.table.specialised
+    found = specialised.find(schema, key, backend)
+    if found is not None:
+        taken = _time(found, key, cache)
+        if taken is not None and not taken.wins:
+            return Explanation(key.op, registered, "declined", *refused(taken), key)
+        message = f"the store has a kernel library for several sizes, {found.entry.digest}"
+        return Explanation(key.op, registered, "stored", None, message, key)
+    if cache is not None and not cache.bypassed and config.mode != "cache_only":
+        specialised, static = cache.table.specialised, cache.table.specialisations
+        is_open = may_be_dynamic(cache, cache.toolchain)
+        foreseen = specialised.foreseen_refusal if is_open else specialised.refusal
+        refusal = foreseen(schema, key, static)
+        if refusal is not None:
+            message = f"{REASONS['specialisation_cap']}: {refusal}"
+            return Explanation(key.op, registered, "declined", "specialisation_cap", message, key)
+    nearest = _nearest(key, environment, backend.features)
+    message = "no entry has this key" if nearest else "the store has no entry of this op"
+    return Explanation(key.op, registered, "miss", None, message, key, nearest)
+
+
+def _time(found: StoredEntry, key: KernelKey, cache: KernelCache | None) -> PathTime | None:
+    """Return the times that the gate goes by, if it is on and they were taken on this processor."""
+    if not config.gate or (cache is not None and not cache.toolchain.works_in_background):
+        return None
+    library = found.entry.library
+    verdict = cache_context.current().verdicts.get(
+        found.entry.digest, "" if library is None else library.sha256
+    )
+    threads = int(dict(key.context)["threads"])
+    size = None if found.entry.guards is None else size_class(key)
+    if cache is None:  # Of a process that has it registered, most likely by C++.
+        return verdict.time("native", threads, size) or verdict.time("python", threads, size)
+    return verdict.time("python" if cache.native is None else "native", threads, size)
+
+
+def _nearest(key: KernelKey, environment: Environment, features: Iterable[str]) -> Nearest | None:
+    candidates = [
+        Nearest(found.entry.digest, found.entry.status.value, differing)
+        for found in cache_context.current().store.scan()
+        if isinstance(found, StoredEntry) and found.entry.key.op == key.op
+        for differing in [_differing(key, environment, frozenset(features), found.entry)]
+    ]
+    return min(candidates, key=lambda one: len(one.differing), default=None)
+
+
+def _differing(
+    key: KernelKey, environment: Environment, features: frozenset[str], entry: Entry
+) -> dict[str, tuple[str | None, str | None]]:
+    mine, theirs = key.components(), entry.key.components()
+    if theirs.get("context.threads") == f'"{ANY_THREADS}"':
+        mine["context.threads"] = theirs["context.threads"]
+    differing: dict[str, tuple[str | None, str | None]] = {
+        name: (mine.get(name), theirs.get(name))
+        for name in sorted(mine.keys() | theirs.keys())
+        if mine.get(name) != theirs.get(name)
+    }
+    for name, (here, there) in environment.differing(entry.environment).items():
+        differing[f"environment.{name}"] = (str(here), str(there))
+    lacking = sorted(entry.requires - features)
+    if lacking:
+        differing["cpu_features"] = ("without " + " ".join(lacking), "needs them")
+    return differing

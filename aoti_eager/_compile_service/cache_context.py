@@ -1,0 +1,209 @@
+"""What the caches of all ops share: the store, the environment, the compile workers.
+
+One ``Backend`` belongs to one cache directory and CPU target; ``current`` gives that of the moment.
+"""
+
+from __future__ import annotations
+
+import atexit
+import os
+import threading
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from .._base import gc_pause, scheduling
+from .._base.at_exit import at_exit
+from .._base.cpu import Target, cpu_features, cpu_target
+from .._base.data_class import dataclass
+from .._base.torch_compat.dispatcher import privateuse1_device_type
+from .._base.warn_once import log
+from .._store.environment import Environment, current_environment
+from .._store.store import Store
+from .._store.verdict import Verdicts
+from ..config import add_check, config
+from ..errors import EntryDamagedError, StoreError
+from . import queue
+
+if TYPE_CHECKING:
+    from .worker_pool import CompileService
+
+
+@dataclass(frozen=True, slots=True)
+class Backend:
+    """The store at one directory with what is needed to fill it.
+
+    Attributes:
+        store: The entries.
+        target: What kernels are compiled for here.
+        features: What the processor has.
+        own_service: Workers in place of those of a low priority; ``None`` for these.
+    """
+
+    store: Store
+    target: Target
+    features: frozenset[str]
+    own_service: CompileService | None = None
+
+    @property
+    def service(self) -> CompileService:
+        """Return the compile workers that a call waits for."""
+        return _workers(self.target, 0).service()
+
+    @property
+    def background_service(self) -> CompileService:
+        """Return the compile workers that no call waits for."""
+        return self.own_service or _workers(self.target, _BACKGROUND_NICE).service()
+
+    @property
+    def environment(self) -> Environment:
+        """Return the environment of this moment: settings of Inductor may have changed."""
+        return current_environment()
+
+    @property
+    def toolchain(self) -> Path:
+        """Return the directory of what the compile workers keep."""
+        return self.store.root / "toolchain"
+
+    @property
+    def verdicts(self) -> Verdicts:
+        """Return what was measured here of the store's libraries."""
+        return Verdicts(self.store.root)
+
+    def discard(self, error: EntryDamagedError) -> None:
+        """Remove the damaged entry that ``error`` is about, if the store can be written."""
+        path = getattr(error, "path", None)
+        if path is None:
+            return
+        try:
+            self.store.discard(path)
+        except StoreError as problem:
+            log.info("%s", problem)
+
+
+# By how much the priority of workers that nobody waits for is lower than the script's. Not the
+# lowest there is, but where ``share`` gives them windows: a script that uses all cores for hours
+# would never get its kernels.
+_BACKGROUND_NICE = scheduling.BEHIND
+
+
+class _Workers:
+    """The compile workers for one target with one priority, which serve every cache directory.
+
+    Their end is that of a handler registered here, though what starts them is imported when
+    somebody asks for a worker: handlers of the script's that are registered meanwhile come first.
+    """
+
+    def __init__(self, target: Target, nice: int) -> None:
+        self._target = target
+        self._nice = nice
+        self._service: CompileService | None = None
+        self.ended = False
+        atexit.register(self._end)
+
+    def service(self) -> CompileService:
+        """Return them."""
+        with _lock:
+            if self._service is None:
+                with gc_pause.paused():
+                    from .worker_pool import CompileService
+
+                self._service = CompileService(
+                    self._target, workers=config.workers, nice=self._nice, ends_at_exit=False
+                )
+                self._service.ended = self.ended
+            return self._service
+
+    def started(self) -> CompileService | None:
+        """Return them, if anybody has asked for them."""
+        return self._service
+
+    def _end(self) -> None:
+        self.ended = True
+        if self._service is not None:
+            self._service.end()
+
+
+_backends: dict[tuple[Path, str], Backend] = {}
+_pools: dict[tuple[Target, int], _Workers] = {}  # by target and nice
+_lock = threading.RLock()
+
+# Where the setting is made or read first, and not inside of a call.
+add_check("cpu_target", lambda setting: cpu_target(cpu_features(), setting))
+
+
+def _workers(target: Target, nice: int) -> _Workers:
+    with _lock:
+        found = _pools.get((target, nice))
+        if found is None:
+            found = _pools[target, nice] = _Workers(target, nice)
+        return found
+
+
+def current() -> Backend:
+    """Return the backend of the cache directory and the CPU target set at this moment."""
+    root, setting = config.cache_dir, config.cpu_target
+    with _lock:
+        backend = _backends.get((root, setting))
+        if backend is None:
+            features = cpu_features()
+            target = cpu_target(features, setting)
+            backend = Backend(
+                store=Store(
+                    root, lock_timeout_s=config.lock_timeout_s, preferred_target=target.name
+                ),
+                target=target,
+                features=features,
+            )
+            _workers(target, 0)  # Now: handlers at exit that come later end before them.
+            _workers(target, _BACKGROUND_NICE)
+            _backends[root, setting] = backend
+        # Settings may have changed since the directory was first used.
+        backend.store.lock_timeout_s = config.lock_timeout_s
+        return backend
+
+
+def device_type(dispatch_key: str) -> str:
+    """Return the device type that a Dense backend key stands for: ``CUDA`` -> ``cuda``."""
+    if dispatch_key == "PrivateUse1":
+        return privateuse1_device_type()
+    return dispatch_key.lower()
+
+
+def close_workers() -> None:
+    """End the compile workers; the next compile starts new ones."""
+    for service in _started():
+        service.close()
+
+
+def _started() -> list[CompileService]:
+    return [one for pool in list(_pools.values()) if (one := pool.started()) is not None]
+
+
+def _end() -> None:
+    queue.background.end(close_workers)
+
+
+at_exit(_end)
+_pid = os.getpid()
+
+
+def is_ending() -> bool:
+    """Return whether Python is ending and the compile workers are gone for good."""
+    return any(pool.ended for pool in list(_pools.values()))
+
+
+def is_forked() -> bool:
+    """Return whether this process is a forked child of the one that imported us."""
+    return os.getpid() != _pid
+
+
+def _after_fork() -> None:
+    # The pipes are the parent's; a lock may have been held by a thread that is not here.
+    global _lock
+    _lock = threading.RLock()
+    for service in _started():
+        service.forget()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)

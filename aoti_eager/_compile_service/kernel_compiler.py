@@ -1,0 +1,234 @@
+"""How a key's library is made and loaded: by AOTInductor in a worker, or by a device's backend."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from .._base.digest import Component
+from .._base.sealed_library import SealedLibrary, copy_for_good, library_digest
+from .._base.torch_compat.dispatcher import OpOverload, raw_schema
+from .._keys.call_template import CallTemplate
+from .._keys.pattern import number_arguments
+from .._native.table import NativeRun
+from .._runner.kernel_runner import RELEASE_GIL_NUMEL, LibraryRunner
+from .._store.entry import Entry
+from ..config import config
+from ..errors import CompileError
+from .cache_context import Backend
+
+if TYPE_CHECKING:
+    from .._functions.description import Description
+    from .._keys.dynamic_plan import Plan
+    from .device_compile import DeviceBackend
+    from .replies import Compiled, Measured, Published
+
+
+class DeviceRunner:
+    """A library of a device's backend; ``run`` and ``lock`` as in ``LibraryRunner``."""
+
+    __slots__ = ("lock", "run")
+
+    def native(self) -> NativeRun | None:
+        """Return nothing: the backend's runner is Python's."""
+        return None
+
+    def __init__(self, run: Callable[[list[Tensor]], list[Tensor]]) -> None:
+        self.run = run
+        # What a backend's runner does under threads is unknown.
+        self.lock = threading.RLock()
+
+
+class Toolchain:
+    """Makes and loads the libraries of one op.
+
+    Args:
+        op: The overload.
+        device_backend: The compile backend of the op's device; ``None`` for AOTInductor.
+        is_native: Whether the C++ hit path serves the op; a library is timed with what serves.
+    """
+
+    def __init__(
+        self, op: OpOverload, device_backend: DeviceBackend | None, *, is_native: bool = False
+    ) -> None:
+        self._op = op
+        self._device_backend = device_backend
+        self._is_native = is_native
+
+    @property
+    def context(self) -> tuple[tuple[str, Component], ...]:
+        """Return what of the toolchain is in the key."""
+        if self._device_backend is None:
+            return ()
+        return (("backend", self._device_backend.identity),)
+
+    @property
+    def is_portable(self) -> bool:
+        """Return whether the code does not depend on this CPU nor on its thread count."""
+        return self._device_backend is not None
+
+    def target(self, backend: Backend) -> tuple[str, frozenset[str]]:
+        """Return the name of what the code is for, and the CPU features it needs."""
+        if self._device_backend is not None:
+            return self._device_backend.device_type, frozenset()
+        return backend.target.name, backend.target.requires
+
+    @property
+    def works_in_background(self) -> bool:
+        """Return whether worker processes of ours try and measure what is compiled."""
+        return self._device_backend is None
+
+    def compile(
+        self,
+        template: CallTemplate,
+        function: Description | None,
+        backend: Backend,
+        work: Path,
+        plan: Plan | None = None,
+    ) -> Compiled:
+        """Return a new library, somewhere in ``work``.
+
+        Args:
+            template: The call.
+            function: The user's function behind the op; ``None`` for an op that a worker has.
+            backend: The store's and the workers' side.
+            work: An empty directory of the store.
+            plan: For a dynamic specialisation.
+
+        Raises:
+            CompileError: No usable library, with the decline reason.
+        """
+        if self._device_backend is not None:
+            from .replies import Compiled
+
+            made = self._device_backend.compile(
+                self._op, template, work, timeout_s=config.compile_timeout_s
+            )
+            try:
+                sha256 = library_digest(Path(os.path.realpath(made.library)))
+            except OSError as error:
+                message = f"{self._op}: the library of its backend cannot be used: {error}"
+                raise CompileError("library_unloadable", message) from error
+            return Compiled(
+                library=made.library,
+                sha256=sha256,
+                outputs=made.outputs,
+                calls_aten=False,
+                parallel=False,
+                compiler=self._device_backend.identity,
+            )
+        return backend.service.compile(
+            template.key,
+            work,
+            backend.toolchain,
+            gate=config.gate,
+            dynamic=None if plan is None else plan.to_json(),
+            **self._asked(function),
+        )
+
+    def publish(
+        self,
+        template: CallTemplate,
+        function: Description | None,
+        backend: Backend,
+        plan: Plan | None = None,
+    ) -> Published | None:
+        """Have a worker of low priority put the call's entry into the store; it is waited for.
+
+        ``None`` if it has to wait for another process. Arguments and errors as for ``compile``.
+        """
+        target, requires = self.target(backend)
+        place = {
+            "root": str(backend.store.root),
+            "environment": dict(backend.environment.components),
+            "target": target,
+            "requires": sorted(requires),
+        }
+        return backend.background_service.publish(
+            template.key,
+            place,
+            backend.toolchain,
+            gate=config.gate,
+            dynamic=None if plan is None else plan.to_json(),
+            **self._asked(function),
+        )
+
+    def measure(
+        self,
+        template: CallTemplate,
+        function: Description | None,
+        backend: Backend,
+        library: Path,
+        entry: Entry,
+        *,
+        background: bool,
+        compared: bool,
+        size: int | None,
+    ) -> Measured:
+        """Return the times of a stored library, tried and timed in a worker.
+
+        Args:
+            template: The call.
+            function: As for ``compile``.
+            backend: As for ``compile``.
+            library: Its file.
+            entry: Its entry.
+            background: Whether the worker has a low priority.
+            compared: Whether it was tried on this model of processor: then it is only timed.
+            size: The call's size class, for a dynamic specialisation.
+
+        Raises:
+            CompileError: It must not be used, or there is no worker.
+        """
+        described = {
+            "path": str(library),
+            "sha256": "" if entry.library is None else entry.library.sha256,
+            "outputs": [dict(output) for output in entry.outputs],
+            "calls_aten": entry.calls_aten,
+            "numbers": list(number_arguments(entry.key)),
+            "digest": entry.digest,
+            "size": size,
+            "compared": compared,
+        }
+        service = backend.background_service if background else backend.service
+        return service.measure(template.key, described, backend.toolchain, **self._asked(function))
+
+    def _asked(self, function: Description | None) -> dict[str, Any]:
+        return {
+            "check": config.check,
+            "timeout_s": config.compile_timeout_s,
+            "function": None if function is None else function.document,
+            "schema": str(raw_schema(self._op)),
+            "is_native": self._is_native,
+        }
+
+    def load(
+        self, library: SealedLibrary, entry: Entry, *, numel: int, device: torch.device | None
+    ) -> LibraryRunner | DeviceRunner:
+        """Return a loaded library.
+
+        Args:
+            library: A copy of it, which may be closed afterwards.
+            entry: Its entry.
+            numel: How many elements all inputs have together.
+            device: That of the first input which is not on the CPU, if there is one.
+
+        Raises:
+            RunnerError: It cannot be loaded.
+            OSError: There is no place for a copy that the device's backend may open.
+        """
+        if self._device_backend is not None:
+            device = device or torch.device(self._device_backend.device_type)
+            return DeviceRunner(self._device_backend.load(copy_for_good(library.content), device))
+        return LibraryRunner(
+            library,
+            calls_aten=entry.calls_aten,
+            release_gil=numel >= RELEASE_GIL_NUMEL,
+            native=config.native != "0",
+        )

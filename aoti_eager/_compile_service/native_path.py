@@ -1,0 +1,296 @@
+"""Whether calls go through the C++ hit path: it is found, or built.
+
+``prepare`` is called where ops are registered: it loads a library that the store has. Where there
+is none, the first ``prepare`` of a machine waits for the build, for a while; what takes longer goes
+on beside the script, and the next ``prepare`` loads what it gives.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import subprocess
+import sys
+import threading
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from .._base import scheduling
+from .._base.at_exit import at_exit
+from .._base.cpp_compiler import compiler_on_path
+from .._base.warn_once import log, warn_once
+from .._native import build as native_build
+from .._native import library as native_library
+from ..config import config
+from ..errors import AotiEagerError, NativePathError, StoreError
+from . import cache_context
+
+# Seconds that a script waits for a build. Then Python serves, which is slower than the originals on
+# short calls, and right.
+FOREGROUND_S = 10.0
+
+
+class _Build:
+    """A build on a thread of its own, one a process."""
+
+    def __init__(self, failures: dict[Path, NativePathError] | None = None) -> None:
+        self.thread: threading.Thread | None = None
+        self.failures = failures or {}  # by the toolchain directory
+        self._process: subprocess.Popen[bytes] | None = None
+        self.is_new = False  # Nobody has waited for it yet, and somebody is to.
+        self._is_awaited = False
+        self._ending = False
+        self._lock = threading.Lock()
+
+    @property
+    def is_running(self) -> bool:
+        """Return whether something is being built."""
+        return self.thread is not None and self.thread.is_alive()
+
+    def start(self, toolchain: Path, compiler: str, *, awaited: bool) -> None:
+        """Build, if nothing is being built; ``awaited`` at the script's priority.
+
+        Raises:
+            NativePathError: The system gives no thread.
+        """
+        if self.is_running or self._ending:
+            return
+        self._is_awaited = awaited
+        thread = threading.Thread(
+            target=self._run, args=(toolchain, compiler), name="aoti_eager-native", daemon=True
+        )
+        try:
+            thread.start()
+        except RuntimeError as error:
+            raise NativePathError(f"the native hit path cannot be built: {error}") from error
+        self.thread, self.is_new = thread, awaited
+
+    def join(self, seconds: float) -> None:
+        """Wait for the build; then it goes on at a lower priority."""
+        thread = self.thread
+        if thread is None:
+            return
+        try:
+            thread.join(seconds)
+        finally:  # Also after Ctrl-C.
+            self._give_way()
+
+    def _give_way(self) -> None:
+        """Put the compiler behind the script's own work: nothing waits for it any more."""
+        with self._lock:
+            self._is_awaited = False
+            process = self._process
+        if process is not None and process.poll() is None:
+            with contextlib.suppress(OSError):
+                nice = os.getpriority(os.PRIO_PROCESS, 0)
+                os.setpriority(
+                    os.PRIO_PGRP, process.pid, min(scheduling.LOWEST, nice + scheduling.BEHIND)
+                )
+            from . import share as core_share
+
+            core_share.share.begin(process.pid)
+            if process.poll() is not None:  # It has ended meanwhile, and nobody else would say so.
+                core_share.share.end(process.pid)
+
+    def _run(self, toolchain: Path, compiler: str) -> None:
+        try:
+            native_build.build(toolchain, compiler, start=self._start_compiler)
+        except NativePathError as error:
+            failure = error
+        except Exception as error:  # noqa: BLE001 - else each register would wait for it again
+            log.exception("the native hit path cannot be built")
+            failure = NativePathError(f"the native hit path cannot be built: {error!r}")
+        else:
+            return
+        finally:
+            if self._process is not None:
+                from . import share as core_share
+
+                core_share.share.end(self._process.pid)
+        if not self._ending:
+            self.failures[toolchain] = failure
+            log.info("%s", failure)
+
+    def _start_compiler(self, *arguments: Any, **options: Any) -> subprocess.Popen[bytes]:
+        with self._lock:  # Started after the end of Python, nobody would kill it.
+            if self._ending:
+                raise NativePathError("Python is ending")
+            self._process = subprocess.Popen(*arguments, **options)
+            is_awaited = self._is_awaited
+        if not is_awaited:
+            self._give_way()
+        return self._process
+
+    def end(self) -> None:
+        """Kill the compiler: Python ends, and nobody will use what it makes."""
+        with self._lock:
+            self._ending = True
+        process = self._process
+        if process is not None and process.poll() is None:
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.killpg(process.pid, 9)
+
+
+_build = _Build()
+_has_looked = False
+# Re-entrant: a signal handler may register.
+_lock = threading.RLock()
+
+
+def prepare(foreground_s: float | None = None) -> bool:
+    """Return whether the C++ hit path is loaded; have it built if it is wanted and not there.
+
+    The setting ``native`` says how long the build is waited for: at ``auto`` for ``FOREGROUND_S``
+    seconds, at ``1`` until it is done, at ``background`` not at all. A failure is one warning.
+
+    Args:
+        foreground_s: Seconds to wait at ``auto``, in place of ``FOREGROUND_S``.
+
+    Raises:
+        AotiEagerError: It failed, and ``config.strict`` is on.
+    """
+    wanted = config.native
+    if wanted == "0":
+        return False
+    if native_library.is_loaded():
+        return True
+    if foreground_s is None:
+        foreground_s = FOREGROUND_S
+    try:
+        with _lock:
+            if _prepare(wanted, foreground_s):
+                return True
+            build = _build
+            if not build.is_new:
+                return False
+            build.is_new = False
+        # Not under the lock: another thread, or a signal handler, may register meanwhile.
+        build.join(foreground_s)
+        with _lock:
+            return not build.is_running and _prepare(wanted, 0.0)
+    except NativePathError as error:
+        failed(error)
+    except StoreError as error:
+        if config.strict or wanted == "1":
+            failed(error)
+        else:
+            log.info("%s", error)  # A miss warns of it, if there is one.
+    except OSError as error:
+        failed(NativePathError(f"the native hit path cannot be looked for: {error}"))
+    return False
+
+
+def wait(timeout_s: float | None = None) -> bool:
+    """Wait until a build that has been started is done; return whether it is."""
+    thread = _build.thread
+    if thread is not None:
+        thread.join(timeout_s)
+    return thread is None or not thread.is_alive()
+
+
+def _prepare(wanted: str, foreground_s: float) -> bool:
+    backend = cache_context.current()
+    compiler = compiler_on_path()
+    if _found(compiler) or load_carried():
+        return True
+    if compiler is None or config.mode in ("cache_only", "off"):
+        # Kernels are not compiled either, and that is said elsewhere; another compiler's will do.
+        return _found(None)
+    failure = _build.failures.get(backend.toolchain)
+    if failure is not None:
+        if _found(None):
+            return True
+        raise failure
+    try:
+        backend.store.create()
+        if wanted == "1":
+            native_library.load(native_build.build(backend.toolchain, compiler))
+            return True
+    except (NativePathError, StoreError):
+        if _found(None):
+            return True
+        raise
+    if _build.is_running:
+        return False
+    # A build that was cut off: scripts here end before it does, and would wait in vain each time.
+    awaited = wanted == "auto" and foreground_s > 0
+    awaited = awaited and not native_build.was_cut_off(backend.toolchain, compiler)
+    if awaited:
+        _say(
+            "building the C++ path of this machine's calls, once; a script waits "
+            f"{FOREGROUND_S:g} s for it at most (AOTI_EAGER_NATIVE=background: not at all; "
+            "python -m aoti_eager setup: beforehand)"
+        )
+    _build.start(backend.toolchain, compiler, awaited=awaited)
+    return False
+
+
+def _say(line: str) -> None:
+    """Print a line to standard error, where there is one."""
+    if sys.stderr is not None:
+        with contextlib.suppress(OSError, ValueError):
+            print(f"aoti_eager: {line}", file=sys.stderr, flush=True)
+
+
+def _found(compiler: str | None) -> bool:
+    """Load the library that ``compiler`` has built, any compiler if ``None``; False if none has."""
+    backend = cache_context.current()
+    if not backend.store.is_trusted():
+        return False
+    found = native_build.find(backend.toolchain, compiler)
+    if found is not None:
+        native_library.load(found)
+    return found is not None
+
+
+def load_carried() -> bool:
+    """Load the library that came with the package; False if none fits, which is one line."""
+    global _has_looked
+    if _has_looked:
+        return False
+    _has_looked = True  # What does not fit now will not fit later.
+    found = native_build.find_carried()
+    if found is not None:
+        try:
+            native_library.load(found)
+        except NativePathError as error:  # Built where the C library is newer, say.
+            log.info("the C++ path that came with the package is not used: %s", error)
+        return native_library.is_loaded()
+    versions = native_build.carried_for()
+    if versions:
+        log.info(
+            "the C++ path that came with the package is for torch %s, or damaged; this is torch %s",
+            ", ".join(versions),
+            torch.__version__,
+        )
+    return False
+
+
+def failed(error: AotiEagerError) -> None:
+    """Warn, once, that Python serves instead.
+
+    Raises:
+        AotiEagerError: It is ``error``, and ``config.strict`` is on.
+    """
+    if config.strict:
+        raise error
+    warn_once("native", f"{error}; the Python hit path serves instead")
+
+
+def _after_fork() -> None:
+    global _lock, _build
+    _lock = threading.RLock()
+    if _build.thread is not None:
+        # Its thread and its compiler are the parent's; why it failed is not.
+        _build = _Build(_build.failures)
+
+
+def _end() -> None:
+    _build.end()
+
+
+at_exit(_end)
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)

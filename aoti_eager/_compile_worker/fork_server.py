@@ -1,0 +1,210 @@
+"""A process that has imported what is needed and run nothing, and forks a child for each request.
+
+What a child does may end it (generated code can write past its buffers or abort): that is an
+answer, too. Fork, not spawn: importing torch takes a second, and a process that has not yet run an
+op has no threads that a fork could lose.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import select
+import signal
+import subprocess
+import sys
+import traceback
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from .._base.child_process import child_command
+from .._base.deadline import Deadline
+from .._base.determinism import FATAL_SIGNALS, is_passing_text
+
+# Of what a child writes to standard error: so much is looked at, and so much is told.
+_TAIL_BYTES, _WORDS = 4096, 1000
+
+Answer = dict[str, Any]
+Handler = Callable[[Mapping[str, Any]], Answer]
+
+
+class ForkServer:
+    """The parent's side: the server's process, started again whenever it died.
+
+    Args:
+        module: Our module with a function ``serve``, which calls the one below.
+        environment: Variables of the server on top of this process's.
+    """
+
+    def __init__(self, module: str, environment: Mapping[str, str] | None = None) -> None:
+        self._module = module
+        self._environment = environment or {}
+        self._process: subprocess.Popen[str] | None = None
+
+    def start(self) -> subprocess.Popen[str]:
+        """Start the server, if it is not there, and return its process; it imports meanwhile."""
+        process = self._process
+        if process is None or process.poll() is not None:
+            process = self._process = subprocess.Popen(
+                child_command(f"aoti_eager.{self._module}", "serve"),
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                env={**os.environ, **self._environment},
+                text=True,
+            )
+        return process
+
+    def close(self) -> None:
+        """End the server; the next ``run`` starts another."""
+        process, self._process = self._process, None
+        if process is not None:
+            process.kill()
+            process.communicate()
+
+    def run(self, request: Mapping[str, Any]) -> Answer:
+        """Return what the handler returned, or the ``reason`` and ``message`` of its child's end.
+
+        Args:
+            request: For the handler; ``timeout_s`` are the seconds that the child has, before it is
+                killed. Those in which it waits for a core do not count.
+        """
+        problem = "it ended without an answer"
+        try:
+            process = self.start()
+            assert process.stdin is not None
+            assert process.stdout is not None
+            process.stdin.write(json.dumps(request) + "\n")
+            process.stdin.flush()
+            line = process.stdout.readline()
+        except OSError as error:
+            line, problem = "", str(error)
+        try:
+            answer: Answer = json.loads(line)
+        except ValueError:
+            self.close()
+            message = f"the trial process died: {problem}"
+            return {"reason": "crashed", "message": message, "remember": False}
+        return answer
+
+
+def serve(handler: Handler) -> None:
+    """Answer requests on standard input until it ends; one JSON document a line each way."""
+    answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    os.dup2(2, 1)  # What a library prints must not be taken for an answer.
+    for line in sys.stdin:
+        answers.write(json.dumps(_in_child(json.loads(line), handler)) + "\n")
+        answers.flush()
+
+
+def _in_child(request: Mapping[str, Any], handler: Handler) -> Answer:
+    answer = _once_in_child(request, handler)
+    if answer.get("signal") == "SIGBUS":
+        # A file that was cut short, or a disk that is full, has it once. Wrong code has it again.
+        answer = _once_in_child(request, handler)
+        if answer.get("signal") == "SIGBUS":
+            answer["remember"] = not is_passing_text(answer["message"])
+    return answer
+
+
+def _once_in_child(request: Mapping[str, Any], handler: Handler) -> Answer:
+    (read, write), (complaints, said) = os.pipe(), os.pipe()
+    child = os.fork()
+    if child == 0:
+        status = 1
+        try:
+            for descriptor in (read, complaints):
+                os.close(descriptor)
+            os.dup2(said, 2)
+            os.close(said)
+            # Python's own handler would make an error of it.
+            signal.signal(signal.SIGINT, signal.SIG_DFL)
+            document = json.dumps(handler(request)).encode()
+            with os.fdopen(write, "wb") as pipe:
+                pipe.write(document)
+            status = 0
+        except BaseException:  # noqa: BLE001 - who asked is told, and nothing goes on here
+            os.write(2, traceback.format_exc().encode(errors="replace")[-_TAIL_BYTES:])
+        finally:
+            os._exit(status)
+    os.close(write)
+    os.close(said)
+    tail = _Tail(complaints)
+    deadline = Deadline(request["timeout_s"])
+    deadline.follow(child)
+    answer = _read_until(read, tail, deadline)
+    os.close(read)
+    if answer is None:
+        os.kill(child, signal.SIGKILL)
+    _, status = os.waitpid(child, 0)
+    complained = tail.close()
+    if answer is None:
+        return _crashed(f"no end after {request['timeout_s']:g} s", complained)
+    if os.WIFSIGNALED(status):
+        name = _signal_name(os.WTERMSIG(status))
+        ended = _crashed(f"the process ended with {name}", complained)
+        # Code that aborts because it got no memory may get it another time.
+        is_own = name in FATAL_SIGNALS and not is_passing_text(complained)
+        return {**ended, "signal": name, "remember": is_own}
+    if not answer:
+        # An error of its own: no memory, say.
+        exit_code = os.waitstatus_to_exitcode(status)
+        return _crashed(f"the process ended with status {exit_code}", complained)
+    result: Answer = json.loads(answer)
+    if result.get("remember") and is_passing_text(complained):
+        # The library's error is told in general words, and what it was on standard error.
+        result["remember"] = False
+    return result
+
+
+def _signal_name(number: int) -> str:
+    try:
+        return signal.Signals(number).name
+    except ValueError:
+        return f"SIG{number}"  # A real-time one; only the first and the last have names.
+
+
+def _crashed(message: str, complained: str) -> Answer:
+    words = complained.strip()[-_WORDS:]
+    message = f"{message}: {words}" if words else message
+    return {"reason": "crashed", "message": message, "log": complained, "remember": False}
+
+
+class _Tail:
+    """The last of what a child writes to its standard error, by the pipe's end for reading."""
+
+    def __init__(self, pipe: int) -> None:
+        self.pipe = pipe
+        self._text = b""
+        os.set_blocking(pipe, False)
+
+    def read(self) -> bool:
+        """Take what is there; return whether more may come."""
+        try:
+            chunk = os.read(self.pipe, 1 << 16)
+        except BlockingIOError:
+            return True
+        self._text = (self._text + chunk)[-_TAIL_BYTES:]
+        return bool(chunk)
+
+    def close(self) -> str:
+        """Return it, when the child has ended; what others still write is not waited for."""
+        for _ in range(16):  # A pipe has no more.
+            if not (select.select([self.pipe], [], [], 0)[0] and self.read()):
+                break
+        os.close(self.pipe)
+        return self._text.decode(errors="replace")
+
+
+def _read_until(pipe: int, tail: _Tail, deadline: Deadline) -> bytes | None:
+    chunks: list[bytes] = []
+    pipes = [pipe, tail.pipe]
+    while deadline.left() > 0:
+        ready, _, _ = select.select(pipes, [], [], deadline.next_look())
+        if tail.pipe in ready and not tail.read():
+            pipes = [pipe]
+        if pipe in ready:
+            chunk = os.read(pipe, 1 << 16)
+            if not chunk:
+                return b"".join(chunks)
+            chunks.append(chunk)
+    return None

@@ -1,0 +1,369 @@
+"""Every private name of Inductor that the compile worker uses, each with the reason.
+
+Only the worker imports this module: importing Inductor costs two seconds, and its settings and
+patches are process-wide. Nothing here runs in a user's process.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import os
+import platform
+import re
+import shlex
+import shutil
+import signal
+import subprocess
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch._inductor.codecache as codecache
+import torch._inductor.config as inductor_config
+import torch._inductor.cpp_builder as cpp_builder
+import torch._inductor.cpu_vec_isa as cpu_vec_isa
+import torch._inductor.decomposition as decomposition
+import torch._inductor.inductor_prims as inductor_prims
+from torch._inductor import aot_compile
+from torch._inductor.codegen.common import (
+    KernelArgs,
+    device_codegens,
+    init_backend_registration,
+)
+from torch._inductor.codegen.cpp import CppOverrides, CppVecKernel, CppVecOverrides
+from torch._inductor.codegen.cpp_wrapper_cpu import CppWrapperCpu
+from torch._inductor.decomposition import select_decomp_table
+from torch._inductor.exc import CppCompileError
+from torch._inductor.virtualized import V
+
+from .._base.cpu import cpu_features
+from .._base.digest import Component
+from .._store.probes import Probes
+from .decompositions import kernel_formulas, our_decompositions
+from .exact_sums import adds_neighbours, with_plain_sums
+from .float_flags import float_flags
+from .inductor_headers import own_headers
+from .result_layout import elementwise, laid_out_elsewhere
+from .vector_math import scalar_functions, vector_functions, widened
+
+__all__ = [
+    "CppCompileError",
+    "CppWrapperCpu",
+    "V",
+    "aot_compile",
+    "compiler_description",
+    "inspect_generated_code",
+    "prepare_worker",
+    "remember_probes",
+    "settings",
+    "use_headers",
+]
+
+
+class _PinnedAVX512(cpu_vec_isa.VecAVX512):
+    # Asking whether it is there would compile a probe for bfloat16 instructions, in each process,
+    # and the answer add them to code for CPUs that need not have them. A setting says yes to all
+    # but these.
+    def __bool__(self) -> bool:  # type: ignore[override]
+        return True
+
+
+class _PinnedAVX2(cpu_vec_isa.VecAVX2):
+    def __bool__(self) -> bool:
+        return True
+
+
+def prepare_worker(vector_bits: int) -> None:
+    """Set this process up to compile: which vector code is emitted, with which flags.
+
+    Args:
+        vector_bits: 512, 256 or 128 (scalar code) on x86-64, so that the entry's needs are known
+            and the instruction set is not probed (seconds in each process); 0 leaves the choice to
+            Inductor.
+    """
+    if vector_bits:
+        pinned = {512: [_PinnedAVX512()], 256: [_PinnedAVX2()], 128: []}[vector_bits]
+        cpu_vec_isa.valid_vec_isa_list = lambda: pinned  # type: ignore[assignment]
+    # There is no setting for most of them.
+    cpp_builder._get_ffast_math_flags = lambda: float_flags(
+        inductor_config.cpp.enable_floating_point_contract_flag
+    )
+    _numbers_in_double()
+    _use_vector_functions(vector_bits)
+    _use_wider_vectors()
+    _use_decompositions()
+    # It takes a product with an integer zero for zero: a NaN would be lost.
+    inductor_config.joint_graph_constant_folding = False
+    if shutil.which("openssl") is None:
+        # Inductor hashes preprocessed headers with the openssl program and fails without it.
+        inductor_config.aot_inductor.precompile_headers = False
+
+
+def _use_vector_functions(vector_bits: int) -> None:
+    """Have code call what eager calls. Inductor chooses by op, and has no setting for it."""
+
+    def count(x: Any) -> int:
+        return int(V.kernel._get_num_vectors(x.dtype))
+
+    for name, function in vector_functions(vector_bits, count).items():
+        original = getattr(CppVecOverrides, name)
+        chosen = function if name != "remainder" else _floats_only(function, original)
+        setattr(CppVecOverrides, name, staticmethod(chosen))
+    for name, function in scalar_functions().items():
+        setattr(CppOverrides, name, staticmethod(function))
+
+
+def _use_wider_vectors() -> None:
+    """Have vectors of float32 widened one by one: for several, ATen has a slow loop."""
+    original = CppVecKernel.get_to_dtype_expr
+
+    def get_to_dtype_expr(
+        self: Any, src: Any, dtype: Any, src_dtype: Any, *args: Any, **kwargs: Any
+    ) -> Any:
+        if (src_dtype, dtype) == (torch.float32, torch.float64) and src.is_vec:
+            count = self._get_num_vectors(src_dtype)
+            if count > 1 and self._get_num_vectors(dtype) == 2 * count:
+                return widened(src, count)
+        return original(self, src, dtype, src_dtype, *args, **kwargs)  # type: ignore[no-untyped-call]
+
+    CppVecKernel.get_to_dtype_expr = get_to_dtype_expr  # type: ignore[method-assign]
+
+
+def _floats_only(function: Callable[..., str], original: Callable[..., Any]) -> Callable[..., Any]:
+    def chosen(a: Any, b: Any) -> Any:
+        return function(a, b) if a.dtype.is_floating_point else original(a, b)
+
+    chosen.__name__ = original.__name__
+    return chosen
+
+
+def _use_decompositions() -> None:
+    """Put ours into Inductor's table, which it copies when it first compiles."""
+    for op, function in our_decompositions(inductor_prims.fma).items():
+        before = decomposition.decompositions.get(op)
+        decomposition.decompositions[op] = _with_fallback(function, before)
+    table, aten = decomposition.decompositions, torch.ops.aten
+    for op in (aten._softmax.default, aten._log_softmax.default):
+        table[op] = with_plain_sums(table[op], adds_neighbours)
+    for op in laid_out_elsewhere():
+        table[op] = elementwise(table[op])
+
+
+def kernel_formula(op: Any) -> Any:
+    """Return what the CPU kernel of ``op`` computes, as a function, or ``op`` itself."""
+    formula = kernel_formulas(inductor_prims.fma).get(op)
+    return op if formula is None else _with_fallback(formula, op)
+
+
+def _with_fallback(
+    function: Callable[..., Any], before: Callable[..., Any] | None
+) -> Callable[..., Any]:
+    @functools.wraps(function)
+    def chosen(*args: Any, **kwargs: Any) -> Any:
+        result = function(*args, **kwargs)
+        return before(*args, **kwargs) if result is NotImplemented and before else result
+
+    return chosen
+
+
+def _numbers_in_double() -> None:
+    """Have kernels take numbers as they are: Inductor passes them as float, to float64 code too.
+
+    Code for other dtypes converts them itself.
+    """
+    original = KernelArgs.cpp_argdefs
+
+    @functools.wraps(original)
+    def cpp_argdefs(self: KernelArgs, *args: Any, **kwargs: Any) -> Any:
+        definitions, call, types = original(self, *args, **kwargs)
+        definitions = [re.sub(r"^const float (?=\w)", "const double ", one) for one in definitions]
+        types = ["const double" if one == "const float" else one for one in types]
+        return definitions, call, types
+
+    KernelArgs.cpp_argdefs = cpp_argdefs  # type: ignore[method-assign]
+
+
+def remember_probes(directory: Path) -> None:
+    """Keep in ``directory`` which instruction sets work here, from now on, instead of asking again.
+
+    Inductor has no such memory: its own cache keeps the compiled probe, and loads it in a new
+    process of Python each time. Nothing is asked where the instruction set is pinned.
+    """
+    probes: list[Probes] = []  # Made at the first question: it starts the compiler for its version.
+
+    def check_build(self: cpu_vec_isa.VecISA, code: str) -> bool:
+        if not probes:
+            machine = [
+                *(str(torch.__version__), torch.version.git_version, platform.machine()),
+                *(compiler_description(), sorted(cpu_features())),
+            ]
+            probes.append(Probes(directory, machine))
+        question: list[Component] = [code, self.build_arch_flags(), self.build_macro()]
+        if probes[0].has(question):
+            return True
+        succeeded = bool(_check_build(self, code))
+        if succeeded:
+            probes[0].add(question)
+        return succeeded
+
+    cpu_vec_isa.VecISA.check_build = check_build  # type: ignore[method-assign]
+
+
+_check_build = cpu_vec_isa.VecISA.check_build
+
+
+def use_headers(headers: Path) -> None:
+    """Keep precompiled headers in ``headers`` from now on, each with a record of what it is.
+
+    Inductor's own directory is below the system's temporary one, under a name that anyone can
+    predict, and has no setting. It takes whatever lies there: also half a file, of a compiler that
+    was killed.
+    """
+    codecache._HEADER_DIR = str(headers)
+    codecache._HEADER_LOCK_DIR = str(headers / "locks")
+    codecache._precompile_header = precompile_header  # type: ignore[assignment]
+
+
+def precompile_header(header: str, hashable_cmd_line: str, **compile_command: Any) -> str:
+    """Return Inductor's precompiled form of a header, made unless it is there and whole.
+
+    Raises:
+        CppCompileError: It cannot be made, or is not to be trusted.
+    """
+    try:
+        with own_headers(Path(codecache._HEADER_DIR)) as own:
+            # Inductor remembers which ones it has made, though they may be gone.
+            if own.remove_damaged():
+                _precompile_header.cache_clear()
+            path = _precompile_header(header, hashable_cmd_line, **compile_command)
+            if not own.has(path):
+                _precompile_header.cache_clear()
+                path = _precompile_header(header, hashable_cmd_line, **compile_command)
+            own.keep(path)
+    except OSError as error:
+        raise CppCompileError(["precompile", header], str(error)) from error
+    return path
+
+
+_precompile_header = codecache._precompile_header
+
+
+def precompiles_headers() -> bool:
+    """Return whether libraries that are not thin are compiled with precompiled headers."""
+    return bool(inductor_config.aot_inductor.precompile_headers)
+
+
+def forget_headers() -> None:
+    """Remove Inductor's precompiled headers, and do without in this process."""
+    _precompile_header.cache_clear()
+    with contextlib.suppress(OSError), own_headers(Path(codecache._HEADER_DIR)) as own:
+        own.remove_all()
+    inductor_config.aot_inductor.precompile_headers = False
+
+
+def inspect_generated_code(inspect: Callable[[str, str, bool], None]) -> Callable[[], None]:
+    """Have ``inspect`` see the generated C++ before it is compiled, until the result is called.
+
+    ``inspect`` gets the wrapper's source, the kernels' source, and whether the proxy executor is
+    needed; what it raises ends the compile. There is no public hook between code generation and
+    the C++ compiler, which is where nine tenths of the time go.
+    """
+    compile_ = codecache.AotCodeCompiler.compile
+
+    def inspected(
+        graph: Any, wrapper_code: str, kernel_code: str, nodes: str | None, **rest: Any
+    ) -> Any:
+        inspect(wrapper_code, kernel_code, bool(nodes))
+        return compile_(graph, wrapper_code, kernel_code, nodes, **rest)
+
+    codecache.AotCodeCompiler.compile = inspected  # type: ignore[method-assign, assignment]
+
+    def restore() -> None:
+        codecache.AotCodeCompiler.compile = compile_  # type: ignore[method-assign]
+
+    return restore
+
+
+@contextlib.contextmanager
+def cpu_wrapper_class(wrapper: type[CppWrapperCpu]) -> Iterator[None]:
+    """Have ``wrapper`` write the C++ of CPU graphs in the block; it is chosen in a table."""
+    init_backend_registration()
+    codegen = device_codegens["cpu"]
+    before = codegen.cpp_wrapper_codegen
+    codegen.cpp_wrapper_codegen = wrapper
+    try:
+        yield
+    finally:
+        codegen.cpp_wrapper_codegen = before
+
+
+@contextlib.contextmanager
+def aot_code_compiler(compile_: Callable[..., Any]) -> Iterator[None]:
+    """Have ``compile_`` make the library of a graph in the block.
+
+    It gets the graph's lowering, the two sources and whether the proxy executor is needed, and
+    returns the library's path.
+    """
+    before = codecache.AotCodeCompiler.compile
+
+    def compile_sources(
+        graph: Any, wrapper_code: str, kernel_code: str, nodes: str | None, **rest: Any
+    ) -> Any:
+        return compile_(graph, wrapper_code, kernel_code, bool(nodes))
+
+    codecache.AotCodeCompiler.compile = compile_sources  # type: ignore[method-assign, assignment]
+    try:
+        yield
+    finally:
+        codecache.AotCodeCompiler.compile = before  # type: ignore[method-assign]
+
+
+def settings(options: dict[str, Any]) -> contextlib.AbstractContextManager[Any]:
+    """Return the context in which Inductor's settings are these, by dotted name."""
+    return inductor_config.patch(options)  # type: ignore[no-any-return]
+
+
+def compile_flags(source: Path) -> list[str]:
+    """Return the command with which Inductor would compile kernels, without files.
+
+    The compiler first, then flags and include directories, under the settings of this moment.
+    """
+    options = cpp_builder.CppTorchDeviceOptions(
+        vec_isa=cpu_vec_isa.pick_vec_isa(), device_type="cpu", aot_mode=True, compile_only=True
+    )
+    builder = cpp_builder.CppBuilder(
+        name="kernel", sources=str(source), output_dir=str(source.parent), BuildOption=options
+    )
+    command = shlex.split(builder.get_command_line())
+    output = command.index("-o")
+    del command[output : output + 2]
+    return [part for part in command if part not in ("-c", str(source))]
+
+
+def decompositions() -> dict[Any, Any]:
+    """Return by overload how Inductor takes ops apart; a copy."""
+    return dict(select_decomp_table())
+
+
+@functools.cache
+def compiler_description() -> str:
+    """Return the C++ compiler's name and version, for an entry's provenance."""
+    compiler = cpp_builder.get_cpp_compiler()
+    done = subprocess.run([compiler, "--version"], capture_output=True, text=True, check=False)
+    return done.stdout.partition("\n")[0].strip() or os.path.basename(compiler)
+
+
+def was_ended(error: CppCompileError) -> bool:
+    """Return whether somebody has ended the compiler, or the system that has no memory left.
+
+    What it was compiling is as good as before. A damaged file makes it crash by other signals.
+    """
+    if -getattr(error.__cause__, "returncode", 0) in _ENDING_SIGNALS:
+        return True
+    words = "|".join(re.escape(signal.strsignal(one) or "") for one in _ENDING_SIGNALS)
+    return re.search(rf"\b({words}) signal\b", error.output) is not None
+
+
+_ENDING_SIGNALS = (signal.SIGTERM, signal.SIGKILL, signal.SIGINT, signal.SIGHUP)

@@ -1,0 +1,283 @@
+"""One call template -> one kernel library, through torch.export and AOTInductor.
+
+Runs in the compile worker only, where no op is registered: whatever the compiler itself calls
+reaches the original kernels.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.fx.experimental.proxy_tensor import make_fx
+
+from .._base.determinism import error_chain, is_compilers_own, is_deterministic
+from .._base.sealed_library import LIBRARY_LIMIT
+from .._base.torch_compat.dispatcher import OpOverload
+from .._base.torch_compat.tracing import fake_mode
+from .._functions.tracing import (
+    call_module,
+    does_not_trace,
+    error_text,
+    fake_inputs,
+    trace_outputs,
+)
+from .._keys.call_template import CallTemplate, slot_dtype
+from .._keys.guards import Guards
+from .._keys.kernel_key import KernelKey
+from ..errors import CompileError
+from . import inductor_compat as inductor
+from .float_division import step_rounding
+from .float_flags import contraction
+from .graph_checks import check_graph
+from .row_sums import in_blocks
+from .symbolic import compiled_pattern, symbolic_program
+from .thin_codegen import NotThinError, ThinWrapper, compiler_into
+
+
+@dataclass(frozen=True, slots=True)
+class Lowered:
+    """A compiled library and what the caller must know to run it.
+
+    Attributes:
+        library: The shared object's file.
+        sha256: The digest of its bytes: no others may be tried, measured or kept.
+        outputs: Where each result of the op comes from; see ``Entry.outputs``.
+        calls_aten: Whether the library calls ATen for a part of its work.
+        parallel: Whether its code has parallel regions, so that it depends on the thread count.
+        compiler: The C++ compiler's name and version.
+        pattern: The calls that a dynamic specialisation serves; ``None`` for a static one.
+        guards: What must hold of the pattern's symbols.
+    """
+
+    library: Path
+    sha256: str
+    outputs: list[dict[str, Any]]
+    calls_aten: bool
+    parallel: bool
+    compiler: str
+    pattern: KernelKey | None = None
+    guards: Guards | None = None
+
+
+def lower(
+    op: OpOverload,
+    template: CallTemplate,
+    work: Path,
+    headers: Path,
+    options: dict[str, Any],
+    dims: Sequence[tuple[int, int]] | None = None,
+) -> Lowered:
+    """Compile the call of ``template`` and return its library, inside ``work``.
+
+    Args:
+        op: The overload.
+        template: The call; its tensors are faked, no data exists.
+        work: An empty directory for everything that is generated.
+        headers: Where precompiled headers are kept.
+        options: Inductor settings by dotted name.
+        dims: For a dynamic specialisation: slot and dimension of each size that is to be a symbol.
+
+    Raises:
+        CompileError: No usable library, with the decline reason.
+    """
+    with fake_mode(), torch.no_grad():
+        outputs = trace_outputs(op, template, fake_inputs(template))
+    is_function = any(name == "function" for name, _ in template.key.context)
+    options = {
+        **contraction(is_function),
+        **step_rounding(template.schema.op, [slot_dtype(slot) for slot in template.slots]),
+        **options,
+        "aot_inductor.output_path": str(work),
+    }
+    facts = _GeneratedCode()
+    op = inductor.kernel_formula(op)
+    try:
+        try:
+            library, traced = _compile_thin(
+                op, template, outputs, work, headers, options, facts, dims
+            )
+        except Exception as error:
+            if not any(isinstance(one, NotThinError) for one in error_chain(error)):
+                raise
+            if dims is not None:
+                raise CompileError(
+                    "not_dynamic", f"no thin library: {error}", remember=is_deterministic(error)
+                ) from error
+            facts = _GeneratedCode()
+            library = _compile_full(op, template, outputs, options, facts)
+        pattern, guards = compiled_pattern(template, traced) if dims is not None else (None, None)
+    except CompileError:
+        raise
+    except Exception as error:
+        raise _compile_error(error) from error
+    file, sha256 = _without_holes(Path(str(library)))
+    return Lowered(
+        library=file,
+        sha256=sha256,
+        outputs=outputs,
+        calls_aten=facts.calls_aten,
+        parallel=facts.parallel,
+        compiler=inductor.compiler_description(),
+        pattern=pattern,
+        guards=guards,
+    )
+
+
+def _without_holes(library: Path) -> tuple[Path, str]:
+    """Return the library, written anew from its first byte to its last, and its digest.
+
+    A linker may leave holes in the file. On a full file system in memory, reading one through the
+    mapped library ends the process.
+    """
+    content = library.read_bytes()
+    if len(content) > LIBRARY_LIMIT:
+        raise CompileError(
+            "compile_failed",
+            f"the library has {len(content)} bytes; at most {LIBRARY_LIMIT} are loaded",
+        )
+    library.unlink()
+    try:
+        library.write_bytes(content)
+    except OSError as error:
+        raise CompileError("store_unwritable", f"{library}: {error.strerror}") from error
+    return library, hashlib.sha256(content).hexdigest()
+
+
+def _compile_thin(
+    op: OpOverload,
+    template: CallTemplate,
+    outputs: list[dict[str, Any]],
+    work: Path,
+    headers: Path,
+    options: dict[str, Any],
+    facts: _GeneratedCode,
+    dims: Sequence[tuple[int, int]] | None,
+) -> tuple[Any, list[Any]]:
+    traced: list[Any] = []
+    if dims is not None:
+        program, inputs, traced = symbolic_program(op, template, outputs, dims)
+    else:
+        program, inputs = _program(op, template, outputs)
+    compile_ = compiler_into(work, headers, facts.inspect)
+    with inductor.cpu_wrapper_class(ThinWrapper), inductor.aot_code_compiler(compile_):
+        return inductor.aot_compile(program, inputs, options=options), traced
+
+
+def _compile_full(
+    op: OpOverload,
+    template: CallTemplate,
+    outputs: list[dict[str, Any]],
+    options: dict[str, Any],
+    facts: _GeneratedCode,
+) -> Any:
+    def attempt(options: dict[str, Any]) -> Any:
+        program, inputs = _program(op, template, outputs)
+        restore = inductor.inspect_generated_code(facts.inspect)
+        try:
+            return inductor.aot_compile(program, inputs, options=options)
+        finally:
+            restore()
+
+    try:
+        return attempt(options)
+    except Exception as error:
+        used = inductor.precompiles_headers()
+        if not used or not any(_may_be_a_header(one) for one in error_chain(error)):
+            raise
+    library = attempt({**options, "aot_inductor.precompile_headers": False})
+    # Not the code's fault, then. They are made anew, by the next process.
+    inductor.forget_headers()
+    return library
+
+
+def _may_be_a_header(error: BaseException) -> bool:
+    """Return whether a compile may have failed for the precompiled headers that it used."""
+    return isinstance(error, inductor.CppCompileError) and not inductor.was_ended(error)
+
+
+def _program(
+    op: OpOverload, template: CallTemplate, outputs: list[dict[str, Any]]
+) -> tuple[Any, tuple[Tensor, ...]]:
+    """Return the call as an exported program and its fake inputs."""
+    with fake_mode(), torch.no_grad():
+        inputs = tuple(fake_inputs(template))
+        try:
+            module = call_module(op, template, outputs)
+            if getattr(op, "differentiates", False):
+                # Export follows no autograd that a function does for itself.
+                module = in_blocks(make_fx(module, inductor.decompositions())(*inputs))
+            exported = torch.export.export(module, inputs, strict=False)
+            check_graph(exported, template)
+            return exported.module(check_guards=False), inputs
+        except CompileError:
+            raise
+        except Exception as error:
+            raise does_not_trace(error) from error
+
+
+class _GeneratedCode:
+    """What the generated C++ says about itself; raises where it must not be used at all."""
+
+    calls_aten = False
+    parallel = False
+
+    def inspect(self, wrapper: str, kernels: str, proxy_executor: bool) -> None:
+        body = _run_body(wrapper)
+        if proxy_executor or "aoti_torch_call_dispatcher" in body:
+            raise CompileError(
+                "needs_proxy_executor",
+                "a part of the graph has no C shim to be called through",
+                remember=True,
+            )
+        if not re.search(r'extern "C"\s+void\s+\w+\s*\(', kernels):
+            raise CompileError("no_kernel_of_its_own", "no C++ kernel came out", remember=True)
+        if re.search(r"\b(floor_divide|remainder)_integral\(", kernels):
+            raise CompileError(
+                "error_depends_on_data",
+                "the generated code divides integers, and notes a zero divisor where another "
+                "thread's kernel does, too",
+                remember=True,
+            )
+        if "TORCH_CHECK(" in kernels:
+            raise CompileError(
+                "error_depends_on_data",
+                "the generated code checks data, and a failed check would end the process",
+                remember=True,
+            )
+        self.calls_aten = bool(re.search(r"aoti_torch_(cpu|cuda|xpu|item)_\w+\(", body))
+        self.parallel = "#pragma omp parallel" in kernels
+
+
+def _run_body(wrapper: str) -> str:
+    """Return the part of the wrapper that runs in a call; the rest is the same in every library."""
+    start = max(wrapper.rfind("::run_impl("), wrapper.rfind("void run_graph("))
+    return wrapper[start:] if start >= 0 else wrapper
+
+
+def _compile_error(error: Exception) -> CompileError:
+    chain = list(error_chain(error))
+    for one in chain:
+        if isinstance(one, CompileError):
+            return one
+    text = error_text(error)
+    names = {type(one).__name__ for one in chain}
+    if "InvalidCxxCompiler" in names:
+        return CompileError("no_compiler", text)
+    if "No space left on device" in text or any(
+        isinstance(one, OSError) and one.errno == errno.ENOSPC for one in chain
+    ):
+        return CompileError("store_unwritable", text)
+    if "CppCompileError" in names:
+        # A compiler that fails may be repaired, and it is no part of the environment.
+        first = re.search(r"^.*\berror\b.*$", text, re.MULTILINE)
+        said = first.group().strip() if first else text[:500]
+        return CompileError("compile_failed", f"the C++ compiler failed: {said}", log=text)
+    return CompileError("compile_failed", text, log=text, remember=is_compilers_own(error))

@@ -1,0 +1,92 @@
+"""The first run of every new library, in a process that may die of it.
+
+A child of a fork server (``_compile_worker/fork_server.py``) makes up arguments from the key's metadata, runs the
+library, and compares with the original kernel.
+Generated code can write past its buffers or abort, and then it is the child that ends. The compile
+worker starts the server with glibc's checking allocator where there is one, so that a write past a
+buffer ends the child at once and not some later, innocent process.
+"""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from .._base.determinism import is_deterministic
+from .._base.sealed_library import sealed_file
+from .._base.torch_compat.settings import set_deterministic_algorithms
+from .._functions.call_target import call_target
+from .._keys.call_template import CallTemplate, call_template
+from .._keys.kernel_key import KernelKey
+from .._runner.kernel_runner import LibraryRunner
+from . import fork_server
+from .made_up_values import distinct_numbers, numbers_within
+from .trial_runs import LibraryRaised, Original, Trial
+
+
+def serve() -> None:
+    """Try libraries until standard input ends; see ``fork_server``."""
+    fork_server.serve(_try_library)
+
+
+def _try_library(request: Mapping[str, Any]) -> dict[str, Any]:
+    key = KernelKey.from_json(request["key"])
+    op, schema = call_target(key.op, request.get("function"), request.get("schema", ""))
+    template = call_template(schema, key, request.get("numbers") or ())
+    outputs = request["outputs"]
+    context = dict(key.context)
+    torch.set_default_dtype(getattr(torch, context["default_dtype"]))
+    set_deterministic_algorithms(context["deterministic"])
+    if isinstance(context["threads"], int):
+        torch.set_num_threads(context["threads"])
+    try:
+        with sealed_file(Path(request["library"]), request["sha256"]) as library:
+            runner = LibraryRunner(library, calls_aten=False)
+    except Exception as error:  # noqa: BLE001 - the answer is the reason
+        # Not remembered: a mount option, a system library that is not there yet.
+        return {"reason": "library_unloadable", "message": str(error), "remember": False}
+    is_function = request.get("function") is not None
+    if is_function and not template.constants:
+        op = op.with_constants_for_good([])  # Its source is compiled once.
+    call = Original(template, op, outputs, is_function=is_function)
+    trial = Trial(call, runner.run, _own_numbers(request, template))
+    with torch.no_grad():
+        try:
+            problem = trial.problem()
+        except LibraryRaised as raised:
+            cause = raised.__cause__
+            assert isinstance(cause, Exception)
+            return {"reason": "raised", "message": str(cause), "remember": is_deterministic(cause)}
+    if problem is not None and request["check"]:
+        return {"reason": "mismatch", "message": problem, "remember": True}
+    # A verdict outlives the setting: who checks again must not take this for a comparison.
+    answer = {"compared": 0 if problem is not None else trial.compared}
+    return answer | ({"lost_signs": trial.lost_signs} if trial.lost_signs else {})
+
+
+def _own_numbers(request: Mapping[str, Any], template: CallTemplate) -> tuple[float, ...]:
+    """Return the numbers that the call has, and the function that it calls."""
+    function = request.get("function")
+    args, kwargs = template.arguments([None] * len(template.slots))
+    found = [*numbers_within([args, list(kwargs.values())]), *numbers_within(function)]
+    for source in _sources(function):
+        literals = [n.value for n in ast.walk(ast.parse(source)) if isinstance(n, ast.Constant)]
+        found += numbers_within(literals)
+    return distinct_numbers(found)
+
+
+def _sources(document: Any) -> Iterator[str]:
+    """Give the sources in a function's document."""
+    if isinstance(document, Mapping):
+        for name, value in document.items():
+            if name == "source":
+                yield value
+            else:
+                yield from _sources(value)
+    elif isinstance(document, list):
+        for value in document:
+            yield from _sources(value)

@@ -1,0 +1,352 @@
+"""Runs of the original and of a library in a trial, on the same made-up data."""
+
+from __future__ import annotations
+
+import itertools
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .._dispatch.closeness import (
+    is_step,
+    own_error,
+    suspicious,
+    typical,
+)
+from .._dispatch.compare import (
+    Output,
+    Pair,
+    compared_pairs,
+    copy_mutated,
+    copy_tensor,
+    truth_of,
+    values_problem,
+)
+from .._dispatch.reference import Reference, is_double, to_single
+from .._keys.call_template import CallTemplate, fresh_results
+from .made_up_data import (
+    ALWAYS,
+    POSITIVE,
+    SMALL,
+    SPARSE,
+    WIDE,
+    DataSet,
+    data_sets,
+)
+
+# Of one result, so many elements in all runs together are enough to say how exact it is.
+_MOST_JUDGED = 1 << 16
+# A thread more is of no use to less than this, and waits for its core.
+_SERIAL_BELOW = 1 << 16
+# What a trial may take of a core for the data that are not always tried.
+_MOST_CPU_S = 0.3
+# In a function's last binades, what overflows depends on the order of its steps.
+_REACH = 2.0**12
+# Runs on ordinary data, to find out how exact the original is.
+_RUNS_JUDGED = 8
+
+Run = Callable[[list[Tensor]], list[Tensor]]
+# A run's inputs, these after the original's run, and its results.
+_Made = tuple[list[Tensor], list[Tensor], list[Tensor]]
+
+
+@dataclass(frozen=True, slots=True)
+class Original:
+    """The call, made with made-up arguments.
+
+    Attributes:
+        template: The call.
+        op: What is called.
+        outputs: Where its results come from; see ``Entry.outputs``.
+        is_function: Whether it is a function of the user's.
+    """
+
+    template: CallTemplate
+    op: Any
+    outputs: Sequence[Output]
+    is_function: bool = False
+
+    def results(self, inputs: Sequence[Tensor]) -> list[Tensor] | None:
+        """Return its results; ``None`` where it refuses the arguments."""
+        try:
+            result = self.template.call(self.op, inputs, as_number=lambda number: number.item())
+        except Exception:  # noqa: BLE001 - the original refuses the data
+            return None
+        return fresh_results(self.outputs, result, len(self.template.schema.returns))
+
+    def reference(self, inputs: Sequence[Tensor]) -> Reference:
+        """Return the reference of a run."""
+        return Reference(
+            self.template,
+            lambda: [copy_tensor(tensor) for tensor in inputs],
+            self.op,
+            self.outputs,
+            default_dtype=torch.float64,
+        )
+
+    def mixes(self, inputs: Sequence[Tensor]) -> bool:
+        """Return whether an element of a result depends on many of an argument's.
+
+        ``inputs`` are ordinary; a NaN in one element of an argument shows where that goes.
+        """
+        before = self._all_results(inputs)
+        if before is None:
+            return False
+        shape = _broadcast([tuple(one.shape) for one in inputs])
+        if any(tuple(one.shape) != shape for one in before):
+            return True
+        for i, given in enumerate(inputs):
+            if self.template.slots[i].number_kind or not given.is_floating_point():
+                continue
+            if not given.numel():
+                continue
+            poked = list(inputs)
+            poked[i] = copy_tensor(given)
+            poked[i][tuple(n // 2 for n in given.shape)] = float("nan")
+            places = int(poked[i].isnan().sum())
+            after = self._all_results(poked)
+            if after is None:
+                continue
+            for old, new in zip(before, after, strict=True):
+                changed = ~((old == new) | ((old != old) & (new != new)))
+                if int(changed.sum()) > places * max(1, old.numel() // given.numel()):
+                    return True
+        return False
+
+    def _all_results(self, inputs: Sequence[Tensor]) -> list[Tensor] | None:
+        given = [copy_tensor(one) for one in inputs]
+        results = self.results(given)
+        if results is None:
+            return None
+        return results + [
+            one for one, slot in zip(given, self.template.slots, strict=True) if slot.mutated
+        ]
+
+
+def _broadcast(shapes: Sequence[tuple[int, ...]]) -> tuple[int, ...] | None:
+    """Return the sizes that these have together; torch's function for it imports sympy."""
+    sizes: list[int] = []
+    for places in itertools.zip_longest(*(reversed(shape) for shape in shapes), fillvalue=1):
+        others = {size for size in places if size != 1}
+        if len(others) > 1:
+            return None
+        sizes.append(others.pop() if others else 1)
+    return tuple(reversed(sizes))
+
+
+class LibraryRaised(RuntimeError):
+    """A library has raised; its error is the cause."""
+
+
+class Trial:
+    """A library's runs beside the original's.
+
+    Args:
+        original: The call.
+        run: The library.
+        own: The call's own numbers.
+
+    Attributes:
+        compared: In how many data sets something was compared.
+        lost_signs: Elements of pointwise results that are zero in both runs, of different signs.
+    """
+
+    def __init__(self, original: Original, run: Run, own: Sequence[float]) -> None:
+        self.compared = 0
+        self.lost_signs = 0
+        self._original = original
+        self._run = run
+        self._own = own
+        self._kind = WIDE
+        # A compiler orders the steps of a function anew; an op of PyTorch's is one step.
+        self._reach = _REACH if original.is_function else 1.0
+        self._rules: dict[tuple[bool, int], tuple[float, bool]] = {}
+
+    def problem(self) -> str | None:
+        """Return what differs, and on which data; ``None`` if nothing does.
+
+        Raises:
+            LibraryRaised: It did, for its cause.
+        """
+        start = 0.0
+        for data in self._data_sets():
+            if data.name in ALWAYS:
+                # This thread's: others of a parallel region wait, and count as busy.
+                start = time.thread_time()
+            # Of a function that takes long in eager, too, fewer data are tried.
+            elif time.thread_time() - start > _MOST_CPU_S:
+                break
+            found = self._differences(data)
+            self.compared += found is not None
+            if found:
+                return f"on {data.name} data: {'; '.join(found)}"
+        return None
+
+    def _data_sets(self) -> Iterable[DataSet]:
+        template = self._original.template
+        slots = template.slots
+        first = next(iter(data_sets(slots, self._own, mixes=True))).make(0, SMALL)
+        if max((one.numel() for one in first), default=0) < _SERIAL_BELOW:
+            torch.set_num_threads(1)
+        self._mixes = self._original.mixes(first)
+        results = self._original.results([copy_tensor(one) for one in first]) or ()
+        self._largest = max((one.numel() for one in results), default=0)
+        return data_sets(slots, self._own, mixes=self._mixes, largest=self._largest)
+
+    def _differences(self, data: DataSet) -> list[str] | None:
+        """Return what differs in some runs; ``None`` where the original refuses all of the data."""
+        lines: list[str] = []
+        by_result: dict[tuple[bool, int], list[tuple[Pair, list[Tensor]]]] = {}
+        refused = 0
+        for number in range(data.runs):
+            made = self._accepted(data, number)
+            if made is None:
+                refused += 1
+                if refused > 3 and not by_result:
+                    break
+                continue
+            inputs, theirs, expected = made
+            mine = [copy_tensor(tensor) for tensor in inputs]
+            try:
+                got = self._run(mine)
+            except Exception as error:
+                raise LibraryRaised from error
+            found, pairs = compared_pairs(
+                *(self._original.template, expected, got, theirs, mine),
+                aliasing=number == 0,  # Values change nothing about it.
+            )
+            lines += [line for line in found if line not in lines]
+            for pair in pairs:
+                by_result.setdefault((pair.of_inputs, pair.index), []).append((pair, inputs))
+        if not by_result and not lines:
+            return None
+        sums = data.name == SPARSE and all(
+            self._sums_rows(runs[0][0].want, runs[0][1]) for runs in by_result.values()
+        )
+        for runs in by_result.values():
+            problem = self._values(runs, sums=sums)
+            if problem is not None:
+                lines.append(f"{runs[0][0].where}: {problem}")
+        return lines
+
+    def _accepted(self, data: DataSet, number: int) -> _Made | None:
+        """Return a run's inputs, and these after the original's run, and its results."""
+        while True:
+            inputs = data.make(number, self._kind)
+            theirs = copy_mutated(self._original.template, inputs)
+            expected = self._original.results(theirs)
+            if expected is not None:
+                return inputs, theirs, expected
+            if self._kind == SMALL or not self._has_integers():
+                return None
+            self._kind = POSITIVE if self._kind == WIDE else SMALL
+
+    def _has_integers(self) -> bool:
+        return any(
+            not (one.component.get("dtype", "float").startswith(("float", "bfloat", "complex")))
+            for one in self._original.template.slots
+            if not one.number_kind
+        )
+
+    def _values(self, runs: list[tuple[Pair, list[Tensor]]], *, sums: bool) -> str | None:
+        pairs = [pair for pair, _ in runs]
+        if len(pairs) > 1:
+            # One comparison for many small results.
+            together = replace(
+                pairs[0],
+                want=torch.stack([pair.want for pair in pairs]),
+                have=torch.stack([pair.have for pair in pairs]),
+            )
+            self._count_signs(together)
+            if suspicious(together.want, together.have) is None:
+                return None
+        else:
+            self._count_signs(pairs[0])
+        references = [self._original.reference(inputs) for _, inputs in runs]
+        return values_problem(
+            *(pairs, references, self._rule),
+            mixes=self._mixes,
+            any_odd=self._mixes and not sums,
+            reach=self._reach,
+        )
+
+    def _sums_rows(self, result: Tensor, inputs: Sequence[Tensor]) -> bool:
+        """Return whether each element is made of one row, and nothing else.
+
+        Of one infinity among finite numbers it is no number, or infinite, wherever in the row that
+        stands. With a second argument, or weights of zero, the order of steps decides.
+        """
+        slots = self._original.template.slots
+        floats = [
+            one
+            for one, slot in zip(inputs, slots, strict=True)
+            if one.is_floating_point() and not slot.number_kind
+        ]
+        if len(floats) != 1:
+            return False
+        (row,) = floats
+        both = zip(result.shape, row.shape, strict=False)
+        return result.dim() < row.dim() or any(mine == 1 < theirs for mine, theirs in both)
+
+    def _count_signs(self, pair: Pair) -> None:
+        if self._mixes or not pair.want.is_floating_point():
+            return
+        both = (pair.want == 0) & (pair.have == 0)
+        self.lost_signs += int((both & (pair.want.signbit() != pair.have.signbit())).sum())
+
+    def _rule(self, pair: Pair) -> tuple[float, bool]:
+        """Return how far the original is off in a result as a rule, and if that has steps.
+
+        Nothing is wider than double: an algorithm is as far off there as in single precision, in
+        units of its own. A sum that single precision keeps in double is one of doubles, too: of
+        such no more is known than that it is as good as its inputs.
+        """
+        name = pair.of_inputs, pair.index
+        if name not in self._rules:
+            self._judge_original()
+        least = 1.0 if self._mixes and pair.want.dtype in (torch.float64, torch.complex128) else 0.0
+        own, steps = self._rules.get(name, (least, False))
+        return max(own, least), steps
+
+    def _single(self, made: _Made | None) -> _Made | None:
+        """Return a run of the original with doubles rounded to single precision."""
+        if made is None or not any(map(is_double, made[0])):
+            return made
+        inputs = [to_single(tensor) for tensor in made[0]]
+        theirs = [copy_tensor(tensor) for tensor in inputs]
+        expected = self._original.results(theirs)
+        return None if expected is None else (inputs, theirs, expected)
+
+    def _judge_original(self) -> None:
+        template = self._original.template
+        shares: dict[tuple[bool, int], list[Tensor]] = {}
+        steps: dict[tuple[bool, int], list[bool]] = {}
+        elements = 0
+        for data in data_sets(template.slots, self._own, mixes=True):
+            for number in range(min(data.runs, 2)):
+                made = self._single(self._accepted(data, number))
+                if made is None:
+                    continue
+                inputs, theirs, expected = made
+                reference = self._original.reference(inputs)
+                _, pairs = compared_pairs(template, expected, expected, theirs, theirs)
+                for pair in pairs:
+                    known = truth_of(pair, reference)
+                    if known is None:
+                        continue
+                    name = pair.of_inputs, pair.index
+                    shares.setdefault(name, []).append(own_error(pair.want, known).reshape(-1))
+                    if data.ordinary:
+                        steps.setdefault(name, []).append(is_step(known.exact))
+                    elements += pair.want.numel()
+            if elements > _MOST_JUDGED or sum(map(len, shares.values())) >= _RUNS_JUDGED * len(
+                shares
+            ):
+                break
+        for name, found in shares.items():
+            whole = steps.get(name, [])
+            self._rules[name] = typical(torch.cat(found)), bool(whole) and all(whole)

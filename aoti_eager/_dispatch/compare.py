@@ -1,0 +1,381 @@
+"""Compare what a kernel library did with what the original did.
+
+Runs in the user's process on live arguments and in the trial process on made-up ones. The caller
+has the thread's pass-through flag set: every torch op in here must reach its original.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .._base.data_class import dataclass
+from .._base.torch_compat.tensors import tensor_difference
+from .._keys.aliasing import storage_key
+from .._keys.call_template import CallTemplate
+from .closeness import (
+    Truth,
+    judged,
+    own_error,
+    suspicious,
+    truth,
+    typical,
+)
+from .reference import RUNS, ExactReference, Reference
+
+# Runs in double precision are made of those that differ most: of so many, and for so many elements.
+_LEAST_REFERENCES, _MOST_REFERENCES, _ELEMENTS = 3, 96, 4096
+# Elements of a result above which no runs with errors are made.
+_MOST_SPREAD = 1 << 20
+
+# The value that a slot's number has in a call, and the other values that an op returned.
+Output = Mapping[str, Any]
+
+
+def copy_tensor(tensor: Tensor) -> Tensor:
+    """Return a copy with the same sizes and strides on a storage of its own.
+
+    The whole range of memory is copied, so an expanded or overlapping tensor stays one.
+    """
+    extent = sum((n - 1) * s for n, s in zip(tensor.shape, tensor.stride(), strict=True)) + 1
+    if tensor.numel() == 0:
+        return torch.empty_strided(
+            tensor.shape, tensor.stride(), dtype=tensor.dtype, device=tensor.device
+        )
+    plain = tensor.detach()
+    flat = plain.as_strided((extent,), (1,), plain.storage_offset()).clone()
+    return flat.as_strided(tensor.shape, tensor.stride())
+
+
+def copy_mutated(template: CallTemplate, inputs: Sequence[Tensor]) -> list[Tensor]:
+    """Return ``inputs`` with a copy in place of each one that the op writes to."""
+    return [
+        copy_tensor(tensor) if slot.mutated else tensor
+        for slot, tensor in zip(template.slots, inputs, strict=True)
+    ]
+
+
+def differences(
+    template: CallTemplate,
+    expected: Sequence[Tensor],
+    got: Sequence[Tensor],
+    expected_inputs: Sequence[Tensor],
+    got_inputs: Sequence[Tensor],
+    reference: Callable[[], tuple[Sequence[Tensor], Sequence[Tensor]] | None]
+    | Reference
+    | None = None,
+    *,
+    with_values: bool = False,
+) -> list[str]:
+    """Return one line for each way in which a library's run differs from the original's.
+
+    Args:
+        template: The call.
+        expected: The original's fresh results.
+        got: The library's outputs.
+        expected_inputs: The inputs after the original ran, in slot order.
+        got_inputs: The inputs after the library ran.
+        reference: Gives results and inputs after a run in float64. Where values differ by more
+            than ``torch.testing.assert_close`` allows, the library still passes if it is no
+            further from this reference than the original is (``closeness``). One run says little
+            about how far the original may be off, so what ``assert_close`` allows is let pass.
+        with_values: Whether a line names both values where they differ most.
+    """
+    if not isinstance(reference, Reference):
+        reference = None if reference is None else ExactReference(reference)
+    found, pairs = compared_pairs(template, expected, got, expected_inputs, got_inputs)
+    for pair in pairs:
+        if _is_close(pair.want, pair.have):
+            continue
+        # No number in an infinity's place is wrong: of an order of steps, nothing is known here.
+        problem = values_problem([pair], [reference], None, any_odd=False)
+        if problem is not None and with_values:
+            problem += f" ({_both_values(pair.want, pair.have)})"
+        if problem is not None:
+            found.append(f"{pair.where}: {problem}")
+    return found
+
+
+@dataclass(frozen=True, slots=True)
+class Pair:
+    """A tensor of the original's run and the library's: a result, or an argument written to.
+
+    Attributes:
+        where: What it is, in words.
+        of_inputs: Whether it is one of the inputs.
+        index: Which of the results, or inputs.
+        want: The original's.
+        have: The library's, of the same dtype, sizes and strides.
+    """
+
+    where: str
+    of_inputs: bool
+    index: int
+    want: Tensor
+    have: Tensor
+
+
+def compared_pairs(
+    template: CallTemplate,
+    expected: Sequence[Tensor],
+    got: Sequence[Tensor],
+    expected_inputs: Sequence[Tensor],
+    got_inputs: Sequence[Tensor],
+    *,
+    aliasing: bool = True,
+) -> tuple[list[str], list[Pair]]:
+    """Return what differs besides values, and the pairs whose values are to be compared.
+
+    Arguments are as for ``differences``; without ``aliasing``, storages are not looked at.
+    """
+    if len(expected) != len(got):
+        return [f"results: {len(got)} instead of {len(expected)}"], []
+    found = _aliasing(expected, got, expected_inputs, got_inputs) if aliasing else []
+    pairs = [
+        Pair(f"result {i}", False, i, a, b)
+        for i, (a, b) in enumerate(zip(expected, got, strict=True))
+    ]
+    for i, slot in enumerate(template.slots):
+        if slot.mutated:
+            where = f"argument {slot.name!r}"
+            pairs.append(Pair(where, True, i, expected_inputs[i], got_inputs[i]))
+    problems = [(pair, _metadata(pair.want, pair.have)) for pair in pairs]
+    found += [f"{pair.where}: {problem}" for pair, problem in problems if problem is not None]
+    return found, [pair for pair, problem in problems if problem is None]
+
+
+def values_problem(
+    pairs: Sequence[Pair],
+    references: Sequence[Reference | None],
+    own: Callable[[Pair], tuple[float, bool]] | None,
+    *,
+    mixes: bool = True,
+    any_odd: bool = True,
+    reach: float = 1.0,
+) -> str | None:
+    """Return how the values of one result differ over some runs; ``None`` if they are as good.
+
+    Args:
+        pairs: The result in each run.
+        references: The runs in double precision, each for one of ``pairs``.
+        own: Gives how far the original is off as a rule, and whether values are steps; see
+            ``closeness.judged``. From these runs, if absent.
+        mixes: See ``closeness.judged``.
+        any_odd: The same.
+        reach: The same.
+    """
+    masks = [suspicious(pair.want, pair.have) for pair in pairs]
+    odd = [i for i, mask in enumerate(masks) if mask is not None]
+    wrong: list[tuple[int, Tensor, Truth | None]] = []
+    most = max(_LEAST_REFERENCES, min(_MOST_REFERENCES, _ELEMENTS // max(1, pairs[0].want.numel())))
+    for i in sorted(odd, key=lambda i: -_distance(pairs[i]))[:most]:
+        pair, mask = pairs[i], masks[i]
+        assert mask is not None
+        known = truth_of(pair, references[i], runs=0)
+        if known is None:
+            if not _is_close(pair.want, pair.have):
+                wrong.append((i, mask, None))
+            continue
+        bad = judged(
+            pair.want,
+            pair.have,
+            known,
+            0.0,
+            asked=mask,
+            is_step=False,
+            mixes=mixes,
+            any_odd=any_odd,
+            is_drawn=own is not None,
+        )
+        if bool(bad.any()) or own is not None:
+            # Not by the values alone: how far rounding may put them costs some runs more.
+            if own is not None and not bool(bad.any()) and not own(pair)[1]:
+                continue
+            known, bad = _judged_closely(
+                pair, mask, references[i], own, mixes=mixes, any_odd=any_odd, reach=reach
+            )
+        if bool(bad.any()):
+            wrong.append((i, bad, known))
+    if not wrong:
+        return None
+    total = sum(int(mask.sum()) for _, mask, _ in wrong)
+    i, mask, known = wrong[0]
+    return "values: " + _described(pairs[i], mask, known, total)
+
+
+def _judged_closely(
+    pair: Pair,
+    mask: Tensor,
+    reference: Reference | None,
+    own: Callable[[Pair], tuple[float, bool]] | None,
+    *,
+    mixes: bool,
+    any_odd: bool,
+    reach: float,
+) -> tuple[Truth, Tensor]:
+    """Return what is right for a pair, with what rounding may come to, and what is wrong by that.
+
+    Arguments are as for ``values_problem``.
+    """
+    assert reference is not None
+
+    def wrong(known: Truth, *, overflowed: bool = False) -> Tensor:
+        by = (typical(own_error(pair.want, known)), False) if own is None else own(pair)
+        return judged(
+            pair.want,
+            pair.have,
+            known,
+            by[0],
+            asked=mask,
+            is_step=by[1],
+            mixes=mixes,
+            any_odd=any_odd,
+            reach=reach,
+            overflowed=overflowed,
+            is_drawn=own is not None,
+        )
+
+    def known(runs: int) -> Truth:
+        found = truth_of(pair, reference, runs=runs)
+        assert found is not None
+        return found
+
+    # What passes by one run passes by more, too.
+    first = known(1)
+    bad = wrong(first)
+    if not bool(bad.any()):
+        return first, bad
+    full = known(RUNS)
+    bad = wrong(full)
+    if reach > 1 and bool(bad.any()) and reference.overflowed():
+        bad = wrong(full, overflowed=True)
+    if own is not None and not mixes and bool(bad.any()):
+        bad &= ~_as_elsewhere(pair, reference)
+    return full, bad
+
+
+def _as_elsewhere(pair: Pair, reference: Reference) -> Tensor:
+    """Return which elements are what the original gives for the same arguments at another place."""
+    found = reference.elsewhere()
+    rows = None if found is None else found[pair.of_inputs][pair.index]
+    have = pair.have
+    if rows is None or rows.shape[1:] != have.shape or rows.dtype is not have.dtype:
+        return torch.zeros_like(have, dtype=torch.bool)
+    return ((rows == have) | (rows.isnan() & have.isnan())).any(0)
+
+
+def truth_of(pair: Pair, reference: Reference | None, *, runs: int = RUNS) -> Truth | None:
+    """Return what is right for a pair; ``None`` if that is not known.
+
+    Without ``runs`` of each kind with errors, rounding is taken to put nothing off.
+    """
+    if reference is None or not (pair.want.is_floating_point() or pair.want.is_complex()):
+        return None
+    exact = reference.exact()
+    if exact is None:
+        return None
+    value = exact[pair.of_inputs][pair.index]
+    wide = torch.complex128 if pair.want.is_complex() else torch.float64
+    if value.shape != pair.want.shape or value.dtype is not wide:
+        return None
+    # Several runs in double precision would take many times the memory of the call.
+    if not runs or value.numel() > _MOST_SPREAD:
+        return truth(value, [], [])
+    rounded, nudged = reference.spread(runs)
+    single = reference.errors_of_doubles()
+    return truth(
+        value,
+        [one[pair.of_inputs][pair.index] for one in rounded],
+        [one[pair.of_inputs][pair.index] for one in nudged],
+        None if single is None else single[pair.of_inputs][pair.index],
+        magnified=reference.magnified(),
+    )
+
+
+def _distance(pair: Pair) -> float:
+    """Return by what share the values of a pair differ at most; infinity for what is no number."""
+    want, have = pair.want, pair.have
+    if want.is_complex():
+        want, have = (torch.view_as_real(one.resolve_conj()) for one in (want, have))
+    elif not want.is_floating_point():
+        return 1.0
+    want, have = want.double(), have.double()
+    off = ((have - want).abs() / want.abs().clamp(min=1e-300)).nan_to_num(0.0)
+    same = (want == have) | (want.isnan() & have.isnan())
+    other = ~same & ~(want.isfinite() & have.isfinite())
+    return float(torch.where(other, float("inf"), off).max())
+
+
+def _described(pair: Pair, mask: Tensor, known: Truth | None, total: int) -> str:
+    """Return which element is wrong, and what was expected."""
+    place = [int(n) for n in mask.nonzero()[0]]
+    want, have = pair.want[tuple(place)].item(), pair.have[tuple(place)].item()
+    said = f"{have!r} instead of {want!r} at {tuple(place)}"
+    if known is not None:
+        said += f" (in double precision {known.exact[tuple(place)].item()!r})"
+    return f"{said}, one of {total} wrong elements" if total > 1 else said
+
+
+def _metadata(want: Tensor, have: Tensor) -> str | None:
+    for name, mine, theirs in (
+        ("dtype", want.dtype, have.dtype),
+        ("device", want.device, have.device),
+        ("sizes", tuple(want.shape), tuple(have.shape)),
+        ("strides", tuple(want.stride()), tuple(have.stride())),
+        ("conjugate bit", want.is_conj(), have.is_conj()),
+        ("negative bit", want.is_neg(), have.is_neg()),
+        ("storage offset", want.storage_offset(), have.storage_offset()),
+    ):
+        if mine != theirs:
+            return f"{name} {theirs} instead of {mine}"
+    return None
+
+
+def _is_close(want: Tensor, have: Tensor) -> bool:
+    # First what is quick, and right as a rule.
+    return bool(torch.equal(have, want)) or tensor_difference(have, want) is None
+
+
+def _both_values(want: Tensor, have: Tensor) -> str:
+    """Return the two values at the place where they differ most, NaN more than all."""
+    if want.numel() == 0:
+        return "no elements"
+    wide = torch.complex128 if want.is_complex() else torch.float64
+    mine, theirs = have.detach().to(wide).reshape(-1), want.detach().to(wide).reshape(-1)
+    distance = (mine - theirs).abs()
+    same = (mine == theirs) | (torch.isnan(mine) & torch.isnan(theirs))
+    distance = torch.where(torch.isnan(distance), torch.inf, distance).masked_fill(same, -1.0)
+    place = int(distance.argmax())
+    return f"{mine[place].item()!r} instead of {theirs[place].item()!r}, element {place}"
+
+
+def _aliasing(
+    expected: Sequence[Tensor],
+    got: Sequence[Tensor],
+    expected_inputs: Sequence[Tensor],
+    got_inputs: Sequence[Tensor],
+) -> list[str]:
+    found = []
+    want = _sharing(expected, expected_inputs)
+    have = _sharing(got, got_inputs)
+    for pair in sorted(want ^ have):
+        verb = "shares" if pair in have else "does not share"
+        found.append(f"aliasing: {pair[0]} {verb} storage with {pair[1]}")
+    return found
+
+
+def _sharing(results: Sequence[Tensor], inputs: Sequence[Tensor]) -> set[tuple[str, str]]:
+    pairs: set[tuple[str, str]] = set()
+    named = [(f"input {i}", t) for i, t in enumerate(inputs)]
+    for index, tensor in enumerate(results):
+        mine = storage_key(tensor)
+        pairs |= {
+            (f"result {index}", name)
+            for name, other in named
+            if mine is not None and storage_key(other) == mine
+        }
+        named.append((f"result {index}", tensor))
+    return pairs

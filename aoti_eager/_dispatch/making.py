@@ -1,0 +1,225 @@
+"""What is asked of a worker for one key: its entry in the store, and what its library is worth.
+
+The same for a key whose call has just missed and for one that an earlier process has left. What
+becomes of the library is for whoever asks.
+"""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+from .._base.data_class import dataclass
+from .._compile_service.cache_context import Backend
+from .._keys.dynamic_plan import Plan
+from .._keys.kernel_key import ANY_THREADS
+from .._store.entry import Status
+from .._store.kept_queue import record_of
+from .._store.new_entries import ready_entry
+from .._store.store import StoredEntry
+from .._store.stored_pattern import serves
+from .._store.verdict import PathTime, Verdict
+from ..config import config
+from ..errors import CompileError
+from .kernel_request import KeyedCall
+from .payback import payback
+from .table import BEING_COMPILED, MEASURING, QUEUED
+
+# Until a key that another process compiles is asked for again: at first, and at most.
+_SHORTEST_BUSY_S, _LONGEST_BUSY_S = 0.25, 2.0
+# How often a library is timed again that could not be, or that lost by noise, in growing distances.
+_UNQUIET_TRIES = 3
+# How often an entry may be gone that a worker has just published.
+_VANISHED_TRIES = 2
+
+
+@dataclass(frozen=True, slots=True)
+class Made:
+    """A key's entry, and what its library is worth here if it has one.
+
+    Attributes:
+        found: The entry, ready or not.
+        verdict: What this processor has made of it.
+        taken: The times to go by; ``None`` where they could not be taken, or are not wanted.
+        gated: Whether times were wanted: the setting may be another by now.
+    """
+
+    found: StoredEntry
+    verdict: Verdict
+    taken: PathTime | None
+    gated: bool
+
+
+class Making:
+    """One key on its way: ``run`` goes on with it.
+
+    Args:
+        call: The key's call.
+        backend: The store and the workers.
+        found: Its entry, if it is known to lack a measurement alone.
+        plan: For a dynamic specialisation.
+
+    Attributes:
+        digest: What the kept queue calls it.
+        state: How far it has come, one of ``table.STATES``.
+        compiled: Whether a worker has made its library for us.
+    """
+
+    def __init__(
+        self,
+        call: KeyedCall,
+        backend: Backend,
+        found: StoredEntry | None = None,
+        plan: Plan | None = None,
+    ) -> None:
+        self._call = call
+        self._backend = backend
+        self._found = found
+        self._plan = plan
+        self._busy_s = 0.0
+        self._unquiet = 0
+        self._vanished = 0
+        self.digest = call.key.digest if plan is None else plan.pattern.digest
+        self.state = QUEUED
+        self.compiled = False
+
+    @property
+    def is_stored(self) -> bool:
+        """Return whether the library is there, and only has to be measured: that takes a moment."""
+        return self._found is not None
+
+    def run(self) -> Made | float:
+        """Return what came of it; or the seconds to wait until it is worth another try.
+
+        Raises:
+            CompileError: There is no usable library.
+            StoreError: The store cannot be read.
+        """
+        call, backend = self._call, self._backend
+        # Once: the setting may change at any time, and what serves must say by which it was chosen.
+        gated = call.is_gated
+        found = self._found
+        if found is None and not call.toolchain.works_in_background:
+            self.state = BEING_COMPILED
+            found = self._compiled_here()
+        if found is None and self._plan is not None:
+            call.table.specialised.look_again()
+            found = call.find(backend)
+        if found is None:
+            published = self._published()
+            if isinstance(published, float):
+                self.state = QUEUED
+                return published
+            found = published
+        self._found = found
+        entry = found.entry
+        if entry.status is not Status.READY:
+            return Made(found, Verdict(""), None, gated)
+        verdict = call.verdict(found, backend)
+        taken = call.time(verdict, entry)
+        # What came from another machine has not been run on this one, and may not be safe to.
+        unknown = gated and taken is None
+        untried = call.wants_check(entry, verdict) and not verdict.compared
+        if call.toolchain.works_in_background and (unknown or untried):
+            self.state = MEASURING
+            verdict, taken = call.measure(found, verdict, backend, background=True)
+            unsettled = taken is None or taken.is_doubtful
+            if gated and unsettled and self._unquiet < _UNQUIET_TRIES:
+                self._unquiet += 1
+                return float(4 ** (self._unquiet - 1))
+        return Made(found, verdict, taken, gated)
+
+    def _published(self) -> StoredEntry | float:
+        """Return the entry that a worker has put into the store; or the seconds to wait."""
+        call, backend = self._call, self._backend
+        record = record_of(backend.store.root)
+        if backend.background_service.ended:
+            # The rest of the queue, while Python ends: nothing of it is begun.
+            raise CompileError("worker_died", f"{call.key.op}: Python is ending", remember=False)
+        self.state = BEING_COMPILED
+        record.tried(self.digest)
+        start = time.monotonic()
+        published = call.toolchain.publish(call.template, call.function, backend, self._plan)
+        record.tried(self.digest, -1)  # It has come to an end: no process begins it in vain.
+        if published is None:
+            return self._busy()
+        if published.compiled:
+            self.compiled = True
+            payback.observe(time.monotonic() - start)
+            call.cache.counters.compiles.add()
+        let_others_run()
+        try:
+            found = self._read(published.entry)
+        except FileNotFoundError:
+            # Cleared since; not again and again, if somebody goes on doing it.
+            self._vanished += 1
+            if self._vanished > _VANISHED_TRIES:
+                raise
+            return 0.0
+        if found.entry.guards is not None:
+            call.table.specialised.add(found)
+        return found
+
+    def _busy(self) -> float:
+        """Return the seconds until the key is asked for again, whose lock another process holds.
+
+        Raises:
+            CompileError: It was waited for as long as a call would wait: that process may be
+                stopped, and whoever waits for kernels would wait with it.
+        """
+        left = config.lock_timeout_s - self._busy_s
+        if left <= 0:
+            raise CompileError(
+                "locked",
+                f"{self._call.key.op}: another process has held the key's lock for "
+                f"{config.lock_timeout_s:g} s (lock_timeout_s)",
+                remember=False,
+            )
+        # Longer and longer: each time a worker and the store are asked.
+        wait_s = min(max(_SHORTEST_BUSY_S, self._busy_s), _LONGEST_BUSY_S, left)
+        self._busy_s += wait_s
+        return float(wait_s)
+
+    def _read(self, path: Path) -> StoredEntry:
+        """Return the entry that a worker has named.
+
+        Raises:
+            CompileError: It is another key's, whose library must not see our arguments.
+        """
+        found, key = self._backend.store.read(path), self._call.key
+        is_own = found.entry.key in (key, key.with_threads(ANY_THREADS))
+        if not is_own and not serves(self._call.cache.schema, found, key):
+            raise CompileError(
+                "worker_died", f"{key.op}: the worker has given another key's entry", remember=False
+            )
+        return found
+
+    def _compiled_here(self) -> StoredEntry:
+        """Return the entry of a library that a device's own compiler has made, on this thread."""
+        call, store = self._call, self._backend.store
+        with store.locked(call.key), store.workspace() as work:
+            found = call.find(self._backend)
+            if found is not None:
+                return found
+            call.cache.counters.compiles.add()
+            made = call.toolchain.compile(call.template, call.function, self._backend, work)
+            target, requires = call.toolchain.target(self._backend)
+            entry = ready_entry(
+                call.key,
+                self._backend.environment,
+                target,
+                requires,
+                outputs=made.outputs,
+                calls_aten=made.calls_aten,
+                parallel=made.parallel,
+                compiler=made.compiler,
+                identity=made.identity,
+                checked=False,
+                portable=True,
+            )
+            return store.publish(entry, work, made.library, "", sha256=made.sha256)
+
+
+def let_others_run() -> None:
+    """Give up the interpreter's lock, which is ours between two waits: the script gets it here."""
+    time.sleep(0)

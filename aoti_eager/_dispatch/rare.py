@@ -1,0 +1,442 @@
+"""Keys that are not called often enough to be worth a compile: counted, and asked for in time.
+
+With ``miss``, ``pending``, ``asking`` and ``kernel_cache`` the only place that decides policy.
+The first two calls of a key are timed, in Python; from the third on C++ counts them, and a thread
+looks at the counts now and then. So a call that pays for nothing costs what a declined one costs.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import logging
+import math
+import os
+import random
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from .._base.torch_compat.dispatcher import raw_schema
+from .._base.warn_once import warn_once
+from .._compile_service import queue
+from .._compile_service.cache_context import Backend
+from .._store.kept_queue import (
+    WantedCall,
+    calls_before,
+    on_keep,
+    record_of,
+)
+from ..config import config
+from ..errors import StoreError
+from .asking import Asked, ask, is_asking_at_once
+from .kernel_request import KeyedCall
+from .payback import payback
+from .specialisations import History
+from .table import (
+    RARE,
+    Table,
+    TableKey,
+    on_close,
+)
+
+log = logging.getLogger("aoti_eager")
+
+# Keys that are counted at a time, in all ops together: a script may make a new one in each call.
+RARES_LIMIT = 2048
+# Of those that are undecided when Python ends, so many are written down, the most called ones.
+_MOST_KEPT = 64
+# The shortest and the longest time between two looks at one key's count.
+_SHORTEST_S, _LONGEST_S = 0.1, 4.0
+# The thread ends that has had nothing to look at for so long.
+_IDLE_S = 10.0
+# After so many keys a look gives the interpreter up.
+_AT_ONCE = 32
+# What becomes of asking for a kernel that is to be asked for again.
+_NOT_NOW = (Asked.FULL, Asked.NO_PLAN)
+_MESSAGE = "its calls have not taken enough time yet to make a kernel pay (compile_after)"
+
+
+class Rare:
+    """One key that is counted; in the table's arrivals until its second call."""
+
+    __slots__ = (
+        "_rares",
+        "backend",
+        "before",
+        "call",
+        "call_s",
+        "count",
+        "family",
+        "looked_at",
+        "pause_s",
+        "seen",
+    )
+
+    def __init__(self, rares: Rares, call: KeyedCall, backend: Backend, before: int) -> None:
+        self._rares = rares
+        self.call = call
+        self.backend = backend
+        self.before = before
+        self.family: History | None = None
+        self.call_s = math.inf
+        self.count = call.cache.counters.counting()
+        self.seen = 0
+        self.pause_s = _SHORTEST_S
+        self.looked_at = math.inf  # not before its second call
+
+    @property
+    def place(self) -> tuple[int, TableKey]:
+        """Return what identifies it in this process."""
+        return id(self.call.table), self.call.table_key
+
+    @property
+    def calls(self) -> int:
+        """Return how often the key was called in this process."""
+        return self.count.value
+
+    @property
+    def holds(self) -> bool:
+        """Return whether the key is still undecided for want of calls."""
+        decline = self.call.table.declines.get(self.call.table_key)
+        return decline is not None and decline.reason == RARE
+
+    def add(self, taken_s: float) -> None:
+        """Take a timed call into account: of several the shortest tells what one takes."""
+        self.call_s = min(self.call_s, taken_s)
+
+    def missing(self, calls: int) -> float:
+        """Return how many calls after ``calls`` a kernel of the key's own is likely to pay."""
+        calls += self.before
+        return payback.missing(calls, calls * self.call_s)
+
+    def serve(self, keyset: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+        """Return the original's result: the second call, which is timed as the first was."""
+        self.count.add()
+        start = time.thread_time()
+        try:
+            result = self.call.cache.original(keyset, args, kwargs)
+        except BaseException:
+            self.call.table.arrive(self.call.table_key, self)  # It says nothing: another call.
+            raise
+        taken_s = time.thread_time() - start
+        try:
+            self._rares.called_again(self, taken_s)
+        except Exception as error:
+            if config.strict:
+                raise
+            log.exception("%s: internal error", self.call.key.op)
+            warn_once("internal_error", f"{self.call.key.op}: {error!r}; the original runs instead")
+            self.call.decline("internal_error", repr(error))
+        return result
+
+
+class Rares:
+    """The keys of this process that are counted, and the thread that looks at them.
+
+    Args:
+        clock: Gives seconds.
+        has_thread: Whether to start the thread; without it somebody calls ``look``.
+
+    Attributes:
+        calls_before: Gives how often a key was called in earlier runs, by op and digest.
+    """
+
+    def __init__(
+        self, clock: Callable[[], float] = time.monotonic, *, has_thread: bool = True
+    ) -> None:
+        self.calls_before: Callable[[str, str], int] = calls_before
+        self._clock = clock
+        self._has_thread = has_thread
+        self._kept: dict[tuple[int, TableKey], Rare] = {}
+        self._changed = threading.Condition(threading.RLock())
+        self._thread: threading.Thread | None = None
+        self._wakes_at = 0.0
+
+    def __len__(self) -> int:
+        return len(self._kept)
+
+    def keep(self) -> None:
+        """Write down how often the keys were called that came back, for later processes."""
+        kept = list(self._kept.values())
+        kept.sort(key=lambda one: -one.calls)
+        for rare in kept[:_MOST_KEPT]:
+            calls = rare.calls
+            if calls > 1 and rare.holds:
+                schema = str(raw_schema(rare.call.cache.op))
+                wanted = WantedCall(rare.call.key, schema, is_rare=True)
+                record_of(rare.backend.store.root).want(wanted, functools.partial(int, calls))
+
+    def calls_of(self, table: Table, key: TableKey) -> int:
+        """Return how often a key was called in this process that is counted; 0 of another."""
+        rare = self._kept.get((id(table), key))
+        return 0 if rare is None else rare.calls
+
+    # -- in a call --
+
+    def called(self, call: KeyedCall, backend: Backend, taken_s: float) -> Asked | None:
+        """Count a call whose key the table does not know; ask for its kernel if that is due.
+
+        Args:
+            call: The call, whose original has run.
+            backend: That of the moment.
+            taken_s: What the original took.
+
+        Returns:
+            What became of asking, or ``None`` where the call was counted, and nothing else.
+        """
+        _read_ahead(call, backend)
+        before = self.calls_before(call.key.op, call.key.digest)
+        with self._changed:
+            rare = self._kept.get((id(call.table), call.table_key))
+            if rare is None:
+                if is_asking_at_once() or config.compile_after == 1:
+                    return ask(call, backend)
+                if self._is_capped(call):
+                    return Asked.CAPPED
+                if len(self._kept) >= RARES_LIMIT:
+                    self._wake(self._clock())
+                    return Asked.MANY
+                rare = Rare(self, call, backend, before)
+                self._kept[rare.place] = rare
+                if call.may_be_dynamic:
+                    rare.family = call.table.specialised.seen(call.cache.schema, call.key)
+            if rare.family is not None and rare.family.is_compiling:
+                asked: Asked | None = self._ask(rare, for_family=True)
+            else:
+                rare.add(taken_s)
+                asked = self._ask_if_due(rare, rare.calls + 1)
+            if asked is None:
+                rare.count.add()
+                rare.looked_at = math.inf
+                call.decline(RARE, _MESSAGE, rare.count, is_counted_in_python=True)
+                call.table.arrive(call.table_key, rare)
+            return asked
+
+    def _is_capped(self, call: KeyedCall) -> bool:
+        """Decline a call whose op has all the kernels that it may have; return whether it has."""
+        static = call.table.specialisations
+        if static < config.static_cap:
+            return False
+        schema, specialised = call.cache.schema, call.table.specialised
+        is_open = call.may_be_dynamic
+        foreseen = specialised.foreseen_refusal if is_open else specialised.refusal
+        refusal = foreseen(schema, call.key, static)
+        if refusal is not None:
+            call.decline("specialisation_cap", refusal)
+        return refusal is not None
+
+    def called_again(self, rare: Rare, taken_s: float) -> None:
+        """Take the second call of a key into account; from now on C++ counts."""
+        _read_ahead(rare.call, rare.backend)
+        with self._changed:
+            if self._kept.get(rare.place) is not rare or not rare.holds:
+                return  # It was decided otherwise meanwhile.
+            rare.add(taken_s)
+            if is_asking_at_once() and self._ask(rare, for_family=False) not in _NOT_NOW:
+                return
+            if self._ask_if_due(rare, rare.calls) is not None:
+                return
+            rare.call.decline(RARE, _MESSAGE, rare.count)
+            rare.looked_at = self._clock()
+            self._wake(rare.looked_at + rare.pause_s)
+
+    # -- beside the script --
+
+    def look(self) -> None:
+        """Ask for what has become due since the last look; forget what was decided on."""
+        now = self._clock()
+        with self._changed:
+            kept = list(self._kept.values())
+        for number, rare in enumerate(kept):
+            if number % _AT_ONCE == _AT_ONCE - 1:
+                time.sleep(0)  # The interpreter's lock is ours; the script gets it here.
+            if rare.call.table.closed or rare.looked_at + rare.pause_s <= now:
+                _read_ahead(rare.call, rare.backend)
+                with self._changed:
+                    try:
+                        self._look_at(rare, now)
+                    except Exception:  # A store that cannot be read, say; others are looked at.
+                        log.exception("%s: a look at its count failed", rare.call.key.op)
+                        rare.looked_at = now
+        if len(self._kept) >= RARES_LIMIT:
+            self._make_room()
+
+    def ask_for_all(self) -> bool:
+        """Ask for the kernels of all keys that are counted; return whether the queue is full.
+
+        For somebody who waits for kernels: who waits for them wants them.
+        """
+        with self._changed:
+            kept = list(self._kept.values())
+        for rare in kept:
+            _read_ahead(rare.call, rare.backend)
+            with self._changed:
+                if self._is_open(rare) and self._ask(rare, for_family=False) is Asked.FULL:
+                    return True
+        return False
+
+    def _look_at(self, rare: Rare, now: float) -> None:
+        if self._kept.get(rare.place) is not rare:
+            return
+        if rare.call.table.closed or not rare.holds:
+            self._drop(rare)
+            return
+        seen, calls = rare.seen, rare.calls
+        if self._is_open(rare) and self._ask_if_due(rare, calls) is not None:
+            return
+        # A key that is called is looked at when it will be due, another one more and more seldom.
+        rare.pause_s = min(2 * rare.pause_s, _LONGEST_S)
+        if calls > seen:
+            due_in_s = rare.missing(calls) * (now - rare.looked_at) / (calls - seen)
+            rare.pause_s = min(max(due_in_s, _SHORTEST_S), rare.pause_s)
+        rare.looked_at = now
+
+    def forget_closed(self) -> None:
+        """Let go of the keys of tables that nobody looks into any more."""
+        with self._changed:
+            for rare in [one for one in list(self._kept.values()) if one.call.table.closed]:
+                self._drop(rare)
+
+    def _is_open(self, rare: Rare) -> bool:
+        """Return whether the key may be asked for: it is undecided, and its table is in use."""
+        call = rare.call
+        if self._kept.get(rare.place) is not rare:
+            return False
+        in_use = config.mode == "background" and call.cache.table is call.table
+        return in_use and not call.table.closed and rare.holds
+
+    def _ask_if_due(self, rare: Rare, calls: int) -> Asked | None:
+        """Ask for the kernel of a key after ``calls`` calls, or of its family, if that is due."""
+        family = rare.family
+        if family is not None:
+            family.add(calls - rare.seen, (calls - rare.seen) * rare.call_s)
+        rare.seen = calls
+        asked = None
+        if not rare.missing(calls):
+            asked = self._ask(rare, for_family=False)
+        elif (
+            family is not None
+            and family.sizes > 1
+            and not family.is_static
+            and not payback.missing(family.counted, family.spent_s)
+        ):
+            asked = self._ask(rare, for_family=True)
+            if asked is Asked.NO_PLAN:
+                family.is_static = True
+        return None if asked in _NOT_NOW else asked
+
+    def _ask(self, rare: Rare, *, for_family: bool) -> Asked:
+        call, family = rare.call, rare.family
+        found = (
+            call.table.specialised.find(call.cache.schema, call.key, rare.backend)
+            if call.may_be_dynamic
+            else None
+        )
+        if found is not None:  # It has come since the key's first call, for others of its sizes.
+            self._drop(rare)
+            return Asked.FOUND
+        calls = max(1, rare.calls)
+        asked = ask(call, rare.backend, for_family=for_family, calls=calls)
+        if asked is Asked.PASSES:
+            asked = ask(call, rare.backend, for_family=for_family, calls=calls)
+        if asked in _NOT_NOW:
+            return asked
+        self._drop(rare)
+        if family is not None and family.is_compiling:
+            family.start_over()
+            for other in [one for one in list(self._kept.values()) if one.family is family]:
+                if not self._is_open(other):
+                    continue
+                if ask(other.call, other.backend, calls=max(1, other.calls)) is Asked.QUEUED:
+                    self._drop(other)
+        return asked
+
+    def _drop(self, rare: Rare) -> None:
+        """Count a key no longer; if it is undecided still, its next call is as its first."""
+        self._kept.pop(rare.place, None)
+        if rare.holds:
+            rare.call.table.forget_decline(rare.call.table_key)
+
+    def _make_room(self) -> None:
+        """Forget the half of the keys whose calls have taken the least."""
+        with self._changed:
+            # By chance among equals: of keys that come in turn the same ones would be forgotten.
+            kept = list(self._kept.values())
+            order = sorted(kept, key=lambda one: (_spent(one), random.random()))
+        for number, rare in enumerate(order[: len(order) // 2]):
+            if number % _AT_ONCE == _AT_ONCE - 1:
+                time.sleep(0)
+            with self._changed:
+                if self._kept.get(rare.place) is rare:
+                    self._drop(rare)
+        queue.tell_of_room()
+
+    # -- the thread --
+
+    def _wake(self, at: float) -> None:
+        """Have the thread look at ``at``, or sooner."""
+        if not self._has_thread:
+            return
+        if self._thread is None or not self._thread.is_alive():
+            thread = threading.Thread(target=self._run, name="aoti_eager-rare", daemon=True)
+            self._wakes_at = at
+            try:
+                thread.start()
+            except RuntimeError as error:  # The system has no thread for us, or Python ends.
+                log.info("no thread to look at counts: %s", error)
+                return
+            self._thread = thread
+        elif at < self._wakes_at:
+            self._wakes_at = at
+            self._changed.notify_all()
+
+    def _run(self) -> None:
+        idle_since: float | None = None
+        while True:
+            with self._changed:
+                now = self._clock()
+                if self._wakes_at > now:
+                    self._changed.wait(self._wakes_at - now)
+                    continue
+            self.look()
+            with self._changed:
+                now = self._clock()
+                at = min(
+                    (one.looked_at + one.pause_s for one in list(self._kept.values())),
+                    default=math.inf,
+                )
+                self._wakes_at = max(min(at, now + _IDLE_S), now + _SHORTEST_S)
+                idle_since = None if at < math.inf else idle_since or now
+                if idle_since is not None and now - idle_since >= _IDLE_S:
+                    self._thread = None
+                    return
+
+
+def _read_ahead(call: KeyedCall, backend: Backend) -> None:
+    """Read what the store has for several sizes, where it is not known: not under the lock.
+
+    Calls of all ops wait for that. What cannot be read is said by who asks for it.
+    """
+    if config.dynamic is not False and call.may_be_dynamic and not call.table.closed:
+        with contextlib.suppress(StoreError, OSError):
+            call.table.specialised.read(call.key.op, backend)
+
+
+def _spent(rare: Rare) -> float:
+    return rare.seen * rare.call_s if rare.seen else 0.0
+
+
+rares = Rares()
+
+
+def _after_fork() -> None:
+    global rares
+    rares = Rares()  # Its thread is the parent's, and its keys are declined.
+
+
+on_keep(lambda: rares.keep())
+on_close(lambda: rares.forget_closed())
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)

@@ -1,0 +1,355 @@
+"""A second look at work: calls that a kernel serves are compared with the original once more.
+
+A kernel was compared before it serves, on made-up data and on those of one call. What it gives for
+other data is looked at while it serves: its calls number 2, 4, 8, ..., 1,024, then each 65,536th,
+run the original beside it (``csrc/looks.h`` counts them on the C++ path). Only short calls with
+small tensors, and of all calls of a process so few that they take a thousandth of its time.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from threading import get_ident
+from typing import TYPE_CHECKING, Any, Protocol
+
+from torch import Tensor
+
+from .._base.determinism import is_deterministic
+from .._base.torch_compat.autograd import write_unseen
+from .._base.torch_compat.dispatcher import OpOverload
+from .._base.torch_compat.settings import is_profiling
+from .._base.warn_once import warn_once
+from .._keys.call_template import CallTemplate, fresh_results
+from .._keys.schema import OpSchema
+from .._native import op_kernel
+from .._native.passthrough import passthrough
+from .._store.entry import Entry
+from ..config import config
+from ..errors import OriginalKernelError
+from .compare import copy_mutated, copy_tensor, differences
+from .counters import OpCounters
+from .kernel import Kernel, call_inputs
+from .live_check import LiveCheck
+from .original import OriginalKernel
+from .python_kernel import profiled, profiled_name
+from .reference import float64_reference
+from .versions import count_writes
+
+if TYPE_CHECKING:
+    from .._functions.description import PythonFunction
+
+log = logging.getLogger("aoti_eager")
+
+# As for the comparison before a kernel serves: longer calls, and larger ones, are not run twice.
+LIMIT_S = 200e-6
+LIMIT_NUMEL = 1 << 16
+# After so many calls that took longer, whose results were not compared, a kernel is left alone.
+_SLOW_CALLS = 4
+# The whole of a process's time to what looks may take of it.
+PARTS = 1000
+# Of what looks may take, this much is saved up where there is nothing to look at: a process that
+# has run for minutes without hits must not look at each of the next thousands.
+_SAVED_NS = 1_000_000
+
+# Until when the time is used up, so long as looks may take of it what they have taken.
+_used_until_ns = time.monotonic_ns()
+# What was published last: to look at the settings in each call that is put off costs more than it.
+_rest_until_ns = 0
+# Threads whose call C++ sent to be compared, and whose kernel Python does not have yet.
+_wanting: set[int] = set()
+
+
+def next_look(number: int) -> int:
+    """Return the number of the call of a kernel that is compared next, after that ``number``."""
+    return 1 << number.bit_length() if number < 1024 else (number // 65536 + 1) * 65536
+
+
+def put_off(number: int) -> int:
+    """Return after how many calls a look is due again for which there was no time at ``number``.
+
+    Seldom, so that a kernel that is never looked at does not pay for that: to ask costs as much as
+    a call.
+    """
+    return min(max(64, number // 16), 4096)
+
+
+def used_until_ns(before_ns: int, begin_ns: int, taken_ns: int) -> int:
+    """Return until when the time is used up, after a look.
+
+    Args:
+        before_ns: Until when it was used up before.
+        begin_ns: When the look began, by ``time.monotonic_ns``, like both others.
+        taken_ns: How long it took.
+    """
+    return max(before_ns, begin_ns - PARTS * _SAVED_NS) + PARTS * taken_ns
+
+
+def rest_until_ns() -> int:
+    """Return until when no call is compared, by ``time.monotonic_ns``; without end if off."""
+    if not (config.recheck and config.check):
+        return (1 << 63) - 1
+    return _used_until_ns
+
+
+def publish() -> None:
+    """Tell both hit paths when calls may be compared; after each change of a setting."""
+    global _rest_until_ns
+    _rest_until_ns = rest_until_ns()
+    op_kernel.rest_looks(_rest_until_ns)
+
+
+@contextlib.contextmanager
+def wanted() -> Iterator[None]:
+    """Have the next call of a kernel that this thread loads in the block compared."""
+    _wanting.add(get_ident())
+    try:
+        yield
+    finally:
+        _wanting.discard(get_ident())
+
+
+class _Cache(Protocol):
+    op: OpOverload
+    schema: OpSchema
+    dispatch_key: str
+    original: OriginalKernel
+    counters: OpCounters
+    entrance: Callable[..., Any]
+    function: PythonFunction | None
+    counts_writes: bool
+
+    def run_failed(self, error: RuntimeError, keyset: Any, args: Any, kwargs: Any) -> Any:
+        """Return the result of a call whose library raised."""
+
+
+class _Call(Protocol):
+    @property
+    def cache(self) -> _Cache:
+        """Return the op's cache."""
+
+    @property
+    def table_key(self) -> tuple[Any, ...]:
+        """Return the call's key in its table."""
+
+    @property
+    def template(self) -> CallTemplate:
+        """Return the call without its tensors."""
+
+    def differs(self, entry: Entry, message: str) -> None:
+        """Decline the key from now on, quarantine its entry, and count this call as declined."""
+
+
+class Recheck:
+    """Compares calls that one kernel serves.
+
+    Args:
+        call: The call that the kernel was loaded for.
+        entry: The entry of its library.
+    """
+
+    __slots__ = ("_call", "_entry", "_number", "_slow_calls")
+
+    def __init__(self, call: _Call, entry: Entry) -> None:
+        self._call = call
+        self._entry = entry
+        self._number = 2  # of the call that is due in Python
+        self._slow_calls = 0
+
+    def attach(self, kernel: Kernel) -> None:
+        """Have ``kernel`` call this when a look is due: in its second call, or at once."""
+        kernel.look = self.serve
+        kernel.look_after(0 if get_ident() in _wanting else 1)
+
+    def serve(
+        self, kernel: Kernel, keyset: Any, args: Sequence[Any], kwargs: Mapping[str, Any]
+    ) -> Any:
+        """Return the result of a call, which is compared if there is time for that."""
+        rests = time.monotonic_ns() < _rest_until_ns
+        gap = put_off(self._number) if rests else next_look(self._number) - self._number
+        self._number += gap
+        kernel.look_after(gap - 1)
+        if rests:
+            return self._call.cache.entrance(keyset, *args, **kwargs)
+        begin = time.monotonic_ns()
+        try:
+            return self._compared(kernel, keyset, args, kwargs)
+        finally:
+            global _used_until_ns
+            _used_until_ns = used_until_ns(_used_until_ns, begin, time.monotonic_ns() - begin)
+            publish()
+
+    def _compared(
+        self, kernel: Kernel, keyset: Any, args: Sequence[Any], kwargs: Mapping[str, Any]
+    ) -> Any:
+        call, cache = self._call, self._call.cache
+        try:
+            look = self._look(keyset, args, kwargs)
+        except Exception as error:  # noqa: BLE001 - no memory for a copy: the call goes on
+            self._failed(kernel, error)
+            look = None
+        if look is None:
+            return cache.entrance(keyset, *args, **kwargs)
+        run = kernel.run
+        if is_profiling():
+            run = profiled(profiled_name(cache.schema.op), run)
+        begin = time.perf_counter()
+        try:
+            with kernel.lock:
+                outputs = run(list(look.inputs))
+        except RuntimeError as error:
+            return cache.run_failed(error, keyset, args, kwargs)
+        if cache.counts_writes:
+            slots = call.template.slots
+            count_writes(t for slot, t in zip(slots, look.inputs, strict=True) if slot.mutated)
+        if time.perf_counter() - begin > LIMIT_S:
+            self._leave_alone(kernel)
+            problems = []
+        else:
+            try:
+                problems = look.problems(kernel, outputs, self._entry)
+            except Exception as error:  # noqa: BLE001 - as above
+                self._failed(kernel, error)
+                problems = []
+            cache.counters.rechecks.add()
+            if look.taken_s > LIMIT_S:
+                self._leave_alone(kernel)
+        if not problems:
+            cache.counters.hits.add()
+            return _result(kernel, outputs, args, kwargs)
+        message = f"a served call differs from the original: {'; '.join(problems)}"
+        call.differs(self._entry, message)
+        digest = call.template.key.digest
+        warn_once(
+            f"recheck {digest}",
+            f"{cache.schema.op} (key {digest[:16]}): {message}. The original runs from now on",
+        )
+        look.undo()
+        if look.raised is not None:
+            raise look.raised
+        return _result(kernel, look.expected, args, kwargs)
+
+    def _look(self, keyset: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> _Look | None:
+        """Return what is needed to compare this call; ``None`` if it is not to be."""
+        cache = self._call.cache
+        values = cache.schema.bind(args, kwargs)
+        with passthrough():
+            inputs = call_inputs(cache.schema, values)
+            if cache.function is not None:
+                state, constants = cache.function.snapshot()
+                if state != self._call.table_key[0]:
+                    return None  # Another thread has just changed what the function uses.
+                inputs += constants
+            if sum(tensor.numel() for tensor in inputs) > LIMIT_NUMEL:
+                return None
+            return _Look(cache, self._call.template, keyset, args, kwargs, inputs)
+
+    def _leave_alone(self, kernel: Kernel) -> None:
+        self._slow_calls += 1
+        if self._slow_calls > _SLOW_CALLS:
+            kernel.look_after(None)
+
+    def _failed(self, kernel: Kernel, error: Exception) -> None:
+        """Look at no call of this kernel any more: an error of ours, in a call that is served."""
+        op = self._call.cache.schema.op
+        log.exception("%s: internal error in a comparison", op)
+        warn_once("recheck", f"{op}: a served call could not be compared: {error!r}")
+        kernel.look_after(None)
+
+
+class _Look:
+    """One call that is served and compared: its inputs, and what the original makes of them."""
+
+    def __init__(
+        self,
+        cache: _Cache,
+        template: CallTemplate,
+        keyset: Any,
+        args: Sequence[Any],
+        kwargs: Mapping[str, Any],
+        inputs: list[Tensor],
+    ) -> None:
+        self._cache = cache
+        self._template = template
+        self._keyset = keyset
+        self._args = args
+        self._kwargs = kwargs
+        self.inputs = inputs
+        self._mutates = any(slot.mutated for slot in template.slots)
+        # Before the kernel writes to the call's own: for the original, and for a second comparison.
+        self._before = copy_mutated(template, inputs)
+        self._theirs = copy_mutated(template, inputs) if self._mutates else inputs
+        self.expected: list[Tensor] = []
+        self.raised: BaseException | None = None
+        self.taken_s = 0.0
+
+    def problems(self, kernel: Kernel, outputs: Sequence[Tensor], entry: Entry) -> list[str]:
+        """Return what differs between a run of the kernel and the original, each with its values.
+
+        Nothing is said to differ that does not on copies, too: other threads may write to a call's
+        arguments.
+        """
+        with passthrough():
+            try:
+                self._run_original(entry)
+            except OriginalKernelError:
+                return []  # What is wrong with it, a call of it says.
+            except Exception as error:  # noqa: BLE001 - whatever an op raises
+                return self._original_raises(error)
+            found = self._differences(outputs)
+            if not found:
+                return []
+            live = LiveCheck(
+                self._cache.op, self._template, self._cache.original, self._keyset, self._before
+            )
+            if not live.problems_on_copies(kernel, entry.outputs):
+                return []
+            return found
+
+    def undo(self) -> None:
+        """Give the call's own arguments the values that the original has given its copies."""
+        for slot, mine, theirs in zip(self._template.slots, self.inputs, self._theirs, strict=True):
+            if slot.mutated:
+                with passthrough():
+                    write_unseen(mine, theirs)
+
+    def _run_original(self, entry: Entry) -> None:
+        args, kwargs = self._args, self._kwargs
+        if self._mutates:
+            args, kwargs = self._template.arguments(
+                self._theirs, as_number=lambda number: number.item()
+            )
+        begin = time.perf_counter()
+        result = self._cache.original(self._keyset, args, kwargs)
+        self.taken_s = time.perf_counter() - begin
+        self.expected = fresh_results(entry.outputs, result, len(self._template.schema.returns))
+        self._outputs = entry.outputs
+
+    def _original_raises(self, error: Exception) -> list[str]:
+        if not is_deterministic(error):
+            return []  # No memory, say: it tells nothing of the kernel.
+        self.raised = error
+        return [f"the original raises {type(error).__name__}: {str(error).splitlines()[0]}"]
+
+    def _differences(self, outputs: Sequence[Tensor]) -> list[str]:
+        def reference() -> Any:
+            copies = [copy_tensor(tensor) for tensor in self._before]
+            return float64_reference(self._template, copies, self._cache.op, self._outputs)
+
+        return differences(
+            self._template,
+            self.expected,
+            outputs,
+            self._theirs,
+            self.inputs,
+            reference,
+            with_values=True,
+        )
+
+
+def _result(
+    kernel: Kernel, outputs: list[Tensor], args: Sequence[Any], kwargs: Mapping[str, Any]
+) -> Any:
+    return outputs[0] if kernel.single else kernel.results(outputs, args, kwargs)

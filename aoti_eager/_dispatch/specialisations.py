@@ -1,0 +1,487 @@
+"""Which calls of an op share a kernel: the dynamic specialisations of one table, and the policy.
+
+The first call of a family gets a static kernel, unless other sizes are expected to come. When the
+family comes back with other sizes, the sizes that changed become symbols and one more kernel is
+compiled; if that is not enough, those that have changed by then; then all.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+from .._base.data_class import dataclass, field
+from .._compile_service.cache_context import Backend
+from .._keys.dynamic_plan import Plan, plan_of
+from .._keys.kernel_key import ANY_THREADS, KernelKey
+from .._keys.key_words import key_words
+from .._keys.pattern import Family, family_of, varied
+from .._keys.schema import OpSchema
+from .._keys.size_arguments import size_arguments
+from .._store.entry import Entry, Status
+from .._store.store import StoredEntry
+from .._store.stored_failures import standing
+from .._store.stored_pattern import serves
+from ..config import config
+from .dynamic_marks import marked
+from .static_calls import StaticCalls
+
+TableKey = tuple[Any, ...]
+T = TypeVar("T")
+
+# Calls of a family that are remembered, and families: a script may have any number of either.
+_CALLS, _FAMILIES = 32, 1024
+# Calls of a family that wait for its kernel, with a decline each in the table.
+_WAITING = 2048
+# After so many kernels a family is taken to be static: its sizes shape the code.
+_MOST_KERNELS = 3
+# Calls with the same ranks and dtypes, of whatever families, get kernels of their own in so many
+# sizes; after that the first call of a new family gets one for all sizes.
+_MOST_SURPRISES = 2
+# Static kernels of calls with the same ranks and dtypes, where sizes change and a dynamic kernel
+# cannot be had: they go on changing, and each would be compiled for.
+_MOST_STATIC = 4
+
+
+@dataclass(slots=True)
+class History:
+    """What is known of one family.
+
+    Attributes:
+        calls: The values of its symbols in the last calls without a kernel.
+        kernels: How many dynamic kernels were planned for it.
+        is_compiling: Whether one is on its way.
+        waiting: Keys of calls that wait for that one, those that came last.
+        tried: Digests of the plans that were made here, or that a call has found to have failed.
+        counted: Its rare calls since its last kernel was asked for.
+        spent_s: What the original took for these, in seconds.
+        is_static: Whether it was found that calls of it must have kernels of their own.
+    """
+
+    calls: deque[dict[str, int]] = field(default_factory=lambda: deque(maxlen=_CALLS))
+    kernels: int = 0
+    is_compiling: bool = False
+    waiting: deque[TableKey] = field(default_factory=deque)
+    tried: set[str] = field(default_factory=set)
+    counted: int = 0
+    spent_s: float = 0.0
+    is_static: bool = False
+
+    @property
+    def sizes(self) -> int:
+        """Return how many different calls are remembered."""
+        return len(self.calls)
+
+    def add(self, calls: int, spent_s: float) -> None:
+        """Count rare calls, for which the original took so many seconds."""
+        self.counted += calls
+        self.spent_s += spent_s
+
+    def start_over(self) -> None:
+        """Count from zero: a kernel was asked for."""
+        self.counted, self.spent_s = 0, 0.0
+
+
+@dataclass(slots=True)
+class _Group:
+    """Calls with the same ranks and dtypes.
+
+    Attributes:
+        static: How many static kernels they have.
+        refused: Whether some could not have a dynamic one.
+        sizes: The first few sizes of their tensors.
+    """
+
+    static: int = 0
+    refused: bool = False
+    sizes: frozenset[str] = frozenset()
+
+
+@dataclass(frozen=True, slots=True)
+class _Next:
+    """A family's next kernel.
+
+    Attributes:
+        plan: What to compile; ``None`` for nothing.
+        refused: Whether the family can have no more of them.
+        failed: Digest of the plan that was made in vain before, by any process.
+    """
+
+    plan: Plan | None = None
+    refused: bool = False
+    failed: str | None = None
+
+
+class Specialisations:
+    """The dynamic kernels of one op in one table."""
+
+    def __init__(self) -> None:
+        self._known: dict[str, StoredEntry] | None = None
+        self._changes = 0  # of what the store has, as far as is known here
+        self._families: dict[str, History] = {}
+        self._groups: dict[str, _Group] = {}
+        self._runners: dict[tuple[str, bool], Any] = {}
+        self._distrusted: set[str] = set()
+        self._counted: set[str] = set()
+        self._expected: set[str] = (
+            set()
+        )  # patterns of kernels for families of which nothing is known
+        self.static_calls = StaticCalls()
+        self._lock = threading.RLock()
+
+    # -- which there are --
+
+    def find(self, schema: OpSchema, key: KernelKey, backend: Backend) -> StoredEntry | None:
+        """Return the dynamic specialisation that serves ``key``'s calls, if there is one.
+
+        Of several, the one with the fewest symbols: it knows most.
+
+        Raises:
+            StoreError: The store cannot be read.
+        """
+        if config.dynamic is False:
+            return None
+        words = key_words(schema, key)
+        if words is None:
+            return None
+        stored = self.read(key.op, backend)
+        with self._lock:
+            known = [one for one in stored.values() if self._is_usable(one)]
+        serving = [one for one in known if serves(schema, one, key, words)]
+        return min(serving, key=_symbols, default=None)
+
+    def read(self, op: str, backend: Backend) -> dict[str, StoredEntry]:
+        """Return what the store has of the op, by digest; it is read once.
+
+        Not under a lock, which calls of other threads may wait for.
+
+        Raises:
+            StoreError: The store cannot be read.
+        """
+        while True:
+            with self._lock:
+                known, changes = self._known, self._changes
+            if known is not None:
+                return known
+            found = backend.store.find_dynamic(op, backend.environment, backend.features)
+            found = [one for one in found if standing(backend.store, one) is not None]
+            with self._lock:
+                if self._known is None and self._changes == changes:
+                    self._known = {one.entry.digest: one for one in found}
+
+    def add(self, found: StoredEntry) -> None:
+        """Use a specialisation that has just been compiled, or that another process has."""
+        with self._lock:
+            self._counted.add(found.entry.digest)
+            self._changes += 1
+            if self._known is not None:
+                self._known[found.entry.digest] = found
+
+    def look_again(self) -> None:
+        """Look into the store again: another process may have compiled what is missing here."""
+        with self._lock:
+            self._changes += 1
+            self._known = None
+
+    def forget(self) -> None:
+        """Look into the store again: an entry has turned out to be damaged or deleted."""
+        with self._lock:
+            self._changes += 1
+            self._known = None
+            self._runners.clear()
+
+    def distrust(self, digest: str) -> None:
+        """Never use a specialisation again, whatever the store says: its results were wrong."""
+        with self._lock:
+            self._distrusted.add(digest)
+            self._runners = {k: runner for k, runner in self._runners.items() if k[0] != digest}
+
+    def is_distrusted(self, found: Entry) -> bool:
+        """Return whether the results of an entry's library were wrong in this process."""
+        return found.digest in self._distrusted
+
+    def runner(self, found: Entry, releases_gil: bool, load: Callable[[], T]) -> T:
+        """Return the loaded library of a specialisation, which its calls share."""
+        with self._lock:
+            runner: T | None = self._runners.get((found.digest, releases_gil))
+            if runner is None:
+                runner = self._runners[found.digest, releases_gil] = load()
+                self._counted.add(found.digest)
+            return runner
+
+    def is_loaded(self, found: StoredEntry, releases_gil: bool) -> bool:
+        """Return whether its library need not be opened any more."""
+        return (found.entry.digest, releases_gil) in self._runners
+
+    @property
+    def count(self) -> int:
+        """Return how many dynamic kernels this process has made or loaded; a store has more."""
+        with self._lock:
+            known = [one for one in (self._known or {}).values() if self._is_usable(one)]
+            return sum(one.entry.digest in self._counted for one in known)
+
+    # -- which there should be --
+
+    def plan(self, schema: OpSchema, key: KernelKey) -> tuple[Plan | None, bool]:
+        """Return what to compile for a call that no specialisation serves, and whether it passes.
+
+        ``None`` is for a static kernel, or, where the call passes, for none until its key comes
+        again: what failed in another process costs the call here that it did there, which got no
+        kernel. Else each process would have one more than the one before.
+        """
+        if config.dynamic is False:
+            return None, False
+        family = family_of(schema, key)
+        if not family.values:
+            return None, False
+        with self._lock:
+            history = self._history(family.pattern.digest)
+            group = self._groups.setdefault(_rank_digest(key, family), _Group())
+            found = self._next(schema, key, family, history, group)
+            if family.values not in history.calls:
+                history.calls.append(family.values)
+            if len(group.sizes) <= _MOST_SURPRISES:
+                group.sizes |= {_sizes(key)}
+            passes = found.failed is not None and found.failed not in history.tried
+            if found.failed is not None:
+                history.tried.add(found.failed)
+            group.refused |= found.refused
+        return found.plan, passes
+
+    def start_static(self, schema: OpSchema, key: KernelKey) -> None:
+        """Count a kernel of the call's own: the compiler is asked for it now."""
+        self.static_calls.add(key)
+        if config.dynamic is not False:
+            family = family_of(schema, key)
+            if family.values:
+                with self._lock:
+                    self._groups.setdefault(_rank_digest(key, family), _Group()).static += 1
+
+    def seen(self, schema: OpSchema, key: KernelKey) -> History | None:
+        """Return the family of a rare call, which it remembers; ``None`` if it can have none."""
+        if config.dynamic is False:
+            return None
+        family = family_of(schema, key)
+        if not family.values:
+            return None
+        with self._lock:
+            history = self._history(family.pattern.digest)
+            if family.values not in history.calls:
+                history.calls.append(family.values)
+        return history
+
+    def _next(
+        self,
+        schema: OpSchema,
+        key: KernelKey,
+        family: Family,
+        history: History,
+        group: _Group,
+    ) -> _Next:
+        if history.kernels >= _MOST_KERNELS or self.count >= config.dynamic_cap:
+            return _Next(refused=True)
+        is_expected = False
+        if config.dynamic is True or history.kernels == _MOST_KERNELS - 1:
+            names = set(family.values)
+        elif is_expected := not history.calls and self._varies(group, key):
+            names = {name for name in family.values if not name.startswith("v")}
+        else:
+            names = varied([*history.calls, family.values])
+        marks = marked(schema.op, family)
+        names = {name for name in family.values if marks.get(name, name in names)}
+        plan = plan_of(family.pattern.digest, family, names) if names else None
+        if plan is not None and is_expected:
+            self._expected.add(plan.pattern.with_threads(ANY_THREADS).digest)
+        return _Next() if plan is None else self._with_failed(schema, key, plan)
+
+    def refusal(self, schema: OpSchema, key: KernelKey, static: int) -> str | None:
+        """Return why a call of which ``plan`` made nothing gets no static kernel either, in words.
+
+        Args:
+            schema: The op's.
+            key: The call.
+            static: How many static kernels the op has.
+        """
+        with self._lock:
+            group = self._groups.get(_rank_digest(key, family_of(schema, key)), _Group())
+        return self._refusal(schema, key, static, group)
+
+    def foreseen_refusal(self, schema: OpSchema, key: KernelKey, static: int) -> str | None:
+        """Return why a call that has not been made would get no kernel; arguments as above."""
+        family = family_of(schema, key)
+        with self._lock:
+            group = self._groups.get(_rank_digest(key, family), _Group())
+            if config.dynamic is not False and family.values:
+                history = self._families.get(family.pattern.digest, History())
+                found = self._next(schema, key, family, history, group)
+                if found.plan is not None or history.is_compiling:
+                    return None
+                group = _Group(group.static, group.refused or found.refused, group.sizes)
+        return self._refusal(schema, key, static, group)
+
+    def _refusal(self, schema: OpSchema, key: KernelKey, static: int, group: _Group) -> str | None:
+        if config.dynamic is not False and group.refused and group.static >= _MOST_STATIC:
+            message = "several sizes cannot share a kernel here, and it has enough static ones"
+        elif static >= config.static_cap:
+            message = f"has {config.static_cap} static specialisations"
+        else:
+            return None
+        changing = self.changing(schema, key) or self.static_calls.changing(key)
+        what = f"; what kept changing: {', '.join(changing)}" if changing else ""
+        return f"{schema.op}: {message}{what}"
+
+    def start(self, plan: Plan) -> None:
+        """Count ``plan`` among its family's kernels: the compiler is asked for it now."""
+        with self._lock:
+            history = self._history(plan.family)
+            history.kernels += 1
+            history.tried.add(plan.pattern.digest)
+
+    def note(self, schema: OpSchema, key: KernelKey) -> None:
+        """Remember a call that a static kernel of the store serves: it counts as one made here."""
+        if config.dynamic is False:
+            return
+        family = family_of(schema, key)
+        if not family.values:
+            return
+        with self._lock:
+            calls = self._history(family.pattern.digest).calls
+            if family.values not in calls:
+                calls.append(family.values)
+                self._groups.setdefault(_rank_digest(key, family), _Group()).static += 1
+
+    def wait_for(
+        self,
+        schema: OpSchema,
+        key: KernelKey,
+        table_key: TableKey,
+        decline: Callable[[], object],
+        forget: Callable[[TableKey], None],
+    ) -> bool:
+        """Return whether a dynamic kernel is on its way that may serve a call, which waits then.
+
+        Args:
+            schema: The op's.
+            key: The call.
+            table_key: Its key in the table.
+            decline: Keeps the original for this key, until ``end``; it is called in time.
+            forget: Takes that back for a key, here for the one that has waited the longest, where
+                too many wait: its next call asks again.
+        """
+        if config.dynamic is False:
+            return False
+        family = family_of(schema, key)
+        with self._lock:
+            history = self._families.get(family.pattern.digest)
+            if history is None or not history.is_compiling:
+                return False
+            if family.values not in history.calls:
+                history.calls.append(family.values)
+            if len(history.waiting) >= _WAITING:
+                forget(history.waiting.popleft())
+            history.waiting.append(table_key)
+            decline()  # Before anybody can forget it.
+            return True
+
+    def begin(self, plan: Plan) -> None:
+        """Note that ``plan`` is being compiled beside the script."""
+        with self._lock:
+            self.start(plan)
+            self._history(plan.family).is_compiling = True
+
+    def end(self, plan: Plan, forget: Callable[[TableKey], None]) -> None:
+        """Note that it has been, and let the calls that wait for it be decided on."""
+        with self._lock:
+            history = self._history(plan.family)
+            history.is_compiling = False
+            waiting, history.waiting = history.waiting, deque()
+        for key in waiting:
+            forget(key)
+
+    def changing(self, schema: OpSchema, key: KernelKey) -> list[str]:
+        """Return what has not been the same in all calls of the family of ``key``, in words."""
+        family = family_of(schema, key)
+        with self._lock:
+            history = self._families.get(family.pattern.digest)
+            names = varied([*history.calls, family.values]) if history is not None else set()
+        return sorted(family.meanings[name] for name in names)
+
+    def after_fork(self) -> None:
+        """Let go of a lock that a thread of the parent may have held, and of what it waited for."""
+        self._lock = threading.RLock()
+        for history in self._families.values():
+            history.is_compiling, history.waiting = False, deque()
+
+    def _varies(self, group: _Group, key: KernelKey) -> bool:
+        """Return whether the sizes of a new family are expected to vary: those of its group do.
+
+        In the background a kernel is asked for after some calls of its family, which say whether
+        they do. Where such a kernel could not be made, no further one is expected to be.
+        """
+        if config.mode != "sync" or len(group.sizes | {_sizes(key)}) <= _MOST_SURPRISES:
+            return False
+        unusable = [one for one in (self._known or {}).values() if not self._is_usable(one)]
+        failed = {one.entry.key.with_threads(ANY_THREADS).digest for one in unusable}
+        return not failed & self._expected
+
+    def _with_failed(self, schema: OpSchema, key: KernelKey, plan: Plan) -> _Next:
+        """Return ``plan``, unless it was made in vain or a kernel was wrong for such calls."""
+        wanted = plan.pattern.with_threads(ANY_THREADS)
+        unusable = [one for one in (self._known or {}).values() if not self._is_usable(one)]
+        same = [one.entry for one in unusable if one.entry.key.with_threads(ANY_THREADS) == wanted]
+        if any(one.status is not Status.READY for one in same):
+            return _Next(refused=True, failed=plan.pattern.digest)
+        wrong = [one for one in unusable if one.entry.status is not Status.DECLINED]
+        if same or any(serves(schema, one, key) for one in wrong):
+            return _Next(refused=True)
+        return _Next(plan)
+
+    def _is_usable(self, found: StoredEntry) -> bool:
+        entry = found.entry
+        return entry.status is Status.READY and entry.digest not in self._distrusted
+
+    def _history(self, digest: str) -> History:
+        if len(self._families) >= _FAMILIES and digest not in self._families:
+            self._groups.clear()
+            self._expected.clear()
+            self._families.clear()  # They are found out again; memory is not.
+        return self._families.setdefault(digest, History())
+
+
+def _rank_digest(key: KernelKey, family: Family) -> str:
+    """Return a digest of all of ``key`` but the values of its sizes and strides."""
+    repeated = size_arguments(family.pattern.arguments)
+
+    def without_sizes(component: Any) -> Any:
+        if isinstance(component, list):
+            return [without_sizes(one) for one in component]
+        if isinstance(component, dict) and "sizes" in component:
+            return {**component, "sizes": len(component["sizes"]), "strides": None}
+        return component
+
+    arguments = tuple(
+        (name, None if name in repeated else without_sizes(one)) for name, one in key.arguments
+    )
+    return KernelKey(key.op, key.dispatch_key, arguments, key.context).digest
+
+
+def _sizes(key: KernelKey) -> str:
+    """Return the sizes of all tensors of a call, as text."""
+    found: list[Any] = []
+
+    def add(component: Any) -> None:
+        if isinstance(component, list):
+            for one in component:
+                add(one)
+        elif isinstance(component, dict) and "sizes" in component:
+            found.append(component["sizes"])
+
+    for _, component in key.arguments:
+        add(component)
+    return str(found)
+
+
+def _symbols(found: StoredEntry) -> int:
+    return len(found.entry.guards.ranges) if found.entry.guards is not None else 0

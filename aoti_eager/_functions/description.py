@@ -1,0 +1,433 @@
+"""A Python function as data: its source, the plain values it uses, and its tensors as constants.
+
+The compile worker has none of the user's code. What it gets is a document of JSON from which it
+rebuilds the function (``rebuilt``); the document's digest is in the key. Tensors that the
+function closes over, and the parameters of modules, are not in it: they are constants, keyed by
+their metadata and handed to the kernel in each call, as they are at that moment. So a change of
+their values, in place or by rebinding, needs no compile, and one of anything else misses.
+"""
+
+from __future__ import annotations
+
+import builtins
+import dis
+import functools
+import importlib
+import sys
+import types
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .._base.data_class import dataclass
+from .._base.digest import Component, json_digest
+from .._base.torch_compat import dispatcher
+from .._base.torch_compat import tracing as tracing_compat
+from .._base.torch_compat.dispatcher import OpOverload
+from .._keys.kernel_key import tensor_component
+from .._keys.schema import qualified_name
+from ..errors import UnsupportedFunctionError
+from .allowed_names import UNKNOWN, is_allowed_function
+from .source import function_source
+
+# Everything else of a function's that is found by a name is taken by its source.
+_BY_REFERENCE = frozenset({"torch", "math"})
+# Those that have no effect but their result.
+_BUILTINS = frozenset(
+    """
+    abs all any bool complex dict divmod enumerate filter float frozenset int iter len list map max
+    min next pow range reversed round set slice sorted str sum tuple zip
+    ArithmeticError AssertionError AttributeError Exception IndexError KeyError
+    NotImplementedError RuntimeError TypeError ValueError ZeroDivisionError
+    """.split()  # noqa: SIM905 - a list of names to read, not to parse
+)
+_TORCH_VALUES = (torch.dtype, torch.layout, torch.memory_format)
+_MODULE_STATE = frozenset(
+    {"training", "_parameters", "_buffers", "_modules", "_non_persistent_buffers_set"}
+)
+_DEPTH = 8
+# Looking at this many takes a fraction of a millisecond, in each call.
+_LARGEST = 400
+_LASTING = (types.ModuleType, types.BuiltinFunctionType, type, torch.device, *_TORCH_VALUES)
+
+
+@dataclass(frozen=True, slots=True)
+class Description:
+    """A function at one moment.
+
+    Attributes:
+        document: What the worker rebuilds it from.
+        constants: ``(name, metadata)`` of its tensors, in the order of the kernel's inputs.
+    """
+
+    document: dict[str, Any]
+    constants: tuple[tuple[str, Component], ...]
+
+    def context(self) -> tuple[tuple[str, Component], ...]:
+        """Return the components of a kernel's key."""
+        named = [{"name": name, **component} for name, component in self.constants]
+        return (("constants", named), ("function", json_digest(self.document)))
+
+
+class PythonFunction:
+    """The function behind an op that ``torch.library.custom_op`` made.
+
+    A function that cannot be sent to a worker is refused for good, until another takes its place:
+    what it closes over is not looked at again in each call.
+
+    Args:
+        function: Gives the function that a call of the op runs at this moment, or ``None``.
+        fixed: Whether that is always the same one.
+    """
+
+    def __init__(
+        self, function: Callable[[], types.FunctionType | None], *, fixed: bool = False
+    ) -> None:
+        self._function = function
+        self._fixed = fixed
+        self._refused: tuple[types.FunctionType | None, str] | None = None
+
+    @property
+    def is_constant(self) -> bool:
+        """Return whether nothing that the function uses can change from call to call.
+
+        That is where it finds nothing by name but modules and functions of torch's: C++, which
+        cannot look, may serve its calls.
+        """
+        function = self._function() if self._fixed else None
+        return function is not None and all(_is_lasting(*one) for one in _used(function))
+
+    @property
+    def is_refused(self) -> bool:
+        """Return whether the function, which is always the same, was found to be unsupported."""
+        return self._fixed and self._refused is not None
+
+    @property
+    def refusal(self) -> str | None:
+        """Return why the function that runs now can never be sent to a worker, if that is so."""
+        refused = self._refused
+        return refused[1] if refused is not None and refused[0] is self._function() else None
+
+    def snapshot(self) -> tuple[Any, list[Tensor]]:
+        """Return what the function depends on at this moment, for the table, and its tensors.
+
+        Never raises: in a call, what cannot be looked at is a reason to run the original.
+        """
+        function = self._function()
+        if self._refused is not None and self._refused[0] is function:
+            return _REFUSED, []
+        if torch.is_autocast_enabled("cpu"):
+            return _UNDER_AUTOCAST, []
+        state = _State()
+        try:
+            return state.of(function, _DEPTH), state.tensors
+        except Exception as error:  # noqa: BLE001 - objects of the user's may raise anything
+            self._refused = (function, f"cannot be looked at: {error!r}")
+            return _REFUSED, []
+
+    def describe(self) -> tuple[Description, list[Tensor]]:
+        """Return the function as data, and its tensors: its own and no copies.
+
+        Raises:
+            UnsupportedFunctionError: It uses something that cannot be sent to the compile worker;
+                the message names it.
+        """
+        function = self._function()
+        if function is None:
+            raise UnsupportedFunctionError("the op's function is disabled or was replaced")
+        if self._refused is not None and self._refused[0] is function:
+            raise UnsupportedFunctionError(self._refused[1])
+        if torch.is_autocast_enabled("cpu"):
+            raise UnsupportedFunctionError("runs under autocast")
+        writer = _Writer()
+        try:
+            document = writer.function(function, "", _DEPTH)
+        except UnsupportedFunctionError as error:
+            self._refused = (function, str(error))
+            raise
+        except Exception as error:
+            self._refused = (function, f"cannot be looked at: {error!r}")
+            raise UnsupportedFunctionError(self._refused[1]) from error
+        document["constant"] = self.is_constant
+        return Description(document, tuple(writer.constants)), writer.tensors
+
+
+_REFUSED = ("refused",)
+_UNDER_AUTOCAST = ("autocast",)
+
+
+def python_function(op: OpOverload, dispatch_key: str) -> PythonFunction | None:
+    """Return the Python function that ``op`` runs at ``dispatch_key``, if it has one we can see."""
+    name = qualified_name(op)
+    if dispatcher.custom_op_function(name, dispatch_key) is None:
+        return None
+    return PythonFunction(lambda: dispatcher.custom_op_function(name, dispatch_key))
+
+
+# --- what a function uses -------------------------------------------------------------------------
+
+
+@functools.lru_cache(maxsize=1024)
+def _names(code: types.CodeType) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Return the global names and the free names that code uses, sorted."""
+    found: set[str] = set()
+    pending = [code]
+    while pending:
+        one = pending.pop()
+        for instruction in dis.get_instructions(one):
+            if instruction.opname in ("LOAD_GLOBAL", "LOAD_NAME"):
+                found.add(instruction.argval)
+        pending += [c for c in one.co_consts if isinstance(c, types.CodeType)]
+    return tuple(sorted(found)), tuple(sorted(code.co_freevars))
+
+
+_ABSENT = object()
+
+
+def _used(function: types.FunctionType) -> Iterator[tuple[str, Any]]:
+    """Give each name that ``function`` uses with its value at this moment."""
+    global_names, free_names = _names(function.__code__)
+    for name in global_names:
+        yield name, function.__globals__.get(name, _ABSENT)
+    cells = dict(zip(function.__code__.co_freevars, function.__closure__ or (), strict=True))
+    for name in free_names:
+        try:
+            yield name, cells[name].cell_contents
+        except ValueError:
+            yield name, _ABSENT
+
+
+class _State:
+    """Makes a hashable of a value that is equal for equal values; tensors go by metadata."""
+
+    def __init__(self) -> None:
+        self.tensors: list[Tensor] = []
+        self._left = _LARGEST
+
+    def of(self, value: Any, depth: int) -> Any:
+        """Return the hashable of one value, and collect its tensors in order."""
+        self._left -= 1
+        if self._left < 0:
+            raise UnsupportedFunctionError(f"uses more than {_LARGEST} values")
+        kind = type(value)
+        if kind is Tensor or kind is torch.nn.Parameter:
+            self.tensors.append(value)
+            return (
+                value.dtype,
+                value.shape,
+                value.stride() if value.layout is torch.strided else value.layout,
+                value.device,
+                value.is_neg(),
+                value.is_conj(),
+            )
+        if value is None or kind in (bool, int, str):
+            return (kind, value)
+        if kind is float:
+            return value.hex()
+        if depth == 0:
+            raise UnsupportedFunctionError("values within values, too deep")
+        if kind is types.FunctionType:
+            if _is_torch_function(value):
+                return value
+            return (
+                value.__code__,
+                self.of(value.__defaults__, depth - 1),
+                self.of(value.__kwdefaults__, depth - 1),
+                *[self.of(one, depth - 1) for _, one in _used(value)],
+            )
+        if kind is tuple or kind is list:
+            return (kind, *[self.of(one, depth - 1) for one in value])
+        if kind is dict:
+            return (kind, *[(k, self.of(v, depth - 1)) for k, v in value.items()])
+        if isinstance(value, torch.nn.Module):
+            return self._of_module(value, depth)
+        # Not the object itself, which the table would keep alive, unless it lives for good.
+        return value if isinstance(value, _LASTING) else ("unsupported", kind)
+
+    def _of_module(self, module: torch.nn.Module, depth: int) -> Any:
+        return (
+            type(module),
+            module.training,
+            tracing_compat.has_global_module_hooks(),
+            *[(n, self.of(v, depth - 1)) for n, v in _module_tensors(module)],
+            *[(n, self.of(v, depth - 1)) for n, v in module._modules.items()],
+            *[(n, self.of(v, depth - 1)) for n, v in _plain_attributes(module)],
+        )
+
+
+def _module_tensors(module: torch.nn.Module) -> Iterator[tuple[str, Any]]:
+    yield from module._parameters.items()
+    yield from module._buffers.items()
+
+
+def _plain_attributes(module: torch.nn.Module) -> Iterator[tuple[str, Any]]:
+    for name, value in vars(module).items():
+        if name not in _MODULE_STATE and not (_is_hooks(name) and not value):
+            yield name, value
+
+
+def _is_hooks(name: str) -> bool:
+    return name.startswith("_") and ("hook" in name or name == "_is_full_backward_hook")
+
+
+# --- the document ---------------------------------------------------------------------------------
+
+
+class _Writer:
+    """Writes values as JSON and collects the tensors among them, in ``_state``'s order."""
+
+    def __init__(self) -> None:
+        self.constants: list[tuple[str, Component]] = []
+        self.tensors: list[Tensor] = []
+
+    def function(self, function: types.FunctionType, path: str, depth: int) -> dict[str, Any]:
+        if depth == 0:
+            raise UnsupportedFunctionError(f"{path}: functions that call functions, too deep")
+        used = dict(_used(function))
+        source = function_source(function, lambda name: _named(used, name))
+        document: dict[str, Any] = {
+            "name": function.__name__,
+            "source": source,
+            "python": list(sys.version_info[:2]),
+            "defaults": self.value(function.__defaults__, f"{path}defaults", depth - 1),
+            "kwdefaults": self.value(function.__kwdefaults__, f"{path}defaults", depth - 1),
+        }
+        document["names"] = {
+            name: self.used(name, value, path + name, depth - 1) for name, value in used.items()
+        }
+        return document
+
+    def used(self, name: str, value: Any, path: str, depth: int) -> Component:
+        if value is _ABSENT:
+            if not hasattr(builtins, name):
+                raise UnsupportedFunctionError(f"uses {name!r}, which has no value")
+            if name not in _BUILTINS:
+                raise UnsupportedFunctionError(
+                    f"uses {name!r}, which may do more than compute a result"
+                )
+            return {"builtin": name}
+        return self.value(value, path, depth)
+
+    def value(self, value: Any, path: str, depth: int) -> Component:
+        kind = type(value)
+        if kind is Tensor or kind is torch.nn.Parameter:
+            return self.constant(value, path)
+        if value is None or kind in (bool, int, str):
+            return {"plain": value}
+        if kind is float:
+            return {"float": value.hex()}
+        if depth == 0:
+            raise UnsupportedFunctionError(f"{path}: values within values, too deep")
+        if kind is types.FunctionType and not _is_by_reference(value):
+            return {"function": self.function(value, path + ".", depth)}
+        if kind is tuple or kind is list:
+            items = [self.value(v, f"{path}.{i}", depth - 1) for i, v in enumerate(value)]
+            return {kind.__name__: items}
+        if kind is dict and all(type(k) is str for k in value):
+            return {
+                "dict": [[k, self.value(v, f"{path}.{k}", depth - 1)] for k, v in value.items()]
+            }
+        if isinstance(value, _TORCH_VALUES):
+            return {"torch": str(value).removeprefix("torch.")}
+        if isinstance(value, torch.device):
+            return {"device": str(value)}
+        if isinstance(value, torch.nn.Module):
+            return self.module(value, path, depth)
+        if isinstance(value, types.ModuleType):
+            if value.__name__.partition(".")[0] in _BY_REFERENCE:
+                return {"module": value.__name__}
+            raise UnsupportedFunctionError(
+                f"uses the module {path} ({value.__name__}), which the compile worker does not "
+                "have; import the function that is needed from it by name"
+            )
+        if is_allowed_function(value) and _is_by_reference(value):
+            return {"reference": [value.__module__, value.__qualname__]}
+        raise UnsupportedFunctionError(
+            f"uses {path}, a {kind.__module__}.{kind.__qualname__}; tensors, numbers, strings, "
+            "lists, functions, torch.nn modules and what of torch only computes are supported"
+        )
+
+    def constant(self, tensor: Tensor, path: str) -> Component:
+        component = tensor_component(tensor)
+        if component["layout"] != "strided" or component["conj"] or component["neg"]:
+            raise UnsupportedFunctionError(f"uses {path}, a tensor that is not plain and strided")
+        self.constants.append((path, component))
+        self.tensors.append(tensor)
+        return {"constant": len(self.constants) - 1}
+
+    def module(self, module: torch.nn.Module, path: str, depth: int) -> Component:
+        cls = type(module)
+        if tracing_compat.has_global_module_hooks():
+            raise UnsupportedFunctionError("uses a module while hooks for all modules are set")
+        if not _is_by_reference(cls):
+            raise UnsupportedFunctionError(
+                f"uses {path}, a module of class {cls.__qualname__}, whose code the compile worker "
+                "does not have; modules of torch.nn are supported, and so are functions of tensors"
+            )
+        tensors = {n: self.value(v, f"{path}.{n}", depth - 1) for n, v in _module_tensors(module)}
+        modules = {n: self.value(v, f"{path}.{n}", depth - 1) for n, v in module._modules.items()}
+        before = len(self.constants)
+        attributes = {
+            n: self.value(v, f"{path}.{n}", depth - 1) for n, v in _plain_attributes(module)
+        }
+        if len(self.constants) != before:
+            raise UnsupportedFunctionError(f"uses {path}, a module with a tensor for an attribute")
+        return {
+            "nn": {
+                "class": [cls.__module__, cls.__qualname__],
+                "training": module.training,
+                "parameters": list(module._parameters),
+                "tensors": tensors,
+                "modules": modules,
+                "attributes": attributes,
+            }
+        }
+
+
+def _is_lasting(name: str, value: Any) -> bool:
+    if value is _ABSENT:
+        return hasattr(builtins, name)  # Otherwise it is defined later, as anything.
+    if isinstance(value, types.ModuleType):
+        return value.__name__.partition(".")[0] in _BY_REFERENCE
+    return _is_by_reference(value) or isinstance(value, _TORCH_VALUES)
+
+
+@functools.lru_cache(maxsize=1024)
+def _is_torch_function(function: types.FunctionType) -> bool:
+    return _is_by_reference(function)
+
+
+def _named(used: dict[str, Any], name: str) -> Any:
+    """Return what a name stands for in a function: a value it uses, or something local."""
+    value = used.get(name, UNKNOWN)
+    return UNKNOWN if value is _ABSENT else value
+
+
+def _is_by_reference(value: Any) -> bool:
+    """Return whether an object is found again under its name in a module that every worker has.
+
+    Functions only where they do nothing but compute.
+    """
+    if callable(value) and not isinstance(value, type) and not is_allowed_function(value):
+        return False
+    module, name = getattr(value, "__module__", None), getattr(value, "__qualname__", None)
+    if not isinstance(module, str) or not isinstance(name, str):
+        return False
+    if module.partition(".")[0] not in _BY_REFERENCE:
+        return False
+    try:
+        return resolve_name(module, name) is value
+    except (ImportError, AttributeError):
+        return False
+
+
+def resolve_name(module: str, name: str) -> Any:
+    """Return the object called ``name`` in ``module``, which is imported.
+
+    Raises:
+        ImportError: There is no such module.
+        AttributeError: It has no such name.
+    """
+    return functools.reduce(getattr, name.split("."), importlib.import_module(module))

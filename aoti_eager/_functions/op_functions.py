@@ -1,0 +1,51 @@
+"""The Python functions behind ops: those that this package defines, and torch.library's."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from .._base.torch_compat.dispatcher import OpOverload
+from .._keys.schema import qualified_name
+from .description import PythonFunction, python_function
+
+_functions: dict[str, PythonFunction] = {}
+
+
+def new_op_library(namespace: str) -> torch.library.Library:
+    """Return an empty library for new ops of ``namespace``.
+
+    Kernels are known for functions of the user's by the file that their library was made in: this.
+    """
+    return torch.library.Library(namespace, "FRAGMENT")  # type: ignore[no-untyped-call]
+
+
+def define(
+    library: torch.library.Library, name: str, schema: str, function: PythonFunction, **options: Any
+) -> OpOverload:
+    """Define an op in ``library`` whose calls run ``function``, and return its overload.
+
+    Args:
+        library: Of the op's namespace, made by ``new_op_library``.
+        name: Qualified name of the op.
+        schema: Its arguments and results, ``(Tensor x) -> Tensor``.
+        function: What is behind it, for keys.
+        options: As for ``torch.library.Library.define``.
+    """
+    namespace, _, local = name.partition("::")
+    library.define(local + schema, **options)  # type: ignore[no-untyped-call]
+    _functions[name] = function
+    overload: OpOverload = getattr(getattr(torch.ops, namespace), local).default
+    return overload
+
+
+def forget(name: str) -> None:
+    """Forget the function of an op whose library is destroyed."""
+    _functions.pop(name, None)
+
+
+def function_of(op: OpOverload, dispatch_key: str) -> PythonFunction | None:
+    """Return the Python function that ``op`` runs at ``dispatch_key``, if it has one we can see."""
+    own = _functions.get(qualified_name(op))
+    return own if own is not None else python_function(op, dispatch_key)

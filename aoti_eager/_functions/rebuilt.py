@@ -1,0 +1,122 @@
+"""Rebuild a Python function from its document, with given tensors for its constants.
+
+Runs in the compile worker and in the trial process only. The document comes from the parent
+process, through a pipe, and holds source that the parent runs itself.
+"""
+
+from __future__ import annotations
+
+import builtins
+import importlib
+import types
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .._base.op_names import find_overload
+from .description import resolve_name
+from .gradient import GradientFunction, GradientSignature
+
+
+class RebuiltFunction:
+    """A function of a user's that takes its constants as arguments of each call."""
+
+    def __init__(self, document: Mapping[str, Any]) -> None:
+        self._document = document
+
+    @property
+    def differentiates(self) -> bool:
+        """Return whether it is the gradient of a function."""
+        return "gradient" in self._document
+
+    def with_constants(
+        self, constants: Sequence[Tensor], args: Sequence[Any], kwargs: Mapping[str, Any]
+    ) -> Any:
+        """Return the result of a call with these tensors in place of those it closes over."""
+        return self.with_constants_for_good(constants)(*args, **kwargs)
+
+    def with_constants_for_good(self, constants: Sequence[Tensor]) -> Callable[..., Any]:
+        """Return the function with these tensors in it, for many calls."""
+        reader = _Reader(constants)
+        gradient = self._document.get("gradient")
+        if gradient is None:
+            function: Callable[..., Any] = reader.function(self._document)
+            return function
+        op = self._document.get("op")
+        return GradientFunction(
+            reader.function(self._document["function"]) if op is None else find_overload(op),
+            GradientSignature(**gradient),
+        )
+
+
+class _Reader:
+    def __init__(self, constants: Sequence[Tensor]) -> None:
+        self._constants = constants
+
+    def function(self, document: Mapping[str, Any]) -> Any:
+        names = {name: self.value(value) for name, value in document["names"].items()}
+        namespace: dict[str, Any] = {"__builtins__": builtins, **names}
+        exec(compile(document["source"], "<user function>", "exec"), namespace)  # noqa: S102
+        function = namespace[document["name"]]
+        assert isinstance(function, types.FunctionType)
+        # A name of its own that it uses is what the user's was, not what exec has just bound.
+        if document["name"] in names:
+            namespace[document["name"]] = names[document["name"]]
+        function.__defaults__ = self.value(document["defaults"])
+        function.__kwdefaults__ = self.value(document["kwdefaults"])
+        return function
+
+    def value(self, component: Mapping[str, Any]) -> Any:
+        ((kind, value),) = component.items()
+        if kind == "constant":
+            return self._constants[value]
+        return getattr(self, f"_{kind}")(value)
+
+    def _plain(self, value: Any) -> Any:
+        return value
+
+    def _float(self, value: str) -> float:
+        return float.fromhex(value)
+
+    def _builtin(self, name: str) -> Any:
+        return getattr(builtins, name)
+
+    def _function(self, document: Mapping[str, Any]) -> Any:
+        return self.function(document)
+
+    def _tuple(self, values: Sequence[Any]) -> tuple[Any, ...]:
+        return tuple(self.value(value) for value in values)
+
+    def _list(self, values: Sequence[Any]) -> list[Any]:
+        return [self.value(value) for value in values]
+
+    def _dict(self, pairs: Sequence[Any]) -> dict[str, Any]:
+        return {key: self.value(value) for key, value in pairs}
+
+    def _torch(self, name: str) -> Any:
+        return getattr(torch, name)
+
+    def _device(self, name: str) -> torch.device:
+        return torch.device(name)
+
+    def _module(self, name: str) -> Any:
+        return importlib.import_module(name)
+
+    def _reference(self, names: Sequence[str]) -> Any:
+        return resolve_name(names[0], names[1])
+
+    def _nn(self, fields: Mapping[str, Any]) -> torch.nn.Module:
+        cls = resolve_name(*fields["class"])
+        module: torch.nn.Module = cls.__new__(cls)
+        torch.nn.Module.__init__(module)
+        vars(module).update({n: self.value(v) for n, v in fields["attributes"].items()})
+        module.training = fields["training"]
+        for name, component in fields["tensors"].items():
+            # Not by attribute: a parameter must be a Parameter there, and this is a fake tensor.
+            table: Any = module._parameters if name in fields["parameters"] else module._buffers
+            table[name] = self.value(component)
+        for name, component in fields["modules"].items():
+            module._modules[name] = self.value(component)
+        return module

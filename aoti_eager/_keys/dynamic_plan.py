@@ -1,0 +1,76 @@
+"""A dynamic specialisation that is to be compiled: which sizes and numbers it leaves open."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from .._base.data_class import dataclass
+from .guards import Guards
+from .kernel_key import KernelKey
+from .pattern import (
+    Family,
+    number_arguments,
+    number_range,
+    with_values,
+)
+
+# Sizes of calls for which a dynamic kernel was not compiled: as large as they may be.
+_ANY_SIZE = (2, 1 << 62)
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """A dynamic specialisation that is to be compiled.
+
+    Attributes:
+        family: The digest of the calls' family.
+        dims: Slot and dimension of each size that is to be a symbol.
+        numbers: Arguments that are to be inputs.
+        pattern: The key with these symbols; the compiler may find that fewer will do.
+        guards: The ranges that are asked for.
+    """
+
+    family: str
+    dims: tuple[tuple[int, int], ...]
+    numbers: tuple[str, ...]
+    pattern: KernelKey
+    guards: Guards
+
+    def to_json(self) -> dict[str, Any]:
+        """Return what a compile worker is told."""
+        return {
+            "dims": [list(place) for place in self.dims],
+            "numbers": list(self.numbers),
+            "pattern": self.pattern.to_json(),
+            "guards": self.guards.to_json(),
+        }
+
+
+def plan_of(digest: str, family: Family, names: set[str]) -> Plan:
+    """Return the specialisation of a family in which the symbols ``names`` are open.
+
+    Strides take the sizes of their slot with them.
+    """
+    slots = {family.places[name][0] for name in names if name.startswith("t")}
+    dims = tuple(
+        sorted(
+            place
+            for name, place in family.places.items()
+            if name.startswith("s") and (name in names or place[0] in slots)
+        )
+    )
+    free = {
+        name
+        for name, place in family.places.items()
+        if place in dims or (name.startswith("t") and any(place[0] == slot for slot, _ in dims))
+    }
+    free |= {name for name in names if name.startswith("v")}
+    fixed = {name: value for name, value in family.values.items() if name not in free}
+    pattern = with_values(family.pattern, fixed)
+    ranges = {
+        name: (number_range(family.values[name]) or _ANY_SIZE)
+        if name.startswith("v")
+        else _ANY_SIZE
+        for name in sorted(free)
+    }
+    return Plan(digest, dims, number_arguments(pattern), pattern, Guards(ranges))

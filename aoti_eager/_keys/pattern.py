@@ -1,0 +1,407 @@
+"""Keys with symbols: what several calls of one op have in common. Pure.
+
+The *family* of a key is the key with every size of two and more, every stride that does not follow
+from sizes, and every number replaced by a symbol. Calls of one family have the same ranks, dtypes,
+stride order, broadcasting and settings. A *pattern* is a family of which some symbols have values
+again: those that do not vary from call to call. A dynamic specialisation is compiled for a pattern.
+
+Sizes of 0 and 1 are never symbols: they decide on broadcasting, and eager's strides and errors
+are other ones there.
+"""
+
+from __future__ import annotations
+
+import math
+import struct
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+from .._base.data_class import dataclass, field
+from .._base.digest import Component
+from .guards import (
+    INT64_MIN,
+    Expression,
+    Guards,
+    NoValueError,
+    evaluate,
+    text,
+)
+from .kernel_key import KernelKey, float_bits
+from .schema import Kind, OpSchema
+from .size_arguments import TensorSizes, expressions, with_sizes
+
+# The kinds of numbers that may be inputs of a kernel, and within which bounds. A ``float``, unlike
+# a ``Scalar``, cannot be traced as a symbol: the dispatcher asks for its value.
+_NUMBER_KINDS = (Kind.SCALAR,)
+_UNLIMITED = 1 << 62  # As large as a size may be, and larger.
+_SMALLEST, _LARGEST = 2.0**-100, 2.0**100
+# Ops that compute some numbers in ways of their own: a square root for 0.5, a square for 2.
+_SPECIAL_NUMBERS = ("pow", "float_power")
+
+
+@dataclass(frozen=True, slots=True)
+class Family:
+    """A key's family, and the values of its symbols in that key.
+
+    Attributes:
+        pattern: The key with all symbols.
+        values: Sizes and strides by symbol; numbers as the bits of a float64.
+        meanings: What each symbol is, for people: ``input.size(0)``.
+        places: Slot (see ``CallTemplate``) and dimension of each size and stride.
+    """
+
+    pattern: KernelKey
+    values: dict[str, int]
+    meanings: dict[str, str]
+    places: dict[str, tuple[int, int]]
+
+
+@dataclass(slots=True)
+class _Symbols:
+    values: dict[str, int] = field(default_factory=dict)
+    meanings: dict[str, str] = field(default_factory=dict)
+    places: dict[str, tuple[int, int]] = field(default_factory=dict)
+    counts: dict[str, int] = field(default_factory=dict)
+    tensors: list[TensorSizes] = field(default_factory=list)
+    slot: int = -1
+
+    def new(self, prefix: str, value: int, meaning: str, dim: int = -1) -> str:
+        number = self.counts.get(prefix, 0)
+        self.counts[prefix] = number + 1
+        name = f"{prefix}{number}"
+        self.values[name], self.meanings[name] = value, meaning
+        if dim >= 0:
+            self.places[name] = (self.slot, dim)
+        return name
+
+
+def family_of(schema: OpSchema, key: KernelKey) -> Family:
+    """Return the family of ``key``."""
+    symbols = _Symbols()
+    numbers = _takes_numbers(schema, key)
+    arguments: list[tuple[str, Component]] = []
+    for argument, (name, component) in zip(schema.arguments, key.arguments, strict=True):
+        if component is None:
+            general = None
+        elif argument.kind is Kind.TENSOR:
+            general = _tensor(name, component, symbols)
+        elif argument.is_tensor:
+            general = [
+                None if one is None else _tensor(f"{name}[{index}]", one, symbols)
+                for index, one in enumerate(component)
+            ]
+        elif numbers and argument.kind in _NUMBER_KINDS:
+            general = _number(name, argument.kind, component, symbols)
+        else:
+            general = component
+        arguments.append((name, general))
+    general_arguments = with_sizes(schema, arguments, symbols.tensors)
+    pattern = KernelKey(key.op, key.dispatch_key, general_arguments, key.context)
+    return Family(pattern, symbols.values, symbols.meanings, symbols.places)
+
+
+def _tensor(name: str, component: dict[str, Any], symbols: _Symbols) -> Component:
+    symbols.slot += 1
+    if component.get("layout") != "strided" or "undefined" in component:
+        return component
+    sizes: list[Expression] = [
+        symbols.new("s", size, f"{name}.size({dim})", dim) if size > 1 else size
+        for dim, size in enumerate(component["sizes"])
+    ]
+    symbols.tensors.append(TensorSizes(component["sizes"], sizes))
+    strides = _strides(name, component["sizes"], component["strides"], sizes, symbols)
+    return {**component, "sizes": sizes, "strides": strides}
+
+
+def _strides(
+    name: str,
+    sizes: Sequence[int],
+    strides: Sequence[int],
+    general_sizes: Sequence[Expression],
+    symbols: _Symbols,
+) -> list[Expression]:
+    """Return strides as products of sizes where they are that: innermost dimension first."""
+    general: list[Expression] = list(strides)
+    expected, expression = 1, 1  # type: int, Expression
+    order = sorted(range(len(sizes)), key=lambda dim: (strides[dim], -dim))
+    for dim in order:
+        if sizes[dim] == 0 or strides[dim] == 0:
+            continue
+        if sizes[dim] == 1:
+            # As of a tensor that was allocated so; or one row of a tensor with more.
+            general[dim] = (
+                expression
+                if strides[dim] == expected
+                else symbols.new("t", strides[dim], f"{name}.stride({dim})", dim)
+            )
+            continue
+        if strides[dim] != expected:
+            expected = strides[dim]
+            # A step of 2 or 3 is worth code of its own no more than a row's length is.
+            expression = symbols.new("t", expected, f"{name}.stride({dim})", dim)
+        general[dim] = expression
+        expected *= sizes[dim]
+        size = general_sizes[dim]
+        expression = size if expression == 1 else _product(expression, size)
+    return general
+
+
+def _product(expression: Expression, size: Expression) -> Expression:
+    if isinstance(expression, list):
+        return [*expression, size]
+    return ["*", expression, size]
+
+
+def _number(name: str, kind: Kind, component: Component, symbols: _Symbols) -> Component:
+    text = component if kind is Kind.FLOAT else component.get("float")
+    if text is None or number_range(float_bits(text)) is None:
+        return component
+    return symbolic_number(kind, symbols.new("v", float_bits(text), name))
+
+
+def symbolic_number(kind: Kind, symbol: str) -> Component:
+    """Return the component of a number argument that is a symbol."""
+    return {"symbol": symbol} if kind is Kind.FLOAT else {"float": {"symbol": symbol}}
+
+
+def number_range(bits: int) -> tuple[int, int] | None:
+    """Return the bits of the numbers that one kernel may serve with this one; ``None`` if alone.
+
+    Zeros, infinities, NaN and what float32 has not are special to many ops; and so is the sign.
+    """
+    low, high = float_bits(_SMALLEST.hex()), float_bits(_LARGEST.hex())
+    for least, most in ((low, high), (INT64_MIN + low, INT64_MIN + high)):
+        if least <= bits <= most:
+            return least, most
+    return None
+
+
+def _takes_numbers(schema: OpSchema, key: KernelKey) -> bool:
+    """Return whether the numbers of a call may be inputs of its kernel."""
+    if schema.op.partition("::")[2].startswith(_SPECIAL_NUMBERS):
+        return False
+    tensors = [
+        one
+        for argument, (_, component) in zip(schema.arguments, key.arguments, strict=True)
+        if argument.is_tensor and component is not None
+        for one in (component if isinstance(component, list) else [component])
+        if one is not None
+    ]
+    # Of integers the result's dtype, of half precision its rounding depends on the number.
+    return all(one.get("dtype") in ("float32", "float64") for one in tensors)
+
+
+def number_arguments(pattern: KernelKey) -> tuple[str, ...]:
+    """Return the names of the arguments whose numbers are symbols."""
+    return tuple(
+        name
+        for name, component in pattern.arguments
+        if isinstance(component, dict)
+        and ("symbol" in component or isinstance(component.get("float"), dict))
+    )
+
+
+def with_values(pattern: KernelKey, values: Mapping[str, int]) -> KernelKey:
+    """Return ``pattern`` with ``values`` in place of some of its symbols, or of all."""
+    arguments = tuple((name, _filled(component, values)) for name, component in pattern.arguments)
+    return KernelKey(pattern.op, pattern.dispatch_key, arguments, pattern.context)
+
+
+def _filled(component: Component, values: Mapping[str, int]) -> Component:
+    if isinstance(component, list):
+        return [_filled(one, values) for one in component]
+    if not isinstance(component, dict):
+        return component
+    if component.get("strides") is not None:
+        return {
+            **component,
+            "sizes": [_reduced(size, values) for size in component["sizes"]],
+            "strides": [_reduced(stride, values) for stride in component["strides"]],
+        }
+    if "size" in component:
+        size = _reduced(component["size"], values)
+        return size if isinstance(size, int) else {"size": size}
+    if "symbol" in component:
+        name = component["symbol"]
+        return float_text(values[name]) if name in values else component
+    if isinstance(component.get("float"), dict):
+        name = component["float"]["symbol"]
+        return {"float": float_text(values[name])} if name in values else component
+    return component
+
+
+def _reduced(expression: Expression, values: Mapping[str, int]) -> Expression:
+    if isinstance(expression, str):
+        return values.get(expression, expression)
+    if not isinstance(expression, list):
+        return expression
+    try:
+        return evaluate(expression, values)
+    except NoValueError:
+        operator, *operands = expression
+        return [operator, *(_reduced(one, values) for one in operands)]
+
+
+def symbols_in(pattern: KernelKey) -> set[str]:
+    """Return the names of the symbols that ``pattern`` has."""
+    found: set[str] = set()
+    for _, component in pattern.arguments:
+        _collect(component, found)
+    return found
+
+
+def _collect(component: Component, into: set[str]) -> None:
+    if isinstance(component, list):
+        for one in component:
+            _collect(one, into)
+    elif isinstance(component, dict):
+        if "sizes" in component:
+            into |= {size for size in component["sizes"] if isinstance(size, str)}
+            into |= {stride for stride in component["strides"] or () if isinstance(stride, str)}
+        elif "symbol" in component:
+            into.add(component["symbol"])
+        elif isinstance(component.get("float"), dict):
+            into.add(component["float"]["symbol"])
+
+
+def expressions_in(pattern: KernelKey) -> Iterator[Expression]:
+    """Give what stands for the sizes and strides of ``pattern`` and is no number."""
+    for _, component in pattern.arguments:
+        yield from expressions(component)
+        for one in component if isinstance(component, list) else [component]:
+            if isinstance(one, dict) and "sizes" in one:
+                for word in (*one["sizes"], *(one["strides"] or ())):
+                    if not isinstance(word, int):
+                        yield word
+
+
+def is_pattern(key: KernelKey) -> bool:
+    """Return whether ``key`` has symbols."""
+    return bool(symbols_in(key))
+
+
+def guard_texts(guards: Guards) -> list[str]:
+    """Return what ``guards`` ask for, as people write it: first ranges, then conditions."""
+    lines = []
+    for name, (low, high) in sorted(guards.ranges.items()):
+        if name.startswith("v"):  # The bits of numbers; those of negative ones grow downwards.
+            ends = sorted(float.fromhex(float_text(bits)) for bits in (low, high))
+            lines.append(f"{ends[0]:.6g} <= {name} <= {ends[1]:.6g}")
+        elif high >= _UNLIMITED:
+            lines.append(f"{low} <= {name}")
+        else:
+            lines.append(f"{low} <= {name} <= {high}")
+    return lines + [text(condition) for condition in guards.conditions]
+
+
+def varied(families: Iterable[Mapping[str, int]]) -> set[str]:
+    """Return the symbols that do not have one value in all of these calls."""
+    seen: dict[str, int] = {}
+    different: set[str] = set()
+    for values in families:
+        for name, value in values.items():
+            if seen.setdefault(name, value) != value:
+                different.add(name)
+    return different
+
+
+def float_text(bits: int) -> str:
+    """Return the number with these bits as a key spells it."""
+    (value,) = struct.unpack("=d", struct.pack("=q", bits))
+    return float(value).hex()
+
+
+def size_class(key: KernelKey) -> int:
+    """Return the class of a call's size; what is measured for one call counts for its class.
+
+    Calls of one class differ by less than four times in the elements of all their tensors.
+    """
+    return sum(_numels(component) for _, component in key.arguments).bit_length() // 2
+
+
+def in_size_class(pattern: KernelKey, size: int) -> list[Expression]:
+    """Return the conditions under which a pattern's call is of a size class."""
+    terms = [term for _, component in pattern.arguments for term in _numel_terms(component)]
+    total: Expression = terms[0] if len(terms) == 1 else ["+", *terms]
+    least = 1 << (2 * size - 1) if size > 0 else 0
+    return [["<=", least, total], ["<", total, 1 << (2 * size + 1)]]
+
+
+def _numel_terms(component: Component) -> list[Expression]:
+    if isinstance(component, list):
+        return [term for one in component for term in _numel_terms(one)]
+    if isinstance(component, dict) and "sizes" in component:
+        sizes = component["sizes"]
+        if len(sizes) < 2:
+            return list(sizes) or [1]
+        return [["*", *sizes]]
+    return []
+
+
+def _numels(component: Component) -> int:
+    if isinstance(component, list):
+        return sum(_numels(one) for one in component)
+    if isinstance(component, dict) and "sizes" in component:
+        return math.prod(component["sizes"])
+    return 0
+
+
+# A bit in the middle of a float64's fraction.
+_OTHER_NUMBER = 1 << 50
+_OTHER_SIZES: tuple[Callable[[int], int], ...] = (
+    lambda size: 2,
+    lambda size: 3,
+    lambda size: size // 2,
+    lambda size: size - 1,
+    lambda size: 2 * size + 1,
+)
+
+
+def instances(
+    pattern: KernelKey, guards: Guards, values: Mapping[str, int], *, most_elements: int
+) -> list[KernelKey]:
+    """Return some other calls that a pattern serves, smaller and larger than a known one.
+
+    Args:
+        pattern: The pattern.
+        guards: Its guards.
+        values: Its symbols in the known call.
+        most_elements: No call has more of them in all its tensors.
+    """
+    sizes = size_symbols(pattern)
+    numbers = {name for name in values if name.startswith("v")}
+    found: list[KernelKey] = []
+    for choose in _OTHER_SIZES:
+        # Rows stay as far apart as they are: another stride may make elements overlap.
+        chosen = {
+            name: choose(n) if name in sizes else n ^ _OTHER_NUMBER if name in numbers else n
+            for name, n in values.items()
+        }
+        has_strides = len(sizes) + len(numbers) < len(values)
+        if has_strides and any(chosen[name] > values[name] for name in sizes):
+            continue
+        key = with_values(pattern, chosen)
+        elements = sum(_numels(component) for _, component in key.arguments)
+        is_new = key not in found and chosen != values
+        if is_new and elements <= most_elements and guards.hold(chosen):
+            found.append(key)
+    return found
+
+
+def with_ones(guards: Guards, names: Iterable[str], wrong: Iterable[Sequence[str]] = ()) -> Guards:
+    """Return guards that let these symbols be 1, but none of the ``wrong`` groups at once."""
+    ranges = dict(guards.ranges)
+    for name in names:
+        ranges[name] = (1, ranges[name][1])
+    refused = [["not", ["and", *(["==", name, 1] for name in group)]] for group in wrong]
+    return Guards(ranges, (*guards.conditions, *refused))
+
+
+def size_symbols(pattern: KernelKey) -> set[str]:
+    """Return the symbols that are the size of a dimension."""
+    found: set[str] = set()
+    for _, component in pattern.arguments:
+        for one in component if isinstance(component, list) else [component]:
+            if isinstance(one, dict) and "sizes" in one:
+                found |= {size for size in one["sizes"] if isinstance(size, str)}
+    return found

@@ -1,0 +1,92 @@
+"""The C++ kernel at the autograd key, which joins an op's forward and backward kernels."""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Sequence
+
+from .library import functions, last_error
+
+
+class NativeGate:
+    """The boxed C++ kernel of one op at the autograd key; see ``csrc/gradient.h``.
+
+    Args:
+        op: Qualified name.
+        backward: That of the op of its gradient.
+        function: That of an op that runs what the op consists of.
+        kinds: For each argument the number of ``argument_kind``; none is written to.
+        results: How many tensors the op returns.
+        decomposes: Whether traces, transforms and autocast see what the op consists of.
+
+    Raises:
+        NativePathError: There are no such ops.
+    """
+
+    def __init__(
+        self,
+        op: str,
+        backward: str,
+        function: str,
+        kinds: Sequence[int],
+        results: int,
+        *,
+        decomposes: bool = False,
+    ) -> None:
+        name, _, overload = op.partition(".")
+        self._name = op
+        self._pointer: int | None = functions().ae_gate_new(
+            name.encode(),
+            overload.encode(),
+            backward.encode(),
+            function.encode(),
+            bytes(kinds),
+            bytes(len(kinds)),
+            len(kinds),
+            results,
+            decomposes,
+        )
+        if not self._pointer:
+            raise last_error(op, "cannot be differentiated")
+
+    def install(self) -> None:
+        """Register the C++ kernel; what is registered now gets the calls that are not known.
+
+        Raises:
+            NativePathError: It cannot be registered.
+        """
+        if functions().ae_gate_install(self._pointer):
+            raise last_error(self._name, "cannot be registered at the autograd key")
+
+    def put(self, key: bytes, layouts: Sequence[int]) -> None:
+        """Join forward and backward of calls of ``key``.
+
+        Args:
+            key: The words of ``native_key`` and one with a bit for each tensor's gradient.
+            layouts: For each result whether it is differentiable, its dimensions, sizes, strides.
+        """
+        numbers = (ctypes.c_int64 * len(layouts))(*layouts)
+        if self._pointer:
+            functions().ae_gate_put(self._pointer, key, len(key) // 8, ctypes.addressof(numbers))
+
+    @property
+    def nodes(self) -> int:
+        """Return how many nodes of autograd's there are that call the backward op yet."""
+        return int(functions().ae_gate_nodes(self._pointer)) if self._pointer else 0
+
+    def put_decline(self, key: bytes) -> None:
+        """Send calls of ``key`` to the op's function."""
+        if self._pointer:
+            functions().ae_gate_put_decline(self._pointer, key, len(key) // 8)
+
+    def clear(self) -> None:
+        """Let Python decide on all calls."""
+        if self._pointer:
+            functions().ae_gate_clear(self._pointer)
+
+    def close(self) -> None:
+        """Take it out of the dispatcher and free it; no call of the op may run."""
+        pointer, self._pointer = self._pointer, None
+        if pointer:
+            functions().ae_gate_uninstall(pointer)
+            functions().ae_gate_delete(pointer)

@@ -1,0 +1,311 @@
+"""The C++ hit path's library: built once by the compiler that makes kernels, kept in the store.
+
+It lies beside what compiling kernels needs, in a directory of its own for each version of torch and
+of our sources, and in one below for each compiler. It holds no path and no Python, so a machine
+without a compiler takes one that another machine built::
+
+    toolchain/native/<torch and sources>/<compiler>/{native.so, native.json}
+
+A wheel can carry libraries, in directories of the same names beside the modules.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import platform
+import re
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+from .._base.digest import json_digest
+from .._base.file_lock import locked
+from .._base.printable import printable
+from .._base.scratch_directory import scratch_directory
+from .._base.sealed_library import LIBRARY_LIMIT
+from .._base.store_format import remove
+from .._base.trusted_files import Directory, open_directory
+from ..errors import NativePathError, UntrustedFileError
+from .library import NativeFile
+
+_SOURCES = Path(__file__).parent / "csrc"
+# The sources of kernel libraries, which say themselves what they were made of.
+_NOT_OURS = "thin_"
+# What a wheel carries; hatch_build.py puts it there.
+CARRIED = Path(__file__).parent / "_carried"
+LIBRARY_FILE = "native.so"
+RECORD_FILE = "native.json"
+
+# For any CPU of the architecture: a machine with another one may be given the store.
+_FLAGS = (
+    *("-std=c++20", "-O2", "-g0", "-w", "-fPIC", "-shared"),
+    # No symbols that meet another library's.
+    *("-fvisibility=hidden", "-fvisibility-inlines-hidden"),
+    # Torch's headers include the ops that they use, and not all 3,000: half of the compiler's time.
+    "-DAT_PER_OPERATOR_HEADERS",
+)
+
+_FLAGS_OF_GCC = (
+    # A symbol of that kind keeps a library from being closed.
+    "-fno-gnu-unique",
+    # It tidies its memory up again and again, a tenth of its time, and gives back next to nothing.
+    *("--param", "ggc-min-expand=1000", "--param", "ggc-min-heapsize=1048576"),
+)
+
+BUILD_TIMEOUT_S = 300.0
+
+# A lock file is made before it is locked. One that is so new may be another process's that begins.
+_BEGINNING_S = 5.0
+
+# Bytes that are read of the record before anything of it is believed.
+_RECORD_LIMIT = 1 << 16
+
+# Where a toolchain lies in a store.
+_BASE = ("toolchain",)
+_DIGEST = "[0-9a-f]{16}"
+
+Start = Callable[..., "subprocess.Popen[bytes]"]
+
+
+def build_directory(toolchain: Path) -> Path:
+    """Return the directory of this torch and these sources, inside of a store's ``toolchain``."""
+    sources = {
+        name: hashlib.sha256((_SOURCES / name).read_bytes()).hexdigest() for name in source_names()
+    }
+    made_of = [
+        str(torch.__version__),
+        torch.version.git_version,
+        f"{platform.machine()}-{sys.platform}",
+        [*_FLAGS, *_FLAGS_OF_GCC],
+        sources,
+    ]
+    return toolchain / "native" / json_digest(made_of)[:24]
+
+
+def source_names() -> list[str]:
+    """Return the files that the library is made of: every source that is no kernel library's."""
+    kinds = (".h", ".cpp")
+    found = (path.name for path in _SOURCES.iterdir() if path.suffix in kinds)
+    return sorted(name for name in found if not name.startswith(_NOT_OURS))
+
+
+def find(toolchain: Path, compiler: str | None) -> NativeFile | None:
+    """Return the library that ``compiler`` built, if it is there, whole and ours.
+
+    Args:
+        toolchain: The directory of that name in a store.
+        compiler: Path of the C++ compiler; ``None`` takes any compiler's library.
+    """
+    try:
+        with open_directory(build_directory(toolchain)) as directory:
+            if compiler is not None:
+                digest = _compiler_digest(compiler)
+                return None if digest is None else _checked(directory, digest)
+            found = (_checked(directory, name) for name in sorted(directory.names()))
+            return next((file for file in found if file is not None), None)
+    except OSError:
+        return None
+
+
+def find_carried() -> NativeFile | None:
+    """Return the library for this torch that came with the package, if it is whole and ours."""
+    return find(CARRIED, None) if CARRIED.is_dir() else None
+
+
+def carried_for() -> list[str]:
+    """Return the versions of torch for which the package came with a library, for a message.
+
+    A version may be there twice, and says nothing of the build: nothing is chosen by this.
+    """
+    versions = set()
+    for record in CARRIED.glob(f"native/*/*/{RECORD_FILE}"):
+        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+            versions.add(printable(str(json.loads(record.read_bytes()[:_RECORD_LIMIT])["torch"])))
+    return sorted(versions)
+
+
+def was_cut_off(toolchain: Path, compiler: str) -> bool:
+    """Return whether a build by ``compiler`` was begun and has not ended, and nobody is at it.
+
+    Args:
+        toolchain: The directory of that name in a store.
+        compiler: Path of the C++ compiler.
+    """
+    digest = _compiler_digest(compiler)
+    name = f"{digest}.lock"
+    try:
+        with open_directory(build_directory(toolchain)) as directory:
+            if name not in directory.names():
+                return False
+            status = os.stat(name, dir_fd=directory.fd, follow_symlinks=False)
+            if abs(time.time() - status.st_mtime) < _BEGINNING_S:
+                return False
+            with locked(directory, name, 0):
+                return True
+    except OSError:
+        return False  # Another process builds.
+
+
+def build(
+    toolchain: Path,
+    compiler: str,
+    *,
+    timeout_s: float = BUILD_TIMEOUT_S,
+    start: Start = subprocess.Popen,
+) -> NativeFile:
+    """Return the library, built unless another process has built it meanwhile.
+
+    Args:
+        toolchain: Where to keep it, the directory of that name in a store; created if missing.
+        compiler: Path of the C++ compiler.
+        timeout_s: Seconds until the compiler is killed, and that another process is waited for.
+        start: Starts the compiler, as ``subprocess.Popen``, in a process group of its own.
+
+    Raises:
+        NativePathError: The compiler failed or took too long; or there is no room or no right.
+    """
+    digest = _compiler_digest(compiler)
+    if digest is None:
+        raise NativePathError(f"{compiler}: the C++ compiler is gone")
+    final = build_directory(toolchain) / digest
+    names = ("native", final.parent.name)
+    try:
+        with (
+            open_directory(toolchain, create=True) as root,
+            root.descend(*names, create=True) as directory,
+            locked(directory, f"{digest}.lock", timeout_s),
+            scratch_directory(directory, digest, *_BASE, *names) as work,
+        ):
+            found = _checked(directory, digest)
+            if found is not None:
+                return found
+            seconds = _compile(compiler, work.path / LIBRARY_FILE, timeout_s, start)
+            content = work.read(LIBRARY_FILE, LIBRARY_LIMIT)
+            sha256 = hashlib.sha256(content).hexdigest()
+            record = {
+                "sha256": sha256,
+                "size_bytes": len(content),
+                "torch": str(torch.__version__),
+                "torch_build": torch.version.git_version,
+                "platform": f"{platform.machine()}-{sys.platform}",
+                "compiler": Path(compiler).name,  # the store has nobody's paths
+                "seconds": round(seconds, 1),
+            }
+            work.write(RECORD_FILE, json.dumps(record, indent=1).encode())
+            os.chmod(LIBRARY_FILE, 0o600, dir_fd=work.fd)
+            remove(root, *names, digest, base=_BASE)  # Damaged, or it would have been found.
+            # Renamed last: whoever finds the directory finds all of it.
+            os.rename(work.path.name, digest, src_dir_fd=directory.fd, dst_dir_fd=directory.fd)
+    except TimeoutError as error:
+        raise NativePathError(
+            f"{final}: another process is building the native hit path for {timeout_s:g} s"
+        ) from error
+    except OSError as error:
+        raise NativePathError(
+            f"{final}: the native hit path cannot be kept: {error.strerror or error}"
+        ) from error
+    return NativeFile(final / LIBRARY_FILE, sha256, content)
+
+
+def _compile(
+    compiler: str,
+    output: Path,
+    timeout_s: float,
+    start: Start,
+) -> float:
+    root = Path(torch.__file__).parent
+    include = root / "include"
+    command = [
+        compiler,
+        *_FLAGS,
+        *(() if "clang" in Path(compiler).resolve().name else _FLAGS_OF_GCC),
+        *(f"-I{include}", f"-I{include / 'torch' / 'csrc' / 'api' / 'include'}"),
+        # Messages name the source that they come from, and the library is shipped.
+        *(f"-ffile-prefix-map={_SOURCES}=csrc", f"-ffile-prefix-map={include}=include"),
+        str(_SOURCES / "native.cpp"),
+        *("-o", str(output)),
+        # By their names only: the process has them loaded, wherever they lie.
+        *(f"-L{root / 'lib'}", "-ltorch_cpu", "-lc10"),
+    ]
+    begun = time.monotonic()
+    process = start(
+        command,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        start_new_session=True,
+        umask=0o077,
+        # Nothing of the compiler's is left in a directory that others can write to.
+        env={**os.environ, "TMPDIR": str(output.parent)},
+    )
+    try:
+        _, errors = process.communicate(timeout=timeout_s)
+    except subprocess.TimeoutExpired as error:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, 9)
+        process.communicate()
+        raise NativePathError(
+            f"{compiler}: the native hit path is not compiled after {timeout_s:g} s"
+        ) from error
+    except BaseException:  # Ctrl-C is for this process alone: the compiler has its own session.
+        if process.returncode is None:  # Else it was waited for: its number may be another's.
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.killpg(process.pid, 9)
+        process.wait()
+        raise
+    if process.returncode:
+        lines = errors.decode(errors="replace").splitlines()
+        said = next((line for line in lines if "error" in line), " ".join(lines[-1:]))
+        raise NativePathError(
+            f"{compiler}: the native hit path cannot be compiled (exit status "
+            f"{process.returncode}): {said.strip()}"
+        )
+    return time.monotonic() - begun
+
+
+def _checked(directory: Directory, digest: str) -> NativeFile | None:
+    """Return a published library whose bytes are those that were built."""
+    if not re.fullmatch(_DIGEST, digest):
+        return None
+    try:
+        with directory.directory(digest) as found:
+            return check_native(found)
+    except OSError:
+        return None
+
+
+def check_native(found: Directory) -> NativeFile:
+    """Return the library in a directory that ``build`` has published.
+
+    Raises:
+        FileNotFoundError: It is missing, or its record is.
+        UntrustedFileError: It is not what was built, or others could have written it.
+        OSError: It cannot be read.
+    """
+    document = found.read(RECORD_FILE, _RECORD_LIMIT)
+    try:
+        sha256 = str(json.loads(document)["sha256"])
+    except (ValueError, KeyError, TypeError, RecursionError):
+        raise UntrustedFileError(found.path / RECORD_FILE, "is no record of a library") from None
+    content = found.read(LIBRARY_FILE, LIBRARY_LIMIT)
+    path = found.path / LIBRARY_FILE
+    if hashlib.sha256(content).hexdigest() != sha256:
+        raise UntrustedFileError(path, "is not the file that its record is of")
+    return NativeFile(path, sha256, content)
+
+
+def _compiler_digest(compiler: str) -> str | None:
+    """Return what tells this compiler from another, without starting it; ``None`` if it is gone."""
+    path = Path(compiler).resolve()
+    try:
+        status = path.stat()
+    except OSError:
+        return None
+    return json_digest([str(path), status.st_size, status.st_mtime_ns])[:16]

@@ -1,0 +1,469 @@
+"""Functions of the user's own as PyTorch operators, compiled, cached and differentiable."""
+
+from __future__ import annotations
+
+import importlib
+import types
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .._autograd.differentiable import Differentiable, is_differentiable, signature_of
+from .._base.torch_compat import autograd, dispatcher, tensors
+from .._base.torch_compat import tracing as tracing_compat
+from .._base.torch_compat.dispatcher import OpOverload
+from .._functions.description import PythonFunction
+from .._functions.gradient import GradientOfFunction
+from .._functions.op_functions import define, forget, new_op_library
+from .._keys.schema import Kind, OpSchema, op_schema
+from ..errors import CustomOpError, CustomOpResultError
+from . import registry
+from .registry import Registration
+
+_made: dict[str, CustomOp] = {}
+
+
+def custom_op(
+    name: str,
+    function: Callable[..., Any] | None = None,
+    /,
+    *,
+    mutates_args: str | Iterable[str] = (),
+    device_types: str | Sequence[str] | None = None,
+    schema: str | None = None,
+    tags: Sequence[torch.Tag] | None = None,
+) -> Any:
+    """Make a PyTorch operator of a function; a decorator, as ``torch.library.custom_op`` is.
+
+    The operator is ``torch.ops.<namespace>.<name>``. Its calls on the CPU are served by kernels
+    that are compiled from the function, forward and backward; where none serves, the function
+    itself runs. ``torch.compile``, ``torch.export`` and ``torch.func`` see the operator, or what
+    the function consists of.
+
+    Args:
+        name: ``"mylib::rms_norm"``: a namespace of your own, and the operator's name.
+        function: The function, if this is not used as a decorator. It computes its results from
+            its arguments by torch's functions and returns new tensors.
+        mutates_args: Names of the arguments that it writes to; ``"unknown"`` for all tensors.
+        device_types: Types of the devices that it is for, ``"cpu"``; ``None`` for all.
+        schema: ``"(Tensor x, float eps=1e-6) -> Tensor"``; inferred from the annotations if absent.
+        tags: As for ``torch.library.Library.define``.
+
+    Raises:
+        CustomOpError: The name has no namespace, or another function has it; an annotation is
+            missing, or no schema can have it (``torch.library.infer_schema``'s own words).
+
+    Source: torch.library.custom_op, whose signature this is.
+    """
+
+    _checked_name(name)
+
+    def make(function: Callable[..., Any]) -> CustomOp:
+        return CustomOp(name, function, mutates_args, device_types, schema, tags or ())
+
+    return make if function is None else make(function)
+
+
+def made_op(name: str, module: str) -> CustomOp:
+    """Return the operator of a name; its module is imported where nobody has made it yet.
+
+    What pickles of operators call, also those of ``torch.save`` and of a DataLoader's workers.
+
+    Args:
+        name: Its qualified name, ``"mylib::rms_norm"``.
+        module: Name of the module that defines its function.
+
+    Raises:
+        CustomOpError: The module cannot be imported, or its import makes no such operator.
+    """
+    if name not in _made:
+        try:
+            importlib.import_module(module)
+        except ImportError as error:
+            raise CustomOpError(
+                f"{name}: is not in this process, and {module!r}, which defines it, cannot be "
+                f"imported ({error}); make it by custom_op before it is unpickled"
+            ) from error
+    if name not in _made:
+        raise CustomOpError(
+            f"{name}: is not in this process, and importing {module!r} does not make it; call "
+            "custom_op where that module is imported: not in a function, and not under "
+            "if __name__ == '__main__'"
+        )
+    return _made[name]
+
+
+# The name that is written into pickles, which stay while files move.
+made_op.__module__ = "aoti_eager"
+
+
+class _NamesItsOverload(type):
+    """Of a class that torch's functions refuse: they quote it, and so say what to pass instead."""
+
+    def __repr__(cls) -> str:
+        return f"<class '{cls.__module__}.{cls.__qualname__}'; pass its overload, op.op>"
+
+
+class CustomOp(metaclass=_NamesItsOverload):
+    """An operator made by ``custom_op``; calling it calls ``torch.ops.<namespace>.<name>``.
+
+    Copies of it are itself, and a pickle has its name: so a module that keeps one can be copied,
+    saved and sent to another process.
+
+    Attributes:
+        name: Its qualified name.
+        op: Its overload, for what takes one: ``torch.library.opcheck``, ``explain``.
+
+    Raises:
+        CustomOpError: As ``custom_op``, which makes it.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        function: Callable[..., Any],
+        mutates_args: str | Iterable[str],
+        device_types: str | Sequence[str] | None,
+        schema: str | None,
+        tags: Sequence[torch.Tag],
+    ) -> None:
+        if not isinstance(function, types.FunctionType):
+            raise CustomOpError(
+                f"{name}: is made of a {type(function).__name__}; a function that is defined with "
+                "def is wanted, and all else by keyword"
+            )
+        namespace = _checked_name(name)
+        if schema is None:
+            try:
+                schema = torch.library.infer_schema(function, mutates_args=mutates_args)
+            except ValueError as error:
+                raise CustomOpError(f"{name}: {error}") from error
+        _release_older(name, function)
+        self.name = name
+        self.__name__, self.__doc__ = function.__name__, function.__doc__
+        self.__module__, self.__qualname__ = function.__module__, function.__qualname__
+        self.__wrapped__ = function
+        self._source = PythonFunction(lambda: function, fixed=True)
+        self._library = new_op_library(namespace)
+        self._registration: Registration | None = None
+        self._differentiable: Differentiable | None = None
+        self._following: torch.library.Library | None = None
+        self._gone = ""
+        try:
+            self.op: OpOverload = define(
+                self._library, name, schema, self._source, tags=tuple(tags)
+            )
+            self._schema = op_schema(self.op)
+            self._run = _checked(name, self._schema, function)
+            self._implement(_dispatch_keys(device_types))
+            if dispatcher.has_computed_kernel(name, "CPU"):
+                self._registration = registry.register(self.op)
+            if self._has_compiled_gradient():
+                self._add_gradients(namespace)
+            else:
+                self._following = new_op_library(namespace)
+                self._following.impl(  # type: ignore[no-untyped-call]
+                    name.partition("::")[2], self._follow, "Autograd", with_keyset=True
+                )
+        except BaseException:
+            self._release("could not be made")
+            raise
+        _made[name] = self
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Call the operator.
+
+        Raises:
+            CustomOpError: It was taken out, or another version of its function has its place.
+            CustomOpResultError: The function has returned what an operator cannot: an argument, a
+                view, no tensor, or another number of results than its schema has.
+        """
+        return self.op(*args, **kwargs)
+
+    def __repr__(self) -> str:
+        return f"<CustomOp {self.name}>"
+
+    def __copy__(self) -> CustomOp:
+        return self
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> CustomOp:
+        return self
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        if _made.get(self.name) is not self:
+            raise CustomOpError(f"{self.name}: cannot be pickled, by its name: {self._gone}")
+        return made_op, (self.name, str(self.__module__))
+
+    def register_autograd(
+        self,
+        backward: Callable[..., Any],
+        /,
+        *,
+        setup_context: Callable[..., Any] | None = None,
+    ) -> None:
+        """Differentiate the operator by ``backward`` instead, as ``torch.library`` has it.
+
+        The backward function runs as it is; make an operator of it to have it compiled.
+
+        Args:
+            backward: ``(ctx, *gradients) -> gradients`` of all arguments, ``None`` for those
+                without one.
+            setup_context: ``(ctx, inputs, output) -> None``, which keeps what ``backward`` needs.
+
+        Raises:
+            RuntimeError: The operator writes to an argument, or returns one.
+        """
+        self._remove_gradients()
+        torch.library.register_autograd(
+            self.name, backward, setup_context=setup_context, lib=self._library
+        )
+
+    def register_fake(self, fake: Callable[..., Any], /) -> Callable[..., Any]:
+        """Use ``fake`` for sizes and dtypes of results, where tracing the function does not do.
+
+        Args:
+            fake: Takes the operator's arguments, fake tensors among them, and returns results
+                without data: sizes, strides, dtypes and devices count.
+
+        Returns:
+            ``fake``, so that this is a decorator.
+        """
+        torch.library.register_fake(self.name, fake, lib=self._library, allow_override=True)
+        return fake
+
+    def unregister(self) -> None:
+        """Take the operator out of PyTorch; a second call does nothing.
+
+        Not while other threads call it: PyTorch's dispatcher crashes on that.
+        """
+        if _made.get(self.name) is self:
+            del _made[self.name]
+            self._release("was taken out by unregister(); make it again by custom_op")
+
+    # -- what is in the dispatcher --
+
+    def _implement(self, dispatch_keys: Sequence[str]) -> None:
+        local = self.name.partition("::")[2]
+        for key in dispatch_keys:
+            self._library.impl(local, self._run, key)  # type: ignore[no-untyped-call]
+        torch.library.register_fake(self.name, self._fake, lib=self._library)
+        # Below a vmap the function's own ops know what to do.
+        self._library.impl(local, self._run, "FuncTorchBatched")  # type: ignore[no-untyped-call]
+        if self._schema.mutated:
+            self._library.impl(  # type: ignore[no-untyped-call]
+                local, self._count_versions, "ADInplaceOrView", with_keyset=True
+            )
+
+    def _fake(self, *args: Any, **kwargs: Any) -> Any:
+        """Return results without data; tensors that the function finds by name are real ones."""
+        with tracing_compat.real_tensors_allowed():
+            return self.__wrapped__(*args, **kwargs)
+
+    def _count_versions(self, keyset: Any, *args: Any, **kwargs: Any) -> Any:
+        """Count the versions of what the operator writes to, and go on."""
+        written = [
+            value
+            for argument, value in zip(self._schema.arguments, args, strict=False)
+            if argument.mutated
+        ]
+        written += [
+            kwargs[a.name] for a in self._schema.arguments if a.mutated and a.name in kwargs
+        ]
+        for one in _tensors(written, {}):
+            if one.is_inference() and not torch.is_inference_mode_enabled():
+                raise RuntimeError(
+                    f"{self.name}: writes to an inference tensor outside of InferenceMode; make a "
+                    "clone and pass that"
+                )
+            torch.autograd.graph.increment_version(one)
+        return autograd.redispatch_below_versions(self.op, keyset, args, kwargs)
+
+    def _follow(self, keyset: Any, *args: Any, **kwargs: Any) -> Any:
+        """Let autograd follow the function where one of its tensors has a gradient."""
+        if torch.is_grad_enabled():
+            closed_over = self._source.snapshot()[1]
+            if any(one.requires_grad for one in (*_tensors(args, kwargs), *closed_over)):
+                if closed_over and tracing_compat.is_tracing():
+                    raise CustomOpError(
+                        f"{self.name}: its function finds a tensor by name, which a trace with "
+                        "gradients cannot have; make it an argument, or do not compile or export "
+                        "calls of it that want gradients"
+                    )
+                return self._run(*args, **kwargs)
+        if autograd.is_transforming():
+            return self._run(*args, **kwargs)
+        return autograd.redispatch_below_autograd(self.op, keyset, args, kwargs)
+
+    # -- gradients --
+
+    def _has_compiled_gradient(self) -> bool:
+        """Return whether a backward kernel may stand in for what autograd would do.
+
+        What a function finds by name may be another value in the backward pass, and may have a
+        gradient itself: then autograd follows the function.
+        """
+        return (
+            self._registration is not None
+            and is_differentiable(self._schema)
+            and self._source.is_constant
+        )
+
+    def _add_gradients(self, namespace: str) -> None:
+        local = self.name.partition("::")[2]
+        self._differentiable = Differentiable(
+            self.op,
+            self._schema,
+            f"{namespace}::_{local}_backward",
+            function=self.__wrapped__,
+            run=self._run,
+            source=GradientOfFunction(self._source, signature_of(self._schema)),
+            serving=registry.SERVING,
+        )
+        self._attach_native()
+        registry.on_native(self._attach_native)
+
+    def _attach_native(self) -> None:
+        if self._differentiable is not None:
+            self._differentiable.attach_native()
+
+    def _remove_gradients(self) -> None:
+        registry.forget_native(self._attach_native)
+        if self._differentiable is not None:
+            self._differentiable.close()
+            self._differentiable = None
+        if self._following is not None:
+            dispatcher.destroy(self._following)
+            self._following = None
+
+    def _release(self, why: str) -> None:
+        """Take the operator out of the dispatcher; no call of it may run.
+
+        Args:
+            why: What a call says from now on, and what to do instead.
+        """
+        self._gone = why
+        self._remove_gradients()
+        if self._registration is not None:
+            self._registration.unregister()
+            self._registration = None
+        forget(self.name)
+        dispatcher.destroy(self._library)
+        name = self.name
+
+        def gone(*args: Any, **kwargs: Any) -> Any:
+            raise CustomOpError(f"{name}: {why}")
+
+        self.op = gone  # type: ignore[assignment]
+
+
+def _checked_name(name: str) -> str:
+    """Return the namespace of a qualified name.
+
+    Raises:
+        CustomOpError: It is none.
+    """
+    if not isinstance(name, str):
+        raise CustomOpError(
+            f'got {name!r} for the operator\'s name: @custom_op("namespace::name") is wanted'
+        )
+    namespace, separator, local = name.partition("::")
+    if not separator or not namespace.isidentifier() or not local.isidentifier():
+        raise CustomOpError(
+            f"{name!r} is no name of an operator: namespace::name is wanted, mylib::rms_norm"
+        )
+    if namespace in ("aten", "prim", "prims"):
+        raise CustomOpError(f"{name!r}: the namespace {namespace} is PyTorch's; take one of yours")
+    return namespace
+
+
+def _release_older(name: str, function: types.FunctionType) -> None:
+    """Let a function take the place of an earlier version of itself, as notebooks define again.
+
+    Raises:
+        CustomOpError: Another function has the name.
+    """
+    older = _made.get(name)
+    if older is None:
+        return
+    before = older.__wrapped__
+    names = [(one.__module__, one.__qualname__) for one in (before, function)]
+    # One definition makes several functions of the same code: each closes over something else.
+    is_sibling = before.__code__ is function.__code__ and before is not function
+    if names[0] != names[1] or is_sibling:
+        raise CustomOpError(
+            f"{name}: is already the function {'.'.join(names[0])}, and {'.'.join(names[1])} "
+            "would take its place; give one of them another name, or unregister() the older one"
+        )
+    code = function.__code__
+    older._release(
+        f"was defined anew since ({code.co_filename}, line {code.co_firstlineno}), and this is the "
+        "older one; call the newer one, which its custom_op returned: it is also "
+        f"torch.ops.{name.replace('::', '.')}"
+    )
+    del _made[name]
+
+
+def _dispatch_keys(device_types: str | Sequence[str] | None) -> list[str]:
+    if device_types is None:
+        return ["CompositeExplicitAutograd"]
+    listed = [device_types] if isinstance(device_types, str) else device_types
+    return [dispatcher.dispatch_key_of(one) for one in listed]
+
+
+def _checked(name: str, schema: OpSchema, function: Callable[..., Any]) -> Callable[..., Any]:
+    """Return ``function`` with the rules that PyTorch has for an operator's results."""
+    aliases = any(one.argument is not None or one.is_view for one in schema.returns)
+    kinds = [one.kind for one in schema.returns]
+
+    def run_for_one(*args: Any, **kwargs: Any) -> Any:
+        result = function(*args, **kwargs)
+        if isinstance(result, Tensor) and not tensors.shares_memory((result,), args, kwargs):
+            return result
+        return checked(result, args, kwargs)
+
+    def run(*args: Any, **kwargs: Any) -> Any:
+        return checked(function(*args, **kwargs), args, kwargs)
+
+    def checked(result: Any, args: Any, kwargs: Any) -> Any:
+        results = (
+            () if not kinds else (result,) if len(kinds) == 1 else tuple(_several(name, result))
+        )
+        if len(results) != len(kinds):
+            raise CustomOpResultError(
+                f"{name}: returned {len(results)} results; its schema has {len(kinds)}"
+            )
+        for index, (kind, one) in enumerate(zip(kinds, results, strict=True)):
+            if kind is Kind.TENSOR and not isinstance(one, Tensor):
+                raise CustomOpResultError(
+                    f"{name}: result {index} is {type(one).__name__}; its schema says Tensor"
+                )
+        if not kinds and result is not None:
+            raise CustomOpResultError(
+                f"{name}: returned {type(result).__name__}; its schema says that it returns nothing"
+            )
+        if not aliases and tensors.shares_memory(results, args, kwargs):
+            raise CustomOpResultError(
+                f"{name}: a result is an argument, a view of one or of another result; an "
+                "operator returns new tensors: return a clone"
+            )
+        return result
+
+    return run_for_one if kinds == [Kind.TENSOR] else run
+
+
+def _several(name: str, result: Any) -> Sequence[Any]:
+    if not isinstance(result, tuple | list):
+        raise CustomOpResultError(
+            f"{name}: returned {type(result).__name__}; its schema has several results"
+        )
+    return result
+
+
+def _tensors(args: Sequence[Any], kwargs: dict[str, Any]) -> list[Tensor]:
+    found = []
+    for value in (*args, *kwargs.values()):
+        listed = value if isinstance(value, tuple | list) else (value,)
+        found += [one for one in listed if isinstance(one, Tensor)]
+    return found

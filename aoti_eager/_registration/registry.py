@@ -1,0 +1,530 @@
+"""Put kernels into PyTorch's dispatcher and take them out again. The only user of torch.library.
+
+PyTorch's dispatcher is not safe against changes while other threads call: its readers take no lock.
+Register before concurrent calls and unregister after them; everything else (``disable``, modes,
+scopes) only flips flags inside our own kernels.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+import weakref
+from collections.abc import Callable, Iterable
+from dataclasses import replace
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from .._base import gc_pause
+from .._base.at_exit import at_exit
+from .._base.cpp_compiler import NO_COMPILER, compiler_on_path
+from .._base.op_names import find_overload, find_packet, no_op
+from .._base.torch_compat import autograd, dispatcher
+from .._base.torch_compat.dispatcher import OpOverload, OpOverloadPacket
+from .._base.warn_once import log, warn_once
+from .._compile_service import (
+    cache_context,
+    device_backends,
+    native_path,
+    queue,
+)
+from .._dispatch import miss
+from .._dispatch.counters import OpStats, add_totals, unfinished_of_others
+from .._dispatch.kernel_cache import KernelCache
+from .._dispatch.original import OriginalKernel
+from .._dispatch.table import QUEUED
+from .._keys.schema import OpSchema, op_schema, qualified_name
+from ..config import config
+from ..errors import (
+    CompositeImplicitOpError,
+    ConfigError,
+    RegistrationError,
+    StoreError,
+)
+from .registered_op import Installed, install
+
+if TYPE_CHECKING:
+    from .._autograd.differentiable import Differentiable
+
+Op = str | OpOverload | OpOverloadPacket
+
+_lock = threading.RLock()
+
+
+_observers: list[Callable[[], None]] = []
+_installed: dict[tuple[str, str], Installed] = {}
+# Kernels in callers' libraries, which decide how long they stay.
+_foreign: list[tuple[weakref.ref[torch.library.Library], KernelCache]] = []
+_retired: dict[str, OpStats] = {}  # counts of ops that were unregistered
+
+
+class Registration:
+    """Ops that are served by kernel libraries until ``unregister``; also a context manager.
+
+    Attributes:
+        dispatch_key: Name of the dispatch key.
+        ops: Qualified names of the overloads that were registered.
+        skipped: Overloads of a named packet that were left out, with the reason of each.
+    """
+
+    def __init__(self, dispatch_key: str) -> None:
+        self.dispatch_key = dispatch_key
+        # Not id(self): a handle may be dropped, and its id given to another.
+        self._token = object()
+        self.ops: tuple[str, ...] = ()
+        self.skipped: dict[str, str] = {}
+
+    def __repr__(self) -> str:
+        return f"<Registration of {len(self.ops)} ops at {self.dispatch_key}>"
+
+    def disable(self) -> None:
+        """Pass calls through to the originals. A flag in the kernel: safe at any time.
+
+        An op that another registration holds too stays in use until that one is disabled as well.
+        """
+        self._set(False)
+
+    def enable(self) -> None:
+        """Serve calls again after ``disable``. A flag in the kernel: safe at any time."""
+        self._set(True)
+
+    def unregister(self) -> None:
+        """Restore what was registered before, in any order with other registrations.
+
+        Not while other threads call the ops: PyTorch's dispatcher crashes on that. A second call
+        does nothing.
+        """
+        with _lock:
+            ops, self.ops = self.ops, ()
+            for name in ops:
+                _release(name, self.dispatch_key, self._token)
+
+    def __enter__(self) -> Registration:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.unregister()
+
+    def _set(self, enabled: bool) -> None:
+        with _lock:
+            for name in self.ops:
+                _installed[name, self.dispatch_key].set_holder(self._token, enabled)
+
+
+def register(ops: Op | Iterable[Op], dispatch_key: str = "CPU") -> Registration:
+    """Serve the calls of ``ops`` by kernel libraries, and return the handle that undoes it.
+
+    Call it before other threads call the ops: PyTorch's dispatcher is not safe against changes
+    while calls run.
+
+    Args:
+        ops: An op's name, alone (``"aten::gelu"``: all overloads that can be served) or with its
+            overload (``"aten::add.Tensor"``), an ``OpOverload``, an ``OpOverloadPacket``, or a
+            list of these.
+        dispatch_key: Name of a Dense backend key: ``CPU``, ``CUDA``, ``XPU``, ``PrivateUse1``, ...
+
+    Raises:
+        UnknownOpError: There is no op of that name.
+        CompositeImplicitOpError: The op is decomposed before it reaches a backend.
+        RegistrationError: The op has no kernel at ``dispatch_key``, or the key is no backend's.
+        ConfigError: A setting holds a value that it does not take.
+    """
+    config.validate()
+    _check_dispatch_key(dispatch_key)
+    registration = Registration(dispatch_key)
+    wanted, registration.skipped = _resolve(ops, dispatch_key)
+    if not _can_serve():
+        return registration
+    native = native_path.prepare()  # before the lock: it may wait for a build
+    with _lock:
+        if native:
+            _switch_to_native()
+        try:
+            for op in wanted:
+                name = qualified_name(op)
+                _hold(op, name, dispatch_key, registration._token)
+                registration.ops = (*registration.ops, name)
+        except BaseException:
+            registration.unregister()
+            raise
+    _prepare_for_misses()
+    return registration
+
+
+def impl(library: torch.library.Library, op: Op, dispatch_key: str = "CPU") -> None:
+    """Register ``op`` in the caller's ``library``, and leave it registered as long as that lives.
+
+    Args:
+        library: The caller's; its namespace must be the op's, or ``op`` must be qualified.
+        op: As for ``register``; a name without a namespace is taken in the library's.
+        dispatch_key: Name of a Dense backend key.
+
+    Raises:
+        UnknownOpError: There is no op of that name.
+        CompositeImplicitOpError: The op is decomposed before it reaches a backend.
+        RegistrationError: The op has no kernel at ``dispatch_key``, or the key is no backend's.
+        ConfigError: A setting holds a value that it does not take.
+    """
+    config.validate()
+    _check_dispatch_key(dispatch_key)
+    if isinstance(op, str) and "::" not in op:
+        op = f"{library.ns}::{op}"
+    wanted, _ = _resolve(op, dispatch_key)
+    for overload in wanted:
+        if _is_composite(overload, dispatch_key):
+            raise _refused_composite(overload, "a library of the caller's")
+    with _lock:
+        for overload in wanted:
+            cache, _ = _make_cache(overload, dispatch_key)
+            install(library, overload, cache)
+            _foreign.append((weakref.ref(library), cache))
+
+
+def registered_ops() -> list[str]:
+    """Return the qualified names of all overloads that are registered, sorted."""
+    with _lock:
+        return sorted({cache.schema.op for cache in caches()})
+
+
+def wait(timeout_s: float | None = None) -> bool:
+    """Wait for what is done in the background, and use it; return whether all of it is done.
+
+    That is what the mode ``background`` has queued, and what it would queue for more calls
+    (``compile_after``), because who waits for kernels wants them. They are made and measured, and
+    serve from the next call of their key on, which compares them with the original. And it is the
+    build of the C++ hit path: ops that were registered before it was there are served by it after
+    this. Call it while no other thread calls the ops, as ``register``.
+
+    Args:
+        timeout_s: Seconds to wait at most; ``None`` is without end.
+
+    Raises:
+        NativePathError: The build failed, and ``config.strict`` is on; else that is one warning.
+    """
+    deadline = None if timeout_s is None else time.monotonic() + timeout_s
+    with gc_pause.paused():
+        from .._dispatch import rare
+
+    counted = -1
+    while True:
+        is_full, before, counted = rare.rares.ask_for_all(), counted, len(rare.rares)
+        left = None if deadline is None else max(0.0, deadline - time.monotonic())
+        done = queue.background.wait(left)
+        # Where a round has queued nothing, the next one would not either: Python ends, say.
+        if not is_full or not done or counted == before:
+            break
+    left = None if deadline is None else max(0.0, deadline - time.monotonic())
+    done = native_path.wait(left) and done
+    if native_path.prepare(foreground_s=0.0):
+        with _lock:
+            _switch_to_native()
+    return done
+
+
+def caches() -> list[KernelCache]:
+    """Return the kernels that are in the dispatcher, those in callers' libraries included."""
+    with _lock:
+        for pair in list(_foreign):
+            if not dispatcher.is_alive(pair[0]()):
+                _foreign.remove(pair)
+                _retire(pair[1])
+        return [i.cache for i in _installed.values()] + [cache for _, cache in _foreign]
+
+
+def find_cache(op: OpOverload, dispatch_key: str) -> KernelCache | None:
+    """Return the kernel of ``op`` at ``dispatch_key``, or ``None`` if it is not registered."""
+    # By name: torch.ops may give another object for an op that was made again.
+    name = qualified_name(op)
+    installed = _installed.get((name, dispatch_key))
+    if installed is not None:
+        return installed.cache
+    return next(
+        (c for c in caches() if c.schema.op == name and c.dispatch_key == dispatch_key), None
+    )
+
+
+def stats() -> dict[str, OpStats]:
+    """Return what happened to the calls of each op in this process, by qualified name."""
+    with _lock:
+        registered = caches()  # first: it may retire some
+        totals = dict(_retired)
+        for cache in registered:
+            totals[cache.schema.op] = totals.get(cache.schema.op, OpStats()) + cache.stats()
+        for op, number in unfinished_of_others().items():
+            totals[op] = totals.get(op, OpStats()) + OpStats(unfinished={QUEUED: number})
+    return dict(sorted(totals.items()))
+
+
+def _check_dispatch_key(dispatch_key: str) -> None:
+    keys = dispatcher.dense_backends()
+    if dispatch_key not in keys:
+        raise RegistrationError(
+            f"dispatch key {dispatch_key!r}: kernels can be registered at a Dense backend key "
+            f"only, one of {', '.join(keys)}"
+        )
+
+
+def _resolve(ops: Op | Iterable[Op], key: str) -> tuple[list[OpOverload], dict[str, str]]:
+    if isinstance(ops, str | OpOverload | OpOverloadPacket) or not isinstance(ops, Iterable):
+        ops = [ops]
+    wanted: dict[str, OpOverload] = {}
+    skipped: dict[str, str] = {}
+    for op in ops:
+        if isinstance(op, str):
+            op = find_overload(op) if "." in op.partition("::")[2] else find_packet(op)
+        if isinstance(op, OpOverload):
+            problem = _problem(op, key)
+            if problem is not None:
+                raise problem
+            wanted[qualified_name(op)] = op
+        elif isinstance(op, OpOverloadPacket):
+            problems = []
+            overloads = [getattr(op, name) for name in dispatcher.overload_names(op)]
+            for overload in overloads:
+                problem = _problem(overload, key)
+                if problem is None:
+                    wanted[qualified_name(overload)] = overload
+                else:
+                    problems.append(problem)
+                    skipped[qualified_name(overload)] = str(problem)
+            if len(problems) == len(overloads):
+                raise problems[0]
+        else:
+            raise no_op(op, " or a list of these (what custom_op makes is registered)")
+    return list(wanted.values()), skipped
+
+
+def _problem(op: OpOverload, dispatch_key: str) -> RegistrationError | None:
+    name = qualified_name(op)
+    if dispatcher.has_kernel(name, dispatch_key):
+        return None
+    if _is_composite(op, dispatch_key):
+        with gc_pause.paused():
+            from .._autograd.differentiable import is_differentiable
+
+        if dispatch_key == "CPU" and is_differentiable(op_schema(op)):
+            return None
+        where = f"dispatch key {dispatch_key}" if dispatch_key != "CPU" else "such arguments"
+        return _refused_composite(op, where)
+    if not dispatcher.has_computed_kernel(name, dispatch_key):
+        return RegistrationError(f"{name}: has no kernel at dispatch key {dispatch_key}")
+    return None
+
+
+def _is_composite(op: OpOverload, dispatch_key: str) -> bool:
+    name = qualified_name(op)
+    return not dispatcher.has_kernel(name, dispatch_key) and dispatcher.has_kernel(
+        name, "CompositeImplicitAutograd"
+    )
+
+
+def _refused_composite(op: OpOverload, where: str) -> CompositeImplicitOpError:
+    return CompositeImplicitOpError(
+        f"{qualified_name(op)}: is composite-implicit: it takes its gradients, autocast and "
+        f"version counters from being decomposed, and in {where} a kernel of ours would break "
+        "them: it is served on the CPU where it takes tensors and returns new ones, no lists; "
+        "register the ops it decomposes into"
+    )
+
+
+def _can_serve() -> bool:
+    """Return whether any call could be served: there is a compiler, or something in the store."""
+    if compiler_on_path() is not None:
+        return True
+    backend = cache_context.current()
+    try:
+        if backend.store.has_entries(backend.environment):
+            return True  # A miss will warn, if there is one.
+    except StoreError as error:
+        warn_once("store", str(error))
+    warn_once("no_compiler", NO_COMPILER)
+    return False
+
+
+def _prepare_for_misses() -> None:
+    """Import what asks for kernels, unless calls may find theirs in the store."""
+    global _is_prepared
+    if _is_prepared or config.mode == "off":
+        return
+    _is_prepared = True
+    backend = cache_context.current()
+    try:
+        if backend.store.has_entries(backend.environment):
+            return
+    except (StoreError, OSError) as error:
+        log.info("%s", error)  # A miss will warn, if there is one.
+    miss.prepare()
+
+
+_is_prepared = False
+
+
+def _hold(op: OpOverload, name: str, dispatch_key: str, holder: object) -> None:
+    installed = _installed.get((name, dispatch_key))
+    if installed is None:
+        composite = _is_composite(op, dispatch_key)
+        original = OriginalKernel(op, op_schema(op), "AutogradCPU") if composite else None
+        cache, above = _make_cache(op, dispatch_key)
+        installed = Installed(op, cache)
+        installed.install(above)
+        _installed[name, dispatch_key] = installed
+        if original is not None:
+            try:
+                installed.gradients = _composite_gradients(op, cache.schema, original)
+            except BaseException:
+                del _installed[name, dispatch_key]
+                installed.uninstall()
+                raise
+            on_native(installed.gradients.attach_native)
+            installed.gradients.attach_native()
+    installed.set_holder(holder, True)
+
+
+def _composite_gradients(
+    op: OpOverload, schema: OpSchema, original: OriginalKernel
+) -> Differentiable:
+    """Return what is above the kernels of an op that is made of others: gradients, and the way out.
+
+    ``original`` is its kernel at the autograd key, as it was.
+    """
+    from .._autograd.differentiable import Differentiable, signature_of
+    from .._functions.gradient import GradientOfOp
+
+    keyset = autograd.autograd_keyset()
+
+    def run(*args: Any, **kwargs: Any) -> Any:
+        return original(keyset, args, kwargs)
+
+    local = schema.op.replace("::", "_").replace(".", "_")
+    return Differentiable(
+        op,
+        schema,
+        f"aoti_eager::_{local}_backward",
+        function=run,
+        run=run,
+        source=GradientOfOp(schema.op, signature_of(schema)),
+        serving=SERVING,
+        decomposes=True,
+    )
+
+
+def _release(name: str, dispatch_key: str, holder: object) -> None:
+    installed = _installed[name, dispatch_key]
+    installed.set_holder(holder, None)
+    if installed.holders:
+        return
+    if installed.gradients is not None:
+        forget_native(installed.gradients.attach_native)
+        installed.gradients.close()
+    del _installed[name, dispatch_key]
+    installed.uninstall()
+    _retire(installed.cache)
+
+
+def _retire(cache: KernelCache) -> None:
+    """Keep the counts of a kernel that is no longer registered."""
+    name = cache.schema.op
+    # What has no decision yet gets none here any more.
+    _retired[name] = _retired.get(name, OpStats()) + replace(cache.stats(), unfinished={})
+    cache.close()
+
+
+def _switch_to_native() -> None:
+    """Use the C++ hit path from now on: nobody calls while ops are registered."""
+    foreign = {(cache.op, cache.dispatch_key) for _, cache in _foreign}
+    for (_, dispatch_key), installed in list(_installed.items()):
+        # A second kernel of ours, in a caller's library, would become the original of C++.
+        if (installed.cache.op, dispatch_key) not in foreign:
+            installed.switch_to_native()
+    for cache in caches():
+        if cache.native is None and not cache.asks_native:
+            cache.refresh()  # It stays with Python, and asks C++ now whether to pass calls through.
+    for observer in list(_observers):
+        observer()
+
+
+class _Serving:
+    """What ``_autograd.differentiable`` needs of this module."""
+
+    @staticmethod
+    def register(op: OpOverload) -> Registration:
+        return register(op)
+
+    @staticmethod
+    def find(op: OpOverload) -> KernelCache | None:
+        return find_cache(op, "CPU")
+
+
+SERVING = _Serving()
+
+
+def on_native(observer: Callable[[], None]) -> None:
+    """Call ``observer`` whenever ops are put under the C++ hit path: nobody calls any meanwhile."""
+    _observers.append(observer)
+
+
+def forget_native(observer: Callable[[], None]) -> None:
+    """Do so no more."""
+    if observer in _observers:
+        _observers.remove(observer)
+
+
+def _make_cache(op: OpOverload, dispatch_key: str) -> tuple[KernelCache, KernelCache | None]:
+    """Return a kernel to register, and the one of ours that is registered already."""
+    ours = find_cache(op, dispatch_key)
+    try:
+        composite = _is_composite(op, dispatch_key)
+        return KernelCache(op, dispatch_key, above=ours, is_composite=composite), ours
+    except RuntimeError as error:
+        raise RegistrationError(f"{qualified_name(op)}: {error}") from error
+
+
+def _config_changed() -> None:
+    for cache in caches():
+        cache.refresh()
+
+
+def _room_in_queue() -> None:
+    for cache in caches():
+        cache.table.forget_declines("queue_full")
+
+
+def _store_totals() -> None:
+    """Add this process's counts to the store's; a process that stored nothing leaves none."""
+    counts = {op: count for op, count in stats().items() if count != OpStats()}
+    try:
+        root = config.cache_dir
+    except ConfigError:
+        return  # Who registered has been told of it.
+    if not counts or os.getpid() != _pid or root is None or not root.is_dir():
+        return
+    try:
+        cache_context.current().store.create()  # Marks it, if it is a cache of an older version.
+        add_totals(root, counts)
+    except OSError as error:
+        log.info("totals are not stored: %s", error)
+
+
+def _after_fork() -> None:
+    global _lock
+    _lock = threading.RLock()
+    for cache in caches():
+        cache.after_fork()
+
+
+# A forked child starts with its parent's counts, and they are stored by the parent.
+_pid = os.getpid()
+at_exit(_store_totals)
+config.on_change(_config_changed)
+device_backends.on_change(_config_changed)
+queue.on_room(_room_in_queue)
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)

@@ -1,0 +1,207 @@
+"""A pool of model instances: borrow one, give it back, or have all of them at once.
+
+First come, first served, for both: a swap of constants is not starved by calls that keep coming
+(the lock in AOTInductor's own container prefers readers, and can be), nor they by it.
+
+Ctrl-C may come between any two steps of the main thread. So who holds what is in a ``Lease`` that
+the caller made before, and giving back is safe at any moment and any number of times.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import threading
+import weakref
+from collections import deque
+from collections.abc import Iterator
+from threading import get_ident
+
+from ..errors import RunnerError
+
+
+class Lease:
+    """One thread's claim on an instance, or on all of them: not made, waiting, granted or over."""
+
+    __slots__ = ("granted", "ident", "instance", "turn", "wants_all")
+
+    def __init__(self, wants_all: bool = False) -> None:
+        self.ident = get_ident()
+        self.wants_all = wants_all
+        self.granted = False
+        self.instance = -1
+        self.turn: threading.Lock | None = None  # held until it is granted, if it has to wait
+
+
+class InstancePool:
+    """``count`` instances, numbered from 0.
+
+    A thread that holds an instance never waits for another one: what it waited for could be itself.
+    """
+
+    def __init__(self, count: int, name: str) -> None:
+        self.count = count
+        self._name = name
+        self._forked = False
+        self._reset()
+        _pools.add(self)
+
+    def _reset(self) -> None:
+        # Re-entrant: a signal handler may run the library.
+        self._lock = threading.RLock()
+        self._available = deque(range(self.count))
+        self._holders: list[Lease | None] = [None] * self.count
+        self._waiters: deque[Lease] = deque()
+
+    @property
+    def available(self) -> int:
+        """Return how many instances are free at this moment."""
+        return len(self._available)
+
+    def borrow(self, lease: Lease) -> int:
+        """Return a free instance, the one that was given back longest ago; wait if there is none.
+
+        The caller gives ``lease`` back, also when this raises.
+
+        Raises:
+            RunnerError: This thread holds one already (a signal handler or an op inside of a run
+                runs the same library), and none is free. Or this process was forked during runs.
+        """
+        with self._lock:
+            if self._available and not self._waiters:
+                self._take(lease)
+                return lease.instance
+            self._refuse_after_fork()
+            if self._holds(lease.ident):
+                if not self._available:
+                    raise RunnerError(
+                        f"{self._name}: a run inside of a run of this thread needs another "
+                        f"instance, and all {self.count} are in use; load the library with a "
+                        "larger num_models"
+                    )
+                self._take(lease)
+                return lease.instance
+            turn = self._enqueue(lease)
+        turn.acquire()
+        return lease.instance
+
+    def give_back(self, lease: Lease) -> None:
+        """Make free again what ``lease`` holds, and forget it if it still waits.
+
+        Done again, it does nothing; so it may be called again if it was interrupted.
+        """
+        with self._lock:
+            if not lease.wants_all:
+                instance = lease.instance
+                if instance >= 0 and self._holders[instance] is lease:
+                    self._holders[instance] = None
+                    self._available.append(instance)
+            elif self._holders[0] is lease:
+                available = deque(range(self.count))
+                self._holders, self._available = [None] * self.count, available
+            if self._waiters:
+                if lease in self._waiters:
+                    self._waiters.remove(lease)
+                self._grant()
+
+    @contextlib.contextmanager
+    def all_instances(self) -> Iterator[None]:
+        """Wait until all runs that began before have ended, and keep later ones waiting.
+
+        Raises:
+            RunnerError: This thread is inside of a run, or this process was forked during runs.
+        """
+        lease = Lease(wants_all=True)
+        try:
+            try:
+                with self._lock:
+                    self._refuse_after_fork()
+                    self.refuse_inside_of_a_run()
+                    turn = self._enqueue(lease)
+                    self._grant()
+                turn.acquire()
+                yield
+            finally:
+                self.give_back(lease)
+        except BaseException:
+            self.give_back(lease)  # Ctrl-C may have come while it was given back.
+            raise
+
+    def refuse_inside_of_a_run(self) -> None:
+        """Raise if this thread holds an instance: whoever it waits for may wait for it.
+
+        Raises:
+            RunnerError: It does.
+        """
+        with self._lock:
+            inside = self._holds(get_ident())
+        if inside:
+            raise RunnerError(
+                f"{self._name}: inside of a run its thread can neither read nor change constants, "
+                "nor close the runner"
+            )
+
+    def _holds(self, ident: int) -> bool:
+        return any(holder is not None and holder.ident == ident for holder in self._holders)
+
+    def _refuse_after_fork(self) -> None:
+        if self._forked:
+            raise RunnerError(
+                f"{self._name}: this process was forked while another thread ran the library or "
+                "changed its constants, and locks inside of it stay held; load it again here"
+            )
+
+    def _enqueue(self, lease: Lease) -> threading.Lock:
+        turn = threading.Lock()
+        turn.acquire()
+        lease.turn = turn
+        self._waiters.append(lease)
+        return turn
+
+    def _take(self, lease: Lease) -> None:
+        # No call between these steps, and so no signal handler: one that raised after the first
+        # would leave an instance that is free and held.
+        instance = self._available[0]
+        lease.instance = instance
+        self._holders[instance] = lease
+        del self._available[0]
+        lease.granted = True
+
+    def _grant(self) -> None:
+        """Give what is free to those who wait, in their order; the lock is held.
+
+        It goes on where an earlier call was interrupted.
+        """
+        while self._waiters:
+            lease = self._waiters[0]
+            if not lease.granted:
+                if lease.wants_all:
+                    if len(self._available) < self.count:
+                        return
+                    available: deque[int] = deque()
+                    self._holders, self._available = [lease] * self.count, available
+                    lease.granted = True
+                elif not self._available:
+                    return
+                else:
+                    self._take(lease)
+            if lease.turn is not None and lease.turn.locked():
+                lease.turn.release()
+            if self._waiters and self._waiters[0] is lease:
+                self._waiters.popleft()
+
+
+_pools: weakref.WeakSet[InstancePool] = weakref.WeakSet()
+
+
+def _after_fork() -> None:
+    # The threads that held instances, or waited, are not in this process.
+    for pool in list(_pools):
+        pool._forked = pool._forked or any(holder is not None for holder in pool._holders)
+        pool._reset()
+        if pool._forked:
+            pool._available.clear()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)

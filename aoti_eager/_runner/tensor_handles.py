@@ -1,0 +1,142 @@
+"""Python tensors <-> the tensor handles of AOTInductor's C interface.
+
+A handle is a pointer to a heap-allocated ``at::Tensor``. Whoever holds one must delete it or give
+it away; every function here says which.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+from collections.abc import Sequence
+from typing import Any
+
+from torch import Tensor
+
+from .._base.torch_compat import aotinductor
+from ..errors import RunnerError
+
+Handles = Any  # a ctypes array of void pointers
+
+_get_pointer = ctypes.PYFUNCTYPE(ctypes.c_void_p, ctypes.py_object, ctypes.c_void_p)(
+    ("PyCapsule_GetPointer", ctypes.pythonapi)
+)
+_new_capsule = ctypes.PYFUNCTYPE(
+    ctypes.py_object, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_void_p
+)(("PyCapsule_New", ctypes.pythonapi))
+
+
+@functools.cache
+def array_type(length: int) -> type[ctypes.Array[ctypes.c_void_p]]:
+    """Return the ctypes type of ``length`` handles; making one anew costs more than a run."""
+    return ctypes.c_void_p * length
+
+
+@functools.cache
+def _shim() -> ctypes.CDLL:
+    shim = aotinductor.libtorch_cpu()
+    shim.aoti_torch_new_tensor_handle.argtypes = [ctypes.c_void_p, ctypes.c_void_p]
+    shim.aoti_torch_delete_tensor_object.argtypes = [ctypes.c_void_p]
+    shim.aoti_torch_create_tensor_from_blob.argtypes = [
+        ctypes.c_void_p,
+        ctypes.c_int64,
+        ctypes.c_void_p,
+        ctypes.c_void_p,
+        ctypes.c_int64,
+        ctypes.c_int32,
+        ctypes.c_int32,
+        ctypes.c_int32,
+        ctypes.c_void_p,
+    ]
+    shim.torch_exception_get_what_without_backtrace.restype = ctypes.c_char_p
+    return shim
+
+
+def last_torch_error() -> str:
+    """Return the message of the exception that a C function of torch's last met in this thread."""
+    text: bytes | None = _shim().torch_exception_get_what_without_backtrace()
+    return (text or b"").decode(errors="replace")
+
+
+def has_own_data(tensor: Tensor) -> bool:
+    """Return whether the memory that ``tensor`` points to is its data, for C code to read.
+
+    Not so: tensors of torch's transforms and modes (batched, functional, fake), those without
+    memory (zero tensors, a freed storage), and subclasses that store their data in their own way.
+    """
+    kind = type(tensor)
+    if kind is not Tensor and kind.__torch_dispatch__ is not Tensor.__torch_dispatch__:
+        return False
+    try:
+        return tensor.data_ptr() != 0 or tensor.numel() == 0
+    except RuntimeError:  # There is no storage at all.
+        return False
+
+
+def new_handles(tensors: Sequence[Tensor]) -> Handles:
+    """Return a new handle of each tensor, in an array; the caller owns them."""
+    capsules = aotinductor.new_tensor_capsules(list(tensors))
+    return array_type(len(capsules))(*[_get_pointer(capsule, None) for capsule in capsules])
+
+
+def tensors_of(handles: Handles) -> list[Tensor]:
+    """Return the tensors behind ``handles`` and take the handles over."""
+    capsules = [_new_capsule(handle, None, None) for handle in handles]
+    tensors: list[Tensor] = aotinductor.tensors_stealing_capsules(capsules)
+    return tensors
+
+
+def tensor_behind(handle: int) -> Tensor:
+    """Return the tensor behind a handle that stays with its owner."""
+    copy = array_type(1)()
+    if _shim().aoti_torch_new_tensor_handle(handle, copy):
+        raise RunnerError(f"a constant's handle cannot be read: {last_torch_error()}")
+    return tensors_of(copy)[0]
+
+
+def delete_handles(handles: Handles) -> None:
+    """Delete handles that the caller owns."""
+    for handle in handles:
+        if handle:
+            _shim().aoti_torch_delete_tensor_object(handle)
+
+
+def borrowed_handle(tensor: Tensor) -> int:
+    """Return a new handle of a tensor that shares ``tensor``'s memory and does not keep it alive.
+
+    A container never deletes the handles of constants that the user manages; with one that owns
+    its memory, every update would keep the tensors of the last one for good.
+    """
+    ndim = tensor.dim()
+    handle = array_type(1)()
+    failed = _shim().aoti_torch_create_tensor_from_blob(
+        tensor.data_ptr(),
+        ndim,
+        (ctypes.c_int64 * ndim)(*tensor.shape),
+        (ctypes.c_int64 * ndim)(*tensor.stride()),
+        0,
+        _dtype_numbers()[tensor.dtype],
+        _device_type_number(tensor.device.type),
+        tensor.device.index or 0,
+        handle,
+    )
+    if failed:
+        raise RunnerError(f"a constant cannot be handed over: {last_torch_error()}")
+    pointer = handle[0]
+    assert pointer is not None
+    return int(pointer)
+
+
+@functools.cache
+def dtype_of_number() -> dict[int, Any]:
+    """Return the dtype of each number that the C interface uses for one."""
+    return aotinductor.dtypes_by_number()
+
+
+@functools.cache
+def _dtype_numbers() -> dict[Any, int]:
+    return {dtype: number for number, dtype in dtype_of_number().items()}
+
+
+def _device_type_number(device_type: str) -> int:
+    return int(getattr(_shim(), f"aoti_torch_device_type_{device_type}")())

@@ -1,0 +1,213 @@
+"""The files of one entry: how they are read, with bounds, and where they lie.
+
+Nothing of a file is believed before its owner, its mode and its size were looked at, and nothing of
+a library before its digest was compared.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import os
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+from .._base.data_class import dataclass, field
+from .._base.sealed_library import LIBRARY_LIMIT
+from .._base.store_format import (
+    ENTRY_FILE,
+    LIBRARY_FILE,
+    LOG_FILE,
+    children,
+)
+from .._base.trusted_files import Directory, read_bounded
+from ..errors import (
+    AotiEagerError,
+    CacheFormatError,
+    EntryDamagedError,
+    StoreError,
+    UntrustedFileError,
+)
+from .entry import Entry, Library, decode
+from .environment import Environment
+from .store_root import store_error
+
+# Bytes that are read of a file before anything of it is believed.
+ENTRY_LIMIT = 4 << 20
+LOG_LIMIT = 1 << 20
+
+# A directory's name has at most 255 bytes.
+_LONGEST_OP = 180
+
+
+@dataclass(frozen=True, slots=True)
+class StoredEntry:
+    """An entry and the directory it was read from.
+
+    ``content`` are the library's bytes, once they were compared with the entry's digest.
+    """
+
+    entry: Entry
+    path: Path
+    content: bytes | None = field(default=None, compare=False, repr=False)
+
+    @property
+    def library_path(self) -> Path:
+        """Return where the kernel library lies."""
+        return self.path / LIBRARY_FILE
+
+
+@dataclass(frozen=True, slots=True)
+class BadEntry:
+    """A directory in an entry's place that cannot be used, and why.
+
+    ``kind`` is ``"damaged"`` or ``"future"`` (written by a newer format).
+    """
+
+    path: Path
+    kind: str
+    problem: str
+
+
+def read_entry(parent: Directory, name: str) -> StoredEntry:
+    """Return the entry in the directory ``name``.
+
+    Raises:
+        FileNotFoundError: It is gone, or a file.
+        EntryDamagedError: It is not what was published.
+        CacheFormatError: A newer format wrote it.
+        StoreError: It cannot be read, for a reason that says nothing about it.
+    """
+    path = parent.path / name
+    try:
+        with parent.directory(name) as directory:
+            try:
+                document = directory.read(ENTRY_FILE, ENTRY_LIMIT)
+            except FileNotFoundError:
+                if not {LIBRARY_FILE, LOG_FILE} & set(directory.names()):
+                    raise  # What somebody has put beside an entry that is gone.
+                raise at(EntryDamagedError(f"has no {ENTRY_FILE}"), path) from None
+    except NotADirectoryError:
+        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(path)) from None
+    except FileNotFoundError:
+        raise
+    except UntrustedFileError as error:
+        raise at(EntryDamagedError(f"{error.path.name} {error.problem}"), path) from error
+    except OSError as error:
+        if isinstance(error, StoreError):
+            raise
+        raise unreadable("cannot be read", path, error) from error
+    try:
+        return StoredEntry(decode(document), path)
+    except (EntryDamagedError, CacheFormatError) as error:
+        raise at(error, path) from error
+
+
+def checked_library(directory: Directory, found: StoredEntry) -> StoredEntry:
+    """Return ``found`` with its library's bytes, compared with the entry's size and digest.
+
+    Args:
+        directory: The entry's, open.
+        found: The entry.
+
+    Raises:
+        EntryDamagedError: The library is missing, or not the file that was published.
+        StoreError: It cannot be read, for a reason that says nothing about it.
+    """
+    library = found.entry.library
+    if library is None:
+        raise at(EntryDamagedError("has no kernel library"), found.path)
+    if library.size_bytes > LIBRARY_LIMIT:
+        problem = f"its library has {library.size_bytes} bytes; at most {LIBRARY_LIMIT} are read"
+        raise at(EntryDamagedError(problem), found.path)
+    content = b""
+    try:
+        file = directory.open(LIBRARY_FILE)
+        try:
+            if os.fstat(file).st_size == library.size_bytes:
+                content = read_bounded(file, library.size_bytes, found.library_path)
+        finally:
+            os.close(file)
+    except UntrustedFileError as error:
+        raise at(EntryDamagedError(f"its library {error.problem}"), found.path) from error
+    except OSError as error:
+        raise unreadable("its library cannot be read", found.path, error) from error
+    if hashlib.sha256(content).hexdigest() != library.sha256:
+        raise at(EntryDamagedError("its library is not the file that was stored"), found.path)
+    return replace(found, content=content)
+
+
+def path_below(work: Path, library: Path) -> Path:
+    """Return the path of a library from its work directory on, whatever links lead to the two.
+
+    Raises:
+        StoreError: It lies elsewhere.
+    """
+    try:
+        return Path(os.path.realpath(library)).relative_to(os.path.realpath(work))
+    except ValueError as error:
+        raise StoreError(f"{library}: is not in its work directory {work}") from error
+
+
+def take_library(working: Directory, library: Path, directory: Directory) -> Library:
+    """Move a library of the work directory into ``directory``, and say what it is."""
+    with working.descend(*library.parts[:-1]) if library.parts[:-1] else working.descend() as place:
+        # Whatever its mode is: the work directory is ours alone, and new.
+        file = place.open(library.name, any_mode=True)
+        try:
+            content = read_bounded(file, LIBRARY_LIMIT, place.path / library.name)
+            os.fchmod(file, 0o600)
+        finally:
+            os.close(file)
+        # Moved, not copied: it is written once.
+        os.rename(library.name, LIBRARY_FILE, src_dir_fd=place.fd, dst_dir_fd=directory.fd)
+    return Library(len(content), hashlib.sha256(content).hexdigest())
+
+
+def op_path(op: str, environment: Environment, dynamic: bool) -> tuple[str, str, str, str]:
+    kind = "dynamic" if dynamic else "static"
+    return "v1", environment.digest[:16], _op_directory(op), kind
+
+
+def _op_directory(op: str) -> str:
+    """Return the name of an op's directory; a name that is too long ends in its digest."""
+    name = op.replace("::", ".")
+    if len(name.encode()) <= _LONGEST_OP:
+        return name
+    return f"{name[:100]}-{hashlib.sha256(op.encode()).hexdigest()[:16]}"
+
+
+def entry_directories(directory: Directory, depth: int) -> Iterator[tuple[Directory, str]]:
+    """Give each directory ``depth`` levels below, as an open parent and a name of the format.
+
+    Links, files, what the format does not know and what others can write to are passed over.
+    """
+    parts = directory.path.parts
+    names = parts[parts.index("v1", len(parts) - (5 - depth)) :]
+    for name in list(children(directory, *names)):
+        if depth == 0:
+            yield directory, name
+            continue
+        try:
+            child = directory.directory(name)
+        except (FileNotFoundError, NotADirectoryError, UntrustedFileError):
+            continue
+        with child:
+            yield from entry_directories(child, depth - 1)
+
+
+def at(error: AotiEagerError, path: Path) -> EntryDamagedError | CacheFormatError:
+    located = type(error)(f"{path}: {error}")
+    located.path = path  # type: ignore[attr-defined]
+    return located  # type: ignore[return-value]
+
+
+# What says something about a file that cannot be read; other errors are the system's, and pass.
+_DAMAGE = {errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ELOOP}
+
+
+def unreadable(what: str, path: Path, error: OSError) -> AotiEagerError:
+    if error.errno in _DAMAGE:
+        return at(EntryDamagedError(f"{what}: {error.strerror}"), path)
+    return store_error(f"{path}: {what}", error)

@@ -1,0 +1,68 @@
+"""Remembered failures of a store: which still hold, and their removal when they do not."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import replace
+
+from .._base.cpp_compiler import compiler_identity
+from .._base.warn_once import log
+from ..errors import StoreError
+from .entry import Remembered, Status
+from .new_entries import identity_of
+from .remembered import holds
+from .store import Store, StoredEntry
+
+
+def met_now(identity: str | None) -> Remembered:
+    """Return what an entry says of a failure that has just been met.
+
+    Args:
+        identity: That of the compiler which made the library, or did not.
+    """
+    return Remembered(int(time.time()), identity)
+
+
+def as_failure(found: StoredEntry) -> StoredEntry:
+    """Return an entry with what a failure says, for the store to mark it as one now."""
+    entry = replace(found.entry, remembered=met_now(identity_of(found.entry)))
+    return replace(found, entry=entry)
+
+
+def still_holds(store: Store, found: StoredEntry) -> bool:
+    """Return whether an entry is ready, or a failure that keeps its key from being compiled now."""
+    entry = found.entry
+    if entry.status is Status.READY:
+        return True
+    return holds(
+        entry,
+        written_at=store.written_at(found),
+        now=time.time(),
+        compiler=compiler_identity(),
+        log=_log(store, found) if entry.remembered is None else "",
+    )
+
+
+def _log(store: Store, found: StoredEntry) -> str:
+    """Return what the compiler wrote; empty where that cannot be read."""
+    try:
+        return store.read_log(found)
+    except StoreError:
+        return ""
+
+
+def standing(store: Store, found: StoredEntry | None) -> StoredEntry | None:
+    """Return ``found``, unless it is a failure that has lapsed: that is removed, and none.
+
+    In a store that cannot be written it goes on: no other answer could be kept there.
+    """
+    if found is None or still_holds(store, found):
+        return found
+    try:
+        # Else a new failure would find it published already, and leave it.
+        store.discard_if_unchanged(found)
+    except StoreError as error:
+        log.info("%s", error)
+        return found
+    log.info("%s: its %s has lapsed, and is tried again", found.path, found.entry.reason)
+    return None

@@ -1,0 +1,203 @@
+"""Which ops ``run`` does not register, because all of their kernels lose, and when it looks again.
+
+The verdicts say what loses, and cannot know of keys that nobody has met: of an op that is left out
+no call is seen. So an op is left out only of a script that has been run before with all ops
+registered, with the same text, arguments, environment, processor and thread count; and each eighth
+run of such a script looks again. The file ``runs`` of the store counts these runs. It is advice:
+what cannot be read is not there.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+
+import torch
+
+from .._base.digest import json_digest
+from .._base.file_lock import locked
+from .._base.store_format import RUNS_FILE, is_marked, remove
+from .._base.trusted_files import Directory, open_directory
+from .._base.warn_once import log
+from .._compile_service.cache_context import Backend
+from .._keys.kernel_key import ANY_THREADS
+from .._store.entry import Entry, Status
+from .._store.kept_queue import (
+    MOST_TRIES,
+    NOT_WANTED,
+    Wanted,
+    read_wanted,
+)
+from .._store.store import StoredEntry
+from .._store.stored_failures import still_holds
+from .._store.verdict import Verdicts, processor
+from ..config import config
+from ..errors import AotiEagerError
+
+# Of so many runs of a script one registers all ops.
+LOOKS_AGAIN = 8
+# What is kept: so many scripts, those that were run last; and bytes that are read.
+_MOST_RUNS = 256
+_LARGEST_FILE = 1 << 16
+# Short: this runs at exit, and a lost count is better than a late end.
+_TIMEOUT_S = 2.0
+
+# The ops that this process has left out.
+left_out: tuple[str, ...] = ()
+
+
+def leave_out(ops: Iterable[str], run: str, backend: Backend) -> None:
+    """Set ``left_out`` to those of ``ops`` that a run with this digest need not register.
+
+    Args:
+        ops: Names of overloads, as ``register`` takes them.
+        run: See ``run_digest``.
+        backend: That of the moment.
+    """
+    global left_out
+    left_out = ()
+    if config.mode != "off" and _was_looked_at(run, config.cache_dir):
+        left_out = tuple(losing(ops, backend))
+
+
+def losing(ops: Iterable[str], backend: Backend) -> list[str]:
+    """Return those of ``ops`` all of whose kernels lose here, on this processor and thread count.
+
+    That is, the store has a verdict of theirs for this thread count and no kernel without one, none
+    that wins at any thread count, and no key that waits for a kernel.
+
+    Args:
+        ops: Names of overloads, as ``register`` takes them.
+        backend: That of the moment.
+    """
+    if not config.gate or not backend.store.is_trusted():
+        return []
+    threads = torch.get_num_threads()
+    kept = read_wanted(backend.store.root)
+    waiting = {one.op for one in kept.values() if _waits(one, threads)}
+    try:
+        return [
+            op
+            for op in ops
+            if (name := op.removesuffix(".default")) not in waiting
+            and _loses(name, backend, threads)
+        ]
+    except (AotiEagerError, OSError) as error:
+        log.info("%s", error)  # A miss will warn.
+        return []
+
+
+def _waits(one: Wanted, threads: int) -> bool:
+    """Return whether a kept key may get a kernel for calls with so many threads."""
+    try:
+        context = dict(one.call().key.context)
+    except NOT_WANTED:
+        return False
+    return one.tries < MOST_TRIES and context.get("threads") in (threads, ANY_THREADS)
+
+
+def _loses(op: str, backend: Backend, threads: int) -> bool:
+    """Return whether a kernel of ``op`` loses here, and all others do or could not be made."""
+    found_losing = False
+    for found in backend.store.of_op(op, backend.environment):
+        if not isinstance(found, StoredEntry):
+            return False  # It is damaged, and is made anew.
+        entry = found.entry
+        if not entry.requires <= backend.features:
+            continue
+        is_ours = dict(entry.key.context).get("threads") in (threads, ANY_THREADS)
+        if entry.status is not Status.READY:
+            if is_ours and not still_holds(backend.store, found):
+                return False
+            continue
+        wins = _wins(entry, backend.verdicts, threads)
+        if wins or (is_ours and wins is None):
+            return False
+        found_losing = found_losing or is_ours
+    return found_losing
+
+
+def _wins(entry: Entry, verdicts: Verdicts, threads: int) -> bool | None:
+    """Return whether an entry's kernel wins: in any size class, with any number of threads.
+
+    ``None`` if it does not, and was not measured on this hit path with so many ``threads``.
+    """
+    path = "python" if config.native == "0" else "native"
+    if entry.library is None:
+        return None
+    times = verdicts.get(entry.digest, entry.library.sha256).times
+    if any(time.wins for time in times.values()):
+        return True
+    is_measured = any(name.split("/")[:2] == [path, str(threads)] for name in times)
+    return False if is_measured else None
+
+
+# --- the scripts that were looked at -------------------------------------------------------------
+
+
+def run_digest(script: bytes, arguments: Sequence[str], backend: Backend) -> str:
+    """Return what tells a script's run from runs that may make other calls.
+
+    Args:
+        script: The script's text.
+        arguments: Its arguments.
+        backend: That of the moment.
+    """
+    parts = [hashlib.sha256(script).hexdigest(), *arguments]
+    here = [backend.environment.digest, processor(), torch.get_num_threads()]
+    return json_digest([parts, here])
+
+
+def _was_looked_at(run: str, root: Path | None) -> bool:
+    """Return whether a run with this digest has registered all ops, not too many runs ago."""
+    if root is None:  # A user without a home.
+        return False
+    try:
+        with open_directory(root) as directory:
+            found = _read(directory).get(run)
+    except OSError:
+        return False
+    return found is not None and found[0] < LOOKS_AGAIN - 1
+
+
+def note_run(run: str, root: Path, *, looked: bool) -> None:
+    """Count a run that has ended; ``looked`` if all ops were registered in it.
+
+    A directory that is not marked as a cache is left alone.
+
+    Raises:
+        OSError: The store cannot be written.
+    """
+    with (
+        open_directory(root) as directory,
+        directory.directory("locks", create=True) as locks,
+        locked(locks, "runs", _TIMEOUT_S),
+    ):
+        if not is_marked(directory):
+            return
+        runs = dict(_read(directory))
+        count = 0 if looked else runs.get(run, (0, 0))[0] + 1
+        runs[run] = count, int(time.time())
+        last = sorted(runs.items(), key=lambda item: (item[0] == run, item[1][1]))[-_MOST_RUNS:]
+        directory.write(RUNS_FILE, json.dumps(dict(last)).encode())
+
+
+def forget_runs(root: Directory) -> None:
+    """Remove what an open store knows of runs.
+
+    Raises:
+        OSError: The store cannot be written.
+    """
+    remove(root, RUNS_FILE)
+
+
+def _read(directory: Directory) -> Mapping[str, tuple[int, int]]:
+    """Return how many runs there were since a look, and when the last one ended, by digest."""
+    try:
+        document = json.loads(directory.read(RUNS_FILE, _LARGEST_FILE))
+        return {str(run): (int(count), int(at)) for run, (count, at) in document.items()}
+    except (OSError, ValueError, TypeError, AttributeError, OverflowError, RecursionError):
+        return {}

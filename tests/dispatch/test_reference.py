@@ -1,0 +1,75 @@
+"""A call in double precision, casts within it included."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from aoti_eager._dispatch.reference import Reference
+from aoti_eager._keys.call_template import call_template
+from aoti_eager._keys.kernel_key import kernel_key
+from aoti_eager._keys.schema import parsed_schema
+
+X = torch.linspace(-3, 3, 64)
+
+
+def reference(function: Callable[..., Tensor], *args: Any, **options: Any) -> Reference:
+    names = ", ".join(f"Tensor a{i}" for i in range(len(args)))
+    schema = parsed_schema(f"aetest::function({names}) -> Tensor")
+    template = call_template(schema, kernel_key(schema, "CPU", schema.bind(args, {})))
+    return Reference(
+        template, lambda: [one.clone() for one in args], function, [{"output": 0}], **options
+    )
+
+
+def exact(function: Callable[..., Tensor], *args: Any, **options: Any) -> Tensor:
+    found = reference(function, *args, **options).exact()
+    assert found is not None
+    return found[0][0]
+
+
+def test_a_cast_to_lower_precision_is_left_out() -> None:
+    for cast in (
+        lambda x: x.to(torch.float32),
+        lambda x: x.half(),
+        lambda x: x.sum(dtype=torch.float32) + x,
+        lambda x: torch.softmax(x, 0, dtype=torch.float32),
+        lambda x: x + torch.full((1,), 0.1, dtype=torch.bfloat16),
+    ):
+        assert exact(cast, X).dtype is torch.float64
+    third = exact(lambda x: (x.bfloat16() / 3).float(), X)
+    assert torch.equal(third, X.double() / 3)
+
+
+def test_casts_to_integers_stay() -> None:
+    assert torch.equal(exact(lambda x: x.to(torch.int32) * 1.0, X), X.to(torch.int32).double())
+
+
+def test_a_quotient_of_integers_is_in_double() -> None:
+    whole = torch.arange(1, 9)
+    found = exact(lambda a: 1 / a, whole, default_dtype=torch.float64)
+    assert torch.equal(found, 1 / whole.double())
+    assert torch.get_default_dtype() is torch.float32
+
+
+def test_the_spread_is_what_rounding_the_steps_may_come_to() -> None:
+    found = reference(lambda x: torch.exp(x) - 1, torch.full((64,), 1e-6))
+    assert found.exact() is not None
+    rounded, nudged = found.spread()
+    base = found.exact()[0][0]  # type: ignore[index]
+    steps = max(float((one[0][0] - base).abs().max()) for one in rounded)
+    inputs = max(float((one[0][0] - base).abs().max()) for one in nudged)
+    assert 3e-8 < steps < 2e-7
+    assert inputs < 1e-12
+
+
+def test_an_op_that_takes_no_double_has_no_reference() -> None:
+    def choosy(x: Tensor) -> Tensor:
+        if x.dtype is torch.float64:
+            raise TypeError("no")
+        return x
+
+    assert reference(choosy, X).exact() is None

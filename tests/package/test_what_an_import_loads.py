@@ -1,0 +1,133 @@
+"""What importing the package leaves behind."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+import aoti_eager
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.mark.in_turn
+@pytest.mark.parametrize("collects", [True, False])
+def test_the_garbage_collector_is_left_as_it_was(collects: bool) -> None:
+    switch = "" if collects else "gc.disable()"
+    script = f"import gc, torch; {switch}\nimport aoti_eager; print(gc.isenabled())"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert done.stdout.strip() == str(collects), done.stderr
+
+
+# What settings and errors are made of.
+OF_AN_IMPORT = {
+    *("_collector", "errors", "config", "_settings", "_warnings", "_base"),
+    *("_base.at_exit", "_base.data_class", "_base.ownership", "_base.printable"),
+    "_base.trusted_files",
+}
+# What no hit needs, and no call that is found on disk.
+OF_OTHERS = {
+    *("cache", "cli", "_explain", "_runner", "_custom_op", "_op_constants", "_measure"),
+    *("_worker", "_compile_job", "_fork_server", "_lowering", "_symbolic", "_trial", "_warm"),
+    *("_made_up_data", "_script", "_verify", "_prune", "_measured_step", "_setup_verb"),
+}
+# What registers ops and serves a call whose kernel the store has, in the package's order.
+OF_A_HIT = OF_AN_IMPORT | set(
+    """
+    _base.store_format _base.file_lock _base.sealed_library _base.scratch_directory
+    _base.scheduling _compat _schema _aliasing _guards _key _size_arguments _native_key
+    _native_pattern _native_library _native_table _native _pattern _environment _entry _stats _ops
+    _marks _functional_overload _certificates _template _work_directories _store_root _versions
+    _entry_files _store _verdict _passthrough _cpp_compiler _determinism _native_build _handles
+    _abi _container _library_runner _reference _closeness _check _declines _entries _remembered
+    _stored_failures _background _device_backends _backend _native_path _original _static_calls
+    _plan _recording _stored_pattern _specialisations _kernel _table _entrance _toolchain
+    _live_check _recheck _keyed_call _miss _kernel_cache _installed _library
+    """.split()  # noqa: SIM905 - a list of names to read, not to parse
+)
+NEVER = {"tomllib", "tomli", "torch._inductor.config", "sympy", "argparse", "tqdm", "elftools"}
+
+
+def imported_by(statement: str) -> set[str]:
+    """Return the modules that a statement imports after ``import torch``."""
+    script = f"import sys, torch; before = set(sys.modules)\n{statement}\n"
+    script += "print(*(set(sys.modules) - before))"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    found = set(done.stdout.split())
+    assert "aoti_eager" in found, done.stderr
+    return found
+
+
+def test_an_import_loads_what_settings_need_and_no_more() -> None:
+    """Who adds to these has looked at what it costs: ``python -m tests.benchmarks.warm_start``."""
+    found = imported_by("import aoti_eager")
+    ours = {name.removeprefix("aoti_eager.") for name in found if name.startswith("aoti_eager.")}
+    assert ours == OF_AN_IMPORT
+    assert not found & NEVER
+
+
+@pytest.mark.in_turn
+def test_a_hit_loads_nothing_that_only_others_need() -> None:
+    call = "x = torch.ones(2, 2); x * x, x * x"
+    found = imported_by(f"import aoti_eager; aoti_eager.register('aten::mul.Tensor'); {call}")
+    assert "aoti_eager._dispatch.kernel_cache" in found
+    assert not found & {f"aoti_eager.{name}" for name in OF_OTHERS}
+    # A process of torch's own version of these may have them already.
+    assert not found & NEVER
+
+
+def test_an_install_brings_what_torch_warns_without(tmp_path: Path) -> None:
+    """Else the first line that each command prints in a fresh environment is torch's warning."""
+    absent = tmp_path / "numpy" / "__init__.py"
+    absent.parent.mkdir()
+    absent.write_text("raise ModuleNotFoundError(\"No module named 'numpy'\", name='numpy')")
+    said = {}
+    for path in ("", str(tmp_path)):
+        done = subprocess.run(
+            [sys.executable, "-m", "aoti_eager", "--help"],
+            capture_output=True,
+            text=True,
+            env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, (str(ROOT), path)))},
+        )
+        assert done.returncode == 0, done.stderr
+        said[path] = done.stderr
+    assert said[""] == ""
+    assert "Failed to initialize NumPy" in said[str(tmp_path)], "torch needs it no more, nor do we"
+    project = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+    listed = re.search(r"^dependencies = \[(.*?)^\]", project, flags=re.M | re.S)
+    assert listed is not None
+    assert re.search(r'^ +"numpy>=', listed[1], flags=re.M)
+
+
+@pytest.mark.in_turn
+@pytest.mark.native
+def test_a_warm_start_loads_what_a_hit_needs_and_no_more() -> None:
+    """As above. What asks for kernels, or makes an op differentiable, is for calls that need it."""
+    x = torch.ones(4, 8)
+    with aoti_eager.register("aten::mul.Tensor"):
+        x * x
+    register = "import aoti_eager; aoti_eager.register('aten::mul.Tensor')"
+    call = "x = torch.ones(4, 8); x * x"
+    served = "assert aoti_eager.stats()['aten::mul.Tensor'].hits == 1"
+    found = imported_by(f"{register}; {call}; {served}")
+    ours = {name.removeprefix("aoti_eager.") for name in found if name.startswith("aoti_eager.")}
+    assert ours == OF_A_HIT
+    assert not found & NEVER
+    assert not found & {"uuid", "secrets", "hmac"}
+
+
+def test_every_public_name_is_there() -> None:
+    script = (
+        "import aoti_eager; listed = dir(aoti_eager)\n"
+        "names = {}; exec('from aoti_eager import *', names)\n"
+        "lacking = [one for one in aoti_eager.__all__ if one not in names or one not in listed]\n"
+        "print(lacking, hasattr(aoti_eager, 'nothing'), aoti_eager.explain.__module__)"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert done.stdout.split() == ["[]", "False", "aoti_eager._commands.explain"], done.stderr
