@@ -9,7 +9,7 @@ from ._base import gc_pause
 
 with gc_pause.paused():
     from . import errors
-    from ._base import at_exit  # Its handler comes after those of the script.
+    from ._base import at_exit as at_exit  # Its handler comes after those of the script.
     from .config import config
 
 if TYPE_CHECKING:
@@ -65,15 +65,26 @@ __all__ = [
 # Module -> what it has of these. All but settings and errors is imported when it is used first: who
 # imports the package and has no use for it pays next to nothing.
 _MODULES = {
-    "_custom_op": ("CustomOp", "custom_op", "made_op"),  # The last for pickles.
-    "_device_backends": ("load_runner", "register_compile_backend", "register_runner"),
-    "_device_compile": ("CompileRequest",),
-    "_explain": ("Explanation", "explain"),
-    "_library": ("Registration", "impl", "register", "registered_ops", "stats", "wait"),
-    "_marks": ("mark_dynamic", "mark_static", "unmark"),
-    "_op_constants": ("constants", "update_constants"),
-    "_runner": ("ModelContainerRunner",),
-    "_stats": ("OpStats",),
+    "_registration.custom_op": ("CustomOp", "custom_op", "made_op"),  # The last for pickles.
+    "_compile_service.device_backends": (
+        "load_runner",
+        "register_compile_backend",
+        "register_runner",
+    ),
+    "_compile_service.device_compile": ("CompileRequest",),
+    "_commands.explain": ("Explanation", "explain"),
+    "_registration.registry": (
+        "Registration",
+        "impl",
+        "register",
+        "registered_ops",
+        "stats",
+        "wait",
+    ),
+    "_dispatch.dynamic_marks": ("mark_dynamic", "mark_static", "unmark"),
+    "_registration.op_constants": ("constants", "update_constants"),
+    "_runner.runner": ("ModelContainerRunner",),
+    "_dispatch.counters": ("OpStats",),
     "cache": ("cache",),
 }
 _LATER = {name: module for module, names in _MODULES.items() for name in names}

@@ -120,7 +120,7 @@ def find_script() -> Path:
     Raises:
         FileNotFoundError: It is in neither place.
     """
-    here = Path(__file__).resolve().parent
+    here = Path(__file__).resolve().parents[1]
     places = (
         here / "_examples" / "char_lm.py",
         here.parent / "docs" / "examples" / "char_lm.py",

@@ -182,8 +182,9 @@ def _register(
         known = torch.device(device_type).type
     except (RuntimeError, TypeError) as error:
         raise BackendRegistrationError(
-            f"{device_type!r} is no device type of torch's; a PrivateUse1 device is "
-            f"{dispatcher.privateuse1_device_type()!r} here (torch.utils.rename_privateuse1_backend)"
+            f"{device_type!r} is no device type of torch's; a PrivateUse1 device is called "
+            f"{dispatcher.privateuse1_device_type()!r} here, as "
+            "torch.utils.rename_privateuse1_backend says"
         ) from error
     if known != device_type:
         raise BackendRegistrationError(

@@ -16,7 +16,7 @@ from ..errors import CompileError
 
 @dataclass(frozen=True, slots=True)
 class Compiled:
-    """A compiled library, tried in another process; fields as in ``_compile_worker.lowering.Lowered``.
+    """A compiled library, tried in another process; fields as in the worker's ``lowering.Lowered``.
 
     ``sha256`` is the digest of the bytes that were tried: no others may be loaded or kept.
     ``identity`` is as in ``_store.new_entries.ready_entry``; ``times`` and ``compared`` are as in

@@ -32,7 +32,7 @@ class ForkServer:
     """The parent's side: the server's process, started again whenever it died.
 
     Args:
-        module: Our module with a function ``serve``, which calls the one below.
+        module: The compile worker's module with a function ``serve``, which calls the one below.
         environment: Variables of the server on top of this process's.
     """
 
@@ -46,7 +46,7 @@ class ForkServer:
         process = self._process
         if process is None or process.poll() is not None:
             process = self._process = subprocess.Popen(
-                child_command(f"aoti_eager.{self._module}", "serve"),
+                child_command(f"aoti_eager._compile_worker.{self._module}", "serve"),
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 env={**os.environ, **self._environment},

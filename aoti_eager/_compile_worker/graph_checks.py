@@ -1,7 +1,7 @@
 """What a traced graph tells against serving its call, that the op's name did not.
 
-An op of torch's is known by name (``_keys.declines``). A function of the user's may call anything, so
-its graph is looked through. Worker only.
+An op of torch's is known by name (``_keys.declines``). A function of the user's may call anything,
+so its graph is looked through. Worker only.
 """
 
 from __future__ import annotations

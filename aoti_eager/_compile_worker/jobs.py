@@ -80,10 +80,10 @@ def trial_server() -> ForkServer:
     variables = {"OMP_WAIT_POLICY": os.environ.get("OMP_WAIT_POLICY", "PASSIVE")}
     checker = ctypes.util.find_library("c_malloc_debug")
     if checker is None:
-        return ForkServer("_trial", variables)
+        return ForkServer("trial", variables)
     # Fills memory and checks what lies behind a block when it is freed.
     tunables = "glibc.malloc.check=3:glibc.malloc.perturb=165"
-    return ForkServer("_trial", {**variables, "LD_PRELOAD": checker, "GLIBC_TUNABLES": tunables})
+    return ForkServer("trial", {**variables, "LD_PRELOAD": checker, "GLIBC_TUNABLES": tunables})
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,7 +115,7 @@ class CompileJobs:
         self.lingers = False
         self._vector_bits = vector_bits
         self._trial = trial_server()
-        self._measurer = ForkServer("_measure")
+        self._measurer = ForkServer("measure")
         self._inductor_ready = False
 
     def answer_line(self, request: Request) -> str:

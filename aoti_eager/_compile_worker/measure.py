@@ -1,6 +1,6 @@
 """How long a served call takes beside the original's, as a script makes it.
 
-Runs in a child of a fork server (``_compile_worker/fork_server.py``) that was started by the compile worker: the
+Runs in a child of a fork server (``fork_server``) that was started by the compile worker: the
 caller's process is not delayed. The op is registered there for each round and taken out again, so
 that both sides are what a script has: with our kernels, hit path and all, and without.
 """

@@ -1,7 +1,7 @@
 """Thin kernel libraries: the graph's own code behind AOTInductor's C interface, nothing else.
 
 Runs in the compile worker only. Inductor's generator of C++ is told to leave out what belongs to a
-model container; ``_compile_worker/csrc/thin_interface.cpp`` has the rest, compiled once. For what a thin library
+model container; ``csrc/thin_interface.cpp`` has the rest, compiled once. For what a thin library
 has not (constants, subgraphs) it raises ``NotThinError``, and AOTInductor's full library is made
 instead.
 """

@@ -1,10 +1,10 @@
 """The first run of every new library, in a process that may die of it.
 
-A child of a fork server (``_compile_worker/fork_server.py``) makes up arguments from the key's metadata, runs the
-library, and compares with the original kernel.
-Generated code can write past its buffers or abort, and then it is the child that ends. The compile
-worker starts the server with glibc's checking allocator where there is one, so that a write past a
-buffer ends the child at once and not some later, innocent process.
+A child of a fork server (``fork_server``) makes up arguments from the key's metadata, runs the
+library, and compares with the original kernel. Generated code can write past its buffers or abort,
+and then it is the child that ends. The compile worker starts the server with glibc's checking
+allocator where there is one, so that a write past a buffer ends the child at once and not some
+later, innocent process.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Going on with what earlier processes wanted and did not get, after what this one wants itself.
 
-At the first miss of an op, what the kept queue has of it (``_store.kept_queue``) waits for a worker as the
-keys of this process do: the most called first. What comes of it is in the store, where the key's
-next call finds it; so nothing of a script's is touched.
+At the first miss of an op, what the kept queue has of it (``_store.kept_queue``) waits for a worker
+as the keys of this process do: the most called first. What comes of it is in the store, where the
+key's next call finds it; so nothing of a script's is touched.
 """
 
 from __future__ import annotations

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from .._base.torch_compat.dispatcher import OpOverload
+from .._base.torch_compat.dispatcher import OpOverload, is_registered_by
 from .._keys.schema import qualified_name
 from .description import PythonFunction, python_function
 
@@ -19,6 +19,11 @@ def new_op_library(namespace: str) -> torch.library.Library:
     Kernels are known for functions of the user's by the file that their library was made in: this.
     """
     return torch.library.Library(namespace, "FRAGMENT")  # type: ignore[no-untyped-call]
+
+
+def is_defined_here(kernel: Any) -> bool:
+    """Return whether a kernel from ``torch.library.get_kernel`` is of an op that we defined."""
+    return is_registered_by(kernel, new_op_library)
 
 
 def define(

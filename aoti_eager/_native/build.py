@@ -36,10 +36,8 @@ from ..errors import NativePathError, UntrustedFileError
 from .library import NativeFile
 
 _SOURCES = Path(__file__).parent / "csrc"
-# The sources of kernel libraries, which say themselves what they were made of.
-_NOT_OURS = "thin_"
 # What a wheel carries; hatch_build.py puts it there.
-CARRIED = Path(__file__).parent / "_carried"
+CARRIED = Path(__file__).parents[1] / "_carried"
 LIBRARY_FILE = "native.so"
 RECORD_FILE = "native.json"
 
@@ -90,10 +88,9 @@ def build_directory(toolchain: Path) -> Path:
 
 
 def source_names() -> list[str]:
-    """Return the files that the library is made of: every source that is no kernel library's."""
+    """Return the names of the files that the library is made of: all sources in ``csrc``."""
     kinds = (".h", ".cpp")
-    found = (path.name for path in _SOURCES.iterdir() if path.suffix in kinds)
-    return sorted(name for name in found if not name.startswith(_NOT_OURS))
+    return sorted(path.name for path in _SOURCES.iterdir() if path.suffix in kinds)
 
 
 def find(toolchain: Path, compiler: str | None) -> NativeFile | None:

@@ -52,7 +52,7 @@ def ready_entry(
         calls_aten: As ``Entry.calls_aten``.
         parallel: Whether the code has parallel regions.
         compiler: Its name and version, for the reader.
-        identity: ``_base.cpp_compiler.compiler_identity``, by which ``prune`` finds what it has made.
+        identity: ``compiler_identity`` of the compiler, by which ``prune`` finds what it has made.
         checked: Whether it was compared with the original on a call's own arguments.
         portable: Whether the code is not AOTInductor's and depends on no thread count.
         guards: Those of a dynamic specialisation, whose ``key`` is a pattern.

@@ -193,7 +193,7 @@ def test_a_compile_error_is_not_remembered_unless_it_says_so() -> None:
 
 def test_nothing_but_the_reasons_on_the_list_is_raised_as_remembered() -> None:
     found = set()
-    for path in Path(aoti_eager.__file__).parent.glob("*.py"):
+    for path in Path(aoti_eager.__file__).parent.rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             if not (isinstance(node, ast.Call) and isinstance(node.func, ast.Name)):
                 continue

@@ -291,7 +291,7 @@ def serve():
     script = Script(cache_dir, MEASURES, AOTI_EAGER_GATE="1")
 
     def stopped_server() -> Process | None:
-        server = script.marked.server("_trial")
+        server = script.marked.server("trial")
         return server if server is not None and server.is_stopped() else None
 
     try:

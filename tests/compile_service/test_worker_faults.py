@@ -146,7 +146,7 @@ def test_a_worker_killed_once_is_replaced_and_leaves_nothing(
 
 
 @pytest.mark.share(of=2)
-@pytest.mark.parametrize("module", ["_trial", "_measure"])
+@pytest.mark.parametrize("module", ["trial", "measure"])
 def test_a_worker_killed_while_it_waits_for_its_server_is_replaced(
     module: str, marked: Marked, cache_dir: Path
 ) -> None:

@@ -148,8 +148,8 @@ def test_memory_that_runs_out_costs_a_worker_and_not_the_script() -> None:
 
 def test_a_worker_without_work_ends(monkeypatch: pytest.MonkeyPatch) -> None:
     def command(module: str, function: str) -> list[str]:
-        code = f"import sys; from aoti_eager._compile_worker import main; main.IDLE_S = 0.1; {function}()"
-        return [sys.executable, "-c", code.replace("main()", "main.main()")]
+        code = "from aoti_eager._compile_worker import main; main.IDLE_S = 0.1"
+        return [sys.executable, "-c", f"import sys; {code}; main.{function}()"]
 
     monkeypatch.setattr(worker_process, "child_command", command)
     Store(config.cache_dir, lock_timeout_s=1.0).create()

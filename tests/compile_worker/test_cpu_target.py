@@ -21,6 +21,11 @@ from aoti_eager.errors import ConfigError
 from ..conftest import assert_close
 from ..store.test_environment import ON_X86
 
+PRINT_MARCH = """
+from aoti_eager._compile_service.cache_context import current
+print(current().target.march)
+"""
+
 # Registers that no instruction of the level names.
 ABOVE = {
     "x86-64-v2": r"%[yz]mm|\{%k[0-7]\}",
@@ -140,7 +145,7 @@ def test_what_is_set_reaches_a_process_by_its_variable(tmp_path: Path) -> None:
             "env",
             "AOTI_EAGER_CPU_TARGET=native",
             *(sys.executable, "-W", "error", "-c"),
-            "from aoti_eager._compile_service import cache_context; print(cache_context.current().target.march)",
+            PRINT_MARCH,
         ],
         capture_output=True,
         text=True,

@@ -30,7 +30,7 @@ aten = torch.ops.aten
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[ForkServer]:
-    server = ForkServer("_measure")
+    server = ForkServer("measure")
     yield server
     server.close()
 

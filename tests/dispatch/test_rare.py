@@ -65,9 +65,9 @@ def in_background() -> Iterator[None]:
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     clock = Clock()
-    for module in ("_rare", "_miss"):
+    for module in ("rare", "miss"):
         time = SimpleNamespace(thread_time=clock.thread_time, sleep=lambda s: None)
-        monkeypatch.setattr(f"aoti_eager.{module}.time", time)
+        monkeypatch.setattr(f"aoti_eager._dispatch.{module}.time", time)
     return clock
 
 

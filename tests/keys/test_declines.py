@@ -564,7 +564,7 @@ def test_every_reason_is_explained_to_users_and_tested() -> None:
         re.findall(r"^\| `(\w+)` \|", (root / "docs/declines.md").read_text(), flags=re.M)
     )
     assert documented == set(REASONS)
-    tests = "".join(path.read_text() for path in (root / "tests").glob("test_*.py"))
+    tests = "".join(path.read_text() for path in (root / "tests").rglob("test_*.py"))
     untested = [reason for reason in REASONS if not re.search(f"[\"']{reason}[\"']", tests)]
     assert untested == []
 

@@ -8,12 +8,18 @@ from pathlib import Path
 import aoti_eager
 
 _TRIAL = (
-    "_trial _trial_runs _check _closeness _reference _made_up_data _made_up_numbers _made_up_values"
+    *(
+        "_compile_worker/trial.py",
+        "_compile_worker/trial_runs.py",
+        "_compile_worker/made_up_data.py",
+    ),
+    *("_compile_worker/made_up_numbers.py", "_compile_worker/made_up_values.py"),
+    *("_dispatch/compare.py", "_dispatch/closeness.py", "_dispatch/reference.py"),
 )
 
 
 def trial_digest() -> str:
     """Return a digest of the code of the trial: what it said of a mutant holds for that code."""
     package = Path(aoti_eager.__file__).parent
-    parts = [package.joinpath(f"{name}.py").read_bytes() for name in _TRIAL.split()]
+    parts = [package.joinpath(name).read_bytes() for name in _TRIAL]
     return hashlib.sha256(b"".join(parts)).hexdigest()[:12]

@@ -43,7 +43,7 @@ import shutil as _shutil
 
 class ForkServer(ForkServer):
     def run(self, request):
-        if self._module != "_trial":
+        if self._module != "trial":
             return super().run(request)
         library = Path(request["library"])
         command = library.with_name("captured.json")

@@ -197,7 +197,7 @@ def test_a_wheel_carries_nothing_unless_it_is_asked_to(tmp_path: Path) -> None:
     wheel = build_wheel(tmp_path, None)
     assert wheel.name.endswith("-py3-none-any.whl")
     names = zipfile.ZipFile(wheel).namelist()
-    assert "aoti_eager/csrc/native.cpp" in names
+    assert "aoti_eager/_native/csrc/native.cpp" in names
     assert not [name for name in names if "_carried" in name]
 
 

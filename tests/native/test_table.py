@@ -12,7 +12,7 @@ import pytest
 from aoti_eager._compile_service.worker_pool import compiler_on_path
 
 SOURCE = Path(__file__).with_name("native_table.cpp")
-INCLUDE = Path(__file__).parents[2] / "aoti_eager" / "csrc"
+INCLUDE = Path(__file__).parents[2] / "aoti_eager" / "_native" / "csrc"
 
 
 def run(*command: str | Path) -> subprocess.CompletedProcess[str]:

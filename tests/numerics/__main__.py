@@ -59,7 +59,9 @@ def main() -> int:
 def _certificates(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.numerics certificates")
     parser.add_argument("--work", type=Path, action="append", required=True, help="of a run")
-    parser.add_argument("file", type=Path, help="what is written: aoti_eager/certificates.json")
+    parser.add_argument(
+        "file", type=Path, help="what is written: aoti_eager/_dispatch/certificates.json"
+    )
     options = parser.parse_args(arguments)
     works = [work.absolute() for work in options.work]
     count = write(works, options.file, versions(), compiler_version())

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).parent.parent.parent
-CERTIFICATES = ROOT / "aoti_eager" / "certificates.json"
+CERTIFICATES = ROOT / "aoti_eager" / "_dispatch" / "certificates.json"
 PAGE = ROOT / "docs" / "numerics.md"
 BEGIN, END = "<!-- table: begin -->", "<!-- table: end -->"
 

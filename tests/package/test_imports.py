@@ -1,14 +1,16 @@
-"""The package's shape: imports point one way, private names of torch live in two files."""
+"""The package's shape: imports go down the rooms, private names of torch live in one of them."""
 
 from __future__ import annotations
 
 import ast
+import graphlib
 import io
 import itertools
 import json
 import subprocess
 import sys
 import tokenize
+from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -18,8 +20,43 @@ import pytest
 import aoti_eager
 
 PACKAGE = Path(aoti_eager.__file__).parent
-# Rooms, too: a file that is not looked at would pass whatever it imports.
+# A demo's script that a wheel has beside the modules is no module of the package.
 FILES = sorted(path for path in PACKAGE.rglob("*.py") if path.parent.name != "_examples")
+
+# Room -> the rooms that its modules import from, each below it. docs/architecture.md says what each
+# room is for. A room that is named here and does not need it any more is taken out.
+BELOW = {
+    "errors": "",
+    "_base": "errors",
+    "config": "_base errors",
+    "_native": "_base errors",
+    "_keys": "_base errors",
+    "_functions": "_keys _base errors",
+    "_runner": "_native _base errors",
+    "_store": "_keys _native config _base errors",
+    "_compile_service": "_store _runner _functions _keys _native config _base errors",
+    "_dispatch": "_compile_service _store _runner _functions _keys _native config _base errors",
+    "_autograd": "_dispatch _functions _keys _native config _base errors",
+    "_workloads": "_dispatch _compile_service _store _keys config _base errors",
+    "_registration": "_autograd _dispatch _compile_service _runner _functions _keys _native config"
+    " _base errors",
+    "cache": "_workloads _dispatch _store _keys config _base errors",
+    # The worker's program. It is started, never imported.
+    "_compile_worker": "_registration _autograd _dispatch _store _runner _functions _keys _native"
+    " config _base errors",
+    "_commands": "_registration _workloads _autograd _dispatch _compile_service _store _keys"
+    " _native config _base errors",
+    "cli": "_commands cache _dispatch _store _keys config _base errors",
+    "__main__": "cli",
+    # The public face: what it shows, wherever that lives.
+    "__init__": "_commands cache _registration _dispatch _compile_service _runner config _base"
+    " errors",
+}
+ROOMS = list(BELOW)
+
+# The files that may spell private names of torch: one room, and what needs Inductor.
+PRIVATE_NAMES = "_base/torch_compat/"
+INDUCTOR_NAMES = "_compile_worker/inductor_compat.py"
 
 
 def module_name(path: Path) -> str:
@@ -27,38 +64,8 @@ def module_name(path: Path) -> str:
     return ".".join(path.relative_to(PACKAGE).with_suffix("").parts)
 
 
-# Each module imports only from modules before it. docs/architecture.md says what each is for.
-ORDER = """
-    _collector errors _base.__init__ _base.at_exit _base.data_class _base.printable _warnings
-    _base.ownership _base.trusted_files _base.store_format _base.file_lock _base.sealed_library
-    _base.recorded_files _base.scratch_directory _base.scheduling _base.deadline _share _settings
-    config _compat _schema _aliasing _output_file _guards _key _size_arguments _native_key
-    _native_pattern _native_library _native_table _native_gate _native _pattern _environment _entry
-    _stats _ops _marks _functional_overload _certificates _template _unsaid_writes _work_directories
-    _store_root _versions _entry_files _store _verdict _remote _bundle _passthrough _payback
-    _cpp_compiler _child _determinism _fork_server _native_build _elf _handles _abi _constants
-    _devices _container _library_container _model_container _proxy_container _package _instances
-    _input_checks _constant_buffers _runner _library_runner _reference _closeness _check _declines
-    _entries _remembered _stored_failures _tracing _graph_checks _function_names _function_source
-    _python_function _gradient_function _op_functions _rebuilt_function _call_target _probes
-    _inductor_headers _exact_sums _float_division _normalized_rows _layer_norm _result_layout
-    _channel_norms _special_functions _decompositions
-    _float_flags _vector_math _inductor_compat _thin_header _thin_codegen _plain_path _row_sums
-    _symbolic _lowering _made_up_values _made_up_numbers _made_up_data _trial_runs _trial
-    _compile_job _parent_watch _worker _worker_process _answers _compile _background _device_compile
-    _device_backends _backend _native_path _original _static_calls _plan _recording _workload
-    _wanted _stored_pattern _specialisations _kernel _table _entrance _toolchain _live_check
-    _recheck _keyed_call _making _pending _resumed _asking _rare _miss _kernel_cache _gradient_node
-    _gradients _differentiable _installed _measured_step _measure _library _left_out _op_constants
-    _explain _custom_op _coverage _compile_task _warm_report _warm _warm_kept _verify _prune cache
-    _run_report _script _warm_verb _setup_verb _demo cli __main__ __init__
-""".split()  # noqa: SIM905 - a list of names to read, not to parse
-
-# Modules that have a place before they are there.
-TO_COME = {"_remote", "_bundle", "_coverage"}
-
-# The files that may spell private names of torch, each with its reason.
-PRIVATE_NAMES = {"_compat.py", "_inductor_compat.py"}
+def room_of(name: str) -> str:
+    return name.partition(".")[0]
 
 
 def parsed(path: Path) -> ast.Module:
@@ -67,12 +74,12 @@ def parsed(path: Path) -> ast.Module:
 
 def imported_modules(path: Path) -> Iterator[str]:
     """Give the package's own modules that the file at ``path`` imports, anywhere in it."""
-    room = path.relative_to(PACKAGE).parent.parts
+    folder = path.relative_to(PACKAGE).parent.parts
     for node in ast.walk(parsed(path)):
         if isinstance(node, ast.ImportFrom) and node.level:
             above = node.level - 1
-            assert above <= len(room), "imports of a package above"
-            base = [*room[: len(room) - above], *(node.module or "").split(".")]
+            assert above <= len(folder), "imports of a package above"
+            base = [*folder[: len(folder) - above], *(node.module or "").split(".")]
             base = [part for part in base if part]
             if PACKAGE.joinpath(*base).is_dir():
                 yield from (_module([*base, alias.name]) for alias in node.names)
@@ -91,28 +98,65 @@ def _module(parts: list[str]) -> str:
     return ".".join(parts if is_module else [*parts[:-1], "__init__"])
 
 
+IMPORTS = {module_name(path): set(imported_modules(path)) for path in FILES}
+
+
 def test_every_file_of_the_package_is_looked_at() -> None:
-    names = set(map(module_name, FILES))
-    assert names == {name for name in ORDER if name not in TO_COME}
-    assert len(names) > 110
+    listed = {path.relative_to(PACKAGE.parent).as_posix() for path in FILES}
+    root = PACKAGE.parent
+    done = subprocess.run(
+        ["git", "ls-files", "aoti_eager/*.py"], cwd=root, capture_output=True, text=True
+    )
+    assert listed >= {name for name in done.stdout.split() if (root / name).exists()}
+    assert len(listed) > 180
 
 
-@pytest.mark.parametrize("path", FILES, ids=module_name)
-def test_a_module_imports_only_from_modules_before_it(path: Path) -> None:
-    name = module_name(path)
-    assert name in ORDER, f"{name} has no place in the order yet"
-    before = ORDER[: ORDER.index(name)]
-    later = sorted(set(imported_modules(path)) - set(before))
-    assert later == []
+def test_every_module_lives_in_a_room() -> None:
+    assert {room_of(name) for name in IMPORTS} == set(ROOMS)
 
 
-def test_every_module_has_one_place_in_the_order() -> None:
-    assert len(set(ORDER)) == len(ORDER)
+@pytest.mark.parametrize("room", ROOMS)
+def test_a_room_imports_from_those_below_it_that_it_names(room: str) -> None:
+    named = set(BELOW[room].split())
+    assert named <= set(ROOMS[: ROOMS.index(room)]), "a room above, or none"
+    imports = {
+        name: {room_of(other) for other in others} - {room}
+        for name, others in IMPORTS.items()
+        if room_of(name) == room
+    }
+    assert {name: rooms - named for name, rooms in imports.items() if rooms - named} == {}
+    assert named - set().union(*imports.values()) == set(), "named, and not imported from"
+
+
+def test_nobody_imports_the_compile_worker() -> None:
+    assert "_compile_worker" not in " ".join(BELOW.values())
+
+
+@pytest.mark.parametrize("room", ROOMS)
+def test_the_modules_of_a_room_import_each_other_in_one_direction(room: str) -> None:
+    within: dict[str, set[str]] = defaultdict(set)
+    for name, others in IMPORTS.items():
+        if room_of(name) == room:
+            within[name] = {other for other in others if room_of(other) == room}
+    assert len(list(graphlib.TopologicalSorter(within).static_order())) == len(within)
+
+
+@pytest.mark.parametrize("room", [room for room in ROOMS if (PACKAGE / room).is_dir()])
+def test_a_room_says_what_it_is_for_and_where_to_begin(room: str) -> None:
+    found = parsed(PACKAGE / room / "__init__.py")
+    says = ast.get_docstring(found) or ""
+    assert len(found.body) == 1, "a room has no code of its own"
+    assert "Begin with" in says
+    words = says.partition("Begin with")[2].split("``")[1::2]
+    assert words
+    for word in words:
+        places = (PACKAGE / room / word, PACKAGE / room / f"{word}.py")
+        assert any(place.exists() for place in places), word
 
 
 @pytest.mark.parametrize("path", FILES, ids=module_name)
 def test_the_code_is_that_of_the_oldest_python_supported(path: Path) -> None:
-    assert parsed(path).body
+    assert parsed(path).body or path.name == "__init__.py"
 
 
 def private_torch_names(path: Path) -> list[str]:
@@ -145,10 +189,15 @@ def is_private(name: str) -> bool:
     return name[:1] == "_" and name[1:2].isalpha()
 
 
-def test_private_names_of_torch_are_spelled_in_two_files_alone() -> None:
-    others = [path for path in FILES if path.name not in PRIVATE_NAMES]
+def test_private_names_of_torch_are_spelled_in_one_room_and_one_file() -> None:
+    def may(path: Path) -> bool:
+        place = path.relative_to(PACKAGE).as_posix()
+        return place.startswith(PRIVATE_NAMES) or place == INDUCTOR_NAMES
+
+    others = [path for path in FILES if not may(path)]
     assert list(itertools.chain.from_iterable(map(private_torch_names, others))) == []
-    assert private_torch_names(PACKAGE / "_compat.py")
+    for path in (PACKAGE / PRIVATE_NAMES).glob("[!_]*.py"):
+        assert private_torch_names(path), f"{path.name} has no private name"
 
 
 # --- importing -----------------------------------------------------------------------------------

@@ -406,7 +406,7 @@ def test_memory_stays_flat(libraries: Libraries, tmp_path: Path) -> None:
             *(sys.executable, "-m", "tests.benchmarks.runner_leaks", "--share", "0.01"),
             *("--libraries", libraries.directory, "--json", report),
         ],
-        cwd=HERE.parent,
+        cwd=HERE.parents[1],
         check=True,
         capture_output=True,
         timeout=300,

@@ -234,7 +234,7 @@ def test_aotinductor_in_the_script_leaves_the_environment_as_it_was(tmp_path: Pa
         "import warnings; warnings.simplefilter('ignore')",
         "import torch",
         "import torch._inductor",
-        "from aoti_eager._compat import inductor_settings",
+        "from aoti_eager._base.torch_compat.settings import inductor_settings",
         "before = current_environment().digest",
         "class Model(torch.nn.Module):",
         "    def forward(self, x): return torch.relu(x)",

@@ -1,8 +1,8 @@
 """Calls of any registered op: valid values for each kind of argument, and what a call means.
 
-``meaning`` is an account of a value that owes nothing to ``aoti_eager._keys.kernel_key``: two calls mean the
-same exactly where the meanings of all their arguments are equal. The tests of the key hold both
-spellings of it to this account.
+``meaning`` is an account of a value that owes nothing to ``aoti_eager._keys.kernel_key``: two calls
+mean the same exactly where the meanings of all their arguments are equal. The tests of the key hold
+both spellings of it to this account.
 """
 
 from __future__ import annotations

@@ -315,7 +315,7 @@ def build(run_dir: Path) -> Libraries:
             children = [
                 subprocess.Popen(
                     [sys.executable, "-m", "tests.support.runner_libraries", work, headers, *half],
-                    cwd=HERE.parent,
+                    cwd=HERE.parents[1],
                     env={**os.environ, "TORCHINDUCTOR_CACHE_DIR": str(work / "inductor")},
                     stdout=subprocess.PIPE,
                     stderr=subprocess.STDOUT,

@@ -93,7 +93,7 @@ class Marked:
     def server(self, module: str) -> Process | None:
         """Return the fork server of ``module`` that the worker has started."""
         worker = self.worker()
-        servers = self._named(f"aoti_eager.{module}")
+        servers = self._named(f"aoti_eager._compile_worker.{module}")
         return next((s for s in servers if worker and s.parent == worker.pid), None)
 
     def compiles(self) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import inspect
 import types
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -37,12 +38,17 @@ def is_torchs_own(kernel: Any) -> bool:
 
 
 def is_custom_op_kernel(kernel: Any) -> bool:
-    """Return whether a kernel from ``torch.library.get_kernel`` is a Python function's of an op.
+    """Return whether a kernel from ``torch.library.get_kernel`` is from torch's ``custom_op``."""
+    return "/torch/_library/custom_ops.py:" in repr(kernel)
 
-    That is one of ``torch.library.custom_op``'s, or of an op that this package defines.
+
+def is_registered_by(kernel: Any, maker: Callable[..., torch.library.Library]) -> bool:
+    """Return whether a kernel's library was made in the file of the function ``maker``.
+
+    Only the repr of a kernel from ``torch.library.get_kernel`` tells: it names the file and line of
+    the call that made the ``torch.library.Library``.
     """
-    origin = repr(kernel)
-    return "/torch/_library/custom_ops.py:" in origin or "/aoti_eager/_op_functions.py:" in origin
+    return f"{inspect.getfile(maker)}:" in repr(kernel)
 
 
 def is_from_python(kernel: Any) -> bool:
@@ -52,9 +58,8 @@ def is_from_python(kernel: Any) -> bool:
 
 def is_ours(kernel: Any) -> bool:
     """Return whether a kernel from ``torch.library.get_kernel`` is one that we registered."""
-    # The repr names the line that made the library: ours is made in this file, or in C++.
-    origin = repr(kernel)
-    return "/aoti_eager/_compat.py:" in origin or "aoti_eager/csrc/registration.h:" in origin
+    from_cpp = "aoti_eager/_native/csrc/registration.h:" in repr(kernel)
+    return from_cpp or is_registered_by(kernel, new_library)
 
 
 # torch.ops hands these out, but their classes are only in torch._ops.

@@ -59,7 +59,7 @@ class Registration {
 
  private:
   // By this, Python knows the kernel as ours.
-  static constexpr const char* kOrigin = "registered at aoti_eager/csrc/registration.h:1";
+  static constexpr const char* kOrigin = "registered at aoti_eager/_native/csrc/registration.h:1";
 
   struct SilentWarnings final : c10::WarningHandler {
     void process(const c10::Warning&) override {}

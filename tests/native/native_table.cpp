@@ -1,6 +1,6 @@
 // The lock-free part of the hit path under threads: table.h, epochs.h and counters.h without torch.
 //
-//   g++ -std=c++20 -O1 -g -fsanitize=thread -I../aoti_eager/csrc native_table.cpp -o t && ./t 60 16
+//   g++ -std=c++20 -O1 -g -fsanitize=thread -I../../aoti_eager/_native/csrc native_table.cpp -o t && ./t 60 16
 //
 // Half of the threads look keys up in two tables that are swapped under them, the others put, replace,
 // remove and clear. What a reader finds must be of its key and alive until it leaves. Prints what it
