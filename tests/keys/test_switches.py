@@ -154,9 +154,13 @@ def test_the_mode_is_in_both_keys(mode: str) -> None:
 def test_a_matmul_precision_by_the_newer_settings_is_no_key(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    places = (torch.backends.mkldnn.matmul, torch.backends.mkldnn, torch.backends)
+    for where in places:
+        # Set by an earlier test, the precision of one would hide that of those above it.
+        monkeypatch.setattr(where, "fp32_precision", "none")
     with aoti_eager.register("aten::mul.Tensor"):
         torch.mul(X, X), torch.mul(X, X)
-        for where in (torch.backends.mkldnn.matmul, torch.backends.mkldnn, torch.backends):
+        for where in places:
             before = stats()
             was = where.fp32_precision
             where.fp32_precision = "bf16"

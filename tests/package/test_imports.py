@@ -128,6 +128,18 @@ def test_a_room_imports_from_those_below_it_that_it_names(room: str) -> None:
     assert named - set().union(*imports.values()) == set(), "named, and not imported from"
 
 
+def test_the_page_of_the_rooms_has_each_module() -> None:
+    page = (PACKAGE.parent / "docs" / "architecture.md").read_text(encoding="utf-8")
+    listed = set()
+    for part in page.split("\n### `")[1:]:
+        room, _, rest = part.partition("/`\n")
+        rows = itertools.takewhile(lambda line: not line.startswith("#"), rest.splitlines())
+        cells = (row.split("`")[1] for row in rows if row.startswith("| `"))
+        listed |= {f"{room}.{cell}" for cell in cells}
+    there = {".".join(name.split(".")[:2]) for name in IMPORTS if "." in name}
+    assert listed == {name for name in there if not name.endswith(".__init__")}
+
+
 def test_nobody_imports_the_compile_worker() -> None:
     assert "_compile_worker" not in " ".join(BELOW.values())
 
