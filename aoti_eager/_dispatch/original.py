@@ -17,7 +17,7 @@ from .._base.torch_compat.dispatcher import (
     is_ours,
     is_torchs_own,
 )
-from .._base.torch_compat.tensors import wrapped_number
+from .._base.torch_compat.tensors import wrapped_number, wrapped_templates
 from .._functions.op_functions import is_defined_here
 from .._keys.schema import Kind, OpSchema
 from .._native.passthrough import passthrough
@@ -70,6 +70,7 @@ class OriginalKernel:
         dispatch_key: str,
         above: OriginalKernel | None = None,
     ) -> None:
+        wrapped_templates()  # No op is registered yet.
         self._op = op
         self._name = schema.op
         self._dispatch_key = dispatch_key

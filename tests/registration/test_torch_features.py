@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -231,3 +234,31 @@ def test_deepcopy_pickle_and_printing(registered: None) -> None:
         assert torch.equal(copy.deepcopy(X), X)
         assert torch.equal(pickle.loads(pickle.dumps(X)), X)  # noqa: S301 - our own bytes
         assert "tensor" in repr(X)
+
+
+REGISTERED_UNDER_MODES = """
+import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+import aoti_eager
+with FakeTensorMode(), torch.device("meta"):
+    aoti_eager.register("aten::mul.Tensor")
+from aoti_eager._base.torch_compat.tensors import wrapped_number
+print(repr(wrapped_number(2.5)), torch.ones(2) * 2.5)
+"""
+
+
+def test_an_op_is_registered_under_the_modes_of_its_thread(cache_dir: Path) -> None:
+    """What the first registration makes once for the process is made of real tensors."""
+    done = subprocess.run(
+        [sys.executable, "-c", REGISTERED_UNDER_MODES],
+        env={
+            **os.environ,
+            "AOTI_EAGER_CACHE_DIR": str(cache_dir),
+            # No kernel is needed, so none is made.
+            "AOTI_EAGER_MODE": "cache_only",
+        },
+        capture_output=True,
+        text=True,
+    )
+    printed = "tensor(2.5000, dtype=torch.float64) tensor([2.5000, 2.5000])"
+    assert done.stdout.split() == printed.split(), done.stderr

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
 from typing import Any
 
 import torch
 from torch.testing._comparison import TensorLikePair, not_close_error_metas
+from torch.utils._python_dispatch import _disable_current_modes
 
 # What a Tensor subclass does in ``__torch_function__`` is for its user's calls, not for ours.
 DisableTorchFunctionSubclass = torch._C.DisableTorchFunctionSubclass
@@ -28,15 +31,22 @@ def shares_memory(results: tuple[Any, ...], args: tuple[Any, ...], kwargs: dict[
     return bool(torch._C._any_output_is_alias_to_input_or_output(args, kwargs, results))
 
 
-def _wrapped_templates() -> dict[type, Any]:
-    """Return a wrapped number of each type; see ``wrapped_number``."""
-    with torch.inference_mode(False), torch.enable_grad():
+@functools.cache
+def wrapped_templates() -> dict[type, Any]:
+    """Return a wrapped number of each type; see ``wrapped_number``.
+
+    To be called before any op of ours is registered: a multiplication makes the templates. Modes of
+    the caller's thread (fakes, default devices) do not see that multiplication.
+    """
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(_disable_current_modes())
+        stack.enter_context(torch._C.DisableTorchFunction())
+        stack.enter_context(torch.inference_mode(False))
+        stack.enter_context(torch.enable_grad())
         scalar = torch.zeros((), requires_grad=True, device="cpu")
         saved = [torch.mul(scalar, n).grad_fn for n in (True, 1, 1.0, 1j)]
-    return {type(one._saved_other.item()): one._saved_other for one in saved}  # type: ignore[union-attr]
-
-
-_WRAPPED = _wrapped_templates()
+        numbers = [one._saved_other for one in saved]  # type: ignore[union-attr]
+        return {type(number.item()): number for number in numbers}
 
 
 def wrapped_number(value: complex) -> torch.Tensor:
@@ -45,7 +55,7 @@ def wrapped_number(value: complex) -> torch.Tensor:
     No function gives one to Python, but a multiplication by a number saves one for its gradient,
     and what ``_make_subclass`` makes of that is still one after it was given another storage.
     """
-    template = _WRAPPED[type(value)]
+    template = wrapped_templates()[type(value)]
     data = torch.tensor(value, dtype=template.dtype, device="cpu")
     wrapped: torch.Tensor = torch.Tensor._make_subclass(torch.Tensor, template).set_(
         data.untyped_storage(), 0, (), ()
