@@ -6,35 +6,35 @@ function costs a tenth of ATen's whole ``mul`` on a small tensor. What is rare
 so that no keyword argument of an op can hide one; without that, ``mul.Tensor`` reads::
 
     def kernel(keyset, a0, a1):
-        if failures and get_ident() in failures and (way := cache.native_way()):
-            return way(keyset, (a0, a1,), {})
+        if failures and ident() in failures and (way := cache.native_way()):
+            return way(keyset, (a0, a1, ), {})
         if (
             cache.bypassed
-            or (passing and get_ident() in passing)
+            or (passing and ident() in passing)
             or (cache.asks_native and native_passing())
         ):
-            return cache.bypass(keyset, (a0, a1,), {})
+            return cache.bypass(keyset, (a0, a1, ), {})
         try:
             key = (<the key's expression>)
         except RuntimeError as error:
-            return cache.no_key(error, keyset, (a0, a1,), {})
+            return cache.no_key(error, keyset, (a0, a1, ), {})
         kernel = cache.lookup(key)
         if kernel is None:
-            return cache.miss(key, keyset, (a0, a1,), {})
-        for _ in kernel.quiet:
+            return cache.miss(key, keyset, (a0, a1, ), {})
+        for none in kernel.quiet:
             break
         else:
-            return kernel.look(kernel, keyset, (a0, a1,), {})
+            return kernel.look(kernel, keyset, (a0, a1, ), {})
         run = profiled(kernel.run) if is_profiling() else kernel.run
         try:
             with kernel.lock:
                 outputs = run([a0, a1] if kernel.plain else flat_inputs([a0, a1]))
         except RuntimeError as error:
-            return cache.run_failed(error, keyset, (a0, a1,), {})
+            return cache.run_failed(error, keyset, (a0, a1, ), {})
         count_hit()
         if kernel.single:
             return outputs[0]
-        return kernel.results(outputs, (a0, a1,), {})
+        return kernel.results(outputs, (a0, a1, ), {})
 """
 
 from __future__ import annotations
@@ -47,6 +47,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import torch
 from torch import Tensor
 
+from .._base.generated_code import run_generated
 from .._base.torch_compat.settings import is_profiling
 from .._keys.kernel_key import (
     overlap_source,
@@ -196,7 +197,7 @@ def table_key({own}):
     {snapshot}
     return {key}
 """
-    exec(source, names)  # noqa: S102
+    run_generated(source, f"kernel of {schema.op}", names)
     function: Callable[..., Any] = names["kernel"]
     function.__name__ = function.__qualname__ = schema.op
     return function, names["table_key"]

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from .._base.data_class import dataclass
 from .library import functions
 
-OUTPUT, ARGUMENT, NONE, OUTPUTS = range(4)  # where a result comes from, by csrc/op.h
+OUTPUT, ARGUMENT, NONE, OUTPUTS = range(4)  # where a result comes from, by csrc/entry.h
 
 
 class NativeCounter:

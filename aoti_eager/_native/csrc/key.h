@@ -1,6 +1,6 @@
 // The key of a call, read from the dispatcher's stack or from C++ values.
 //
-// A row of 64-bit words that says the same as the table key of the Python path; `_native_key.py`
+// A row of 64-bit words that says the same as the table key of the Python path; `_keys/key_words.py`
 // writes the same words from a canonical key, and kernels are put into the table under those. Every
 // value begins with a word that holds its tag, so no two calls spell the same words.
 // What C++ cannot spell (a symbolic size) has no key: the Python path takes such a call.
@@ -49,7 +49,7 @@ enum Tag : Word {
 
 enum NumberKind : Word { kBoolNumber, kIntNumber, kFloatNumber, kComplexNumber };
 
-// What a schema says of an argument, by the numbers of `_native_key.py`.
+// What a schema says of an argument, by the numbers of `_keys/key_words.py`.
 enum class ArgumentKind : uint8_t {
   kValue = 0, // spelled by the IValue's own type
   kTensor = 1,

@@ -1,6 +1,7 @@
 // When a call that a library serves is compared with the original once more.
 //
-// `_recheck.py` has the rule and its Python twin: the calls number 2, 4, 8, ..., 1,024 of an entry, then
+// `_dispatch/recheck.py` has the rule and its Python twin: the calls number 2, 4, 8, ..., 1,024 of an
+// entry, then
 // each 65,536th. Threads count by their places (epochs.h), so that no two of them write to one cache
 // line on each hit; a count that two threads of one place raise at once may lose a call.
 

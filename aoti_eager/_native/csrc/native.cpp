@@ -1,4 +1,4 @@
-// The hit path's C interface for `_native.py`, which calls it through ctypes: no Python header is
+// The hit path's C interface for `op_kernel.py`, which calls it through ctypes: no Python header is
 // needed, and one build serves every Python.
 //
 // Functions that can fail return null or nonzero and leave a message for `ae_last_error`. Pointers

@@ -1,5 +1,5 @@
 // What a call must look like for a dynamic specialisation: a row of words of which some are symbols
-// or follow from symbols, and conditions. `_native_pattern.py` writes the program, and `_guards.py`
+// or follow from symbols, and conditions. `_keys/pattern_program.py` writes the program, and `_keys/guards.py`
 // says the same in Python; a property-based test holds the two to each other.
 //
 //   words, symbols, conditions               three counts
