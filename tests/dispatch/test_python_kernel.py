@@ -11,9 +11,8 @@ from typing import Any
 import pytest
 import torch
 
-from aoti_eager._dispatch import python_kernel
+from aoti_eager._dispatch import python_kernel as generated
 from aoti_eager._dispatch.counters import OpCounters
-from aoti_eager._dispatch.python_kernel import entrance
 from aoti_eager._keys.schema import op_schema
 
 
@@ -26,13 +25,13 @@ def fake_cache(**fields: Any) -> Any:
 
 
 def test_the_docstring_shows_what_is_generated() -> None:
-    kernel, _ = entrance(fake_cache(lookup=None))
+    kernel, _ = generated.entrance(fake_cache(lookup=None))
     text = inspect.getsource(kernel)
     text = re.sub(r"\bae_(\d)", r"a\1", text)  # the arguments' own names
     text = re.sub(r"\bae_", "", text)
     text = re.sub(r"(\bkey = )\(.*\)", r"\1(<the key's expression>)", text)
     lines = [line for line in text.splitlines() if line.strip()]
-    doc = inspect.cleandoc(python_kernel.__doc__ or "").partition("::\n")[2]
+    doc = inspect.cleandoc(generated.__doc__ or "").partition("::\n")[2]
     shown = inspect.cleandoc(doc).splitlines()
     assert shown == lines
 
@@ -41,7 +40,7 @@ def test_a_traceback_shows_the_generated_line() -> None:
     def lookup(key: object) -> object:
         raise ZeroDivisionError
 
-    kernel, _ = entrance(fake_cache(lookup=lookup))
+    kernel, _ = generated.entrance(fake_cache(lookup=lookup))
     with pytest.raises(ZeroDivisionError) as raised:
         kernel(None, torch.ones(2), torch.ones(2))
     frames = traceback.extract_tb(raised.value.__traceback__)
