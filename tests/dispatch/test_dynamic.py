@@ -19,6 +19,7 @@ from aoti_eager._compile_service.worker_pool import CompileService
 from aoti_eager._dispatch import live_check
 from aoti_eager._dispatch.table import COMPILING, Decline
 from aoti_eager._keys.guards import text
+from aoti_eager._registration import registry
 from aoti_eager._store.entry import Status
 
 from ..conftest import assert_close
@@ -687,7 +688,7 @@ def test_cpp_matches_nothing_by_a_kernel_that_is_gone() -> None:
     with aoti_eager.register("aten::silu"):
         for rows in (5, 6, 7):
             check(aten.silu, rand(rows, 7))
-        kernels = next(one for one in aoti_eager._library.caches() if one.table.kernels)
+        kernels = next(one for one in registry.caches() if one.table.kernels)
         table = kernels.table
         key, kernel = next((k, one) for k, one in table.kernels.items() if one.is_dynamic)
         count = kernels.counters.declined("run_failed")

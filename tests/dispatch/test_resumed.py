@@ -23,8 +23,9 @@ import torch
 
 import aoti_eager
 from aoti_eager import OpStats, cache
+from aoti_eager._base import warn_once
 from aoti_eager._base.store_format import WANTED_FILE
-from aoti_eager._compile_service import queue
+from aoti_eager._compile_service import cache_context, queue
 from aoti_eager._compile_service.replies import Measured
 from aoti_eager._compile_service.worker_pool import CompileService
 from aoti_eager._dispatch import resumed
@@ -68,7 +69,7 @@ def stats(op: str) -> OpStats:
 def leave(cache_dir: Path, call: WantedCall, calls: int = 1, tries: int = 0) -> str:
     """Leave a key in the kept queue, as an earlier process has, and return its digest."""
     one = kept_queue.wanted(call, calls, tries, int(time.time()))
-    aoti_eager._backend.current().store.create()
+    cache_context.current().store.create()
     update_wanted(cache_dir, lambda kept: {**kept, one.digest: one})
     return one.digest
 
@@ -214,7 +215,7 @@ def test_a_key_that_was_begun_in_vain_too_often_waits_until_it_is_called(
     assert {one.tries for one in kept.values()} == {1, MOST_TRIES}
     kept_queue._records.clear()
     asked.clear()
-    aoti_eager._warnings.forget_warnings()
+    warn_once.forget_warnings()
     call_all(SILU[:1])
     assert 1 in sizes(asked)
     kept_queue._keep_all()
@@ -339,7 +340,7 @@ def test_a_function_of_the_scripts_is_gone_on_with_where_it_is_the_same(
         return x * 2
 
     op = make_op(doubled)
-    aoti_eager._backend.current().store.create()  # As a worker would do, which is not asked here.
+    cache_context.current().store.create()  # As a worker would do, which is not asked here.
     with pytest.warns(aoti_eager.errors.AotiEagerWarning):
         op(SILU[:1])
         assert queue.background.wait(60.0)
@@ -350,7 +351,7 @@ def test_a_function_of_the_scripts_is_gone_on_with_where_it_is_the_same(
     for factor, gone_on in ((2, [1, 8]), (3, [8])):
         kept_queue._records.clear()
         asked.clear()
-        aoti_eager._warnings.forget_warnings()
+        warn_once.forget_warnings()
         again = make_op(doubled if factor == 2 else tripled())
         with pytest.warns(aoti_eager.errors.AotiEagerWarning):
             again(SILU)

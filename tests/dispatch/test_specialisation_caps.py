@@ -7,6 +7,7 @@ import torch
 
 import aoti_eager
 from aoti_eager._compile_service.worker_pool import CompileService
+from aoti_eager._registration import registry
 from aoti_eager.errors import CompileError
 
 from ..conftest import assert_close
@@ -67,7 +68,7 @@ def test_dynamic_kernels_that_others_have_left_do_not_count() -> None:
             for size in (5, 6, 7):
                 aten.silu(torch.ones(size, 3))
                 aten.silu(torch.ones(size, 2, dtype=torch.float64))
-            cache = next(iter(aoti_eager._library.caches()))
+            cache = next(iter(registry.caches()))
             assert cache.table.specialised.count == 1
             kernels = cache.table.kernels.values()
             assert {kernel.is_dynamic for kernel in kernels} == {False, True}
@@ -90,7 +91,7 @@ def test_two_kernels_of_one_pattern_are_two_libraries() -> None:
                 want = aten.silu(overlapping(*shape))
             assert_close(got, want, check_stride=True)
         stats = aoti_eager.stats()[SILU]
-        cache = next(iter(aoti_eager._library.caches()))
+        cache = next(iter(registry.caches()))
         assert cache.table.specialised.count == 2
     assert stats.declined == {}
     assert stats.compiles == 3
@@ -107,6 +108,6 @@ def test_sizes_of_1_are_let_in_together_only_where_they_were_right_together() ->
             with aoti_eager.config.scope(mode="off"):
                 want = aten.silu(turned)
             assert_close(got, want, check_stride=True)
-        cache = next(iter(aoti_eager._library.caches()))
+        cache = next(iter(registry.caches()))
         served = [kernel for kernel in cache.table.kernels.values() if kernel.is_dynamic]
         assert len(served) >= 3  # (6, 7, 8), (5, 2, 1) and (1, 2, 3).

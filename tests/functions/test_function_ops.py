@@ -15,6 +15,7 @@ import pytest
 import torch
 
 import aoti_eager
+from aoti_eager._registration import registry
 from aoti_eager.errors import ConstantError, UnknownConstantError, UnsupportedFunctionError
 
 from ..conftest import assert_close
@@ -350,7 +351,7 @@ def test_much_that_is_closed_over_is_looked_at_once(cache_dir: Path) -> None:
     with op_of(looked_up) as name, aoti_eager.register(name):
         for _ in range(3):
             assert_close(call(name)(torch.ones(2)), torch.full((2,), 7.0))
-        (cache,) = [c for c in aoti_eager._library.caches() if c.schema.op == name]
+        (cache,) = [c for c in registry.caches() if c.schema.op == name]
         assert cache.function is not None
         assert cache.function.snapshot() == (("refused",), [])
     assert declined(name) == {"unsupported_function": 3}

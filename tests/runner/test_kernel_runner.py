@@ -15,6 +15,7 @@ from aoti_eager import ModelContainerRunner
 from aoti_eager._base.sealed_library import SealedLibrary
 from aoti_eager._compile_service import cache_context
 from aoti_eager._native.passthrough import passing
+from aoti_eager._registration import registry
 from aoti_eager._runner.kernel_runner import RELEASE_GIL_NUMEL, LibraryRunner
 from aoti_eager.errors import InputError, RunnerError
 
@@ -137,7 +138,7 @@ def test_large_kernels_release_the_gil_and_small_ones_do_not(cache_dir: Path) ->
             x = torch.linspace(-2, 2, n * n).reshape(n, n)
             for _ in range(2):
                 assert_close(torch.ops.aten.silu(x), x * torch.sigmoid(x))
-        (cache,) = [c for c in aoti_eager._library.caches() if c.schema.op == "aten::silu"]
+        (cache,) = [c for c in registry.caches() if c.schema.op == "aten::silu"]
         locks = sorted(type(kernel.lock).__name__ for kernel in cache.table.kernels.values())
         assert aoti_eager.stats()["aten::silu"].hits == before + 2
     assert locks == ["RLock", "nullcontext"]
