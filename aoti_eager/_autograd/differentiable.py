@@ -8,13 +8,14 @@ from typing import Any, Protocol
 
 import torch
 
+from .._base.op_library import new_op_library
 from .._base.torch_compat import dispatcher
 from .._base.torch_compat.dispatcher import OpOverload
 from .._base.warn_once import warn_once
 from .._dispatch.kernel_cache import KernelCache
 from .._functions.description import PythonFunction
 from .._functions.gradient import GradientFunction, GradientSignature
-from .._functions.op_functions import define, forget, new_op_library
+from .._functions.op_functions import define, forget
 from .._keys.schema import Kind, OpSchema
 from ..errors import NativePathError
 from .kernel import Gradients

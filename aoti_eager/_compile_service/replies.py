@@ -20,7 +20,8 @@ class Compiled:
 
     ``sha256`` is the digest of the bytes that were tried: no others may be loaded or kept.
     ``identity`` is as in ``_store.new_entries.ready_entry``; ``times`` and ``compared`` are as in
-    ``_store.verdict.Verdict``; times by hit path, empty if none were taken, and ``unmeasured`` says why.
+    ``_store.verdict.Verdict``; times by hit path, empty if none were taken, and ``unmeasured`` says
+    why.
     ``lost_signs`` is as in ``_store.new_entries.ready_entry``.
     """
 

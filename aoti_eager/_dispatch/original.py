@@ -18,7 +18,6 @@ from .._base.torch_compat.dispatcher import (
     is_torchs_own,
 )
 from .._base.torch_compat.tensors import wrapped_number, wrapped_templates
-from .._functions.op_functions import is_defined_here
 from .._keys.schema import Kind, OpSchema
 from .._native.passthrough import passthrough
 from ..errors import OriginalKernelError
@@ -79,7 +78,7 @@ class OriginalKernel:
             # Ours is registered already: what it falls back to is the original of both, and stays
             # when the other one goes.
             self._kernel = above._kernel
-        self.is_python_function = is_custom_op_kernel(self._kernel) or is_defined_here(self._kernel)
+        self.is_python_function = is_custom_op_kernel(self._kernel)
         self.overridden = not (
             is_torchs_own(self._kernel)
             or self.is_python_function

@@ -6,24 +6,11 @@ from typing import Any
 
 import torch
 
-from .._base.torch_compat.dispatcher import OpOverload, is_registered_by
+from .._base.torch_compat.dispatcher import OpOverload
 from .._keys.schema import qualified_name
 from .description import PythonFunction, python_function
 
 _functions: dict[str, PythonFunction] = {}
-
-
-def new_op_library(namespace: str) -> torch.library.Library:
-    """Return an empty library for new ops of ``namespace``.
-
-    Kernels are known for functions of the user's by the file that their library was made in: this.
-    """
-    return torch.library.Library(namespace, "FRAGMENT")  # type: ignore[no-untyped-call]
-
-
-def is_defined_here(kernel: Any) -> bool:
-    """Return whether a kernel from ``torch.library.get_kernel`` is of an op that we defined."""
-    return is_registered_by(kernel, new_op_library)
 
 
 def define(

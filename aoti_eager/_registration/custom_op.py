@@ -11,12 +11,13 @@ import torch
 from torch import Tensor
 
 from .._autograd.differentiable import Differentiable, is_differentiable, signature_of
+from .._base.op_library import new_op_library
 from .._base.torch_compat import autograd, dispatcher, tensors
 from .._base.torch_compat import tracing as tracing_compat
 from .._base.torch_compat.dispatcher import OpOverload
 from .._functions.description import PythonFunction
 from .._functions.gradient import GradientOfFunction
-from .._functions.op_functions import define, forget, new_op_library
+from .._functions.op_functions import define, forget
 from .._keys.schema import Kind, OpSchema, op_schema
 from ..errors import CustomOpError, CustomOpResultError
 from . import registry

@@ -163,7 +163,7 @@ class Store(StoreRoot):
             return directory is not None and any(entry_directories(directory, depth=3))
 
     def has_wanted(self) -> bool:
-        """Return whether processes have left keys that they wanted; see ``kept_queue``, who reads."""
+        """Return whether processes have left keys that they wanted (``kept_queue``)."""
         return os.path.lexists(self.root / WANTED_FILE)
 
     def read(self, path: Path) -> StoredEntry:

@@ -37,10 +37,10 @@ BELOW = {
     "_compile_service": "_store _runner _functions _keys _native config _base errors",
     "_dispatch": "_compile_service _store _runner _functions _keys _native config _base errors",
     "_autograd": "_dispatch _functions _keys _native config _base errors",
-    "_workloads": "_dispatch _compile_service _store _keys config _base errors",
+    "_workloads": "_dispatch _compile_service _store _functions _keys config _base errors",
     "_registration": "_autograd _dispatch _compile_service _runner _functions _keys _native config"
     " _base errors",
-    "cache": "_workloads _dispatch _store _keys config _base errors",
+    "cache": "_workloads _store _keys config _base errors",
     # The worker's program. It is started, never imported.
     "_compile_worker": "_registration _autograd _dispatch _store _runner _functions _keys _native"
     " config _base errors",

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from ..op_library import new_op_library
 from .autograd import below_autograd
 
 # The dispatcher lists its ops and its registrations only through torch._C.
@@ -38,8 +39,12 @@ def is_torchs_own(kernel: Any) -> bool:
 
 
 def is_custom_op_kernel(kernel: Any) -> bool:
-    """Return whether a kernel from ``torch.library.get_kernel`` is from torch's ``custom_op``."""
-    return "/torch/_library/custom_ops.py:" in repr(kernel)
+    """Return whether a kernel from ``torch.library.get_kernel`` is a Python function's of an op.
+
+    That is one of ``torch.library.custom_op``'s, or of an op that this package defines.
+    """
+    from_torch = "/torch/_library/custom_ops.py:" in repr(kernel)
+    return from_torch or is_registered_by(kernel, new_op_library)
 
 
 def is_registered_by(kernel: Any, maker: Callable[..., torch.library.Library]) -> bool:
