@@ -18,7 +18,7 @@ from ._kernel_cache import KernelCache
 from ._key import ANY_THREADS, KernelKey, kernel_key
 from ._keyed_call import may_be_dynamic, refused
 from ._library import find_cache
-from ._ops import find_overload, find_packet, overloads_of
+from ._ops import find_overload, find_packet, no_op, overloads_of
 from ._pattern import size_class
 from ._schema import OpSchema, op_schema
 from ._specialisations import Specialisations
@@ -109,10 +109,13 @@ def explain(
 
     Raises:
         UnknownOpError: There is no op of that name.
+        RegistrationError: What is given is no op.
         RuntimeError: PyTorch takes no such call.
     """
     if isinstance(op, str):
         op = find_overload(op) if "." in op.partition("::")[2] else find_packet(op)
+    if not isinstance(op, OpOverload | OpOverloadPacket):
+        raise no_op(op)
     asked = [op] if isinstance(op, OpOverload) else overloads_of(op)
     whole = any(gradients_of(one) is not None for one in asked)
     overload, seen_args, seen_kwargs = dispatched_call(op, args, kwargs, whole=whole)

@@ -27,7 +27,7 @@ from ._differentiable import Differentiable, is_differentiable, signature_of
 from ._gradient_function import GradientOfOp
 from ._installed import Installed, install
 from ._kernel_cache import KernelCache
-from ._ops import find_overload, find_packet
+from ._ops import find_overload, find_packet, no_op
 from ._original import OriginalKernel
 from ._schema import OpSchema, op_schema, qualified_name
 from ._stats import OpStats, add_totals
@@ -286,10 +286,7 @@ def _resolve(ops: Op | Iterable[Op], key: str) -> tuple[list[OpOverload], dict[s
             if len(problems) == len(overloads):
                 raise problems[0]
         else:
-            raise RegistrationError(
-                f"an op is given as {type(op).__name__}; a name, an OpOverload, an "
-                "OpOverloadPacket or a list of these is wanted (what custom_op makes is registered)"
-            )
+            raise no_op(op, " or a list of these (what custom_op makes is registered)")
     return list(wanted.values()), skipped
 
 

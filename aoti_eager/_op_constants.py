@@ -10,10 +10,10 @@ from torch import Tensor
 from . import _constants
 from ._compat import OpOverload, OpOverloadPacket
 from ._op_functions import function_of
-from ._ops import find_overload
+from ._ops import find_overload, no_op
 from ._passthrough import passthrough
 from ._schema import qualified_name
-from .errors import ConstantError, UnknownConstantError, UnknownOpError
+from .errors import ConstantError, UnknownConstantError
 
 
 def constants(
@@ -35,6 +35,7 @@ def constants(
 
     Raises:
         UnknownOpError: There is no op of that name.
+        RegistrationError: What is given is no op.
         UnsupportedFunctionError: Its function cannot be sent to the compile worker; the message
             names what it uses.
     """
@@ -91,5 +92,5 @@ def _overload(op: str | OpOverload | OpOverloadPacket) -> OpOverload:
     if isinstance(op, OpOverloadPacket):
         return op.default
     if not isinstance(op, OpOverload):
-        raise UnknownOpError(repr(op), ())
+        raise no_op(op)
     return op

@@ -7,7 +7,7 @@ import difflib
 import torch
 
 from ._compat import OpOverload, OpOverloadPacket, all_op_names, overload_names
-from .errors import UnknownOpError
+from .errors import RegistrationError, UnknownOpError
 
 
 def find_overload(name: str) -> OpOverload:
@@ -36,6 +36,20 @@ def find_packet(name: str) -> OpOverloadPacket:
     if packet is None:
         raise UnknownOpError(name, suggestions(name))
     return packet
+
+
+def no_op(given: object, also: str = "") -> RegistrationError:
+    """Return the error of what is given for an op and is none.
+
+    Args:
+        given: What was given.
+        also: What else would be taken, in words.
+    """
+    overload = "; its op is one" if isinstance(getattr(given, "op", None), OpOverload) else ""
+    return RegistrationError(
+        f"an op is given as {type(given).__name__}; a name, an OpOverload or an OpOverloadPacket"
+        f"{also} is wanted{overload}"
+    )
 
 
 def overloads_of(packet: OpOverloadPacket) -> list[OpOverload]:

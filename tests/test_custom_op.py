@@ -93,6 +93,11 @@ def test_what_is_no_op_is_refused_by_its_type(make_op: MakeOp) -> None:
     for wrong in (op, torch.softmax, 3):
         with pytest.raises(RegistrationError, match="an op is given as"):
             aoti_eager.register(wrong)  # type: ignore[arg-type]
+        with pytest.raises(RegistrationError, match="an op is given as") as caught:
+            aoti_eager.explain(wrong)  # type: ignore[arg-type]
+        assert ("its op is one" in str(caught.value)) is (wrong is op)
+        with pytest.raises(RegistrationError, match="an op is given as"):
+            aoti_eager.constants(wrong)  # type: ignore[arg-type]
         with pytest.raises(RegistrationError, match="its name is wanted"):
             aoti_eager.mark_dynamic(wrong, "x", 0)  # type: ignore[arg-type]
 

@@ -24,10 +24,9 @@ PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 # A page's examples, and what has to hold after them.
 AFTER = {
     "README.md": """
-counts = aoti_eager.stats()
-assert {op: one.calls for op, one in counts.items()} == {
-    "aten::native_layer_norm": 101, "aten::var_mean.correction": 101
-}, counts
+stats = aoti_eager.stats()  # Of other ops, too: what earlier processes of the cache have left.
+for op in ("aten::native_layer_norm", "aten::var_mean.correction"):
+    assert stats[op].calls == 101, stats
 """,
     "background.md": """
 stats = aoti_eager.stats()["aten::silu"]
@@ -43,6 +42,12 @@ rms_norm.unregister()
     "runner.md": """
 torch.testing.assert_close(y, model(x), rtol=1e-4, atol=1e-5)
 torch.testing.assert_close(runner.run([x])[0], new_model(x), rtol=1e-4, atol=1e-5)
+try:
+    runner.update_constant_buffer({"4.bias": torch.zeros(2)})
+except LookupError as error:
+    assert "always_keep_tensor_constants" in str(error), error
+else:
+    raise AssertionError("an unknown constant was taken")
 runner.close()
 """,
 }
@@ -144,8 +149,13 @@ def test_a_reason_is_read_and_an_open_fence_is_found(tmp_path: Path) -> None:
 
 
 @pytest.fixture
-def place(tmp_path: Path, run_dir: Path, shared_cache_dir: Path) -> dict[str, str]:
-    """The environment of a process with the settings as they ship, and one cache for all pages."""
+def place(
+    tmp_path: Path, run_dir: Path, shared_cache_dir: Path, native_library: None
+) -> dict[str, str]:
+    """The environment of a process with the settings as they ship, and one cache for all pages.
+
+    The C++ path is there, as after ``setup``: a build behind a script starves beside other tests.
+    """
     cache = run_dir / "examples-cache"
     with FileLock(run_dir / "examples-cache.lock"):
         if not cache.exists():
@@ -195,22 +205,23 @@ HEAVY = ["runner.md"]
 AT_ONCE = {"AOTI_EAGER_MODE": "sync", "AOTI_EAGER_GATE": "0"}
 
 
-def check_light_pages(place: dict[str, str], directory: Path) -> None:
-    printed = run_pages([p.name for p in scripts() if p.name not in HEAVY], place, directory)
+def check_light_pages(pages: list[str], place: dict[str, str], directory: Path) -> None:
+    printed = run_pages(pages, place, directory)
     assert "aten::native_layer_norm OpStats(hits=" in printed
     assert not list(directory.joinpath("home").iterdir()), "an example has written elsewhere"
 
 
 def test_the_python_of_readme_and_docs_runs(place: dict[str, str], tmp_path: Path) -> None:
-    check_light_pages({**place, **AT_ONCE}, tmp_path)
+    pages = [page.name for page in scripts() if page.name not in HEAVY]
+    check_light_pages(pages, {**place, **AT_ONCE}, tmp_path)
 
 
 @pytest.mark.in_turn
-def test_it_runs_with_the_settings_as_they_ship(
+def test_what_speaks_of_the_background_runs_with_the_settings_as_they_ship(
     place: dict[str, str], tmp_path: Path, machine: Machine
 ) -> None:
     with machine.alone():
-        check_light_pages(place, tmp_path)
+        check_light_pages(["README.md", "background.md"], place, tmp_path)
 
 
 def test_the_python_that_compiles_models_runs(place: dict[str, str], tmp_path: Path) -> None:
