@@ -24,10 +24,9 @@ PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 # A page's examples, and what has to hold after them.
 AFTER = {
     "README.md": """
-counts = aoti_eager.stats()
-assert {op: one.calls for op, one in counts.items()} == {
-    "aten::native_layer_norm": 101, "aten::var_mean.correction": 101
-}, counts
+stats = aoti_eager.stats()  # Of other ops, too: what earlier processes of the cache have left.
+for op in ("aten::native_layer_norm", "aten::var_mean.correction"):
+    assert stats[op].calls == 101, stats
 """,
     "background.md": """
 stats = aoti_eager.stats()["aten::silu"]
@@ -150,8 +149,13 @@ def test_a_reason_is_read_and_an_open_fence_is_found(tmp_path: Path) -> None:
 
 
 @pytest.fixture
-def place(tmp_path: Path, run_dir: Path, shared_cache_dir: Path) -> dict[str, str]:
-    """The environment of a process with the settings as they ship, and one cache for all pages."""
+def place(
+    tmp_path: Path, run_dir: Path, shared_cache_dir: Path, native_library: None
+) -> dict[str, str]:
+    """The environment of a process with the settings as they ship, and one cache for all pages.
+
+    The C++ path is there, as after ``setup``: a build behind a script starves beside other tests.
+    """
     cache = run_dir / "examples-cache"
     with FileLock(run_dir / "examples-cache.lock"):
         if not cache.exists():
