@@ -237,11 +237,15 @@ class Resumption:
         self._lock = threading.RLock()
 
     def add(self, keys: Iterable[Resumed]) -> None:
-        """Go on with these, too."""
+        """Go on with these, too; where the queue is full, once it has room."""
         with self._lock:
             self._waiting.update(dict.fromkeys(keys, 0.0))
             if self._waiting and not self._is_queued:
                 self._is_queued = _background.background.submit(self)
+
+    def queue(self) -> None:
+        """Go on with what the queue had no room for."""
+        self.add(())
 
     def unfinished(self) -> Counter[str]:
         """Return how many keys wait, or are being made, by op, but for those of calls."""
@@ -307,6 +311,9 @@ def go_on(cache: Cache, table: Table) -> None:
 def unfinished() -> Mapping[str, int]:
     """Return how many keys of earlier processes this one is to go on with still, by op."""
     return _resumption.unfinished()
+
+
+_background.on_room(lambda: _resumption.queue())
 
 
 def _after_fork() -> None:

@@ -367,7 +367,8 @@ class Record:
         """Note that the kernel of a key has been begun; ``by=-1``: that it came to an end."""
         with self._lock:
             if digest in self._here:
-                self._here[digest].tries += by
+                # It may have been decided on, and be wanted anew, since it was begun.
+                self._here[digest].tries = max(0, self._here[digest].tries + by)
 
     def release(self, digest: str) -> None:
         """Let go of what counts a key's calls: this process does nothing for it any more."""

@@ -18,11 +18,15 @@ import sys
 import threading
 import time
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+# Nothing that imports torch: the script may have ended before that is done.
 from ._base import scheduling
-from ._compile_job import CompileJobs
+from ._parent_watch import ParentWatch, watch_parent
 from ._work_directories import SCRATCH_VARIABLE, remove_scratch
+
+if TYPE_CHECKING:
+    from ._compile_job import CompileJobs
 
 # Seconds without a request after which a worker ends.
 IDLE_S = 60.0
@@ -33,27 +37,32 @@ _MOST_REMOVALS = 20
 def main() -> None:
     """Serve until standard input ends."""
     os.umask(0o077)  # What compilers write here is linked and loaded: it is the user's alone.
+    parent, vector_bits, nice = (int(argument) for argument in sys.argv[1:])
+    # Not the temporary directory, which may be the user's own.
+    named = os.environ.get(SCRATCH_VARIABLE)
+    scratch = Path(named) if named else None
+    watch = watch_parent(parent, scratch)
     # Compiling in this process only: a pool of Inductor's own would outlive its use.
     os.environ["TORCHINDUCTOR_COMPILE_THREADS"] = "1"
     # A handler of ours, which compilers that we start do not inherit: see ``_end``.
     signal.signal(signal.SIGTERM, lambda *_: None)
     answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)  # What compilers print must not be taken for an answer.
-    parent, vector_bits, nice = (int(argument) for argument in sys.argv[1:])
     with contextlib.suppress(OSError):
         os.nice(nice)
     with contextlib.suppress(OSError):
         # What is tried on large tensors may need all the memory there is: it is for us to end then,
         # not for the script. Our children are the same.
         Path("/proc/self/oom_score_adj").write_text("1000", encoding="ascii")
-    # Not the temporary directory, which may be the user's own.
-    scratch = os.environ.get(SCRATCH_VARIABLE)
-    jobs = CompileJobs(vector_bits, Path(scratch) if scratch else None)
+    from ._compile_job import CompileJobs
+
+    jobs = CompileJobs(vector_bits, scratch)
     requests: queue.Queue[dict[str, Any] | None] = queue.Queue()
     lingers = threading.Event()
-    arguments = (requests, jobs, lingers)
+    arguments = (requests, jobs, lingers, watch)
     threading.Thread(target=_read_requests, args=arguments, daemon=True).start()
     threading.Thread(target=_watch, args=(parent, jobs, lingers), daemon=True).start()
+    watch.ready()
     while True:
         try:
             request = requests.get(timeout=IDLE_S)
@@ -69,13 +78,17 @@ def main() -> None:
 
 
 def _read_requests(
-    requests: queue.Queue[dict[str, Any] | None], jobs: CompileJobs, lingers: threading.Event
+    requests: queue.Queue[dict[str, Any] | None],
+    jobs: CompileJobs,
+    lingers: threading.Event,
+    watch: ParentWatch,
 ) -> None:
     for line in sys.stdin:
         request = json.loads(line)
         if request["kind"] == "linger":
             jobs.lingers = True
             lingers.set()
+            watch.let_go()
             requests.put(None)  # After what has come until now, nothing is begun.
             _end_at(request["until"], jobs)
         requests.put(request)

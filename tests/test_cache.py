@@ -18,7 +18,7 @@ import torch
 import aoti_eager
 from aoti_eager import _backend, cache, cli
 from aoti_eager._entry import Entry, Status
-from aoti_eager._environment import Environment
+from aoti_eager._environment import Environment, current_environment
 from aoti_eager._key import KernelKey, kernel_key
 from aoti_eager._schema import op_schema
 from aoti_eager._verdict import PathTime, Verdict
@@ -75,6 +75,22 @@ def test_list_names_every_entry_with_its_status(filled: dict[str, Entry]) -> Non
     assert found["ready"].inputs == "f32[8,8]"
     assert "no_such_feature" in str(found["other_cpu"].reason)
     assert found["quarantined"].size_bytes > 0
+
+
+def test_the_environment_is_found_out_once_for_all_entries(
+    filled: dict[str, Entry], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[Environment] = []
+
+    def counted() -> Environment:
+        asked.append(current_environment())
+        return asked[-1]
+
+    monkeypatch.setattr(cache, "current_environment", counted)
+    for use in (cache.list, cache.verify, lambda: cache.inspect(filled["ready"].digest)):
+        asked.clear()
+        use()
+        assert len(asked) == 1
 
 
 def test_list_of_an_absent_store_is_empty_and_creates_nothing(tmp_path: Path) -> None:

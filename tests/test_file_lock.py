@@ -5,17 +5,28 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
+import re
 import stat
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+import aoti_eager
+from aoti_eager import _native_build, cache
 from aoti_eager._base.file_lock import FileLock, is_locked, locked
 from aoti_eager._base.trusted_files import Directory, open_directory
+from aoti_eager._stats import OpStats, add_totals, read_totals
+from aoti_eager._store import Store
+from aoti_eager._wanted import WantedCall, read_wanted, update_wanted, wanted
 from aoti_eager.errors import AotiEagerWarning, UntrustedFileError
+
+from . import processes
+from .child_patches import patch_children
+from .entries import make_key, publish
 
 
 @pytest.fixture
@@ -108,3 +119,96 @@ def test_a_link_or_a_pipe_in_a_locks_place_is_refused(directory: Directory) -> N
     with pytest.raises(UntrustedFileError, match="no regular file"):
         FileLock(directory, "cd")
     assert victim.read_bytes() == b"precious"
+
+
+# -- who locks --
+
+
+def test_nobody_else_locks() -> None:
+    """So that what is said here of file systems without locks holds for all."""
+    package = Path(aoti_eager.__file__).parent
+    locks = re.compile(r"\.(flock|lockf)\b|^\s*(from|import) (filelock|msvcrt|portalocker)\b", re.M)
+    files = [path for path in package.rglob("*.py") if locks.search(path.read_text())]
+    assert [path.relative_to(package).as_posix() for path in files] == ["_base/file_lock.py"]
+
+
+@pytest.fixture(params=["ENOSYS", "ENOLCK"])
+def no_locks(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A system whose files cannot be locked."""
+    number = getattr(errno, request.param)
+
+    def flock(fd: int, how: int) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+
+
+COMPILER = """#!/bin/sh
+while [ "$1" != "-o" ]; do shift; done
+echo built > "$2"
+"""
+
+
+@pytest.mark.usefixtures("no_locks")
+def test_all_that_lock_do_their_work_without_locks(tmp_path: Path) -> None:
+    root = tmp_path / "store"
+    store = Store(root, lock_timeout_s=0.05)
+    compiler = tmp_path / "g++"
+    compiler.write_text(COMPILER)
+    compiler.chmod(0o700)
+    one = wanted(WantedCall(make_key(), "silu(Tensor self) -> Tensor"), 1, 0, int(time.time()))
+    with pytest.warns(AotiEagerWarning, match="has no locks") as given:
+        for _ in range(2):
+            with store.locked(make_key()), store.locked(make_key()):
+                published = publish(store)
+        add_totals(root, {"aten::silu": OpStats(hits=1)})
+        add_totals(root, {"aten::silu": OpStats(hits=1)})
+        update_wanted(root, lambda kept: {one.digest: one})
+        native = _native_build.build(root / "toolchain", str(compiler))
+    assert len(given) == 1
+    assert store.read(published.path) == published
+    assert read_totals(root) == {"aten::silu": OpStats(hits=2)}
+    assert read_wanted(root) == {one.digest: one}
+    assert native.content == b"built\n"
+    with store.workspace() as work:
+        # Nobody takes it for a dead process's.
+        assert store.stale_work() == []
+        assert work.is_dir()
+    assert list((root / "tmp").iterdir()) == []
+
+
+SCRIPT = """
+import json, torch, aoti_eager
+x = torch.arange(12.0).reshape(3, 4)
+with aoti_eager.register("aten::silu"):
+    for _ in range(2):
+        assert torch.allclose(torch.ops.aten.silu(x), x * x.sigmoid())
+        assert aoti_eager.wait(300)
+    torch.ops.aten.silu(x)
+    stats = aoti_eager.stats()["aten::silu"]
+print(json.dumps({"hits": stats.hits, "compiles": stats.compiles, "declined": stats.declined}))
+"""
+NO_LOCKS = """
+import types
+def _flock(fd, how):
+    raise OSError({number}, os.strerror({number}))
+fcntl = types.SimpleNamespace(**{{**vars(fcntl), "flock": _flock}})
+"""
+
+
+@pytest.mark.in_turn
+@pytest.mark.compiles
+@pytest.mark.parametrize(("mode", "name"), [("sync", "ENOSYS"), ("background", "ENOLCK")])
+def test_a_script_has_its_kernels_without_locks(
+    mode: str, name: str, cache_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And so do its workers."""
+    patch = NO_LOCKS.format(number=getattr(errno, name))
+    patch_children(monkeypatch, tmp_path, {"aoti_eager._base.file_lock": patch})
+    done = processes.run(cache_dir, SCRIPT, AOTI_EAGER_MODE=mode)
+    assert (done["compiles"], done["declined"]) == (1, {})
+    assert done["hits"] >= 1
+    assert done["stderr"].count("has no locks") == 1
+    (entry,) = cache.list()
+    assert entry.status == "ready"
+    assert read_totals(cache_dir)["aten::silu"].hits == done["hits"]

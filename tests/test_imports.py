@@ -44,7 +44,7 @@ ORDER = """
     _inductor_headers _exact_sums _float_division _layer_norm _result_layout _decompositions
     _float_flags _vector_math _inductor_compat _thin_header _thin_codegen _plain_path _row_sums
     _symbolic _lowering _made_up_values _made_up_numbers _made_up_data _trial_runs _trial
-    _compile_job _worker _worker_process _answers _compile _background _device_compile
+    _compile_job _parent_watch _worker _worker_process _answers _compile _background _device_compile
     _device_backends _backend _native_path _original _static_calls _plan _workload _wanted
     _stored_pattern _specialisations _kernel _table _entrance _toolchain _live_check _recheck
     _keyed_call _making _pending _resumed _asking _rare _miss _kernel_cache _gradient_node

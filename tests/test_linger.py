@@ -18,6 +18,7 @@ import torch
 import aoti_eager
 from aoti_eager import _backend, cache
 from aoti_eager._base import scheduling
+from aoti_eager._parent_watch import NAME
 
 from . import processes
 from .child_patches import patch_children
@@ -219,6 +220,34 @@ def test_an_idle_worker_ends_with_its_script(cache_dir: Path) -> None:
         assert script.end() == (0, "")
         assert script.marked.worker() is None
         until(script.is_gone, "what it had started has ended, too")
+    finally:
+        script.kill()
+
+
+def test_a_worker_that_has_not_begun_to_read_hears_that_it_may_go_on(
+    cache_dir: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """A script that ends while its worker imports torch has its kernel nevertheless."""
+    waits = """
+import os, time
+open(os.environ["AE_TEST_BEGUN"], "w").close()
+while not os.path.exists(os.environ["AE_TEST_GO_ON"]):
+    time.sleep(0.01)
+"""
+    patches = {**SHARE_OF_THE_CORES, "aoti_eager._compile_job": waits}
+    patch_children(monkeypatch, tmp_path, patches)
+    begun, go_on = tmp_path / "begun", tmp_path / "go-on"
+    script = Script(cache_dir, AE_TEST_BEGUN=str(begun), AE_TEST_GO_ON=str(go_on))
+    try:
+        script.called()
+        until(begun.exists, "the worker is there")
+        assert script.end() == (0, "")
+        watch = "the watcher has seen that and ended, the worker has not"
+        until(lambda: [p.name for p in script.marked.processes()].count(NAME) == 0, watch)
+        assert script.marked.worker() is not None
+        go_on.touch()
+        until(script.is_gone, "the worker has ended", 100)
+        assert [entry.status for entry in cache.list()] == ["ready"]
     finally:
         script.kill()
 

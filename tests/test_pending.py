@@ -253,6 +253,36 @@ def test_what_was_tried_on_this_processor_is_only_timed(monkeypatch: pytest.Monk
     assert asked == [False, True]
 
 
+def test_what_a_call_finds_is_written_into_the_store_of_its_kernel(
+    monkeypatch: pytest.MonkeyPatch, cache_dir: Path, tmp_path: Path
+) -> None:
+    """Though another one was set when its kernel came."""
+    begun, go_on = threading.Event(), threading.Event()
+
+    def measure(*_: Any, **__: Any) -> Measured:
+        begun.set()
+        assert go_on.wait(60.0)
+        return Measured(both(wins()), compared=True)
+
+    monkeypatch.setattr(CompileService, "measure", measure)
+    with aoti_eager.config.scope(mode="sync", check=False), aoti_eager.register("aten::silu"):
+        aten.silu(X)
+    (entry,) = aoti_eager.cache.list()
+    with aoti_eager.register("aten::silu"):
+        aten.silu(X)
+        assert begun.wait(60.0)
+        with aoti_eager.config.scope(cache_dir=tmp_path / "other"):
+            go_on.set()
+            assert _background.background.wait(60.0)
+        assert stats().unfinished == {"comparing": 1}
+        aten.silu(X)
+        assert _background.background.wait(60.0)
+    verdict = Verdicts(cache_dir).read(entry.digest)
+    assert verdict is not None
+    assert verdict.checked
+    assert not (tmp_path / "other").exists()
+
+
 def test_threads_that_miss_together_wait_for_nothing_and_compile_once() -> None:
     barrier = threading.Barrier(8)
     wrong: list[torch.Tensor] = []

@@ -11,7 +11,9 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -142,6 +144,37 @@ class _Nothing:
 
     def run(self) -> None:
         return
+
+
+def test_what_a_full_queue_had_no_room_for_is_gone_on_with_once_it_has(
+    cache_dir: Path, asked: list[KernelKey], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    leave(cache_dir, call_of(SILU[:1]))
+    monkeypatch.setattr(_background, "QUEUE_LIMIT", 1)
+    begun, go_on = threading.Event(), threading.Event()
+    with aoti_eager.register("aten::silu"), warnings.catch_warnings():
+        warnings.simplefilter("ignore", aoti_eager.errors.AotiEagerWarning)
+        assert _background.background.submit(_Held(begun, go_on))
+        assert begun.wait(60.0)
+        assert _background.background.submit(_Nothing())
+        aten.silu(SILU)  # The queue is full: neither this key nor the one that was left.
+        assert aoti_eager.stats()["aten::silu"].unfinished == {"queued": 1}
+        go_on.set()
+        assert _background.background.wait(60.0)
+    assert sizes(asked) == [1]
+
+
+class _Held:
+    """A job that goes on when it is told to."""
+
+    rank = (9,)
+
+    def __init__(self, begun: threading.Event, go_on: threading.Event) -> None:
+        self._begun, self._go_on = begun, go_on
+
+    def run(self) -> None:
+        self._begun.set()
+        assert self._go_on.wait(60.0)
 
 
 def test_a_key_that_was_begun_in_vain_too_often_waits_until_it_is_called(

@@ -282,6 +282,21 @@ def test_a_try_that_came_to_nothing_is_counted(root: Path, clock: list[int]) -> 
     assert (found.calls, found.tries) == (3, 2)
 
 
+def test_a_try_that_ends_after_its_key_was_decided_on_makes_no_try_fewer(
+    root: Path, clock: list[int]
+) -> None:
+    """Another thread may decide on it, and a call may want it anew, meanwhile."""
+    record = Record(root)
+    call = call_of(1)
+    record.want(call, lambda: 1)
+    record.tried(call.key.digest)
+    record.decided(call.key.digest)
+    record.want(call, lambda: 1)
+    record.tried(call.key.digest, -1)
+    record.keep()
+    assert [one.tries for one in read_wanted(root).values()] == [0]
+
+
 def test_a_key_that_was_only_gone_on_with_is_no_younger_for_it(
     root: Path, clock: list[int]
 ) -> None:

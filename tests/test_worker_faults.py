@@ -25,6 +25,7 @@ from aoti_eager import _backend, _worker_process, cache
 from aoti_eager.errors import AotiEagerWarning
 
 from . import processes
+from .child_patches import patch_children
 from .conftest import assert_close
 from .workers import Marked, Process, until, work
 
@@ -494,6 +495,44 @@ if how == "fork":
         script.process.kill()
         until(lambda: not worker.runs(), "the worker ends", 20)
         until(lambda: not work(cache_dir), "nothing is left of a compile", 20)
+    finally:
+        for process in marked.processes():
+            process.send(signal.SIGKILL)
+        script.process.communicate()
+
+
+HANGS = """
+import ctypes, os
+def hang(*_):
+    open(os.environ["AE_TEST_HANGS"], "w").close()
+    ctypes.PyDLL(None).sleep(1000)  # It keeps the interpreter's lock.
+"""
+
+
+@pytest.mark.parametrize(
+    ("module", "hangs"),
+    [("aoti_eager._compile_job", "hang()"), ("aoti_eager._lowering", "lower = hang")],
+    ids=["imports", "traces"],
+)
+def test_a_worker_that_does_nothing_else_ends_with_its_script(
+    module: str,
+    hangs: str,
+    cache_dir: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    header: None,
+) -> None:
+    """As on a machine that is so busy that it takes minutes to come to look."""
+    patch_children(monkeypatch, tmp_path, {module: f"{HANGS}\n{hangs}\n"})
+    monkeypatch.setenv("AE_TEST_HANGS", str(tmp_path / "hangs"))
+    marked = Marked()
+    script = Script(cache_dir, marked, ENDS + "import os\nos._exit(5)\n")
+    try:
+        script.called()
+        until((tmp_path / "hangs").exists, "it hangs", 200)
+        assert script.end("\n") == (5, "")
+        until(lambda: not marked.processes(), "nothing runs any more")
+        assert list((cache_dir / "tmp").iterdir()) == []
     finally:
         for process in marked.processes():
             process.send(signal.SIGKILL)

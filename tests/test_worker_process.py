@@ -7,13 +7,15 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from aoti_eager import _child, _worker_process, config
+from aoti_eager import _child, _native_build, _worker_process, config
 from aoti_eager._base.deadline import Deadline
 from aoti_eager._environment import cpu_features, cpu_target
 from aoti_eager._store import Store
@@ -73,6 +75,45 @@ def test_a_worker_leaves_no_file_open(monkeypatch: pytest.MonkeyPatch) -> None:
     worker._process.send_signal(signal.SIGTERM)
     worker.kill()
     until(lambda: len(os.listdir("/proc/self/fd")) == before, "all is closed")
+
+
+def test_a_worker_that_the_script_has_waited_for_is_sent_nothing(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Its number, which was its group's, may be another process's by now."""
+    monkeypatch.setattr(_worker_process, "child_command", lambda *_: ["/bin/sleep", "1000"])
+    waited = threading.Event()  # Until then, nobody of ours has seen that it is gone.
+    reap = WorkerProcess._reap
+    monkeypatch.setattr(WorkerProcess, "_reap", lambda worker: waited.wait(60.0) and reap(worker))
+    worker = WorkerProcess(cpu_target(cpu_features()), 0, config.cache_dir)
+    sent: list[int] = []
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "killpg", lambda group, number: sent.append(group))
+        os.kill(worker.pid, signal.SIGKILL)
+        os.waitpid(worker.pid, 0)
+        worker._end_group(is_last=False)
+        waited.set()
+        worker.kill()
+    assert sent == []
+
+
+def test_a_compiler_that_was_waited_for_is_sent_nothing(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Ctrl-C comes when it has ended already."""
+
+    class Interrupted(subprocess.Popen[bytes]):
+        def communicate(self, *_: Any, **__: Any) -> Any:
+            assert self.stderr is not None
+            self.stderr.close()
+            self.wait()
+            raise KeyboardInterrupt
+
+    sent: list[int] = []
+    monkeypatch.setattr(os, "killpg", lambda group, number: sent.append(group))
+    with pytest.raises(KeyboardInterrupt):
+        _native_build._compile("/bin/true", tmp_path / "native.so", 60.0, Interrupted)
+    assert sent == []
 
 
 def test_a_worker_that_cannot_be_started_leaves_no_file_open(

@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
+from aoti_eager._parent_watch import NAME
+
 _VARIABLE = "AE_TEST_MARK"
 T = TypeVar("T")
 
@@ -36,6 +38,7 @@ class Process:
     pid: int
     parent: int
     command: str
+    name: str = ""
 
     def send(self, number: int) -> None:
         """Send it a signal."""
@@ -103,18 +106,20 @@ class Marked:
         return next((p for p in compilers if "/library.cpp " in p.command), None)
 
     def _named(self, module: str) -> Iterator[Process]:
-        return (p for p in self.processes() if f"from {module} import" in p.command)
+        found = (p for p in self.processes() if p.name != NAME)
+        return (p for p in found if f"from {module} import" in p.command)
 
 
 def _process(path: Path, mark: bytes) -> Process | None:
     try:
         if mark not in (path / "environ").read_bytes().split(b"\0"):  # empty for a zombie
             return None
-        stat = (path / "stat").read_text().rpartition(")")[2].split()
+        name, _, rest = (path / "stat").read_text().partition("(")[2].rpartition(")")
+        stat = rest.split()
         command = (path / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
     except OSError:
         return None  # It has just ended.
-    return None if stat[0] in "ZX" else Process(int(path.name), int(stat[1]), command)
+    return None if stat[0] in "ZX" else Process(int(path.name), int(stat[1]), command, name)
 
 
 def _text(path: Path) -> str:
