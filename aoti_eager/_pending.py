@@ -137,12 +137,15 @@ class Pending:
     def run(self) -> float | None:
         """Get the key's entry from a worker and decide, or return the seconds to wait."""
         call, plan = self._call, self._plan
-        # Unregistered, or its scope has ended: then nobody decides.
-        delay = None if call.table.closed else self._guarded_run()
-        if delay is None:
-            self._record.release(self._making.digest)
-        if delay is None and plan is not None and not call.table.closed:
-            call.table.specialised.end(plan, call.table.forget_decline)
+        delay = None
+        try:
+            # Unregistered, or its scope has ended: then nobody decides.
+            delay = None if call.table.closed else self._guarded_run()
+        finally:  # Whatever has happened: its family would wait for it for good.
+            if delay is None:
+                self._record.release(self._making.digest)
+            if delay is None and plan is not None and not call.table.closed:
+                call.table.specialised.end(plan, call.table.forget_decline)
         return delay
 
     def _guarded_run(self) -> float | None:

@@ -7,6 +7,7 @@ looks at the counts now and then. So a call that pays for nothing costs what a d
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import logging
 import math
@@ -28,6 +29,7 @@ from ._table import RARE, Table, TableKey
 from ._wanted import WantedCall, calls_before, on_keep, record_of
 from ._warnings import warn_once
 from .config import config
+from .errors import StoreError
 
 log = logging.getLogger("aoti_eager")
 
@@ -216,6 +218,7 @@ class Rares:
 
     def called_again(self, rare: Rare, taken_s: float) -> None:
         """Take the second call of a key into account; from now on C++ counts."""
+        _read_store(rare)
         with self._changed:
             if self._kept.get(rare.place) is not rare or not rare.holds:
                 return  # It was decided otherwise meanwhile.
@@ -239,6 +242,7 @@ class Rares:
             if number % _AT_ONCE == _AT_ONCE - 1:
                 time.sleep(0)  # The interpreter's lock is ours; the script gets it here.
             if rare.call.table.closed or rare.looked_at + rare.pause_s <= now:
+                _read_store(rare)
                 with self._changed:
                     try:
                         self._look_at(rare, now)
@@ -256,6 +260,7 @@ class Rares:
         with self._changed:
             kept = list(self._kept.values())
         for rare in kept:
+            _read_store(rare)
             with self._changed:
                 if self._is_open(rare) and self._ask(rare, for_family=False) is Asked.FULL:
                     return True
@@ -396,6 +401,15 @@ class Rares:
                 if idle_since is not None and now - idle_since >= _IDLE_S:
                     self._thread = None
                     return
+
+
+def _read_store(rare: Rare) -> None:
+    """Have what the store has for a key's family read now, and not under the lock of all calls."""
+    call = rare.call
+    specialised = call.table.specialised
+    if call.may_be_dynamic and not specialised.is_read and not call.table.closed:
+        with contextlib.suppress(StoreError):  # Whoever asks for a kernel will see.
+            specialised.find(call.cache.schema, call.key, rare.backend)
 
 
 def _spent(rare: Rare) -> float:

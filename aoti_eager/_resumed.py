@@ -100,6 +100,8 @@ class Resumed:
         """
         digest = self.wanted.digest
         try:
+            if self._table.closed:
+                raise _PassedOverError("closed", "the op is not registered any more")
             if self._making is None:
                 self._making = self._begun()
             made = self._making.run()
@@ -141,8 +143,6 @@ class Resumed:
             _NoCallError: Nobody will ever make anything of it.
             StoreError: The store cannot be read.
         """
-        if self._table.closed:
-            raise _PassedOverError("closed", "the op is not registered any more")
         if self._threads is not None:
             if config.mode != "background":
                 raise _PassedOverError("mode", f"the mode is {config.mode}")

@@ -151,6 +151,11 @@ class Specialisations:
         serving = [one for one in known if serves(schema, one, key, words)]
         return min(serving, key=_symbols, default=None)
 
+    @property
+    def is_read(self) -> bool:
+        """Return whether ``find`` knows what the store has, and reads no file."""
+        return self._known is not None
+
     def add(self, found: StoredEntry) -> None:
         """Use a specialisation that has just been compiled, or that another process has."""
         with self._lock:

@@ -382,7 +382,9 @@ class Record:
         """Note that the store has what decides on a key: an entry, or a failure."""
         with self._lock:
             self._here.pop(digest, None)
-            self._decided.add(digest)
+            # Of more, only what an earlier process has left has to be taken out of the file.
+            if len(self._decided) < _MOST_HERE or digest in self.kept:
+                self._decided.add(digest)
 
     def is_own(self, digest: str) -> bool:
         """Return whether this process has called the key: it is in its queue, or has been."""

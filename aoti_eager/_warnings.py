@@ -47,6 +47,8 @@ def warn_once(cause: str, message: str) -> None:
         warnings.warn(f"aoti_eager: {message}", AotiEagerWarning, stacklevel=2)
     except AotiEagerWarning:
         log.warning("%s", message)
+    except Exception:  # Of the user's own function that shows warnings, or their stream is closed.
+        log.warning("%s", message, exc_info=True)
 
 
 def forget_warnings() -> None:

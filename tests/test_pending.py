@@ -253,6 +253,23 @@ def test_what_was_tried_on_this_processor_is_only_timed(monkeypatch: pytest.Monk
     assert asked == [False, True]
 
 
+def test_a_family_does_not_wait_for_good_for_a_kernel_whose_job_has_failed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def fail(pending: _pending.Pending) -> None:
+        raise RuntimeError("made up")
+
+    monkeypatch.setattr(_pending.Pending, "_guarded_run", fail)
+    with aoti_eager.config.scope(dynamic=True), aoti_eager.register("aten::silu"):
+        aten.silu(X)
+        assert _background.background.wait(60.0)
+        cache = _library.find_cache(aten.silu.default, "CPU")
+        assert cache is not None
+        (family,) = cache.table.specialised._families.values()
+        assert family.kernels == 1
+        assert not family.is_compiling
+
+
 def test_what_a_call_finds_is_written_into_the_store_of_its_kernel(
     monkeypatch: pytest.MonkeyPatch, cache_dir: Path, tmp_path: Path
 ) -> None:

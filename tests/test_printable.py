@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import sys
 import unicodedata
+import warnings
 
 import pytest
 
@@ -50,3 +51,19 @@ def test_a_warning_and_the_log_show_escapes(caplog: pytest.LogCaptureFixture) ->
     assert caplog.messages == [f"{SHOWN} of 3"]
     with pytest.raises(TypeError):  # Said by the handler, as without us; pytest's raises.
         logging.getLogger("aoti_eager").warning("%d", "no number")
+
+
+def test_a_warning_that_cannot_be_shown_is_logged(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The script has closed its standard error, say: that is no error of a call."""
+
+    def fail(*_: object, **__: object) -> None:
+        raise ValueError("I/O operation on closed file")
+
+    _warnings.forget_warnings()
+    with warnings.catch_warnings():
+        warnings.simplefilter("always")
+        monkeypatch.setattr(warnings, "showwarning", fail)
+        _warnings.warn_once("test", "originals run instead")
+    assert "originals run instead" in caplog.text

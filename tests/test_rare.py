@@ -19,6 +19,7 @@ from aoti_eager._payback import COMPILE_S, SHARE, Payback
 from aoti_eager._plan import Plan
 from aoti_eager._rare import Rares
 from aoti_eager._specialisations import Specialisations
+from aoti_eager._store import Store
 from aoti_eager._table import COMPILING, RARE
 
 from .conftest import assert_close
@@ -315,6 +316,35 @@ def test_a_look_that_fails_is_no_reason_not_to_look_at_the_others(
         assert [call.key.op for call, _ in asked] == ["aten::tanh"]
         look(rares, clock)
         assert [call.key.op for call, _ in asked] == ["aten::tanh", "aten::silu"]
+
+
+def test_no_file_is_read_under_the_lock_that_all_calls_take(
+    asked: Asked, rares: Rares, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    find = Store.find_dynamic
+    reads: list[bool] = []
+
+    def seen(*args: Any) -> Any:
+        reads.append(rares._changed._is_owned())  # type: ignore[attr-defined]
+        return find(*args)
+
+    monkeypatch.setattr(Store, "find_dynamic", seen)
+    with aoti_eager.register("aten::silu"):
+        clock.call_s = COMPILE_S * SHARE / 3
+        specialised = kernels().table.specialised
+        aten.silu(X)
+        specialised.look_again()  # A worker has brought something.
+        aten.silu(X)
+        specialised.look_again()
+        aten.silu(X), aten.silu(X)
+        look(rares, clock)
+        assert len(asked) == 1
+        aten.silu(rows(3))
+        specialised.look_again()
+        rares.ask_for_all()
+        assert len(asked) == 2
+    assert len(reads) == 4
+    assert not any(reads)
 
 
 def test_unregistering_lets_go_of_its_keys(asked: Asked, rares: Rares) -> None:

@@ -146,6 +146,22 @@ class _Nothing:
         return
 
 
+def test_what_is_unregistered_meanwhile_is_not_asked_for_again(
+    cache_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(CompileService, "publish", lambda *_, **__: None)
+    digest = leave(cache_dir, call_of(SILU[:1]))
+    with aoti_eager.register("aten::silu"):
+        cache_ = aoti_eager._library.find_cache(aten.silu.default, "CPU")
+        assert cache_ is not None
+        backend = aoti_eager._backend.current()
+        one = _resumed.Resumed(read_wanted(cache_dir)[digest], cache_, cache_.table, backend)
+        assert one.run() is not None  # Another process is at it.
+    assert one.run() is None
+    assert one.outcome is not None
+    assert (one.outcome.kind, one.outcome.reason) == ("passed over", "closed")
+
+
 def test_what_a_full_queue_had_no_room_for_is_gone_on_with_once_it_has(
     cache_dir: Path, asked: list[KernelKey], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -297,6 +297,20 @@ def test_a_try_that_ends_after_its_key_was_decided_on_makes_no_try_fewer(
     assert [one.tries for one in read_wanted(root).values()] == [0]
 
 
+def test_decided_keys_without_end_take_no_more_memory(
+    root: Path, clock: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_wanted, "_MOST_HERE", 8)
+    put(root, kept(1), kept(2))
+    record = Record(root)
+    for number in range(100):
+        record.decided(f"{number:064}")
+    record.decided(kept(1).digest)
+    assert len(record._decided) <= 10
+    record.keep()
+    assert set(read_wanted(root)) == {kept(2).digest}
+
+
 def test_a_key_that_was_only_gone_on_with_is_no_younger_for_it(
     root: Path, clock: list[int]
 ) -> None:
