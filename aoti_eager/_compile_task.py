@@ -164,7 +164,8 @@ def compile_here(task: str, *, store: Store, service: CompileService) -> Answer:
     )
     entry = replace(entry, library=Library(len(content), sha256(content)))
     verdict = Verdict(sha256(content), compared=compiled.compared)
-    verdict = verdict.with_times(compiled.times, dict(key.context)["threads"])
+    threads = dict(key.context)["threads"]
+    verdict = verdict.with_times(compiled.times, threads, unmeasured=compiled.unmeasured)
     return {
         "entry": encode(entry),
         "library": content,
