@@ -282,6 +282,7 @@ with aoti_eager.register("aten::silu"):
         "failures": 0,
         "declined": {"not_in_cache": 2},
         "rechecks": 0,
+        "rare": 0,
         "unfinished": {},
         "saved_s": 0.0,
     }
