@@ -189,6 +189,7 @@ def test_code_that_aborts_for_a_reason_of_its_own_says_which_and_is_remembered(
     assert answer == {
         "reason": "crashed",
         "message": "the process ended with SIGABRT: index out of range",
+        "log": "index out of range\n",
         "remember": True,
         "signal": "SIGABRT",
     }
