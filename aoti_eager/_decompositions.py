@@ -19,7 +19,7 @@ from ._exact_sums import exact_sums
 from ._float_division import float_division
 from ._layer_norm import layer_norm, layer_norm_backward
 from ._result_layout import as_given, elementwise, first_last
-from ._special_functions import in_scalar_code, log_ndtr, ndtr, of_quiet
+from ._special_functions import in_scalar_code, of_quiet
 
 _aten = torch.ops.aten
 _HALF = (torch.float16, torch.bfloat16)
@@ -67,8 +67,6 @@ def our_decompositions(fma: Callable[..., Tensor]) -> dict[Any, Decomposition]:
         _aten.logaddexp2.default: in_scalar_code(_aten.logaddexp2.default),
         _aten.fmax.default: of_quiet(lambda x, y: torch.isnan(y) | (y < x)),
         _aten.fmin.default: of_quiet(lambda x, y: torch.isnan(y) | (y > x)),
-        _aten.special_ndtr.default: ndtr,
-        _aten.special_log_ndtr.default: log_ndtr,
         _aten.erfinv.default: _erfinv,
         _aten.addcdiv.default: _wide(_addcdiv),
         _aten.copysign.Tensor: _copysign,
