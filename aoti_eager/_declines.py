@@ -192,8 +192,8 @@ def _makes_bytes_of_floats(key: KernelKey) -> bool:
 def _writes_statistics(key: KernelKey, template: CallTemplate) -> bool:
     """Return whether the call updates statistics that its schema does not list as written to."""
     name = key.op.partition("::")[2].partition(".")[0]
-    if name.endswith("_backward") or not any(part in name for part in _WRITES_STATISTICS):
-        return False  # A gradient only reads them.
+    if not any(part in name for part in _WRITES_STATISTICS):
+        return False
     arguments = dict(key.arguments)
     if arguments.get("training") is False or arguments.get("use_input_stats") is False:
         return False
