@@ -26,8 +26,6 @@ from .layer_norm import layer_norm, layer_norm_backward
 from .result_layout import as_given, elementwise, first_last
 from .special_functions import (
     in_scalar_code,
-    log_ndtr,
-    ndtr,
     of_quiet,
 )
 
@@ -77,8 +75,6 @@ def our_decompositions(fma: Callable[..., Tensor]) -> dict[Any, Decomposition]:
         _aten.logaddexp2.default: in_scalar_code(_aten.logaddexp2.default),
         _aten.fmax.default: of_quiet(lambda x, y: torch.isnan(y) | (y < x)),
         _aten.fmin.default: of_quiet(lambda x, y: torch.isnan(y) | (y > x)),
-        _aten.special_ndtr.default: ndtr,
-        _aten.special_log_ndtr.default: log_ndtr,
         _aten.erfinv.default: _erfinv,
         _aten.addcdiv.default: _wide(_addcdiv),
         _aten.copysign.Tensor: _copysign,

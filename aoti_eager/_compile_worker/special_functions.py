@@ -1,4 +1,4 @@
-"""Functions of one and two numbers whose result has few digits to lose, or none. Worker only."""
+"""Functions of two numbers whose result eager has more exactly than Inductor's way. Worker only."""
 
 from __future__ import annotations
 
@@ -9,29 +9,11 @@ import torch
 from torch import Tensor
 from torch.fx.experimental.symbolic_shapes import statically_known_true
 
-_HALF = (torch.float16, torch.bfloat16)
-_SQRT_HALF, _SQRT_TWO = 0.7071067811865476, 1.4142135623730951
 # By dtype: an integer of its size; the bits of infinity, and of the least NaN that is quiet.
 _QUIET_BITS = {
     torch.float32: (torch.int32, 0x7F800000, 0x7FC00000),
     torch.float64: (torch.int64, 0x7FF << 52, 0xFFF << 51),
 }
-
-
-def ndtr(x: Tensor) -> Any:
-    """Return the normal distribution's share below ``x``; ``NotImplemented`` for half precision."""
-    # Divided, not multiplied by the inverse: far from zero few digits are left of the sum.
-    return NotImplemented if x.dtype in _HALF else (1 + torch.erf(x / _SQRT_TWO)) * 0.5
-
-
-def log_ndtr(x: Tensor) -> Any:
-    """Return the logarithm of ``ndtr``; ``NotImplemented`` for half precision."""
-    if x.dtype in _HALF:
-        return NotImplemented
-    t = x * _SQRT_HALF
-    # Of a probability that is nearly one, the logarithm of the rest keeps the digits.
-    below = torch.log(torch.special.erfcx(-t) / 2) - t * t
-    return torch.where(x < -1, below, torch.log1p(torch.special.erfc(t) / -2))
 
 
 def in_scalar_code(op: Any) -> Callable[..., Any]:

@@ -104,6 +104,8 @@ def test_what_only_declines_has_no_certificate() -> None:
     declined = result("declined")
     assert certain([declined], []) == []
     assert [row[3] for row in certain([declined, result()], [])] == ["certified"]
+    row = rule.merged([declined])
+    assert row["reason"].startswith(rule.ONLY_DECLINES)
 
 
 def test_what_was_not_run_anew_keeps_its_rows(tmp_path: Path) -> None:

@@ -21,7 +21,7 @@ from .families import Options, family, names
 from .kernels import Versions
 from .parts import Part, Results
 from .report import rows
-from .rule import CERTIFIED
+from .rule import CERTIFIED, ONLY_DECLINES
 
 FORMAT = 1
 
@@ -129,4 +129,6 @@ def _kept(file: Path, versions: Versions) -> list[Any]:
         document = json.loads(file.read_text(encoding="utf-8"))
     except FileNotFoundError:
         return []
-    return list(document["rows"]) if document["torch"] == versions.torch else []
+    if document["torch"] != versions.torch:
+        return []
+    return [row for row in document["rows"] if not row[-1].startswith(ONLY_DECLINES)]

@@ -23,6 +23,8 @@ from typing import Any
 from .compare import FLOOR_ULP
 
 CERTIFIED, UNCERTIFIED = "certified", "uncertified"
+# How the reason begins where the package declines every call.
+ONLY_DECLINES = "declines:"
 REDUCTION_FACTOR = 1.5
 
 
@@ -112,7 +114,7 @@ def merged(results: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
             )
     if declined and not served and not reasons:
         row["status"] = UNCERTIFIED
-        reasons = [f"declines: {', '.join(sorted(set(declined)))}"]
+        reasons = [f"{ONLY_DECLINES} {', '.join(sorted(set(declined)))}"]
     elif reasons:
         row["status"] = UNCERTIFIED
     elif not served:
