@@ -157,46 +157,46 @@ def cache_dir(tmp_path: Path, shared_cache_dir: Path) -> Path:
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """Run the tests marked ``both_paths`` on Python's hit path and on C++'s.
 
-    Costly ones, which start processes and compilers, run on C++'s alone without ``--both-paths``.
+    Costly ones, which start processes and compilers, run on C++'s alone without ``--full``.
     """
     marker = metafunc.definition.get_closest_marker("both_paths")
     if marker is not None:
-        both = metafunc.config.getoption("--both-paths") or not marker.kwargs.get("costly", False)
+        both = metafunc.config.getoption("--full") or not marker.kwargs.get("costly", False)
         metafunc.parametrize(
             "hit_path", ["python", "native"] if both else ["native"], indirect=True
         )
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """Add the option for the long run."""
-    parser.addoption("--both-paths", action="store_true", help="costly tests on both hit paths")
-    parser.addoption("--long", action="store_true", help="all of what else runs in shares")
-    parser.addoption("--seed", type=int, help="which share runs; by the commit, if not given")
+    """Add the option for the full tier."""
+    parser.addoption(
+        "--full",
+        action="store_true",
+        help="all tests with all cases, costly ones on both hit paths",
+    )
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leave out a test's cases but a ``share`` of them, and costly tests but those ``in_turn``.
+    """Leave out what only the full tier runs: tests marked ``full``, and most cases of a ``share``.
 
-    The latter where the whole suite is run; who names files or tests has all of them. Each runs
-    for one seed in as many as the mark says, and as many for one seed as for another.
+    Who names files or tests has all that is marked ``full``. What the fast tier has depends on
+    nothing but the tests' names.
     """
-    if config.getoption("--long"):
+    if config.getoption("--full"):
         return
-    wholes: dict[tuple[object, int], list[pytest.Item]] = {}
-    for item in items:
-        share, turn = (item.get_closest_marker(name) for name in ("share", "in_turn"))
-        if share is not None:
-            whole = getattr(item, "function", item), share.kwargs["of"]
-        elif turn is not None and config.option.whole_suite:
-            whole = "in_turn", turn.kwargs.get("of", 5)
-        else:
-            continue
-        wholes.setdefault(whole, []).append(item)
+    shares: dict[object, list[pytest.Item]] = {}
     left_out = set()
-    for (_, of), whole_items in wholes.items():
-        whole_items.sort(key=lambda item: zlib.crc32(item.nodeid.encode()))
-        for number, item in enumerate(whole_items):
-            if (number + config.getoption("--seed")) % of:
+    for item in items:
+        if item.get_closest_marker("full") is not None and config.option.whole_suite:
+            left_out.add(item)
+        elif item.get_closest_marker("share") is not None:
+            shares.setdefault(getattr(item, "function", item), []).append(item)
+    for cases in shares.values():
+        cases.sort(key=lambda item: zlib.crc32(item.nodeid.encode()))
+        for number, item in enumerate(cases):
+            marker = item.get_closest_marker("share")
+            assert marker is not None
+            if number % marker.kwargs["of"]:
                 left_out.add(item)
     if left_out:
         config.hook.pytest_deselected(items=[item for item in items if item in left_out])
@@ -204,38 +204,29 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Take another share of the costly tests for each commit."""
+    """Find out whether the whole suite runs, or what somebody has named."""
     # Where pytest runs in the background of a shell, it ignores the interrupts that tests send to
     # their children, and they inherit that.
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
     if hasattr(config, "workerinput"):
-        config.option.whole_suite, config.option.seed = config.workerinput["share"]
+        config.option.whole_suite = config.workerinput["whole_suite"]
         return
     chosen = ("keyword", "markexpr", "lf", "failedfirst")
     config.option.whole_suite = config.args_source is not pytest.Config.ArgsSource.ARGS and not any(
         getattr(config.option, name, None) for name in chosen
     )
-    if config.option.seed is None:
-        command = ["git", "-C", str(config.rootpath), "rev-parse", "--short=8", "HEAD"]
-        try:
-            found = subprocess.run(command, capture_output=True, text=True, check=False).stdout
-        except OSError:
-            found = ""  # There is no git.
-        config.option.seed = int(found or "0", 16) % 1000
 
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_configure_node(node: Any) -> None:
-    """Have a worker of xdist take the same share."""
-    node.workerinput["share"] = node.config.option.whole_suite, node.config.option.seed
+    """Have a worker of xdist run the same tier."""
+    node.workerinput["whole_suite"] = node.config.option.whole_suite
 
 
 def pytest_report_header(config: pytest.Config) -> str:
-    """Say which share of the costly tests runs."""
-    if config.getoption("--long"):
-        return "all tests, costly ones, too"
-    return f"share of the costly tests: --seed {config.option.seed} (all of them: --long)"
+    """Say which tier runs."""
+    return "the full tier" if config.getoption("--full") else "the fast tier (the other: --full)"
 
 
 @pytest.fixture

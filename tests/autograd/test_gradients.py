@@ -113,7 +113,7 @@ def halves(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
     return x * 2 + 1, (x * y).sqrt()
 
 
-@pytest.mark.in_turn
+@pytest.mark.full
 @pytest.mark.both_paths
 def test_a_result_that_nobody_uses_has_no_gradient(make_op: MakeOp, shared_cache: Any) -> None:
     op = make_op(halves)
@@ -129,7 +129,7 @@ def test_a_result_that_nobody_uses_has_no_gradient(make_op: MakeOp, shared_cache
         assert_close(y.grad, torch.full((3,), 1.0))
 
 
-@pytest.mark.in_turn
+@pytest.mark.full
 @pytest.mark.both_paths
 @pytest.mark.parametrize("event", ["unregister", "register_autograd", "redefine"])
 def test_a_graph_outlives_its_op(event: str, make_op: MakeOp, shared_cache: Any) -> None:
@@ -170,7 +170,7 @@ def doubled(x: Tensor) -> Tensor:
     return x * 2
 
 
-@pytest.mark.in_turn
+@pytest.mark.full
 @pytest.mark.both_paths
 @pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated:DeprecationWarning")
 def test_sparse_batched_and_dual_gradients(make_op: MakeOp, shared_cache: Any) -> None:
@@ -226,7 +226,7 @@ def test_a_backward_under_autocast_computes_as_the_forward_did(
         assert_close(got, want)
 
 
-@pytest.mark.in_turn
+@pytest.mark.full
 @pytest.mark.native
 def test_calls_that_wait_for_their_kernel_do_not_pass_python(
     make_op: MakeOp, shared_cache: Any, monkeypatch: pytest.MonkeyPatch
@@ -288,7 +288,7 @@ def asked(op: CustomOp, rows: int) -> Tensor:
     return x
 
 
-@pytest.mark.in_turn
+@pytest.mark.full
 @pytest.mark.native
 def test_a_kernel_that_comes_while_another_call_is_declined_is_not_missed(
     make_op: MakeOp, shared_cache: Any, monkeypatch: pytest.MonkeyPatch
@@ -366,7 +366,7 @@ def scaled_tanh(x: Tensor, by: float) -> Tensor:
     return torch.tanh(x) * by
 
 
-@pytest.mark.in_turn
+@pytest.mark.full
 def test_numbers_that_go_on_changing_are_not_asked_for(make_op: MakeOp, shared_cache: Any) -> None:
     op = make_op(scaled_tanh)
     x = torch.randn(3, 5, requires_grad=True)

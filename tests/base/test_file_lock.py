@@ -202,7 +202,7 @@ fcntl = types.SimpleNamespace(**{{**vars(fcntl), "flock": _flock}})
 """
 
 
-@pytest.mark.in_turn
+@pytest.mark.full
 @pytest.mark.compiles
 @pytest.mark.parametrize(("mode", "name"), [("sync", "ENOSYS"), ("background", "ENOLCK")])
 def test_a_script_has_its_kernels_without_locks(

@@ -37,7 +37,7 @@ def demo(*options: str | Path, **variables: str) -> subprocess.CompletedProcess[
     )
 
 
-@pytest.mark.in_turn
+@pytest.mark.full
 def test_the_example_imports_nothing_of_ours_and_learns(tmp_path):
     script = find_script()
     assert "import aoti_eager" not in script.read_text()
@@ -51,7 +51,7 @@ def test_the_example_imports_nothing_of_ours_and_learns(tmp_path):
     assert losses[-1] < losses[0] - 1
 
 
-@pytest.mark.in_turn
+@pytest.mark.full
 def test_the_demo_serves_forward_and_backward_and_compiles_once(shared_cache_dir):
     # A mode of the environment must not reach it.
     result = demo(
@@ -66,7 +66,7 @@ def test_the_demo_serves_forward_and_backward_and_compiles_once(shared_cache_dir
     assert sum("largest difference" in line for line in lines) == 2
 
 
-@pytest.mark.in_turn
+@pytest.mark.full
 def test_an_unknown_op_ends_the_demo_with_its_message(cache_dir):
     result = demo("--steps", "1", "--ops", "aten::gelo", "--keep-cache", cache_dir)
     assert result.returncode == 1

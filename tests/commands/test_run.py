@@ -74,7 +74,7 @@ def test_a_link_gives_the_path_of_what_it_points_to(write, tmp_path):
     assert run("--ops", "aten::silu", link).stdout == plain(link).stdout != ""
 
 
-@pytest.mark.in_turn
+@pytest.mark.full
 @pytest.mark.parametrize(
     "ending",
     [
@@ -117,7 +117,7 @@ def row(result: Result, op: str) -> list[int]:
     return [int(cell) for cell in line.split()[1:6]]
 
 
-@pytest.mark.in_turn
+@pytest.mark.full
 @pytest.mark.both_paths(costly=True)
 def test_calls_are_served_and_counted_cold_and_warm(write, cache_dir, tmp_path):
     script = write(SILU)
@@ -163,7 +163,7 @@ def test_the_default_ops_are_registered_and_all_there(write):
     assert row(got, "aten::silu")[0] == 5
 
 
-@pytest.mark.in_turn
+@pytest.mark.full
 @pytest.mark.parametrize(
     ("options", "message"),
     [

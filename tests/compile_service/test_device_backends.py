@@ -50,7 +50,7 @@ def run_end_to_end(cache_dir: Path, mode: str, run_dir: Path) -> dict[str, Any]:
     return processes.finish(process)
 
 
-@pytest.mark.in_turn(of=6)
+@pytest.mark.full
 @pytest.mark.both_paths(costly=True)
 def test_an_op_of_a_device_that_torch_does_not_know_misses_compiles_is_stored_and_hits(
     cache_dir: Path, run_dir: Path

@@ -168,7 +168,7 @@ def digest(path: Path) -> Any:
     return json.loads(path.read_text())["files"]
 
 
-@pytest.mark.in_turn
+@pytest.mark.full
 @pytest.mark.parametrize("damage", [cut, garble])
 @pytest.mark.parametrize("name", ["thin-*.h.gch", "thin-*.o", "stub/libtorch_cpu.so"])
 def test_a_part_that_the_compiler_cannot_take_is_done_without_and_made_anew(
@@ -192,7 +192,7 @@ def test_a_part_that_the_compiler_cannot_take_is_done_without_and_made_anew(
     assert cache.verify(repair=False, cache_dir=root).damaged == ()
 
 
-@pytest.mark.in_turn
+@pytest.mark.full
 @pytest.mark.parametrize("damage", [cut, let_others_write])
 @pytest.mark.parametrize("name", ["thin-*.h.gch", "thin-*.o", "stub/libtorch_cpu.so"])
 def test_a_part_that_is_not_as_recorded_is_never_linked(
@@ -205,7 +205,7 @@ def test_a_part_that_is_not_as_recorded_is_never_linked(
     assert cache.verify(repair=False, cache_dir=root).damaged == ()
 
 
-@pytest.mark.in_turn
+@pytest.mark.full
 def test_workers_compile_with_a_toolchain_that_is_damaged_and_mend_it(
     shared: Path, tmp_path: Path
 ) -> None:
@@ -242,7 +242,7 @@ def own_headers(root: Path) -> list[Path]:
     return sorted((root / "toolchain" / "headers").glob("*.gch"))
 
 
-@pytest.mark.in_turn(of=6)
+@pytest.mark.full
 def test_inductors_own_headers_are_used_as_recorded_alone(
     full: Path, tmp_path: Path, compile_in: Compiler
 ) -> None:

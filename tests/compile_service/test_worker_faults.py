@@ -172,7 +172,7 @@ def assert_one_library(cache_dir: Path) -> None:
     assert counts().failures == 0
 
 
-@pytest.mark.in_turn
+@pytest.mark.full
 def test_a_worker_that_dies_each_time_costs_its_key_and_no_other(
     marked: Marked, cache_dir: Path
 ) -> None:
@@ -195,7 +195,7 @@ def other_than(first: Process, process: Process | None) -> Process | None:
     return process if process is not None and process.pid != first.pid else None
 
 
-@pytest.mark.in_turn
+@pytest.mark.full
 def test_idle_workers_that_died_meanwhile_do_not_cost_the_next_key_a_try(
     marked: Marked, cache_dir: Path
 ) -> None:
@@ -213,7 +213,7 @@ def test_idle_workers_that_died_meanwhile_do_not_cost_the_next_key_a_try(
 # -- hung --
 
 
-@pytest.mark.in_turn
+@pytest.mark.full
 def test_a_hung_worker_is_killed_in_time_and_leaves_nothing(
     marked: Marked, cache_dir: Path
 ) -> None:
@@ -447,7 +447,7 @@ def test_a_script_may_end_in_any_way(
 # -- fork --
 
 
-@pytest.mark.in_turn
+@pytest.mark.full
 def test_a_forked_child_leaves_the_parent_s_workers_alone(cache_dir: Path, header: None) -> None:
     text = """
 import json, os, sys, torch, aoti_eager
@@ -588,7 +588,7 @@ if __name__ == "__main__":
 """
 
 
-@pytest.mark.in_turn
+@pytest.mark.full
 def test_pools_of_processes_and_data_loaders_give_right_results(
     cache_dir: Path, tmp_path: Path, header: None
 ) -> None:
@@ -647,7 +647,7 @@ def test_code_that_corrupts_memory_ends_its_trial_and_not_the_script(
 # -- two at once --
 
 
-@pytest.mark.in_turn
+@pytest.mark.full
 def test_two_processes_compile_each_key_once_between_them(cache_dir: Path, header: None) -> None:
     text = """
 import json, torch, aoti_eager

@@ -251,7 +251,7 @@ def test_flags_of_the_script_alone_are_not_passed_on() -> None:
     assert flags["child"] == [*flags["parent"][:optimize], 0, *flags["parent"][optimize + 1 :]]
 
 
-@pytest.mark.in_turn
+@pytest.mark.full
 @pytest.mark.compiles
 def test_workers_of_an_isolated_python_run_nothing_that_pythonpath_names(
     intruder: dict[str, str], cache_dir: Path, tmp_path: Path

@@ -36,7 +36,7 @@ print(time.perf_counter() - begin)
 """
 
 
-@pytest.mark.in_turn(of=6)
+@pytest.mark.full
 @pytest.mark.compiles
 def test_a_warm_compile_is_cheap_and_its_library_small(
     machine: Machine, cache_dir: Path, tmp_path: Path

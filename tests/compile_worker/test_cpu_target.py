@@ -100,7 +100,7 @@ def test_a_kernel_for_each_level_is_right_and_has_nothing_above_it(setting: str)
         assert "%ymm" in code
 
 
-@pytest.mark.in_turn
+@pytest.mark.full
 @ON_X86
 def test_another_target_is_compiled_for_where_it_is_set_and_only_there() -> None:
     x = torch.randn(9, 16)

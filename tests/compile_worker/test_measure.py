@@ -76,7 +76,7 @@ def measured(server: ForkServer, name: str, *args: Any, **kwargs: Any) -> dict[s
 X = torch.randn(64, 256)
 
 
-@pytest.mark.in_turn
+@pytest.mark.full
 @pytest.mark.parametrize(
     ("name", "args"),
     [
@@ -100,7 +100,7 @@ def test_calls_of_all_kinds_are_served_while_they_are_timed(
     assert 0.0 <= time.spread <= 1.0
 
 
-@pytest.mark.in_turn
+@pytest.mark.full
 def test_a_clear_winner_wins_and_what_does_more_than_the_original_loses(
     server: ForkServer, shared_cache: Path, machine: Any
 ) -> None:
@@ -175,7 +175,7 @@ def test_the_hit_path_that_serves_is_timed_whether_or_not_the_other_is_loaded(
     assert set(made.times) == timed
 
 
-@pytest.mark.in_turn
+@pytest.mark.full
 @pytest.mark.compiles
 @pytest.mark.skipif(torch.get_num_threads() < 2, reason="there is one core")
 def test_a_small_parallel_kernel_is_compared_with_one_of_one_thread(

@@ -80,7 +80,7 @@ def files(fake: Path) -> dict[str, Path]:
     return {path.name.partition(".")[2]: path for path in (fake / "headers").iterdir()}
 
 
-@pytest.mark.in_turn
+@pytest.mark.full
 def test_the_first_kernels_do_not_wait_and_later_ones_have_it(fake: Path) -> None:
     answer = run(
         fake,
@@ -102,7 +102,7 @@ def test_the_first_kernels_do_not_wait_and_later_ones_have_it(fake: Path) -> Non
         assert path.stat().st_mode & 0o77 == 0, path
 
 
-@pytest.mark.in_turn
+@pytest.mark.full
 def test_a_header_that_a_process_left_unfinished_is_waited_for_by_the_next(fake: Path) -> None:
     """It was killed: what it has begun is swept by who has the lock next."""
     killed = run(
@@ -121,7 +121,7 @@ def test_a_header_that_a_process_left_unfinished_is_waited_for_by_the_next(fake:
     assert set(files(fake)) == {"h", "o", "h.gch", "json", "lock"}
 
 
-@pytest.mark.in_turn
+@pytest.mark.full
 def test_a_header_that_cannot_be_made_is_done_without(fake: Path) -> None:
     (fake / "fail").touch()
     answer = run(fake, "ask('first'); finish(); ask('second'); finish()")
@@ -129,7 +129,7 @@ def test_a_header_that_cannot_be_made_is_done_without(fake: Path) -> None:
     assert answer["begun"] == 1, "tried again for each kernel"
 
 
-@pytest.mark.in_turn
+@pytest.mark.full
 def test_a_directory_that_was_deleted_meanwhile_is_made_again(fake: Path) -> None:
     answer = run(
         fake,

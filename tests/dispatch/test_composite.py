@@ -63,7 +63,7 @@ def plain() -> Iterator[None]:
     library._destroy()
 
 
-@pytest.mark.in_turn
+@pytest.mark.full
 @pytest.mark.both_paths
 def test_calls_are_served(registered: aoti_eager.Registration) -> None:
     x, weight = pair(requires_grad=False)

@@ -83,7 +83,7 @@ def check(op: Callable[..., Any], *args: Any, **kwargs: Any) -> None:
 # -- few kernels --
 
 
-@pytest.mark.in_turn
+@pytest.mark.full
 @pytest.mark.both_paths
 def test_sizes_that_vary_take_one_static_and_one_dynamic_kernel() -> None:
     with aoti_eager.register("aten::silu"):
@@ -163,7 +163,7 @@ def test_where_dynamic_is_true_the_first_kernel_has_symbols() -> None:
         assert (served("aten::silu"), stats("aten::silu").compiles) == (2, 1)
 
 
-@pytest.mark.in_turn
+@pytest.mark.full
 def test_an_op_whose_sizes_shape_the_code_has_a_kernel_for_each() -> None:
     op = "aten::_adaptive_avg_pool2d"
     with aoti_eager.register(op):
@@ -180,7 +180,7 @@ def test_an_op_whose_sizes_shape_the_code_has_a_kernel_for_each() -> None:
     assert len(entries(op)) == 4
 
 
-@pytest.mark.in_turn
+@pytest.mark.full
 def test_static_kernels_of_the_store_count_where_no_dynamic_one_can_be_had() -> None:
     """Else each process that comes back would compile one more, or four."""
     op = "aten::_adaptive_avg_pool2d"
@@ -213,7 +213,7 @@ def layouts() -> Iterator[Callable[[int, int], Tensor]]:
     yield lambda m, n: rand(4 * m * n)[1:].as_strided((m, n), (1, 2))  # Its elements overlap.
 
 
-@pytest.mark.in_turn
+@pytest.mark.full
 @pytest.mark.parametrize("index", range(10))
 def test_every_layout_of_one_input_gives_the_originals_strides(
     index: int, shared_cache: Path
@@ -226,7 +226,7 @@ def test_every_layout_of_one_input_gives_the_originals_strides(
         assert served("aten::silu") >= 4
 
 
-@pytest.mark.in_turn
+@pytest.mark.full
 def test_layouts_of_one_pattern_and_another_order_do_not_share_a_kernel() -> None:
     """Steps of 44 and 2, and of 2 and 60, are two symbols both; their guards say which is more."""
     wide, narrow = rand(40, 44), rand(60, 60)
@@ -241,7 +241,7 @@ def test_layouts_of_one_pattern_and_another_order_do_not_share_a_kernel() -> Non
     assert one.guards != other.guards
 
 
-@pytest.mark.in_turn
+@pytest.mark.full
 def test_broadcasting_is_a_part_of_the_pattern(shared_cache: Path) -> None:
     with aoti_eager.config.scope(dynamic=True), aoti_eager.register("aten::add.Tensor"):
         for m, n in ((5, 6), (7, 4), (30, 2), (6, 6)):
@@ -257,7 +257,7 @@ def test_broadcasting_is_a_part_of_the_pattern(shared_cache: Path) -> None:
             aten.add.Tensor(rand(5, 6), rand(5, 7))
 
 
-@pytest.mark.in_turn
+@pytest.mark.full
 def test_other_ranks_and_memory_formats(shared_cache: Path) -> None:
     with aoti_eager.config.scope(dynamic=True), aoti_eager.register("aten::silu"):
         for b, c, h, w in ((2, 3, 4, 5), (4, 2, 6, 3), (3, 3, 3, 3)):
@@ -342,7 +342,7 @@ def test_one_that_is_wrong_for_large_sizes_serves_none(monkeypatch: pytest.Monke
 # -- int arguments that are sizes --
 
 
-@pytest.mark.in_turn
+@pytest.mark.full
 @pytest.mark.both_paths
 def test_ints_that_repeat_sizes_are_read_from_the_tensors() -> None:
     op, groups = "aten::native_group_norm", 4
@@ -601,7 +601,7 @@ def in_background() -> Iterator[None]:
     assert queue.background.wait(60.0)
 
 
-@pytest.mark.in_turn
+@pytest.mark.full
 @pytest.mark.both_paths
 def test_a_family_waits_for_one_dynamic_kernel(in_background: None) -> None:
     with aoti_eager.register("aten::silu"):
@@ -624,7 +624,7 @@ def test_a_family_waits_for_one_dynamic_kernel(in_background: None) -> None:
         assert stats("aten::silu").declines == 0
 
 
-@pytest.mark.in_turn
+@pytest.mark.full
 def test_a_family_without_a_dynamic_kernel_gets_static_ones(in_background: None) -> None:
     op = "aten::_adaptive_avg_pool2d"
 

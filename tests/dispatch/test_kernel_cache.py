@@ -63,7 +63,7 @@ def f32(*sizes: int) -> torch.Tensor:
     return torch.randn(*sizes, generator=torch.Generator().manual_seed(7))
 
 
-@pytest.mark.in_turn
+@pytest.mark.full
 def test_a_defaulted_argument_does_not_shift_the_ones_after_it() -> None:
     """Defect 1: PyTorch's own version gives the first call's kernel to all three."""
     x = f32(8, 8)

@@ -113,7 +113,7 @@ def both(time: PathTime) -> dict[str, PathTime]:
     return {"python": time, "native": time}
 
 
-@pytest.mark.in_turn
+@pytest.mark.full
 def test_the_first_calls_run_the_original_and_a_later_one_the_kernel(cache_dir: Path) -> None:
     with aoti_eager.register("aten::silu"):
         for _ in range(3):
@@ -741,7 +741,7 @@ print(aoti_eager.stats()["aten::silu"].hits, aoti_eager.stats()["aten::silu"].co
 """
 
 
-@pytest.mark.in_turn
+@pytest.mark.full
 def test_a_process_has_what_an_earlier_one_compiled(
     shared_cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

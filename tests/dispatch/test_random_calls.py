@@ -119,7 +119,7 @@ def test_in_sync_most_of_them_hit_what_others_have_asked_for() -> None:
     assert sum(op.hits for op in ops.values()) >= (least - 0.03) * random_calls.CALLS
 
 
-@pytest.mark.in_turn
+@pytest.mark.full
 def test_a_small_run_is_right() -> None:
     made = list(calls(40, ops=("aten::tanh",), sizes=(2, 5, 9)))
     found = random_calls.run("sync", made)

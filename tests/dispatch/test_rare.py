@@ -453,7 +453,7 @@ def test_the_thread_asks_for_what_has_become_due(
         assert stats().calls > 2
 
 
-@pytest.mark.in_turn
+@pytest.mark.full
 def test_a_key_that_is_called_gets_its_kernel_by_default() -> None:
     assert aoti_eager.config.lookup("compile_after") == ("auto", "default")
     with aoti_eager.register("aten::silu"):

@@ -56,7 +56,7 @@ def test_what_explain_foresees_is_what_happens(
     assert seen == {False, True}
 
 
-@pytest.mark.in_turn
+@pytest.mark.full
 @pytest.mark.compiles
 def test_dynamic_kernels_that_others_have_left_do_not_count() -> None:
     """Another script's kernels in the store must not keep this one from having its own."""
@@ -74,7 +74,7 @@ def test_dynamic_kernels_that_others_have_left_do_not_count() -> None:
             assert {kernel.is_dynamic for kernel in kernels} == {False, True}
 
 
-@pytest.mark.in_turn
+@pytest.mark.full
 @pytest.mark.both_paths
 @pytest.mark.compiles
 def test_two_kernels_of_one_pattern_are_two_libraries() -> None:

@@ -41,7 +41,7 @@ def declined(op: str) -> dict[str, int]:
 # --- never wrong ---
 
 
-@pytest.mark.in_turn
+@pytest.mark.full
 @pytest.mark.parametrize("call", [aten.softshrink, aten.gelu])
 def test_functions_that_differ_at_nan_or_infinity_are_found_out_on_ordinary_data(
     call: Any, shared_cache: Path
@@ -88,7 +88,7 @@ def test_complex_numbers_with_zeros_of_either_sign_are_two_numbers(no_compiles: 
 # --- never in the way ---
 
 
-@pytest.mark.in_turn
+@pytest.mark.full
 @pytest.mark.both_paths(costly=True)
 def test_a_forked_child_does_not_wait_for_the_parents_threads(shared_cache_dir: Path) -> None:
     done = run_script(
@@ -113,7 +113,7 @@ def test_a_forked_child_does_not_wait_for_the_parents_threads(shared_cache_dir: 
     assert done.returncode == 0, done.stderr
 
 
-@pytest.mark.in_turn
+@pytest.mark.full
 @pytest.mark.both_paths(costly=True)
 def test_a_signal_handler_may_call_registered_ops_during_a_compile_and_a_hit(
     shared_cache_dir: Path, cache_dir: Path
@@ -228,7 +228,7 @@ def test_a_directory_that_is_refused_is_not_written_to_at_exit(tmp_path: Path) -
     assert list(path.iterdir()) == []
 
 
-@pytest.mark.in_turn
+@pytest.mark.full
 @pytest.mark.both_paths(costly=True)
 def test_every_directory_of_the_store_is_private_whatever_the_umask(cache_dir: Path) -> None:
     done = run_script(
@@ -247,7 +247,7 @@ def test_every_directory_of_the_store_is_private_whatever_the_umask(cache_dir: P
         assert path.stat().st_mode & 0o077 == 0, path
 
 
-@pytest.mark.in_turn
+@pytest.mark.full
 @pytest.mark.both_paths(costly=True)
 def test_a_compiler_that_fails_is_tried_again_by_the_next_process(
     cache_dir: Path, tmp_path: Path

@@ -14,7 +14,7 @@ from ..benchmarks.concurrency import compile_kernel
 from ..conftest import Machine, make_cache_dir
 
 
-@pytest.mark.in_turn(of=6)
+@pytest.mark.full
 def test_two_threads_run_two_kernels_as_two_processes_do(
     tmp_path: Path, run_dir: Path, shared_cache_dir: Path, machine: Machine
 ) -> None:

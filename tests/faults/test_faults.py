@@ -25,7 +25,7 @@ def silu(x: torch.Tensor) -> torch.Tensor:
     return x * torch.sigmoid(x)
 
 
-@pytest.mark.in_turn
+@pytest.mark.full
 def test_deleting_the_cache_directory_mid_run_is_safe(
     tmp_path: Path, shared_cache_dir: Path
 ) -> None:
@@ -60,7 +60,7 @@ def test_a_deleted_directory_is_made_anew_by_the_next_miss(
     assert not path.exists()
 
 
-@pytest.mark.in_turn
+@pytest.mark.full
 @pytest.mark.compiles
 def test_a_full_disk_gives_right_results_one_warning_and_no_residue(
     mount: object, shared_cache_dir: Path
@@ -154,7 +154,7 @@ def test_strict_raises_what_would_be_a_warning(tmp_path: Path, no_compiles: None
         aten.silu(torch.randn(8, 8))
 
 
-@pytest.mark.in_turn
+@pytest.mark.full
 def test_where_warnings_are_errors_a_call_still_runs_the_original(tmp_path: Path) -> None:
     path = tmp_path / "open"
     path.mkdir()
@@ -176,7 +176,7 @@ with aoti_eager.register("aten::silu"):
     assert "set AOTI_EAGER_CACHE_DIR to a new directory" in done.stderr  # logged instead
 
 
-@pytest.mark.in_turn
+@pytest.mark.full
 def test_a_script_directory_that_shadows_the_standard_library_does_not_break_the_worker(
     tmp_path: Path, shared_cache_dir: Path
 ) -> None:

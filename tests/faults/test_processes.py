@@ -35,7 +35,7 @@ def warm_dir(tmp_path_factory: pytest.TempPathFactory, shared_cache_dir: Path) -
     return path
 
 
-@pytest.mark.in_turn
+@pytest.mark.full
 def test_a_second_process_serves_every_key_with_nothing_of_a_compiler(
     warm_dir: Path, tmp_path: Path
 ) -> None:
@@ -50,7 +50,7 @@ def test_a_second_process_serves_every_key_with_nothing_of_a_compiler(
     assert "Warning" not in second["stderr"]
 
 
-@pytest.mark.in_turn
+@pytest.mark.full
 def test_warm_hits_are_right_in_cache_only_mode_too(warm_dir: Path) -> None:
     """Defect 26: cold and warm are tested apart."""
     again = run(warm_dir, AOTI_EAGER_MODE="cache_only")
@@ -79,7 +79,7 @@ def test_a_variable_that_shapes_the_code_makes_every_key_miss(
     assert (result["wrong"], result["hits"]) == (0, 0)
 
 
-@pytest.mark.in_turn
+@pytest.mark.full
 def test_eight_processes_on_an_empty_cache_compile_each_key_once(
     tmp_path: Path, shared_cache_dir: Path
 ) -> None:
@@ -94,7 +94,7 @@ def test_eight_processes_on_an_empty_cache_compile_each_key_once(
     assert_clean(path, KEYS)
 
 
-@pytest.mark.in_turn
+@pytest.mark.full
 def test_killed_processes_leave_no_wrong_entry_and_no_residue_after_verify(
     tmp_path: Path, shared_cache_dir: Path
 ) -> None:
@@ -160,7 +160,7 @@ def is_running(pid: str) -> bool:
         return False
 
 
-@pytest.mark.in_turn
+@pytest.mark.full
 def test_a_forked_child_serves_and_compiles_on_its_own(shared_cache: Path) -> None:
     script = f"""
 import os, torch, aoti_eager, sys

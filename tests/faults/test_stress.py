@@ -19,7 +19,7 @@ def environment(cache_dir: Path) -> dict[str, str]:
     return {**os.environ, "AOTI_EAGER_CACHE_DIR": str(cache_dir)}
 
 
-@pytest.mark.in_turn
+@pytest.mark.full
 def test_threads_that_call_while_others_change_everything_get_right_results(
     hit_path: str, shared_cache_dir: Path
 ) -> None:
@@ -39,7 +39,7 @@ def test_threads_that_call_while_others_change_everything_get_right_results(
     assert found["declines"] > 0
 
 
-@pytest.mark.in_turn
+@pytest.mark.full
 def test_memory_stays_flat_over_many_calls(
     hit_path: str, shared_cache_dir: Path, tmp_path: Path
 ) -> None:

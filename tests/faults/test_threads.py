@@ -31,7 +31,7 @@ CALLS: list[tuple[str, Callable[[torch.Tensor], torch.Tensor]]] = [
 ]
 
 
-@pytest.mark.in_turn
+@pytest.mark.full
 def test_threads_that_call_while_another_flips_disable_get_right_results_and_one_compile_a_key(
     cache_dir: Path,
 ) -> None:

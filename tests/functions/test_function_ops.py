@@ -124,7 +124,7 @@ print(json.dumps({
 """
 
 
-@pytest.mark.in_turn
+@pytest.mark.full
 def test_a_later_process_is_served_and_another_number_is_another_key(cache_dir: Path) -> None:
     def run(eps: str) -> Any:
         environment = {**os.environ, "PYTHONPATH": str(ROOT), "AOTI_EAGER_MODE": "sync"}
@@ -180,7 +180,7 @@ def test_a_function_that_branches_on_data_keeps_the_original(cache_dir: Path) ->
     assert sum(declined(name).values()) == 3
 
 
-@pytest.mark.in_turn
+@pytest.mark.full
 def test_a_tensor_that_the_function_makes_is_a_constant_of_the_library(cache_dir: Path) -> None:
     x = torch.linspace(-3, 3, 128).reshape(2, 64)
     with op_of(function_ops.literal) as name, aoti_eager.register(name):

@@ -522,7 +522,7 @@ def test_calls_inside_a_trace_run_the_original_and_are_not_remembered(
         assert declined("aten::silu").get("tracing", 0) - before == 1
 
 
-@pytest.mark.in_turn
+@pytest.mark.full
 def test_an_inductor_setting_that_cannot_be_sent_declines(shared_cache: Path) -> None:
     code = f"""
 import torch, torch._inductor.config as inductor, warnings

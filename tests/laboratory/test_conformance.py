@@ -53,7 +53,7 @@ VERSIONS = {
 
 
 @pytest.mark.native
-@pytest.mark.in_turn(of=6)
+@pytest.mark.full
 def test_a_share_of_the_databases_does_what_the_originals_do(shared_cache: Path) -> None:
     runs = runner.run(SHARE, shared_cache, bounds=runner.Bounds(samples=1))
 
@@ -118,7 +118,7 @@ def test_a_run_that_is_ended_records_nothing_of_what_it_kills(
     assert records.read() == {}
 
 
-@pytest.mark.in_turn
+@pytest.mark.full
 def test_a_child_that_ends_is_a_problem_of_its_unit(cache_dir: Path) -> None:
     unit = Unit("no such entry", "float32", "samples")
 

@@ -293,7 +293,7 @@ def warm(store: Path) -> Path:
     return store
 
 
-@pytest.mark.in_turn
+@pytest.mark.full
 def test_python_serves_until_the_build_is_done_and_wait_switches(
     warm: Path, tmp_path: Path, built: Path
 ) -> None:
@@ -434,7 +434,7 @@ def test_a_build_that_fails_is_one_warning_and_the_python_path(
     assert "Python hit path serves instead" in done.stderr
 
 
-@pytest.mark.in_turn
+@pytest.mark.full
 @pytest.mark.parametrize("native", ["1", "auto"])
 def test_many_processes_build_once(native: str, warm: Path, tmp_path: Path, built: Path) -> None:
     compiler = Compiler(tmp_path / "bin", built, before="sleep 1")
@@ -463,7 +463,7 @@ def test_a_script_that_ends_during_the_build_does_not_wait_for_it(
     assert not pid.exists() or not is_running(int(pid.read_text()))
 
 
-@pytest.mark.in_turn
+@pytest.mark.full
 def test_a_killed_build_leaves_nothing_that_the_next_one_does_not_clear(
     warm: Path, tmp_path: Path, built: Path
 ) -> None:

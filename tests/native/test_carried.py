@@ -150,7 +150,7 @@ def test_a_script_without_a_compiler_has_the_path_that_its_wheel_carries(
 DAMAGE = ["truncated", "garbled", "no record", "writable"]
 
 
-@pytest.mark.in_turn
+@pytest.mark.full
 @pytest.mark.parametrize("damage", DAMAGE)
 def test_a_damaged_library_is_not_loaded(damage: str, installed: Path, tmp_path: Path) -> None:
     site = unpacked(installed, tmp_path)

@@ -14,7 +14,7 @@ from ..benchmarks.hit_path import BARS
 from ..conftest import Machine
 
 
-@pytest.mark.in_turn(of=6)
+@pytest.mark.full
 def test_hits_declines_and_disabled_ops_cost_at_most_what_they_may(
     shared_cache_dir: Path, tmp_path: Path, native_library: None, machine: Machine
 ) -> None:

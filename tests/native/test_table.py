@@ -20,7 +20,7 @@ def run(*command: str | Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run([*command, "2", "16"], capture_output=True, text=True, check=False)
 
 
-@pytest.mark.in_turn
+@pytest.mark.full
 @pytest.mark.parametrize(
     ("sanitizer", "options"),
     [("thread", ()), ("thread", ("-DAOTI_EAGER_NO_BARRIER",)), ("address,undefined", ())],

@@ -216,7 +216,7 @@ def test_the_python_of_readme_and_docs_runs(place: dict[str, str], tmp_path: Pat
     check_light_pages(pages, {**place, **AT_ONCE}, tmp_path)
 
 
-@pytest.mark.in_turn
+@pytest.mark.full
 def test_what_speaks_of_the_background_runs_with_the_settings_as_they_ship(
     place: dict[str, str], tmp_path: Path, machine: Machine
 ) -> None:

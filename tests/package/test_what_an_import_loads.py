@@ -16,7 +16,7 @@ import aoti_eager
 ROOT = Path(__file__).parents[2]
 
 
-@pytest.mark.in_turn
+@pytest.mark.full
 @pytest.mark.parametrize("collects", [True, False])
 def test_the_garbage_collector_is_left_as_it_was(collects: bool) -> None:
     switch = "" if collects else "gc.disable()"
@@ -75,7 +75,7 @@ def test_an_import_loads_what_settings_need_and_no_more() -> None:
     assert not found & NEVER
 
 
-@pytest.mark.in_turn
+@pytest.mark.full
 def test_a_hit_loads_nothing_that_only_others_need() -> None:
     call = "x = torch.ones(2, 2); x * x, x * x"
     found = imported_by(f"import aoti_eager; aoti_eager.register('aten::mul.Tensor'); {call}")
@@ -108,7 +108,7 @@ def test_an_install_brings_what_torch_warns_without(tmp_path: Path) -> None:
     assert re.search(r'^ +"numpy>=', listed[1], flags=re.M)
 
 
-@pytest.mark.in_turn
+@pytest.mark.full
 @pytest.mark.native
 def test_a_warm_start_loads_what_a_hit_needs_and_no_more() -> None:
     """As above. What asks for kernels, or makes an op differentiable, is for calls that need it."""

@@ -47,7 +47,7 @@ def pair(*sizes: int) -> tuple[Tensor, Tensor]:
 # -- what PyTorch sees --
 
 
-@pytest.mark.in_turn
+@pytest.mark.full
 @pytest.mark.parametrize("grad", [False, True])
 def test_opcheck_passes(grad: bool, make_op: MakeOp, shared_cache: Path) -> None:
     x, weight = (one.requires_grad_(grad) for one in pair(3, 5))
@@ -342,7 +342,7 @@ print(json.dumps({
 """
 
 
-@pytest.mark.in_turn
+@pytest.mark.full
 def test_a_later_process_compiles_nothing_and_an_edited_function_misses(
     cache_dir: Path, tmp_path: Path
 ) -> None:
@@ -455,7 +455,7 @@ def test_what_needs_no_gradient_gets_none_and_costs_no_kernel(
     assert stats()["aetest::_swiglu_backward"] == before
 
 
-@pytest.mark.in_turn
+@pytest.mark.full
 @pytest.mark.both_paths
 def test_gradients_in_any_layout_twice_and_of_one_result(
     make_op: MakeOp, shared_cache: Path

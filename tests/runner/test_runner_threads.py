@@ -397,7 +397,7 @@ def test_runs_swaps_and_errors_of_many_threads_mix_and_lose_nothing(
     assert waiting(runner) == 0
 
 
-@pytest.mark.in_turn
+@pytest.mark.full
 def test_memory_stays_flat(libraries: Libraries, tmp_path: Path) -> None:
     """A hundredth of ``python -m tests.benchmarks.runner_leaks``, in a process of its own."""
     report = tmp_path / "leaks.json"

@@ -253,7 +253,7 @@ def test_wrong_uses_say_what_is_wanted_and_exit_with_two(
     assert message in capsys.readouterr().err
 
 
-@pytest.mark.in_turn
+@pytest.mark.full
 def test_totals_of_all_processes_are_kept_for_the_command_line(cache_dir: Path) -> None:
     code = """
 import torch, aoti_eager

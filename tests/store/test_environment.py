@@ -227,7 +227,7 @@ def test_what_torch_writes_into_settings_itself_is_not_in_it(
     assert with_inductor[moment] == with_inductor["before"]
 
 
-@pytest.mark.in_turn
+@pytest.mark.full
 def test_aotinductor_in_the_script_leaves_the_environment_as_it_was(tmp_path: Path) -> None:
     """Its settings, too: no key misses after it, and none declines."""
     answer = in_new_process(
@@ -249,7 +249,7 @@ def test_aotinductor_in_the_script_leaves_the_environment_as_it_was(tmp_path: Pa
     assert answer == {"same": True, "settings": {}}
 
 
-@pytest.mark.in_turn
+@pytest.mark.full
 def test_a_variable_counts_alike_whether_inductor_is_imported_or_not() -> None:
     """Requirement 6: a script that imports Inductor hits what one that does not has stored."""
     before, imported = in_new_process(

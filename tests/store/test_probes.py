@@ -98,7 +98,7 @@ def ask(directory: Path, tmp_path: Path) -> tuple[str, list[str]]:
     return found, started
 
 
-@pytest.mark.in_turn(of=6)
+@pytest.mark.full
 @ON_X86
 @pytest.mark.compiles
 def test_the_second_worker_starts_no_probe(directory: Path, tmp_path: Path) -> None:

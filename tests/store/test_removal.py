@@ -62,7 +62,7 @@ def test_nothing_but_names_of_the_format_goes_whatever_lies_around_them(
     request: pytest.FixtureRequest, tmp_path: Path
 ) -> None:
     """``python -m tests.support.random_trees`` takes 20,000 trees."""
-    count = 20_000 if request.config.getoption("--long") else 500
+    count = 20_000 if request.config.getoption("--full") else 500
     wrong, removed, _ = random_trees.check(count, 0, tmp_path)
     assert wrong == []
     assert removed > count / 4, "the verbs had nothing to remove"

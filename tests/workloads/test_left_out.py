@@ -304,7 +304,7 @@ def run(entry: Entry, tmp_path: Path) -> Run:
     return run_
 
 
-@pytest.mark.in_turn(of=2)
+@pytest.mark.full
 def test_a_script_that_was_run_is_run_without_what_loses(run: Run, entry: Entry) -> None:
     is_registered, said = run()
     assert is_registered
@@ -322,7 +322,7 @@ def test_a_script_that_was_run_is_run_without_what_loses(run: Run, entry: Entry)
     assert is_registered
 
 
-@pytest.mark.in_turn(of=2)
+@pytest.mark.full
 def test_a_run_that_did_not_come_to_its_end_was_no_look(run: Run) -> None:
     failed = ("3",)
     for _ in range(2):

@@ -118,7 +118,7 @@ def outcome(report: WarmReport) -> tuple[int, int, dict[str, int], int, int]:
 # --- in this process -----------------------------------------------------------------------------
 
 
-@pytest.mark.in_turn
+@pytest.mark.full
 def test_calls_are_hits_after_a_warm_up_and_another_has_nothing_to_do(
     calls: list[workload_module.Call], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -161,7 +161,7 @@ def test_another_directory_is_warmed_where_it_is_asked_for(
     assert (len(cache.list()), len(cache.list(cache_dir=other))) == (0, 1)
 
 
-@pytest.mark.in_turn
+@pytest.mark.full
 def test_what_has_no_kernel_is_remembered_with_its_reason() -> None:
     mm = recorded(lambda: torch.mm(X, X), ["aten::mm"])
     report = cache.warm(mm)
@@ -297,7 +297,7 @@ def test_a_damaged_line_is_a_failure_and_the_rest_is_compiled(
     assert outcome(cache.warm(path)) == (0, 2, {}, 3, 0)
 
 
-@pytest.mark.in_turn
+@pytest.mark.full
 def test_a_function_is_warmed_from_its_source() -> None:
     x = torch.linspace(-3, 3, 128).reshape(2, 64)
     with op_of(scale) as name:
@@ -530,7 +530,7 @@ def elsewhere(
     assert list((path / "tmp").iterdir()) == []
 
 
-@pytest.mark.in_turn
+@pytest.mark.full
 @pytest.mark.compiles
 def test_processes_that_share_no_store_compile_for_this_one(
     calls: list[workload_module.Call], elsewhere: Path
@@ -542,7 +542,7 @@ def test_processes_that_share_no_store_compile_for_this_one(
     assert_hits()
 
 
-@pytest.mark.in_turn
+@pytest.mark.full
 @pytest.mark.compiles
 def test_a_dask_cluster_compiles_for_this_process(
     calls: list[workload_module.Call], elsewhere: Path, cache_dir: Path
@@ -623,7 +623,7 @@ def interrupting_compiler(tmp_path: Path, cache_dir: Path) -> dict[str, str]:
     return {**variables, "CXX": str(wrapper)} if "CXX" in os.environ else variables
 
 
-@pytest.mark.in_turn
+@pytest.mark.full
 @pytest.mark.compiles
 @pytest.mark.skipif(not Path("/proc").is_dir(), reason="finds left processes in /proc")
 def test_ctrl_c_keeps_what_is_done_and_the_same_command_goes_on(
@@ -664,7 +664,7 @@ def test_ctrl_c_keeps_what_is_done_and_the_same_command_goes_on(
     assert served["children"] == 0, "no compile worker"
 
 
-@pytest.mark.in_turn
+@pytest.mark.full
 def test_a_wrong_use_exits_with_2(tmp_path: Path) -> None:
     nothing = write(tmp_path / "nothing", [])
     for arguments, message in (

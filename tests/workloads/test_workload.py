@@ -434,7 +434,7 @@ def test_run_records_the_calls_of_a_script(run: Run, tmp_path: Path) -> None:
     ]
 
 
-@pytest.mark.in_turn
+@pytest.mark.full
 @pytest.mark.parametrize(
     ("ending", "returncode"),
     [
