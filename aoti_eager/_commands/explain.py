@@ -31,7 +31,9 @@ from .._dispatch.table import (
 from .._keys.call_template import call_template
 from .._keys.declines import REASONS, call_decline, op_decline
 from .._keys.kernel_key import ANY_THREADS, KernelKey, kernel_key
-from .._keys.pattern import size_class
+from .._keys.pattern_instances import (
+    size_class,
+)
 from .._keys.schema import OpSchema, op_schema
 from .._registration.registry import find_cache
 from .._store.entry import Entry, Status

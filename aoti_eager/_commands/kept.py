@@ -14,7 +14,13 @@ from .._compile_service.cache_context import Backend
 from .._compile_service.worker_pool import CompileService
 from .._dispatch.resumed import Outcome, Resumed
 from .._registration.registry import Registration, find_cache, register
-from .._store.kept_queue import Wanted, read_wanted, record_of
+from .._store.kept_queue import (
+    read_wanted,
+    record_of,
+)
+from .._store.wanted_calls import (
+    Wanted,
+)
 from .._workloads.compile_task import cores
 from .._workloads.report import WarmFailure, WarmReport
 from ..errors import ConfigError, RegistrationError

@@ -17,21 +17,19 @@ from typing import TYPE_CHECKING, Any
 
 from .._base.child_process import LONGEST_ANSWER
 from .._base.cpp_compiler import compiler_identity
-from .._base.cpu import cpu_features
 from .._base.determinism import is_compilers_own
 from .._base.printable import shortened
-from .._keys.guards import Guards, match
-from .._keys.kernel_key import ANY_THREADS, KernelKey
-from .._keys.key_words import key_words, pattern_words
+from .._keys.guards import Guards
+from .._keys.kernel_key import KernelKey
 from .._keys.pattern import (
+    with_values,
+)
+from .._keys.pattern_instances import (
     instances,
-    is_pattern,
     size_class,
     size_symbols,
     with_ones,
-    with_values,
 )
-from .._keys.schema import OpSchema
 from .._store.environment import Environment
 from .._store.new_entries import (
     LONGEST_MESSAGE,
@@ -39,17 +37,24 @@ from .._store.new_entries import (
     is_remembered,
     ready_entry,
 )
-from .._store.store import Store, StoredEntry
-from .._store.stored_failures import met_now, standing
+from .._store.store import Store
+from .._store.stored_failures import met_now
 from .._store.verdict import Verdict, Verdicts, path_times
 from ..errors import (
     AotiEagerError,
     CompileError,
-    EntryDamagedError,
     LockTimeoutError,
     StoreError,
 )
 from .fork_server import ForkServer
+from .job_context import (
+    Request,
+    standard_error_in,
+    stored_entry,
+    use_context,
+    use_directories,
+    values_of_symbols,
+)
 from .plain_path import plain_path
 
 if TYPE_CHECKING:
@@ -69,7 +74,6 @@ _MOST_ONES = 3
 # Characters of a log that are sent, its last ones.
 _LONGEST_LOG = 20_000
 
-Request = Mapping[str, Any]
 Answer = dict[str, Any]
 Times = dict[str, dict[str, float]]
 
@@ -170,7 +174,7 @@ class CompileJobs:
             with store.locked(key):
                 found = None
                 if request.get("dynamic") is None:
-                    found = _stored(store, key, environment)
+                    found = stored_entry(store, key, environment)
                 if found is not None:
                     return {"entry": str(found.path)}
                 with store.workspace() as work, self._working_in(work):
@@ -246,7 +250,7 @@ class CompileJobs:
         store = Store(root, lock_timeout_s=_LOCK_TIMEOUT_S)
         with store.workspace() as work, self._working_in(work):
             written = plain / work.relative_to(root)
-            _use_directories(written, headers)
+            use_directories(written, headers)
             for is_function in (False, True):
                 options = {**contraction(is_function), **request["options"]}
                 with inductor_compat.settings(options):
@@ -291,7 +295,7 @@ class CompileJobs:
         """
         log = work / "compile.log"
         try:
-            with _standard_error_in(log):
+            with standard_error_in(log):
                 return self._compile_best(request, work)
         except CompileError as error:
             error.log = error.log or _text(log)
@@ -357,8 +361,8 @@ class CompileJobs:
         plain = plain_path(root)
         headers = plain / "toolchain" / "headers"
         written = plain / work.relative_to(root)
-        _use_directories(written, headers)
-        _use_context(dict(key.context))
+        use_directories(written, headers)
+        use_context(dict(key.context))
         dynamic = request.get("dynamic")
         dims = None if dynamic is None else [tuple(place) for place in dynamic["dims"]]
         template = call_template(schema, key, request.get("numbers") or ())
@@ -368,7 +372,7 @@ class CompileJobs:
         lowered = replace(lowered, library=library)
         tried = self._try(request, _library(lowered))
         if lowered.pattern is not None and lowered.guards is not None:
-            values = _values(schema, key, lowered.pattern, lowered.guards)
+            values = values_of_symbols(schema, key, lowered.pattern, lowered.guards)
             pattern, guards = lowered.pattern, lowered.guards
             for other in instances(pattern, guards, values, most_elements=_MOST_ELEMENTS):
                 self._try({**request, "key": other.to_json()}, _library(lowered))
@@ -488,41 +492,6 @@ class CompileJobs:
             tempfile.tempdir = None
 
 
-def _values(schema: OpSchema, key: KernelKey, pattern: KernelKey, guards: Guards) -> dict[str, int]:
-    """Return the values of a pattern's symbols in the call that it was compiled for.
-
-    Raises:
-        CompileError: It has no symbols, or does not serve that call.
-    """
-    if not is_pattern(pattern):
-        message = "the code depends on each of the sizes"
-        raise CompileError("not_dynamic", message, remember=True)
-    words, general = key_words(schema, key), pattern_words(schema, pattern)
-    values = None if words is None or general is None else match(words, general, guards)
-    if values is None:
-        message = "its guards do not let the call pass that it is for"
-        raise CompileError("not_dynamic", message, remember=True)
-    return values
-
-
-def _stored(store: Store, key: KernelKey, environment: Environment) -> StoredEntry | None:
-    """Return what another process has published meanwhile.
-
-    Damaged entries are made anew, and so are failures that have lapsed.
-    """
-    for candidate in (key.with_threads(ANY_THREADS), key):
-        try:
-            found = standing(store, store.find(candidate, environment, cpu_features()))
-        except EntryDamagedError as error:
-            path = getattr(error, "path", None)
-            if path is not None:
-                store.discard(path)
-            continue
-        if found is not None:
-            return found
-    return None
-
-
 def _library(lowered: Lowered) -> dict[str, Any]:
     return {
         "path": str(lowered.library),
@@ -541,37 +510,6 @@ def _share(times: Mapping[str, Mapping[str, float]]) -> float:
 def _may_lose_to_one_thread(times: Mapping[str, Mapping[str, float]]) -> bool:
     best = times.get("native") or times.get("python")
     return best is None or _share(times) > 0.9 or best["kernel_us"] < _SERIAL_BELOW_US
-
-
-def _use_context(context: Mapping[str, Any]) -> None:
-    import torch
-
-    torch.set_default_dtype(getattr(torch, context["default_dtype"]))
-    torch.use_deterministic_algorithms(context["deterministic"], warn_only=True)
-    torch.set_float32_matmul_precision(context["float32_matmul_precision"])
-
-
-def _use_directories(work: Path, headers: Path) -> None:
-    """Keep everything that Inductor and the C++ compiler write inside the store."""
-    from . import inductor_compat
-
-    tempfile.tempdir = str(work)
-    os.environ["TMPDIR"] = str(work)
-    os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(work / "inductor")
-    inductor_compat.use_headers(headers)
-    inductor_compat.remember_probes(headers.with_name("probes"))
-
-
-@contextlib.contextmanager
-def _standard_error_in(log: Path) -> Iterator[None]:
-    saved = os.dup(2)
-    with open(log, "wb") as file:
-        os.dup2(file.fileno(), 2)
-    try:
-        yield
-    finally:
-        os.dup2(saved, 2)
-        os.close(saved)
 
 
 def _text(log: Path) -> str:

@@ -8,9 +8,6 @@ that both sides are what a script has: with our kernels, hit path and all, and w
 from __future__ import annotations
 
 import itertools
-import os
-import resource
-import statistics
 import types
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -43,9 +40,8 @@ from ..config import config
 from . import fork_server
 from .made_up_data import made_up_input
 from .measured_step import MeasuredStep
+from .rounds import Side, waited_ns
 
-# One round of one side; shorter ones show the clock, longer ones show other processes.
-_ROUND_NS = 400_000
 _MOST_CALLS = 200
 # Rounds count in which no thread of ours waited for a core: the script works beside us, and a
 # parallel region that waits takes a thousand times as long as one that need not. If there are too
@@ -164,14 +160,14 @@ class _Measured:
         self._choose_call()
         step = self._step
         if step is None:
-            sides = [_Side(None, ""), *(_Side(None, path) for path in paths)]
+            sides = [Side(None, ""), *(Side(None, path) for path in paths)]
             forward = None
         else:
-            sides = [_Side(None, "", step.eager)]
-            sides += [_Side(None, path, step.declined(path)) for path in paths]
-            forward = _Side(None, "", step.forward)
+            sides = [Side(None, "", step.eager)]
+            sides += [Side(None, path, step.declined(path)) for path in paths]
+            forward = Side(None, "", step.forward)
         sides += [
-            _Side(kernel, path, None if step is None else step.served(path))
+            Side(kernel, path, None if step is None else step.served(path))
             for kernel in self._kernels
             for path in paths
         ]
@@ -205,7 +201,7 @@ class _Measured:
 
     # -- one round --
 
-    def _round(self, side: _Side) -> None:
+    def _round(self, side: Side) -> None:
         """Time one side once more."""
         arguments = self._arguments()
         args, kwargs = arguments()
@@ -241,12 +237,12 @@ class _Measured:
         self, call: Callable[..., Any], arguments: Callable[[], Any], calls: int
     ) -> tuple[float, bool]:
         args, kwargs = arguments()
-        waited = _waited_ns()
+        waited = waited_ns()
         start = perf_counter_ns()
         for _ in itertools.repeat(None, calls):
             call(*args, **kwargs)
         taken = perf_counter_ns() - start
-        return taken / calls, _waited_ns() - waited <= _QUIET_SHARE * taken
+        return taken / calls, waited_ns() - waited <= _QUIET_SHARE * taken
 
     def _arguments(self) -> Callable[[], tuple[list[Any], dict[str, Any]]]:
         """Return a function that gives the call's arguments, fresh where the op writes to them."""
@@ -342,61 +338,6 @@ class _Measured:
         else:
             self._cache.table.put(key, self._current)
         return self._cache.original(keyset, args, kwargs)
-
-
-def _waited_ns() -> int:
-    """Return for how long threads of this process were ready to run and had no core, in all.
-
-    Where the system does not tell: how often one lost its core, as milliseconds.
-    """
-    waited = 0
-    try:
-        for task in os.scandir("/proc/self/task"):
-            with open(f"{task.path}/schedstat", encoding="ascii") as file:
-                waited += int(file.read().split()[1])
-    except (OSError, IndexError, ValueError):
-        return resource.getrusage(resource.RUSAGE_SELF).ru_nivcsw * 1_000_000
-    return waited
-
-
-class _Side:
-    """The original (no path), or what becomes of a call on a hit path: a kernel or a decline.
-
-    ``call`` is what is called, if it is not the op.
-    """
-
-    def __init__(
-        self, kernel: Kernel | None, path: str, call: Callable[..., Any] | None = None
-    ) -> None:
-        self.kernel = kernel
-        self.path = path
-        self.call = call
-        self.quiet: list[float] = []
-        self._all: list[float] = []
-
-    def add(self, taken: float, quiet: bool) -> None:
-        """Keep the nanoseconds of one call in one more round."""
-        self._all.append(taken)
-        if quiet:
-            self.quiet.append(taken)
-
-    def calls(self, most: int) -> int:
-        """Return how many calls make the next round."""
-        return max(1, min(most, int(_ROUND_NS / max(min(self._all, default=_ROUND_NS), 1.0))))
-
-    def microseconds(self, quiet: bool) -> float:
-        """Return the median of the rounds that count."""
-        return round(statistics.median(self._counting(quiet)) / 1e3, 3)
-
-    def unrest(self, quiet: bool) -> float:
-        """Return by how much these differ, as a share of their median."""
-        counting = self._counting(quiet)
-        return round((counting[-1] - counting[0]) / max(statistics.median(counting), 1.0), 4)
-
-    def _counting(self, quiet: bool) -> list[float]:
-        # The faster half of the quiet ones: nobody makes a call faster than it is.
-        taken = sorted(self.quiet if quiet else self._all)
-        return taken[: (len(taken) + 1) // 2 if quiet else (len(taken) + 3) // 4]
 
 
 def _with_constants(

@@ -24,8 +24,10 @@ from .._keys.kernel_key import KernelKey, float_bits
 from .._keys.pattern import (
     family_of,
     number_range,
-    size_symbols,
     symbolic_number,
+)
+from .._keys.pattern_instances import (
+    size_symbols,
 )
 from .._keys.schema import Kind
 from .._keys.size_arguments import product, resolved, size_arguments

@@ -26,7 +26,13 @@ from .._dispatch.compare import (
     truth_of,
     values_problem,
 )
-from .._dispatch.reference import Reference, is_double, to_single
+from .._dispatch.double_run import (
+    is_double,
+    to_single,
+)
+from .._dispatch.reference import (
+    Reference,
+)
 from .._keys.call_template import CallTemplate, fresh_results
 from .made_up_data import (
     ALWAYS,

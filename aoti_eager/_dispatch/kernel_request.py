@@ -22,7 +22,12 @@ from .._compile_service.cache_context import current as current_backend
 from .._compile_service.kernel_compiler import Toolchain
 from .._keys.call_template import CallTemplate, call_template
 from .._keys.kernel_key import ANY_THREADS, KernelKey
-from .._keys.pattern import number_arguments, size_class
+from .._keys.pattern import (
+    number_arguments,
+)
+from .._keys.pattern_instances import (
+    size_class,
+)
 from .._keys.schema import Kind, OpSchema
 from .._native.op_kernel import NativeOp
 from .._runner.kernel_runner import RELEASE_GIL_NUMEL

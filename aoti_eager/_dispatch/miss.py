@@ -423,7 +423,12 @@ class Miss:
 
     def _want(self) -> None:
         """Leave the key to a later process: this one has enough to do."""
-        from .._store.kept_queue import WantedCall, record_of
+        from .._store.kept_queue import (
+            record_of,
+        )
+        from .._store.wanted_calls import (
+            WantedCall,
+        )
 
         if self._toolchain.works_in_background:
             record = record_of(cache_context.current().store.root)

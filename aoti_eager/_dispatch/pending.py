@@ -19,10 +19,15 @@ from .._compile_service.cache_context import Backend
 from .._keys.dynamic_plan import Plan
 from .._native.passthrough import passthrough
 from .._store.entry import Status
-from .._store.kept_queue import WantedCall, record_of
+from .._store.kept_queue import (
+    record_of,
+)
 from .._store.new_entries import is_remembered
 from .._store.store import StoredEntry
 from .._store.verdict import Verdict
+from .._store.wanted_calls import (
+    WantedCall,
+)
 from ..config import config
 from ..errors import (
     AotiEagerError,

@@ -49,13 +49,13 @@ from torch import Tensor
 
 from .._base.generated_code import run_generated
 from .._base.torch_compat.settings import is_profiling
-from .._keys.kernel_key import (
+from .._keys.schema import Kind, OpSchema
+from .._keys.table_key import (
     overlap_source,
     parameter_names,
     parameters,
     table_key_source,
 )
-from .._keys.schema import Kind, OpSchema
 from .._native.library import failures
 from .._native.op_kernel import is_passing
 from .._native.passthrough import passing

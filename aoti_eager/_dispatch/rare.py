@@ -23,10 +23,12 @@ from .._base.warn_once import warn_once
 from .._compile_service import queue
 from .._compile_service.cache_context import Backend
 from .._store.kept_queue import (
-    WantedCall,
     calls_before,
     on_keep,
     record_of,
+)
+from .._store.wanted_calls import (
+    WantedCall,
 )
 from ..config import config
 from ..errors import StoreError

@@ -26,13 +26,15 @@ from .._keys.call_template import call_template
 from .._keys.declines import call_decline
 from .._store.entry import Status
 from .._store.kept_queue import (
+    record_of,
+)
+from .._store.new_entries import is_remembered
+from .._store.wanted_calls import (
     MOST_TRIES,
     NOT_WANTED,
     Wanted,
     WantedCall,
-    record_of,
 )
-from .._store.new_entries import is_remembered
 from ..config import config
 from ..errors import AotiEagerError, CompileError, UnsupportedFunctionError
 from .certificates import refusal as certificate_refusal

@@ -10,12 +10,9 @@ their values, in place or by rebinding, needs no compile, and one of anything el
 from __future__ import annotations
 
 import builtins
-import dis
-import functools
-import importlib
 import sys
 import types
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -31,9 +28,17 @@ from .._keys.schema import qualified_name
 from ..errors import UnsupportedFunctionError
 from .allowed_names import UNKNOWN, is_allowed_function
 from .source import function_source
+from .state import (
+    ABSENT,
+    BY_REFERENCE,
+    TORCH_VALUES,
+    State,
+    is_by_reference,
+    module_tensors,
+    names_used,
+    plain_attributes,
+)
 
-# Everything else of a function's that is found by a name is taken by its source.
-_BY_REFERENCE = frozenset({"torch", "math"})
 # Those that have no effect but their result.
 _BUILTINS = frozenset(
     """
@@ -43,14 +48,7 @@ _BUILTINS = frozenset(
     NotImplementedError RuntimeError TypeError ValueError ZeroDivisionError
     """.split()  # noqa: SIM905 - a list of names to read, not to parse
 )
-_TORCH_VALUES = (torch.dtype, torch.layout, torch.memory_format)
-_MODULE_STATE = frozenset(
-    {"training", "_parameters", "_buffers", "_modules", "_non_persistent_buffers_set"}
-)
 _DEPTH = 8
-# Looking at this many takes a fraction of a millisecond, in each call.
-_LARGEST = 400
-_LASTING = (types.ModuleType, types.BuiltinFunctionType, type, torch.device, *_TORCH_VALUES)
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,7 +95,7 @@ class PythonFunction:
         cannot look, may serve its calls.
         """
         function = self._function() if self._fixed else None
-        return function is not None and all(_is_lasting(*one) for one in _used(function))
+        return function is not None and all(_is_lasting(*one) for one in names_used(function))
 
     @property
     def is_refused(self) -> bool:
@@ -120,7 +118,7 @@ class PythonFunction:
             return _REFUSED, []
         if torch.is_autocast_enabled("cpu"):
             return _UNDER_AUTOCAST, []
-        state = _State()
+        state = State()
         try:
             return state.of(function, _DEPTH), state.tensors
         except Exception as error:  # noqa: BLE001 - objects of the user's may raise anything
@@ -169,109 +167,6 @@ def python_function(op: OpOverload, dispatch_key: str) -> PythonFunction | None:
 # --- what a function uses -------------------------------------------------------------------------
 
 
-@functools.lru_cache(maxsize=1024)
-def _names(code: types.CodeType) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Return the global names and the free names that code uses, sorted."""
-    found: set[str] = set()
-    pending = [code]
-    while pending:
-        one = pending.pop()
-        for instruction in dis.get_instructions(one):
-            if instruction.opname in ("LOAD_GLOBAL", "LOAD_NAME"):
-                found.add(instruction.argval)
-        pending += [c for c in one.co_consts if isinstance(c, types.CodeType)]
-    return tuple(sorted(found)), tuple(sorted(code.co_freevars))
-
-
-_ABSENT = object()
-
-
-def _used(function: types.FunctionType) -> Iterator[tuple[str, Any]]:
-    """Give each name that ``function`` uses with its value at this moment."""
-    global_names, free_names = _names(function.__code__)
-    for name in global_names:
-        yield name, function.__globals__.get(name, _ABSENT)
-    cells = dict(zip(function.__code__.co_freevars, function.__closure__ or (), strict=True))
-    for name in free_names:
-        try:
-            yield name, cells[name].cell_contents
-        except ValueError:
-            yield name, _ABSENT
-
-
-class _State:
-    """Makes a hashable of a value that is equal for equal values; tensors go by metadata."""
-
-    def __init__(self) -> None:
-        self.tensors: list[Tensor] = []
-        self._left = _LARGEST
-
-    def of(self, value: Any, depth: int) -> Any:
-        """Return the hashable of one value, and collect its tensors in order."""
-        self._left -= 1
-        if self._left < 0:
-            raise UnsupportedFunctionError(f"uses more than {_LARGEST} values")
-        kind = type(value)
-        if kind is Tensor or kind is torch.nn.Parameter:
-            self.tensors.append(value)
-            return (
-                value.dtype,
-                value.shape,
-                value.stride() if value.layout is torch.strided else value.layout,
-                value.device,
-                value.is_neg(),
-                value.is_conj(),
-            )
-        if value is None or kind in (bool, int, str):
-            return (kind, value)
-        if kind is float:
-            return value.hex()
-        if depth == 0:
-            raise UnsupportedFunctionError("values within values, too deep")
-        if kind is types.FunctionType:
-            if _is_torch_function(value):
-                return value
-            return (
-                value.__code__,
-                self.of(value.__defaults__, depth - 1),
-                self.of(value.__kwdefaults__, depth - 1),
-                *[self.of(one, depth - 1) for _, one in _used(value)],
-            )
-        if kind is tuple or kind is list:
-            return (kind, *[self.of(one, depth - 1) for one in value])
-        if kind is dict:
-            return (kind, *[(k, self.of(v, depth - 1)) for k, v in value.items()])
-        if isinstance(value, torch.nn.Module):
-            return self._of_module(value, depth)
-        # Not the object itself, which the table would keep alive, unless it lives for good.
-        return value if isinstance(value, _LASTING) else ("unsupported", kind)
-
-    def _of_module(self, module: torch.nn.Module, depth: int) -> Any:
-        return (
-            type(module),
-            module.training,
-            tracing_compat.has_global_module_hooks(),
-            *[(n, self.of(v, depth - 1)) for n, v in _module_tensors(module)],
-            *[(n, self.of(v, depth - 1)) for n, v in module._modules.items()],
-            *[(n, self.of(v, depth - 1)) for n, v in _plain_attributes(module)],
-        )
-
-
-def _module_tensors(module: torch.nn.Module) -> Iterator[tuple[str, Any]]:
-    yield from module._parameters.items()
-    yield from module._buffers.items()
-
-
-def _plain_attributes(module: torch.nn.Module) -> Iterator[tuple[str, Any]]:
-    for name, value in vars(module).items():
-        if name not in _MODULE_STATE and not (_is_hooks(name) and not value):
-            yield name, value
-
-
-def _is_hooks(name: str) -> bool:
-    return name.startswith("_") and ("hook" in name or name == "_is_full_backward_hook")
-
-
 # --- the document ---------------------------------------------------------------------------------
 
 
@@ -285,7 +180,7 @@ class _Writer:
     def function(self, function: types.FunctionType, path: str, depth: int) -> dict[str, Any]:
         if depth == 0:
             raise UnsupportedFunctionError(f"{path}: functions that call functions, too deep")
-        used = dict(_used(function))
+        used = dict(names_used(function))
         source = function_source(function, lambda name: _named(used, name))
         document: dict[str, Any] = {
             "name": function.__name__,
@@ -300,7 +195,7 @@ class _Writer:
         return document
 
     def used(self, name: str, value: Any, path: str, depth: int) -> Component:
-        if value is _ABSENT:
+        if value is ABSENT:
             if not hasattr(builtins, name):
                 raise UnsupportedFunctionError(f"uses {name!r}, which has no value")
             if name not in _BUILTINS:
@@ -320,7 +215,7 @@ class _Writer:
             return {"float": value.hex()}
         if depth == 0:
             raise UnsupportedFunctionError(f"{path}: values within values, too deep")
-        if kind is types.FunctionType and not _is_by_reference(value):
+        if kind is types.FunctionType and not is_by_reference(value):
             return {"function": self.function(value, path + ".", depth)}
         if kind is tuple or kind is list:
             items = [self.value(v, f"{path}.{i}", depth - 1) for i, v in enumerate(value)]
@@ -329,20 +224,20 @@ class _Writer:
             return {
                 "dict": [[k, self.value(v, f"{path}.{k}", depth - 1)] for k, v in value.items()]
             }
-        if isinstance(value, _TORCH_VALUES):
+        if isinstance(value, TORCH_VALUES):
             return {"torch": str(value).removeprefix("torch.")}
         if isinstance(value, torch.device):
             return {"device": str(value)}
         if isinstance(value, torch.nn.Module):
             return self.module(value, path, depth)
         if isinstance(value, types.ModuleType):
-            if value.__name__.partition(".")[0] in _BY_REFERENCE:
+            if value.__name__.partition(".")[0] in BY_REFERENCE:
                 return {"module": value.__name__}
             raise UnsupportedFunctionError(
                 f"uses the module {path} ({value.__name__}), which the compile worker does not "
                 "have; import the function that is needed from it by name"
             )
-        if is_allowed_function(value) and _is_by_reference(value):
+        if is_allowed_function(value) and is_by_reference(value):
             return {"reference": [value.__module__, value.__qualname__]}
         raise UnsupportedFunctionError(
             f"uses {path}, a {kind.__module__}.{kind.__qualname__}; tensors, numbers, strings, "
@@ -361,16 +256,16 @@ class _Writer:
         cls = type(module)
         if tracing_compat.has_global_module_hooks():
             raise UnsupportedFunctionError("uses a module while hooks for all modules are set")
-        if not _is_by_reference(cls):
+        if not is_by_reference(cls):
             raise UnsupportedFunctionError(
                 f"uses {path}, a module of class {cls.__qualname__}, whose code the compile worker "
                 "does not have; modules of torch.nn are supported, and so are functions of tensors"
             )
-        tensors = {n: self.value(v, f"{path}.{n}", depth - 1) for n, v in _module_tensors(module)}
+        tensors = {n: self.value(v, f"{path}.{n}", depth - 1) for n, v in module_tensors(module)}
         modules = {n: self.value(v, f"{path}.{n}", depth - 1) for n, v in module._modules.items()}
         before = len(self.constants)
         attributes = {
-            n: self.value(v, f"{path}.{n}", depth - 1) for n, v in _plain_attributes(module)
+            n: self.value(v, f"{path}.{n}", depth - 1) for n, v in plain_attributes(module)
         }
         if len(self.constants) != before:
             raise UnsupportedFunctionError(f"uses {path}, a module with a tensor for an attribute")
@@ -387,47 +282,14 @@ class _Writer:
 
 
 def _is_lasting(name: str, value: Any) -> bool:
-    if value is _ABSENT:
+    if value is ABSENT:
         return hasattr(builtins, name)  # Otherwise it is defined later, as anything.
     if isinstance(value, types.ModuleType):
-        return value.__name__.partition(".")[0] in _BY_REFERENCE
-    return _is_by_reference(value) or isinstance(value, _TORCH_VALUES)
-
-
-@functools.lru_cache(maxsize=1024)
-def _is_torch_function(function: types.FunctionType) -> bool:
-    return _is_by_reference(function)
+        return value.__name__.partition(".")[0] in BY_REFERENCE
+    return is_by_reference(value) or isinstance(value, TORCH_VALUES)
 
 
 def _named(used: dict[str, Any], name: str) -> Any:
     """Return what a name stands for in a function: a value it uses, or something local."""
     value = used.get(name, UNKNOWN)
-    return UNKNOWN if value is _ABSENT else value
-
-
-def _is_by_reference(value: Any) -> bool:
-    """Return whether an object is found again under its name in a module that every worker has.
-
-    Functions only where they do nothing but compute.
-    """
-    if callable(value) and not isinstance(value, type) and not is_allowed_function(value):
-        return False
-    module, name = getattr(value, "__module__", None), getattr(value, "__qualname__", None)
-    if not isinstance(module, str) or not isinstance(name, str):
-        return False
-    if module.partition(".")[0] not in _BY_REFERENCE:
-        return False
-    try:
-        return resolve_name(module, name) is value
-    except (ImportError, AttributeError):
-        return False
-
-
-def resolve_name(module: str, name: str) -> Any:
-    """Return the object called ``name`` in ``module``, which is imported.
-
-    Raises:
-        ImportError: There is no such module.
-        AttributeError: It has no such name.
-    """
-    return functools.reduce(getattr, name.split("."), importlib.import_module(module))
+    return UNKNOWN if value is ABSENT else value

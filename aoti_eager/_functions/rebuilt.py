@@ -16,8 +16,10 @@ import torch
 from torch import Tensor
 
 from .._base.op_names import find_overload
-from .description import resolve_name
 from .gradient import GradientFunction, GradientSignature
+from .state import (
+    resolve_name,
+)
 
 
 class RebuiltFunction:

@@ -20,11 +20,9 @@ import torch
 
 from .._base import gc_pause
 from .._base.at_exit import at_exit
-from .._base.cpp_compiler import NO_COMPILER, compiler_on_path
-from .._base.op_names import find_overload, find_packet, no_op
 from .._base.torch_compat import autograd, dispatcher
-from .._base.torch_compat.dispatcher import OpOverload, OpOverloadPacket
-from .._base.warn_once import log, warn_once
+from .._base.torch_compat.dispatcher import OpOverload
+from .._base.warn_once import log
 from .._compile_service import (
     cache_context,
     device_backends,
@@ -39,17 +37,23 @@ from .._dispatch.table import QUEUED
 from .._keys.schema import OpSchema, op_schema, qualified_name
 from ..config import config
 from ..errors import (
-    CompositeImplicitOpError,
     ConfigError,
     RegistrationError,
     StoreError,
 )
 from .registered_op import Installed, install
+from .resolve import (
+    Op,
+    can_serve,
+    check_dispatch_key,
+    has_composite_kernel,
+    refused_composite,
+    resolve,
+)
 
 if TYPE_CHECKING:
     from .._autograd.differentiable import Differentiable
 
-Op = str | OpOverload | OpOverloadPacket
 
 _lock = threading.RLock()
 
@@ -138,10 +142,10 @@ def register(ops: Op | Iterable[Op], dispatch_key: str = "CPU") -> Registration:
         ConfigError: A setting holds a value that it does not take.
     """
     config.validate()
-    _check_dispatch_key(dispatch_key)
+    check_dispatch_key(dispatch_key)
     registration = Registration(dispatch_key)
-    wanted, registration.skipped = _resolve(ops, dispatch_key)
-    if not _can_serve():
+    wanted, registration.skipped = resolve(ops, dispatch_key)
+    if not can_serve():
         return registration
     native = native_path.prepare()  # before the lock: it may wait for a build
     with _lock:
@@ -174,13 +178,13 @@ def impl(library: torch.library.Library, op: Op, dispatch_key: str = "CPU") -> N
         ConfigError: A setting holds a value that it does not take.
     """
     config.validate()
-    _check_dispatch_key(dispatch_key)
+    check_dispatch_key(dispatch_key)
     if isinstance(op, str) and "::" not in op:
         op = f"{library.ns}::{op}"
-    wanted, _ = _resolve(op, dispatch_key)
+    wanted, _ = resolve(op, dispatch_key)
     for overload in wanted:
-        if _is_composite(overload, dispatch_key):
-            raise _refused_composite(overload, "a library of the caller's")
+        if has_composite_kernel(overload, dispatch_key):
+            raise refused_composite(overload, "a library of the caller's")
     with _lock:
         for overload in wanted:
             cache, _ = _make_cache(overload, dispatch_key)
@@ -263,92 +267,6 @@ def stats() -> dict[str, OpStats]:
     return dict(sorted(totals.items()))
 
 
-def _check_dispatch_key(dispatch_key: str) -> None:
-    keys = dispatcher.dense_backends()
-    if dispatch_key not in keys:
-        raise RegistrationError(
-            f"dispatch key {dispatch_key!r}: kernels can be registered at a Dense backend key "
-            f"only, one of {', '.join(keys)}"
-        )
-
-
-def _resolve(ops: Op | Iterable[Op], key: str) -> tuple[list[OpOverload], dict[str, str]]:
-    if isinstance(ops, str | OpOverload | OpOverloadPacket) or not isinstance(ops, Iterable):
-        ops = [ops]
-    wanted: dict[str, OpOverload] = {}
-    skipped: dict[str, str] = {}
-    for op in ops:
-        if isinstance(op, str):
-            op = find_overload(op) if "." in op.partition("::")[2] else find_packet(op)
-        if isinstance(op, OpOverload):
-            problem = _problem(op, key)
-            if problem is not None:
-                raise problem
-            wanted[qualified_name(op)] = op
-        elif isinstance(op, OpOverloadPacket):
-            problems = []
-            overloads = [getattr(op, name) for name in dispatcher.overload_names(op)]
-            for overload in overloads:
-                problem = _problem(overload, key)
-                if problem is None:
-                    wanted[qualified_name(overload)] = overload
-                else:
-                    problems.append(problem)
-                    skipped[qualified_name(overload)] = str(problem)
-            if len(problems) == len(overloads):
-                raise problems[0]
-        else:
-            raise no_op(op, " or a list of these (what custom_op makes is registered)")
-    return list(wanted.values()), skipped
-
-
-def _problem(op: OpOverload, dispatch_key: str) -> RegistrationError | None:
-    name = qualified_name(op)
-    if dispatcher.has_kernel(name, dispatch_key):
-        return None
-    if _is_composite(op, dispatch_key):
-        with gc_pause.paused():
-            from .._autograd.differentiable import is_differentiable
-
-        if dispatch_key == "CPU" and is_differentiable(op_schema(op)):
-            return None
-        where = f"dispatch key {dispatch_key}" if dispatch_key != "CPU" else "such arguments"
-        return _refused_composite(op, where)
-    if not dispatcher.has_computed_kernel(name, dispatch_key):
-        return RegistrationError(f"{name}: has no kernel at dispatch key {dispatch_key}")
-    return None
-
-
-def _is_composite(op: OpOverload, dispatch_key: str) -> bool:
-    name = qualified_name(op)
-    return not dispatcher.has_kernel(name, dispatch_key) and dispatcher.has_kernel(
-        name, "CompositeImplicitAutograd"
-    )
-
-
-def _refused_composite(op: OpOverload, where: str) -> CompositeImplicitOpError:
-    return CompositeImplicitOpError(
-        f"{qualified_name(op)}: is composite-implicit: it takes its gradients, autocast and "
-        f"version counters from being decomposed, and in {where} a kernel of ours would break "
-        "them: it is served on the CPU where it takes tensors and returns new ones, no lists; "
-        "register the ops it decomposes into"
-    )
-
-
-def _can_serve() -> bool:
-    """Return whether any call could be served: there is a compiler, or something in the store."""
-    if compiler_on_path() is not None:
-        return True
-    backend = cache_context.current()
-    try:
-        if backend.store.has_entries(backend.environment):
-            return True  # A miss will warn, if there is one.
-    except StoreError as error:
-        warn_once("store", str(error))
-    warn_once("no_compiler", NO_COMPILER)
-    return False
-
-
 def _prepare_for_misses() -> None:
     """Import what asks for kernels, unless calls may find theirs in the store."""
     global _is_prepared
@@ -370,7 +288,7 @@ _is_prepared = False
 def _hold(op: OpOverload, name: str, dispatch_key: str, holder: object) -> None:
     installed = _installed.get((name, dispatch_key))
     if installed is None:
-        composite = _is_composite(op, dispatch_key)
+        composite = has_composite_kernel(op, dispatch_key)
         original = OriginalKernel(op, op_schema(op), "AutogradCPU") if composite else None
         cache, above = _make_cache(op, dispatch_key)
         installed = Installed(op, cache)
@@ -481,7 +399,7 @@ def _make_cache(op: OpOverload, dispatch_key: str) -> tuple[KernelCache, KernelC
     """Return a kernel to register, and the one of ours that is registered already."""
     ours = find_cache(op, dispatch_key)
     try:
-        composite = _is_composite(op, dispatch_key)
+        composite = has_composite_kernel(op, dispatch_key)
         return KernelCache(op, dispatch_key, above=ours, is_composite=composite), ours
     except RuntimeError as error:
         raise RegistrationError(f"{qualified_name(op)}: {error}") from error

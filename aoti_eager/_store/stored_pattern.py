@@ -7,7 +7,10 @@ import struct
 from .._keys.guards import Expression, Guards, match
 from .._keys.kernel_key import ANY_THREADS, KernelKey
 from .._keys.key_words import key_words, pattern_words
-from .._keys.pattern import in_size_class, size_class
+from .._keys.pattern_instances import (
+    in_size_class,
+    size_class,
+)
 from .._keys.pattern_program import NativePattern, pattern_program
 from .._keys.schema import OpSchema
 from .entry import Entry

@@ -32,7 +32,6 @@ from .._base.store_format import (
 from .._base.trusted_files import Directory, open_directory
 from .._native.build import check_native
 from ..errors import StoreError, StorePermissionError, UntrustedFileError
-from .kept_queue import LARGEST_FILE, decode
 from .probes import PROBES_LIMIT, decode_probes
 from .store import Store
 from .verdict import (
@@ -40,6 +39,10 @@ from .verdict import (
     NOT_A_VERDICT,
     VERDICT_LIMIT,
     decode_verdict,
+)
+from .wanted_calls import (
+    LARGEST_FILE,
+    decode,
 )
 
 Place = tuple[str, ...]

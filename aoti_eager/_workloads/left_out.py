@@ -26,14 +26,16 @@ from .._compile_service.cache_context import Backend
 from .._keys.kernel_key import ANY_THREADS
 from .._store.entry import Entry, Status
 from .._store.kept_queue import (
-    MOST_TRIES,
-    NOT_WANTED,
-    Wanted,
     read_wanted,
 )
 from .._store.store import StoredEntry
 from .._store.stored_failures import still_holds
 from .._store.verdict import Verdicts, processor
+from .._store.wanted_calls import (
+    MOST_TRIES,
+    NOT_WANTED,
+    Wanted,
+)
 from ..config import config
 from ..errors import AotiEagerError
 

@@ -22,12 +22,14 @@ from aoti_eager._base.trusted_files import Directory, open_directory
 from aoti_eager._dispatch.counters import OpStats, add_totals, read_totals
 from aoti_eager._native import build as native_build
 from aoti_eager._store.kept_queue import (
-    WantedCall,
     read_wanted,
     update_wanted,
-    wanted,
 )
 from aoti_eager._store.store import Store
+from aoti_eager._store.wanted_calls import (
+    WantedCall,
+    wanted,
+)
 from aoti_eager.errors import AotiEagerWarning, UntrustedFileError
 
 from ..support import processes

@@ -43,7 +43,7 @@ COMPILES = """
 import contextlib, json, os, sys, tempfile
 from pathlib import Path
 import torch
-from aoti_eager._compile_worker import jobs
+from aoti_eager._compile_worker import job_context
 from aoti_eager._compile_worker import inductor_compat
 from aoti_eager._compile_worker import lowering
 from aoti_eager._compile_worker import thin_header
@@ -65,7 +65,7 @@ template = call_template(op_schema(silu), kernel_key(op_schema(silu), "CPU", (to
 def compile_in(root, full):
     work = Path(tempfile.mkdtemp(dir=root))
     headers = root / "toolchain" / "headers"
-    jobs._use_directories(work, headers)
+    job_context.use_directories(work, headers)
     calls = []
     run = thin_header.subprocess.run
     def counted(command, **rest):

@@ -13,7 +13,7 @@ import torch
 import aoti_eager
 from aoti_eager._base.op_names import find_overload
 from aoti_eager._compile_service.replies import Compiled
-from aoti_eager._compile_worker import measure
+from aoti_eager._compile_worker import rounds
 from aoti_eager._compile_worker.fork_server import ForkServer
 from aoti_eager._dispatch.kernel_cache import KernelCache
 from aoti_eager._functions.description import python_function
@@ -192,7 +192,7 @@ def test_a_small_parallel_kernel_is_compared_with_one_of_one_thread(
 
 
 def test_rounds_in_which_a_thread_waited_do_not_count() -> None:
-    side = measure._Side(None, "")
+    side = rounds.Side(None, "")
     for taken, quiet in ((5000.0, False), (1000.0, True), (1010.0, True), (1030.0, True)):
         side.add(taken, quiet)
     assert side.microseconds(quiet=True) == 1.005

@@ -17,7 +17,9 @@ from aoti_eager._dispatch.rare import Rares
 from aoti_eager._dispatch.specialisations import Specialisations
 from aoti_eager._dispatch.table import COMPILING
 from aoti_eager._keys.kernel_key import kernel_key
-from aoti_eager._keys.pattern import size_class
+from aoti_eager._keys.pattern_instances import (
+    size_class,
+)
 from aoti_eager._keys.schema import op_schema
 from aoti_eager._store.store import StoredEntry
 

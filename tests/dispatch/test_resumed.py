@@ -30,15 +30,17 @@ from aoti_eager._compile_service.replies import Measured
 from aoti_eager._compile_service.worker_pool import CompileService
 from aoti_eager._dispatch import resumed
 from aoti_eager._keys.kernel_key import KernelKey
-from aoti_eager._store import kept_queue
+from aoti_eager._store import kept_queue, wanted_calls
 from aoti_eager._store.kept_queue import (
-    MOST_TRIES,
-    WantedCall,
     read_wanted,
     record_of,
     update_wanted,
 )
 from aoti_eager._store.verdict import PathTime
+from aoti_eager._store.wanted_calls import (
+    MOST_TRIES,
+    WantedCall,
+)
 from aoti_eager.errors import CompileError
 
 from ..support import processes
@@ -68,7 +70,7 @@ def stats(op: str) -> OpStats:
 
 def leave(cache_dir: Path, call: WantedCall, calls: int = 1, tries: int = 0) -> str:
     """Leave a key in the kept queue, as an earlier process has, and return its digest."""
-    one = kept_queue.wanted(call, calls, tries, int(time.time()))
+    one = wanted_calls.wanted(call, calls, tries, int(time.time()))
     cache_context.current().store.create()
     update_wanted(cache_dir, lambda kept: {**kept, one.digest: one})
     return one.digest

@@ -19,13 +19,15 @@ from aoti_eager._keys.kernel_key import (
     KernelKey,
     call_context,
     kernel_key,
-    table_key_function,
 )
 from aoti_eager._keys.schema import (
     Argument,
     Kind,
     OpSchema,
     op_schema,
+)
+from aoti_eager._keys.table_key import (
+    table_key_function,
 )
 from aoti_eager.errors import UnsupportedArgumentError
 

@@ -22,14 +22,16 @@ from aoti_eager._keys.pattern import (
     family_of,
     float_text,
     guard_texts,
-    instances,
     is_pattern,
     number_arguments,
     number_range,
-    size_class,
     symbols_in,
     varied,
     with_values,
+)
+from aoti_eager._keys.pattern_instances import (
+    instances,
+    size_class,
 )
 from aoti_eager._keys.schema import OpSchema, op_schema
 

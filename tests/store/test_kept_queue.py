@@ -21,20 +21,22 @@ from aoti_eager._base.store_format import MARKER, MARKER_FILE, WANTED_FILE
 from aoti_eager._keys.dynamic_plan import Plan
 from aoti_eager._keys.guards import Guards
 from aoti_eager._keys.kernel_key import KernelKey
-from aoti_eager._store import kept_queue
+from aoti_eager._store import kept_queue, wanted_calls
 from aoti_eager._store.kept_queue import (
+    Record,
+    read_wanted,
+    update_wanted,
+)
+from aoti_eager._store.wanted_calls import (
     HEADER,
     LARGEST_FILE,
     MOST_KEYS,
     PERIOD_S,
-    Record,
     Wanted,
     WantedCall,
     decode,
     encode,
     merged,
-    read_wanted,
-    update_wanted,
     wanted,
 )
 
@@ -167,7 +169,7 @@ def test_a_document_that_is_no_call_of_the_digest_is_refused(name: str) -> None:
     text = b'{"a":' + b"[" * 50_000 + b"}" if document is None else json.dumps(document).encode()
     one = replace(kept(), document=text)
     assert not one.is_call()
-    with pytest.raises(kept_queue.NOT_WANTED):
+    with pytest.raises(wanted_calls.NOT_WANTED):
         one.call()
 
 
@@ -184,7 +186,7 @@ def test_the_most_called_keys_are_kept_and_of_equal_ones_the_latest() -> None:
 
 
 def test_the_file_has_room_for_what_is_called_most(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(kept_queue, "LARGEST_FILE", 2000)
+    monkeypatch.setattr(wanted_calls, "LARGEST_FILE", 2000)
     keys = [kept(rows, calls=rows) for rows in range(1, 20)]
     content = encode(keys, NOW)
     assert len(content) <= 2000

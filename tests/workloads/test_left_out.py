@@ -22,13 +22,15 @@ from aoti_eager._keys.kernel_key import ANY_THREADS
 from aoti_eager._store.entry import Entry, Remembered, Status
 from aoti_eager._store.environment import Environment
 from aoti_eager._store.kept_queue import (
-    MOST_TRIES,
-    WantedCall,
     update_wanted,
-    wanted,
 )
 from aoti_eager._store.store import Store
 from aoti_eager._store.verdict import processor
+from aoti_eager._store.wanted_calls import (
+    MOST_TRIES,
+    WantedCall,
+    wanted,
+)
 from aoti_eager._workloads import left_out as left_out_module
 from aoti_eager._workloads.left_out import (
     LOOKS_AGAIN,

@@ -1,0 +1,96 @@
+"""What surrounds a job: the call behind its request, its settings, its directories."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import tempfile
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from .._base.cpu import cpu_features
+from .._keys.guards import Guards, match
+from .._keys.kernel_key import ANY_THREADS, KernelKey
+from .._keys.key_words import key_words, pattern_words
+from .._keys.pattern import (
+    is_pattern,
+)
+from .._keys.schema import OpSchema
+from .._store.environment import Environment
+from .._store.store import Store, StoredEntry
+from .._store.stored_failures import standing
+from ..errors import (
+    CompileError,
+    EntryDamagedError,
+)
+
+Request = Mapping[str, Any]
+
+
+def values_of_symbols(
+    schema: OpSchema, key: KernelKey, pattern: KernelKey, guards: Guards
+) -> dict[str, int]:
+    """Return the values of a pattern's symbols in the call that it was compiled for.
+
+    Raises:
+        CompileError: It has no symbols, or does not serve that call.
+    """
+    if not is_pattern(pattern):
+        message = "the code depends on each of the sizes"
+        raise CompileError("not_dynamic", message, remember=True)
+    words, general = key_words(schema, key), pattern_words(schema, pattern)
+    values = None if words is None or general is None else match(words, general, guards)
+    if values is None:
+        message = "its guards do not let the call pass that it is for"
+        raise CompileError("not_dynamic", message, remember=True)
+    return values
+
+
+def stored_entry(store: Store, key: KernelKey, environment: Environment) -> StoredEntry | None:
+    """Return what another process has published meanwhile.
+
+    Damaged entries are made anew, and so are failures that have lapsed.
+    """
+    for candidate in (key.with_threads(ANY_THREADS), key):
+        try:
+            found = standing(store, store.find(candidate, environment, cpu_features()))
+        except EntryDamagedError as error:
+            path = getattr(error, "path", None)
+            if path is not None:
+                store.discard(path)
+            continue
+        if found is not None:
+            return found
+    return None
+
+
+def use_context(context: Mapping[str, Any]) -> None:
+    import torch
+
+    torch.set_default_dtype(getattr(torch, context["default_dtype"]))
+    torch.use_deterministic_algorithms(context["deterministic"], warn_only=True)
+    torch.set_float32_matmul_precision(context["float32_matmul_precision"])
+
+
+def use_directories(work: Path, headers: Path) -> None:
+    """Keep everything that Inductor and the C++ compiler write inside the store."""
+    from . import inductor_compat
+
+    tempfile.tempdir = str(work)
+    os.environ["TMPDIR"] = str(work)
+    os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(work / "inductor")
+    inductor_compat.use_headers(headers)
+    inductor_compat.remember_probes(headers.with_name("probes"))
+
+
+@contextlib.contextmanager
+def standard_error_in(log: Path) -> Iterator[None]:
+    saved = os.dup(2)
+    with open(log, "wb") as file:
+        os.dup2(file.fileno(), 2)
+    try:
+        yield
+    finally:
+        os.dup2(saved, 2)
+        os.close(saved)
