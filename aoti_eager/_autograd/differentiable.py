@@ -18,7 +18,7 @@ from .._functions.gradient import GradientFunction, GradientSignature
 from .._functions.op_functions import define, forget
 from .._keys.schema import Kind, OpSchema
 from ..errors import NativePathError
-from .kernel import Gradients
+from .kernel import AutogradKernel
 from .node import SecondOrder
 
 # Libraries of backward ops that graphs will call yet, after their ops are gone.
@@ -106,7 +106,7 @@ class Differentiable:
         self._source = source
         self._libraries = [new_op_library(namespace)]
         self._registered: Registered | None = None
-        self._gradients: Gradients | None = None
+        self._gradients: AutogradKernel | None = None
         try:
             backward = define(
                 self._libraries[0], backward_name, _backward_schema(op, signature), source
@@ -125,7 +125,7 @@ class Differentiable:
                 one, other = serving.find(op), serving.find(backward)
                 return None if one is None or other is None else (one, other)
 
-            self._gradients = Gradients(
+            self._gradients = AutogradKernel(
                 op,
                 schema,
                 run,

@@ -29,7 +29,7 @@ from .._dispatch.table import COMPILING, RARE, Table
 from .._functions.gradient import GradientFunction
 from .._keys.key_words import argument_kind, words_of_values
 from .._keys.schema import OpSchema, qualified_name
-from .._native.autograd_kernel import NativeGate
+from .._native.autograd_kernel import NativeAutogradKernel
 from ..config import config
 from .node import (
     GradientNode,
@@ -43,7 +43,7 @@ _PLAIN = (Tensor, torch.nn.Parameter)
 _MOST_DRAWN = 8
 
 
-class Gradients:
+class AutogradKernel:
     """The kernel of one op at the autograd key.
 
     Args:
@@ -81,7 +81,7 @@ class Gradients:
         self._function_op = function_op
         self._table: Table | None = None
         self._calls: dict[Any, JoinedCall] = {}
-        self._gate: NativeGate | None = None
+        self._gate: NativeAutogradKernel | None = None
         self._drawn: Counter[Any] = Counter()
         self._told_native = False
         # Of the gate, and what it was told. Taken after a table's, where both are.
@@ -141,7 +141,7 @@ class Gradients:
         if self._gate is not None or caches is None or None in [one.native for one in caches]:
             return
         kinds = [argument_kind(argument) for argument in self._schema.arguments]
-        gate = NativeGate(
+        gate = NativeAutogradKernel(
             self._schema.op,
             qualified_name(self._backward),
             self._function_op,
@@ -206,7 +206,7 @@ class Gradients:
         if (
             state is None
             or state.reason in (COMPILING, RARE)
-            or call.key in backward.table.arrivals
+            or call.key in backward.table.candidates
         ):
             return "autograd follows the function: the backward kernel is not there yet"
         return (
@@ -270,7 +270,7 @@ class Gradients:
 
     def put(
         self,
-        gate: NativeGate,
+        gate: NativeAutogradKernel,
         call: JoinedCall,
         arguments: Sequence[Any],
         *,
@@ -355,7 +355,7 @@ class Gradients:
         return result
 
 
-def gradients_of(op: OpOverload) -> Gradients | None:
+def gradients_of(op: OpOverload) -> AutogradKernel | None:
     """Return what stands at the autograd key of an op, if that is ours."""
     name = qualified_name(op)
     return next((one for one in list(_all) if one.name == name and one.is_open), None)
@@ -363,10 +363,10 @@ def gradients_of(op: OpOverload) -> Gradients | None:
 
 def _is_declined(cache: KernelCache, key: Any) -> bool:
     """Return whether a key has no kernel for now: it may be with the compiler, or none pays off."""
-    return key in cache.table.declines and key not in cache.table.arrivals
+    return key in cache.table.declines and key not in cache.table.candidates
 
 
-_all: weakref.WeakSet[Gradients] = weakref.WeakSet()
+_all: weakref.WeakSet[AutogradKernel] = weakref.WeakSet()
 
 
 def _after_fork() -> None:

@@ -220,11 +220,11 @@ def _in_tables(cache: KernelCache | None, args: Any, kwargs: Any) -> Explanation
 
 def _stored_key(key: KernelKey) -> KernelKey:
     """Return the key under which the store has a call's entry: with a thread count, or any."""
-    backend = cache_context.current()
+    context = cache_context.current()
     for candidate in (key.with_threads(ANY_THREADS), key):
         try:
-            found = backend.store.find(candidate, backend.environment, backend.features)
-            if found is not None and still_holds(backend.store, found):
+            found = context.store.find(candidate, context.environment, context.features)
+            if found is not None and still_holds(context.store, found):
                 return candidate
         except AotiEagerError:
             continue
@@ -233,14 +233,14 @@ def _stored_key(key: KernelKey) -> KernelKey:
 
 def _in_store(schema: OpSchema, key: KernelKey, cache: KernelCache | None) -> Explanation:
     registered = cache is not None
-    backend = cache_context.current()
-    environment = backend.environment
+    context = cache_context.current()
+    environment = context.environment
     for candidate in (key.with_threads(ANY_THREADS), key):
         try:
-            found = backend.store.find(candidate, environment, backend.features)
+            found = context.store.find(candidate, environment, context.features)
         except AotiEagerError as error:
             return Explanation(key.op, registered, "miss", None, str(error), key)
-        if found is not None and not still_holds(backend.store, found):
+        if found is not None and not still_holds(context.store, found):
             continue  # As the call does, which removes it.
         if found is not None and found.entry.status is Status.READY:
             taken = _time(found, key, cache)
@@ -253,8 +253,8 @@ def _in_store(schema: OpSchema, key: KernelKey, cache: KernelCache | None) -> Ex
             reason = found.entry.reason or "mismatch"
             message = found.entry.message or REASONS.get(reason, reason)
             return Explanation(key.op, registered, "declined", reason, message, candidate)
-    specialised = Specialisations() if cache is None else cache.table.specialised
-    found = specialised.find(schema, key, backend)
+    dynamic = Specialisations() if cache is None else cache.table.dynamic
+    found = dynamic.find(schema, key, context)
     if found is not None:
         taken = _time(found, key, cache)
         if taken is not None and not taken.wins:
@@ -262,14 +262,14 @@ def _in_store(schema: OpSchema, key: KernelKey, cache: KernelCache | None) -> Ex
         message = f"the store has a kernel library for several sizes, {found.entry.digest}"
         return Explanation(key.op, registered, "stored", None, message, key)
     if cache is not None and not cache.bypassed and config.mode != "cache_only":
-        specialised, static = cache.table.specialised, cache.table.specialisations
+        dynamic, static = cache.table.dynamic, cache.table.static_count
         is_open = may_be_dynamic(cache, cache.toolchain)
-        foreseen = specialised.foreseen_refusal if is_open else specialised.refusal
+        foreseen = dynamic.foreseen_refusal if is_open else dynamic.refusal
         refusal = foreseen(schema, key, static)
         if refusal is not None:
             message = f"{REASONS['specialisation_cap']}: {refusal}"
             return Explanation(key.op, registered, "declined", "specialisation_cap", message, key)
-    nearest = _nearest(key, environment, backend.features)
+    nearest = _nearest(key, environment, context.features)
     message = "no entry has this key" if nearest else "the store has no entry of this op"
     return Explanation(key.op, registered, "miss", None, message, key, nearest)
 

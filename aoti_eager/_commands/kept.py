@@ -10,7 +10,7 @@ from concurrent.futures import Future, ThreadPoolExecutor, as_completed, wait
 from dataclasses import replace
 
 from .._base.op_names import find_overload
-from .._compile_service.cache_context import Backend
+from .._compile_service.cache_context import CacheContext
 from .._compile_service.worker_pool import CompileService
 from .._dispatch.resumed import Outcome, Resumed
 from .._registration.registry import Registration, find_cache, register
@@ -46,15 +46,15 @@ class KeptWarming:
     """
 
     def __init__(
-        self, backend: Backend, *, jobs: int | None = None, progress: Progress | None = None
+        self, context: CacheContext, *, jobs: int | None = None, progress: Progress | None = None
     ) -> None:
         if jobs is not None and (type(jobs) is not int or jobs < 1):
             raise ConfigError(f"jobs is {jobs!r}; wanted a positive number of compiles at a time")
-        self._backend = backend
+        self._context = context
         self._jobs = jobs or cores()
         self._progress = progress or (lambda done, total: None)
         self._keys = sorted(
-            (one for one in read_wanted(backend.store.root).values() if not one.is_rare),
+            (one for one in read_wanted(context.store.root).values() if not one.is_rare),
             key=lambda one: (-one.calls, one.digest),
         )
         self._outcomes: list[tuple[Wanted, Outcome]] = []
@@ -71,13 +71,13 @@ class KeptWarming:
         started = time.monotonic()
         try:
             if self._keys:
-                with self._backend.store.workspace():
+                with self._context.store.workspace():
                     pass  # A store that cannot be written is found now.
                 self._run()
         finally:
             self._seconds = time.monotonic() - started
             if self._outcomes:
-                record_of(self._backend.store.root).keep()
+                record_of(self._context.store.root).keep()
 
     def report(self) -> WarmReport:
         """Return what has become of the keys so far."""
@@ -103,13 +103,13 @@ class KeptWarming:
 
     def _run(self) -> None:
         registrations: list[Registration] = []
-        service = CompileService(self._backend.target, workers=self._jobs)
+        service = CompileService(self._context.target, workers=self._jobs)
         # With normal priority: nothing is done beside it.
-        backend = replace(self._backend, own_service=service)
+        context = replace(self._context, own_service=service)
         pool = ThreadPoolExecutor(self._jobs, thread_name_prefix="aoti_eager-warm")
         futures: dict[Future[None], Resumed] = {}
         try:
-            keys = list(self._registered(registrations, backend))
+            keys = list(self._registered(registrations, context))
             total = len(self._keys)
             self._progress(len(self._outcomes), total)
             futures = {pool.submit(functools.partial(_finish, one)): one for one in keys}
@@ -130,7 +130,9 @@ class KeptWarming:
             for registration in registrations:
                 registration.unregister()
 
-    def _registered(self, registrations: list[Registration], backend: Backend) -> list[Resumed]:
+    def _registered(
+        self, registrations: list[Registration], context: CacheContext
+    ) -> list[Resumed]:
         """Return the keys whose ops are here; the others are counted as failed."""
         missing: dict[str, str] = {}
         for op in sorted({one.op for one in self._keys}):
@@ -147,7 +149,7 @@ class KeptWarming:
                 continue
             cache = find_cache(find_overload(one.op), "CPU")
             assert cache is not None  # It has just been registered.
-            found.append(Resumed(one, cache, cache.table, backend))
+            found.append(Resumed(one, cache, cache.table, context))
         return found
 
 

@@ -185,10 +185,10 @@ def _register(options: argparse.Namespace, source: bytes) -> str | None:
     if names is not None:
         register(names)
         return None
-    backend = cache_context.current()
-    run = left_out_module.run_digest(source, options.arguments, backend)
+    context = cache_context.current()
+    run = left_out_module.run_digest(source, options.arguments, context)
     if not options.all_ops and options.record is None:  # A workload has all calls.
-        left_out_module.leave_out(DEFAULT_OPS, run, backend)
+        left_out_module.leave_out(DEFAULT_OPS, run, context)
     for name in DEFAULT_OPS:
         if name in left_out_module.left_out:
             continue

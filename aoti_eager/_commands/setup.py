@@ -49,11 +49,11 @@ def main(options: argparse.Namespace) -> int:
         _step("the C++ path of calls", lambda: _build_native(into, compiler))
         print(f"ready: AOTI_EAGER_CARRY={into} pip wheel --no-deps .")
         return 0
-    backend = cache_context.current()
-    backend.store.create()
-    _step("the C++ path of calls", lambda: _build_path(backend.toolchain, compiler))
-    _step("what kernel libraries share", lambda: _build_parts(backend))
-    print(f"ready: {backend.store.root}")
+    context = cache_context.current()
+    context.store.create()
+    _step("the C++ path of calls", lambda: _build_path(context.toolchain, compiler))
+    _step("what kernel libraries share", lambda: _build_parts(context))
+    print(f"ready: {context.store.root}")
     return 0
 
 
@@ -81,11 +81,11 @@ def _build_native(toolchain: Path, compiler: str) -> bool:
     return True
 
 
-def _build_parts(backend: cache_context.Backend) -> bool:
-    service = CompileService(backend.target, workers=1)
+def _build_parts(context: cache_context.CacheContext) -> bool:
+    service = CompileService(context.target, workers=1)
     try:
         return service.make_parts(
-            backend.toolchain,
+            context.toolchain,
             threads=torch.get_num_threads(),
             timeout_s=config.compile_timeout_s,
         )

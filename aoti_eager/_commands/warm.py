@@ -63,12 +63,12 @@ def main(options: argparse.Namespace) -> int:
             if not bar.update(done - bar.n):
                 bar.refresh()
 
-        backend = cache_context.current()
+        context = cache_context.current()
         warming: Warming | KeptWarming
         if workload is None:
-            warming = KeptWarming(backend, jobs=options.jobs, progress=progress)
+            warming = KeptWarming(context, jobs=options.jobs, progress=progress)
         else:
-            warming = Warming(workload, backend, jobs=options.jobs, progress=progress)
+            warming = Warming(workload, context, jobs=options.jobs, progress=progress)
         status = 0
         try:
             warming.run()

@@ -1,6 +1,6 @@
 """What the caches of all ops share: the store, the environment, the compile workers.
 
-One ``Backend`` belongs to one cache directory and CPU target; ``current`` gives that of the moment.
+One ``CacheContext`` belongs to a cache directory and a CPU target; ``current`` gives that of now.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, slots=True)
-class Backend:
+class CacheContext:
     """The store at one directory with what is needed to fill it.
 
     Attributes:
@@ -123,7 +123,7 @@ class _Workers:
             self._service.end()
 
 
-_backends: dict[tuple[Path, str], Backend] = {}
+_backends: dict[tuple[Path, str], CacheContext] = {}
 _pools: dict[tuple[Target, int], _Workers] = {}  # by target and nice
 _lock = threading.RLock()
 
@@ -139,15 +139,15 @@ def _workers(target: Target, nice: int) -> _Workers:
         return found
 
 
-def current() -> Backend:
+def current() -> CacheContext:
     """Return the backend of the cache directory and the CPU target set at this moment."""
     root, setting = config.cache_dir, config.cpu_target
     with _lock:
-        backend = _backends.get((root, setting))
-        if backend is None:
+        context = _backends.get((root, setting))
+        if context is None:
             features = cpu_features()
             target = cpu_target(features, setting)
-            backend = Backend(
+            context = CacheContext(
                 store=Store(
                     root, lock_timeout_s=config.lock_timeout_s, preferred_target=target.name
                 ),
@@ -156,10 +156,10 @@ def current() -> Backend:
             )
             _workers(target, 0)  # Now: handlers at exit that come later end before them.
             _workers(target, _BACKGROUND_NICE)
-            _backends[root, setting] = backend
+            _backends[root, setting] = context
         # Settings may have changed since the directory was first used.
-        backend.store.lock_timeout_s = config.lock_timeout_s
-        return backend
+        context.store.lock_timeout_s = config.lock_timeout_s
+        return context
 
 
 def device_type(dispatch_key: str) -> str:

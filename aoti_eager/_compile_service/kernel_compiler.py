@@ -21,7 +21,7 @@ from .._runner.kernel_runner import RELEASE_GIL_NUMEL, LibraryRunner
 from .._store.entry import Entry
 from ..config import config
 from ..errors import CompileError
-from .cache_context import Backend
+from .cache_context import CacheContext
 
 if TYPE_CHECKING:
     from .._functions.description import Description
@@ -45,7 +45,7 @@ class DeviceRunner:
         self.lock = threading.RLock()
 
 
-class Toolchain:
+class KernelCompiler:
     """Makes and loads the libraries of one op.
 
     Args:
@@ -73,11 +73,11 @@ class Toolchain:
         """Return whether the code does not depend on this CPU nor on its thread count."""
         return self._device_backend is not None
 
-    def target(self, backend: Backend) -> tuple[str, frozenset[str]]:
+    def target(self, context: CacheContext) -> tuple[str, frozenset[str]]:
         """Return the name of what the code is for, and the CPU features it needs."""
         if self._device_backend is not None:
             return self._device_backend.device_type, frozenset()
-        return backend.target.name, backend.target.requires
+        return context.target.name, context.target.requires
 
     @property
     def works_in_background(self) -> bool:
@@ -88,7 +88,7 @@ class Toolchain:
         self,
         template: CallTemplate,
         function: Description | None,
-        backend: Backend,
+        context: CacheContext,
         work: Path,
         plan: Plan | None = None,
     ) -> Compiled:
@@ -123,10 +123,10 @@ class Toolchain:
                 parallel=False,
                 compiler=self._device_backend.identity,
             )
-        return backend.service.compile(
+        return context.service.compile(
             template.key,
             work,
-            backend.toolchain,
+            context.toolchain,
             gate=config.gate,
             dynamic=None if plan is None else plan.to_json(),
             **self._asked(function),
@@ -136,24 +136,24 @@ class Toolchain:
         self,
         template: CallTemplate,
         function: Description | None,
-        backend: Backend,
+        context: CacheContext,
         plan: Plan | None = None,
     ) -> Published | None:
         """Have a worker of low priority put the call's entry into the store; it is waited for.
 
         ``None`` if it has to wait for another process. Arguments and errors as for ``compile``.
         """
-        target, requires = self.target(backend)
+        target, requires = self.target(context)
         place = {
-            "root": str(backend.store.root),
-            "environment": dict(backend.environment.components),
+            "root": str(context.store.root),
+            "environment": dict(context.environment.components),
             "target": target,
             "requires": sorted(requires),
         }
-        return backend.background_service.publish(
+        return context.background_service.publish(
             template.key,
             place,
-            backend.toolchain,
+            context.toolchain,
             gate=config.gate,
             dynamic=None if plan is None else plan.to_json(),
             **self._asked(function),
@@ -163,7 +163,7 @@ class Toolchain:
         self,
         template: CallTemplate,
         function: Description | None,
-        backend: Backend,
+        context: CacheContext,
         library: Path,
         entry: Entry,
         *,
@@ -196,8 +196,8 @@ class Toolchain:
             "size": size,
             "compared": compared,
         }
-        service = backend.background_service if background else backend.service
-        return service.measure(template.key, described, backend.toolchain, **self._asked(function))
+        service = context.background_service if background else context.service
+        return service.measure(template.key, described, context.toolchain, **self._asked(function))
 
     def _asked(self, function: Description | None) -> dict[str, Any]:
         return {

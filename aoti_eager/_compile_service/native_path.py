@@ -191,22 +191,22 @@ def wait(timeout_s: float | None = None) -> bool:
 
 
 def _prepare(wanted: str, foreground_s: float) -> bool:
-    backend = cache_context.current()
+    context = cache_context.current()
     compiler = compiler_on_path()
     if _found(compiler) or load_carried():
         return True
     if compiler is None or config.mode in ("cache_only", "off"):
         # Kernels are not compiled either, and that is said elsewhere; another compiler's will do.
         return _found(None)
-    failure = _build.failures.get(backend.toolchain)
+    failure = _build.failures.get(context.toolchain)
     if failure is not None:
         if _found(None):
             return True
         raise failure
     try:
-        backend.store.create()
+        context.store.create()
         if wanted == "1":
-            native_library.load(native_build.build(backend.toolchain, compiler))
+            native_library.load(native_build.build(context.toolchain, compiler))
             return True
     except (NativePathError, StoreError):
         if _found(None):
@@ -216,14 +216,14 @@ def _prepare(wanted: str, foreground_s: float) -> bool:
         return False
     # A build that was cut off: scripts here end before it does, and would wait in vain each time.
     awaited = wanted == "auto" and foreground_s > 0
-    awaited = awaited and not native_build.was_cut_off(backend.toolchain, compiler)
+    awaited = awaited and not native_build.was_cut_off(context.toolchain, compiler)
     if awaited:
         _say(
             "building the C++ path of this machine's calls, once; a script waits "
             f"{FOREGROUND_S:g} s for it at most (AOTI_EAGER_NATIVE=background: not at all; "
             "python -m aoti_eager setup: beforehand)"
         )
-    _build.start(backend.toolchain, compiler, awaited=awaited)
+    _build.start(context.toolchain, compiler, awaited=awaited)
     return False
 
 
@@ -236,10 +236,10 @@ def _say(line: str) -> None:
 
 def _found(compiler: str | None) -> bool:
     """Load the library that ``compiler`` has built, any compiler if ``None``; False if none has."""
-    backend = cache_context.current()
-    if not backend.store.is_trusted():
+    context = cache_context.current()
+    if not context.store.is_trusted():
         return False
-    found = native_build.find(backend.toolchain, compiler)
+    found = native_build.find(context.toolchain, compiler)
     if found is not None:
         native_library.load(found)
     return found is not None

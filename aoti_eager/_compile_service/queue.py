@@ -1,4 +1,4 @@
-"""What is done beside the script: jobs by priority on threads that only wait, and small errands.
+"""What is done beside the script: jobs by priority on threads that only wait, and short writes.
 
 A CPU-bound Python thread delays the caller by the interpreter's switch interval, so a job is a
 request to another process and what little has to be done with its answer.
@@ -43,7 +43,7 @@ class Background:
         self._queue: dict[Job, float] = {}  # job -> not before this time
         self._running: set[Job] = set()
         self._threads: list[threading.Thread] = []
-        self._errands: ThreadPoolExecutor | None = None
+        self._writer: ThreadPoolExecutor | None = None
         self._ending = False
         self._refused = False
 
@@ -79,34 +79,34 @@ class Background:
             self._threads.append(thread)
             return True
 
-    def run_errand(self, errand: Callable[[], None]) -> bool:
+    def run_background_write(self, background_write: Callable[[], None]) -> bool:
         """Have something short done on another thread, in order: a file to be written, say.
 
         What is asked for is done before Python ends; false if it ends already, and it will not be.
         """
         with self._condition:
-            if self._errands is None:
-                self._errands = ThreadPoolExecutor(1, "aoti_eager-errand")
+            if self._writer is None:
+                self._writer = ThreadPoolExecutor(1, "aoti_eager-errand")
             try:
-                self._errands.submit(_logged, errand)
+                self._writer.submit(_logged, background_write)
             except RuntimeError:  # Python is ending.
-                log.info("not done: %s", errand)
+                log.info("not done: %s", background_write)
                 return False
             return True
 
     def wait(self, timeout_s: float | None = None) -> bool:
-        """Wait until all jobs and errands are done; return whether they are."""
+        """Wait until all jobs and writes are done; return whether they are."""
         deadline = None if timeout_s is None else time.monotonic() + timeout_s
         with self._condition:
             idle = self._condition.wait_for(
                 lambda: self._ending or not (self._queue or self._running), timeout_s
             )
-            errands = self._errands
-        if errands is not None and idle:
+            writer = self._writer
+        if writer is not None and idle:
             done = threading.Event()
             left = None if deadline is None else max(0.0, deadline - time.monotonic())
-            # Where Python ends, it has waited for all errands itself.
-            idle = not self.run_errand(done.set) or done.wait(left)
+            # Where Python ends, it has waited for all writes itself.
+            idle = not self.run_background_write(done.set) or done.wait(left)
         return idle
 
     def end(self, stop: Callable[[], None]) -> None:
@@ -167,11 +167,11 @@ def _rank(job: Job) -> tuple[int, ...]:
         return ()
 
 
-def _logged(errand: Callable[[], None]) -> None:
+def _logged(background_write: Callable[[], None]) -> None:
     try:
-        errand()
+        background_write()
     except Exception:  # noqa: BLE001 - nobody asks what became of it
-        log.exception("an errand failed")
+        log.exception("a background write failed")
 
 
 background = Background()

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from .._autograd.differentiable import is_differentiable, signature_of
-from .._autograd.kernel import Gradients
+from .._autograd.kernel import AutogradKernel
 from .._base.sealed_library import sealed_file
 from .._base.torch_compat import dispatcher
 from .._base.torch_compat import settings as torch_settings
@@ -194,7 +194,7 @@ class _Measured:
                 "kernel_us": kernel_us,
                 "original_us": original_us,
                 "passed_us": passed_us,
-                "spread": min(1.0, (side.unrest(quiet) + original.unrest(quiet)) / 2),
+                "spread": min(1.0, (side.spread(quiet) + original.spread(quiet)) / 2),
                 "quiet": quiet,
             }
         return results
@@ -280,7 +280,7 @@ class _Measured:
         if function is None or self._step is not None or not is_differentiable(self._schema):
             return None
         gradient = GradientFunction(function, signature_of(self._schema))
-        kernel = Gradients(
+        kernel = AutogradKernel(
             self._op, self._schema, function, gradient, self._op, lambda: None, function_op=""
         )
         namespace, _, name = self._op.name().partition("::")

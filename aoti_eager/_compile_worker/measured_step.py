@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from .._autograd.kernel import Gradients
+from .._autograd.kernel import AutogradKernel
 from .._autograd.node import GradientNode, JoinedCall, Pair
 from .._base.torch_compat import dispatcher
 from .._base.torch_compat.dispatcher import OpOverload
@@ -23,7 +23,7 @@ from .._dispatch.kernel_cache import KernelCache
 from .._functions.gradient import GradientFunction
 from .._keys.key_words import argument_kind
 from .._keys.schema import op_schema
-from .._native.autograd_kernel import NativeGate
+from .._native.autograd_kernel import NativeAutogradKernel
 
 Step = Callable[..., Any]
 
@@ -57,7 +57,7 @@ class MeasuredStep:
         pair = Pair(stand_in, backward, tuple(signature.tensors), tuple(signature.keywords))
         self._joined = JoinedCall(pair, self._needs, results)
         self._library: torch.library.Library | None = None
-        self._gates: list[NativeGate] = []
+        self._gates: list[NativeAutogradKernel] = []
         self._steps: dict[tuple[str, bool], Step] = {}
 
     def eager(self, *_: Any) -> Any:
@@ -115,12 +115,12 @@ class MeasuredStep:
 
         op: OpOverload = getattr(getattr(torch.ops, namespace), name).default
         own = op_schema(op)
-        gradients = Gradients(
+        gradients = AutogradKernel(
             op, own, run, self._function, self._backward, lambda: None, function_op=""
         )
 
         def above(keyset: Any, *values: Any) -> Any:
-            """Do what ``Gradients`` does in Python, with what it would find in the caches."""
+            """Do what ``AutogradKernel`` does in Python, with what it would find in the caches."""
             found = gradients(keyset, *values) if declined else None
             cache.lookup(cache.key(*values))
             return GradientNode.apply(self._joined, *values) if found is None else found  # type: ignore[no-untyped-call]
@@ -131,7 +131,7 @@ class MeasuredStep:
         library.impl(f"{name}_function", run, "CompositeImplicitAutograd")  # type: ignore[no-untyped-call]
         if path == "native":
             kinds = [argument_kind(argument) for argument in own.arguments]
-            gate = NativeGate(
+            gate = NativeAutogradKernel(
                 own.op, backward.name, f"{namespace}::{name}_function", kinds, signature.results
             )
             gate.install()

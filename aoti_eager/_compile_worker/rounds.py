@@ -58,7 +58,7 @@ class Side:
         """Return the median of the rounds that count."""
         return round(statistics.median(self._counting(quiet)) / 1e3, 3)
 
-    def unrest(self, quiet: bool) -> float:
+    def spread(self, quiet: bool) -> float:
         """Return by how much these differ, as a share of their median."""
         counting = self._counting(quiet)
         return round((counting[-1] - counting[0]) / max(statistics.median(counting), 1.0), 4)

@@ -10,9 +10,9 @@ import enum
 from collections.abc import Iterator
 from threading import get_ident
 
-from .._compile_service.cache_context import Backend
+from .._compile_service.cache_context import CacheContext
 from .._keys.dynamic_plan import Plan
-from .kernel_request import KeyedCall
+from .kernel_request import KernelRequest
 from .pending import compile_later, decline_meanwhile
 
 
@@ -28,7 +28,9 @@ class Asked(enum.Enum):
     NO_PLAN = enum.auto()  # a kernel for several sizes was wanted, and cannot be had
 
 
-def ask(call: KeyedCall, backend: Backend, *, for_family: bool = False, calls: int = 1) -> Asked:
+def ask(
+    call: KernelRequest, context: CacheContext, *, for_family: bool = False, calls: int = 1
+) -> Asked:
     """Ask the workers for a call's kernel, its own or that of its family.
 
     Args:
@@ -38,10 +40,10 @@ def ask(call: KeyedCall, backend: Backend, *, for_family: bool = False, calls: i
         calls: How often this process has called the key.
     """
     schema, key, table = call.cache.schema, call.key, call.table
-    specialised = table.specialised
+    dynamic = table.dynamic
     plan: Plan | None = None
     if call.may_be_dynamic:
-        waits = specialised.wait_for(
+        waits = dynamic.wait_for(
             schema,
             key,
             call.table_key,
@@ -50,20 +52,20 @@ def ask(call: KeyedCall, backend: Backend, *, for_family: bool = False, calls: i
         )
         if waits:
             return Asked.QUEUED
-        plan, passes = specialised.plan(schema, key)
+        plan, passes = dynamic.plan(schema, key)
         if passes:
             return Asked.PASSES
     if plan is None and for_family:
         return Asked.NO_PLAN
     if plan is None:
-        refusal = specialised.refusal(schema, key, table.specialisations)
+        refusal = dynamic.refusal(schema, key, table.static_count)
         if refusal is not None:
             call.decline("specialisation_cap", refusal)
             return Asked.CAPPED
-    if not compile_later(call, None, plan, backend, calls):
+    if not compile_later(call, None, plan, context, calls):
         return Asked.FULL
     if plan is None:
-        specialised.start_static(schema, key)
+        dynamic.start_static(schema, key)
     return Asked.QUEUED
 
 

@@ -18,7 +18,7 @@ from .._base.torch_compat.dispatcher import OpOverload
 from .._base.warn_once import warn_once
 from .._compile_service import cache_context
 from .._compile_service.device_backends import device_backend
-from .._compile_service.kernel_compiler import Toolchain
+from .._compile_service.kernel_compiler import KernelCompiler
 from .._keys.declines import op_decline
 from .._keys.key_words import argument_kind
 from .._keys.schema import op_schema
@@ -33,7 +33,7 @@ from .counters import Counter, OpCounters, OpStats
 from .kernel import Kernel
 from .miss import Miss, compiling
 from .original import OriginalKernel
-from .python_kernel import entrance
+from .python_kernel import python_kernel
 from .table import (
     COMPILING,
     RARE,
@@ -97,7 +97,7 @@ class KernelCache:
         self._refresh_lock = threading.RLock()
         self._enabled = True
         self._op_decline = op_decline(op, self.schema)
-        self.toolchain = Toolchain(op, None)
+        self.toolchain = KernelCompiler(op, None)
         self.lookup: Callable[[TableKey], Kernel | None]
         self.bypassed: bool
         self.asks_native: bool
@@ -107,7 +107,7 @@ class KernelCache:
         self._tables: dict[object, Table] = {}
         self.observers: list[Callable[[], None]] = []  # told of every change of state
         self.refresh()
-        self.entrance, self.key = entrance(self)
+        self.python_kernel, self.key = python_kernel(self)
 
     def describe_function(self) -> tuple[Description | None, list[Tensor]]:
         """Return the op's Python function as data, if it has one, and its constants.
@@ -118,7 +118,7 @@ class KernelCache:
         return (None, []) if self.function is None else self.function.describe()
 
     def key_context(
-        self, toolchain: Toolchain, function: Description | None
+        self, toolchain: KernelCompiler, function: Description | None
     ) -> tuple[tuple[str, Component], ...]:
         """Return what the key holds besides arguments and settings."""
         return (*toolchain.context, *(function.context() if function is not None else ()))
@@ -133,10 +133,10 @@ class KernelCache:
     def _refresh(self) -> None:
         mode = config.mode
         device_type = cache_context.device_type(self.dispatch_key)
-        backend = device_backend(device_type)
-        self.toolchain = Toolchain(self.op, backend, is_native=self.native is not None)
+        context = device_backend(device_type)
+        self.toolchain = KernelCompiler(self.op, context, is_native=self.native is not None)
         reason = self._op_decline
-        if reason is None and device_type != "cpu" and backend is None:
+        if reason is None and device_type != "cpu" and context is None:
             reason = "unsupported_device"
         if reason != self.always_declined:
             self._always = None if reason is None else self.counters.declined(reason)
@@ -228,7 +228,7 @@ class KernelCache:
         self.refresh()
 
     def close(self) -> None:
-        """Let go of all libraries: torch keeps the entrance of an op even after it is destroyed."""
+        """Let go of all libraries: torch keeps the Python kernel of an op that is destroyed."""
         with self._refresh_lock:  # against a setting that changes meanwhile
             self._enabled = False
             self.detach_native()
@@ -280,7 +280,7 @@ class KernelCache:
         saved_s = counts.hits * 1e-6 * sum(saves) / len(saves) if saves else 0.0
         return replace(counts, unfinished=self.table.unfinished(), saved_s=saved_s)
 
-    # -- hit: inlined in the entrance; what follows is its way out --
+    # -- hit: inlined in the Python kernel; what follows is its way out --
 
     def run_failed(
         self,
@@ -338,9 +338,9 @@ class KernelCache:
         kernel = self.lookup(key)
         if kernel is None:
             with recheck.wanted():  # C++ has served it by what it shares with others.
-                return self.entrance(keyset, *args, **kwargs)
+                return self.python_kernel(keyset, *args, **kwargs)
         if kernel.look is None:
-            return self.entrance(keyset, *args, **kwargs)
+            return self.python_kernel(keyset, *args, **kwargs)
         return kernel.look(kernel, keyset, args, kwargs)
 
     # -- pass through --
@@ -382,8 +382,8 @@ class KernelCache:
     ) -> Any:
         """Return the call's result and, if it can be had, put its kernel into the table."""
         table = self.table
-        if key in table.arrivals and not tracing_compat.is_tracing():
-            arrival = table.arrivals.pop(key, None)  # One call of those that come at once.
+        if key in table.candidates and not tracing_compat.is_tracing():
+            arrival = table.candidates.pop(key, None)  # One call of those that come at once.
             if arrival is not None:
                 return arrival.serve(keyset, args, kwargs)
         decline = table.declines.get(key)
@@ -419,7 +419,7 @@ class KernelCache:
             decline.count.add()
             return self.original(keyset, args, kwargs)
         # Another thread compiled it meanwhile.
-        return self.entrance(keyset, *args, **kwargs)
+        return self.python_kernel(keyset, *args, **kwargs)
 
     def _single_flight(self, key: TableKey) -> threading.RLock:
         # One lock a key: threads that miss together wait for one compile. Re-entrant, because an

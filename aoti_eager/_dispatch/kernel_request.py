@@ -17,9 +17,9 @@ from .._base.sealed_library import SealedLibrary
 from .._base.torch_compat.dispatcher import OpOverload
 from .._base.warn_once import warn_of_function, warn_once
 from .._compile_service import queue
-from .._compile_service.cache_context import Backend
+from .._compile_service.cache_context import CacheContext
 from .._compile_service.cache_context import current as current_backend
-from .._compile_service.kernel_compiler import Toolchain
+from .._compile_service.kernel_compiler import KernelCompiler
 from .._keys.call_template import CallTemplate, call_template
 from .._keys.kernel_key import ANY_THREADS, KernelKey
 from .._keys.pattern import (
@@ -64,10 +64,10 @@ class Cache(Protocol):
     dispatch_key: str
     original: OriginalKernel
     counters: OpCounters
-    entrance: Callable[..., Any]
+    python_kernel: Callable[..., Any]
     lookup: Callable[[TableKey], Kernel | None]
     table: Table
-    toolchain: Toolchain
+    toolchain: KernelCompiler
     function: PythonFunction | None
     counts_writes: bool
     native: NativeOp | None
@@ -79,13 +79,13 @@ class Cache(Protocol):
         """Return the op's Python function as data, if it has one, and its constants."""
 
     def key_context(
-        self, toolchain: Toolchain, function: Description | None
+        self, toolchain: KernelCompiler, function: Description | None
     ) -> Sequence[tuple[str, Any]]:
         """Return what the key holds besides arguments and settings."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class KeyedCall:
+class KernelRequest:
     """A call of one op in one table.
 
     Attributes:
@@ -107,14 +107,14 @@ class KeyedCall:
     key: KernelKey
     template: CallTemplate
     function: Description | None
-    toolchain: Toolchain
+    toolchain: KernelCompiler
     words: bytes | None
     numel: int
     device: torch.device | None
 
     # -- the store --
 
-    def find(self, backend: Backend) -> StoredEntry | None:
+    def find(self, context: CacheContext) -> StoredEntry | None:
         """Return the key's entry, its library's digest compared.
 
         Damaged ones are removed, and so are failures that have lapsed.
@@ -122,18 +122,18 @@ class KeyedCall:
         Raises:
             StoreError: The store cannot be read, or is not ours.
         """
-        environment = backend.environment
+        environment = context.environment
         for key in (self.key.with_threads(ANY_THREADS), self.key):
             try:
-                found = backend.store.find(key, environment, backend.features)
-                found = standing(backend.store, found)
+                found = context.store.find(key, environment, context.features)
+                found = standing(context.store, found)
                 if found is not None and found.entry.status is Status.READY:
-                    found = backend.store.check_library(found)
+                    found = context.store.check_library(found)
             except EntryDamagedError as error:
                 if config.strict:
                     raise
                 log.warning("%s; it is removed and made anew", error)
-                backend.discard(error)
+                context.discard(error)
                 continue
             except AotiEagerError as error:
                 if isinstance(error, StoreError) and not hasattr(error, "path"):
@@ -142,25 +142,25 @@ class KeyedCall:
                 continue
             if found is not None:
                 return found
-        return self._find_dynamic(backend)
+        return self._find_dynamic(context)
 
-    def _find_dynamic(self, backend: Backend) -> StoredEntry | None:
+    def _find_dynamic(self, context: CacheContext) -> StoredEntry | None:
         """Return the dynamic specialisation that serves the call; a damaged one is removed."""
         if not self.may_be_dynamic:
             return None
-        specialised = self.table.specialised
-        found = specialised.find(self.cache.schema, self.key, backend)
+        dynamic = self.table.dynamic
+        found = dynamic.find(self.cache.schema, self.key, context)
         if found is None:
             return None
-        if not specialised.is_loaded(found, self._releases_gil):
+        if not dynamic.is_loaded(found, self._releases_gil):
             try:
-                found = backend.store.check_library(found)
+                found = context.store.check_library(found)
             except EntryDamagedError as error:
                 if config.strict:
                     raise
                 log.warning("%s; it is removed and made anew", error)
-                backend.discard(error)
-                specialised.forget()
+                context.discard(error)
+                dynamic.forget()
                 return None
         return found
 
@@ -178,14 +178,14 @@ class KeyedCall:
     def _releases_gil(self) -> bool:
         return self.numel >= RELEASE_GIL_NUMEL
 
-    def load_stored(self, found: StoredEntry, backend: Backend) -> Kernel:
+    def load_stored(self, found: StoredEntry, context: CacheContext) -> Kernel:
         """Return the kernel of a stored entry.
 
         Raises:
             RunnerError: Its library cannot be loaded.
             StoreError: It is not the one that was stored, or there is no memory for it.
         """
-        return self.load(lambda: backend.store.sealed_library(found), found.entry)
+        return self.load(lambda: context.store.sealed_library(found), found.entry)
 
     def load(self, copy: Callable[[], SealedLibrary], entry: Entry) -> Kernel:
         """Return the kernel of an entry's library.
@@ -207,7 +207,7 @@ class KeyedCall:
         if entry.guards is None:
             runner = load()
         else:
-            runner = self.table.specialised.runner(entry, self._releases_gil, load)
+            runner = self.table.dynamic.runner(entry, self._releases_gil, load)
         plain = all(
             argument.kind is Kind.TENSOR and isinstance(component, dict) and "dtype" in component
             for argument, (_, component) in zip(
@@ -257,11 +257,11 @@ class KeyedCall:
         """Return whether a kernel that serves now has passed the gate, or none applies to it."""
         return bool(config.gate) or not self.toolchain.works_in_background
 
-    def verdict(self, found: StoredEntry, backend: Backend) -> Verdict:
+    def verdict(self, found: StoredEntry, context: CacheContext) -> Verdict:
         """Return what this processor has made of a stored library."""
         library = found.entry.library
         digest = found.entry.digest
-        return backend.verdicts.get(digest, "" if library is None else library.sha256)
+        return context.verdicts.get(digest, "" if library is None else library.sha256)
 
     def time(self, verdict: Verdict, entry: Entry) -> PathTime | None:
         """Return the times on the hit path that will serve, if they were taken."""
@@ -273,7 +273,7 @@ class KeyedCall:
         return None if entry.guards is None else size_class(self.key)
 
     def measure(
-        self, found: StoredEntry, verdict: Verdict, backend: Backend, *, background: bool
+        self, found: StoredEntry, verdict: Verdict, context: CacheContext, *, background: bool
     ) -> tuple[Verdict, PathTime | None]:
         """Return the verdict after a worker has tried and timed the library, and the time to go by.
 
@@ -283,7 +283,7 @@ class KeyedCall:
         measured = self.toolchain.measure(
             self.template,
             self.function,
-            backend,
+            context,
             found.library_path,
             found.entry,
             background=background,
@@ -293,15 +293,15 @@ class KeyedCall:
         verdict = replace(verdict, compared=verdict.compared or measured.compared)
         size = self.size(found.entry)
         verdict = verdict.with_times(measured.times, self.threads, size, measured.unmeasured)
-        self.keep(verdict, found, backend)
+        self.keep(verdict, found, context)
         # Where the C++ hit path could not be timed, Python's is the slower one.
         taken = self.time(verdict, found.entry)
         return verdict, taken or verdict.time("python", self.threads, size)
 
-    def keep(self, verdict: Verdict, found: StoredEntry, backend: Backend) -> None:
+    def keep(self, verdict: Verdict, found: StoredEntry, context: CacheContext) -> None:
         """Write a verdict into the store; where it cannot be written, this process has it."""
         with contextlib.suppress(OSError):
-            backend.verdicts.put(found.entry.digest, verdict)
+            context.verdicts.put(found.entry.digest, verdict)
 
     # -- outcomes --
 
@@ -358,12 +358,12 @@ class KeyedCall:
 
     def differs(self, entry: Entry, message: str) -> None:
         """Decline the key and quarantine its entry: a call that it has served came out wrong."""
-        backend = current_backend()
+        context = current_backend()
         found = None
         with contextlib.suppress(StoreError):
-            found = self.find(backend)
+            found = self.find(context)
         if found is not None and found.entry.digest == entry.digest:
-            self.mismatches(found, [message], backend)
+            self.mismatches(found, [message], context)
         else:  # It was removed meanwhile.
             self.cache.counters.failures.add()
             self.decline("mismatch", message)
@@ -371,7 +371,9 @@ class KeyedCall:
                 self.table.distrust(entry.digest)
         self.cache.counters.declined("mismatch").add()
 
-    def mismatches(self, found: StoredEntry, problems: Sequence[str], backend: Backend) -> None:
+    def mismatches(
+        self, found: StoredEntry, problems: Sequence[str], context: CacheContext
+    ) -> None:
         """Decline the key and quarantine its entry, because its results differ."""
         message = "; ".join(problems)
         self.cache.counters.failures.add()
@@ -383,15 +385,15 @@ class KeyedCall:
             try:
                 # It says that the library was checked, maybe; another of the same bytes may come.
                 with contextlib.suppress(OSError):
-                    backend.verdicts.remove(found.entry.digest)
-                backend.store.quarantine(as_failure(found), "mismatch", message)
+                    context.verdicts.remove(found.entry.digest)
+                context.store.quarantine(as_failure(found), "mismatch", message)
             except StoreError as error:
                 warn_once("store", f"{error}; kernels are not kept, originals run instead")
 
-        queue.background.run_errand(quarantine)
+        queue.background.run_background_write(quarantine)
 
 
-def may_be_dynamic(cache: Cache, toolchain: Toolchain) -> bool:
+def may_be_dynamic(cache: Cache, toolchain: KernelCompiler) -> bool:
     """Return whether kernels for several sizes are made of the op of ``cache``."""
     return cache.function is None and toolchain.works_in_background and cache.dispatch_key == "CPU"
 

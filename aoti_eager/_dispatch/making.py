@@ -10,7 +10,7 @@ import time
 from pathlib import Path
 
 from .._base.data_class import dataclass
-from .._compile_service.cache_context import Backend
+from .._compile_service.cache_context import CacheContext
 from .._keys.dynamic_plan import Plan
 from .._keys.kernel_key import ANY_THREADS
 from .._store.entry import Status
@@ -21,7 +21,7 @@ from .._store.stored_pattern import serves
 from .._store.verdict import PathTime, Verdict
 from ..config import config
 from ..errors import CompileError
-from .kernel_request import KeyedCall
+from .kernel_request import KernelRequest
 from .payback import payback
 from .table import BEING_COMPILED, MEASURING, QUEUED
 
@@ -67,13 +67,13 @@ class Making:
 
     def __init__(
         self,
-        call: KeyedCall,
-        backend: Backend,
+        call: KernelRequest,
+        context: CacheContext,
         found: StoredEntry | None = None,
         plan: Plan | None = None,
     ) -> None:
         self._call = call
-        self._backend = backend
+        self._context = context
         self._found = found
         self._plan = plan
         self._busy_s = 0.0
@@ -95,7 +95,7 @@ class Making:
             CompileError: There is no usable library.
             StoreError: The store cannot be read.
         """
-        call, backend = self._call, self._backend
+        call, context = self._call, self._context
         # Once: the setting may change at any time, and what serves must say by which it was chosen.
         gated = call.is_gated
         found = self._found
@@ -103,8 +103,8 @@ class Making:
             self.state = BEING_COMPILED
             found = self._compiled_here()
         if found is None and self._plan is not None:
-            call.table.specialised.look_again()
-            found = call.find(backend)
+            call.table.dynamic.look_again()
+            found = call.find(context)
         if found is None:
             published = self._published()
             if isinstance(published, float):
@@ -115,14 +115,14 @@ class Making:
         entry = found.entry
         if entry.status is not Status.READY:
             return Made(found, Verdict(""), None, gated)
-        verdict = call.verdict(found, backend)
+        verdict = call.verdict(found, context)
         taken = call.time(verdict, entry)
         # What came from another machine has not been run on this one, and may not be safe to.
         unknown = gated and taken is None
         untried = call.wants_check(entry, verdict) and not verdict.compared
         if call.toolchain.works_in_background and (unknown or untried):
             self.state = MEASURING
-            verdict, taken = call.measure(found, verdict, backend, background=True)
+            verdict, taken = call.measure(found, verdict, context, background=True)
             unsettled = taken is None or taken.is_doubtful
             if gated and unsettled and self._unquiet < _UNQUIET_TRIES:
                 self._unquiet += 1
@@ -131,15 +131,15 @@ class Making:
 
     def _published(self) -> StoredEntry | float:
         """Return the entry that a worker has put into the store; or the seconds to wait."""
-        call, backend = self._call, self._backend
-        record = record_of(backend.store.root)
-        if backend.background_service.ended:
+        call, context = self._call, self._context
+        record = record_of(context.store.root)
+        if context.background_service.ended:
             # The rest of the queue, while Python ends: nothing of it is begun.
             raise CompileError("worker_died", f"{call.key.op}: Python is ending", remember=False)
         self.state = BEING_COMPILED
         record.tried(self.digest)
         start = time.monotonic()
-        published = call.toolchain.publish(call.template, call.function, backend, self._plan)
+        published = call.toolchain.publish(call.template, call.function, context, self._plan)
         record.tried(self.digest, -1)  # It has come to an end: no process begins it in vain.
         if published is None:
             return self._busy()
@@ -157,7 +157,7 @@ class Making:
                 raise
             return 0.0
         if found.entry.guards is not None:
-            call.table.specialised.add(found)
+            call.table.dynamic.add(found)
         return found
 
     def _busy(self) -> float:
@@ -186,7 +186,7 @@ class Making:
         Raises:
             CompileError: It is another key's, whose library must not see our arguments.
         """
-        found, key = self._backend.store.read(path), self._call.key
+        found, key = self._context.store.read(path), self._call.key
         is_own = found.entry.key in (key, key.with_threads(ANY_THREADS))
         if not is_own and not serves(self._call.cache.schema, found, key):
             raise CompileError(
@@ -196,17 +196,17 @@ class Making:
 
     def _compiled_here(self) -> StoredEntry:
         """Return the entry of a library that a device's own compiler has made, on this thread."""
-        call, store = self._call, self._backend.store
+        call, store = self._call, self._context.store
         with store.locked(call.key), store.workspace() as work:
-            found = call.find(self._backend)
+            found = call.find(self._context)
             if found is not None:
                 return found
             call.cache.counters.compiles.add()
-            made = call.toolchain.compile(call.template, call.function, self._backend, work)
-            target, requires = call.toolchain.target(self._backend)
+            made = call.toolchain.compile(call.template, call.function, self._context, work)
+            target, requires = call.toolchain.target(self._context)
             entry = ready_entry(
                 call.key,
-                self._backend.environment,
+                self._context.environment,
                 target,
                 requires,
                 outputs=made.outputs,

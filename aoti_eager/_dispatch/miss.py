@@ -22,7 +22,7 @@ from .._base.sealed_library import sealed_file
 from .._base.torch_compat.dispatcher import raw_schema
 from .._base.warn_once import warn_of_function, warn_once
 from .._compile_service import cache_context
-from .._compile_service.cache_context import Backend
+from .._compile_service.cache_context import CacheContext
 from .._keys.call_template import CallTemplate, call_template
 from .._keys.declines import call_decline
 from .._keys.kernel_key import KernelKey, kernel_key
@@ -46,7 +46,7 @@ from ..errors import (
 )
 from .certificates import refusal as certificate_refusal
 from .kernel import Kernel, call_inputs
-from .kernel_request import Cache, KeyedCall, refused
+from .kernel_request import Cache, KernelRequest, refused
 from .live_check import LiveCheck
 from .recorder import record
 from .table import (
@@ -60,7 +60,7 @@ if TYPE_CHECKING:
     from .._compile_service.replies import Compiled
     from .._functions.description import Description
     from .._keys.dynamic_plan import Plan
-    from .pending import Arrived
+    from .pending import Candidate
 
 log = logging.getLogger("aoti_eager")
 
@@ -175,19 +175,19 @@ class Miss:
             return self._store_failed(error)
         if found is not None:
             if self._call.may_be_dynamic and found.entry.guards is None:
-                self._table.specialised.note(cache.schema, key)
+                self._table.dynamic.note(cache.schema, key)
             return self._serve(found)
         if config.mode == "cache_only":
             return self._declined("not_in_cache", f"{self._op}: not in the cache")
-        plan, specialised = None, self._table.specialised
+        plan, dynamic = None, self._table.dynamic
         if config.mode != "sync":
             return self._run_and_count()
         if self._call.may_be_dynamic:
-            plan, passes = specialised.plan(cache.schema, key)
+            plan, passes = dynamic.plan(cache.schema, key)
             if passes:
                 return self._original()
         if plan is None:
-            refusal = specialised.refusal(cache.schema, key, self._table.specialisations)
+            refusal = dynamic.refusal(cache.schema, key, self._table.static_count)
             if refusal is not None:
                 return self._declined("specialisation_cap", refusal)
         return self._compile(plan)
@@ -205,9 +205,9 @@ class Miss:
 
     def _keyed_call(
         self, key: KernelKey, template: CallTemplate, function: Description | None
-    ) -> KeyedCall:
+    ) -> KernelRequest:
         inputs = self._inputs
-        return KeyedCall(
+        return KernelRequest(
             cache=self._cache,
             table=self._table,
             table_key=self._table_key,
@@ -229,16 +229,16 @@ class Miss:
     # -- a kernel from the store --
 
     def _serve(self, found: StoredEntry) -> Any:
-        entry, backend = found.entry, cache_context.current()
+        entry, context = found.entry, cache_context.current()
         if entry.status is not Status.READY:
             reason = entry.reason or "mismatch"
             return self._declined(reason, entry.message or reason)
-        verdict = self._call.verdict(found, backend)
-        refused = self._refused(found, verdict, backend)
+        verdict = self._call.verdict(found, context)
+        refused = self._refused(found, verdict, context)
         if refused is not None:
             return refused()
         try:
-            kernel = self._call.load_stored(found, backend)
+            kernel = self._call.load_stored(found, context)
         except (RunnerError, OSError) as error:
             return self._declined("library_unloadable", str(error))
         kernel.gated = self._call.passes_gate
@@ -247,9 +247,9 @@ class Miss:
         if kernel.parallel and cache_context.is_forked():
             return self._declined("forked", "OpenMP's threads stayed with the parent")
         if self._call.wants_check(entry, verdict) and self._in_background:
-            from .pending import Arrived
+            from .pending import Candidate
 
-            arrival = Arrived(self._call, found, verdict, kernel, backend, compared=True)
+            arrival = Candidate(self._call, found, verdict, kernel, context, compared=True)
             return self._arrived(arrival)
         if self._call.wants_check(entry, verdict):
             before = self._live.copies()
@@ -260,7 +260,7 @@ class Miss:
         self._publish_to_table(kernel)
         self._counted = True
         try:
-            return self._cache.entrance(self._keyset, *self._args, **self._kwargs)
+            return self._cache.python_kernel(self._keyset, *self._args, **self._kwargs)
         except BaseException as error:
             self._raised = error  # The original's, or a run that may have written to an argument.
             raise
@@ -268,7 +268,7 @@ class Miss:
             if kernel.native() is not None and not was_native:
                 self._publish_to_table(kernel)  # C++ takes some kernels after their first run.
 
-    def _arrived(self, arrival: Arrived) -> Any:
+    def _arrived(self, arrival: Candidate) -> Any:
         """Return the original's result, compared with that of a library that a worker has tried."""
         self._call.decline(
             COMPILING,
@@ -289,7 +289,7 @@ class Miss:
         return config.mode != "sync" and self._call.toolchain.works_in_background
 
     def _refused(
-        self, found: StoredEntry, verdict: Verdict, backend: Backend
+        self, found: StoredEntry, verdict: Verdict, context: CacheContext
     ) -> Callable[[], Any] | None:
         """Return what becomes of the call if a stored library does not serve it now, else nothing.
 
@@ -305,7 +305,7 @@ class Miss:
             return None
         if taken is None:
             try:
-                verdict, taken = call.measure(found, verdict, backend, background=False)
+                verdict, taken = call.measure(found, verdict, context, background=False)
             except CompileError as error:
                 message = str(error)
                 return lambda: self._declined("unmeasured", message)
@@ -326,10 +326,10 @@ class Miss:
             return
         self._publish_to_table(kernel)
         if not self._cache.original.overridden:
-            backend = cache_context.current()
-            verdict = self._call.verdict(found, backend)
+            context = cache_context.current()
+            verdict = self._call.verdict(found, context)
             size = self._call.size(found.entry)
-            self._call.keep(verdict.with_check(size), found, backend)
+            self._call.keep(verdict.with_check(size), found, context)
 
     # -- a kernel from the compiler --
 
@@ -384,7 +384,7 @@ class Miss:
             return self._result
         result = self._result
         if plan is None:
-            self._table.specialised.start_static(self._cache.schema, self._call.key)
+            self._table.dynamic.start_static(self._cache.schema, self._call.key)
         ident = get_ident()
         compiling.add(ident)
         try:
@@ -435,28 +435,28 @@ class Miss:
             record.want(WantedCall(self._call.key, str(raw_schema(self._cache.op))), lambda: 1)
 
     def _compile_and_check(self, result: Any, before: list[Tensor], plan: Plan | None) -> None:
-        backend = cache_context.current()
-        with backend.store.locked(self._call.key), backend.store.workspace() as work:
+        context = cache_context.current()
+        with context.store.locked(self._call.key), context.store.workspace() as work:
             # Another process may have compiled it while this one waited for the lock.
             if plan is not None:
-                self._table.specialised.look_again()
-            found = self._call.find(backend)
+                self._table.dynamic.look_again()
+            found = self._call.find(context)
             if found is not None:
                 self._adopt(found, result, before)
                 return
             if plan is not None:
-                self._table.specialised.start(plan)
+                self._table.dynamic.start(plan)
             self._cache.counters.compiles.add()
             try:
                 compiled = self._toolchain.compile(
-                    self._call.template, self._call.function, backend, work, plan
+                    self._call.template, self._call.function, context, work, plan
                 )
             except CompileError as error:
                 if is_remembered(error):
-                    target, requires = self._toolchain.target(backend)
+                    target, requires = self._toolchain.target(context)
                     entry = failed_entry(
                         self._call.key if plan is None else plan.pattern,
-                        backend.environment,
+                        context.environment,
                         target,
                         requires,
                         reason=error.reason,
@@ -464,15 +464,15 @@ class Miss:
                         remembered=met_now(self._call.compiler_identity),
                         guards=None if plan is None else plan.guards,
                     )
-                    stored = backend.store.publish(entry, work, None, error.log)
+                    stored = context.store.publish(entry, work, None, error.log)
                     if plan is not None:
-                        self._table.specialised.add(stored)
+                        self._table.dynamic.add(stored)
                 if plan is None or not is_remembered(error):
                     raise
                 # The next call of this key asks for a kernel of its own.
                 log.info("%s: no dynamic kernel (%s): %s", self._op, error.reason, error)
                 return
-            self._use(compiled, result, before, work, backend)
+            self._use(compiled, result, before, work, context)
 
     def _adopt(self, found: StoredEntry, result: Any, before: list[Tensor]) -> None:
         """Put an entry that another process published meanwhile into the table."""
@@ -480,17 +480,17 @@ class Miss:
             reason = found.entry.reason or "mismatch"
             self._decline_next(reason, found.entry.message or reason)
             return
-        backend = cache_context.current()
-        verdict = self._call.verdict(found, backend)
+        context = cache_context.current()
+        verdict = self._call.verdict(found, context)
         if self._call.is_gated:
             taken = self._call.time(verdict, found.entry)
             if taken is None:
-                verdict, taken = self._call.measure(found, verdict, backend, background=False)
+                verdict, taken = self._call.measure(found, verdict, context, background=False)
             if taken is None or not taken.wins:
                 self._decline_next(*refused(taken, verdict.unmeasured))
                 return
         try:
-            kernel = self._call.load_stored(found, backend)
+            kernel = self._call.load_stored(found, context)
         except (RunnerError, OSError) as error:
             self._decline_next("library_unloadable", str(error))
             return
@@ -511,12 +511,12 @@ class Miss:
         before: list[Tensor],
         work: Path,
         # That of the compile: the setting may be another by now, and the code is not.
-        backend: Backend,
+        context: CacheContext,
     ) -> None:
-        target, requires = self._toolchain.target(backend)
+        target, requires = self._toolchain.target(context)
         entry = ready_entry(
             self._call.key if compiled.pattern is None else compiled.pattern,
-            backend.environment,
+            context.environment,
             target,
             requires,
             outputs=compiled.outputs,
@@ -548,20 +548,20 @@ class Miss:
                 message=message,
                 remembered=met_now(compiled.identity),
             )
-            stored = backend.store.publish(
+            stored = context.store.publish(
                 entry, work, compiled.library, message, sha256=compiled.sha256
             )
             if entry.guards is not None:
-                self._table.specialised.add(stored)
+                self._table.dynamic.add(stored)
                 self._table.distrust(entry.digest)
             log.warning("%s: its library is quarantined: %s", self._op, message)
             self._cache.counters.failures.add()
             self._decline_next("mismatch", message)
             return
         self._use_if_faster(kernel, compiled, entry)
-        found = backend.store.publish(entry, work, compiled.library, "", sha256=compiled.sha256)
+        found = context.store.publish(entry, work, compiled.library, "", sha256=compiled.sha256)
         if entry.guards is not None:
-            self._table.specialised.add(found)
+            self._table.dynamic.add(found)
         size = self._call.size(entry)
         if found.entry.library is not None and (self._call.is_gated or size is not None):
             verdict = Verdict(found.entry.library.sha256, compared=compiled.compared)
@@ -570,7 +570,7 @@ class Miss:
             )
             if size is not None and self._call.checks:
                 verdict = verdict.with_check(size)
-            self._call.keep(verdict, found, backend)
+            self._call.keep(verdict, found, context)
 
     def _use_if_faster(self, kernel: Kernel, compiled: Compiled, entry: Entry) -> None:
         """Put the kernel into the table, unless it was measured to lose.

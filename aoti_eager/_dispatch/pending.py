@@ -15,7 +15,7 @@ from torch import Tensor
 from .._base.torch_compat.dispatcher import raw_schema
 from .._base.warn_once import warn_once
 from .._compile_service import cache_context, queue
-from .._compile_service.cache_context import Backend
+from .._compile_service.cache_context import CacheContext
 from .._keys.dynamic_plan import Plan
 from .._native.passthrough import passthrough
 from .._store.entry import Status
@@ -37,7 +37,7 @@ from ..errors import (
 )
 from .counters import Counter
 from .kernel import Kernel, call_inputs
-from .kernel_request import KeyedCall, refused
+from .kernel_request import KernelRequest, refused
 from .live_check import LiveCheck
 from .making import Making, let_others_run
 from .table import COMPILING
@@ -54,10 +54,10 @@ _SLOW_CALLS = 4
 
 
 def compile_later(
-    call: KeyedCall,
+    call: KernelRequest,
     found: StoredEntry | None = None,
     plan: Plan | None = None,
-    backend: Backend | None = None,
+    context: CacheContext | None = None,
     calls: int = 1,
 ) -> bool:
     """Queue a key and keep its original meanwhile; return false if the queue is full.
@@ -71,13 +71,13 @@ def compile_later(
     """
     if not queue.background.has_room:
         return False
-    pending = Pending(call, found, plan, backend, calls)
+    pending = Pending(call, found, plan, context, calls)
     dynamic = plan is not None or (found is not None and found.entry.guards is not None)
     submitted = False
     try:
         # First the table: a worker must not be faster.
         if plan is not None:
-            call.table.specialised.begin(plan)
+            call.table.dynamic.begin(plan)
         call.decline(
             COMPILING,
             "its kernel is being made",
@@ -90,11 +90,11 @@ def compile_later(
         if not submitted:  # Also on Ctrl-C: nobody would ever decide on the key.
             call.table.forget_decline(call.table_key)
             if plan is not None:
-                call.table.specialised.end(plan, call.table.forget_decline)
+                call.table.dynamic.end(plan, call.table.forget_decline)
     return submitted
 
 
-def decline_meanwhile(call: KeyedCall) -> None:
+def decline_meanwhile(call: KernelRequest) -> None:
     """Keep the original until a kernel for several sizes is made, which may serve the call."""
     message = "a dynamic kernel is being made"
     call.decline(COMPILING, message, call.cache.counters.misses, is_dynamic=True)
@@ -109,19 +109,19 @@ class Pending:
 
     def __init__(
         self,
-        call: KeyedCall,
+        call: KernelRequest,
         found: StoredEntry | None,
         plan: Plan | None = None,
-        backend: Backend | None = None,
+        context: CacheContext | None = None,
         calls: int = 1,
     ) -> None:
         self._call = call
         self._calls_so_far = calls
         self._plan = plan
-        self._backend = backend or cache_context.current()
-        self._making = Making(call, self._backend, found, plan)
+        self._context = context or cache_context.current()
+        self._making = Making(call, self._context, found, plan)
         self.count: Counter = call.cache.counters.pending()
-        self._record = record_of(self._backend.store.root)
+        self._record = record_of(self._context.store.root)
         self._calls_before = self._record.calls_before(call.key.op, self._making.digest)
         if call.toolchain.works_in_background:  # Else the script's own compiler makes it.
             wanted = WantedCall(call.key, str(raw_schema(call.cache.op)), plan)
@@ -155,7 +155,7 @@ class Pending:
             if delay is None:
                 self._record.release(self._making.digest)
             if delay is None and plan is not None and not call.table.closed:
-                call.table.specialised.end(plan, call.table.forget_decline)
+                call.table.dynamic.end(plan, call.table.forget_decline)
         return delay
 
     def _guarded_run(self) -> float | None:
@@ -176,7 +176,7 @@ class Pending:
             if self._plan is not None and error.remember:
                 # The next call of this key asks for a kernel of its own.
                 log.info("%s: no dynamic kernel (%s): %s", call.key.op, error.reason, error)
-                call.table.specialised.forget()
+                call.table.dynamic.forget()
                 call.table.forget_decline(call.table_key)
                 return None
             call.decline(error.reason, str(error))
@@ -197,7 +197,7 @@ class Pending:
         return None
 
     def _run(self) -> float | None:
-        call, backend = self._call, self._backend
+        call, context = self._call, self._context
         made = self._making.run()
         if isinstance(made, float):
             return made
@@ -211,23 +211,23 @@ class Pending:
             call.decline(*refused(taken, verdict.unmeasured), entry=entry)
             return None
         let_others_run()
-        found = backend.store.check_library(found)
+        found = context.store.check_library(found)
         let_others_run()
-        kernel = call.load_stored(found, backend)
+        kernel = call.load_stored(found, context)
         kernel.gated = gated or not call.toolchain.works_in_background
         kernel.saves_us = 0.0 if taken is None else taken.saves_us
         let_others_run()
         if call.is_gated and not gated:
             return 0.0  # The gate has been set meanwhile.
         if call.wants_check(entry, verdict):
-            arrival = Arrived(call, found, verdict, kernel, backend, compared=not overridden)
-            call.table.arrive(call.table_key, arrival)
+            arrival = Candidate(call, found, verdict, kernel, context, compared=not overridden)
+            call.table.offer(call.table_key, arrival)
         else:
             _put(call, kernel)
         return None
 
 
-def _put(call: KeyedCall, kernel: Kernel) -> None:
+def _put(call: KernelRequest, kernel: Kernel) -> None:
     """Use ``kernel``, unless a setting rules it out that was another when it was chosen."""
     call.table.put(call.table_key, kernel)
     ruled_out = kernel.is_dynamic and config.dynamic is False
@@ -236,17 +236,17 @@ def _put(call: KeyedCall, kernel: Kernel) -> None:
         call.table.drop_kernels(lambda one: one is kernel)
 
 
-class Arrived:
+class Candidate:
     """A library that has come for a key: compared on the key's next call, then in use."""
 
     def __init__(
         self,
-        call: KeyedCall,
+        call: KernelRequest,
         found: StoredEntry,
         verdict: Verdict,
         kernel: Kernel,
         # That of the key: by the time of a call, the settings may name another store.
-        backend: Backend,
+        context: CacheContext,
         *,
         compared: bool,
     ) -> None:
@@ -257,7 +257,7 @@ class Arrived:
         # Whether a comparison with made-up data counts: not where somebody has overridden the op.
         self._compared = compared and verdict.compared
         self._slow_calls = 0
-        self._backend = backend
+        self._context = context
         self._is_used = False
 
     def serve(self, keyset: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
@@ -300,7 +300,7 @@ class Arrived:
         """Return the kernel's result, by way of Python; the next call is for C++ to serve."""
         self._put()
         try:
-            return self._call.cache.entrance(keyset, *args, **kwargs)
+            return self._call.cache.python_kernel(keyset, *args, **kwargs)
         finally:
             if self._kernel.native() is not None:
                 self._put()
@@ -343,13 +343,13 @@ class Arrived:
     def _check(self, live: LiveCheck, result: Any, before: list[Tensor]) -> None:
         problems = live.problems(self._kernel, self._found.entry.outputs, result, before)
         if problems:
-            self._call.mismatches(self._found, problems, self._backend)
+            self._call.mismatches(self._found, problems, self._context)
             return
         self._put()
         if not self._call.cache.original.overridden:
             verdict = self._verdict.with_check(self._call.size(self._found.entry))
-            queue.background.run_errand(
-                lambda: self._call.keep(verdict, self._found, self._backend)
+            queue.background.run_background_write(
+                lambda: self._call.keep(verdict, self._found, self._context)
             )
 
     def _took_long(self) -> None:
@@ -358,7 +358,7 @@ class Arrived:
         measured = [taken.original_us for taken in self._verdict.times.values()]
         is_short = not measured or min(measured) <= 1e6 * LIVE_CHECK_LIMIT_S
         if is_short and self._slow_calls <= _SLOW_CALLS:
-            self._call.table.arrive(self._call.table_key, self)
+            self._call.table.offer(self._call.table_key, self)
         else:
             self._unchecked()
 
@@ -366,12 +366,12 @@ class Arrived:
         """Go by what was compared outside of this process."""
         if not self._compared:
             self._call.decline("unchecked", "too long a call to be compared in the caller's thread")
-        elif self._call.table.specialised.is_distrusted(self._found.entry):
+        elif self._call.table.dynamic.is_distrusted(self._found.entry):
             # Its results were wrong for another size since it came.
             self._call.table.forget_decline(self._call.table_key)
         elif self._kernel.native() is None and self._call.table.native is not None:
             self._is_used = True  # C++ takes some kernels after their first run only.
-            self._call.table.arrive(self._call.table_key, self)
+            self._call.table.offer(self._call.table_key, self)
         else:
             self._put()
 

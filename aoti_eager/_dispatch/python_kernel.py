@@ -85,7 +85,7 @@ def profiled(
 
 
 class Cache(Protocol):
-    """What the entrance needs of a kernel cache."""
+    """What the generated kernel needs of a kernel cache."""
 
     schema: OpSchema
     dispatch_key: str
@@ -113,7 +113,7 @@ class Cache(Protocol):
         """Return the result of a call whose library raised."""
 
 
-def entrance(cache: Cache) -> tuple[Callable[..., Any], Callable[..., tuple[Any, ...]]]:
+def python_kernel(cache: Cache) -> tuple[Callable[..., Any], Callable[..., tuple[Any, ...]]]:
     """Return the kernel to register, and a function that gives the key of a call in the table.
 
     The kernel takes the keyset as its first argument; the other takes what follows.

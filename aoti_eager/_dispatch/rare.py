@@ -21,7 +21,7 @@ from typing import Any
 from .._base.torch_compat.dispatcher import raw_schema
 from .._base.warn_once import warn_once
 from .._compile_service import queue
-from .._compile_service.cache_context import Backend
+from .._compile_service.cache_context import CacheContext
 from .._store.kept_queue import (
     calls_before,
     on_keep,
@@ -33,7 +33,7 @@ from .._store.wanted_calls import (
 from ..config import config
 from ..errors import StoreError
 from .asking import Asked, ask, is_asking_at_once
-from .kernel_request import KeyedCall
+from .kernel_request import KernelRequest
 from .payback import payback
 from .specialisations import History
 from .table import (
@@ -61,14 +61,14 @@ _MESSAGE = "its calls have not taken enough time yet to make a kernel pay (compi
 
 
 class Rare:
-    """One key that is counted; in the table's arrivals until its second call."""
+    """One key that is counted; in the table's candidates until its second call."""
 
     __slots__ = (
         "_rares",
-        "backend",
         "before",
         "call",
         "call_s",
+        "context",
         "count",
         "family",
         "looked_at",
@@ -76,10 +76,12 @@ class Rare:
         "seen",
     )
 
-    def __init__(self, rares: Rares, call: KeyedCall, backend: Backend, before: int) -> None:
+    def __init__(
+        self, rares: Rares, call: KernelRequest, context: CacheContext, before: int
+    ) -> None:
         self._rares = rares
         self.call = call
-        self.backend = backend
+        self.context = context
         self.before = before
         self.family: History | None = None
         self.call_s = math.inf
@@ -120,7 +122,7 @@ class Rare:
         try:
             result = self.call.cache.original(keyset, args, kwargs)
         except BaseException:
-            self.call.table.arrive(self.call.table_key, self)  # It says nothing: another call.
+            self.call.table.offer(self.call.table_key, self)  # It says nothing: another call.
             raise
         taken_s = time.thread_time() - start
         try:
@@ -168,7 +170,7 @@ class Rares:
             if calls > 1 and rare.holds:
                 schema = str(raw_schema(rare.call.cache.op))
                 wanted = WantedCall(rare.call.key, schema, is_rare=True)
-                record_of(rare.backend.store.root).want(wanted, functools.partial(int, calls))
+                record_of(rare.context.store.root).want(wanted, functools.partial(int, calls))
 
     def calls_of(self, table: Table, key: TableKey) -> int:
         """Return how often a key was called in this process that is counted; 0 of another."""
@@ -177,7 +179,7 @@ class Rares:
 
     # -- in a call --
 
-    def called(self, call: KeyedCall, backend: Backend, taken_s: float) -> Asked | None:
+    def called(self, call: KernelRequest, context: CacheContext, taken_s: float) -> Asked | None:
         """Count a call whose key the table does not know; ask for its kernel if that is due.
 
         Args:
@@ -188,22 +190,22 @@ class Rares:
         Returns:
             What became of asking, or ``None`` where the call was counted, and nothing else.
         """
-        _read_ahead(call, backend)
+        _read_ahead(call, context)
         before = self.calls_before(call.key.op, call.key.digest)
         with self._changed:
             rare = self._kept.get((id(call.table), call.table_key))
             if rare is None:
                 if is_asking_at_once() or config.compile_after == 1:
-                    return ask(call, backend)
+                    return ask(call, context)
                 if self._is_capped(call):
                     return Asked.CAPPED
                 if len(self._kept) >= RARES_LIMIT:
                     self._wake(self._clock())
                     return Asked.MANY
-                rare = Rare(self, call, backend, before)
+                rare = Rare(self, call, context, before)
                 self._kept[rare.place] = rare
                 if call.may_be_dynamic:
-                    rare.family = call.table.specialised.seen(call.cache.schema, call.key)
+                    rare.family = call.table.dynamic.seen(call.cache.schema, call.key)
             if rare.family is not None and rare.family.is_compiling:
                 asked: Asked | None = self._ask(rare, for_family=True)
             else:
@@ -213,17 +215,17 @@ class Rares:
                 rare.count.add()
                 rare.looked_at = math.inf
                 call.decline(RARE, _MESSAGE, rare.count, is_counted_in_python=True)
-                call.table.arrive(call.table_key, rare)
+                call.table.offer(call.table_key, rare)
             return asked
 
-    def _is_capped(self, call: KeyedCall) -> bool:
+    def _is_capped(self, call: KernelRequest) -> bool:
         """Decline a call whose op has all the kernels that it may have; return whether it has."""
-        static = call.table.specialisations
+        static = call.table.static_count
         if static < config.static_cap:
             return False
-        schema, specialised = call.cache.schema, call.table.specialised
+        schema, dynamic = call.cache.schema, call.table.dynamic
         is_open = call.may_be_dynamic
-        foreseen = specialised.foreseen_refusal if is_open else specialised.refusal
+        foreseen = dynamic.foreseen_refusal if is_open else dynamic.refusal
         refusal = foreseen(schema, call.key, static)
         if refusal is not None:
             call.decline("specialisation_cap", refusal)
@@ -231,7 +233,7 @@ class Rares:
 
     def called_again(self, rare: Rare, taken_s: float) -> None:
         """Take the second call of a key into account; from now on C++ counts."""
-        _read_ahead(rare.call, rare.backend)
+        _read_ahead(rare.call, rare.context)
         with self._changed:
             if self._kept.get(rare.place) is not rare or not rare.holds:
                 return  # It was decided otherwise meanwhile.
@@ -255,7 +257,7 @@ class Rares:
             if number % _AT_ONCE == _AT_ONCE - 1:
                 time.sleep(0)  # The interpreter's lock is ours; the script gets it here.
             if rare.call.table.closed or rare.looked_at + rare.pause_s <= now:
-                _read_ahead(rare.call, rare.backend)
+                _read_ahead(rare.call, rare.context)
                 with self._changed:
                     try:
                         self._look_at(rare, now)
@@ -273,7 +275,7 @@ class Rares:
         with self._changed:
             kept = list(self._kept.values())
         for rare in kept:
-            _read_ahead(rare.call, rare.backend)
+            _read_ahead(rare.call, rare.context)
             with self._changed:
                 if self._is_open(rare) and self._ask(rare, for_family=False) is Asked.FULL:
                     return True
@@ -332,7 +334,7 @@ class Rares:
     def _ask(self, rare: Rare, *, for_family: bool) -> Asked:
         call, family = rare.call, rare.family
         found = (
-            call.table.specialised.find(call.cache.schema, call.key, rare.backend)
+            call.table.dynamic.find(call.cache.schema, call.key, rare.context)
             if call.may_be_dynamic
             else None
         )
@@ -340,9 +342,9 @@ class Rares:
             self._drop(rare)
             return Asked.FOUND
         calls = max(1, rare.calls)
-        asked = ask(call, rare.backend, for_family=for_family, calls=calls)
+        asked = ask(call, rare.context, for_family=for_family, calls=calls)
         if asked is Asked.PASSES:
-            asked = ask(call, rare.backend, for_family=for_family, calls=calls)
+            asked = ask(call, rare.context, for_family=for_family, calls=calls)
         if asked in _NOT_NOW:
             return asked
         self._drop(rare)
@@ -351,7 +353,7 @@ class Rares:
             for other in [one for one in list(self._kept.values()) if one.family is family]:
                 if not self._is_open(other):
                     continue
-                if ask(other.call, other.backend, calls=max(1, other.calls)) is Asked.QUEUED:
+                if ask(other.call, other.context, calls=max(1, other.calls)) is Asked.QUEUED:
                     self._drop(other)
         return asked
 
@@ -416,14 +418,14 @@ class Rares:
                     return
 
 
-def _read_ahead(call: KeyedCall, backend: Backend) -> None:
+def _read_ahead(call: KernelRequest, context: CacheContext) -> None:
     """Read what the store has for several sizes, where it is not known: not under the lock.
 
     Calls of all ops wait for that. What cannot be read is said by who asks for it.
     """
     if config.dynamic is not False and call.may_be_dynamic and not call.table.closed:
         with contextlib.suppress(StoreError, OSError):
-            call.table.specialised.read(call.key.op, backend)
+            call.table.dynamic.read(call.key.op, context)
 
 
 def _spent(rare: Rare) -> float:

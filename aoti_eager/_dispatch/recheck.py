@@ -117,7 +117,7 @@ class _Cache(Protocol):
     dispatch_key: str
     original: OriginalKernel
     counters: OpCounters
-    entrance: Callable[..., Any]
+    python_kernel: Callable[..., Any]
     function: PythonFunction | None
     counts_writes: bool
 
@@ -172,7 +172,7 @@ class Recheck:
         self._number += gap
         kernel.look_after(gap - 1)
         if rests:
-            return self._call.cache.entrance(keyset, *args, **kwargs)
+            return self._call.cache.python_kernel(keyset, *args, **kwargs)
         begin = time.monotonic_ns()
         try:
             return self._compared(kernel, keyset, args, kwargs)
@@ -191,7 +191,7 @@ class Recheck:
             self._failed(kernel, error)
             look = None
         if look is None:
-            return cache.entrance(keyset, *args, **kwargs)
+            return cache.python_kernel(keyset, *args, **kwargs)
         run = kernel.run
         if is_profiling():
             run = profiled(profiled_name(cache.schema.op), run)

@@ -21,7 +21,7 @@ from .._base.torch_compat.dispatcher import raw_schema
 from .._base.warn_once import log
 from .._compile_service import cache_context
 from .._compile_service import queue as queue_module
-from .._compile_service.cache_context import Backend
+from .._compile_service.cache_context import CacheContext
 from .._keys.call_template import call_template
 from .._keys.declines import call_decline
 from .._store.entry import Status
@@ -39,7 +39,7 @@ from ..config import config
 from ..errors import AotiEagerError, CompileError, UnsupportedFunctionError
 from .certificates import refusal as certificate_refusal
 from .counters import on_unfinished
-from .kernel_request import Cache, KeyedCall
+from .kernel_request import Cache, KernelRequest
 from .making import Making
 from .table import Table
 
@@ -88,16 +88,16 @@ class Resumed:
         wanted: Wanted,
         cache: Cache,
         table: Table,
-        backend: Backend,
+        context: CacheContext,
         *,
         threads: int | None = None,
     ) -> None:
         self.wanted = wanted
         self._cache = cache
         self._table = table
-        self._backend = backend
+        self._context = context
         self._threads = threads
-        self._record = record_of(backend.store.root)
+        self._record = record_of(context.store.root)
         self._making: Making | None = None
         self.outcome: Outcome | None = None
 
@@ -121,7 +121,7 @@ class Resumed:
         except _PassedOverError as error:
             self.outcome = Outcome("passed over", error.reason, str(error))
         except CompileError as error:
-            if self._backend.background_service.ended:
+            if self._context.background_service.ended:
                 return None
             kind = "failed"
             if is_remembered(error):
@@ -173,7 +173,7 @@ class Resumed:
             template = call_template(schema, call.key)
             reason = call_decline(template)
             refusal = certificate_refusal(
-                schema, call.key, self._backend.target, required=config.certified
+                schema, call.key, self._context.target, required=config.certified
             )
         except NOT_WANTED as error:
             raise _NoCallError(f"is no call of {schema.op}: {error!r:.200}") from error
@@ -181,7 +181,7 @@ class Resumed:
             raise _NoCallError(f"is a call that declines: {reason}")
         if refusal is not None:
             raise _PassedOverError("uncertified", refusal)
-        keyed = KeyedCall(
+        keyed = KernelRequest(
             cache=self._cache,
             table=self._table,
             table_key=(),
@@ -197,8 +197,8 @@ class Resumed:
             raise _PassedOverError("dynamic", "no kernels for several sizes are made of the op")
         # So that it is written down if this process, too, begins it in vain.
         self._record.want(call)
-        found = None if call.plan is not None else keyed.find(self._backend)
-        return Making(keyed, self._backend, found, call.plan)
+        found = None if call.plan is not None else keyed.find(self._context)
+        return Making(keyed, self._context, found, call.plan)
 
     def _fitting(self, call: WantedCall) -> Description | None:
         """Return the function behind the op, if a call of this process could have the key.
@@ -206,7 +206,7 @@ class Resumed:
         Raises:
             _PassedOverError: No call could.
         """
-        cache, context = self._cache, dict(call.key.context)
+        cache, in_key = self._cache, dict(call.key.context)
         if call.schema != str(raw_schema(cache.op)):
             raise _PassedOverError("other_op", "the op has another schema here")
         try:
@@ -218,13 +218,13 @@ class Resumed:
         is_ours = (
             call.key.dispatch_key == cache.dispatch_key == "CPU"
             and cache.toolchain.works_in_background
-            and "backend" not in context
-            and context["original"] == original
-            and here == {name: context[name] for name in _OF_FUNCTION if name in context}
+            and "backend" not in in_key
+            and in_key["original"] == original
+            and here == {name: in_key[name] for name in _OF_FUNCTION if name in in_key}
         )
         if not is_ours:
             raise _PassedOverError("other_op", "the op has another kernel or function here")
-        if self._threads not in (None, context["threads"]):
+        if self._threads not in (None, in_key["threads"]):
             raise _PassedOverError("threads", "is for another number of threads")
         return function
 
@@ -311,11 +311,11 @@ def go_on(cache: Cache, table: Table) -> None:
     table.goes_on = True
     if cache_context.is_forked() or cache.dispatch_key != "CPU":
         return
-    backend = cache_context.current()
-    kept = record_of(backend.store.root).kept
+    context = cache_context.current()
+    kept = record_of(context.store.root).kept
     threads = torch.get_num_threads()
     _resumption.add(
-        Resumed(one, cache, table, backend, threads=threads)
+        Resumed(one, cache, table, context, threads=threads)
         for one in kept.values()
         if one.op == cache.schema.op and not one.is_rare
     )

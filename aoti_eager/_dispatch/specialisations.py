@@ -13,7 +13,7 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 
 from .._base.data_class import dataclass, field
-from .._compile_service.cache_context import Backend
+from .._compile_service.cache_context import CacheContext
 from .._keys.dynamic_plan import Plan, plan_of
 from .._keys.kernel_key import ANY_THREADS, KernelKey
 from .._keys.key_words import key_words
@@ -133,7 +133,7 @@ class Specialisations:
 
     # -- which there are --
 
-    def find(self, schema: OpSchema, key: KernelKey, backend: Backend) -> StoredEntry | None:
+    def find(self, schema: OpSchema, key: KernelKey, context: CacheContext) -> StoredEntry | None:
         """Return the dynamic specialisation that serves ``key``'s calls, if there is one.
 
         Of several, the one with the fewest symbols: it knows most.
@@ -146,13 +146,13 @@ class Specialisations:
         words = key_words(schema, key)
         if words is None:
             return None
-        stored = self.read(key.op, backend)
+        stored = self.read(key.op, context)
         with self._lock:
             known = [one for one in stored.values() if self._is_usable(one)]
         serving = [one for one in known if serves(schema, one, key, words)]
         return min(serving, key=_symbols, default=None)
 
-    def read(self, op: str, backend: Backend) -> dict[str, StoredEntry]:
+    def read(self, op: str, context: CacheContext) -> dict[str, StoredEntry]:
         """Return what the store has of the op, by digest; it is read once.
 
         Not under a lock, which calls of other threads may wait for.
@@ -165,8 +165,8 @@ class Specialisations:
                 known, changes = self._known, self._changes
             if known is not None:
                 return known
-            found = backend.store.find_dynamic(op, backend.environment, backend.features)
-            found = [one for one in found if standing(backend.store, one) is not None]
+            found = context.store.find_dynamic(op, context.environment, context.features)
+            found = [one for one in found if standing(context.store, one) is not None]
             with self._lock:
                 if self._known is None and self._changes == changes:
                     self._known = {one.entry.digest: one for one in found}

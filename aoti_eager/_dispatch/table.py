@@ -128,7 +128,7 @@ class Table:
         arrivals: What is to be compared on the next call of its key.
         compiling: How many keys are with the compile workers.
         lost: How many have a kernel that does not pay off, or could not be given one.
-        specialised: The op's dynamic specialisations.
+        dynamic: The op's dynamic specialisations.
         closed: Whether nobody looks into it any more, and nothing is kept in it.
         goes_on: Whether what earlier processes wanted of the op has been looked at.
     """
@@ -139,17 +139,17 @@ class Table:
         # Bound once: looking the method up on every call costs as much as the lookup.
         self.kernel: Callable[[TableKey], Kernel | None] = self.kernels.get
         self.native: NativeTable | None = None
-        self.arrivals: dict[TableKey, Arrival] = {}
+        self.candidates: dict[TableKey, Arrival] = {}
         self.compiling = 0
         self.lost = 0
         self.closed = False
         self.goes_on = False
         self._listener: Callable[[], None] | None = None
-        self.specialised = Specialisations()
+        self.dynamic = Specialisations()
         self._lock = threading.RLock()
 
     @property
-    def specialisations(self) -> int:
+    def static_count(self) -> int:
         """Return how many keys have a kernel, used or not, or are getting one."""
         static = sum(not kernel.is_dynamic for kernel in self.kernels.values())
         return static + self.compiling + self.lost
@@ -158,7 +158,7 @@ class Table:
         """Return how far a key has come that has no kernel yet; ``None`` where it was decided."""
         if decline.reason != COMPILING:
             return None
-        if key in self.arrivals:
+        if key in self.candidates:
             return COMPARING
         return QUEUED if decline.progress is None else decline.progress.state
 
@@ -180,7 +180,7 @@ class Table:
                     self._put_natively(kernel)
                 for key, decline in self.declines.items():
                     # C++ would keep the original for good: Python compares what has come.
-                    if key not in self.arrivals:
+                    if key not in self.candidates:
                         self._decline_natively(decline)
             return self.native
 
@@ -204,13 +204,13 @@ class Table:
             self._undecline(key)
             self._put_natively(kernel)
 
-    def arrive(self, key: TableKey, arrival: Arrival) -> None:
+    def offer(self, key: TableKey, arrival: Arrival) -> None:
         """Have the next call of ``key`` compared; calls beside it go on with the original."""
         with self._lock:
             decline = self.declines.get(key)
             if self.closed or decline is None or decline.reason not in _UNDECIDED:
                 return  # It was decided otherwise meanwhile.
-            self.arrivals[key] = arrival
+            self.candidates[key] = arrival
             if self.native is not None and decline.words is not None:
                 self.native.remove(decline.words)
             self._tell()
@@ -235,7 +235,7 @@ class Table:
     def distrust(self, digest: str) -> None:
         """Serve no call any more by the dynamic specialisation whose pattern has this digest."""
         # Not under the table's lock: a specialisation that is asked for takes that after its own.
-        self.specialised.distrust(digest)
+        self.dynamic.distrust(digest)
         with self._lock:
             # Whichever these are: those of others are found again by their next calls.
             self.drop_kernels(lambda kernel: kernel.is_dynamic)
@@ -282,9 +282,9 @@ class Table:
                 self.native.clear()
             self.kernels.clear()
             self.declines.clear()
-            self.arrivals.clear()
+            self.candidates.clear()
             self.compiling = self.lost = 0
-            self.specialised = Specialisations()
+            self.dynamic = Specialisations()
             self._tell()
 
     def close(self) -> None:
@@ -299,11 +299,11 @@ class Table:
     def after_fork(self) -> None:
         """Let go of a lock that a thread of the parent may have held."""
         self._lock = threading.RLock()
-        self.specialised.after_fork()
+        self.dynamic.after_fork()
 
     def _undecline(self, key: TableKey) -> None:
         decline = self.declines.pop(key, None)
-        self.arrivals.pop(key, None)
+        self.candidates.pop(key, None)
         if decline is not None:
             self._count(decline, -1)
             self._tell()
@@ -319,7 +319,7 @@ class Table:
 
     def _forget_declines(self) -> None:
         self.declines.clear()
-        self.arrivals.clear()
+        self.candidates.clear()
         self.compiling = self.lost = 0
         if self.native is not None:
             # Not one by one: that would be a pause in the call that came to the limit.

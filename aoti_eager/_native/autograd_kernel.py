@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from .library import functions, last_error
 
 
-class NativeGate:
+class NativeAutogradKernel:
     """The boxed C++ kernel of one op at the autograd key; see ``csrc/gradient.h``.
 
     Args:

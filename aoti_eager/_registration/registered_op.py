@@ -91,7 +91,7 @@ def install(library: torch.library.Library, op: OpOverload, cache: KernelCache) 
         # PyTorch warns that a kernel is overridden, which is what was asked for.
         warnings.simplefilter("ignore")
         library.impl(  # type: ignore[no-untyped-call]
-            op, cache.entrance, cache.dispatch_key, with_keyset=True
+            op, cache.python_kernel, cache.dispatch_key, with_keyset=True
         )
 
 

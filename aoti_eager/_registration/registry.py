@@ -273,9 +273,9 @@ def _prepare_for_misses() -> None:
     if _is_prepared or config.mode == "off":
         return
     _is_prepared = True
-    backend = cache_context.current()
+    context = cache_context.current()
     try:
-        if backend.store.has_entries(backend.environment):
+        if context.store.has_entries(context.environment):
             return
     except (StoreError, OSError) as error:
         log.info("%s", error)  # A miss will warn, if there is one.

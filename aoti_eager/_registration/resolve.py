@@ -99,9 +99,9 @@ def can_serve() -> bool:
     """Return whether any call could be served: there is a compiler, or something in the store."""
     if compiler_on_path() is not None:
         return True
-    backend = cache_context.current()
+    context = cache_context.current()
     try:
-        if backend.store.has_entries(backend.environment):
+        if context.store.has_entries(context.environment):
             return True  # A miss will warn, if there is one.
     except StoreError as error:
         warn_once("store", str(error))

@@ -22,7 +22,7 @@ from .._base.file_lock import locked
 from .._base.store_format import RUNS_FILE, is_marked, remove
 from .._base.trusted_files import Directory, open_directory
 from .._base.warn_once import log
-from .._compile_service.cache_context import Backend
+from .._compile_service.cache_context import CacheContext
 from .._keys.kernel_key import ANY_THREADS
 from .._store.entry import Entry, Status
 from .._store.kept_queue import (
@@ -51,7 +51,7 @@ _TIMEOUT_S = 2.0
 left_out: tuple[str, ...] = ()
 
 
-def leave_out(ops: Iterable[str], run: str, backend: Backend) -> None:
+def leave_out(ops: Iterable[str], run: str, context: CacheContext) -> None:
     """Set ``left_out`` to those of ``ops`` that a run with this digest need not register.
 
     Args:
@@ -62,10 +62,10 @@ def leave_out(ops: Iterable[str], run: str, backend: Backend) -> None:
     global left_out
     left_out = ()
     if config.mode != "off" and _was_looked_at(run, config.cache_dir):
-        left_out = tuple(losing(ops, backend))
+        left_out = tuple(losing(ops, context))
 
 
-def losing(ops: Iterable[str], backend: Backend) -> list[str]:
+def losing(ops: Iterable[str], context: CacheContext) -> list[str]:
     """Return those of ``ops`` all of whose kernels lose here, on this processor and thread count.
 
     That is, the store has a verdict of theirs for this thread count and no kernel without one, none
@@ -75,17 +75,17 @@ def losing(ops: Iterable[str], backend: Backend) -> list[str]:
         ops: Names of overloads, as ``register`` takes them.
         backend: That of the moment.
     """
-    if not config.gate or not backend.store.is_trusted():
+    if not config.gate or not context.store.is_trusted():
         return []
     threads = torch.get_num_threads()
-    kept = read_wanted(backend.store.root)
+    kept = read_wanted(context.store.root)
     waiting = {one.op for one in kept.values() if _waits(one, threads)}
     try:
         return [
             op
             for op in ops
             if (name := op.removesuffix(".default")) not in waiting
-            and _loses(name, backend, threads)
+            and _loses(name, context, threads)
         ]
     except (AotiEagerError, OSError) as error:
         log.info("%s", error)  # A miss will warn.
@@ -101,21 +101,21 @@ def _waits(one: Wanted, threads: int) -> bool:
     return one.tries < MOST_TRIES and context.get("threads") in (threads, ANY_THREADS)
 
 
-def _loses(op: str, backend: Backend, threads: int) -> bool:
+def _loses(op: str, context: CacheContext, threads: int) -> bool:
     """Return whether a kernel of ``op`` loses here, and all others do or could not be made."""
     found_losing = False
-    for found in backend.store.of_op(op, backend.environment):
+    for found in context.store.of_op(op, context.environment):
         if not isinstance(found, StoredEntry):
             return False  # It is damaged, and is made anew.
         entry = found.entry
-        if not entry.requires <= backend.features:
+        if not entry.requires <= context.features:
             continue
         is_ours = dict(entry.key.context).get("threads") in (threads, ANY_THREADS)
         if entry.status is not Status.READY:
-            if is_ours and not still_holds(backend.store, found):
+            if is_ours and not still_holds(context.store, found):
                 return False
             continue
-        wins = _wins(entry, backend.verdicts, threads)
+        wins = _wins(entry, context.verdicts, threads)
         if wins or (is_ours and wins is None):
             return False
         found_losing = found_losing or is_ours
@@ -140,7 +140,7 @@ def _wins(entry: Entry, verdicts: Verdicts, threads: int) -> bool | None:
 # --- the scripts that were looked at -------------------------------------------------------------
 
 
-def run_digest(script: bytes, arguments: Sequence[str], backend: Backend) -> str:
+def run_digest(script: bytes, arguments: Sequence[str], context: CacheContext) -> str:
     """Return what tells a script's run from runs that may make other calls.
 
     Args:
@@ -149,7 +149,7 @@ def run_digest(script: bytes, arguments: Sequence[str], backend: Backend) -> str
         backend: That of the moment.
     """
     parts = [hashlib.sha256(script).hexdigest(), *arguments]
-    here = [backend.environment.digest, processor(), torch.get_num_threads()]
+    here = [context.environment.digest, processor(), torch.get_num_threads()]
     return json_digest([parts, here])
 
 

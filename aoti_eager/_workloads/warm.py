@@ -23,7 +23,7 @@ from typing import Any
 from .._base.cpu import Target
 from .._base.warn_once import log
 from .._compile_service import cache_context
-from .._compile_service.cache_context import Backend
+from .._compile_service.cache_context import CacheContext
 from .._compile_service.worker_pool import CompileService
 from .._dispatch.certificates import refusal as certificate_refusal
 from .._keys.kernel_key import ANY_THREADS, KernelKey
@@ -100,7 +100,7 @@ class Warming:
     def __init__(
         self,
         workload: Workload,
-        backend: Backend,
+        context: CacheContext,
         *,
         executor: Executor | None = None,
         jobs: int | None = None,
@@ -114,8 +114,8 @@ class Warming:
         if jobs is not None and (type(jobs) is not int or jobs < 1):
             raise ConfigError(f"jobs is {jobs!r}; wanted a positive number of compiles at a time")
         self._calls = distinct(workload.calls)
-        self._backend = backend
-        self._environment = backend.environment
+        self._context = context
+        self._environment = context.environment
         self._executor = executor
         self._jobs = (jobs or cores()) if executor is None else None
         self.progress = progress or (lambda done, total: None)
@@ -156,7 +156,7 @@ class Warming:
         pending = [call for call in self._calls if not self._has_ended(call)]
         if not pending:
             return
-        with self._backend.store.workspace():
+        with self._context.store.workspace():
             pass  # A store that cannot be written is found now, not after the first compile.
         if self._executor is None:
             self._run_here(pending)
@@ -167,8 +167,8 @@ class Warming:
         assert self._jobs is not None
         jobs = min(self._jobs, len(pending))
         # Not the workers that serve the calls of this process: these end with the warm-up.
-        service = CompileService(self._backend.target, workers=jobs)
-        compile_ = functools.partial(compile_here, store=self._backend.store, service=service)
+        service = CompileService(self._context.target, workers=jobs)
+        compile_ = functools.partial(compile_here, store=self._context.store, service=service)
         pool = ThreadPoolExecutor(jobs, thread_name_prefix="aoti_eager-warm")
         compiles = _Compiles(pool, compile_)
         try:
@@ -186,7 +186,7 @@ class Warming:
     def task(self, call: Call) -> str:
         """Return the compile of ``call``, for ``compile_call``."""
         return compile_task(
-            call, self._environment, self._backend.target, measured=self._executor is None
+            call, self._environment, self._context.target, measured=self._executor is None
         )
 
     def take(self, call: Call, answer: object) -> None:
@@ -225,7 +225,7 @@ class Warming:
         if isinstance(error, UnicodeError | LockTimeoutError):
             of_one_call = True
         elif error.errno is None:  # Said by the store itself, which it does of its root, too.
-            of_one_call = self._backend.store.is_trusted()
+            of_one_call = self._context.store.is_trusted()
         else:
             of_one_call = error.errno in _OF_ONE_CALL
         if not of_one_call:
@@ -245,19 +245,19 @@ class Warming:
             # Made by a compiler that the script brings; it compiles them when it runs.
             self._declined["unsupported_device"] += 1
             return True
-        if _is_refused(call, self._backend.target):
+        if _is_refused(call, self._context.target):
             self._declined["uncertified"] += 1
             return True
-        store = self._backend.store
+        store = self._context.store
         for key in _keys(call.key):
             try:
-                found = store.find(key, self._environment, self._backend.features)
+                found = store.find(key, self._environment, self._context.features)
                 found = standing(store, found)
                 if found is not None and found.entry.status is Status.READY:
                     store.check_library(found)
             except EntryDamagedError as error:
                 log.warning("%s; it is removed and made anew", error)
-                self._backend.discard(error)
+                self._context.discard(error)
                 continue
             except CacheFormatError as error:
                 log.warning("%s; it is passed over", error)
@@ -283,10 +283,10 @@ class Warming:
         if entry.environment != self._environment:
             raise EntryDamagedError("is an entry of another environment")
         if (entry.target, entry.requires) != (
-            self._backend.target.name,
-            self._backend.target.requires,
+            self._context.target.name,
+            self._context.target.requires,
         ):
-            raise EntryDamagedError(f"is for {entry.target}, not {self._backend.target.name}")
+            raise EntryDamagedError(f"is for {entry.target}, not {self._context.target.name}")
         if entry.guards is not None:
             raise EntryDamagedError("is a kernel for several sizes, which was not asked for")
         if entry.status is Status.QUARANTINED:
@@ -301,7 +301,7 @@ class Warming:
         return replace(entry, checked=False)
 
     def _publish(self, entry: Entry, content: bytes | None, compile_log: str) -> None:
-        store = self._backend.store
+        store = self._context.store
         with store.workspace() as work:
             library = None
             if content is not None:
@@ -321,7 +321,7 @@ class Warming:
         with contextlib.suppress(OSError, *NOT_A_VERDICT):  # It is measured again, that is all.
             verdict = decode_verdict(document)
             if verdict.library == entry.library.sha256:
-                self._backend.verdicts.put(entry.digest, verdict)
+                self._context.verdicts.put(entry.digest, verdict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -488,9 +488,9 @@ def warm(
     return warming.report()
 
 
-def _backend_of(cache_dir: str | os.PathLike[str] | None) -> Backend:
-    backend = cache_context.current()
+def _backend_of(cache_dir: str | os.PathLike[str] | None) -> CacheContext:
+    context = cache_context.current()
     if cache_dir is None:
-        return backend
+        return context
     root = Path(cache_dir).expanduser().absolute()
-    return replace(backend, store=Store(root, lock_timeout_s=config.lock_timeout_s))
+    return replace(context, store=Store(root, lock_timeout_s=config.lock_timeout_s))

@@ -18,10 +18,10 @@ from torch.utils.checkpoint import checkpoint
 
 import aoti_eager
 from aoti_eager import CustomOp, stats
-from aoti_eager._autograd.kernel import Gradients
+from aoti_eager._autograd.kernel import AutogradKernel
 from aoti_eager._compile_service.worker_pool import CompileService
 from aoti_eager._dispatch.table import Decline
-from aoti_eager._native.autograd_kernel import NativeGate
+from aoti_eager._native.autograd_kernel import NativeAutogradKernel
 from aoti_eager._registration import registry
 from aoti_eager.errors import AotiEagerWarning, CustomOpError, StoreError
 
@@ -242,14 +242,14 @@ def test_calls_that_wait_for_their_kernel_do_not_pass_python(
     monkeypatch.setattr(CompileService, "publish", publish)
     with aoti_eager.config.scope(mode="background"):
         want = run(functions.variance, x)
-        passed, call = 0, Gradients.__call__
+        passed, call = 0, AutogradKernel.__call__
 
         def counted(*args: Any, **kwargs: Any) -> Any:
             nonlocal passed
             passed += 1
             return call(*args, **kwargs)
 
-        monkeypatch.setattr(Gradients, "__call__", counted)
+        monkeypatch.setattr(AutogradKernel, "__call__", counted)
         got = [run(op, x) for _ in range(6)]
         assert passed == 2  # It asks, and tells C++.
         may_compile.set()
@@ -297,9 +297,9 @@ def test_a_kernel_that_comes_while_another_call_is_declined_is_not_missed(
     with aoti_eager.config.scope(mode="background"):
         xs = [asked(op, rows) for rows in (2, 3, 4)]
         tellers: list[threading.Thread] = []
-        put = NativeGate.put_decline
+        put = NativeAutogradKernel.put_decline
 
-        def slow_put(gate: NativeGate, key: bytes) -> None:
+        def slow_put(gate: NativeAutogradKernel, key: bytes) -> None:
             # A worker decides on another key of the op, at the worst of times.
             table = gradient_table(op)
             tellers.append(threading.Thread(target=table._tell))
@@ -307,7 +307,7 @@ def test_a_kernel_that_comes_while_another_call_is_declined_is_not_missed(
             time.sleep(0.02)
             put(gate, key)
 
-        monkeypatch.setattr(NativeGate, "put_decline", slow_put)
+        monkeypatch.setattr(NativeAutogradKernel, "put_decline", slow_put)
         for x in xs:
             op(x)
         assert aoti_eager.wait(120.0)
@@ -495,7 +495,7 @@ def test_a_backward_kernel_is_measured_by_the_training_step(
         (table,) = (c.table for c in registry.caches() if c.schema.op.endswith("_backward"))
         # Whoever wins: it was timed on the hit path that serves, though C++ is loaded on either.
         assert {one.reason for one in table.declines.values()} <= {"slower"}
-        assert len(table.declines) + len(table.kernels) + len(table.arrivals) == 1
+        assert len(table.declines) + len(table.kernels) + len(table.candidates) == 1
     verdicts = [json.loads(path.read_text()) for path in cache_dir.glob("verdicts/*/*.json")]
     assert len(verdicts) == 2
     assert all(one["compared"] for one in verdicts)

@@ -172,11 +172,11 @@ def test_wait_is_for_what_waits_too_and_for_jobs_that_come_back(
 def test_wait_is_for_errands(queue: Background) -> None:
     may_end, ended = threading.Event(), threading.Event()
 
-    def errand() -> None:
+    def background_write() -> None:
         assert may_end.wait(10.0)
         ended.set()
 
-    assert queue.run_errand(errand)
+    assert queue.run_background_write(background_write)
     assert not queue.wait(0.05)
     may_end.set()
     assert queue.wait(10.0)
@@ -258,12 +258,12 @@ def test_errands_are_done_in_order_and_one_that_raises_ends_no_other(
     def broken() -> None:
         raise ValueError("broken")
 
-    assert queue.run_errand(broken)
+    assert queue.run_background_write(broken)
     for number in range(5):
-        assert queue.run_errand(lambda number=number: done.append(number))  # type: ignore[misc]
+        assert queue.run_background_write(lambda number=number: done.append(number))  # type: ignore[misc]
     assert queue.wait(10.0)
     assert done == [0, 1, 2, 3, 4]
-    assert "an errand failed" in caplog.text
+    assert "a background write failed" in caplog.text
 
 
 def test_an_observer_of_room_that_raises_ends_no_job(
@@ -400,6 +400,6 @@ import torch  # First imported while Python ends, it complains by itself.
 from aoti_eager._compile_service import queue
 import aoti_eager
 atexit.register(lambda: print(aoti_eager.wait()))
-queue.background.run_errand(lambda: print("done"))
+queue.background.run_background_write(lambda: print("done"))
 """)
     assert (done.returncode, done.stdout, done.stderr) == (0, "done\nTrue\n", "")

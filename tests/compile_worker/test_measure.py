@@ -196,7 +196,7 @@ def test_rounds_in_which_a_thread_waited_do_not_count() -> None:
     for taken, quiet in ((5000.0, False), (1000.0, True), (1010.0, True), (1030.0, True)):
         side.add(taken, quiet)
     assert side.microseconds(quiet=True) == 1.005
-    assert side.unrest(quiet=True) < 0.02
+    assert side.spread(quiet=True) < 0.02
     # Where nothing is quiet, the fastest quarter is what there is.
     assert side.microseconds(quiet=False) == 1.0
     assert side.calls(most=200) == 200

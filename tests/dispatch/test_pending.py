@@ -270,7 +270,7 @@ def test_a_family_does_not_wait_for_good_for_a_kernel_whose_job_has_failed(
         assert queue.background.wait(60.0)
         cache = registry.find_cache(aten.silu.default, "CPU")
         assert cache is not None
-        (family,) = cache.table.specialised._families.values()
+        (family,) = cache.table.dynamic._families.values()
         assert family.kernels == 1
         assert not family.is_compiling
 
@@ -370,7 +370,7 @@ def test_an_argument_that_is_written_to_is_compared_and_then_written_once() -> N
 def test_a_library_that_differs_on_the_live_call_is_quarantined(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    load = pending_module.KeyedCall.load
+    load = pending_module.KernelRequest.load
 
     def load_wrong(call: Any, library: Path, entry: Any) -> Kernel:
         kernel = load(call, library, entry)
@@ -378,7 +378,7 @@ def test_a_library_that_differs_on_the_live_call_is_quarantined(
         kernel.run = lambda inputs: [run(inputs)[0] + 1]  # type: ignore[method-assign]
         return kernel
 
-    monkeypatch.setattr(pending_module.KeyedCall, "load", load_wrong)
+    monkeypatch.setattr(pending_module.KernelRequest, "load", load_wrong)
     with aoti_eager.register("aten::silu"):
         for _ in range(2):
             assert_close(aten.silu(X), silu(X))
@@ -771,7 +771,7 @@ def test_nothing_of_a_job_stays_behind() -> None:
         aoti_eager.wait(120.0)
         aten.silu(X)
         (cache,) = [c for c in registry.caches() if c.schema.op == "aten::silu"]
-        assert not cache.table.arrivals
+        assert not cache.table.candidates
         assert not cache.table.compiling
     assert cache_context.current().store.stale_work() == []
 
@@ -781,7 +781,7 @@ def test_a_kernel_that_cpp_takes_after_its_first_run_only_comes_to_cpp(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """As a full library of AOTInductor's; no call compares it, so none has run it."""
-    load, runs = pending_module.KeyedCall.load, []
+    load, runs = pending_module.KernelRequest.load, []
 
     def loaded(*args: Any) -> Kernel:
         kernel = load(*args)
@@ -795,7 +795,7 @@ def test_a_kernel_that_cpp_takes_after_its_first_run_only_comes_to_cpp(
         kernel.native = lambda: native() if runs else None
         return kernel
 
-    monkeypatch.setattr(pending_module.KeyedCall, "load", loaded)
+    monkeypatch.setattr(pending_module.KernelRequest, "load", loaded)
     x = torch.randn(300, 300)
     with aoti_eager.register("aten::silu"):
         aten.silu(x)

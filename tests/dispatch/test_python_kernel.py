@@ -25,7 +25,7 @@ def fake_cache(**fields: Any) -> Any:
 
 
 def test_the_docstring_shows_what_is_generated() -> None:
-    kernel, _ = generated.entrance(fake_cache(lookup=None))
+    kernel, _ = generated.python_kernel(fake_cache(lookup=None))
     text = inspect.getsource(kernel)
     text = re.sub(r"\bae_(\d)", r"a\1", text)  # the arguments' own names
     text = re.sub(r"\bae_", "", text)
@@ -40,7 +40,7 @@ def test_a_traceback_shows_the_generated_line() -> None:
     def lookup(key: object) -> object:
         raise ZeroDivisionError
 
-    kernel, _ = generated.entrance(fake_cache(lookup=lookup))
+    kernel, _ = generated.python_kernel(fake_cache(lookup=lookup))
     with pytest.raises(ZeroDivisionError) as raised:
         kernel(None, torch.ones(2), torch.ones(2))
     frames = traceback.extract_tb(raised.value.__traceback__)

@@ -47,7 +47,7 @@ def test_in_the_background_they_ask_for_few_kernels(monkeypatch: pytest.MonkeyPa
 
     def compile_later(call: Any, found: None, plan: Any, backend: Any, calls: int) -> bool:
         if plan is not None:
-            call.table.specialised.begin(plan)
+            call.table.dynamic.begin(plan)
         call.decline(COMPILING, "asked", is_dynamic=plan is not None)
         asked.append(plan)
         return True
@@ -86,9 +86,9 @@ class Op:
         )
 
     def call(self, arguments: tuple[Any, ...]) -> None:
-        schema, specialised = self._schema, self._specialised
+        schema, dynamic = self._schema, self._specialised
         key = kernel_key(schema, "CPU", schema.bind(arguments, {}))
-        found = specialised.find(schema, key, self._backend)
+        found = dynamic.find(schema, key, self._backend)
         if key.digest in self._decided:
             self.hits += 1
             return
@@ -97,16 +97,16 @@ class Op:
             self.hits += compared in self._compared
             self._compared.add(compared)
             return
-        plan, _ = specialised.plan(schema, key)
+        plan, _ = dynamic.plan(schema, key)
         if plan is not None:
-            specialised.start(plan)
+            dynamic.start(plan)
             entry = make_entry(key=plan.pattern, guards=plan.guards)
-            specialised.add(StoredEntry(entry, Path("/nowhere")))
+            dynamic.add(StoredEntry(entry, Path("/nowhere")))
             self._compared.add((entry.digest, size_class(key)))
-        elif specialised.refusal(schema, key, len(self._decided)) is not None:
+        elif dynamic.refusal(schema, key, len(self._decided)) is not None:
             return
         else:
-            specialised.start_static(schema, key)
+            dynamic.start_static(schema, key)
             self._decided.add(key.digest)
         self.compiles += 1
 

@@ -18,7 +18,7 @@ from aoti_eager._dispatch import asking
 from aoti_eager._dispatch import payback as payback_module
 from aoti_eager._dispatch import rare as rare_module
 from aoti_eager._dispatch.kernel_cache import KernelCache
-from aoti_eager._dispatch.kernel_request import KeyedCall
+from aoti_eager._dispatch.kernel_request import KernelRequest
 from aoti_eager._dispatch.payback import COMPILE_S, SHARE, Payback
 from aoti_eager._dispatch.rare import Rares
 from aoti_eager._dispatch.specialisations import Specialisations
@@ -53,7 +53,7 @@ class Clock:
         return self.now
 
 
-Asked = list[tuple[KeyedCall, Plan | None]]
+Asked = list[tuple[KernelRequest, Plan | None]]
 
 
 @pytest.fixture(autouse=True)
@@ -86,10 +86,10 @@ def asked(rares: Rares, monkeypatch: pytest.MonkeyPatch) -> Asked:
     asked: Asked = []
 
     def compile_later(
-        call: KeyedCall, found: None, plan: Plan | None, backend: Any, calls: int
+        call: KernelRequest, found: None, plan: Plan | None, backend: Any, calls: int
     ) -> bool:
         if plan is not None:
-            call.table.specialised.begin(plan)
+            call.table.dynamic.begin(plan)
         call.decline(COMPILING, "asked", is_dynamic=plan is not None)
         asked.append((call, plan))
         return True
@@ -308,7 +308,7 @@ def test_a_look_that_fails_is_no_reason_not_to_look_at_the_others(
 ) -> None:
     find = Specialisations.find
 
-    def fail_once(specialised: Any, schema: Any, key: Any, backend: Any) -> Any:
+    def fail_once(dynamic: Any, schema: Any, key: Any, backend: Any) -> Any:
         monkeypatch.setattr(Specialisations, "find", find)
         raise OSError("made up")
 
@@ -336,16 +336,16 @@ def test_no_file_is_read_under_the_lock_that_all_calls_take(
     monkeypatch.setattr(Store, "find_dynamic", seen)
     with aoti_eager.register("aten::silu"):
         clock.call_s = COMPILE_S * SHARE / 3
-        specialised = kernels().table.specialised
+        dynamic = kernels().table.dynamic
         aten.silu(X)
-        specialised.look_again()  # A worker has brought something.
+        dynamic.look_again()  # A worker has brought something.
         aten.silu(X)
-        specialised.look_again()
+        dynamic.look_again()
         aten.silu(X), aten.silu(X)
         look(rares, clock)
         assert len(asked) == 1
         aten.silu(torch.ones(5))  # Of another family: it is not due yet.
-        specialised.look_again()
+        dynamic.look_again()
         rares.ask_for_all()
         assert len(asked) == 2
     assert len(reads) == 4
@@ -412,7 +412,7 @@ def test_sizes_that_come_once_each_share_a_kernel_when_they_are_worth_one(
         assert reasons == {COMPILING}
         assert len(cache.table.declines) == 5
         assert len(asked) == 1
-        call.table.specialised.end(plan, call.table.forget_decline)
+        call.table.dynamic.end(plan, call.table.forget_decline)
         assert cache.table.declines.keys() == {call.table_key}
 
 
@@ -441,7 +441,7 @@ def test_the_thread_asks_for_what_has_become_due(
     done = threading.Event()
     monkeypatch.setattr(rare_module, "rares", Rares())
 
-    def compile_later(call: KeyedCall, *rest: Any) -> bool:
+    def compile_later(call: KernelRequest, *rest: Any) -> bool:
         call.decline(COMPILING, "asked")
         done.set()
         return True
@@ -499,9 +499,9 @@ def test_the_store_is_read_before_the_lock_is_taken(
     with aoti_eager.register("aten::silu"):
         clock.call_s = COMPILE_S * SHARE / 20
         for again in (lambda: aten.silu(X), lambda: look(rares, clock), rares.ask_for_all):
-            kernels().table.specialised.look_again()
+            kernels().table.dynamic.look_again()
             aten.silu(X)
-            kernels().table.specialised.look_again()
+            kernels().table.dynamic.look_again()
             again()
         assert len(asked) == 1
     assert len(free) >= 4

@@ -89,31 +89,31 @@ class Op:
     """An op whose misses are decided on as ``_dispatch.miss`` does, but nothing is compiled."""
 
     def __init__(self, *stored: StoredEntry) -> None:
-        self.specialised = Specialisations()
+        self.dynamic = Specialisations()
         self.backend = backend_with(*stored)
 
     def find(self, key: KernelKey) -> StoredEntry | None:
-        return self.specialised.find(SILU, key, self.backend)
+        return self.dynamic.find(SILU, key, self.backend)
 
     def call(self, key: KernelKey) -> str | list[str]:
         """Return "hit", "static", "pass", or the meanings of the sizes that become symbols."""
         if self.find(key) is not None:
             return "hit"
-        plan, passes = self.specialised.plan(SILU, key)
+        plan, passes = self.dynamic.plan(SILU, key)
         if passes:
             return "pass"
         if plan is None:
-            self.specialised.start_static(SILU, key)
+            self.dynamic.start_static(SILU, key)
             return "static"
-        self.specialised.start(plan)
+        self.dynamic.start(plan)
         entry = make_entry(key=plan.pattern, guards=plan.guards)
-        self.specialised.add(StoredEntry(entry, Path("/nowhere")))
+        self.dynamic.add(StoredEntry(entry, Path("/nowhere")))
         meanings = family_of(SILU, key).meanings
         return sorted(meanings[name] for name in symbols_in(plan.pattern))
 
     def plan(self, key: KernelKey) -> Plan | None:
         self.find(key)
-        return self.specialised.plan(SILU, key)[0]
+        return self.dynamic.plan(SILU, key)[0]
 
 
 def calls(op: Op, *sizes: Sequence[int]) -> list[Any]:
@@ -160,11 +160,11 @@ def test_other_ranks_and_dtypes_say_nothing(varied_op: Op) -> None:
 
 
 def test_a_number_that_nobody_has_changed_is_no_symbol_of_it() -> None:
-    specialised = Specialisations()
+    dynamic = Specialisations()
 
     def plan_for(*tensors: torch.Tensor) -> Plan | None:
         key = kernel_key(ADD, "CPU", [*tensors, 2.0])
-        return specialised.plan(ADD, key)[0]
+        return dynamic.plan(ADD, key)[0]
 
     assert plan_for(torch.empty(4, 5), torch.empty(4, 5)) is None
     assert plan_for(torch.empty(5, 6).t(), torch.empty(6, 5)) is None
@@ -181,8 +181,8 @@ def test_in_the_background_a_family_goes_by_the_calls_that_ask(varied_op: Op) ->
 def test_where_such_a_kernel_could_not_be_made_no_further_one_is_tried(varied_op: Op) -> None:
     plan = varied_op.plan(sliced(3, 7))
     assert plan is not None
-    varied_op.specialised.start(plan)
-    varied_op.specialised.add(failed(plan))
+    varied_op.dynamic.start(plan)
+    varied_op.dynamic.add(failed(plan))
     assert varied_op.call(sliced(3, 7)) == "static"
     assert varied_op.call(tensor_key(torch.empty(5).expand(2, 5))) == "static"
 
@@ -226,10 +226,10 @@ def test_the_last_kernel_of_a_family_has_all_sizes_as_symbols() -> None:
 def test_a_family_that_needs_more_kernels_is_static() -> None:
     op = Op()
     assert calls(op, (4, 5), (6, 5)) == ["static", ["self.size(0)"]]
-    op.specialised._known = {}  # They are never found: as if their guards did not hold.
+    op.dynamic._known = {}  # They are never found: as if their guards did not hold.
     for rows in range(7, 9):
         assert isinstance(calls(op, (rows, 5))[0], list)
-        op.specialised._known = {}
+        op.dynamic._known = {}
     assert calls(op, (9, 5), (10, 5)) == ["static", "static"]
 
 
@@ -276,15 +276,15 @@ def test_a_call_that_is_the_same_again_changes_nothing() -> None:
 
 def test_a_call_that_the_stores_static_kernel_served_counts_as_seen() -> None:
     op = Op()
-    op.specialised.note(SILU, key_of(4, 5))
+    op.dynamic.note(SILU, key_of(4, 5))
     assert calls(op, (4, 6)) == [["self.size(1)"]]
 
 
 def test_only_the_last_calls_are_remembered() -> None:
     op = Op()
-    op.specialised.note(SILU, key_of(4, 99))
+    op.dynamic.note(SILU, key_of(4, 99))
     for rows in range(100, 132):
-        op.specialised.note(SILU, key_of(rows, 5))
+        op.dynamic.note(SILU, key_of(rows, 5))
     assert calls(op, (4, 5)) == [["self.size(0)"]]
 
 
@@ -299,8 +299,8 @@ def test_false_plans_and_uses_none() -> None:
     op = Op(dynamic(key_of(4, 5), "s0"))
     with aoti_eager.config.scope(dynamic=False):
         assert calls(op, (4, 5), (6, 5), (7, 8)) == ["static"] * 3
-        assert not op.specialised.wait_for(SILU, key_of(4, 5), (1,), lambda: None, forget)
-        op.specialised.note(SILU, key_of(4, 5))
+        assert not op.dynamic.wait_for(SILU, key_of(4, 5), (1,), lambda: None, forget)
+        op.dynamic.note(SILU, key_of(4, 5))
     assert op.backend.asked == 0
     assert calls(op, (6, 5)) == ["hit"]
 
@@ -319,7 +319,7 @@ def test_past_the_cap_kernels_are_static() -> None:
             "static",
             ["self.size(0)"],
         ]
-        assert op.specialised.count == 2
+        assert op.dynamic.count == 2
         assert calls(op, (4, 4, 4, 4), (5, 4, 4, 4), (9, 5)) == ["static", "static", "hit"]
 
 
@@ -328,9 +328,9 @@ def test_what_other_scripts_have_stored_does_not_count() -> None:
     op = Op(*stored)
     with aoti_eager.config.scope(dynamic_cap=2):
         assert calls(op, (9,), (9, 4)) == ["hit", "hit"]
-        assert op.specialised.count == 0
-        op.specialised.runner(stored[0].entry, False, object)
-        assert op.specialised.count == 1
+        assert op.dynamic.count == 0
+        op.dynamic.runner(stored[0].entry, False, object)
+        assert op.dynamic.count == 1
         assert calls(op, (9, 8, 8), (9, 8, 9)) == ["static", ["self.size(2)"]]
         assert calls(op, (9, 8, 8, 8), (9, 8, 8, 9)) == ["static", "static"]
 
@@ -343,9 +343,9 @@ def test_a_failed_plan_is_not_tried_again() -> None:
     op.call(key_of(4, 5))
     plan = op.plan(key_of(6, 5))
     assert plan is not None
-    op.specialised.start(plan)
-    op.specialised.add(failed(plan))
-    assert op.specialised.count == 0
+    op.dynamic.start(plan)
+    op.dynamic.add(failed(plan))
+    assert op.dynamic.count == 0
     assert calls(op, (6, 5), (7, 5)) == ["static", "static"]
     # With other sizes as symbols it may work.
     assert calls(op, (4, 6)) == [["self.size(0)", "self.size(1)"]]
@@ -373,11 +373,11 @@ def test_what_is_distrusted_serves_no_call_and_is_not_made_again() -> None:
     found = dynamic(key_of(4, 5), "s0")
     op = Op(found)
     assert op.call(key_of(6, 5)) == "hit"
-    runner = op.specialised.runner(found.entry, False, object)
-    op.specialised.distrust(found.entry.digest)
-    assert not op.specialised.is_loaded(found, False)
-    assert op.specialised.runner(found.entry, False, object) is not runner
-    op.specialised.look_again()  # The store may not know yet.
+    runner = op.dynamic.runner(found.entry, False, object)
+    op.dynamic.distrust(found.entry.digest)
+    assert not op.dynamic.is_loaded(found, False)
+    assert op.dynamic.runner(found.entry, False, object) is not runner
+    op.dynamic.look_again()  # The store may not know yet.
     assert calls(op, (6, 5), (7, 5), (8, 5)) == ["static"] * 3
 
 
@@ -399,7 +399,7 @@ def test_the_store_is_asked_once() -> None:
     op = Op(dynamic(key_of(4, 5), "s0"))
     assert calls(op, (6, 5), (7, 5), (9, 9)) == ["hit", "hit", "static"]
     assert op.backend.asked == 1
-    op.specialised.forget()
+    op.dynamic.forget()
     op.call(key_of(6, 5))
     assert op.backend.asked == 2
 
@@ -475,21 +475,19 @@ def test_calls_of_the_family_wait_for_the_kernel_that_is_being_made() -> None:
     declined: list[KernelKey] = []
 
     def waits(key: KernelKey) -> bool:
-        return op.specialised.wait_for(
-            SILU, key, (key.digest,), lambda: declined.append(key), forget
-        )
+        return op.dynamic.wait_for(SILU, key, (key.digest,), lambda: declined.append(key), forget)
 
     assert not waits(key_of(7, 5))
-    op.specialised.begin(plan)
+    op.dynamic.begin(plan)
     assert waits(key_of(7, 5))
     assert waits(key_of(7, 9))
     assert not waits(key_of(7, 5, 3))
     assert declined == [key_of(7, 5), key_of(7, 9)]
     released: list[Any] = []
-    op.specialised.end(plan, released.append)
+    op.dynamic.end(plan, released.append)
     assert released == [(key_of(7, 5).digest,), (key_of(7, 9).digest,)]
     assert not waits(key_of(8, 5))
-    op.specialised.end(plan, released.append)
+    op.dynamic.end(plan, released.append)
     assert len(released) == 2
 
 
@@ -497,60 +495,60 @@ def test_a_key_is_declined_before_it_can_be_released() -> None:
     """Else it would stay declined for good."""
     op = Op()
     plan = planned(op)
-    op.specialised.begin(plan)
+    op.dynamic.begin(plan)
     happened: list[str] = []
-    op.specialised.wait_for(SILU, key_of(7, 5), (1,), lambda: happened.append("declined"), forget)
-    op.specialised.end(plan, lambda key: happened.append("released"))
+    op.dynamic.wait_for(SILU, key_of(7, 5), (1,), lambda: happened.append("declined"), forget)
+    op.dynamic.end(plan, lambda key: happened.append("released"))
     assert happened == ["declined", "released"]
 
 
 def test_what_waited_counts_as_seen() -> None:
     op = Op()
     plan = planned(op)
-    op.specialised.begin(plan)
-    op.specialised.wait_for(SILU, key_of(4, 6), (1,), lambda: None, forget)
-    op.specialised.end(plan, lambda key: None)
+    op.dynamic.begin(plan)
+    op.dynamic.wait_for(SILU, key_of(4, 6), (1,), lambda: None, forget)
+    op.dynamic.end(plan, lambda key: None)
     assert calls(op, (4, 7)) == [["self.size(0)", "self.size(1)"]]
 
 
 def test_after_a_fork_nothing_is_on_its_way() -> None:
     op = Op()
     plan = planned(op)
-    op.specialised.begin(plan)
-    op.specialised.wait_for(SILU, key_of(7, 5), (1,), lambda: None, forget)
-    op.specialised.after_fork()
-    assert not op.specialised.wait_for(SILU, key_of(8, 5), (2,), lambda: None, forget)
+    op.dynamic.begin(plan)
+    op.dynamic.wait_for(SILU, key_of(7, 5), (1,), lambda: None, forget)
+    op.dynamic.after_fork()
+    assert not op.dynamic.wait_for(SILU, key_of(8, 5), (2,), lambda: None, forget)
     released: list[Any] = []
-    op.specialised.end(plan, released.append)
+    op.dynamic.end(plan, released.append)
     assert released == []
 
 
 def test_calls_share_a_loaded_library() -> None:
     op, found = Op(), dynamic(key_of(4, 5), "s0")
-    assert not op.specialised.is_loaded(found, False)
-    small = op.specialised.runner(found.entry, False, object)
-    assert op.specialised.runner(found.entry, False, object) is small
-    assert op.specialised.is_loaded(found, False)
+    assert not op.dynamic.is_loaded(found, False)
+    small = op.dynamic.runner(found.entry, False, object)
+    assert op.dynamic.runner(found.entry, False, object) is small
+    assert op.dynamic.is_loaded(found, False)
     # One that gives up the GIL is opened anew, and its file looked at before.
-    assert not op.specialised.is_loaded(found, True)
-    assert op.specialised.runner(found.entry, True, object) is not small
+    assert not op.dynamic.is_loaded(found, True)
+    assert op.dynamic.runner(found.entry, True, object) is not small
 
 
 # -- in words --
 
 
 def test_what_kept_changing_has_the_arguments_names() -> None:
-    specialised = Specialisations()
+    dynamic = Specialisations()
 
     def add_key(rows: int, columns: int) -> KernelKey:
         x = torch.empty(rows, columns)
         return kernel_key(ADD, "CPU", ADD.bind((x, torch.empty(columns)), {}))
 
-    assert specialised.changing(ADD, add_key(4, 5)) == []
-    specialised.note(ADD, add_key(4, 5))
-    assert specialised.changing(ADD, add_key(4, 5)) == []
-    assert specialised.changing(ADD, add_key(3, 5)) == ["self.size(0)"]
-    assert specialised.changing(ADD, add_key(4, 6)) == ["other.size(0)", "self.size(1)"]
+    assert dynamic.changing(ADD, add_key(4, 5)) == []
+    dynamic.note(ADD, add_key(4, 5))
+    assert dynamic.changing(ADD, add_key(4, 5)) == []
+    assert dynamic.changing(ADD, add_key(3, 5)) == ["self.size(0)"]
+    assert dynamic.changing(ADD, add_key(4, 6)) == ["other.size(0)", "self.size(1)"]
 
 
 def test_a_plan_says_what_a_worker_is_to_do() -> None:
@@ -616,9 +614,9 @@ def test_libraries_with_the_same_pattern_and_other_guards_are_two_entries(store:
     op = Op(short, long)
     assert op.find(key_of(4096, 5)) == short
     assert op.find(key_of(4097, 5)) == long
-    runners = [op.specialised.runner(one.entry, False, object) for one in (short, long)]
+    runners = [op.dynamic.runner(one.entry, False, object) for one in (short, long)]
     assert runners[0] is not runners[1]
-    op.specialised.distrust(short.entry.digest)
+    op.dynamic.distrust(short.entry.digest)
     assert op.find(key_of(4096, 5)) is None
     assert op.find(key_of(4097, 5)) == long
 
@@ -654,11 +652,11 @@ def test_calls_that_wait_for_a_kernel_are_a_bounded_number(monkeypatch: pytest.M
     op.call(key_of(4, 5))
     plan = op.plan(key_of(3, 5))
     assert plan is not None
-    op.specialised.begin(plan)
+    op.dynamic.begin(plan)
     declined: set[tuple[int, ...]] = set()
     for rows in range(10, 15):
         place = (rows,)
-        assert op.specialised.wait_for(
+        assert op.dynamic.wait_for(
             SILU,
             key_of(rows, 5),
             place,
@@ -666,7 +664,7 @@ def test_calls_that_wait_for_a_kernel_are_a_bounded_number(monkeypatch: pytest.M
             declined.remove,
         )
     assert declined == {(12,), (13,), (14,)}
-    op.specialised.end(plan, declined.remove)
+    op.dynamic.end(plan, declined.remove)
     assert declined == set()
 
 
@@ -676,7 +674,7 @@ def test_the_store_is_read_under_no_lock() -> None:
     counts = []
 
     def read(*args: Any) -> list[StoredEntry]:
-        other = threading.Thread(target=lambda: counts.append(op.specialised.count), daemon=True)
+        other = threading.Thread(target=lambda: counts.append(op.dynamic.count), daemon=True)
         other.start()
         other.join(60)
         return find_dynamic(*args)
@@ -695,7 +693,7 @@ def test_what_comes_while_the_store_is_read_is_not_lost() -> None:
         found = [*find_dynamic(*args), *op.backend.published]
         if coming:
             op.backend.published = [coming.pop()]
-            op.specialised.add(op.backend.published[0])
+            op.dynamic.add(op.backend.published[0])
         return found
 
     op.backend.published = []

@@ -77,7 +77,7 @@ void test_patterns() {
   auto table = std::make_unique<Items>();
   constexpr Word kCount = 500;
   {
-    Writing writing;
+    WriteGuard writing;
     table->put(std::make_unique<Item>(Key(3).words, 11));
     for (Word rest = 0; rest < kCount; ++rest) {
       table->put_pattern(of_rest(rest, kCount, rest));
@@ -85,7 +85,7 @@ void test_patterns() {
     require(table->size() == kCount + 1, "the size with patterns");
   }
   auto found = [&](Word number) {
-    Reading reading(Epochs::place());
+    ReadGuard reading(Epochs::place());
     return table->find(Key(number).words, 11);
   };
   require(found(3)->pattern == nullptr, "a key's own entry comes first");
@@ -102,7 +102,7 @@ void test_patterns() {
   require(compared(kCount - 1) > 400, "a call that comes first is compared with all before it");
   require(compared(kCount - 1) == 1, "a call that comes again is found at once");
   {
-    Writing writing;
+    WriteGuard writing;
     for (Word rest = 0; rest < kCount; rest += 2) {
       require(table->remove_pattern(&rest, 1), "a removal of a pattern");
       require(!table->remove_pattern(&rest, 1), "a second removal of a pattern");
@@ -121,7 +121,7 @@ void test_patterns() {
     }
   }
   {
-    Writing writing;
+    WriteGuard writing;
     for (Word name = 1; name <= kCount; ++name) {
       table->remove_pattern(&name, 1);
     }
@@ -129,7 +129,7 @@ void test_patterns() {
   }
   require(found(kCount + 1) == nullptr, "a call of a pattern that was removed");
   table.reset();
-  { Writing writing; }
+  { WriteGuard writing; }
   require(Item::alive() == 0, "entries with patterns that are left");
 }
 
@@ -137,7 +137,7 @@ void test_one_thread() {
   auto table = std::make_unique<Items>();
   constexpr Word kCount = 20'000;
   {
-    Writing writing;
+    WriteGuard writing;
     for (Word i = 0; i < kCount; ++i) {
       table->put(std::make_unique<Item>(Key(i).words, 11));
     }
@@ -145,7 +145,7 @@ void test_one_thread() {
     table->put(std::make_unique<Item>(Key(7).words, 11));
     require(table->size() == kCount, "the size after a replacement");
   }
-  Reading reading(Epochs::place());
+  ReadGuard reading(Epochs::place());
   for (Word i = 0; i < kCount; ++i) {
     Item* found = table->find(Key(i).words, 11);
     require(found != nullptr && found->payload == i * 3, "a key that was put in");
@@ -154,7 +154,7 @@ void test_one_thread() {
   require(table->find(Key(1).words, 10) == nullptr, "a key that is a part of another");
   reading.end();
   {
-    Writing writing;
+    WriteGuard writing;
     for (Word i = 0; i < kCount; i += 2) {
       require(table->remove(Key(i).words, 11), "a removal");
       require(!table->remove(Key(i).words, 11), "a second removal");
@@ -202,8 +202,8 @@ void test_many_threads(double seconds, int threads) {
     uint64_t looked = 0, found = 0;
     while (!stop.load(std::memory_order_relaxed)) {
       Key key(random() % kKeys);
-      Place& place = Epochs::place();
-      Reading reading(place);
+      Participant& place = Epochs::place();
+      ReadGuard reading(place);
       Items* table = current.load(std::memory_order_seq_cst);
       Item* item = table->find(key.words, 11);
       ++looked;
@@ -213,7 +213,7 @@ void test_many_threads(double seconds, int threads) {
                                                  : item->pattern->matches(key.words, 11);
         require(is_right, "an entry of another key");
         {
-          Reading again(place); // a library that calls an op of ours
+          ReadGuard again(place); // a library that calls an op of ours
           require(current.load()->find(key.words, 11) != reinterpret_cast<Item*>(1), "nested");
         }
         require(item->canary == kAlive, "an entry was freed under its reader after a nested one");
@@ -228,7 +228,7 @@ void test_many_threads(double seconds, int threads) {
     std::minstd_rand random(seed);
     uint64_t written = 0;
     while (!stop.load(std::memory_order_relaxed)) {
-      Writing writing;
+      WriteGuard writing;
       Items* table = current.load(std::memory_order_relaxed);
       for (int i = 0; i < 20; ++i, ++written) {
         Key key(random() % kKeys);
@@ -258,8 +258,8 @@ void test_many_threads(double seconds, int threads) {
   auto visit = [&](unsigned seed) {
     while (!stop.load(std::memory_order_relaxed)) {
       std::thread([&] {
-        Place& place = Epochs::place();
-        Reading reading(place);
+        Participant& place = Epochs::place();
+        ReadGuard reading(place);
         Item* item = current.load()->find(Key(seed % kKeys).words, 11);
         require(item == nullptr || item->canary == kAlive, "an entry was freed under a visitor");
       }).join();
@@ -284,8 +284,8 @@ void test_many_threads(double seconds, int threads) {
   require(found_count.value() == found_total.load(), "the counter is exact");
   {
     delete current.load();
-    { Writing writing; }
-    Writing writing;
+    { WriteGuard writing; }
+    WriteGuard writing;
     require(Epochs::instance().retired() == 0, "nothing is retired for ever");
   }
   require(Item::alive() == 0, "entries that are left");

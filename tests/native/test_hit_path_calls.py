@@ -24,7 +24,7 @@ from aoti_eager._compile_service import queue
 from aoti_eager._dispatch import counters as counters_module
 from aoti_eager._dispatch import table as table_module
 from aoti_eager._dispatch.kernel_cache import KernelCache
-from aoti_eager._dispatch.kernel_request import KeyedCall
+from aoti_eager._dispatch.kernel_request import KernelRequest
 from aoti_eager._keys.kernel_key import kernel_key
 from aoti_eager._keys.key_words import native_key
 from aoti_eager._native import library as native_library
@@ -580,9 +580,9 @@ def test_a_kernel_from_the_store_that_fails_after_it_wrote_is_an_error(
     with aoti_eager.config.scope(native=native):
         with aoti_eager.register(op):
             ones.clone().add_(ones)
-        load = KeyedCall.load
+        load = KernelRequest.load
 
-        def load_failing(self: KeyedCall, *arguments: Any) -> Any:
+        def load_failing(self: KernelRequest, *arguments: Any) -> Any:
             kernel = load(self, *arguments)
 
             def run(inputs: list[torch.Tensor]) -> list[torch.Tensor]:
@@ -592,7 +592,7 @@ def test_a_kernel_from_the_store_that_fails_after_it_wrote_is_an_error(
             kernel.run, kernel.words = run, None
             return kernel
 
-        monkeypatch.setattr(KeyedCall, "load", load_failing)
+        monkeypatch.setattr(KernelRequest, "load", load_failing)
         with aoti_eager.register(op):
             with pytest.raises(RunnerError, match="half way"):
                 ones.clone().add_(ones)

@@ -505,9 +505,9 @@ def test_kernels_that_lost_count_towards_the_cap(
         aten.silu(X), aten.silu(Y), aten.silu(torch.ones(3, 8))
         assert aoti_eager.stats()["aten::silu"].declined == {"slower": 2, "specialisation_cap": 1}
         (kernels,) = registry.caches()
-        assert kernels.table.specialisations == 2
+        assert kernels.table.static_count == 2
         with aoti_eager.config.scope(gate=False):  # They are forgotten, and may be used.
-            assert kernels.table.specialisations == 0
+            assert kernels.table.static_count == 0
         kernels.table.clear()
 
 

@@ -15,7 +15,7 @@ namespace aoti_eager {
 // late; the others have one writer each, who needs no lock on the line.
 class Counter {
  public:
-  void add(const Place& place) {
+  void add(const Participant& place) {
     if (place.number < kParts - 1) [[likely]] {
       std::atomic<uint64_t>& count = parts_[place.number].count;
       count.store(count.load(std::memory_order_relaxed) + 1, std::memory_order_relaxed);

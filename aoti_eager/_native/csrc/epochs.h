@@ -25,13 +25,13 @@ namespace aoti_eager {
 constexpr size_t kCacheLine = 64;
 
 // One thread's place. Places are never freed: a thread that ends leaves its own to the next one.
-struct alignas(kCacheLine) Place {
+struct alignas(kCacheLine) Participant {
   std::atomic<uint64_t> announced{0};
   std::atomic<bool> taken{true};
   uint32_t depth = 0; // read and written by its own thread only
   uint32_t number = 0;
   int32_t passing = 0; // above zero, the thread's calls are for originals
-  Place* next = nullptr;
+  Participant* next = nullptr;
 };
 
 class Epochs {
@@ -47,8 +47,8 @@ class Epochs {
   }
 
   // Returns this thread's place.
-  static Place& place() {
-    Place* mine = own_place();
+  static Participant& place() {
+    Participant* mine = own_place();
     return mine != nullptr ? *mine : instance().take_place();
   }
 
@@ -56,7 +56,7 @@ class Epochs {
     own_place() = nullptr;
   }
 
-  void enter(Place& mine) {
+  void enter(Participant& mine) {
     if (mine.depth++ == 0) {
       // A pointer that is read after it is either what a writer left there, or the writer sees this
       // announcement.
@@ -70,13 +70,13 @@ class Epochs {
     }
   }
 
-  void leave(Place& mine) {
+  void leave(Participant& mine) {
     if (--mine.depth == 0) {
       mine.announced.store(0, std::memory_order_release);
     }
   }
 
-  // Has `object` freed by `free_` as soon as nobody can be reading it. By a `Writing` thread.
+  // Has `object` freed by `free_` as soon as nobody can be reading it. By a `WriteGuard` thread.
   void retire(void* object, void (*free_)(void*)) {
     uint64_t epoch = epoch_.fetch_add(1, std::memory_order_seq_cst);
     retired_.push_back({epoch, object, free_});
@@ -88,7 +88,7 @@ class Epochs {
       return {};
     }
     uint64_t oldest = UINT64_MAX;
-    for (Place* place = places_.load(std::memory_order_acquire); place; place = place->next) {
+    for (Participant* place = places_.load(std::memory_order_acquire); place; place = place->next) {
       uint64_t announced = place->announced.load(std::memory_order_seq_cst);
       if (announced != 0) {
         oldest = std::min(oldest, announced);
@@ -103,15 +103,15 @@ class Epochs {
     return ready;
   }
 
-  // By a `Writing` thread.
+  // By a `WriteGuard` thread.
   size_t retired() const {
     return retired_.size();
   }
 
   // In a forked child: the other threads are not here, and will never leave.
   void forget_other_threads() {
-    Place* mine = own_place();
-    for (Place* place = places_.load(std::memory_order_acquire); place; place = place->next) {
+    Participant* mine = own_place();
+    for (Participant* place = places_.load(std::memory_order_acquire); place; place = place->next) {
       if (place != mine) {
         place->announced.store(0, std::memory_order_relaxed);
         place->depth = 0;
@@ -121,7 +121,7 @@ class Epochs {
   }
 
  private:
-  friend class Writing;
+  friend class WriteGuard;
 
   Epochs() {
     pthread_atfork(
@@ -133,12 +133,12 @@ class Epochs {
         });
   }
 
-  static Place*& own_place() {
-    static thread_local Place* mine = nullptr; // Without a destructor: reading it costs no check.
+  static Participant*& own_place() {
+    static thread_local Participant* mine = nullptr; // Without a destructor: reading it costs no check.
     return mine;
   }
 
-  Place& take_place();
+  Participant& take_place();
 
   // Made when the library is loaded: a hit that asks twice whether it is there pays for that.
   // Never deleted: threads may outlive static destructors.
@@ -147,7 +147,7 @@ class Epochs {
   const bool has_barrier_ = has_barriers();
   std::mutex writers_;
   std::atomic<uint64_t> epoch_{1};
-  std::atomic<Place*> places_{nullptr};
+  std::atomic<Participant*> places_{nullptr};
   std::atomic<uint32_t> number_of_places_{0};
   std::vector<Retired> retired_;
 };
@@ -158,7 +158,7 @@ namespace {
 
 // Gives the thread's place back when the thread ends.
 struct PlaceHolder {
-  Place* place = nullptr;
+  Participant* place = nullptr;
   ~PlaceHolder() {
     if (place != nullptr) {
       // A later destructor of this thread takes a place anew.
@@ -173,9 +173,9 @@ thread_local PlaceHolder place_holder;
 
 } // namespace
 
-inline Place& Epochs::take_place() {
-  Place* found = nullptr;
-  for (Place* place = places_.load(std::memory_order_acquire); place; place = place->next) {
+inline Participant& Epochs::take_place() {
+  Participant* found = nullptr;
+  for (Participant* place = places_.load(std::memory_order_acquire); place; place = place->next) {
     bool taken = false;
     if (place->taken.compare_exchange_strong(taken, true, std::memory_order_acq_rel)) {
       found = place;
@@ -183,9 +183,9 @@ inline Place& Epochs::take_place() {
     }
   }
   if (found == nullptr) {
-    found = new Place;
+    found = new Participant;
     found->number = number_of_places_.fetch_add(1, std::memory_order_relaxed);
-    Place* first = places_.load(std::memory_order_relaxed);
+    Participant* first = places_.load(std::memory_order_relaxed);
     do {
       found->next = first;
     } while (!places_.compare_exchange_weak(first, found, std::memory_order_acq_rel));
@@ -200,34 +200,34 @@ inline Place& Epochs::take_place() {
 // A writer's stay: tables change one at a time, and only on a miss. What became free meanwhile is
 // freed after the lock is given back, because a destructor may want the GIL, whose holder may be about
 // to fork and wait for this lock.
-class Writing {
+class WriteGuard {
  public:
-  Writing() : lock_(Epochs::instance().writers_) {}
-  ~Writing() {
+  WriteGuard() : lock_(Epochs::instance().writers_) {}
+  ~WriteGuard() {
     std::vector<Epochs::Retired> ready = Epochs::instance().take_ready();
     lock_.unlock();
     for (const Epochs::Retired& one : ready) {
       one.free_(one.object);
     }
   }
-  Writing(const Writing&) = delete;
-  Writing& operator=(const Writing&) = delete;
+  WriteGuard(const WriteGuard&) = delete;
+  WriteGuard& operator=(const WriteGuard&) = delete;
 
  private:
   std::unique_lock<std::mutex> lock_;
 };
 
 // A reader's stay; pointers into tables are good for as long as it lasts.
-class Reading {
+class ReadGuard {
  public:
-  explicit Reading(Place& place) : place_(place) {
+  explicit ReadGuard(Participant& place) : place_(place) {
     Epochs::instance().enter(place_);
   }
-  ~Reading() {
+  ~ReadGuard() {
     end();
   }
-  Reading(const Reading&) = delete;
-  Reading& operator=(const Reading&) = delete;
+  ReadGuard(const ReadGuard&) = delete;
+  ReadGuard& operator=(const ReadGuard&) = delete;
 
   void end() {
     if (!ended_) {
@@ -237,7 +237,7 @@ class Reading {
   }
 
  private:
-  Place& place_;
+  Participant& place_;
   bool ended_ = false;
 };
 

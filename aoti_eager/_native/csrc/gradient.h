@@ -175,11 +175,11 @@ class GradientNode : public torch::autograd::Node {
   bool released_ = false;
 };
 
-class Gate : Counted<Gate> {
+class AutogradKernel : Counted<AutogradKernel> {
  public:
-  using Counted<Gate>::alive;
+  using Counted<AutogradKernel>::alive;
 
-  Gate(
+  AutogradKernel(
       c10::OperatorHandle handle, c10::OperatorHandle backward, c10::OperatorHandle function,
       std::vector<Argument> arguments, size_t results, bool decomposes)
       : handle_(std::move(handle)),
@@ -219,13 +219,13 @@ class Gate : Counted<Gate> {
     std::string name = c10::toString(handle_.operator_name()) + "Backward";
     auto call = std::make_shared<GradientCall>(GradientCall{
         std::move(results), tensors_, std::move(needs), backward_, std::move(name), nodes_});
-    Writing writing;
+    WriteGuard writing;
     table_.put(std::make_unique<GradientEntry>(key, count, std::move(call)));
   }
 
   // Calls of this key are for the op's function from now on.
   void put_decline(const Word* key, size_t count) {
-    Writing writing;
+    WriteGuard writing;
     table_.put(std::make_unique<GradientEntry>(key, count, nullptr));
   }
 
@@ -234,20 +234,20 @@ class Gate : Counted<Gate> {
   }
 
   void clear() {
-    Writing writing;
+    WriteGuard writing;
     table_.clear();
   }
 
  private:
   struct Registered final : c10::OperatorKernel {
-    explicit Registered(Gate* gate) : gate_(gate) {}
+    explicit Registered(AutogradKernel* gate) : gate_(gate) {}
 
     void operator()(const c10::OperatorHandle& op, c10::DispatchKeySet keys, Stack* stack) {
       gate_->call(op, keys, stack);
     }
 
    private:
-    Gate* gate_;
+    AutogradKernel* gate_;
   };
 
   // Whether a call is known, and as what.
@@ -259,7 +259,7 @@ class Gate : Counted<Gate> {
       return {false, nullptr};
     }
     words.push_back(needs);
-    Reading reading(Epochs::place());
+    ReadGuard reading(Epochs::place());
     GradientEntry* entry = table_.find(words.data(), words.size());
     return {entry != nullptr, entry == nullptr ? nullptr : entry->call};
   }
@@ -276,12 +276,12 @@ class Gate : Counted<Gate> {
   Registration registration_;
 };
 
-inline void Gate::install() {
+inline void AutogradKernel::install() {
   registration_.install(
       handle_, c10::DispatchKey::AutogradCPU, std::make_unique<Registered>(this));
 }
 
-inline void Gate::call(const c10::OperatorHandle& op, c10::DispatchKeySet keys, Stack* stack) {
+inline void AutogradKernel::call(const c10::OperatorHandle& op, c10::DispatchKeySet keys, Stack* stack) {
   const size_t count = arguments_.size();
   if (C10_UNLIKELY(op.schema().arguments().size() != count) || keys.has_any(kSeen)) {
     return registration_.call_python(op, keys, stack);

@@ -21,7 +21,7 @@ namespace aoti_eager {
 class Looks {
  public:
   // Whether this call is to be compared.
-  bool is_due(const Place& place) {
+  bool is_due(const Participant& place) {
     Part& part = parts_[place.number % kParts];
     uint32_t left = part.left.load(std::memory_order_relaxed);
     if (left != 0) [[likely]] {

@@ -45,7 +45,7 @@ std::vector<Argument> arguments_of(const uint8_t* kinds, const uint8_t* mutated,
 template <class T>
 void retire(T* object) {
   guarded([object] {
-    Writing writing;
+    WriteGuard writing;
     Epochs::instance().retire(object, [](void* one) { delete static_cast<T*>(one); });
   });
 }
@@ -55,7 +55,7 @@ void put(
   if (program != nullptr) {
     entry->pattern = std::make_unique<Pattern>(std::vector<int64_t>(program, program + count));
   }
-  Writing writing;
+  WriteGuard writing;
   if (program != nullptr) {
     table->put_pattern(std::move(entry));
   } else {
@@ -131,14 +131,14 @@ void ae_op_set_counters(Op* op, Counter* hits, Counter* always_declined) {
 
 // `backward` and `function` are the qualified names of the op of the gradient, and of one that runs
 // the op's function; `results` is the number of tensors that the op returns.
-Gate* ae_gate_new(
+AutogradKernel* ae_gate_new(
     const char* name, const char* overload, const char* backward, const char* function,
     const uint8_t* kinds, const uint8_t* mutated, size_t count, size_t results,
     int32_t decomposes) {
-  Gate* gate = nullptr;
+  AutogradKernel* gate = nullptr;
   guarded([&] {
     auto& dispatcher = c10::Dispatcher::singleton();
-    gate = new Gate(
+    gate = new AutogradKernel(
         dispatcher.findSchemaOrThrow(name, overload), dispatcher.findSchemaOrThrow(backward, ""),
         dispatcher.findSchemaOrThrow(function, ""), arguments_of(kinds, mutated, count), results,
         decomposes != 0);
@@ -146,21 +146,21 @@ Gate* ae_gate_new(
   return gate;
 }
 
-int32_t ae_gate_install(Gate* gate) {
+int32_t ae_gate_install(AutogradKernel* gate) {
   return guarded([gate] { gate->install(); }) ? 0 : 1;
 }
 
 // No call of the op may run.
-void ae_gate_uninstall(Gate* gate) {
+void ae_gate_uninstall(AutogradKernel* gate) {
   guarded([gate] { gate->uninstall(); });
 }
 
-void ae_gate_delete(Gate* gate) {
+void ae_gate_delete(AutogradKernel* gate) {
   retire(gate);
 }
 
 // `layouts` has for each result: whether it is differentiable, its dimensions, sizes, strides.
-void ae_gate_put(Gate* gate, const Word* words, size_t count, const int64_t* layouts) {
+void ae_gate_put(AutogradKernel* gate, const Word* words, size_t count, const int64_t* layouts) {
   guarded([&] {
     std::vector<ResultLayout> results(gate->results());
     for (ResultLayout& one : results) {
@@ -175,15 +175,15 @@ void ae_gate_put(Gate* gate, const Word* words, size_t count, const int64_t* lay
 }
 
 // How many nodes of autograd's there are that call the backward op yet.
-int64_t ae_gate_nodes(const Gate* gate) {
+int64_t ae_gate_nodes(const AutogradKernel* gate) {
   return gate->nodes();
 }
 
-void ae_gate_put_decline(Gate* gate, const Word* words, size_t count) {
+void ae_gate_put_decline(AutogradKernel* gate, const Word* words, size_t count) {
   guarded([&] { gate->put_decline(words, count); });
 }
 
-void ae_gate_clear(Gate* gate) {
+void ae_gate_clear(AutogradKernel* gate) {
   guarded([gate] { gate->clear(); });
 }
 
@@ -232,21 +232,21 @@ void ae_table_put_decline(
 
 void ae_table_remove_pattern(EntryTable* table, const Word* name, size_t count) {
   guarded([&] {
-    Writing writing;
+    WriteGuard writing;
     table->remove_pattern(name, count);
   });
 }
 
 void ae_table_remove(EntryTable* table, const Word* words, size_t count) {
   guarded([&] {
-    Writing writing;
+    WriteGuard writing;
     table->remove(words, count);
   });
 }
 
 void ae_table_clear(EntryTable* table) {
   guarded([&] {
-    Writing writing;
+    WriteGuard writing;
     table->clear();
   });
 }
@@ -257,13 +257,13 @@ int32_t ae_matches(const int64_t* program, size_t count, const Word* words, size
 }
 
 size_t ae_table_size(EntryTable* table) {
-  Writing writing;
+  WriteGuard writing;
   return table->size();
 }
 
 // Gives the owners of libraries that no entry has any more; to be called until it gives none.
 size_t ae_released(uint64_t* owners, size_t room) {
-  { Writing writing; } // frees what can be freed
+  { WriteGuard writing; } // frees what can be freed
   return Owners::instance().take_released(owners, room);
 }
 
@@ -335,14 +335,14 @@ int32_t ae_recorded_by_typed() {
 
 // Ops, registered kernels, tables, entries, what waits for its readers, and gates.
 void ae_alive(int64_t* counts) {
-  { Writing writing; } // frees what can be freed
+  { WriteGuard writing; } // frees what can be freed
   counts[0] = Op::alive();
   counts[1] = Kernel::alive();
   counts[2] = EntryTable::alive();
   counts[3] = Entry::alive();
-  Writing writing;
+  WriteGuard writing;
   counts[4] = static_cast<int64_t>(Epochs::instance().retired());
-  counts[5] = Gate::alive();
+  counts[5] = AutogradKernel::alive();
 }
 
 } // extern "C"

@@ -241,12 +241,12 @@ template <class Call>
 template <class Call>
 Way Op::look_up(const Call& call) {
   State now = state.load(std::memory_order_acquire);
-  Place& place = Epochs::place();
+  Participant& place = Epochs::place();
   if (now == State::kPass || place.passing != 0) {
     return Way::kOriginal;
   }
   if (now == State::kDecline) {
-    Reading reading(place);
+    ReadGuard reading(place);
     if (Counter* counter = always_declined.load(std::memory_order_acquire)) {
       counter->add(place);
     }
@@ -264,7 +264,7 @@ Way Op::look_up(const Call& call) {
     recorded_key().is_typed = std::is_same_v<Call, TypedCall>;
     TORCH_CHECK(false, "the key is recorded");
   }
-  Reading reading(place);
+  ReadGuard reading(place);
   Entry* entry = find(table.load(std::memory_order_seq_cst), call);
   if (entry == nullptr) {
     return Way::kPython;

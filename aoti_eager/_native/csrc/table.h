@@ -60,7 +60,7 @@ class Keyed {
 };
 
 // Entry derives from Keyed and has `pattern`, null or what calls without an entry of their own must
-// match. What changes the table is called while `Writing`.
+// match. What changes the table is called while `WriteGuard`.
 template <class Entry>
 class Table : Counted<Table<Entry>> {
  public:
