@@ -6,6 +6,7 @@ import contextlib
 import fcntl
 import gc
 import os
+import shutil
 import signal
 import subprocess
 import zlib
@@ -96,12 +97,38 @@ def run_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def shared_cache_dir(run_dir: Path) -> Path:
+def shared_cache_dir(run_dir: Path, request: pytest.FixtureRequest) -> Path:
     """A store that fills up during the run: a kernel that two tests need is compiled once."""
     path = run_dir / "shared-cache"
-    path.mkdir(mode=0o700, exist_ok=True)
-    (path / "toolchain").mkdir(mode=0o700, exist_ok=True)
+    with (run_dir / "shared-cache.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not path.exists():
+            path.mkdir(mode=0o700)
+            kept = kept_toolchain(request.config)
+            if kept.exists():
+                shutil.copytree(kept, path / "toolchain", symlinks=True)
+            (path / "toolchain").mkdir(mode=0o700, exist_ok=True)
     return path
+
+
+def kept_toolchain(config: pytest.Config) -> Path:
+    """Return where a run leaves what compilers made for all kernels, for the next run.
+
+    Each part is found by a digest of what it was made of, so one that does not fit is not used.
+    """
+    assert config.cache is not None
+    return config.cache.mkdir("aoti_eager") / "toolchain"
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """Keep the toolchain of this run, in place of an earlier one's."""
+    config = session.config
+    made = Path(config._tmp_path_factory.getbasetemp(), "shared-cache", "toolchain")  # type: ignore[attr-defined]
+    if hasattr(config, "workerinput") or not made.exists():
+        return
+    kept = kept_toolchain(config)
+    shutil.rmtree(kept, ignore_errors=True)
+    shutil.copytree(made, kept, symlinks=True, ignore_dangling_symlinks=True)
 
 
 @pytest.fixture(scope="session")

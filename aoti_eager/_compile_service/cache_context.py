@@ -11,10 +11,11 @@ import threading
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from .._base import gc_pause, scheduling
+from .._base import scheduling
 from .._base.at_exit import at_exit
 from .._base.cpu import Target, cpu_features, cpu_target
 from .._base.data_class import dataclass
+from .._base.late_import import importing
 from .._base.torch_compat.dispatcher import privateuse1_device_type
 from .._base.warn_once import log
 from .._store.environment import Environment, current_environment
@@ -102,11 +103,11 @@ class _Workers:
 
     def service(self) -> CompileService:
         """Return them."""
+        if self._service is None:
+            with importing():  # Before the lock, which each miss takes.
+                from .worker_pool import CompileService
         with _lock:
             if self._service is None:
-                with gc_pause.paused():
-                    from .worker_pool import CompileService
-
                 self._service = CompileService(
                     self._target, workers=config.workers, nice=self._nice, ends_at_exit=False
                 )
@@ -123,7 +124,7 @@ class _Workers:
             self._service.end()
 
 
-_backends: dict[tuple[Path, str], CacheContext] = {}
+_contexts: dict[tuple[Path, str], CacheContext] = {}
 _pools: dict[tuple[Target, int], _Workers] = {}  # by target and nice
 _lock = threading.RLock()
 
@@ -140,10 +141,10 @@ def _workers(target: Target, nice: int) -> _Workers:
 
 
 def current() -> CacheContext:
-    """Return the backend of the cache directory and the CPU target set at this moment."""
+    """Return the cache context of the cache directory and the CPU target set at this moment."""
     root, setting = config.cache_dir, config.cpu_target
     with _lock:
-        context = _backends.get((root, setting))
+        context = _contexts.get((root, setting))
         if context is None:
             features = cpu_features()
             target = cpu_target(features, setting)
@@ -156,7 +157,7 @@ def current() -> CacheContext:
             )
             _workers(target, 0)  # Now: handlers at exit that come later end before them.
             _workers(target, _BACKGROUND_NICE)
-            _backends[root, setting] = context
+            _contexts[root, setting] = context
         # Settings may have changed since the directory was first used.
         context.store.lock_timeout_s = config.lock_timeout_s
         return context

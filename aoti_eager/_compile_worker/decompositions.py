@@ -146,8 +146,10 @@ def _with_narrow_numbers(args: tuple[Any, ...]) -> tuple[Any, ...]:
     """
     tensors = [one for one in args if isinstance(one, Tensor)]
     numbers = [one for one in tensors if one.dim() == 0 and one.dtype is torch.float64]
-    rest = {one.dtype for one in tensors if not any(one is number for number in numbers)}
-    if not numbers or rest != {torch.float32}:
+    others = [one for one in tensors if not any(one is number for number in numbers)]
+    rest = {one.dtype for one in others}
+    # Without a tensor that has dimensions, the result takes the dtype of the wider one.
+    if not numbers or rest != {torch.float32} or all(one.dim() == 0 for one in others):
         return args
     return tuple(
         one.to(torch.float32) if any(one is number for number in numbers) else one for one in args

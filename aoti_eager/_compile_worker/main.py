@@ -59,10 +59,10 @@ def main() -> None:
     jobs = CompileJobs(vector_bits, scratch)
     requests: queue.Queue[dict[str, Any] | None] = queue.Queue()
     lingers = threading.Event()
+    watch.ready()  # Before a request is read: it must not take one to linger for none.
     arguments = (requests, jobs, lingers, watch)
     threading.Thread(target=_read_requests, args=arguments, daemon=True).start()
-    threading.Thread(target=_watch, args=(parent, jobs, lingers), daemon=True).start()
-    watch.ready()
+    threading.Thread(target=_watch, args=(parent, jobs, lingers, watch), daemon=True).start()
     while True:
         try:
             request = requests.get(timeout=IDLE_S)
@@ -74,7 +74,7 @@ def main() -> None:
         with contextlib.suppress(OSError):  # Nobody reads any more: standard input ends, too.
             answers.write(answer)
             answers.flush()
-    _end(jobs)
+    _end(jobs, watch)
 
 
 def _read_requests(
@@ -90,35 +90,36 @@ def _read_requests(
             lingers.set()
             watch.let_go()
             requests.put(None)  # After what has come until now, nothing is begun.
-            _end_at(request["until"], jobs)
+            _end_at(request["until"], jobs, watch)
         requests.put(request)
-    _end(jobs)
+    _end(jobs, watch)
 
 
-def _watch(parent: int, jobs: CompileJobs, lingers: threading.Event) -> None:
+def _watch(parent: int, jobs: CompileJobs, lingers: threading.Event, watch: ParentWatch) -> None:
     """End with the parent though a child that it has forked keeps our standard input open."""
     while os.getppid() == parent:
         time.sleep(1.0)
     # What it has said last may not have been read yet.
     if not lingers.wait(1.0):
-        _end(jobs)
+        _end(jobs, watch)
 
 
-def _end_at(until: float, jobs: CompileJobs) -> None:
+def _end_at(until: float, jobs: CompileJobs, watch: ParentWatch) -> None:
     """Go on without the parent, behind everything else, for a while: then end, whatever is done.
 
     Args:
         until: The time, by the system's monotonic clock, which all processes share.
         jobs: What is being done.
+        watch: The watcher of this process, which has been let go of.
     """
     # The parent may have gone in the midst of one of our windows (``_compile_service.share``).
     while not scheduling.give_way(os.getpid()) and time.monotonic() < until:
         time.sleep(0.1)
     time.sleep(max(0.0, until - time.monotonic()))
-    _end(jobs)
+    _end(jobs, watch)
 
 
-def _end(jobs: CompileJobs) -> None:
+def _end(jobs: CompileJobs, watch: ParentWatch) -> None:
     """End with everything that was started: the parent is gone, or has closed us."""
     jobs.ending = True
     left: set[Path] = set()
@@ -131,4 +132,5 @@ def _end(jobs: CompileJobs) -> None:
             remove_scratch(path)
         if not any(os.path.lexists(path) for path in left):
             break
+    watch.end()
     os.killpg(0, signal.SIGKILL)

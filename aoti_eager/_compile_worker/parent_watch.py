@@ -36,10 +36,12 @@ class ParentWatch:
 
     Args:
         pipe: What is written to; ``None`` without a watcher.
+        watcher: Its process number.
     """
 
-    def __init__(self, pipe: int | None) -> None:
+    def __init__(self, pipe: int | None, watcher: int | None = None) -> None:
         self._pipe = pipe
+        self._watcher = watcher
 
     def ready(self) -> None:
         """Tell it that this process reads its requests now, and notices its script's end."""
@@ -48,6 +50,13 @@ class ParentWatch:
     def let_go(self) -> None:
         """Have it end: this process goes on without its script."""
         self._tell(_LET_GO)
+
+    def end(self) -> None:
+        """Have it end and wait for that: a script that is init would be left with a zombie."""
+        self._tell(_LET_GO)
+        if self._watcher is not None:
+            with contextlib.suppress(OSError):
+                os.waitpid(self._watcher, 0)
 
     def _tell(self, what: bytes) -> None:
         if self._pipe is not None:
@@ -88,7 +97,7 @@ def watch_parent(parent: int, scratch: Path | None) -> ParentWatch:
     os.close(pipe)
     if script is not None:
         os.close(script)
-    return ParentWatch(ours)
+    return ParentWatch(ours, child)
 
 
 def _rename(name: str) -> str:

@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
-from .._base import gc_pause
 from .._base.cpu import cpu_features, cpu_target
+from .._base.late_import import importing
 from .._base.sealed_library import sealed_file
 from .._base.torch_compat.dispatcher import raw_schema
 from .._base.warn_once import warn_of_function, warn_once
@@ -71,13 +71,20 @@ compiling: set[int] = set()
 _NOTHING = object()
 
 
+_is_prepared = False
+
+
 def prepare() -> None:
     """Import what asks for kernels: where a store has none, calls are not to wait for it.
 
     A process whose kernels are all in the store never needs it.
     """
-    with gc_pause.paused():
-        from . import pending as pending_module  # noqa: F401
+    global _is_prepared
+    if not _is_prepared:
+        with importing():
+            from .._compile_service import replies, worker_pool  # noqa: F401
+            from . import asking, pending, rare, resumed  # noqa: F401
+        _is_prepared = True
 
 
 class Miss:
@@ -192,14 +199,32 @@ class Miss:
                 return self._declined("specialisation_cap", refusal)
         return self._compile(plan)
 
+    def _prepared(self) -> bool:
+        """Import what asks for kernels, and return whether it is there.
+
+        Not in a forked child: another thread of the parent may have imported one of the modules, or
+        of those that they import, and would hold it locked for good.
+        """
+        if not _is_prepared:
+            if cache_context.is_forked():
+                return False
+            ident = get_ident()
+            compiling.add(ident)  # A signal handler's call meanwhile finds half of a module.
+            try:
+                prepare()
+            finally:
+                compiling.discard(ident)
+        return True
+
     def _go_on(self) -> None:
         """Have made what earlier processes wanted of the op, if they have left anything."""
         if self._table.goes_on or config.mode != "background" or config.cache_dir is None:
             return
         if cache_context.current().store.has_wanted():
-            from .resumed import go_on
+            if self._prepared():
+                from .resumed import go_on
 
-            go_on(self._cache, self._table)
+                go_on(self._cache, self._table)
         else:
             self._table.goes_on = True
 
@@ -247,6 +272,8 @@ class Miss:
         if kernel.parallel and cache_context.is_forked():
             return self._declined("forked", "OpenMP's threads stayed with the parent")
         if self._call.wants_check(entry, verdict) and self._in_background:
+            if not self._prepared():
+                return self._declined("forked", "its comparison was not imported before the fork")
             from .pending import Candidate
 
             arrival = Candidate(self._call, found, verdict, kernel, context, compared=True)
@@ -364,6 +391,7 @@ class Miss:
             # A process for each of a data loader's workers would be in the way of all.
             self._decline_next("forked", "the compile workers are the parent's")
             return self._result
+        self._prepared()
         from . import rare
         from .asking import Asked
 
@@ -379,6 +407,8 @@ class Miss:
         return self._result
 
     def _compile(self, plan: Plan | None) -> Any:
+        if not self._prepared():
+            return self._declined("forked", "its compiler was not imported before the fork")
         before = self._live.copies() if self._call.checks else []
         if not self._run_first():
             return self._result
@@ -416,6 +446,7 @@ class Miss:
             # A process for each of a data loader's workers would be in the way of all.
             self._decline_next("forked", "the compile workers are the parent's")
             return
+        self._prepared()
         from .pending import compile_later
 
         if not compile_later(self._call, found):

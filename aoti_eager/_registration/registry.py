@@ -18,8 +18,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from .._base import gc_pause
 from .._base.at_exit import at_exit
+from .._base.late_import import importing
 from .._base.torch_compat import autograd, dispatcher
 from .._base.torch_compat.dispatcher import OpOverload
 from .._base.warn_once import log
@@ -214,7 +214,7 @@ def wait(timeout_s: float | None = None) -> bool:
         NativePathError: The build failed, and ``config.strict`` is on; else that is one warning.
     """
     deadline = None if timeout_s is None else time.monotonic() + timeout_s
-    with gc_pause.paused():
+    with importing():
         from .._dispatch import rare
 
     counted = -1

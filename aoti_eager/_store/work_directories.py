@@ -171,8 +171,18 @@ def remove_work_of(pid: int, root: Directory) -> None:
     """Remove what a process of this machine, which is dead, was working on in the store."""
     with contextlib.suppress(OSError), root.directory("tmp") as tmp:
         for name in children(tmp, "tmp"):
-            if name.startswith(f"{_host()}-{pid}-"):
+            # Hosts may share a name, and containers number their processes alike.
+            if name.startswith(f"{_host()}-{pid}-") and not _is_held(tmp, name):
                 remove(root, "tmp", name)
+
+
+def _is_held(tmp: Directory, name: str) -> bool:
+    """Return whether a process that is alive holds the lock of a work directory."""
+    try:
+        with tmp.directory(name) as work:
+            return is_locked(work.fd) is True
+    except OSError:
+        return False
 
 
 def _is_stale(tmp: Directory, name: str) -> bool:

@@ -79,7 +79,7 @@ def losing(ops: Iterable[str], context: CacheContext) -> list[str]:
         return []
     threads = torch.get_num_threads()
     kept = read_wanted(context.store.root)
-    waiting = {one.op for one in kept.values() if _waits(one, threads)}
+    waiting = {one.op for one in kept.values() if _waits(one)}
     try:
         return [
             op
@@ -92,13 +92,13 @@ def losing(ops: Iterable[str], context: CacheContext) -> list[str]:
         return []
 
 
-def _waits(one: Wanted, threads: int) -> bool:
-    """Return whether a kept key may get a kernel for calls with so many threads."""
+def _waits(one: Wanted) -> bool:
+    """Return whether a kept key may get a kernel; a script may set its thread count itself."""
     try:
-        context = dict(one.call().key.context)
+        one.call()
     except NOT_WANTED:
         return False
-    return one.tries < MOST_TRIES and context.get("threads") in (threads, ANY_THREADS)
+    return one.tries < MOST_TRIES
 
 
 def _loses(op: str, context: CacheContext, threads: int) -> bool:

@@ -10,7 +10,9 @@ import torch
 
 from aoti_eager._compile_service.worker_pool import compiler_on_path
 
-INTERFACE = Path(__file__).parents[2] / "aoti_eager" / "csrc" / "thin_interface.cpp"
+INTERFACE = (
+    Path(__file__).parents[2] / "aoti_eager" / "_compile_worker" / "csrc" / "thin_interface.cpp"
+)
 INCLUDE = Path(torch.__file__).parent / "include"
 
 # A library whose run fails with as long a message as it is told to, and what torch has to say of

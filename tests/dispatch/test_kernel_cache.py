@@ -330,7 +330,7 @@ def test_an_entry_that_needs_more_of_the_cpu_is_a_miss(
     fewer = cpu_features() - {"avx2", "avx512f"}
     with aoti_eager.config.scope(cache_dir=shared_cache, mode="cache_only"):
         monkeypatch.setattr("aoti_eager._compile_service.cache_context.cpu_features", lambda: fewer)
-        monkeypatch.setattr("aoti_eager._compile_service.cache_context._backends", {})
+        monkeypatch.setattr("aoti_eager._compile_service.cache_context._contexts", {})
         with aoti_eager.register("aten::silu"):
             before = stats("aten::silu")
             torch.ops.aten.silu(x)

@@ -104,7 +104,7 @@ SCRIPT = """
 import json, sys
 import torch
 import aoti_eager
-from tests import function_ops
+from tests.support import function_ops
 
 op = torch.library.custom_op("aoti_eager_tests::scale", function_ops.scale, mutates_args=())
 x = torch.linspace(-3, 3, 128).reshape(2, 64)

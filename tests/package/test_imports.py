@@ -7,6 +7,7 @@ import graphlib
 import io
 import itertools
 import json
+import re
 import subprocess
 import sys
 import tokenize
@@ -138,6 +139,21 @@ def test_the_page_of_the_rooms_has_each_module() -> None:
         listed |= {f"{room}.{cell}" for cell in cells}
     there = {".".join(name.split(".")[:2]) for name in IMPORTS if "." in name}
     assert listed == {name for name in there if not name.endswith(".__init__")}
+
+
+NAMED = re.compile(r"\baoti_eager\.(_[a-z][a-z_]*)(?:\.([a-z_]+))?")
+
+
+def test_the_modules_that_tests_name_are_there() -> None:
+    """In strings, too: a program's text, or what a patch is for."""
+    tests = Path(__file__).parents[1]
+    missing = set()
+    for path in tests.rglob("*.py"):
+        for room, module in NAMED.findall(path.read_text(encoding="utf-8")):
+            place = PACKAGE / room / module
+            if not (place.is_dir() or place.with_suffix(".py").is_file()):
+                missing.add(f"{path.relative_to(tests)}: aoti_eager.{room}.{module}")
+    assert missing == set()
 
 
 def test_nobody_imports_the_compile_worker() -> None:

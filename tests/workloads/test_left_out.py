@@ -170,7 +170,7 @@ def test_a_key_that_waits_for_nothing_does_not(entry: Entry) -> None:
     assert losers() == [TANH]
     other = replace(entry, key=entry.key.with_threads(THREADS + 1))
     wait_for(other)
-    assert losers() == [TANH]
+    assert losers() == [], "the script may set its thread count itself"
     wait_for(entry, document=b"{}")
     assert losers() == [TANH]
 
