@@ -1,4 +1,4 @@
-"""What happens to a script whose compile workers die, hang, lie, or outlive it. [9, 14, 19]
+"""What happens to a script whose compile workers die, hang, lie, or outlive it.
 
 Real workers in mode ``background``; what they are doing is seen from outside (``workers.py``).
 """

@@ -65,7 +65,7 @@ def f32(*sizes: int) -> torch.Tensor:
 
 @pytest.mark.full
 def test_a_defaulted_argument_does_not_shift_the_ones_after_it() -> None:
-    """Defect 1: PyTorch's own version gives the first call's kernel to all three."""
+    """PyTorch's own eager cache gives the first call's kernel to all three."""
     x = f32(8, 8)
     calls: list[Call] = [
         lambda: torch.ops.aten.elu(x, 2.0),
@@ -183,7 +183,7 @@ def test_an_op_that_only_mutates_a_list_is_served(shared_cache: Path) -> None:
 
 
 def test_a_number_in_a_tensor_slot_is_an_input_and_not_in_the_key() -> None:
-    """Defect 2: bool, int and float are different calls; two floats are one."""
+    """Bool, int and float are different calls; two floats are one."""
     op = "aten::mul.Tensor"
     x = f32(8, 8)
     with aoti_eager.register(op):
@@ -201,7 +201,7 @@ def test_a_number_in_a_tensor_slot_is_an_input_and_not_in_the_key() -> None:
 
 
 def test_a_number_promotes_as_eager_promotes_it(shared_cache: Path) -> None:
-    """Defect 2: on integer, bool, half and 0-dim tensors the result's dtype is the original's."""
+    """On integer, bool and 0-dim tensors, the result has the original's dtype."""
     with aoti_eager.register("aten::mul.Tensor"):
         for x, number in (
             (torch.ones(8, dtype=torch.int32), 2.5),
@@ -232,7 +232,7 @@ def test_float_and_int_scalars_of_one_value_are_two_keys() -> None:
 def test_after_one_compile_nothing_is_compiled_read_or_loaded_again(
     shared_cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Defect 11: 1,000 further calls go from the table alone."""
+    """1,000 further calls need the table alone."""
     x, y = f32(8, 8), f32(8, 8)
     with aoti_eager.register("aten::mul.Tensor"):
         torch.mul(x, y)
@@ -325,7 +325,7 @@ def test_a_stored_kernel_is_loaded_and_not_compiled(shared_cache: Path) -> None:
 def test_an_entry_that_needs_more_of_the_cpu_is_a_miss(
     shared_cache: Path, monkeypatch: pytest.MonkeyPatch, no_compiles: None
 ) -> None:
-    """Defect 5: silently, and in every mode."""
+    """A miss without a warning, in mode ``cache_only``, too: the code would be illegal here."""
     x = f32(8, 8)
     fewer = cpu_features() - {"avx2", "avx512f"}
     with aoti_eager.config.scope(cache_dir=shared_cache, mode="cache_only"):
@@ -341,7 +341,7 @@ def test_an_entry_that_needs_more_of_the_cpu_is_a_miss(
 
 @pytest.mark.parametrize("file", ["entry.json", "library.so"])
 def test_a_garbled_entry_is_rebuilt_and_the_others_are_served(file: str) -> None:
-    """Defect 16."""
+    """One bad entry must not spoil the others."""
     x, y = f32(6, 6), f32(8, 8)
     with aoti_eager.register("aten::silu"):
         torch.ops.aten.silu(x)
@@ -365,7 +365,7 @@ def test_a_garbled_entry_is_rebuilt_and_the_others_are_served(file: str) -> None
 def test_threads_have_kernels_of_their_own_where_the_code_depends_on_them(
     shared_cache: Path,
 ) -> None:
-    """Defect 8: compiled at N threads, run at M: right, and set_num_threads obeyed."""
+    """Compiled at N threads, run at M: results are right, and set_num_threads is obeyed."""
     x = f32(512, 512)
     want = torch.nn.functional.silu(x)
     threads = torch.get_num_threads()

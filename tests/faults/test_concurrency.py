@@ -18,7 +18,7 @@ from ..conftest import Machine, make_cache_dir
 def test_two_threads_run_two_kernels_as_two_processes_do(
     tmp_path: Path, run_dir: Path, shared_cache_dir: Path, machine: Machine
 ) -> None:
-    """Requirement 27. Best of six runs: the machine is shared."""
+    """A kernel runs without the GIL. Best of six runs: other programs share the machine."""
     figures = tmp_path / "concurrency.json"
     environment = {
         **os.environ,

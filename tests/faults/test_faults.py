@@ -1,4 +1,4 @@
-"""What goes wrong around us: right results, one warning each, and nothing lost. [9, 19, 23, 24]"""
+"""What goes wrong around us: right results, one warning each, and nothing lost."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def silu(x: torch.Tensor) -> torch.Tensor:
 def test_deleting_the_cache_directory_mid_run_is_safe(
     tmp_path: Path, shared_cache_dir: Path
 ) -> None:
-    """Defect 19: loaded kernels go on, the rest is compiled again; nothing to warn about."""
+    """Loaded kernels go on, the rest is compiled again; nothing to warn about."""
     path = make_cache_dir(tmp_path / "gone", shared_cache_dir)
     x, y = torch.randn(8, 8), torch.randn(3, 8)
     with aoti_eager.config.scope(cache_dir=path), aoti_eager.register("aten::silu"):
@@ -87,7 +87,7 @@ def test_a_full_disk_gives_right_results_one_warning_and_no_residue(
 def test_a_read_only_directory_serves_its_hits_and_runs_originals_for_the_rest(
     mount: object, shared_cache: Path
 ) -> None:
-    """Defect 24: no writes at all, and hits still served."""
+    """No writes at all, and hits still served."""
     path = mount("readonly", "size=64m")  # type: ignore[operator]
     x, y = torch.randn(8, 8), torch.randn(5, 8)
     with aoti_eager.register("aten::silu"):
@@ -124,7 +124,7 @@ def test_a_read_only_directory_serves_its_hits_and_runs_originals_for_the_rest(
 def test_a_directory_that_others_can_write_is_refused_with_one_warning(
     mode: int, tmp_path: Path, no_compiles: None
 ) -> None:
-    """Defect 17."""
+    """Whoever can write to it could have this process load their code."""
     path = tmp_path / "open"
     path.mkdir()
     path.chmod(mode)

@@ -39,7 +39,7 @@ def warm_dir(tmp_path_factory: pytest.TempPathFactory, shared_cache_dir: Path) -
 def test_a_second_process_serves_every_key_with_nothing_of_a_compiler(
     warm_dir: Path, tmp_path: Path
 ) -> None:
-    """Defects 6, 7, 22: no compile, no Inductor, no child process, no compiler on PATH."""
+    """No compile, no Inductor, no child process, no compiler on PATH."""
     second = run(warm_dir, PATH=str(tmp_path), CXX="", CC="")
     assert second["wrong"] == 0
     assert second["compiles"] == 0
@@ -52,13 +52,13 @@ def test_a_second_process_serves_every_key_with_nothing_of_a_compiler(
 
 @pytest.mark.full
 def test_warm_hits_are_right_in_cache_only_mode_too(warm_dir: Path) -> None:
-    """Defect 26: cold and warm are tested apart."""
+    """A kernel may be right cold and wrong warm: each is tested apart."""
     again = run(warm_dir, AOTI_EAGER_MODE="cache_only")
     assert (again["wrong"], again["compiles"], again["hits"]) == (0, 0, 3 * KEYS)
 
 
 def test_another_torch_version_opens_none_of_the_entries(warm_dir: Path) -> None:
-    """Defect 4: a foreign version's entry is never opened; it is listed as stale."""
+    """A foreign version's entry is never opened; it is listed as stale."""
     foreign = "import torch; torch.__version__ = '2.13.1'\n" + WORK
     result = run(warm_dir, foreign, AOTI_EAGER_MODE="cache_only")
     assert result["hits"] == 0
@@ -74,7 +74,7 @@ def test_another_torch_version_opens_none_of_the_entries(warm_dir: Path) -> None
 def test_a_variable_that_shapes_the_code_makes_every_key_miss(
     variable: str, warm_dir: Path
 ) -> None:
-    """Defect 3."""
+    """The key holds everything that affects the generated code."""
     result = run(warm_dir, AOTI_EAGER_MODE="cache_only", **{variable: "1"})
     assert (result["wrong"], result["hits"]) == (0, 0)
 
@@ -83,7 +83,7 @@ def test_a_variable_that_shapes_the_code_makes_every_key_miss(
 def test_eight_processes_on_an_empty_cache_compile_each_key_once(
     tmp_path: Path, shared_cache_dir: Path
 ) -> None:
-    """Defects 10, 14."""
+    """One compile a key, however many processes; one publish an entry."""
     from ..conftest import make_cache_dir
 
     path = make_cache_dir(tmp_path / "eight", shared_cache_dir)
@@ -98,7 +98,7 @@ def test_eight_processes_on_an_empty_cache_compile_each_key_once(
 def test_killed_processes_leave_no_wrong_entry_and_no_residue_after_verify(
     tmp_path: Path, shared_cache_dir: Path
 ) -> None:
-    """Defect 14: `kill -9` at random moments, seeded; the survivors and a successor are right."""
+    """`kill -9` at random moments, seeded; the survivors and a successor are right."""
     from ..conftest import make_cache_dir
 
     path = make_cache_dir(tmp_path / "killed", shared_cache_dir)

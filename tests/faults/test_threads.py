@@ -87,7 +87,7 @@ def test_threads_that_call_while_another_flips_disable_get_right_results_and_one
 
 
 def test_eight_threads_on_one_cold_key_compile_it_once(cache_dir: Path) -> None:
-    """Defect 10: one compile a key, however many callers."""
+    """One compile a key, however many callers."""
     barrier = threading.Barrier(8)
     results: list[torch.Tensor] = []
 

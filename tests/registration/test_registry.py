@@ -1,4 +1,4 @@
-"""Registration: what goes into PyTorch's dispatcher, and that all of it comes out again. [25]"""
+"""Registration: what goes into PyTorch's dispatcher, and that all of it comes out again."""
 
 from __future__ import annotations
 

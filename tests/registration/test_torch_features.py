@@ -1,4 +1,4 @@
-"""What else PyTorch does works as before with ops registered. [25]"""
+"""What else PyTorch does works as before with ops registered."""
 
 from __future__ import annotations
 
