@@ -28,7 +28,7 @@ from aoti_eager._native import op_kernel
 from aoti_eager._registration import registry
 from aoti_eager._runner.runner import ModelContainerRunner
 
-from .support import compiled_once, runner_libraries
+from .support import compiled_once, processes, runner_libraries
 
 # A fifth of every compile, and of what a hit costs, but nothing of what is computed; the one test
 # that measures a hit takes it away again.
@@ -102,6 +102,29 @@ def shared_cache_dir(run_dir: Path) -> Path:
     path.mkdir(mode=0o700, exist_ok=True)
     (path / "toolchain").mkdir(mode=0o700, exist_ok=True)
     return path
+
+
+@pytest.fixture(scope="session")
+def precompiled_header(shared_cache_dir: Path) -> None:
+    """The precompiled header: without it a kernel takes as long as some of the tests."""
+    if not list(shared_cache_dir.glob("toolchain/headers/*.gch")):
+        processes.run(
+            shared_cache_dir,
+            """
+import json, pathlib, time, torch, aoti_eager
+aoti_eager.register("aten::silu")
+torch.ops.aten.silu(torch.ones(1000))
+headers = aoti_eager.config.cache_dir / "toolchain" / "headers"
+deadline = time.monotonic() + 100
+while not list(headers.glob("*.gch")) and time.monotonic() < deadline:
+    time.sleep(0.1)
+print("{}")
+""",
+            AOTI_EAGER_MODE="sync",
+            AOTI_EAGER_GATE="0",
+            AOTI_EAGER_NATIVE="0",
+        )
+    assert list(shared_cache_dir.glob("toolchain/headers/*.gch"))
 
 
 @pytest.fixture(scope="session")

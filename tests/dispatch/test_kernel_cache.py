@@ -19,6 +19,8 @@ from ..conftest import assert_close
 
 pytestmark = pytest.mark.both_paths
 
+aten = torch.ops.aten
+
 Call = Callable[[], Any]
 
 
@@ -384,3 +386,33 @@ def test_threads_have_kernels_of_their_own_where_the_code_depends_on_them(
     finally:
         torch.set_num_threads(threads)
     assert counts == {1, 2}
+
+
+def test_complex_numbers_with_zeros_of_either_sign_are_two_numbers(no_compiles: None) -> None:
+    x = torch.tensor([complex(-1, -0.0)])
+    numbers = [complex(1, 0.0), complex(1, -0.0)]
+    want = [torch.angle(x * n).item() for n in numbers]
+    with aoti_eager.config.scope(mode="cache_only"), aoti_eager.register("aten::mul.Tensor"):
+        assert [torch.angle(x * n).item() for n in numbers] == want
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("call", [aten.softshrink, aten.gelu])
+def test_functions_that_differ_at_nan_or_infinity_are_found_out_on_ordinary_data(
+    call: Any, shared_cache: Path
+) -> None:
+    odd = torch.tensor([float("nan"), float("inf"), -float("inf"), 1.0] * 16)
+    want = call(odd)
+    with aoti_eager.register(call):
+        for x in (torch.linspace(-2, 2, 64), odd, odd):
+            got = call(x)
+    assert_close(got, want, equal_nan=True)
+
+
+def test_sums_that_lose_digits_are_found_out_on_zeros(shared_cache: Path) -> None:
+    full = torch.full((1 << 22,), 0.1)
+    want = full.sum()
+    with aoti_eager.register("aten::sum"):
+        torch.zeros(1 << 22).sum()
+        got = full.sum()
+    assert_close(got, want)
