@@ -22,6 +22,7 @@ from aoti_eager._base.warn_once import forget_warnings
 from aoti_eager._compile_service import cache_context
 from aoti_eager._compile_service.worker_pool import CompileService, compiler_on_path
 from aoti_eager._dispatch import pending, recheck
+from aoti_eager._keys.kernel_key import KernelKey
 from aoti_eager._native import build as native_build
 from aoti_eager._native import library as native_library_module
 from aoti_eager._native import op_kernel
@@ -341,13 +342,22 @@ def shared_cache(shared_cache_dir: Path, settings: None) -> Iterator[Path]:
 
 
 @pytest.fixture
-def no_compiles(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Fail the test if anything is compiled: what is served must be a hit."""
+def no_compiles(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Fail the test if anything is compiled, in the call or beside it: what is served is a hit.
 
-    def compile_(*args: object, **kwargs: object) -> None:
+    The failure is at the test's end: what is raised within a call makes the original run instead.
+    """
+    asked: list[str] = []
+
+    def ask(service: CompileService, key: KernelKey, *args: object, **kwargs: object) -> None:
+        asked.append(key.op)
         raise AssertionError("the compiler was asked")
 
-    monkeypatch.setattr(CompileService, "compile", compile_)
+    for name in ("compile", "publish"):
+        monkeypatch.setattr(CompileService, name, ask)
+    yield
+    aoti_eager.wait(10)  # What waits in the queue would ask later.
+    assert asked == [], "the compiler was asked"
 
 
 @pytest.fixture
