@@ -30,6 +30,7 @@ from aoti_eager._compile_service.replies import Measured
 from aoti_eager._compile_service.worker_pool import CompileService
 from aoti_eager._dispatch import resumed
 from aoti_eager._keys.kernel_key import KernelKey
+from aoti_eager._registration import registry
 from aoti_eager._store import kept_queue, wanted_calls
 from aoti_eager._store.kept_queue import (
     read_wanted,
@@ -164,9 +165,9 @@ def test_what_is_unregistered_meanwhile_is_not_asked_for_again(
     monkeypatch.setattr(CompileService, "publish", lambda *_, **__: None)
     digest = leave(cache_dir, call_of(SILU[:1]))
     with aoti_eager.register("aten::silu"):
-        cache_ = aoti_eager._library.find_cache(aten.silu.default, "CPU")
+        cache_ = registry.find_cache(aten.silu.default, "CPU")
         assert cache_ is not None
-        backend = aoti_eager._backend.current()
+        backend = cache_context.current()
         one = resumed.Resumed(read_wanted(cache_dir)[digest], cache_, cache_.table, backend)
         assert one.run() is not None  # Another process is at it.
     assert one.run() is None

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 import aoti_eager
+from aoti_eager._base.warn_once import forget_warnings
 from aoti_eager.errors import AotiEagerWarning
 
 from ..conftest import MakeOp
@@ -83,7 +84,7 @@ def test_a_write_in_inference_mode_is_found_by_the_trace(
     (message,) = said()
     assert message.startswith("aoti_eager: aetest::writes: its function writes to its argument 'y'")
     # As a later process meets it, which finds the failure in the store.
-    aoti_eager._warnings.forget_warnings()
+    forget_warnings()
     op = make_op(writes)
     with torch.inference_mode():
         op(torch.ones(3), torch.zeros(3))
