@@ -1,7 +1,7 @@
 """What fails in a compile worker for a while: nothing of it is in the store afterwards.
 
-Row 10 of cases/security.md, and 13 as far as it is about what is remembered. Real workers, which do
-what a file says just before they start the C++ compiler.
+Real workers, which do what a file says just before they start the C++ compiler; or a compiler that
+fails.
 """
 
 from __future__ import annotations
@@ -136,7 +136,7 @@ def test_what_every_compile_of_the_key_would_meet_is_remembered(run: Any, mode: 
 def test_a_mount_that_forbids_execution_is_not_remembered(
     run: Any, mode: str, mount: Any, shared_cache_dir: Path
 ) -> None:
-    """Row 12. Whether a kernel can be had there or not, there is one after the remount."""
+    """Whether a kernel can be had there or not, there is one after the remount."""
     path = mount("noexec", "size=64m,noexec")
     (path / "toolchain").symlink_to(shared_cache_dir / "toolchain")
     first = run([""], mode, path)

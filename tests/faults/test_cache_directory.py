@@ -47,10 +47,9 @@ def test_deleting_the_cache_directory_mid_run_is_safe(
     assert after.compiles - before.compiles == 1
 
 
-def test_a_deleted_directory_is_made_anew_by_the_next_miss(
+def test_a_missing_directory_is_not_made_by_a_call_that_compiles_nothing(
     tmp_path: Path, no_compiles: None
 ) -> None:
-    """Without a compile: a decline of the store's is enough to see that nothing is in the way."""
     path = tmp_path / "never" / "made"
     x = torch.randn(2, 2)
     with (
