@@ -23,13 +23,14 @@ from aoti_eager._base.warn_once import forget_warnings
 from aoti_eager._compile_service import cache_context
 from aoti_eager._compile_service.worker_pool import CompileService, compiler_on_path
 from aoti_eager._dispatch import pending, recheck
+from aoti_eager._keys.kernel_key import KernelKey
 from aoti_eager._native import build as native_build
 from aoti_eager._native import library as native_library_module
 from aoti_eager._native import op_kernel
 from aoti_eager._registration import registry
 from aoti_eager._runner.runner import ModelContainerRunner
 
-from .support import compiled_once, runner_libraries
+from .support import compiled_once, processes, runner_libraries
 
 # A fifth of every compile, and of what a hit costs, but nothing of what is computed; the one test
 # that measures a hit takes it away again.
@@ -129,6 +130,29 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
     kept = kept_toolchain(config)
     shutil.rmtree(kept, ignore_errors=True)
     shutil.copytree(made, kept, symlinks=True, ignore_dangling_symlinks=True)
+
+
+@pytest.fixture(scope="session")
+def precompiled_header(shared_cache_dir: Path) -> None:
+    """The precompiled header: without it a kernel takes as long as some of the tests."""
+    if not list(shared_cache_dir.glob("toolchain/headers/*.gch")):
+        processes.run(
+            shared_cache_dir,
+            """
+import json, pathlib, time, torch, aoti_eager
+aoti_eager.register("aten::silu")
+torch.ops.aten.silu(torch.ones(1000))
+headers = aoti_eager.config.cache_dir / "toolchain" / "headers"
+deadline = time.monotonic() + 100
+while not list(headers.glob("*.gch")) and time.monotonic() < deadline:
+    time.sleep(0.1)
+print("{}")
+""",
+            AOTI_EAGER_MODE="sync",
+            AOTI_EAGER_GATE="0",
+            AOTI_EAGER_NATIVE="0",
+        )
+    assert list(shared_cache_dir.glob("toolchain/headers/*.gch"))
 
 
 @pytest.fixture(scope="session")
@@ -345,13 +369,22 @@ def shared_cache(shared_cache_dir: Path, settings: None) -> Iterator[Path]:
 
 
 @pytest.fixture
-def no_compiles(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Fail the test if anything is compiled: what is served must be a hit."""
+def no_compiles(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Fail the test if anything is compiled, in the call or beside it: what is served is a hit.
 
-    def compile_(*args: object, **kwargs: object) -> None:
+    The failure is at the test's end: what is raised within a call makes the original run instead.
+    """
+    asked: list[str] = []
+
+    def ask(service: CompileService, key: KernelKey, *args: object, **kwargs: object) -> None:
+        asked.append(key.op)
         raise AssertionError("the compiler was asked")
 
-    monkeypatch.setattr(CompileService, "compile", compile_)
+    for name in ("compile", "publish"):
+        monkeypatch.setattr(CompileService, name, ask)
+    yield
+    aoti_eager.wait(10)  # What waits in the queue would ask later.
+    assert asked == [], "the compiler was asked"
 
 
 @pytest.fixture

@@ -45,7 +45,7 @@ def raised(raises: Callable[[], object]) -> BaseException:
 
 @pytest.mark.parametrize("name", ERRNOS)
 def test_no_error_of_the_operating_system_is_deterministic(name: str) -> None:
-    """Row 10 of cases/security.md."""
+    """It says something about the moment, not about the code."""
     number = getattr(errno, name)
     assert not is_deterministic(OSError(number, os.strerror(number)))
     assert not is_deterministic(OSError(number, ""))

@@ -1,7 +1,7 @@
-"""What the system refuses a compile worker for a while: nothing of it is in the store afterwards.
+"""What fails in a compile worker for a while: nothing of it is in the store afterwards.
 
-Row 10 of cases/security.md, and 13 as far as it is about what is remembered. Real workers, which do
-what a file says just before they start the C++ compiler.
+Real workers, which do what a file says just before they start the C++ compiler; or a compiler that
+fails.
 """
 
 from __future__ import annotations
@@ -13,13 +13,13 @@ from typing import Any
 
 import pytest
 
+import aoti_eager
+
 from ..support import processes
 from ..support.child_patches import patch_children
-from .test_worker_faults import header
+from ..support.processes import run_script
 
-pytestmark = [pytest.mark.compiles, pytest.mark.usefixtures("header")]
-
-__all__ = ["header"]
+pytestmark = [pytest.mark.compiles, pytest.mark.usefixtures("precompiled_header")]
 
 PATCH = """
 import os
@@ -136,7 +136,7 @@ def test_what_every_compile_of_the_key_would_meet_is_remembered(run: Any, mode: 
 def test_a_mount_that_forbids_execution_is_not_remembered(
     run: Any, mode: str, mount: Any, shared_cache_dir: Path
 ) -> None:
-    """Row 12. Whether a kernel can be had there or not, there is one after the remount."""
+    """Whether a kernel can be had there or not, there is one after the remount."""
     path = mount("noexec", "size=64m,noexec")
     (path / "toolchain").symlink_to(shared_cache_dir / "toolchain")
     first = run([""], mode, path)
@@ -145,3 +145,26 @@ def test_a_mount_that_forbids_execution_is_not_remembered(
     second = run([""], mode, path)
     assert second["found"] == [["", None]]
     assert [status for _, status, _ in second["stored"]] == ["ready"]
+
+
+@pytest.mark.full
+@pytest.mark.both_paths(costly=True)
+def test_a_compiler_that_fails_is_tried_again_by_the_next_process(
+    cache_dir: Path, tmp_path: Path
+) -> None:
+    bad = tmp_path / "g++"
+    bad.write_text('#!/bin/sh\ncase "$*" in *library.cpp*) exit 1;; esac\nexec /usr/bin/g++ "$@"\n')
+    bad.chmod(0o755)
+    code = """
+        import torch, aoti_eager
+        x = torch.ones(3, 5)
+        with aoti_eager.register("aten::silu"):
+            for _ in range(2):
+                torch.ops.aten.silu(x)
+            print(aoti_eager.stats()["aten::silu"])
+        """
+    first = run_script(code, cache_dir, CXX=str(bad))
+    assert "'compile_failed': " in first.stdout, first.stderr
+    assert aoti_eager.cache.list() == []
+    second = run_script(code, cache_dir)
+    assert "hits=1" in second.stdout, second.stderr

@@ -1,4 +1,4 @@
-"""The pipes to a worker that is dead, or does not read."""
+"""How a worker starts and ends: its pipes, its files, and what runs in it before our code."""
 
 from __future__ import annotations
 
@@ -268,3 +268,27 @@ def test_workers_of_an_isolated_python_run_nothing_that_pythonpath_names(
     )
     assert json.loads(done.stdout.splitlines()[-1])["compiles"] == processes.KEYS
     assert not (tmp_path / "intruder" / "was-here").exists()
+
+
+@pytest.mark.full
+@pytest.mark.both_paths
+def test_a_script_directory_that_shadows_the_standard_library_does_not_break_the_worker(
+    tmp_path: Path, shared_cache_dir: Path
+) -> None:
+    """`python -m` and `-c` put the current directory first; a types.py there ends Python."""
+    for name in ("types.py", "enum.py", "queue.py"):
+        (tmp_path / name).write_text("raise ImportError('the wrong module')")
+    script = tmp_path / "elsewhere" / "script.py"
+    script.parent.mkdir()
+    script.write_text("""
+import torch, aoti_eager
+x = torch.randn(8, 8)
+with aoti_eager.register("aten::silu"):
+    torch.ops.aten.silu(x), torch.ops.aten.silu(x)
+assert aoti_eager.stats()["aten::silu"].hits >= 1, aoti_eager.stats()
+""")
+    environment = {**os.environ, "AOTI_EAGER_CACHE_DIR": str(shared_cache_dir)}
+    done = subprocess.run(
+        [sys.executable, str(script)], env=environment, cwd=tmp_path, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr

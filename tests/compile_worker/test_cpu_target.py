@@ -76,7 +76,7 @@ def call_softmax(x: torch.Tensor) -> None:
 @pytest.mark.share(of=2)
 @pytest.mark.parametrize("setting", [one for one in LEVELS if can_run(one)])
 def test_a_kernel_for_each_level_is_right_and_has_nothing_above_it(setting: str) -> None:
-    """Requirement 5."""
+    """An instruction above the level would be illegal on another CPU that has the level."""
     x = torch.randn(33, 70, generator=torch.Generator().manual_seed(3))
     with aoti_eager.config.scope(cpu_target=setting):
         call_softmax(x)

@@ -210,7 +210,7 @@ def test_a_directory_that_others_can_write_is_done_without(fake: Path) -> None:
 
 
 def test_parts_for_this_very_cpu_are_not_another_cpus(fake: Path) -> None:
-    """Requirement 5: a store may be shared by machines, and the interface has code of its own."""
+    """Machines may share a store, and the interface's code is compiled for a CPU, too."""
     answer = run(
         fake,
         "for flag in ('-march=native', '-march=x86-64-v3'):",

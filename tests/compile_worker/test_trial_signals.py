@@ -1,7 +1,6 @@
 """What ends a first run, and what of that is remembered: the trial server, and real children.
 
-Rows 10 and 11 of cases/security.md. The children run what a request says before they try its
-library.
+The children run what a request says before they try its library.
 """
 
 from __future__ import annotations
@@ -247,7 +246,7 @@ def test_a_first_run_that_raises_for_want_of_memory_is_tried_again(
 
 
 def test_a_library_that_cannot_be_loaded_is_never_remembered(try_: Try, tmp_path: Path) -> None:
-    """Row 12: the mount may allow it tomorrow."""
+    """The mount may allow it tomorrow."""
     text = tmp_path / "library.so"
     text.write_text("text")
     answer = try_(library=str(text))

@@ -183,3 +183,18 @@ def test_an_out_of_the_wrong_dtype_raises_as_the_original(dtype: torch.dtype) ->
     with aoti_eager.register(aten.add.out):
         assert outcome(call) == want
         assert outcome(call) == want
+
+
+@pytest.mark.both_paths
+@pytest.mark.parametrize("mode", ["floor", "trunc"])
+def test_integer_division_into_a_float_out_raises_what_eager_raises(
+    mode: str, no_compiles: None
+) -> None:
+    a, b, out = torch.tensor([1, 2]), torch.tensor([0, 1]), torch.empty(2)
+    with pytest.raises(RuntimeError) as plain:
+        torch.div(a, b, rounding_mode=mode, out=out)
+    with aoti_eager.register("aten::div.out_mode"):
+        torch.div(a, a, rounding_mode=mode, out=out)
+        with pytest.raises(RuntimeError) as served:
+            torch.div(a, b, rounding_mode=mode, out=out)
+    assert str(served.value) == str(plain.value)

@@ -181,7 +181,7 @@ def test_totals_add_up_over_processes(root: Path) -> None:
     ],
 )
 def test_damaged_totals_count_as_none_and_are_replaced(root: Path, text: str) -> None:
-    """Requirement 16."""
+    """A damaged file is no error: it is written anew."""
     (root / TOTALS_FILE).write_bytes(text.encode("utf-8", "surrogateescape"))
     assert read_totals(root) == {}
     add_totals(root, {"aten::silu": SILU})

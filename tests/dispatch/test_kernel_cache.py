@@ -19,6 +19,8 @@ from ..conftest import assert_close
 
 pytestmark = pytest.mark.both_paths
 
+aten = torch.ops.aten
+
 Call = Callable[[], Any]
 
 
@@ -65,7 +67,7 @@ def f32(*sizes: int) -> torch.Tensor:
 
 @pytest.mark.full
 def test_a_defaulted_argument_does_not_shift_the_ones_after_it() -> None:
-    """Defect 1: PyTorch's own version gives the first call's kernel to all three."""
+    """PyTorch's own eager cache gives the first call's kernel to all three."""
     x = f32(8, 8)
     calls: list[Call] = [
         lambda: torch.ops.aten.elu(x, 2.0),
@@ -183,7 +185,7 @@ def test_an_op_that_only_mutates_a_list_is_served(shared_cache: Path) -> None:
 
 
 def test_a_number_in_a_tensor_slot_is_an_input_and_not_in_the_key() -> None:
-    """Defect 2: bool, int and float are different calls; two floats are one."""
+    """Bool, int and float are different calls; two floats are one."""
     op = "aten::mul.Tensor"
     x = f32(8, 8)
     with aoti_eager.register(op):
@@ -201,7 +203,7 @@ def test_a_number_in_a_tensor_slot_is_an_input_and_not_in_the_key() -> None:
 
 
 def test_a_number_promotes_as_eager_promotes_it(shared_cache: Path) -> None:
-    """Defect 2: on integer, bool, half and 0-dim tensors the result's dtype is the original's."""
+    """On integer, bool and 0-dim tensors, the result has the original's dtype."""
     with aoti_eager.register("aten::mul.Tensor"):
         for x, number in (
             (torch.ones(8, dtype=torch.int32), 2.5),
@@ -232,7 +234,7 @@ def test_float_and_int_scalars_of_one_value_are_two_keys() -> None:
 def test_after_one_compile_nothing_is_compiled_read_or_loaded_again(
     shared_cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Defect 11: 1,000 further calls go from the table alone."""
+    """1,000 further calls need the table alone."""
     x, y = f32(8, 8), f32(8, 8)
     with aoti_eager.register("aten::mul.Tensor"):
         torch.mul(x, y)
@@ -325,7 +327,7 @@ def test_a_stored_kernel_is_loaded_and_not_compiled(shared_cache: Path) -> None:
 def test_an_entry_that_needs_more_of_the_cpu_is_a_miss(
     shared_cache: Path, monkeypatch: pytest.MonkeyPatch, no_compiles: None
 ) -> None:
-    """Defect 5: silently, and in every mode."""
+    """A miss without a warning, in mode ``cache_only``, too: the code would be illegal here."""
     x = f32(8, 8)
     fewer = cpu_features() - {"avx2", "avx512f"}
     with aoti_eager.config.scope(cache_dir=shared_cache, mode="cache_only"):
@@ -341,7 +343,7 @@ def test_an_entry_that_needs_more_of_the_cpu_is_a_miss(
 
 @pytest.mark.parametrize("file", ["entry.json", "library.so"])
 def test_a_garbled_entry_is_rebuilt_and_the_others_are_served(file: str) -> None:
-    """Defect 16."""
+    """One bad entry must not spoil the others."""
     x, y = f32(6, 6), f32(8, 8)
     with aoti_eager.register("aten::silu"):
         torch.ops.aten.silu(x)
@@ -365,7 +367,7 @@ def test_a_garbled_entry_is_rebuilt_and_the_others_are_served(file: str) -> None
 def test_threads_have_kernels_of_their_own_where_the_code_depends_on_them(
     shared_cache: Path,
 ) -> None:
-    """Defect 8: compiled at N threads, run at M: right, and set_num_threads obeyed."""
+    """Compiled at N threads, run at M: results are right, and set_num_threads is obeyed."""
     x = f32(512, 512)
     want = torch.nn.functional.silu(x)
     threads = torch.get_num_threads()
@@ -384,3 +386,33 @@ def test_threads_have_kernels_of_their_own_where_the_code_depends_on_them(
     finally:
         torch.set_num_threads(threads)
     assert counts == {1, 2}
+
+
+def test_complex_numbers_with_zeros_of_either_sign_are_two_numbers(no_compiles: None) -> None:
+    x = torch.tensor([complex(-1, -0.0)])
+    numbers = [complex(1, 0.0), complex(1, -0.0)]
+    want = [torch.angle(x * n).item() for n in numbers]
+    with aoti_eager.config.scope(mode="cache_only"), aoti_eager.register("aten::mul.Tensor"):
+        assert [torch.angle(x * n).item() for n in numbers] == want
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("call", [aten.softshrink, aten.gelu])
+def test_functions_that_differ_at_nan_or_infinity_are_found_out_on_ordinary_data(
+    call: Any, shared_cache: Path
+) -> None:
+    odd = torch.tensor([float("nan"), float("inf"), -float("inf"), 1.0] * 16)
+    want = call(odd)
+    with aoti_eager.register(call):
+        for x in (torch.linspace(-2, 2, 64), odd, odd):
+            got = call(x)
+    assert_close(got, want, equal_nan=True)
+
+
+def test_sums_that_lose_digits_are_found_out_on_zeros(shared_cache: Path) -> None:
+    full = torch.full((1 << 22,), 0.1)
+    want = full.sum()
+    with aoti_eager.register("aten::sum"):
+        torch.zeros(1 << 22).sum()
+        got = full.sum()
+    assert_close(got, want)

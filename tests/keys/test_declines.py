@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -16,7 +15,7 @@ import aoti_eager
 from aoti_eager import OpStats
 from aoti_eager._compile_service.worker_pool import CompileService
 from aoti_eager._keys.call_template import call_template
-from aoti_eager._keys.declines import REASONS, call_decline
+from aoti_eager._keys.declines import call_decline
 from aoti_eager._keys.kernel_key import KernelKey
 from aoti_eager._keys.schema import op_schema
 from aoti_eager._registration import registry
@@ -556,17 +555,6 @@ def test_an_error_of_ours_runs_the_original_with_one_warning(
             assert_close(aten.silu(X), X * torch.sigmoid(X))
         assert declined("aten::silu")["internal_error"] - before == 2
     assert len(given) == 1
-
-
-def test_every_reason_is_explained_to_users_and_tested() -> None:
-    root = Path(__file__).parents[2]
-    documented = set(
-        re.findall(r"^\| `(\w+)` \|", (root / "docs/declines.md").read_text(), flags=re.M)
-    )
-    assert documented == set(REASONS)
-    tests = "".join(path.read_text() for path in (root / "tests").rglob("test_*.py"))
-    untested = [reason for reason in REASONS if not re.search(f"[\"']{reason}[\"']", tests)]
-    assert untested == []
 
 
 @pytest.mark.parametrize(

@@ -91,7 +91,7 @@ def assert_different(one: tuple[str, Any], other: tuple[str, Any]) -> None:
 
 
 def test_there_is_a_table_key_for_every_registered_aten_op() -> None:
-    """Requirement 1: over all registered schemas."""
+    """Every registered schema, so that no op is left out of the tests below."""
     assert len(aten_schemas()) == 3110
     for schema in aten_schemas():
         values = [object() if a.kind is Kind.UNSUPPORTED else _base(a) for a in schema.arguments]
@@ -117,7 +117,7 @@ def test_only_storages_streams_and_class_objects_have_no_canonical_key() -> None
 
 
 def test_every_change_of_one_argument_changes_both_keys_of_every_op() -> None:
-    """Requirements 1, 2 and 3: each op and argument, with values that were ever mixed up.
+    """Each op and argument, with values that caches have mixed up before.
 
     All of them for the first few arguments of each type, then four for each: what is left to go
     wrong is that an argument is not in the key, or is in it as another type.
@@ -155,7 +155,7 @@ def _base(argument: Argument) -> Any:
 @given(st.data())
 @hypothesis_settings(property_test, max_examples=300)
 def test_keys_are_equal_exactly_for_calls_that_mean_the_same(data: st.DataObject) -> None:
-    """Requirement 1: any op, any two calls, each argument respelled or redrawn."""
+    """Any op, any two calls, each argument respelled or redrawn."""
     schema = data.draw(schemas)
     first = data.draw(bound_values(schema))
     drawn = data.draw(bound_values(schema))
@@ -180,7 +180,7 @@ def test_keys_are_equal_exactly_for_calls_that_mean_the_same(data: st.DataObject
 @given(st.data())
 @property_test
 def test_spelling_a_call_otherwise_changes_neither_key(data: st.DataObject) -> None:
-    """Requirement 1: defaults given or left out, by name or by position, equal tensors."""
+    """Defaults given or left out, by name or by position, equal tensors."""
     schema = data.draw(schemas)
     values = data.draw(bound_values(schema))
     plain, respelled = (data.draw(spellings(schema, v)) for v in (values, fresh(values)))
@@ -204,7 +204,7 @@ def test_a_key_survives_json(data: st.DataObject) -> None:
 @given(st.data())
 @property_test
 def test_components_name_exactly_the_arguments_that_differ(data: st.DataObject) -> None:
-    """Requirement 20: what ``explain`` compares tells calls apart as the digest does."""
+    """What ``explain`` compares tells calls apart as the digest does."""
     schema = data.draw(schemas.filter(lambda schema: schema.arguments))
     first = data.draw(bound_values(schema))
     position = data.draw(st.integers(0, len(first) - 1))
@@ -221,7 +221,7 @@ def test_components_name_exactly_the_arguments_that_differ(data: st.DataObject) 
 
 
 def test_the_positions_of_a_defaulted_argument_do_not_collide() -> None:
-    """Requirement 1: PyTorch's own eager cache gives the second call the first one's kernel."""
+    """PyTorch's own eager cache gives the second call the first one's kernel."""
     x = tensor()
     calls = [both_keys("aten::elu", x, *args) for args in ((2.0,), (1, 2.0), (1, 1, 2.0))]
     assert_different(calls[0], calls[1])
@@ -230,14 +230,14 @@ def test_the_positions_of_a_defaulted_argument_do_not_collide() -> None:
 
 
 def test_a_given_default_is_the_same_call_as_one_left_out() -> None:
-    """Requirement 1."""
+    """Keys are equal for calls that mean the same."""
     a, b = tensor(), tensor()
     assert_same(both_keys("aten::add.Tensor", a, b), both_keys("aten::add.Tensor", a, b, alpha=1))
     assert_same(both_keys("aten::elu", a, 2.0), both_keys("aten::elu", a, input_scale=1, alpha=2.0))
 
 
 def test_a_default_of_another_type_is_another_call() -> None:
-    """Requirement 2: ``alpha=1`` adds integers, ``alpha=1.0`` raises for them."""
+    """``alpha=1`` adds integers, ``alpha=1.0`` raises for them."""
     a, b = tensor(), tensor()
     plain = both_keys("aten::add.Tensor", a, b)
     for alpha in (True, 1.0, 1 + 0j):
@@ -246,7 +246,7 @@ def test_a_default_of_another_type_is_another_call() -> None:
 
 @pytest.mark.parametrize("value", [True, 1, 1.0, 0.0, -0.0, 2**40, 1j, float("nan")])
 def test_equal_numbers_have_equal_keys(value: complex) -> None:
-    """Requirement 2: NaN equals itself, or it would be compiled for ever."""
+    """NaN equals itself, or it would be compiled for ever."""
     again = json.loads(json.dumps(value)) if not isinstance(value, complex) else 0 + 1j
     assert_same(
         both_keys("aten::add.Scalar", tensor(), value),
@@ -255,7 +255,7 @@ def test_equal_numbers_have_equal_keys(value: complex) -> None:
 
 
 def test_every_nan_is_the_same_number() -> None:
-    """Requirement 2: the sign and payload of a NaN shape no code."""
+    """The sign and payload of a NaN shape no code."""
     quiet, negative = float("nan"), -float("nan")
     assert_same(
         both_keys("aten::add.Scalar", tensor(), quiet),
@@ -267,13 +267,13 @@ def test_every_nan_is_the_same_number() -> None:
     ("one", "other"), [(2.0, 3.5), (1, 2**40), (True, False), (1j, 2j), (0.0, float("nan"))]
 )
 def test_a_number_in_a_tensor_slot_is_keyed_by_kind_not_value(one: complex, other: complex) -> None:
-    """Requirement 1: ``x * 2.0`` reaches ``mul.Tensor`` with a float, which is an input."""
+    """``x * 2.0`` reaches ``mul.Tensor`` with a float, which is an input."""
     x = tensor()
     assert_same(both_keys("aten::mul.Tensor", x, one), both_keys("aten::mul.Tensor", x, other))
 
 
 def test_the_kinds_of_numbers_in_a_tensor_slot_differ() -> None:
-    """Requirement 2: each kind promotes the result's dtype in its own way."""
+    """Each kind promotes the result's dtype in its own way."""
     x = tensor()
     calls = [both_keys("aten::mul.Tensor", x, number) for number in (True, 1, 1.0, 1j)]
     calls.append(both_keys("aten::mul.Tensor", x, tensor((), dtype=torch.float64)))
@@ -306,7 +306,7 @@ CHANNELS_LAST = torch.empty(IMAGE).to(memory_format=torch.channels_last).stride(
 def test_what_shapes_the_code_for_a_tensor_changes_both_keys(
     one: torch.Tensor, other: torch.Tensor
 ) -> None:
-    """Requirement 3: one component at a time."""
+    """One component at a time."""
     assert_different(both_keys("aten::silu", one), both_keys("aten::silu", other))
 
 
@@ -413,7 +413,7 @@ CONTEXTS = [default_dtype, deterministic, float32_matmul_precision, threads]
 
 @pytest.mark.parametrize("change", CONTEXTS, ids=lambda change: change.__name__)
 def test_each_part_of_the_context_changes_both_keys(change: Callable[[], Any]) -> None:
-    """Requirement 3."""
+    """The key holds each setting that affects the generated code."""
     x = tensor()
     before = both_keys("aten::silu", x)
     context = call_context()
@@ -428,7 +428,7 @@ def test_each_part_of_the_context_changes_both_keys(change: Callable[[], Any]) -
 
 
 def test_a_key_for_any_thread_count_differs_from_all_others_in_the_count_alone() -> None:
-    """Requirement 8."""
+    """Code that depends on the thread count has a key for each count; other code has one."""
     key = kernel_key(schema_of("aten::silu"), "CPU", [tensor()])
     free = key.with_threads("any")
     assert free.digest != key.digest
@@ -437,7 +437,7 @@ def test_a_key_for_any_thread_count_differs_from_all_others_in_the_count_alone()
 
 
 def test_calls_whose_original_is_an_override_share_no_entry_with_others() -> None:
-    """Requirement 25: an earlier override is what a result must equal."""
+    """An earlier override is what a result must equal."""
     schema, values = schema_of("aten::silu"), [tensor()]
     plain, override = (kernel_key(schema, "CPU", values, overridden=o) for o in (False, True))
     assert plain.digest != override.digest

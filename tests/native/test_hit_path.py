@@ -1,4 +1,4 @@
-"""What a hit costs, as ratios measured within one run."""
+"""What a hit costs: times, as ratios measured within one run, and memory."""
 
 from __future__ import annotations
 
@@ -49,3 +49,24 @@ def test_hits_declines_and_disabled_ops_cost_at_most_what_they_may(
                 break
     assert len(best) == len(BARS) - 1
     assert missed == {}
+
+
+@pytest.mark.both_paths(costly=True)
+@pytest.mark.full
+def test_memory_stays_flat_over_many_calls(
+    hit_path: str, shared_cache_dir: Path, tmp_path: Path
+) -> None:
+    """``python -m tests.benchmarks.hit_path_memory`` makes ten million."""
+    native = "1" if hit_path == "native" else "0"
+    figures = tmp_path / "memory.json"
+    command = [sys.executable, "-m", "tests.benchmarks.hit_path_memory", "--calls", "300000"]
+    subprocess.run(
+        [*command, "--native", native, "--json", str(figures)],
+        cwd=Path(__file__).parents[2],
+        env={**os.environ, "AOTI_EAGER_CACHE_DIR": str(shared_cache_dir)},
+        check=True,
+        stdout=subprocess.DEVNULL,
+    )
+    growth = json.loads(figures.read_text())
+    assert len(growth) == 7
+    assert max(growth.values()) < 1.0, growth

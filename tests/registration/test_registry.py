@@ -1,7 +1,8 @@
-"""Registration: what goes into PyTorch's dispatcher, and that all of it comes out again. [25]"""
+"""Registration: what goes into PyTorch's dispatcher, and that all of it comes out again."""
 
 from __future__ import annotations
 
+import gc
 import subprocess
 import sys
 import warnings
@@ -12,12 +13,15 @@ import pytest
 import torch
 
 import aoti_eager
+from aoti_eager._registration import registry
 from aoti_eager.errors import (
     CompositeImplicitOpError,
     OriginalKernelError,
     RegistrationError,
     UnknownOpError,
 )
+
+from ..conftest import assert_close
 
 pytestmark = pytest.mark.both_paths
 
@@ -273,3 +277,25 @@ def test_overloads_that_only_torchscript_has_are_left_alone(op: str) -> None:
     with aoti_eager.register(op) as registration:
         assert f"{op}.Tensor" in registration.ops
         assert f"{op}.int" not in registration.ops
+
+
+def test_impl_over_a_registration_outlives_it() -> None:
+    x = torch.randn(3)
+    registration = aoti_eager.register("aten::tanh")
+    library = torch.library.Library("aten", "IMPL")
+    aoti_eager.impl(library, "tanh", "CPU")
+    registration.unregister()
+    assert_close(torch.tanh(x), x.sinh() / x.cosh())
+    library._destroy()
+    assert_close(torch.tanh(x), x.sinh() / x.cosh())
+
+
+def test_a_dropped_handle_keeps_its_ops() -> None:
+    aoti_eager.register("aten::silu.default")
+    gc.collect()
+    for _ in range(300):
+        with aoti_eager.register(["aten::silu.default", "aten::mm.default"]):
+            pass
+    assert aoti_eager.registered_ops() == ["aten::silu"]
+    for token in list(registry._installed["aten::silu", "CPU"].holders):
+        registry._release("aten::silu", "CPU", token)

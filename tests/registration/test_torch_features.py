@@ -1,11 +1,11 @@
-"""What else PyTorch does works as before with ops registered. [25]"""
+"""What else PyTorch does works as before with ops registered."""
 
 from __future__ import annotations
 
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -262,3 +262,25 @@ def test_an_op_is_registered_under_the_modes_of_its_thread(cache_dir: Path) -> N
     )
     printed = "tensor(2.5000, dtype=torch.float64) tensor([2.5000, 2.5000])"
     assert done.stdout.split() == printed.split(), done.stderr
+
+
+def test_a_subclass_with_a_strict_torch_function_is_left_alone(shared_cache: Path) -> None:
+    class Strict(torch.Tensor):
+        @classmethod
+        def __torch_function__(
+            cls, func: Callable[..., Any], types: Any, args: Any = (), kwargs: Any = None
+        ) -> Any:
+            if getattr(func, "__name__", "") in ("silu", "sum", "backward"):
+                return super().__torch_function__(func, types, args, kwargs or {})
+            raise TypeError(f"Strict does not support {func}")
+
+    plain = torch.randn(8, 8)
+    with aoti_eager.register(["aten::silu", "aten::silu_backward"]):
+        for _ in range(2):
+            x = plain.clone().requires_grad_()
+            with torch._C.DisableTorchFunctionSubclass():
+                strict = x.as_subclass(Strict)
+            torch.nn.functional.silu(strict).sum().backward()
+    assert x.grad is not None
+    s = torch.sigmoid(plain)
+    assert_close(x.grad.as_subclass(torch.Tensor), s * (1 + plain * (1 - s)))

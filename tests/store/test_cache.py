@@ -67,7 +67,7 @@ def filled(settings: None) -> Iterator[dict[str, Entry]]:
 
 
 def test_list_names_every_entry_with_its_status(filled: dict[str, Entry]) -> None:
-    """Defects 4 and 5: foreign and unrunnable entries are listed as what they are."""
+    """Foreign and unrunnable entries are listed as what they are."""
     found = {entry.status: entry for entry in cache.list()}
     assert set(found) == set(filled)
     for status, entry in filled.items():
@@ -109,7 +109,7 @@ def test_inspect_finds_by_the_beginning_of_a_digest(filled: dict[str, Entry]) ->
 
 
 def test_verify_removes_what_is_broken_and_nothing_else(filled: dict[str, Entry]) -> None:
-    """Defect 16."""
+    """One bad entry must not spoil the others."""
     found = {entry.status: entry for entry in cache.list()}
     (found["ready"].path / "library.so").write_bytes(b"garbled")
     (found["declined"].path / "entry.json").write_bytes(b"{")
@@ -133,7 +133,7 @@ def test_clear_removes_everything_and_says_how_much(filled: dict[str, Entry]) ->
 
 
 def test_explain_names_the_fields_that_differ(filled: dict[str, Entry]) -> None:
-    """Defect 20."""
+    """A miss is explained."""
     found = aoti_eager.explain("aten::silu", torch.ones(8, 4))
     assert found.verdict == "miss"
     assert found.nearest is not None

@@ -200,7 +200,7 @@ def refusal(position: int, value: int) -> type[Exception]:
 
 
 def test_no_change_of_one_byte_is_taken_for_an_entry() -> None:
-    """Requirement 16."""
+    """A garbled record is known when it is read."""
     for position, byte in enumerate(DOCUMENT):
         for changed in {byte ^ 1, byte ^ 0x20, byte ^ 0x80, ord(" "), ord("9"), ord("\n")} - {byte}:
             document = DOCUMENT[:position] + bytes([changed]) + DOCUMENT[position + 1 :]
@@ -211,7 +211,7 @@ def test_no_change_of_one_byte_is_taken_for_an_entry() -> None:
 @given(st.integers(0, len(DOCUMENT) - 1), st.integers(0, 255))
 @property_test
 def test_no_byte_may_become_any_other(position: int, value: int) -> None:
-    """Requirement 16."""
+    """A garbled record is known when it is read."""
     document = DOCUMENT[:position] + bytes([value]) + DOCUMENT[position + 1 :]
     if document == DOCUMENT:
         assert decode(document) == ENTRY
@@ -221,7 +221,7 @@ def test_no_byte_may_become_any_other(position: int, value: int) -> None:
 
 
 def test_no_truncated_document_is_taken_for_an_entry() -> None:
-    """Requirement 16."""
+    """A truncated record is known when it is read."""
     for length in range(len(DOCUMENT)):
         with pytest.raises(EntryDamagedError):
             decode(DOCUMENT[:length])

@@ -106,7 +106,7 @@ def test_the_same_environment_has_one_digest() -> None:
 def test_each_factor_changes_the_digest(
     component: str, change: Callable[[pytest.MonkeyPatch], None]
 ) -> None:
-    """Requirements 3 and 4: one factor at a time."""
+    """One factor at a time, torch's version among them."""
     before = current_environment()
     with pytest.MonkeyPatch.context() as monkeypatch:
         change(monkeypatch)
@@ -138,14 +138,14 @@ def test_the_value_of_a_variable_is_part_of_it(monkeypatch: pytest.MonkeyPatch) 
     ],
 )
 def test_what_shapes_no_code_is_not_in_it(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
-    """Requirements 6 and 20: no paths in keys. Thread counts are in the key of a call."""
+    """No paths in keys. Thread counts are in the key of a call."""
     before = current_environment()
     monkeypatch.setenv(name, "/somewhere/else")
     assert current_environment() == before
 
 
 def test_two_processes_set_up_alike_have_equal_environments(tmp_path: Path) -> None:
-    """Requirements 6 and 20: nothing per process, not even the directory it runs in."""
+    """Nothing per process, not even the directory it runs in."""
     elsewhere = in_new_process(
         "environment = current_environment()",
         "answer = [environment.digest, dict(environment.components)]",
@@ -193,7 +193,7 @@ def with_inductor() -> dict[str, Any]:
 
 
 def test_importing_inductor_changes_nothing(with_inductor: dict[str, Any]) -> None:
-    """Requirement 6."""
+    """A script that has imported Inductor still hits."""
     assert with_inductor["before"] == with_inductor["imported"] == current_environment().digest
 
 
@@ -201,7 +201,7 @@ def test_importing_inductor_changes_nothing(with_inductor: dict[str, Any]) -> No
 def test_a_setting_of_inductor_changes_the_digest(
     with_inductor: dict[str, Any], setting: str
 ) -> None:
-    """Requirement 3."""
+    """A kernel that was compiled with another setting is a miss."""
     others = {digest for name, digest in with_inductor.items() if name != "named"}
     assert with_inductor[setting] != with_inductor["before"]
     assert len(others) >= 5
@@ -212,7 +212,7 @@ def test_a_setting_of_inductor_changes_the_digest(
 def test_a_setting_that_came_back_to_its_default_is_not_in_it(
     with_inductor: dict[str, Any], moment: str
 ) -> None:
-    """Requirement 6: after ``config.patch`` or ``use_deterministic_algorithms``, still a hit."""
+    """After ``config.patch`` or ``use_deterministic_algorithms``, still a hit."""
     assert with_inductor[moment] == with_inductor["before"]
 
 
@@ -251,7 +251,7 @@ def test_aotinductor_in_the_script_leaves_the_environment_as_it_was(tmp_path: Pa
 
 @pytest.mark.full
 def test_a_variable_counts_alike_whether_inductor_is_imported_or_not() -> None:
-    """Requirement 6: a script that imports Inductor hits what one that does not has stored."""
+    """A script that imports Inductor hits what one that does not has stored."""
     before, imported = in_new_process(
         "answer = [current_environment().digest]",
         "import torch._inductor.config",
@@ -267,7 +267,7 @@ def test_a_variable_counts_alike_whether_inductor_is_imported_or_not() -> None:
 
 
 def test_differing_names_each_component_with_both_values() -> None:
-    """Requirement 20."""
+    """``explain`` shows both values of what differs."""
     one = Environment((("a", 1), ("b", [1]), ("c", None)))
     other = Environment((("a", 1), ("b", [2]), ("d", 4)))
     assert one.differing(other) == {"b": ([1], [2]), "d": (None, 4)}
@@ -295,7 +295,7 @@ LEVEL_4 = LEVEL_3 | {"avx512f", "avx512bw", "avx512cd", "avx512dq", "avx512vl"}
 def test_the_highest_level_that_the_cpu_has_is_the_target(
     features: set[str], name: str, march: str, vector_bits: int
 ) -> None:
-    """Requirement 5."""
+    """A level's code needs a subset of the CPU's features, so other CPUs of the level run it."""
     target = cpu_target(frozenset(features))
     assert (target.name, target.march, target.vector_bits) == (name, march, vector_bits)
     assert target.requires <= features
@@ -305,7 +305,7 @@ def test_the_highest_level_that_the_cpu_has_is_the_target(
 
 @pytest.mark.parametrize("features", [set(), LEVEL_2, LEVEL_3 - {"fma"}, {"neon", "asimd"}])
 def test_below_the_levels_the_target_is_this_very_cpu(features: set[str]) -> None:
-    """Requirement 5: native code needs all that the compiler may have seen."""
+    """Native code needs all that the compiler may have seen."""
     target = cpu_target(frozenset(features))
     # Nothing is probed on x86-64: without AVX2 there are no vectors for Inductor.
     assert (target.march, target.vector_bits) == ("native", 128)
@@ -354,7 +354,7 @@ def test_a_pinned_level_that_the_cpu_has_not_names_what_is_lacking() -> None:
 def test_native_needs_every_feature_and_probes_nothing(
     features: set[str], vector_bits: int
 ) -> None:
-    """Requirement 5."""
+    """The compiler may use any feature of this CPU, so a CPU that lacks one is a miss."""
     target = cpu_target(frozenset(features), "native")
     assert (target.march, target.vector_bits) == ("native", vector_bits)
     assert target.requires == features
@@ -374,7 +374,7 @@ def test_the_best_target_sorts_last_by_name() -> None:
 
 
 def test_this_machine_can_run_what_is_compiled_for_it() -> None:
-    """Requirement 6."""
+    """On the host that stored an entry, a new process hits."""
     features = cpu_features()
     assert features
     assert cpu_target(features).requires <= features

@@ -84,7 +84,7 @@ def test_a_scan_of_the_good_store_lists_each_status(tmp_path: Path) -> None:
 
 
 def test_a_good_entry_is_a_miss_on_a_smaller_cpu(tmp_path: Path) -> None:
-    """Requirement 5."""
+    """Its code would be illegal there."""
     store = open_store("good", tmp_path)
     key = MADE["key_of"]("aten::silu")
     assert store.find(key, ENVIRONMENT, FEATURES - {"fma"}) is None
@@ -92,14 +92,14 @@ def test_a_good_entry_is_a_miss_on_a_smaller_cpu(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("op", ["aten::tanh", "aten::sinh", "aten::cosh"])
 def test_a_damaged_record_is_known_when_it_is_found(tmp_path: Path, op: str) -> None:
-    """Requirement 16: not JSON, not what was signed, not there."""
+    """Not JSON, not what was signed, not there."""
     with pytest.raises(EntryDamagedError):
         find(open_store("damaged", tmp_path), op)
 
 
 @pytest.mark.parametrize("op", ["aten::sin", "aten::cos"])
 def test_a_damaged_library_is_known_before_it_is_loaded(tmp_path: Path, op: str) -> None:
-    """Requirements 16 and 17: truncated, not there."""
+    """Truncated, not there."""
     store = open_store("damaged", tmp_path)
     found = find(store, op)
     assert found is not None
@@ -108,7 +108,7 @@ def test_a_damaged_library_is_known_before_it_is_loaded(tmp_path: Path, op: str)
 
 
 def test_the_good_entry_among_the_damaged_is_a_hit(tmp_path: Path) -> None:
-    """Requirement 16."""
+    """One bad entry must not spoil the others."""
     store = open_store("damaged", tmp_path)
     found = find(store, "aten::silu")
     assert found is not None
@@ -124,7 +124,7 @@ def test_the_good_entry_among_the_damaged_is_a_hit(tmp_path: Path) -> None:
 
 
 def test_each_damaged_entry_can_be_replaced(tmp_path: Path) -> None:
-    """Requirement 16: that entry alone is rebuilt."""
+    """That entry alone is rebuilt."""
     store = open_store("damaged", tmp_path)
     for op in ("aten::tanh", "aten::sinh", "aten::cosh", "aten::sin", "aten::cos"):
         MADE["publish"](store, MADE["entry_of"](op))
@@ -135,7 +135,7 @@ def test_each_damaged_entry_can_be_replaced(tmp_path: Path) -> None:
 
 
 def test_a_foreign_entry_is_a_miss_and_listed(tmp_path: Path) -> None:
-    """Requirement 4: an entry of another torch version is never opened."""
+    """An entry of another torch version is never opened."""
     store = open_store("foreign", tmp_path)
     assert find(store, "aten::silu") is None
     assert not store.has_entries(ENVIRONMENT)

@@ -237,7 +237,7 @@ def made(settings: None) -> dict[str, Entry]:
 def test_what_one_compiler_has_made_or_failed_to_make_is_removed(
     text: str, removed: set[str], made: dict[str, Entry]
 ) -> None:
-    """Row 28 of cases/security.md: another one was first on PATH once."""
+    """Another compiler was first on PATH once."""
     report = cache.prune(compiler=text)
     assert report == PruneReport(declined=0, slower=0, stale=0, compiler=len(removed))
     assert left(made) == set(made) - removed

@@ -112,7 +112,7 @@ PASSING = [os.strerror(getattr(errno, name)) for name in ("EAGAIN", "EMFILE", "E
 @pytest.mark.parametrize("reason", ["compile_failed", "does_not_trace", "raised"])
 @pytest.mark.parametrize("text", PASSING)
 def test_what_an_error_of_the_system_wrote_is_tried_again(reason: str, text: str) -> None:
-    """Row 10 of cases/security.md."""
+    """What the system refuses for a while must not keep a key declined for good."""
     assert not held(old(reason, f"aten::silu: InductorError: OSError: [Errno 1] {text}"))
     assert not held(old(reason, f"it failed: {text}"))
     assert not held(old(reason, "InductorError"), log=f"Traceback\nBlockingIOError: {text}\n")
@@ -125,7 +125,7 @@ def test_what_the_code_itself_brought_about_holds(reason: str) -> None:
 
 @pytest.mark.parametrize("reason", ["library_unloadable", "compile_timeout", "store_unwritable"])
 def test_what_never_should_have_been_remembered_is_tried_again(reason: str) -> None:
-    """Row 12 of cases/security.md."""
+    """On a mount that forbids execution no library can be loaded; the next mount may allow it."""
     assert not held(old(reason, "failed to map segment from shared object"))
 
 
@@ -133,7 +133,7 @@ def test_what_never_should_have_been_remembered_is_tried_again(reason: str) -> N
     "name", ["SIGUSR1", "SIGHUP", "SIGINT", "SIGXCPU", "SIGQUIT", "SIGALRM", "SIGTERM", "SIGBUS"]
 )
 def test_a_signal_from_outside_that_was_remembered_is_tried_again(name: str) -> None:
-    """Row 11 of cases/security.md."""
+    """Schedulers of clusters send such signals; they say nothing about the kernel."""
     assert not held(old("crashed", f"the process ended with {name}"))
     assert not held(old("crashed", f"aten::silu: the process ended with {name}"))
 

@@ -71,7 +71,7 @@ def test_nothing_but_names_of_the_format_goes_whatever_lies_around_them(
 def test_verify_leaves_the_directories_behind_a_linked_tmp_alone(
     root: Path, store: Store, tmp_path: Path
 ) -> None:
-    """Row 1: a home directory lost all that was older than a day."""
+    """Followed, the link would cost a home directory all that is older than a day."""
     home = tmp_path / "home"
     for name in ("letters", stale_name(), stale_name("elsewhere")):
         (home / name).mkdir(parents=True)
@@ -103,7 +103,7 @@ def test_a_linked_directory_of_a_store_is_refused(
 def test_a_verb_refuses_somebodys_project(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], verb: list[str]
 ) -> None:
-    """Row 2: ``verify`` removed its ``tmp``, ``clear`` its ``v1/model.py``."""
+    """Else ``verify`` would remove its ``tmp``, and ``clear`` its ``v1/model.py``."""
     project = tmp_path / "project"
     for name in ("tmp/old/notes.txt", "v1/model.py", f"tmp/{stale_name()}/x", "README.md"):
         (project / name).parent.mkdir(parents=True, exist_ok=True)
@@ -317,7 +317,7 @@ def test_what_is_no_entry_is_not_discarded(root: Path, store: Store, tmp_path: P
 def test_an_entry_of_an_image_that_is_damaged_is_removed_and_made_anew(
     tmp_path: Path, root: Path, store: Store
 ) -> None:
-    """Row 15: on an overlay a directory of the lower layer cannot be renamed (EXDEV)."""
+    """On an overlay a directory of the lower layer cannot be renamed (EXDEV)."""
     import subprocess
 
     publish(store, make_entry(key=make_key(rows=2)))

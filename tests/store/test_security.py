@@ -72,7 +72,7 @@ def forge(found: StoredEntry, shout: Path) -> None:
 def test_what_another_user_put_into_a_directory_that_was_open_once_never_runs(
     stored: StoredEntry, tmp_path: Path, level: str
 ) -> None:
-    """Row 4: poisoned, and then closed by ``chmod 700``."""
+    """Poisoned, and then closed by ``chmod 700``."""
     shout = tmp_path / "another-users-code-ran"
     forge(stored, shout)
     path = {
@@ -99,7 +99,7 @@ def test_what_another_user_put_into_a_directory_that_was_open_once_never_runs(
 def test_an_entry_that_others_can_write_to_is_made_anew(
     stored: StoredEntry, name: str, mode: int
 ) -> None:
-    """Row 5: older versions obeyed the umask."""
+    """Whoever can write to it could have this process load their code."""
     (stored.path / name).chmod(mode)
     store = cache_context.current().store
     with pytest.raises(EntryDamagedError, match="others can write to it"):
@@ -115,7 +115,7 @@ def test_an_entry_that_others_can_write_to_is_made_anew(
 def test_a_cache_below_a_directory_that_others_can_write_to_is_not_used(
     tmp_path: Path, mode: int
 ) -> None:
-    """Row 3: another user put a directory of theirs in its place."""
+    """Another user could put a directory of theirs in its place."""
     parent = tmp_path / "shared"
     parent.mkdir()
     parent.chmod(mode)
@@ -136,7 +136,7 @@ def make_sparse(path: Path) -> None:
 
 
 def test_a_pipe_or_a_sparse_file_in_an_entrys_place_holds_nothing_up(stored: StoredEntry) -> None:
-    """Row 18: the call hung, or read three gigabytes."""
+    """Read as it comes, a pipe hangs the call, and the other file costs three gigabytes."""
     for name in ("entry.json", "library.so"):
         for make in (os.mkfifo, make_sparse):
             with aoti_eager.register("aten::silu"):
@@ -164,7 +164,7 @@ def test_a_size_that_the_record_does_not_name_is_not_read(
 
 
 def test_verdicts_go_with_the_entries_that_they_are_on(stored: StoredEntry) -> None:
-    """Row 26: they survived for good."""
+    """A verdict without its entry is never read again, and would stay for good."""
     verdicts = Verdicts(aoti_eager.config.cache_dir)
     assert stored.entry.library is not None
     mine = Verdict(stored.entry.library.sha256, checked=True)
@@ -205,7 +205,7 @@ def marked(monkeypatch: pytest.MonkeyPatch) -> Iterator[Marked]:
 def test_what_a_script_and_its_worker_leave_that_are_killed_together_goes_with_the_next(
     cache_dir: Path, marked: Marked
 ) -> None:
-    """Row 25: their work directories stayed."""
+    """Nobody is left who removes their work directories but the next worker."""
     environment = {
         **os.environ,
         "AOTI_EAGER_MODE": "background",
@@ -239,7 +239,7 @@ def test_what_a_script_and_its_worker_leave_that_are_killed_together_goes_with_t
 def test_what_a_worker_writes_is_for_us_alone_under_any_umask(
     tmp_path: Path, shared_cache_dir: Path
 ) -> None:
-    """Row 5: under the umask 002 a group mate's object was linked into the next kernel."""
+    """Under the umask 002, a group mate's object could be linked into the next kernel."""
     path = copy_toolchain(shared_cache_dir, tmp_path / "of-a-group")
     headers = path / "toolchain" / "headers"
     before = os.umask(0o002)

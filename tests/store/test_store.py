@@ -81,7 +81,7 @@ def test_what_was_published_is_found(store: Store) -> None:
 
 
 def test_an_entry_of_this_host_is_found_by_a_new_store_object(store: Store, root: Path) -> None:
-    """Requirement 6."""
+    """On the host that stored an entry, a new process hits."""
     published = publish(store)
     assert find(Store(root, lock_timeout_s=1.0)) == published
 
@@ -112,13 +112,13 @@ def test_nothing_is_found_in_a_store_that_does_not_exist(store: Store, root: Pat
     ],
 )
 def test_another_key_is_a_miss(store: Store, key: object) -> None:
-    """Requirements 1 and 3."""
+    """A call never gets the kernel of another call."""
     publish(store)
     assert find(store, key) is None
 
 
 def test_another_environment_is_a_miss(store: Store) -> None:
-    """Requirement 4: an entry of another torch version is never opened."""
+    """An entry of another torch version is never opened."""
     publish(store)
     assert store.find(make_key(), OTHER_ENVIRONMENT, FEATURES) is None
     assert store.has_entries(ENVIRONMENT)
@@ -127,13 +127,13 @@ def test_another_environment_is_a_miss(store: Store) -> None:
 
 @pytest.mark.parametrize("features", [set(), {"avx2"}, {"fma", "avx512f"}])
 def test_an_instruction_set_that_the_host_lacks_is_a_miss(store: Store, features: set[str]) -> None:
-    """Requirement 5."""
+    """The code would be illegal here."""
     publish(store)
     assert store.find(make_key(), ENVIRONMENT, frozenset(features)) is None
 
 
 def test_more_features_than_an_entry_needs_are_a_hit(store: Store) -> None:
-    """Requirement 6."""
+    """A check that asks for equal features would never hit."""
     publish(store)
     for features in ({"avx2", "fma"}, {"avx2", "fma", "amx"}):
         assert store.find(make_key(), ENVIRONMENT, frozenset(features)) is not None
@@ -233,7 +233,7 @@ def assert_still_good(store: Store, other: StoredEntry) -> None:
 def test_a_damaged_record_raises_for_that_entry_alone(
     store: Store, other: StoredEntry, damage: Callable[[Path], None]
 ) -> None:
-    """Requirement 16."""
+    """One bad entry must not spoil the others."""
     path = publish(store).path
     damage(path / ENTRY_FILE)
     with pytest.raises(EntryDamagedError) as caught:
@@ -249,7 +249,7 @@ def test_a_damaged_record_raises_for_that_entry_alone(
 def test_a_damaged_library_raises_for_that_entry_alone(
     store: Store, other: StoredEntry, damage: Callable[[Path], None]
 ) -> None:
-    """Requirements 16 and 17: the digest is compared before a load."""
+    """The digest is compared before a load."""
     found = publish(store, content=b"x" * 1000)
     damage(found.library_path)
     again = find(store)
@@ -269,7 +269,7 @@ def test_a_longer_library_with_the_same_start_is_damaged(store: Store) -> None:
 
 
 def test_an_entry_under_the_path_of_another_key_is_damaged(store: Store) -> None:
-    """Requirement 1: the full key is compared, not only its digest in the path."""
+    """The full key is compared, not only its digest in the path."""
     elsewhere = publish(store, make_entry(key=make_key(rows=1)))
     path = publish(store).path
     shutil.rmtree(path)
@@ -307,7 +307,7 @@ def test_an_entry_of_a_newer_format_is_refused_and_stays(
 
 
 def test_a_damaged_entry_does_not_hide_one_of_another_instruction_set(store: Store) -> None:
-    """Requirement 16."""
+    """One bad entry must not spoil the others."""
     good = publish(store)
     best = publish(store, make_entry(target="cpu-x86-64-v4"))
     garble(best.path / ENTRY_FILE)
@@ -325,7 +325,7 @@ def test_an_entry_deleted_by_hand_is_a_miss(store: Store) -> None:
 def test_a_stray_file_in_any_directory_spoils_no_other_entry(
     store: Store, root: Path, other: StoredEntry, level: int
 ) -> None:
-    """Requirement 16: somebody's .DS_Store."""
+    """Somebody's .DS_Store."""
     publish(store)
     directory = other.path
     for _ in range(level):
@@ -363,7 +363,7 @@ def test_a_workspace_is_gone_after_an_error_too(store: Store, root: Path) -> Non
 def test_publishing_leaves_the_files_of_the_entry_and_nothing_else(
     store: Store, root: Path
 ) -> None:
-    """Requirement 18."""
+    """Three files an entry, and no temporary file is left."""
     for rows in range(20):
         publish(store, make_entry(key=make_key(rows=rows)), log="text")
     assert list((root / "tmp").iterdir()) == []
@@ -373,7 +373,7 @@ def test_publishing_leaves_the_files_of_the_entry_and_nothing_else(
 
 
 def test_the_loser_of_a_race_gets_the_winners_copy(store: Store, root: Path) -> None:
-    """Requirement 14: two processes compiled one key; both go on with one library."""
+    """Two processes compiled one key; both go on with one library."""
     loser = Store(root, lock_timeout_s=1.0)
     with loser.workspace() as work:
         mine = work / "built.so"
@@ -387,7 +387,7 @@ def test_the_loser_of_a_race_gets_the_winners_copy(store: Store, root: Path) -> 
 
 
 def test_many_threads_publish_one_key_as_one_entry(store: Store, root: Path) -> None:
-    """Requirement 14."""
+    """An entry is published in one step, or not at all."""
     results: list[StoredEntry] = []
     gate = threading.Barrier(8)
 
@@ -411,7 +411,7 @@ def test_many_threads_publish_one_key_as_one_entry(store: Store, root: Path) -> 
 def test_publishing_over_a_damaged_entry_replaces_it(
     store: Store, file: str, damage: Callable[[Path], None]
 ) -> None:
-    """Requirement 16: that entry alone is rebuilt."""
+    """That entry alone is rebuilt."""
     damage(publish(store, content=b"old" * 100).path / file)
     new = publish(store, content=b"new")
     assert find(store) == new
@@ -495,7 +495,7 @@ def test_an_entry_whose_library_is_gone_can_be_quarantined(store: Store) -> None
 
 @pytest.mark.parametrize("umask", [0o000, 0o022, 0o077])
 def test_the_root_is_created_for_us_alone(store: Store, root: Path, umask: int) -> None:
-    """Requirement 17."""
+    """Whoever can write to it could have this process load their code."""
     before = os.umask(umask)
     try:
         publish(store)
@@ -529,7 +529,7 @@ def every_use(store: Store) -> list[Callable[[], object]]:
 
 @pytest.mark.parametrize("mode", [0o770, 0o707, 0o777, 0o720, 0o702, 0o1777])
 def test_a_root_that_others_can_write_to_is_refused(store: Store, root: Path, mode: int) -> None:
-    """Requirement 17."""
+    """Whoever can write to it could have this process load their code."""
     publish(store)
     root.chmod(mode)
     for use in every_use(Store(root, lock_timeout_s=1.0)):
@@ -541,7 +541,7 @@ def test_a_root_that_others_can_write_to_is_refused(store: Store, root: Path, mo
 
 @NEEDS_ROOT
 def test_a_root_of_another_user_is_refused(store: Store, root: Path) -> None:
-    """Requirement 17."""
+    """The other user could have this process load their code."""
     publish(store)
     os.chown(root, 65534, 65534)
     for use in every_use(Store(root, lock_timeout_s=1.0)):
@@ -550,7 +550,7 @@ def test_a_root_of_another_user_is_refused(store: Store, root: Path) -> None:
 
 
 def test_a_root_that_becomes_unsafe_is_refused_from_then_on(store: Store, root: Path) -> None:
-    """Requirements 17 and 19: deleted by a cleaner of /tmp, and made again by someone else."""
+    """Deleted by a cleaner of /tmp, and made again by someone else."""
     publish(store)
     shutil.rmtree(root)
     root.mkdir()
@@ -577,7 +577,7 @@ def test_a_root_below_a_file_is_refused(tmp_path: Path) -> None:
 def test_deleting_the_root_between_calls_is_a_miss_and_the_next_publish_makes_it_anew(
     store: Store, root: Path
 ) -> None:
-    """Requirement 19."""
+    """The cache may be deleted at any moment."""
     publish(store)
     shutil.rmtree(root)
     assert find(store) is None
@@ -592,7 +592,7 @@ def test_deleting_the_root_between_calls_is_a_miss_and_the_next_publish_makes_it
 def test_deleting_the_root_during_a_compile_is_a_store_error_of_that_publish(
     store: Store, root: Path
 ) -> None:
-    """Requirement 19."""
+    """The cache may be deleted at any moment."""
     with store.locked(make_key()), store.workspace() as work:
         shutil.rmtree(root)
         with pytest.raises(StoreError):
@@ -614,7 +614,7 @@ def dead_pid() -> int:
 def test_only_the_work_of_dead_processes_is_removed(
     store: Store, root: Path, dead_pid: int
 ) -> None:
-    """Requirement 18."""
+    """Killed processes leave work directories, which must not pile up."""
     host = socket.gethostname()
     dead = root / "tmp" / f"{host}-{dead_pid}-0123456789ab"
     kept = [
@@ -690,7 +690,7 @@ def holder(root: Path) -> Iterator[subprocess.Popen[str]]:
 def test_a_lock_held_by_another_process_times_out_until_it_is_released(
     store: Store, root: Path, holder: subprocess.Popen[str]
 ) -> None:
-    """Requirement 10: one compile a key, however many callers."""
+    """One compile a key, however many callers."""
     with pytest.raises(LockTimeoutError, match=r"aten::silu: another process .* 0\.05 s"):
         store.locked(make_key()).__enter__()
     other_key = next(
@@ -712,7 +712,7 @@ def held_digits() -> str:
 
 
 def test_a_lock_dies_with_its_holder(store: Store, holder: subprocess.Popen[str]) -> None:
-    """Requirement 14: ``kill -9`` in the middle of a compile."""
+    """``kill -9`` in the middle of a compile."""
     with pytest.raises(LockTimeoutError):
         store.locked(make_key()).__enter__()
     os.kill(holder.pid, signal.SIGKILL)
@@ -776,7 +776,7 @@ def mounted(root: Path) -> Iterator[Mount]:
 def test_a_read_only_store_serves_hits_and_refuses_every_write(
     store: Store, root: Path, mounted: Mount
 ) -> None:
-    """Requirement 24: no writes at all; hits are still served."""
+    """No writes at all; hits are still served."""
     mounted("size=1m")
     published = publish(store)
     mounted("remount,ro")
@@ -800,7 +800,7 @@ def test_a_read_only_store_serves_hits_and_refuses_every_write(
 def test_a_full_store_serves_hits_and_keeps_no_part_of_what_did_not_fit(
     store: Store, root: Path, mounted: Mount
 ) -> None:
-    """Requirements 16 and 18."""
+    """A full disk spoils no entry and leaves no temporary file."""
     mounted("size=64k")
     published = publish(store)
     files = files_below(root)

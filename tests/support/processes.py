@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import textwrap
 from pathlib import Path
 from typing import Any
 
@@ -82,3 +83,15 @@ def finish(process: subprocess.Popen[str], timeout: float = 400) -> dict[str, An
 def run(cache_dir: Path, script: str = WORK, **variables: str) -> dict[str, Any]:
     """Run ``script`` to its end and return what it printed."""
     return finish(start(cache_dir, script, **variables))
+
+
+def run_script(code: str, cache_dir: Path, **variables: str) -> subprocess.CompletedProcess[str]:
+    """Run an indented script, with this process' environment, and return how it ended."""
+    return subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(code)],
+        env={**os.environ, "AOTI_EAGER_CACHE_DIR": str(cache_dir), **variables},
+        cwd=cache_dir.parent,
+        capture_output=True,
+        text=True,
+        timeout=200,
+    )
