@@ -1,11 +1,11 @@
 """Every setting of the package, where its value came from, and scopes.
 
-A value is looked up in this order, the first that has one wins: the innermost scope, an assignment
-(``aoti_eager.config.mode = "sync"``), an ``AOTI_EAGER_*`` variable, the config file, the default.
-An assignment inside a scope that sets the same name changes that scope and ends with it.
+A value is looked up in this order, and the first source that has one wins: the innermost scope, an
+assignment (``aoti_eager.config.mode = "sync"``), an ``AOTI_EAGER_*`` variable, the config file, the
+default. An assignment inside a scope that sets the same name changes that scope and ends with it.
 
 The config file is TOML, at ``$AOTI_EAGER_CONFIG`` or ``config.toml`` in the platform's user config
-directory for ``aoti_eager``; its keys are the names below.
+directory for ``aoti_eager``; its keys are the names of the settings (``_base/settings.py``).
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from .errors import ConfigError, UntrustedFileError
 
 _VARIABLES = [setting.variable for setting in SETTINGS.values()]
 
-# Settings that decide which kernels serve: with another value, calls start with empty tables.
+# Settings that decide which kernels serve: after a change of value, calls start with empty tables.
 _TABLE_SETTINGS = ("cache_dir", "cpu_target")
 
 
@@ -43,13 +43,13 @@ class Config:
     """
 
     _scopes: list[dict[str, Any]]
-    _tokens: dict[tuple[int, str], int]  # id of a layer, a setting that it decides -> token
-    _table_tokens: dict[tuple[int, ...], int]  # tokens of these settings -> that of their tables
+    _tokens: dict[tuple[int, str], int]  # (id of a layer, a setting that the layer sets) -> token
+    _table_tokens: dict[tuple[int, ...], int]  # tokens of _TABLE_SETTINGS -> token of the tables
     _next_token: itertools.count[int]
     _assigned: dict[str, Any]
     _observers: list[Callable[[], None]]
-    _valid: Any  # what was looked at and found to be right
-    _file: tuple[dict[str, Any], Path | None] | None  # its content, and which it was
+    _valid: Any  # the state of the settings that ``validate`` last found to be valid
+    _file: tuple[dict[str, Any], Path | None] | None  # the config file's content and path
     _lock: threading.RLock
 
     def __init__(self) -> None:
@@ -85,7 +85,7 @@ class Config:
 
         Raises:
             ConfigError: There is no such setting, or a variable or the config file holds a value
-                that it does not take.
+                that the setting does not take.
         """
         setting = _setting(name)
         with self._lock:
@@ -116,8 +116,9 @@ class Config:
     def scope(self, **settings: Any) -> Iterator[Config]:
         """Set ``settings`` for the whole process until the ``with`` block ends; scopes nest.
 
-        A scope with another ``cache_dir`` or ``cpu_target`` starts with empty tables, and those of
-        before come back when it ends. Every thread sees the scope, not only the one that opened it.
+        A scope with another ``cache_dir`` or ``cpu_target`` starts with empty tables; the previous
+        tables come back when the scope ends. Every thread sees the scope, not only the thread that
+        opened it.
 
         Args:
             settings: Values by the names of settings.
@@ -132,7 +133,7 @@ class Config:
         with self._lock:
             for name in _TABLE_SETTINGS:
                 if name in layer:
-                    # Kept also where the value is that of before: that scope may end first.
+                    # Stored even if the value is the same as before: the outer scope may end first.
                     same = self._is_value(name, layer[name])
                     token = self._token(name) if same else next(self._next_token)
                     self._tokens[id(layer), name] = token
@@ -142,7 +143,7 @@ class Config:
             yield self
         finally:
             with self._lock:
-                # By identity: equal scopes of two threads may end in any order.
+                # Compared by identity: equal scopes of two threads may end in any order.
                 self._scopes[:] = [scope for scope in self._scopes if scope is not layer]
                 for name in _TABLE_SETTINGS:
                     self._tokens.pop((id(layer), name), None)
@@ -150,7 +151,7 @@ class Config:
 
     @property
     def table_token(self) -> int:
-        """Return what names the in-memory tables: new with every other directory or CPU target."""
+        """Return the token of the in-memory tables; another cache or CPU target has another."""
         with self._lock:
             tokens = tuple(map(self._token, _TABLE_SETTINGS))
             if tokens not in self._table_tokens:
@@ -159,7 +160,7 @@ class Config:
 
     @property
     def table_tokens(self) -> frozenset[int]:
-        """Return the tokens of all tables that may be used again."""
+        """Return the tokens of all tables that may still be used."""
         with self._lock:
             alive = set(self._tokens.values())
             for tokens in [one for one in self._table_tokens if not alive.issuperset(one)]:
@@ -175,7 +176,7 @@ class Config:
         )
 
     def validate(self) -> None:
-        """Read every setting once, so that a wrong one raises here and not inside a call.
+        """Read every setting once, so that a wrong value raises here and not inside a call.
 
         Raises:
             ConfigError: A variable or the config file holds a value that a setting does not take.
@@ -184,7 +185,7 @@ class Config:
             names = [*map(frozenset, self._scopes), frozenset(self._assigned)]
         looked_at = names, tuple(map(os.environ.get, _VARIABLES)), len(_checks)
         if looked_at == self._valid:
-            return  # Values of scopes and assignments were looked at where they were set.
+            return  # Values of scopes and assignments were checked when they were set.
         for name in SETTINGS:
             self.lookup(name)
         object.__setattr__(self, "_valid", looked_at)
@@ -194,14 +195,14 @@ class Config:
         self._observers.append(observer)
 
     def after_fork(self) -> None:
-        """Let go of a lock that a thread of the parent may have held."""
+        """Replace the lock, which a thread of the parent process may have held."""
         object.__setattr__(self, "_lock", threading.RLock())
 
     def _is_value(self, name: str, value: Any) -> bool:
         try:
             return bool(value == self.lookup(name)[0])
         except ConfigError:
-            return False  # A wrong variable or file, which is about to be overruled.
+            return False  # A wrong variable or file; the new value overrules it.
 
     def _notify(self) -> None:
         for observer in self._observers:
@@ -223,7 +224,7 @@ def _setting(name: str) -> Setting:
     try:
         return SETTINGS[name]
     except KeyError:
-        # AttributeError semantics matter to hasattr and copy; private names are never settings.
+        # Private names are never settings; hasattr and copy need an AttributeError.
         if name.startswith("_"):
             raise AttributeError(name) from None
         known = ", ".join(SETTINGS)
@@ -231,9 +232,9 @@ def _setting(name: str) -> Setting:
 
 
 def add_check(name: str, check: Callable[[Any], object]) -> None:
-    """Have ``check`` see every value of the setting ``name``; a ValueError of it is what is wrong.
+    """Call ``check`` with every value of the setting ``name``; its ValueError becomes the message.
 
-    For what cannot be known here: whether this machine can do what is set.
+    Such checks are for what this module cannot know: whether this machine supports the value.
     """
     _checks[name] = check
 
@@ -258,13 +259,13 @@ _FROM_THE_ROOT = (
 
 
 def _parse_stored(setting: Setting, value: Any, origin: str) -> Any:
-    """Parse what was written down elsewhere and is read whenever it is asked for."""
+    """Parse a value of an environment variable or the config file, which is read at each lookup."""
     if setting.is_path and isinstance(value, str) and value.strip() and not is_from_the_root(value):
         raise ConfigError(f"{origin}: got {value!r}; {_FROM_THE_ROOT}")
     return _parse(setting, value, origin)
 
 
-# Bytes that are read of the config file.
+# Most bytes that the config file may have.
 _FILE_LIMIT = 1 << 20
 
 
@@ -282,7 +283,7 @@ def _load_file(path: Path, *, required: bool) -> dict[str, Any]:
         return {}
     except UnicodeDecodeError as error:
         raise ConfigError(f"config file {path}: is not TOML: {error}") from error
-    # Only here: most processes have no config file.
+    # Imported only here: most processes have no config file.
     if sys.version_info >= (3, 11):
         import tomllib
     else:

@@ -1,7 +1,7 @@
-"""The exception tree: everything aoti_eager raises or warns with, and nothing else.
+"""The exception tree: everything that aoti_eager raises or warns with, and nothing else.
 
-Expected absence is ``None``, never an exception. Each class also derives from the builtin that a
-caller would have caught anyway.
+Expected absence is ``None``, never an exception. Each class also derives from the builtin exception
+that a caller would have caught anyway.
 """
 
 from __future__ import annotations
@@ -14,15 +14,15 @@ class AotiEagerError(Exception):
 
 
 class AotiEagerWarning(UserWarning):
-    """Something went wrong and originals run instead; given once per cause and process."""
+    """Something went wrong and originals run instead; warned once per cause and process."""
 
 
 class ConfigError(AotiEagerError, ValueError):
-    """A setting has no such name, or got a value it cannot take."""
+    """There is no setting of that name, or the setting does not take the value."""
 
 
 class RegistrationError(AotiEagerError, RuntimeError):
-    """An op cannot be registered, or not in this way."""
+    """An op cannot be registered at all, or not in this way."""
 
 
 class UnknownOpError(RegistrationError, LookupError):
@@ -30,7 +30,7 @@ class UnknownOpError(RegistrationError, LookupError):
 
     Attributes:
         name: The name that was asked for.
-        suggestions: Names of registered ops near it, best first.
+        suggestions: Similar names of registered ops, best first.
     """
 
     def __init__(self, name: str, suggestions: tuple[str, ...]) -> None:
@@ -41,7 +41,7 @@ class UnknownOpError(RegistrationError, LookupError):
 
 
 class CompositeImplicitOpError(RegistrationError):
-    """The op takes its gradients from being decomposed; a backend kernel would break them."""
+    """The op gets its gradients by decomposition; a backend kernel would break the gradients."""
 
 
 class CustomOpError(RegistrationError, ValueError):
@@ -49,7 +49,7 @@ class CustomOpError(RegistrationError, ValueError):
 
 
 class CustomOpResultError(AotiEagerError, RuntimeError, TypeError):
-    """The function behind an operator has returned what an operator cannot."""
+    """The function behind an operator has returned something that an operator cannot return."""
 
 
 class OriginalKernelError(AotiEagerError, RuntimeError):
@@ -60,7 +60,7 @@ class UnsupportedArgumentError(AotiEagerError, TypeError):
     """An argument has a type that no key can hold; the call declines.
 
     Attributes:
-        reason: The decline reason that is counted.
+        reason: The decline reason under which the call is counted.
     """
 
     def __init__(self, message: str, *, reason: str = "unsupported_argument_type") -> None:
@@ -77,10 +77,10 @@ class CompileError(AotiEagerError, RuntimeError):
 
     Attributes:
         reason: The decline reason, one of docs/declines.md.
-        log: What the compiler wrote, possibly empty.
-        remember: Whether the next process would fail alike, so that the store keeps the failure:
-            nothing that the operating system, a signal, a lock or a time-out caused. For some
-            reasons it is never kept (docs/declines.md).
+        log: The compiler's output, possibly empty.
+        remember: Whether the next process would fail in the same way, so that the store keeps the
+            failure. False for failures that the operating system, a signal, a lock or a time-out
+            caused. Failures with some reasons are never kept (docs/declines.md).
     """
 
     def __init__(self, reason: str, message: str, *, log: str = "", remember: bool = False) -> None:
@@ -119,7 +119,7 @@ class MissingSymbolError(LibraryLoadError):
 
 
 class InputError(RunnerError, ValueError):
-    """The inputs of a run are not those that the library was compiled for; nothing ran."""
+    """The inputs of a run do not fit the inputs that the library was compiled for; nothing ran."""
 
 
 class InputTypeError(InputError, TypeError):
@@ -139,7 +139,7 @@ class LibraryRunError(RunnerError):
 
 
 class ConstantError(RunnerError, ValueError):
-    """A constant does not fit the library: another dtype, shape or device, or a wrong state.
+    """A constant does not fit the library: its dtype, shape, device or state is wrong.
 
     Attributes:
         names: The constants.
@@ -195,11 +195,11 @@ class NativePathError(AotiEagerError, RuntimeError):
 
 
 class UntrustedFileError(AotiEagerError, PermissionError):
-    """A file or directory is not used: others could have written it, or it is no such file.
+    """A file or directory is not used: others could have written it, or it is of the wrong kind.
 
     Attributes:
         path: The file.
-        problem: What is wrong with it, in words.
+        problem: What is wrong with the file, in words.
     """
 
     def __init__(self, path: Path, problem: str) -> None:

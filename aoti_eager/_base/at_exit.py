@@ -1,8 +1,9 @@
-"""What is to be done when Python ends, after the script's own exit handlers.
+"""Runs this package's exit handlers when Python ends, after the script's own.
 
-Python calls exit handlers in the reverse order of their registration. Most of the package is
-imported when a script first uses it, which may be after the script has registered handlers that
-call ops. So there is one handler, registered when the package is imported.
+This module registers one ``atexit`` handler when the package is imported, and runs all handlers of
+the package from there. Python calls exit handlers in the reverse order of their registration. Most
+of the package is imported only when a script first uses it: a handler registered then could run
+before handlers of the script that still call ops.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ _handlers: list[Callable[[], None]] = []
 
 
 def at_exit(handler: Callable[[], None]) -> None:
-    """Call ``handler`` when Python ends; of several, the last one first."""
+    """Call ``handler`` when Python ends; handlers run in the reverse order of registration."""
     _handlers.append(handler)
 
 

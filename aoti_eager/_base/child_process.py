@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 
-# Each flag that decides which code an interpreter runs before ours, with its option.
+# Flags of ``sys.flags`` that decide which code an interpreter runs before ours -> their options.
 _FLAGS = {
     "isolated": "-I",
     "ignore_environment": "-E",
@@ -15,16 +15,16 @@ _FLAGS = {
 }
 
 
-# Bytes of what a compile worker may answer to one request; who says more is not believed.
+# Most bytes of a compile worker's reply to one request; a longer reply is not trusted.
 LONGEST_ANSWER = 1 << 20
 
 
 def interpreter_options() -> list[str]:
-    """Return the options that have a child's interpreter start as this process's did.
+    """Return the options with which a child's interpreter starts as this process's did.
 
-    They are those that decide which code runs at the start (``-I``, ``-E``, ``-s``, ``-S``,
-    ``-P``), ``-B`` and ``-X utf8``: who wants nothing of PYTHONPATH run wants that of children,
-    too. Not ``-W`` and ``-O``, which are about the script's own code.
+    The options are those that decide which code runs at the start (``-I``, ``-E``, ``-s``, ``-S``,
+    ``-P``), ``-B`` and ``-X utf8``: a user who keeps PYTHONPATH out of a process wants it kept out
+    of the children, too. ``-W`` and ``-O`` are not passed on: they are about the script's own code.
     """
     options = [option for flag, option in _FLAGS.items() if getattr(sys.flags, flag, False)]
     return [*options, "-X", f"utf8={sys.flags.utf8_mode}"]

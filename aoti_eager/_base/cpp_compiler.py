@@ -1,4 +1,4 @@
-"""Which C++ compiler there is, and what tells it from another; no process is started for that."""
+"""Finds the C++ compiler and tells one compiler from another, without starting a process."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ NO_COMPILER = (
     "set CXX to one"
 )
 
-# By path, size and time of the last change.
+# (path, size, time of the last change) -> identity.
 _identities: dict[tuple[str, int, int], str] = {}
 
 
 def compiler_on_path() -> str | None:
     """Return the C++ compiler that Inductor would use, or ``None``.
 
-    The same names in the same order as Inductor's default, without importing it.
+    The names and their order are those of Inductor's default; Inductor is not imported.
     """
     named = os.environ.get("CXX")
     candidates = [named] if named else []
@@ -30,11 +30,11 @@ def compiler_on_path() -> str | None:
 
 
 def compiler_identity() -> str | None:
-    """Return what tells that compiler from another: its name, and the SHA-256 of its program.
+    """Return the name and the SHA-256 of the compiler that ``compiler_on_path`` finds.
 
-    The name it is called by, not where it lies: ``g++-<64 hexadecimal digits>``. A wrapper
-    (ccache) is told from another by its own program only. ``None`` without a compiler, or if its
-    program cannot be read: nothing is known then.
+    The form is ``g++-<64 hexadecimal digits>``: the name that the compiler is called by, without
+    its directory. For a wrapper (ccache) the digest is that of the wrapper's own program only.
+    ``None`` means that there is no compiler, or that its program cannot be read.
     """
     compiler = compiler_on_path()
     if compiler is None:
@@ -44,7 +44,7 @@ def compiler_identity() -> str | None:
         status = os.stat(program)
         known = (program, status.st_size, status.st_mtime_ns)
         if known not in _identities:
-            # Read once in a process: a compiler may have a hundred megabytes.
+            # Read once in a process: a compiler's program may have a hundred megabytes.
             with open(program, "rb") as file:
                 _identities[known] = _sha256(file)
     except OSError:

@@ -1,4 +1,4 @@
-"""What this machine's CPU has, and the instruction set that code is compiled for."""
+"""This machine's CPU features, and the instruction set that code is compiled for."""
 
 from __future__ import annotations
 
@@ -18,10 +18,11 @@ class Target:
 
     Attributes:
         name: Part of an entry's path, ``cpu-x86-64-v4``.
-        march: What the compiler is told, or ``native``.
-        vector_bits: Width of the vector code: 512, 256, 128 for what the C++ compiler makes of
-            scalar code (Inductor has no narrower vectors on x86-64), 0 for what the worker finds.
-        requires: CPU features, in the kernel's spelling, without which the code must not be loaded.
+        march: The value of the compiler's ``-march``: a level, or ``native``.
+        vector_bits: Width of the vector code in bits: 512 or 256 for Inductor's vectors; 128 where
+            the C++ compiler vectorises scalar code (Inductor has no vectors that narrow on x86-64);
+            0 where the worker finds the width out.
+        requires: CPU features, as Linux spells them, without which the code must not be loaded.
     """
 
     name: str
@@ -48,9 +49,9 @@ _X86_LEVELS = {
 
 
 def level_of(target: Target) -> str | None:
-    """Return the level of x86-64 whose code ``target`` is made of, ``None`` for other machines.
+    """Return the x86-64 level that ``target``'s code belongs to; ``None`` for other machines.
 
-    Code for this very CPU (``native``) is vectorised like that of the highest level that it has.
+    Code for this very CPU (``native``) is vectorised like code of the CPU's highest level.
     """
     for name, level in _X86_LEVELS.items():
         if target.name == level.name or target.vector_bits == level.vector_bits:
@@ -58,7 +59,7 @@ def level_of(target: Target) -> str | None:
     return None
 
 
-# What ``auto`` chooses from. A CPU without AVX2 is rare: its code is made for itself.
+# The levels that ``auto`` chooses from. A CPU without AVX2 is rare and gets code for itself alone.
 _AUTO = ("x86-64-v4", "x86-64-v3")
 
 
@@ -66,7 +67,8 @@ _AUTO = ("x86-64-v4", "x86-64-v3")
 def cpu_features() -> frozenset[str]:
     """Return the features of this machine's CPU, as the operating system names them.
 
-    Elsewhere than on Linux the only one known is ATen's capability (``DEFAULT``, ``AVX2``, ...).
+    On systems other than Linux, the only known feature is ATen's capability (``DEFAULT``,
+    ``AVX2``, ...).
     """
     try:
         text = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
@@ -84,9 +86,10 @@ def cpu_target(features: frozenset[str], setting: str = "auto") -> Target:
 
     Args:
         features: What the CPU has.
-        setting: ``auto`` is the best level of the x86-64 psABI, so that what an entry needs is a
-            short list that other machines are likely to have, and elsewhere this very CPU with
-            all of its features; ``native`` is this very CPU; or a level by its name.
+        setting: ``auto``, ``native`` or the name of a level. On x86-64, ``auto`` is the best level
+            of the psABI that the CPU has: an entry then requires a short list of features, which
+            other machines are likely to have. On other machines, ``auto`` is this very CPU with
+            all of its features. ``native`` is this very CPU.
 
     Raises:
         ValueError: The CPU cannot run the level.
@@ -108,7 +111,8 @@ def cpu_target(features: frozenset[str], setting: str = "auto") -> Target:
                 return _X86_LEVELS[name]
     bits = 0
     if is_x86:
-        # Known, so that nothing is probed: ATen's vectors need a little less than the levels do.
+        # Set here, so that the worker probes nothing: ATen's vectors need a little less than the
+        # levels do.
         widest = (name for name in _AUTO if _X86_LEVELS[name].requires <= features)
         bits = next((_X86_LEVELS[name].vector_bits for name in widest), 128)
     return Target(f"cpu-{json_digest(sorted(features))[:12]}", "native", bits, features)

@@ -1,10 +1,10 @@
-"""Data classes whose methods are made when they are first used.
+"""Data classes whose methods are not compiled at import.
 
-``dataclasses.dataclass`` compiles six functions a class at once, half a millisecond of each import,
-and a script makes instances of few classes and compares or prints hardly any. Here the constructor
-is compiled for a class with more than a few instances, and all else is the same for all classes.
-What type checkers see is ``dataclasses``, and ``replace``, ``asdict`` and ``fields`` of that module
-work on these classes.
+``dataclasses.dataclass`` compiles six functions for each class at once, which takes half a
+millisecond of an import. A script makes instances of few classes, and hardly ever compares or
+prints one. Here, a class gets a compiled constructor only after its first few instances; all other
+methods are shared by all classes. Type checkers see ``dataclasses`` itself; ``replace``, ``asdict``
+and ``fields`` of ``dataclasses`` work on these classes.
 """
 
 from __future__ import annotations
@@ -25,11 +25,12 @@ else:
 
         Args:
             frozen: Whether attributes of an instance cannot be set.
-            slots: Must be true: with a dictionary an instance takes twice the memory.
+            slots: Must be true: an instance with a ``__dict__`` takes twice the memory.
             eq: Whether instances with the same values are equal.
 
         Raises:
-            TypeError: A class derives from another, or wants what none of this package's needs.
+            TypeError: The class derives from another class, or asks for a feature of
+                ``dataclasses`` that no class of this package needs.
         """
         if not slots:
             raise TypeError("a data class of this package has slots")
@@ -71,7 +72,7 @@ else:
             methods |= {"__eq__": _equal(compared), "__hash__": None}
             if frozen:
                 methods["__hash__"] = _hash(hashed)
-        # Those of the class itself go first, but for a hash that Python has taken away.
+        # The class's own methods win, except a ``__hash__`` that Python has set to None.
         own = {k: v for k, v in space.items() if not (k == "__hash__" and v is None)}
         made = type(cls)(cls.__name__, cls.__bases__, {**methods, **own})
         _fields[made] = fields
@@ -79,8 +80,8 @@ else:
 
     # class -> its fields by name
     _fields = {}
-    # class -> instances that it has had; the constructor is compiled for the next one after these,
-    # which takes as long as a few dozen without.
+    # class -> number of instances made. The constructor is compiled after ``_MOST`` instances; that
+    # takes as long as making a few dozen instances without a compiled constructor.
     _instances = {}
     _MOST = 16
 
@@ -96,13 +97,13 @@ else:
         values |= kwargs
         if count > _MOST or not (is_right and _fill(values, fields)):
             cls.__init__ = _init(fields)
-            cls.__init__(self, *args, **kwargs)  # Where the arguments are wrong, it says how.
+            cls.__init__(self, *args, **kwargs)  # Raises Python's own error for wrong arguments.
             return
         for name, value in values.items():
             object.__setattr__(self, name, value)
 
     def _fill(values, fields):
-        """Put defaults in for what is missing; return whether each field has a value then."""
+        """Fill in the defaults of missing fields; return whether every field has a value then."""
         for name, one in fields.items():
             if name not in values:
                 if one.default is not MISSING:
@@ -130,14 +131,14 @@ else:
                 parameters.append(name)
             lines.append(f" _set(_self, {name!r}, {value})")
         text = f"def __init__(_self, {', '.join(parameters)}):\n" + ("\n".join(lines) or " pass")
-        # Compiled first: where text is run at exit, Python forgets that Ctrl-C has ended the
-        # script, and gives another status.
+        # Compiled before exec: when exec is given text while Python exits, Python forgets that
+        # Ctrl-C has ended the script and returns a different exit status.
         code = compile(text, f"<{__name__}>", "exec", dont_inherit=True)
         exec(code, globals_)  # noqa: S102 - of names of fields alone
         return globals_["__init__"]
 
     class _Known:
-        """What ``dataclasses`` asks a class for, made by it when it asks."""
+        """A class attribute that ``dataclasses`` reads; made by ``dataclasses`` on demand."""
 
         def __set_name__(self, owner, name):
             self._name = name
@@ -155,7 +156,7 @@ else:
             return getattr(owner, self._name)
 
     def _values(names):
-        """Return what gives a tuple of an instance's values."""
+        """Return a function that gives a tuple of an instance's values."""
         if len(names) > 1:
             return attrgetter(*names)
         return lambda one: tuple(getattr(one, name) for name in names)

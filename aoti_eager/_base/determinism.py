@@ -1,8 +1,8 @@
-"""Whether an error says something about what was compiled, or only about that moment. Pure.
+"""Decides whether an error says something about the compiled code or only about the moment. Pure.
 
-A machine that runs out of memory, descriptors or disk makes everything fail, and the next process
-may have enough. What it did to a compile must not be taken for the key's own fault. Where there is
-doubt, it is the moment's: a compile that is tried again costs seconds, a kernel that is never tried
+A machine without enough memory, descriptors or disk makes every compile fail, and the next process
+may have enough. Such a failure must not be remembered as the key's own fault. In doubt, an error
+counts as the moment's: a compile that is tried again costs seconds, a kernel that is never tried
 again is lost.
 """
 
@@ -14,11 +14,11 @@ import re
 import subprocess
 from collections.abc import Iterator
 
-# The signals of wrong code. Every other is sent from outside: by a scheduler, a person, the system.
+# Signals caused by wrong code. A scheduler, a person or the system sends every other signal.
 FATAL_SIGNALS = frozenset({"SIGSEGV", "SIGABRT", "SIGILL", "SIGFPE"})
 
-# What an operating system refuses at one time and grants at another. Not those that a computation
-# has of its own: "Invalid argument", "Numerical result out of range".
+# Errors for what an operating system refuses at one time and grants at another. Errors that a
+# computation can cause by itself are left out: "Invalid argument", "Numerical result out of range".
 _ERRNOS = (
     *(errno.EAGAIN, errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOSPC, errno.EDQUOT),
     *(errno.EFBIG, errno.EIO, errno.EROFS, errno.ESTALE, errno.ENOENT, errno.EACCES, errno.EPERM),
@@ -27,7 +27,7 @@ _ERRNOS = (
     *(errno.EXDEV, errno.EDEADLK, errno.EOPNOTSUPP, errno.ECHILD, errno.ENOTCONN, errno.EHOSTDOWN),
 )
 
-# As exceptions, C++ and the compilers spell it. Without regard to case.
+# The same causes as Python's exceptions, C++ and the compilers spell them; case is ignored.
 _WORDS = (
     r"\[Errno \d+\]",
     r"\b(?:OS|Memory|IO|Environment|Import|ModuleNotFound|Permission|BlockingIO|BrokenPipe)Error\b",
@@ -46,13 +46,13 @@ _WORDS = (
     r"\bfailed to map segment\b",
     r"\bcannot open shared object file\b",
     r"\bcannot create temporary file\b",
-    # a lock library, where a file system has no locks: not an OSError, but NotImplementedError.
+    # A lock library on a file system without locks raises NotImplementedError and not OSError.
     r"\bnot (?:appear to )?support flock\b|\bSoftFileLock\b",
-    # g++ says so of its own parts.
+    # g++'s message when one of its own parts was killed.
     r"\b(?:killed|terminated|bus error|hangup|interrupt|exceeded) (?:signal terminated|\(program)",
 )
 
-# glibc's words in English, and those of this C library.
+# glibc's messages in English, and the messages of this process's C library.
 _TEXTS = {
     *("Resource temporarily unavailable", "Too many open files", "Cannot allocate memory"),
     *("No space left on device", "Disk quota exceeded", "File too large", "Input/output error"),
@@ -64,11 +64,11 @@ _TEXTS = {
 
 _PASSING = "|".join([*_WORDS, *(rf"\b{re.escape(text)}\b" for text in sorted(_TEXTS))])
 
-# Ended by the system or by somebody, not by what was computed.
+# Exceptions that the system or somebody else causes, and not the computation.
 _KINDS = (OSError, MemoryError, ImportError, EOFError, subprocess.SubprocessError)
 
-# What a compiler written in Python raises where it cannot do something: its own exceptions by name
-# (importing them takes seconds), and those of wrong code within it.
+# Exceptions that a compiler written in Python raises where it cannot do something: its own, by name
+# (importing them takes seconds), and Python's for wrong code inside of the compiler.
 _COMPILERS_OWN = frozenset(
     """
     InductorError BackendCompilerFailed LoweringException SubgraphLoweringException
@@ -84,19 +84,19 @@ _COMPILERS_OWN = frozenset(
 
 
 def is_passing_text(text: str) -> bool:
-    """Return whether a message, a log or what a process complained of names a fault of the system.
+    """Return whether a message, a log or a process's error output names a fault of the system.
 
-    Too little memory, descriptors, threads, disk or permission, in the words of Python, C++, the
-    C library or a compiler.
+    Such a fault is a lack of memory, descriptors, threads, disk or permission, in the words of
+    Python, C++, the C library or a compiler.
     """
     return re.search(_PASSING, text, re.IGNORECASE) is not None
 
 
 def is_deterministic(error: BaseException) -> bool:
-    """Return whether the same call would raise ``error`` in any process of any day.
+    """Return whether the same call would raise ``error`` in any process on any day.
 
-    It is not, if it or an error that it was raised from or during is one of the operating system's,
-    of too little memory, of an import or of another process, or says so.
+    The answer is no if ``error``, or an error that it was raised from or during, is about the
+    operating system, memory, an import or another process, by its type or by its message.
     """
     return not any(
         not isinstance(one, Exception) or isinstance(one, _KINDS) or is_passing_text(str(one))
@@ -105,9 +105,9 @@ def is_deterministic(error: BaseException) -> bool:
 
 
 def is_compilers_own(error: BaseException) -> bool:
-    """Return whether ``error`` is one that Inductor raises of a graph that it cannot compile.
+    """Return whether ``error`` is Inductor's own error for a graph that it cannot compile.
 
-    Each of those it came from has to be of a kind that is known; a C++ compiler that fails is none.
+    Every error of the chain must be of a known kind; the failure of a C++ compiler is of none.
     """
     return is_deterministic(error) and all(
         type(one).__name__ in _COMPILERS_OWN for one in error_chain(error)
@@ -115,7 +115,7 @@ def is_compilers_own(error: BaseException) -> bool:
 
 
 def error_chain(error: BaseException) -> Iterator[BaseException]:
-    """Give an exception and those that it was raised from or during, each once."""
+    """Give an exception and all exceptions that it was raised from or during, each once."""
     seen: set[int] = set()
     left: list[BaseException | None] = [error]
     while left:
@@ -124,8 +124,8 @@ def error_chain(error: BaseException) -> Iterator[BaseException]:
             continue
         seen.add(id(one))
         yield one
-        # Inductor's wraps the one that it stands for.
+        # Inductor's exception holds the one that it wraps.
         inner = getattr(one, "inner_exception", None)
         left += [one.__context__, one.__cause__]
         left += [inner] if isinstance(inner, BaseException) else []
-        left += getattr(one, "exceptions", ())  # of a group
+        left += getattr(one, "exceptions", ())  # The members of an exception group.

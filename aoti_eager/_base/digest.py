@@ -1,4 +1,4 @@
-"""JSON values and their digests: what keys, environments and files are named by."""
+"""JSON values and their digests, which name keys, environments and files."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import hashlib
 import json
 from typing import Any
 
-# A value made of None, bool, int, str, list and dict, as json.dumps takes it.
+# A value made of None, bool, int, str, list and dict, which json.dumps takes.
 Component = Any
 
 

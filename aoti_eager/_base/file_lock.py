@@ -1,8 +1,9 @@
-"""The one place that locks files: advisory, among processes, gone with their holder.
+"""The only module that locks files: advisory locks among processes, which end with their holder.
 
-By ``flock`` itself, relative to an open directory. A lock library opens by path, which follows
-links, and what it does on a file system without locks differs from version to version (an error, a
-wait of minutes, lock files that outlive their holder); here such a file system means no locks.
+Locks are made by ``flock`` itself, relative to an open directory. A lock library is not used: it
+opens lock files by path, which follows links, and its behaviour on a file system without locks
+differs from version to version (an error, a wait of minutes, lock files that outlive their holder).
+Here, nothing is locked on such a file system.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from .ownership import check_regular
 from .trusted_files import Directory
 from .warn_once import warn_once
 
-# What a file system without locks answers.
+# Errors of ``flock`` on a file system without locks.
 _NO_LOCKS = {errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOTSUP, errno.EINVAL, errno.EBADF}
 _FIRST_WAIT_S, _LONGEST_WAIT_S = 0.005, 0.05
 
@@ -27,16 +28,17 @@ class FileLock:
     """A lock file, made 0600 if it is missing and never removed.
 
     Args:
-        directory: Where it lies.
-        name: Its name there.
+        directory: The directory of the lock file.
+        name: The lock file's name there.
 
     Attributes:
-        held: Whether this object holds it. Where the file system has no locks, nobody is kept out.
+        held: Whether this object holds the lock. On a file system without locks it is true without
+            keeping anybody out.
         existed: Whether the file was there before.
 
     Raises:
-        UntrustedFileError: It is no regular file, or another user's.
-        OSError: It cannot be made.
+        UntrustedFileError: The file is not regular, or belongs to another user.
+        OSError: The file cannot be made.
     """
 
     def __init__(self, directory: Directory, name: str) -> None:
@@ -50,7 +52,7 @@ class FileLock:
             self._fd = os.open(name, flags, dir_fd=directory.fd)
             self.existed = True
             try:
-                # Whoever may write to it: nothing is read of it.
+                # Any mode will do, because nothing is read from the file.
                 check_regular(self._path, os.fstat(self._fd), any_mode=True)
             except BaseException:
                 self.close()
@@ -60,10 +62,10 @@ class FileLock:
         """Take the lock.
 
         Args:
-            timeout_s: Seconds to wait for who holds it.
+            timeout_s: Seconds to wait for the present holder.
 
         Raises:
-            TimeoutError: Another process, or another thread, held it all the time.
+            TimeoutError: Another process, or another thread, held the lock all the time.
         """
         deadline = time.monotonic() + timeout_s
         wait_s = _FIRST_WAIT_S
@@ -91,12 +93,12 @@ class FileLock:
         return True
 
     def close(self) -> None:
-        """Give the lock back and close the file; a second time is no error."""
+        """Release the lock and close the file; closing twice is no error."""
         fd, self._fd = self._fd, -1
         if fd < 0:
             return
         if self.held:
-            # Not only closed: a process that was forked meanwhile has the file open, too.
+            # Closing is not enough: a process that was forked meanwhile has the file open, too.
             with contextlib.suppress(OSError):
                 fcntl.flock(fd, fcntl.LOCK_UN)
         self.held = False
@@ -115,10 +117,10 @@ def locked(directory: Directory, name: str, timeout_s: float) -> Iterator[FileLo
 
 
 def hold(fd: int) -> bool:
-    """Lock an open directory until it is closed, in all processes that have it open.
+    """Lock an open directory until every process that has it open has closed it.
 
     Returns:
-        Whether that could be done: nobody else holds it, and the file system has locks.
+        Whether the lock was taken: false if somebody else holds it or the file system has no locks.
     """
     try:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -128,9 +130,9 @@ def hold(fd: int) -> bool:
 
 
 def is_locked(fd: int) -> bool | None:
-    """Return whether somebody else holds a lock on an open directory; ``None`` if none can be had.
+    """Return whether somebody else holds a lock on an open directory; ``None`` without locks.
 
-    The lock that is taken to find out goes with ``fd``.
+    To find out, this takes the lock if nobody has it; that lock ends when ``fd`` is closed.
     """
     try:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)

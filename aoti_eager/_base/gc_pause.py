@@ -1,7 +1,7 @@
-"""No garbage collection while this package imports modules of its own; imported first.
+"""Pauses garbage collection while this package imports its own modules; imported first.
 
-An import makes no garbage, but enough objects to set off a full collection, which looks at each of
-the half million objects that torch has: 50 ms, as long as all of the import.
+An import makes no garbage, but enough objects to trigger a full collection. That collection looks
+at each of torch's half million objects: 50 ms, as long as the whole import.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from collections.abc import Iterator
 
 @contextlib.contextmanager
 def paused() -> Iterator[None]:
-    """Return a context without collections; at its end, also by an error, all is as it was."""
+    """Return a context without garbage collection; the previous state returns, even on errors."""
     if not gc.isenabled():
         yield
         return

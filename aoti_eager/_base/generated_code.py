@@ -1,4 +1,4 @@
-"""Generated Python: run under a name of its own, so that tracebacks show its lines."""
+"""Runs generated Python under a file name of its own, so that tracebacks show its lines."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ def run_generated(source: str, name: str, names: dict[str, Any]) -> None:
 
     Args:
         source: Python source text.
-        name: What the text is, for tracebacks: ``<aoti_eager NAME>`` is its file.
-        names: Global names of the text; what the text defines is added.
+        name: What the text is; tracebacks show it as the file ``<aoti_eager NAME>``.
+        names: Global names for the text; names that the text defines are added.
     """
     file = f"<aoti_eager {name}>"
-    # Without a time of change, linecache takes the lines for those of a loader and keeps them.
+    # None for the time of change: linecache then treats the lines as a loader's, and keeps them.
     linecache.cache[file] = (len(source), None, source.splitlines(keepends=True), file)
     exec(compile(source, file, "exec"), names)  # noqa: S102

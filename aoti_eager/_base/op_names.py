@@ -1,4 +1,4 @@
-"""Names of ops -> overloads, with suggestions for a name that is not there."""
+"""Turns names of ops into overloads, with suggestions for a name that does not exist."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ def find_overload(name: str) -> OpOverload:
     """Return the overload with the qualified name ``namespace::op.overload``.
 
     Raises:
-        UnknownOpError: There is none.
+        UnknownOpError: There is no such overload.
     """
     base, _, overload = name.partition(".")
     packet = _packet(base)
     qualified = base if overload in ("", "default") else name
-    # torch.ops also has overloads of TorchScript (aten::add.str) that no dispatcher knows.
+    # torch.ops also has TorchScript's overloads (aten::add.str), which the dispatcher lacks.
     found = getattr(packet, overload or "default", None) if has_op(qualified) else None
     if not isinstance(found, OpOverload):
         raise UnknownOpError(name, suggestions(name))
@@ -36,7 +36,7 @@ def find_packet(name: str) -> OpOverloadPacket:
     """Return all overloads of the op ``namespace::op``.
 
     Raises:
-        UnknownOpError: There is none.
+        UnknownOpError: There is no such op.
     """
     packet = _packet(name)
     if packet is None:
@@ -45,11 +45,11 @@ def find_packet(name: str) -> OpOverloadPacket:
 
 
 def no_op(given: object, also: str = "") -> RegistrationError:
-    """Return the error of what is given for an op and is none.
+    """Return the error for a value that was given as an op and is none.
 
     Args:
-        given: What was given.
-        also: What else would be taken, in words.
+        given: The value.
+        also: What else the caller takes, in words.
     """
     overload = "; its op is one" if isinstance(getattr(given, "op", None), OpOverload) else ""
     return RegistrationError(
@@ -78,7 +78,7 @@ def _packet(name: str) -> OpOverloadPacket | None:
 
 
 def suggestions(name: str) -> tuple[str, ...]:
-    """Return up to three names of registered ops near ``name``, best first."""
+    """Return up to three names of registered ops similar to ``name``, best first."""
     known = set(all_op_names())
     known |= {one.partition(".")[0] for one in known}
     asked = name if "::" in name else f"aten::{name.removeprefix('torch.').removeprefix('aten.')}"

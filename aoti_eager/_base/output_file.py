@@ -1,4 +1,4 @@
-"""A file that the end of a long run writes: whether it can be is found out at the start."""
+"""A file that is written at the end of a long run; the start of the run checks that it can be."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ _PREFIX = ".aoti-eager-"
 class OutputFile:
     """A file to be written later, in one piece.
 
-    Others may be able to write to the directory. No name in it is used that they could have
-    guessed and made a link of.
+    Other users may be able to write to the directory, so temporary files get random names: nobody
+    can guess such a name and make a link of it beforehand.
 
     Args:
-        path: Where; what a relative one means is settled now, because a script may change the
-            directory. A link is followed, unless another user has made it.
-        pipes: Whether it may be a pipe or a device, which is written to as it is.
+        path: The file. A relative path is resolved now, because a script may change its directory.
+            A link is followed, unless another user has made it.
+        pipes: Whether ``path`` may be a pipe or a device, which is then written to directly.
 
     Raises:
-        OutputFileError: It cannot be written there.
+        OutputFileError: The file cannot be written there.
     """
 
     def __init__(self, path: str | os.PathLike[str], *, pipes: bool = False) -> None:
@@ -39,25 +39,25 @@ class OutputFile:
         try:
             is_regular = stat.S_ISREG(os.stat(self.path).st_mode)
         except FileNotFoundError:
-            is_regular = True  # It will be.
+            is_regular = True  # ``write`` will make a regular file.
         except OSError as error:
             raise self._error(error) from error
         if not is_regular:  # A device or a pipe would be replaced by a file.
             raise OutputFileError(f"{self.path}: cannot be written: is no regular file")
         try:
-            # As much as can be known before there is a content; what is there stays meanwhile.
+            # All that can be checked before there is content; an existing file stays unchanged.
             _open_for_writing(path)
             self._new_mode = self._mode_of_new_files()
         except OSError as error:
             raise self._error(error) from error
 
     def write(self, content: bytes) -> None:
-        """Write the file; readers see the old one or all of the new one.
+        """Write the file; readers see the old content or all of the new one.
 
-        It keeps the old one's mode, or has that of a new file.
+        An existing file keeps its mode; a new file gets the mode of new files.
 
         Raises:
-            OutputFileError: It cannot be written; what was there before stays.
+            OutputFileError: The file cannot be written; an old file stays as it was.
         """
         if self._is_direct:
             try:
@@ -67,7 +67,7 @@ class OutputFile:
                 raise self._error(error) from error
             return
         try:
-            # In the same directory: a rename works within one file system only.
+            # In the same directory, because a rename works within one file system only.
             descriptor, temporary = tempfile.mkstemp(prefix=_PREFIX, dir=self.path.parent)
         except OSError as error:
             raise self._error(error) from error
@@ -84,8 +84,8 @@ class OutputFile:
     def _mode_of_new_files(self) -> int:
         """Return the mode that the system gives to a file that ``open`` makes in the directory.
 
-        From a file that is there for a moment: the umask cannot be read without being changed,
-        and the directory may have defaults of its own.
+        This makes a file for a moment and reads its mode: the umask cannot be read without being
+        changed, and the directory may have defaults of its own.
         """
         trial = self.path.with_name(f"{_PREFIX}{secrets.token_hex(8)}")
         descriptor = os.open(trial, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
@@ -97,7 +97,7 @@ class OutputFile:
 
     def _mode(self) -> int:
         try:
-            # Read, write and execute alone: a set-user-ID bit was given to another content.
+            # Read, write and execute bits only: a set-user-ID bit was given to the old content.
             return os.stat(self.path).st_mode & 0o777
         except OSError:
             return self._new_mode
@@ -107,12 +107,12 @@ class OutputFile:
 
 
 def _open_for_writing(path: str | os.PathLike[str]) -> None:
-    """Open and close what is at ``path``; nothing is made there.
+    """Open and close the file at ``path``, if there is one; nothing is made.
 
-    Not a look at its mode alone: the system may refuse links that others have made in /tmp.
+    The mode alone would not tell: the system may refuse links that others have made in /tmp.
 
     Raises:
-        OSError: It cannot be opened.
+        OSError: The file cannot be opened.
     """
     with contextlib.suppress(FileNotFoundError):
         os.close(os.open(path, os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC))
@@ -127,12 +127,12 @@ def _is_pipe_or_device(path: Path) -> bool:
 
 
 def _refuse_links_of_others(path: Path) -> None:
-    """Raise where ``path`` is a link that another user has made, or leads to one.
+    """Raise if ``path`` is a link that another user has made, or leads to one.
 
-    Where others can write, they can make a link to a file of this user's.
+    Other users can make a link to this user's file wherever they can write.
 
     Raises:
-        OutputFileError: It is.
+        OutputFileError: Another user has made a link on the way.
     """
     for _ in range(40):
         try:

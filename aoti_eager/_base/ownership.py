@@ -1,6 +1,6 @@
-"""Whose a file is, and who can write to it: the rule for one file or directory.
+"""Who owns a file and who can write to it: the rule for one file or directory.
 
-Its owner must be this user, or root, who can do everything anyway; and nobody else may write to it.
+The owner must be this user or root, who can do everything anyway, and nobody else may write to it.
 """
 
 from __future__ import annotations
@@ -16,16 +16,16 @@ from ..errors import UntrustedFileError
 def check_regular(
     path: Path, status: os.stat_result, *, private_group: bool = False, any_mode: bool = False
 ) -> None:
-    """Refuse what is no regular file, or what another user owns or can write to.
+    """Refuse a file that is not regular, or that another user owns or can write to.
 
     Args:
-        path: What the message calls it.
-        status: Of the open file.
+        path: The file's name in the message.
+        status: The status of the open file.
         private_group: Whether the user's own group may write to it.
-        any_mode: Whether anybody may.
+        any_mode: Whether anybody may write to it.
 
     Raises:
-        UntrustedFileError: It is refused.
+        UntrustedFileError: The file is refused.
     """
     if not stat.S_ISREG(status.st_mode):
         raise UntrustedFileError(path, "is no regular file")
@@ -35,7 +35,7 @@ def check_regular(
 def check_status(
     path: Path, status: os.stat_result, *, private_group: bool = False, any_mode: bool = False
 ) -> None:
-    """Refuse what another user owns or can write to; arguments and errors as above."""
+    """Refuse what another user owns or can write to; see ``check_regular`` for the arguments."""
     if not is_ours(status.st_uid):
         raise UntrustedFileError(
             path,
@@ -59,9 +59,9 @@ def is_ours(uid: int) -> bool:
 
 
 def is_unmapped_root(uid: int) -> bool:
-    """Return whether ``uid`` may be root of the machine, seen from a container without a root.
+    """Return whether ``uid`` may be the machine's root, seen from a container without a root.
 
-    In a user namespace that maps this user alone (Apptainer, for example) the machine's own
+    In a user namespace that maps this user alone (Apptainer, for example), the machine's own
     directories belong to the overflow user.
     """
     return uid == _overflow_uid() and not _root_is_mapped()
@@ -86,15 +86,15 @@ def _root_is_mapped() -> bool:
 
 @functools.cache
 def private_group_of(uid: int) -> int | None:
-    """Return the group that has the user ``uid`` alone, where there is one.
+    """Return the group whose only member is the user ``uid``, if there is one.
 
     Many distributions give each user a group of the same name, and with it the umask 002: then
-    ``~/.cache`` is group-writable, and nobody but its owner can write to it. Not root's group, in
-    which containers put other users.
+    ``~/.cache`` is group-writable, and still nobody but its owner can write to it. Root's group
+    does not count, because containers put other users into it.
     """
     if uid == 0:
         return None
-    # Only here: few machines come here, and on some the answer comes over the network.
+    # Imported only here: few machines need it, and on some the answer comes over the network.
     import grp
     import pwd
 
@@ -110,7 +110,8 @@ def private_group_of(uid: int) -> int | None:
 def has_access_list(path: Path) -> bool:
     """Return whether a file has an access control list, by which more users may write to it.
 
-    The mode's bits for the group are then the list's mask, and say nothing of the group.
+    With such a list, the mode's bits for the group are the list's mask and do not describe the
+    group's rights.
     """
     try:
         os.getxattr(path, "system.posix_acl_access", follow_symlinks=False)

@@ -1,8 +1,8 @@
-"""Text from files and other machines, made safe to print: a terminal obeys escape sequences."""
+"""Makes text from files and other machines safe to print: terminals obey escape sequences."""
 
 from __future__ import annotations
 
-# They lay out what is printed in several lines, and do nothing else.
+# Characters that lay out text in several lines and do nothing else.
 _LAYOUT = frozenset("\n\t")
 
 
@@ -24,11 +24,11 @@ def printable_lines(text: str) -> str:
 
 
 def shortened(text: str, most: int) -> str:
-    """Return ``text`` with at most ``most`` characters: of a longer one the beginning and the end.
+    """Return ``text`` with at most ``most`` characters; of a longer text, beginning and end stay.
 
     Args:
-        text: Any.
-        most: At least 64.
+        text: Any text.
+        most: Number of characters, at least 64.
     """
     if len(text) <= most:
         return text

@@ -1,8 +1,8 @@
-"""Files with their sizes and digests in a record beside them, so that half a file is known as one.
+"""Files with a record of their sizes and digests beside them, by which half a file is recognised.
 
-For what compilers read by its name, such as a precompiled header: it cannot be copied into sealed
-memory first, and it is large. Others cannot write to its directory, so what was compared once stays
-the same as long as the file is the same one::
+Records are for files that compilers open by name, such as precompiled headers: such a file cannot
+be copied into sealed memory first, and it is large. Nobody else can write to its directory, so a
+file that was compared once stays right as long as it is the same file::
 
     {"files": {"<name>": {"size_bytes": 150000000, "sha256": "<hexadecimal digits>"}}}
 """
@@ -18,9 +18,9 @@ from dataclasses import dataclass
 from ..errors import UntrustedFileError
 from .trusted_files import Directory
 
-# Bytes that are read of a record before anything of it is believed.
+# Most bytes that a record may have; a longer one is not read.
 _RECORD_LIMIT = 1 << 16
-# Bytes that a file may have, whatever its record says.
+# Most bytes that a file may have, whatever its record says.
 _FILE_LIMIT = 1 << 31
 
 _CHUNK = 1 << 20
@@ -44,7 +44,7 @@ def write_record(directory: Directory, record_name: str, names: Iterable[str]) -
     """Write the record of the files ``names``, as they are now.
 
     Raises:
-        OSError: One cannot be read, others could have written it, or there is no room.
+        OSError: A file cannot be read, others could have written it, or there is no room.
     """
     files = {}
     for name in names:
@@ -62,9 +62,9 @@ def read_record(directory: Directory, record_name: str) -> Record:
     """Return what a record says, by file name.
 
     Raises:
-        FileNotFoundError: There is none.
-        UntrustedFileError: It is no record, or others could have written it.
-        OSError: It cannot be read.
+        FileNotFoundError: There is no record.
+        UntrustedFileError: The file is no record, or others could have written it.
+        OSError: The record cannot be read.
     """
     content = directory.read(record_name, _RECORD_LIMIT)
     try:
@@ -79,18 +79,18 @@ def read_record(directory: Directory, record_name: str) -> Record:
 def check_recorded(
     directory: Directory, name: str, record: Record, *, remembered: bool = True
 ) -> None:
-    """Do nothing where the file ``name`` is what its record says.
+    """Raise unless the file ``name`` is what its record says.
 
     Args:
-        directory: Where it lies.
-        name: One component.
-        record: Of that directory.
-        remembered: Whether to believe what was compared before in this process.
+        directory: The file's directory.
+        name: The file's name, one component.
+        record: The record of that directory.
+        remembered: Whether a comparison made earlier in this process is enough.
 
     Raises:
-        FileNotFoundError: It is missing.
-        UntrustedFileError: It is another file, or others could have written it.
-        OSError: It cannot be read.
+        FileNotFoundError: The file is missing.
+        UntrustedFileError: The file is another one, or others could have written it.
+        OSError: The file cannot be read.
     """
     path = directory.path / name
     fd = directory.open(name)
@@ -114,7 +114,7 @@ def check_recorded(
 
 
 def are_recorded(directory: Directory, record_name: str, names: Iterable[str]) -> bool:
-    """Return whether the files ``names`` are all there, and are what their record says."""
+    """Return whether all files ``names`` exist and are what their record says."""
     try:
         record = read_record(directory, record_name)
         for name in names:

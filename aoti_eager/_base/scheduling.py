@@ -1,13 +1,13 @@
-"""How much of the processor a process session gets that works beside a script. Linux first.
+"""Sets how much of the processor a process session beside a script gets. Linux first.
 
 A session is what ``setsid`` begins: a worker with its compilers, or a build. Linux groups processes
-for scheduling by session (``sched_autogroup``), and shares a core among groups by each group's own
-nice value: a nice value of a process counts within its group only. So a session behind a script
-needs both. The nice value of a process cannot be lowered again without rights; that of a group can,
-ten times a second in the whole machine.
+for scheduling by session (``sched_autogroup``) and shares a core among groups by each group's own
+nice value; a process's nice value counts within its group only. So a session behind a script needs
+both nice values. A process's nice value cannot be lowered again without rights; a group's can, ten
+times a second in the whole machine.
 
-Where there are no such groups (the feature is off, a control group with a CPU controller, macOS),
-the nice value of the processes is what counts, and a session keeps the one that its processes have.
+Where there are no such groups (the feature is off, a control group has a CPU controller, macOS),
+the nice value of the processes counts, and a session keeps the value that its processes have.
 """
 
 from __future__ import annotations
@@ -16,21 +16,21 @@ import contextlib
 import os
 from pathlib import Path
 
-# Of a core that a process with nice value 0 uses, one of the lowest priority gets 1.5 percent.
+# Beside a process with nice value 0 on the same core, a process with this value gets 1.5 percent.
 LOWEST = 19
-# Of a core that a process with nice value 0 uses, a process behind it gets a tenth.
+# Beside a process with nice value 0 on the same core, a process with this value gets a tenth.
 BEHIND = 10
 _ENABLED = Path("/proc/sys/kernel/sched_autogroup_enabled")
 _PROC = Path("/proc")
 _CONTROL_GROUPS = Path("/sys/fs/cgroup")
-# The number of the namespace of control groups that the system starts with.
+# The control group namespace that the system starts with.
 _FIRST_NAMESPACE = "cgroup:[4026531835]"
 
 
 def has_groups() -> bool:
     """Return whether Linux shares cores among sessions, and not among processes.
 
-    Processes in a control group of their own for the CPU are shared by that.
+    Processes in a control group with a CPU controller get their share by that group instead.
     """
     try:
         if _ENABLED.read_text(encoding="ascii").strip() != "1":
@@ -60,15 +60,16 @@ def _is_weighed(path: str) -> bool:
 
 
 def give_way(session: int) -> bool:
-    """Put a session behind everything else: it has what cores nobody wants, and little more.
+    """Put a session behind everything else: it gets cores that nobody wants, and little more.
 
-    Does nothing where Linux has no groups: there would be no windows.
+    Does nothing where Linux has no groups, because ``_compile_service.share`` could give the
+    session no windows there: a process's nice value cannot be lowered again.
 
     Args:
-        session: Number of the session's first process, whose process group it is, too.
+        session: Number of the session's first process, which is also its process group's number.
 
     Returns:
-        Whether the system has taken it.
+        Whether the system has accepted the change.
     """
     if not has_groups():
         return True
@@ -78,13 +79,13 @@ def give_way(session: int) -> bool:
 
 
 def set_group_nice(session: int, nice: int) -> bool:
-    """Set the nice value of a session's group, and return whether the system has taken it.
+    """Set the nice value of a session's group, and return whether the system has accepted it.
 
-    The system refuses what comes less than 0.1 s after another change, by anybody but root.
+    Unless root makes it, the system refuses a change less than 0.1 s after another change.
 
     Args:
-        session: Number of a process in it.
-        nice: From 0, as much as a script's, to 19.
+        session: Number of a process in the session.
+        nice: From 0, a script's own value, to 19.
     """
     try:
         (_PROC / str(session) / "autogroup").write_text(str(nice), encoding="ascii")
@@ -94,22 +95,22 @@ def set_group_nice(session: int, nice: int) -> bool:
 
 
 def is_there(session: int) -> bool:
-    """Return whether a process has not been taken by its parent yet."""
+    """Return whether a process still exists: it runs, or its parent has not waited for it yet."""
     return (_PROC / str(session)).exists()
 
 
 def process_times(session: int) -> dict[int, tuple[int, int]]:
-    """Return how long a process and those below it have run, and waited for a core: nanoseconds.
+    """Return how long a process and its descendants have run, and have waited for a core.
 
-    Main threads only: each file that is read lets another thread have the interpreter, and the
-    script may be that thread. Empty where the system does not say.
+    Only main threads are read: each read of a file lets another thread have the interpreter, and
+    that thread may be the script. The result is empty where the system does not say.
 
     Returns:
-        By the processes' numbers.
+        Process number -> nanoseconds run, nanoseconds waited.
     """
     times = {}
     found = [session]
-    for process in found:  # The list grows meanwhile.
+    for process in found:  # The list grows while the loop runs.
         with contextlib.suppress(ValueError, IndexError):
             words = _read(_PROC / str(process) / "schedstat").split()
             times[process] = int(words[0]), int(words[1])

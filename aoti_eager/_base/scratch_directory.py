@@ -1,7 +1,8 @@
-"""A directory beside what is being made of the toolchain; a killed process leaves it to the next.
+"""Directories for builds of the toolchain; the next build removes what a killed process left.
 
-``.build-<digest>-<random>``, made by who holds the lock of what has that digest. So one whose lock
-is free is a dead process's: its name is never used again.
+The name is ``.build-<digest>-<random>``, beside the directory of the result. Only the holder of the
+lock for ``<digest>`` makes such a directory. So if the lock is free, the directory belongs to a
+dead process; its name is never used again.
 """
 
 from __future__ import annotations
@@ -20,15 +21,15 @@ PREFIX = ".build-"
 def scratch_directory(directory: Directory, digest: str, *place: str) -> Iterator[Directory]:
     """Give a new directory in ``directory``; it is removed at the end, unless it was renamed.
 
-    Those that killed processes have left for the same digest go first.
+    First, directories that killed processes have left for the same digest are removed.
 
     Args:
-        directory: Open; its maker holds the lock of ``digest`` in it.
-        digest: Of what is to be made.
+        directory: An open directory; the caller holds the lock of ``digest`` in it.
+        digest: The digest of what is to be built.
         place: Names of the format that lead to ``directory`` in a cache.
 
     Raises:
-        OSError: It cannot be made.
+        OSError: The new directory cannot be made.
     """
     prefix = f"{PREFIX}{digest}-"
     for left in children(directory, *place):

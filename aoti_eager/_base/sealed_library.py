@@ -1,12 +1,13 @@
-"""A private copy of a library's bytes, which nobody can change while it is in use.
+"""Private copies of libraries' bytes, which nobody can change while they are in use.
 
-A file that is mapped belongs to whoever can write to it: replaced between the check and ``dlopen``,
-another file is loaded; cut short in place, the process dies by SIGBUS. So the bytes whose digest
-was compared are copied into sealed memory, and that is opened.
+Whoever can write to a mapped file controls it: if the file is replaced between the check and
+``dlopen``, the other file is loaded; if it is truncated in place, the process dies by SIGBUS. So
+the bytes whose digest was compared are copied into sealed memory, and the copy is opened.
 
-The loader knows libraries by the names they were opened under, before it looks at any file. A
-descriptor's number is used again, and so would be its name: the loader would hand out the library
-that had the number before. So each copy has a name that no other copy of the process has.
+The loader recognises a library by the name it was opened under, before it looks at any file.
+Descriptor numbers are used again, and a name made of the number alone would be, too: the loader
+would hand out the library that had the number before. So each copy has a name that no other copy
+in the process has.
 """
 
 from __future__ import annotations
@@ -27,30 +28,30 @@ from types import TracebackType
 from ..errors import UntrustedFileError
 from .trusted_files import open_directory, write_all
 
-# Bytes that are read of a library before anything of it is believed.
+# Most bytes that a library may have; a larger one is not read.
 LIBRARY_LIMIT = 64 << 20
 
-# Linux 6.3: without it, the kernel logs a warning, or refuses where it is told to.
+# Since Linux 6.3: without this flag the kernel logs a warning, or refuses if it is configured to.
 _MFD_EXEC = 0x10
 
 _counter = itertools.count()
 
 
 class SealedLibrary:
-    """A copy of a shared object, to be opened by ``name``; closed, it stays mapped where it is.
+    """A copy of a shared object, to be opened by ``name``; after ``close``, mappings of it stay.
 
     Args:
         content: The shared object's bytes.
-        path: The file they were read from, for messages.
+        path: The file that the bytes were read from, for messages.
 
     Attributes:
-        name: What to hand to ``dlopen``, as it is: ``pathlib`` would make it another name.
+        name: The name for ``dlopen``, to be used unchanged: ``pathlib`` would make it another name.
         path: As given.
-        content: As given, until it is closed.
+        content: As given; empty after ``close``.
         identity: Device and inode of the copy.
 
     Raises:
-        OSError: There is no memory, no descriptor, or no place to put it.
+        OSError: There is no memory, no descriptor, or no place for the copy.
     """
 
     __slots__ = ("_directory", "_fd", "content", "identity", "name", "path")
@@ -81,7 +82,7 @@ class SealedLibrary:
         self.close()
 
     def close(self) -> None:
-        """Let go of the copy: who has opened it keeps it, and nobody can open it any more."""
+        """Let go of the copy: whoever has opened it keeps it, and nobody else can open it."""
         fd, self._fd = self._fd, -1
         if fd >= 0:
             os.close(fd)
@@ -95,7 +96,7 @@ def library_digest(path: Path) -> str:
     """Return the SHA-256 of a library that has just been made, in hexadecimal digits.
 
     Raises:
-        OSError: It cannot be read, or others could have written it.
+        OSError: The library cannot be read, or others could have written it.
     """
     with open_directory(path.parent) as directory:
         content = directory.read(path.name, LIBRARY_LIMIT, any_mode=True)
@@ -110,8 +111,8 @@ def sealed_file(path: Path, sha256: str) -> SealedLibrary:
         sha256: In hexadecimal digits.
 
     Raises:
-        UntrustedFileError: It is another file, or others could have written it.
-        OSError: It cannot be read or copied.
+        UntrustedFileError: The digest is another one, or others could have written the file.
+        OSError: The file cannot be read or copied.
     """
     with open_directory(path.parent) as directory:
         content = directory.read(path.name, LIBRARY_LIMIT, any_mode=True)
@@ -137,7 +138,7 @@ def _memory(name: str) -> int:
     try:
         return os.memfd_create(name, flags | _MFD_EXEC)
     except OSError as error:
-        if error.errno != errno.EINVAL:  # Of a kernel that does not know the flag.
+        if error.errno != errno.EINVAL:  # EINVAL: the kernel does not know the flag.
             raise
         return os.memfd_create(name, flags)
 
@@ -145,7 +146,8 @@ def _memory(name: str) -> int:
 def _unique_name(fd: int) -> str:
     """Return a path of ``fd`` that was never used before.
 
-    The count is written into it by separators that mean nothing: ``//`` for 0, ``/./`` for 1.
+    The path contains a running count, written in separators that mean nothing: ``//`` for 0,
+    ``/./`` for 1.
     """
     count = next(_counter)
     bits = "".join("./" if bit == "1" else "/" for bit in f"{count:b}")
@@ -154,11 +156,11 @@ def _unique_name(fd: int) -> str:
 
 @functools.cache
 def _memory_is_executable() -> bool:
-    """Return whether a library can be opened from memory: by ``/proc``, and with execute rights."""
+    """Return whether a library can be opened from memory, through ``/proc`` and executable."""
     try:
         fd = _sealed_memory(b"\0" * mmap.PAGESIZE, "probe")
     except (AttributeError, OSError):
-        return False  # Another system, or a sandbox that forbids it.
+        return False  # Not Linux, or a sandbox that forbids it.
     try:
         if not os.path.exists(f"/proc/self/fd/{fd}"):
             return False
@@ -193,10 +195,10 @@ _kept: list[tuple[int, str]] = []
 def copy_for_good(content: bytes) -> Path:
     """Return a private file with ``content`` that stays until this process ends.
 
-    For a device's own loader, which may open it at any time.
+    Such a file is for a device's own loader, which may open it at any time.
 
     Raises:
-        OSError: There is no place for it.
+        OSError: There is no place for the file.
     """
     directory, name = _private_file(content)
     _kept.append((os.getpid(), directory))
@@ -206,5 +208,5 @@ def copy_for_good(content: bytes) -> Path:
 @atexit.register
 def _remove_kept() -> None:
     for pid, directory in _kept:
-        if pid == os.getpid():  # Not a forked child's to remove.
+        if pid == os.getpid():  # A forked child must not remove its parent's files.
             shutil.rmtree(directory, ignore_errors=True)

@@ -1,4 +1,4 @@
-"""The settings of the package: names, defaults, what each takes and is for."""
+"""The settings of the package: names, defaults, accepted values and purpose."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ CPU_TARGETS = ("auto", "native", "x86-64-v2", "x86-64-v3", "x86-64-v4")
 class Setting:
     """One setting: its name, default, how text becomes a value, and what it is for.
 
-    ``find_default`` finds the default out when it is asked for; ``is_path`` is for paths, which a
-    variable or the config file must give from the root on.
+    ``find_default`` computes the default when it is read. ``is_path`` marks paths, which must be
+    absolute (or begin with ``~``) in an environment variable and in the config file.
     """
 
     name: str
@@ -33,12 +33,12 @@ class Setting:
 
     @property
     def default(self) -> Any:
-        """Return the value where nobody has set one."""
+        """Return the value that holds when nobody has set one."""
         return self.fixed_default if self.find_default is None else self.find_default()
 
     @property
     def variable(self) -> str:
-        """Return the name of the environment variable that sets it."""
+        """Return the name of the environment variable that sets this setting."""
         return f"AOTI_EAGER_{self.name.upper()}"
 
 
@@ -93,10 +93,10 @@ def _directory(value: Any) -> Path:
 
 
 def _of_this_user(find: Callable[[str], str]) -> Path | None:
-    """Return our directory of this user; ``None`` where the user has no home.
+    """Return this package's directory for this user; ``None`` if the user has no home.
 
-    There platformdirs raises, or gives ``~`` as it is, which is a directory of that name in
-    whatever directory the script runs.
+    Without a home, platformdirs raises or leaves ``~`` in the path, which would mean a directory
+    called ``~`` in whatever directory the script runs.
     """
     try:
         path = Path(find("aoti_eager"))
@@ -106,7 +106,7 @@ def _of_this_user(find: Callable[[str], str]) -> Path | None:
 
 
 def user_config_file() -> Path | None:
-    """Return where the config file is looked for; ``None`` where the user has no home."""
+    """Return the path of the user's config file; ``None`` if the user has no home."""
     directory = _of_this_user(platformdirs.user_config_dir)
     return None if directory is None else directory / "config.toml"
 

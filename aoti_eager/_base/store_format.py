@@ -1,9 +1,9 @@
-"""Which names a cache directory has, and the one function that removes any of them.
+"""The names that a cache directory may hold, and the only function that removes them.
 
-Everything that deletes something in a cache directory (verify, prune, clear, an entry that is
-replaced, what dead processes left) calls ``remove``. It works relative to the open root, follows no
-link, enters no other file system, and removes names of the format alone: a file that somebody has
-put beside ours stays, and so do the directories that hold it.
+All code that deletes something in a cache directory (verify, prune, clear, replacing an entry,
+sweeping what dead processes left) calls ``remove``. ``remove`` works relative to the open root,
+follows no link, enters no other file system, and removes only names of the format: a file that
+somebody has put beside ours stays, and so do the directories that hold it.
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ MARKER_FILE = "CACHEDIR.TAG"
 TOTALS_FILE = "totals.json"
 WANTED_FILE = "wanted"
 RUNS_FILE = "runs"
-# Held by who makes Inductor's own precompiled headers, which Inductor locks one by one.
+# The lock around all of Inductor's own precompiled headers; Inductor locks each by itself only.
 HEADERS_LOCK = "headers.lock"
 STUB_FILE = "libtorch_cpu.so"
 STUB_RECORD = "libtorch_cpu.json"
 
-# https://bford.info/cachedir/: backup programs pass such directories over. The second line says
-# whose cache it is: other programs write the first one, too.
+# https://bford.info/cachedir/: backup programs skip directories with this file. The second line
+# says whose cache it is, because other programs write the first line, too.
 _SIGNATURE = b"Signature: 8a477f597d28d172789f06886806bc55\n"
 MARKER = (
     _SIGNATURE
@@ -51,18 +51,18 @@ class _File:
 
 @dataclass(frozen=True, slots=True)
 class _Scratch:
-    """A directory of ours alone, whatever lies in it."""
+    """A directory that is removed with everything in it, whatever the names."""
 
 
 @dataclass(frozen=True, slots=True)
 class _Names:
-    """A directory: what the names in it are, by patterns that match the whole name."""
+    """A directory; ``inside`` maps patterns that match a whole name to what has that name."""
 
     inside: Mapping[str, _File | _Scratch | _Names] = field(default_factory=dict)
 
     def find(self, name: str) -> _File | _Scratch | _Names | None:
         found = self.inside.get(name)
-        # Most patterns are the name itself, and need not be compiled.
+        # Most patterns are plain names and need not be compiled.
         if found is not None and name.isalnum():
             return found
         for pattern, what in self.inside.items():
@@ -85,7 +85,7 @@ _HEADERS = _Names(
         rf"thin-{_HEX}{{24}}\.(h|o|h\.gch|json|[0-9]+\.tmp)": _FILE,
         rf"thin-{_HEX}{{24}}\.lock": _KEPT,
         rf"\.build-{_HEX}{{24}}-\w+": _SCRATCH,
-        # Inductor's own, for the libraries that are not thin.
+        # Inductor's own headers, for libraries that are not thin.
         rf"{_INDUCTOR_HEADER}|\.[0-9]+\.[0-9]+\.tmp": _FILE,
         "locks": _Names({rf"[a-z0-9]{{20,80}}\.lock|{re.escape(HEADERS_LOCK)}": _KEPT}),
         "stub": _Names({r"libtorch_cpu(\.so|\.json|\.[0-9]+\.tmp)": _FILE, _TEMPORARY: _FILE}),
@@ -121,7 +121,7 @@ STORE = _Names(
 
 
 def names_at(*path: str) -> _Names:
-    """Return what the directory at ``path`` in a cache directory may hold.
+    """Return the names that the directory at ``path`` in a cache directory may hold.
 
     Raises:
         ValueError: The format has no such directory.
@@ -138,17 +138,17 @@ def is_entry(path: Sequence[str]) -> bool:
 
 
 def is_inductor_header(name: str) -> bool:
-    """Return whether a name in ``headers`` is one of Inductor's headers, or what belongs to it."""
+    """Return whether a name in ``headers`` is an Inductor header's or its companion file's."""
     return re.fullmatch(_INDUCTOR_HEADER, name) is not None
 
 
 def is_temporary(name: str) -> bool:
-    """Return whether a name is that of a file which ``Directory.write`` has not renamed yet."""
+    """Return whether ``name`` is that of a file that ``Directory.write`` has not renamed yet."""
     return re.fullmatch(_TEMPORARY, name) is not None
 
 
 def children(directory: Directory, *path: str) -> Iterator[str]:
-    """Give the names in ``directory`` that the format has at ``path``, sorted."""
+    """Give the names in ``directory`` that the format allows at ``path``, sorted."""
     names = names_at(*path)
     for name in sorted(directory.names()):
         if names.find(name) is not None:
@@ -162,10 +162,10 @@ def is_marked(root: Directory) -> bool:
     """Return whether an open directory is a cache of this package, by its marker.
 
     Raises:
-        OSError: The marker cannot be read, for a reason that says nothing about it.
+        OSError: The marker cannot be read, for a reason that says nothing about the marker.
     """
     try:
-        # Whoever may write to it: it is no code.
+        # Any mode will do, because the marker is no code.
         found = root.read(MARKER_FILE, _MARKER_LIMIT, any_mode=True)
     except (FileNotFoundError, UntrustedFileError):
         return False
@@ -175,17 +175,18 @@ def is_marked(root: Directory) -> bool:
 def is_recognised(root: Directory) -> bool:
     """Return whether a directory may be marked: an empty one, or a cache without its marker.
 
-    Such a cache has names of the format alone, two levels deep, and not files alone.
+    A cache without its marker has only names of the format, two levels deep, and at least one
+    directory if it has files.
     """
     has_directory = has_file = False
     for name in root.names():
-        # The root of a file system of its own, and what systems put anywhere.
+        # Names at the root of a file system, and names that systems put anywhere.
         if name in ("lost+found", ".DS_Store", ".snapshot") or name.startswith(".nfs"):
             continue
         if is_temporary(name) and name.startswith(f".{MARKER_FILE}."):
-            continue  # A process writes the marker now, or was cut off.
+            continue  # A process is writing the marker, or was killed while it did.
         if name == MARKER_FILE and _is_empty(root, name):
-            continue  # Its writer was cut off.
+            continue  # The marker's writer was killed.
         inside = STORE.find(name)
         if inside is None or inside == _KEPT:  # Somebody else's marker.
             return False
@@ -197,7 +198,7 @@ def is_recognised(root: Directory) -> bool:
                     if not all(inside.find(one) for one in directory.names()):
                         return False
             except OSError:
-                # A toolchain may lie elsewhere, by a link of the user's own.
+                # The user may have made ``toolchain`` a link to another place.
                 if name != "toolchain" or not root.is_link(name):
                     return False
     return has_directory or not has_file
@@ -211,13 +212,14 @@ def _is_empty(root: Directory, name: str) -> bool:
 
 
 def mark(root: Directory) -> None:
-    """Write the marker, and close what older versions have left open to a group.
+    """Write the marker, and close the toolchain's directories that others can write to.
 
-    They obeyed the umask where compilers work: what others could have put there goes. That is done
-    in a cache that has entries, which is no project that only has a directory of such a name.
+    Such directories come from versions that obeyed the umask where compilers work. Others could
+    have put files there, so the files are removed. This is done only in a cache that has entries:
+    a project may have a directory called ``toolchain``, too.
 
     Raises:
-        OSError: It cannot be written.
+        OSError: The marker cannot be written.
     """
     root.write(MARKER_FILE, MARKER)
     if not _has_entry(root):
@@ -240,7 +242,7 @@ def _has_entry(directory: Directory, *path: str) -> bool:
 
 
 def _close_to_others(root: Directory, *path: str) -> None:
-    """Empty a directory that others can write to, and take that right from them."""
+    """Empty a directory that others can write to, and take that right from others."""
     with contextlib.ExitStack() as opened, contextlib.suppress(FileNotFoundError):
         directory = root
         try:
@@ -250,7 +252,7 @@ def _close_to_others(root: Directory, *path: str) -> None:
             return
         status = os.fstat(directory.fd)
         if status.st_mode & 0o022 and status.st_uid == os.geteuid():
-            os.fchmod(directory.fd, 0o700)  # First: nobody puts anything there any more.
+            os.fchmod(directory.fd, 0o700)  # First, so that nobody adds a file meanwhile.
             for name in children(directory, *path):
                 if _lookup((*path, name)) != _KEPT:
                     remove(root, *path, name)
@@ -258,7 +260,8 @@ def _close_to_others(root: Directory, *path: str) -> None:
 
 # --- removal -------------------------------------------------------------------------------------
 
-# What says that something is left in a directory, is gone, or is in use: it stays.
+# Errors for a directory that is not empty, and for a name that is gone, in use or of another kind:
+# it is left as it is.
 _PASSED_OVER = {
     errno.ENOENT,
     errno.ENOTEMPTY,
@@ -272,16 +275,16 @@ _PASSED_OVER = {
 
 
 def remove(root: Directory, *path: str, base: Sequence[str] = ()) -> bool:
-    """Remove what lies at ``path``, as far as it is of the format; return whether it is gone.
+    """Remove what lies at ``path``, as far as the format has it; return whether it is gone.
 
     Args:
-        root: The cache directory, or the one at ``base`` in it.
-        path: The names from there.
-        base: Names of the format; a toolchain, which may be a link of the user's own to another
-            place, is opened by itself.
+        root: The cache directory, or the directory at ``base`` in it.
+        path: The names from ``root`` on.
+        base: Names of the format that lead to ``root``. A toolchain is opened by itself, because
+            the user may have made it a link to another place.
 
     Raises:
-        ValueError: The format has no such name, or one that is never removed.
+        ValueError: The format has no such name, or the name is never removed.
         OSError: The file system refuses: read-only, no permission.
     """
     what = _lookup((*base, *path))
@@ -301,9 +304,9 @@ def remove(root: Directory, *path: str, base: Sequence[str] = ()) -> bool:
 
 
 def remove_marked(root: Directory, *path: str) -> bool:
-    """Remove as ``remove`` does, where the marker says that the directory is a cache.
+    """Remove as ``remove`` does, if the marker says that the directory is a cache.
 
-    Raises: as ``remove``; PermissionError where there is no marker.
+    Raises: as ``remove``; PermissionError if there is no marker.
     """
     if not is_marked(root):
         raise UntrustedFileError(
@@ -323,7 +326,7 @@ def _remove(parent: Directory, name: str, what: _File | _Scratch | _Names, mount
         # A file or a link under a directory's name: not ours.
         return False
     with inner:
-        # The record first: an entry without one is none, whatever is left of the rest.
+        # The entry's record first: without its record, the rest of an entry is no entry.
         for one in sorted(inner.names(), key=lambda one: (one != ENTRY_FILE, one)):
             if isinstance(what, _Scratch):
                 _remove_any(inner, one, mount)
@@ -333,7 +336,7 @@ def _remove(parent: Directory, name: str, what: _File | _Scratch | _Names, mount
 
 
 def _remove_any(parent: Directory, name: str, mount: object) -> None:
-    """Remove a file, a link itself, or a directory with all that lies in it."""
+    """Remove a file, a link (not its target), or a directory with everything in it."""
     try:
         is_directory = stat.S_ISDIR(parent.status(name).st_mode)
     except FileNotFoundError:
@@ -354,7 +357,7 @@ def _remove_any(parent: Directory, name: str, mount: object) -> None:
 def _inner(parent: Directory, name: str, mount: object) -> Directory:
     """Return the directory ``name``, if it lies on the mount of the root.
 
-    Whoever may write to it: what is removed is removed by its name, and nothing of it is read.
+    Others may be able to write to it: files are removed by name, and their content is not read.
 
     Raises: as ``Directory.directory``; UntrustedFileError also for another mount.
     """

@@ -1,11 +1,11 @@
-"""Open directories and files that nobody but this user and root can have written.
+"""Opens directories and files that nobody but this user and root can have written.
 
-What lies in a cache directory is loaded into the process, so one place says yes or no to each file
-of it. The rule for a path: every directory on the way belongs to this user or to root, and nobody
-else can write to it (a sticky directory, such as ``/tmp``, may stand on the way, because what lies
-in it belongs to its maker). The directory is opened once, and everything below it is reached
-relative to that descriptor, one name at a time and never through a link: so nothing can be swapped
-between the check and the use.
+Files of a cache directory are loaded into the process, so this module alone decides which of them
+to trust. The rule for a path: every directory on the way belongs to this user or to root, and
+nobody else can write to it. A sticky directory, such as ``/tmp``, may be on the way, because each
+file in it belongs to its maker. The directory at the path is opened once, and everything below it
+is reached relative to that descriptor, one name at a time and never through a link: so nothing can
+be swapped between the check and the use.
 """
 
 from __future__ import annotations
@@ -28,11 +28,11 @@ from .ownership import (
     private_group_of,
 )
 
-# On the way to a directory, the right to search is enough: a home directory's parent often gives
-# no more.
+# On the way to a directory, the right to search is enough: the parent of a home directory often
+# gives no other right.
 _SEARCH = getattr(os, "O_PATH", os.O_RDONLY) | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _LIST = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
-# Without O_NONBLOCK, to open a pipe is to wait for its other end.
+# Without O_NONBLOCK, opening a pipe would wait for the other end.
 _READ = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
 _CREATE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 
@@ -46,8 +46,8 @@ class Directory:
     """An open directory; names are single components, and no link is followed.
 
     Attributes:
-        path: What messages call it.
-        fd: Its descriptor; closed at the end of the ``with`` block.
+        path: The directory's path, for messages.
+        fd: The directory's descriptor; closed at the end of the ``with`` block.
     """
 
     __slots__ = ("fd", "path")
@@ -68,7 +68,7 @@ class Directory:
         self.close()
 
     def close(self) -> None:
-        """Close the descriptor; a second time is no error."""
+        """Close the descriptor; closing twice is no error."""
         fd, self.fd = self.fd, -1
         if fd >= 0:
             os.close(fd)
@@ -78,14 +78,16 @@ class Directory:
 
         Args:
             name: One component.
-            create: Make it, 0700, if it is missing.
-            trusted: Whether it must be ours alone to write; else nothing in it may be believed.
+            create: Make the directory, 0700, if it is missing.
+            trusted: Whether to refuse a directory that others can write to. If false, the caller
+                must not trust anything in it.
 
         Raises:
-            FileNotFoundError: It is missing.
-            NotADirectoryError: It is a file.
-            UntrustedFileError: It is a link, or others could have put something into it.
-            OSError: It cannot be opened or made.
+            FileNotFoundError: The directory is missing.
+            NotADirectoryError: The name is a file's.
+            UntrustedFileError: The name is a link's, or others could have put something into the
+                directory.
+            OSError: The directory cannot be opened or made.
         """
         path = self.path / name
         if create:
@@ -111,13 +113,13 @@ class Directory:
             found = self
             for name in names:
                 found = opened.enter_context(found.directory(name, create=create))
-            # The last one stays open.
+            # A duplicate, which stays open when the stack closes the directories.
             return Directory(os.dup(found.fd), found.path)
 
     def directories(self) -> Iterator[tuple[str, Directory]]:
-        """Give the directories in it with their names, sorted, each open until the next is given.
+        """Give the directories in this one with their names, sorted; each is open until the next.
 
-        What is a file, a link, gone, or another user's is passed over.
+        Files, links, names that are gone and directories of other users are skipped.
         """
         for name in sorted(self.names()):
             try:
@@ -128,11 +130,11 @@ class Directory:
                 yield name, child
 
     def names(self) -> list[str]:
-        """Return the names of everything in it."""
+        """Return the names of everything in this directory."""
         return os.listdir(self.fd)
 
     def status(self, name: str) -> os.stat_result:
-        """Return the status of ``name`` itself, also where it is a link."""
+        """Return the status of ``name``; for a link, that of the link itself."""
         return os.stat(name, dir_fd=self.fd, follow_symlinks=False)
 
     def open(self, name: str, *, any_mode: bool = False) -> int:
@@ -140,12 +142,14 @@ class Directory:
 
         Args:
             name: One component.
-            any_mode: Whether others may write to it: for who knows the digest of its bytes.
+            any_mode: Whether others may write to the file: for callers who know the digest of its
+                bytes.
 
         Raises:
-            FileNotFoundError: It is missing.
-            UntrustedFileError: It is a link, no regular file, or others could have written it.
-            OSError: It cannot be opened.
+            FileNotFoundError: The file is missing.
+            UntrustedFileError: The name is a link's, the file is not regular, or others could have
+                written it.
+            OSError: The file cannot be opened.
         """
         path = self.path / name
         try:
@@ -168,10 +172,10 @@ class Directory:
 
         Args:
             name: One component.
-            limit: Bytes that it may have; a larger file is not read.
+            limit: Most bytes that the file may have; a larger file is not read.
             any_mode: As for ``open``.
 
-        Raises: as ``open``; UntrustedFileError also where it is larger than ``limit``.
+        Raises: as ``open``; UntrustedFileError also if the file is larger than ``limit``.
         """
         fd = self.open(name, any_mode=any_mode)
         try:
@@ -183,7 +187,7 @@ class Directory:
         """Write the file ``name``, 0600; readers see the old content or all of the new one.
 
         Raises:
-            OSError: It cannot be written; what was there before stays.
+            OSError: The file cannot be written; an old file stays as it was.
         """
         temporary = f".{name[:16]}.{os.urandom(4).hex()}"
         fd = os.open(temporary, _CREATE, 0o600, dir_fd=self.fd)
@@ -199,7 +203,7 @@ class Directory:
             raise
 
     def is_link(self, name: str) -> bool:
-        """Return whether ``name`` is a link; false where it is gone."""
+        """Return whether ``name`` is a link; false if it is gone."""
         try:
             return stat.S_ISLNK(self.status(name).st_mode)
         except OSError:
@@ -209,17 +213,17 @@ class Directory:
 def open_directory(path: Path, *, create: bool = False) -> Directory:
     """Return the open directory at ``path``, after every directory on the way was checked.
 
-    Links on the way are followed where they belong to this user or to root.
+    Links on the way are followed if they belong to this user or to root.
 
     Args:
         path: An absolute path.
-        create: Make what is missing, each directory 0700.
+        create: Make missing directories, each 0700.
 
     Raises:
-        FileNotFoundError: It is missing.
-        NotADirectoryError: It, or something above it, is a file.
-        UntrustedFileError: Others can write to it, or put another directory in its place.
-        OSError: It cannot be opened or made.
+        FileNotFoundError: The directory is missing.
+        NotADirectoryError: The path, or a path above it, is a file's.
+        UntrustedFileError: Others can write to the directory, or put another one in its place.
+        OSError: The directory cannot be opened or made.
     """
     fd, shown = _walk(path, create)
     try:
@@ -238,10 +242,10 @@ def open_directory(path: Path, *, create: bool = False) -> Directory:
 
 
 def read_file(path: Path, limit: int) -> bytes:
-    """Return the content of a file that may be group-writable where the group is the user's own.
+    """Return the content of a file that may be group-writable if the group is the user's own.
 
-    For what a user writes with an editor, such as the config file; errors as for ``open_directory``
-    and ``Directory.read``.
+    This is for files that a user writes with an editor, such as the config file. Errors are those
+    of ``open_directory`` and ``Directory.read``.
     """
     fd, _ = _walk(path.parent, create=False)
     try:
@@ -260,10 +264,10 @@ def read_file(path: Path, limit: int) -> bytes:
 
 
 def read_bounded(fd: int, limit: int, path: Path) -> bytes:
-    """Return all that is left to read of ``fd``.
+    """Return all bytes that are left to read from ``fd``.
 
     Raises:
-        UntrustedFileError: It is more than ``limit`` bytes; no more than these were read.
+        UntrustedFileError: There are more than ``limit`` bytes; at most one more was read.
     """
     size = os.fstat(fd).st_size
     if size > limit:
@@ -281,16 +285,16 @@ def read_bounded(fd: int, limit: int, path: Path) -> bytes:
 
 
 def write_all(fd: int, content: bytes) -> None:
-    """Write all of ``content`` to ``fd``; one call may take a part of it only."""
+    """Write all of ``content`` to ``fd``; one call of ``os.write`` may write only a part."""
     view = memoryview(content)
     while view:
         view = view[os.write(fd, view) :]
 
 
 def mount_id(fd: int) -> int | None:
-    """Return the number of the mount that ``fd`` lies on; ``None`` where the system does not tell.
+    """Return the number of the mount that ``fd`` lies on; ``None`` if the system does not tell.
 
-    Unlike the device's number, it tells a bind mount from the directory around it.
+    Unlike the device's number, the mount's number tells a bind mount from the directory around it.
     """
     try:
         with open(f"/proc/self/fdinfo/{fd}", encoding="ascii") as file:
@@ -315,7 +319,7 @@ def _walk(path: Path, create: bool) -> tuple[int, Path]:
     fd, shown = os.open("/", _SEARCH), Path("/")
     try:
         while pending:
-            # Of the last one, the caller decides: it may not even be sticky.
+            # The caller checks the last directory: others may not write to it even if it is sticky.
             _check_ancestor(path, shown, os.fstat(fd))
             name = pending.pop()
             try:
@@ -349,7 +353,7 @@ def _walk(path: Path, create: bool) -> tuple[int, Path]:
 
 
 def _link_target(path: Path, link: Path, fd: int, name: str) -> Path:
-    """Return where a link on the way leads; in a sticky directory anybody may have made it."""
+    """Return where a link on the way leads; in a sticky directory, anybody may have made one."""
     status = os.stat(name, dir_fd=fd, follow_symlinks=False)
     if not stat.S_ISLNK(status.st_mode):
         raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(path))

@@ -1,4 +1,4 @@
-"""Warn once per cause, and never let a warning become an error inside a dispatched call."""
+"""Warns once per cause, and never lets a warning become an error inside a dispatched call."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ log = logging.getLogger("aoti_eager")
 
 
 def _escape(record: logging.LogRecord) -> bool:
-    """Make a message of our log safe to print: it may quote a file that somebody else wrote."""
+    """Make a log message safe to print: it may quote a file that somebody else wrote."""
     try:
         message = record.getMessage()
-    except Exception:  # noqa: BLE001 - the handler says so, and a call must not end by it
+    except Exception:  # noqa: BLE001 - the log handler reports it, and a call must not fail for it
         return True
     shown = printable_lines(message)
     if shown != message:
@@ -34,8 +34,8 @@ _lock = threading.RLock()
 def warn_once(cause: str, message: str) -> None:
     """Warn with ``message`` unless ``cause`` was warned about before in this process.
 
-    Where the user's filters turn warnings into errors, it is logged instead: a call that falls back
-    to its original kernel must not raise.
+    If the user's filters turn warnings into errors, the message is logged instead: a call that
+    falls back to its original kernel must not raise.
     """
     message = printable_lines(message)
     with _lock:
@@ -47,15 +47,15 @@ def warn_once(cause: str, message: str) -> None:
         warnings.warn(f"aoti_eager: {message}", AotiEagerWarning, stacklevel=2)
     except AotiEagerWarning:
         log.warning("%s", message)
-    except Exception:  # Of the user's own function that shows warnings, or their stream is closed.
+    except Exception:  # The user's own function for warnings raised, or its stream is closed.
         log.warning("%s", message, exc_info=True)
 
 
 def warn_of_function(op: str, why: str) -> None:
-    """Warn, once an op, that its function is what keeps it from kernels.
+    """Warn, once per op, that the op gets no kernels because of its Python function.
 
     Args:
-        op: Qualified name of the op, or of the one of its gradient.
+        op: Qualified name of the op, or of its gradient's op.
         why: What the function does and what to do instead; begins with the name.
     """
     name = op.replace("::_", "::").removesuffix("_backward")
@@ -63,7 +63,7 @@ def warn_of_function(op: str, why: str) -> None:
 
 
 def forget_warnings() -> None:
-    """Let every cause be warned about again (for tests)."""
+    """Allow a new warning about every cause (for tests)."""
     with _lock:
         _given.clear()
 

@@ -1,8 +1,9 @@
-"""Which names a function may use: those whose result its key determines.
+"""The names that a user's function may use: those whose values the function's key determines.
 
-A function is traced once and its kernel serves every call with the same key. So it may only ask
-for what is in a key (sizes, dtypes), and only call what does nothing but compute. These are lists
-of what is allowed; all else is refused, because what torch has under a name may be anything.
+A function is traced once, and its kernel serves every call with the same key. So the function may
+only read what is in a key (sizes, dtypes), and may only call functions that do nothing but compute.
+The lists here say what is allowed; everything else is refused, because a name of torch may stand
+for anything.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ import torch
 from .._base.torch_compat.dispatcher import overload_names
 from ..errors import UnsupportedFunctionError
 
-# What is asked of a tensor, a list or a string in a function's body.
+# Allowed attributes and methods of a tensor, a list or a string.
 _ATTRIBUTES = frozenset(
     """
     shape dtype device ndim size dim numel stride T mT H mH is_contiguous itemsize nelement
@@ -28,7 +29,7 @@ _ATTRIBUTES = frozenset(
     real imag
     """.split()  # noqa: SIM905 - a list of names to read, not to parse
 )
-# Names of aten ops that ask for what no key has, or do something else than compute.
+# Refused names of aten ops: they read what no key has, or do something else than compute.
 _REFUSED_OPS = frozenset(
     """
     data is_leaf output_nr requires_grad_ retain_grad retains_grad backward set_data as_strided
@@ -59,14 +60,14 @@ UNKNOWN = object()
 
 
 def check_names(definition: ast.AST, lookup: Lookup) -> None:
-    """Refuse attributes whose value is not a matter of the function's key.
+    """Refuse attributes whose values the function's key does not determine.
 
     Args:
-        definition: The function's syntax.
-        lookup: Gives what a global or free name stands for, or ``UNKNOWN`` for a local one.
+        definition: The function's syntax tree.
+        lookup: Gives the value of a global or free name, or ``UNKNOWN`` for a local name.
 
     Raises:
-        UnsupportedFunctionError: It names the first that is not allowed.
+        UnsupportedFunctionError: An attribute is not allowed; the message names the first.
     """
     for node in ast.walk(definition):
         if not isinstance(node, ast.Attribute):
@@ -93,7 +94,7 @@ def check_names(definition: ast.AST, lookup: Lookup) -> None:
 
 
 def check_member(module: types.ModuleType, name: str) -> None:
-    """Refuse a name of a module that may do or ask for more than its key says."""
+    """Refuse a module's name that may do or read more than the function's key says."""
     value = getattr(module, name, None)
     allowed = (
         (module.__name__ == "torch" and _is_allowed_of_torch(name, value))
@@ -110,9 +111,9 @@ def check_member(module: types.ModuleType, name: str) -> None:
 
 
 def is_allowed_function(value: Any) -> bool:
-    """Return whether a function of torch's or of the standard library's only computes a result.
+    """Return whether a function of torch or of the standard library only computes a result.
 
-    To make an object of a class may do anything, so of torch's classes none is allowed.
+    No class of torch is allowed, because making an object of a class may do anything.
     """
     if isinstance(value, type):
         return False
@@ -136,12 +137,12 @@ def _is_allowed_of_torch(name: str, value: Any) -> bool:
 def _is_op(name: str) -> bool:
     """Return whether the dispatcher has an aten op of that name that is allowed.
 
-    Random ones are found in the graph, by their tag.
+    Random ops are not refused here: they are found in the graph, by their tag.
     """
     if name in _REFUSED_OPS or name.startswith("_"):
         return False
     packet = getattr(torch.ops.aten, name, None)
-    # Some are TorchScript's alone, and ask for anything (is_grad_enabled).
+    # Some ops exist only in TorchScript, and may read anything (is_grad_enabled).
     return packet is not None and bool(overload_names(packet))
 
 
@@ -151,7 +152,7 @@ def _parts_of(module: torch.nn.Module) -> set[str]:
 
 
 def _value(node: ast.AST, lookup: Lookup) -> Any:
-    """Return what an expression of names and attributes stands for, or ``UNKNOWN``."""
+    """Return the value of an expression made of names and attributes, or ``UNKNOWN``."""
     if isinstance(node, ast.Name):
         return lookup(node.id)
     if isinstance(node, ast.Attribute):

@@ -1,4 +1,4 @@
-"""What a compile or a trial calls: an op that this process has, or a function of the user's."""
+"""What a compile or a trial calls: an op that this process has, or a user's function."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def call_target(name: str, function: Mapping[str, Any] | None, schema: str) -> t
     Args:
         name: Qualified name of the op.
         function: The user's function as data; ``None`` for an op that every process has.
-        schema: The schema of the function's op, in words.
+        schema: The schema of the function's op, as text.
 
     Raises:
         CompileError: The op is not defined here.

@@ -1,10 +1,10 @@
 """A Python function as data: its source, the plain values it uses, and its tensors as constants.
 
-The compile worker has none of the user's code. What it gets is a document of JSON from which it
-rebuilds the function (``rebuilt``); the document's digest is in the key. Tensors that the
-function closes over, and the parameters of modules, are not in it: they are constants, keyed by
-their metadata and handed to the kernel in each call, as they are at that moment. So a change of
-their values, in place or by rebinding, needs no compile, and one of anything else misses.
+The compile worker has none of the user's code. The worker gets a JSON document and rebuilds the
+function from it (``rebuilt``); the document's digest is in the key. Tensors that the function
+closes over, and the parameters of modules, are not in the document: they are constants. The key has
+a constant's metadata, and each call passes the constant's present value to the kernel. So a change
+of a constant's value, in place or by rebinding, needs no compile, and any other change is a miss.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ from .state import (
     plain_attributes,
 )
 
-# Those that have no effect but their result.
+# Builtins that have no effect except their result.
 _BUILTINS = frozenset(
     """
     abs all any bool complex dict divmod enumerate filter float frozenset int iter len list map max
@@ -56,28 +56,29 @@ class Description:
     """A function at one moment.
 
     Attributes:
-        document: What the worker rebuilds it from.
-        constants: ``(name, metadata)`` of its tensors, in the order of the kernel's inputs.
+        document: The JSON document from which the worker rebuilds the function.
+        constants: ``(name, metadata)`` of the function's tensors, in the order of the kernel's
+            inputs.
     """
 
     document: dict[str, Any]
     constants: tuple[tuple[str, Component], ...]
 
     def context(self) -> tuple[tuple[str, Component], ...]:
-        """Return the components of a kernel's key."""
+        """Return the components that the function adds to the context of a kernel's key."""
         named = [{"name": name, **component} for name, component in self.constants]
         return (("constants", named), ("function", json_digest(self.document)))
 
 
 class PythonFunction:
-    """The function behind an op that ``torch.library.custom_op`` made.
+    """The Python function behind an op, for example one that ``torch.library.custom_op`` made.
 
-    A function that cannot be sent to a worker is refused for good, until another takes its place:
-    what it closes over is not looked at again in each call.
+    A function that cannot be sent to a worker stays refused until another function takes its place:
+    the values that it closes over are not looked at again in each call.
 
     Args:
         function: Gives the function that a call of the op runs at this moment, or ``None``.
-        fixed: Whether that is always the same one.
+        fixed: Whether ``function`` always gives the same function.
     """
 
     def __init__(
@@ -91,27 +92,27 @@ class PythonFunction:
     def is_constant(self) -> bool:
         """Return whether nothing that the function uses can change from call to call.
 
-        That is where it finds nothing by name but modules and functions of torch's: C++, which
-        cannot look, may serve its calls.
+        This holds if all names that the function uses are builtins, or modules, functions and
+        values of torch and math. Then C++, which cannot look at these names, may serve the calls.
         """
         function = self._function() if self._fixed else None
         return function is not None and all(_is_lasting(*one) for one in names_used(function))
 
     @property
     def is_refused(self) -> bool:
-        """Return whether the function, which is always the same, was found to be unsupported."""
+        """Return whether the function is always the same and was found to be unsupported."""
         return self._fixed and self._refused is not None
 
     @property
     def refusal(self) -> str | None:
-        """Return why the function that runs now can never be sent to a worker, if that is so."""
+        """Return why the present function can never be sent to a worker, or ``None`` if it can."""
         refused = self._refused
         return refused[1] if refused is not None and refused[0] is self._function() else None
 
     def snapshot(self) -> tuple[Any, list[Tensor]]:
-        """Return what the function depends on at this moment, for the table, and its tensors.
+        """Return the function's state at this moment, for the table key, and its tensors.
 
-        Never raises: in a call, what cannot be looked at is a reason to run the original.
+        Never raises: in a call, a state that cannot be read is a reason to run the original.
         """
         function = self._function()
         if self._refused is not None and self._refused[0] is function:
@@ -126,7 +127,7 @@ class PythonFunction:
             return _REFUSED, []
 
     def describe(self) -> tuple[Description, list[Tensor]]:
-        """Return the function as data, and its tensors: its own and no copies.
+        """Return the function as data, and its tensors, which are not copied.
 
         Raises:
             UnsupportedFunctionError: It uses something that cannot be sent to the compile worker;
@@ -157,21 +158,18 @@ _UNDER_AUTOCAST = ("autocast",)
 
 
 def python_function(op: OpOverload, dispatch_key: str) -> PythonFunction | None:
-    """Return the Python function that ``op`` runs at ``dispatch_key``, if it has one we can see."""
+    """Return the ``custom_op`` function that ``op`` runs at ``dispatch_key``, or ``None``."""
     name = qualified_name(op)
     if dispatcher.custom_op_function(name, dispatch_key) is None:
         return None
     return PythonFunction(lambda: dispatcher.custom_op_function(name, dispatch_key))
 
 
-# --- what a function uses -------------------------------------------------------------------------
-
-
 # --- the document ---------------------------------------------------------------------------------
 
 
 class _Writer:
-    """Writes values as JSON and collects the tensors among them, in ``_state``'s order."""
+    """Writes values as JSON and collects the tensors among them, in the order of ``State``."""
 
     def __init__(self) -> None:
         self.constants: list[tuple[str, Component]] = []
@@ -283,13 +281,13 @@ class _Writer:
 
 def _is_lasting(name: str, value: Any) -> bool:
     if value is ABSENT:
-        return hasattr(builtins, name)  # Otherwise it is defined later, as anything.
+        return hasattr(builtins, name)  # Any other name may be defined later, as anything.
     if isinstance(value, types.ModuleType):
         return value.__name__.partition(".")[0] in BY_REFERENCE
     return is_by_reference(value) or isinstance(value, TORCH_VALUES)
 
 
 def _named(used: dict[str, Any], name: str) -> Any:
-    """Return what a name stands for in a function: a value it uses, or something local."""
+    """Return the value of a name in a function, or ``UNKNOWN`` for a local or absent name."""
     value = used.get(name, UNKNOWN)
     return UNKNOWN if value is ABSENT else value

@@ -1,9 +1,9 @@
-"""The gradient of a function as a function: what a backward kernel is compiled from.
+"""The gradient of a function, as a function from which a backward kernel is compiled.
 
-It takes the gradients of the results and the function's own arguments, and computes the function
-once more on the way: Inductor fuses both, so that nothing but arguments is kept between forward
-and backward. Used in the worker and in the user's process, where it is the backward kernel's
-original.
+A gradient function takes the gradients of the results and the function's own arguments, and
+computes the function once more: Inductor fuses both, so that only arguments are kept between
+forward and backward. Gradient functions are used in the worker, and in the user's process as the
+original of the backward kernel.
 """
 
 from __future__ import annotations
@@ -31,9 +31,9 @@ class GradientSignature:
 
     Attributes:
         results: How many tensors the function returns.
-        single: Whether it returns one without a tuple around it.
-        tensors: Places of its tensor arguments; each has a gradient, or ``None``.
-        keywords: Names of its keyword-only arguments, the last ones.
+        single: Whether the function returns one tensor without a tuple around it.
+        tensors: Places of the function's tensor arguments; each gets a gradient, or ``None``.
+        keywords: Names of the function's keyword-only arguments, which are its last arguments.
     """
 
     results: int
@@ -49,15 +49,15 @@ class GradientSignature:
         return [result] if self.single else list(result)
 
     def split(self, values: Sequence[Any]) -> tuple[Sequence[Any], list[Any], Sequence[bool]]:
-        """Return the gradients, the arguments, and whose gradients are wanted."""
+        """Return the gradients, the arguments, and for which of them gradients are wanted."""
         return values[: self.results], list(values[self.results : -1]), values[-1]
 
 
 class GradientFunction:
     """The gradient of ``function``: ``(*gradients, *arguments, needs) -> gradients``.
 
-    ``needs`` says for each tensor argument whether its gradient is wanted. What the results do not
-    depend on has none.
+    ``needs`` says for each tensor argument whether its gradient is wanted. An argument on which the
+    results do not depend has no gradient.
     """
 
     def __init__(self, function: Function, signature: GradientSignature) -> None:
@@ -90,10 +90,10 @@ class GradientFunction:
         """Return the gradients of a forward run's arguments, as autograd finds them.
 
         Args:
-            arguments: The function's, some of which its results depend on.
-            needs: Whose gradient is wanted.
-            results: What it returned.
-            gradients: Those of the results.
+            arguments: The function's arguments; the results depend on some of them.
+            needs: For each tensor argument, whether its gradient is wanted.
+            results: The function's results.
+            gradients: The gradients of the results.
             options: As for ``torch.autograd.grad``.
         """
         pairs = [
@@ -131,9 +131,10 @@ def _has_storage(value: Any) -> TypeGuard[Tensor]:
 
 
 def _own(found: Sequence[Tensor | None], given: Sequence[Any]) -> list[Tensor | None]:
-    """Return gradients of which none shares its memory with another, or with what was given.
+    """Return the gradients without shared memory, among themselves or with ``given``.
 
-    Autograd hands on one tensor for both terms of a sum; an op returns new ones.
+    Gradients that share memory are copied: autograd gives one tensor for both terms of a sum, and
+    an op must return new tensors.
     """
     taken = {storage_identity(one) for one in given if _has_storage(one)}
     own: list[Tensor | None] = []
@@ -147,11 +148,11 @@ def _own(found: Sequence[Tensor | None], given: Sequence[Any]) -> list[Tensor | 
 
 
 class GradientOfOp(PythonFunction):
-    """The gradient of an op of PyTorch's that is made of others, for keys.
+    """The gradient of a PyTorch op that is composed of other ops, for keys.
 
     Args:
-        op: Its qualified name; a worker has it, too.
-        signature: How it is called.
+        op: The op's qualified name; a worker has the op, too.
+        signature: How the op and its gradient are called.
     """
 
     def __init__(self, op: str, signature: GradientSignature) -> None:
@@ -160,21 +161,21 @@ class GradientOfOp(PythonFunction):
 
     @property
     def is_constant(self) -> bool:
-        """Return true: it is the same in each call."""
+        """Return true: the gradient is the same in each call."""
         return True
 
     @property
     def is_refused(self) -> bool:
-        """Return false: a worker can have it."""
+        """Return false: a worker can always compute the gradient."""
         return False
 
     @property
     def refusal(self) -> str | None:
-        """Return nothing: a worker can have it."""
+        """Return ``None``: a worker can always compute the gradient."""
         return None
 
     def snapshot(self) -> tuple[Any, list[Tensor]]:
-        """Return what it depends on; see ``PythonFunction``."""
+        """Return the state of autocast, on which the gradient depends; see ``PythonFunction``."""
         return torch.is_autocast_enabled("cpu"), []
 
     def describe(self) -> tuple[Description, list[Tensor]]:
@@ -186,7 +187,7 @@ class GradientOfOp(PythonFunction):
 
 
 class GradientOfFunction(PythonFunction):
-    """The gradient of a function of the user's, for keys: it depends on what that depends on."""
+    """The gradient of a user's function, for keys; both depend on the same state."""
 
     def __init__(self, function: PythonFunction, signature: GradientSignature) -> None:
         self._of = function
@@ -194,21 +195,21 @@ class GradientOfFunction(PythonFunction):
 
     @property
     def is_constant(self) -> bool:
-        """Return whether it is the same in each call."""
+        """Return whether the gradient is the same in each call."""
         return self._of.is_constant
 
     @property
     def is_refused(self) -> bool:
-        """Return whether the function was; see ``PythonFunction``."""
+        """Return whether the function was refused; see ``PythonFunction``."""
         return self._of.is_refused
 
     @property
     def refusal(self) -> str | None:
-        """Return why the function was, if it was; see ``PythonFunction``."""
+        """Return why the function was refused, or ``None``; see ``PythonFunction``."""
         return self._of.refusal
 
     def snapshot(self) -> tuple[Any, list[Tensor]]:
-        """Return what the function depends on; see ``PythonFunction``."""
+        """Return the function's state; see ``PythonFunction``."""
         return self._of.snapshot()
 
     def describe(self) -> tuple[Description, list[Tensor]]:

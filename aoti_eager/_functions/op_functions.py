@@ -1,4 +1,4 @@
-"""The Python functions behind ops: those that this package defines, and torch.library's."""
+"""The Python functions behind ops that this package or ``torch.library.custom_op`` defines."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ def define(
     """Define an op in ``library`` whose calls run ``function``, and return its overload.
 
     Args:
-        library: Of the op's namespace, made by ``new_op_library``.
+        library: A library of the op's namespace, made by ``new_op_library``.
         name: Qualified name of the op.
-        schema: Its arguments and results, ``(Tensor x) -> Tensor``.
-        function: What is behind it, for keys.
+        schema: The op's arguments and results, ``(Tensor x) -> Tensor``.
+        function: The function behind the op, for keys.
         options: As for ``torch.library.Library.define``.
     """
     namespace, _, local = name.partition("::")
@@ -38,6 +38,6 @@ def forget(name: str) -> None:
 
 
 def function_of(op: OpOverload, dispatch_key: str) -> PythonFunction | None:
-    """Return the Python function that ``op`` runs at ``dispatch_key``, if it has one we can see."""
+    """Return the Python function that ``op`` runs at ``dispatch_key``, or ``None``."""
     own = _functions.get(qualified_name(op))
     return own if own is not None else python_function(op, dispatch_key)

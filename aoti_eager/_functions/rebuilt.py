@@ -1,7 +1,7 @@
-"""Rebuild a Python function from its document, with given tensors for its constants.
+"""Rebuilds a Python function from its document, with given tensors for its constants.
 
-Runs in the compile worker and in the trial process only. The document comes from the parent
-process, through a pipe, and holds source that the parent runs itself.
+This runs in the compile worker and in the trial process only. The document comes from the parent
+process through a pipe, and contains source that the parent runs itself.
 """
 
 from __future__ import annotations
@@ -23,24 +23,24 @@ from .state import (
 
 
 class RebuiltFunction:
-    """A function of a user's that takes its constants as arguments of each call."""
+    """A user's function that takes its constants as arguments of each call."""
 
     def __init__(self, document: Mapping[str, Any]) -> None:
         self._document = document
 
     @property
     def differentiates(self) -> bool:
-        """Return whether it is the gradient of a function."""
+        """Return whether the document describes the gradient of a function."""
         return "gradient" in self._document
 
     def with_constants(
         self, constants: Sequence[Tensor], args: Sequence[Any], kwargs: Mapping[str, Any]
     ) -> Any:
-        """Return the result of a call with these tensors in place of those it closes over."""
+        """Return the result of a call with ``constants`` in place of the function's own tensors."""
         return self.with_constants_for_good(constants)(*args, **kwargs)
 
     def with_constants_for_good(self, constants: Sequence[Tensor]) -> Callable[..., Any]:
-        """Return the function with these tensors in it, for many calls."""
+        """Return the function with ``constants`` bound, for many calls."""
         reader = _Reader(constants)
         gradient = self._document.get("gradient")
         if gradient is None:
@@ -63,7 +63,8 @@ class _Reader:
         exec(compile(document["source"], "<user function>", "exec"), namespace)  # noqa: S102
         function = namespace[document["name"]]
         assert isinstance(function, types.FunctionType)
-        # A name of its own that it uses is what the user's was, not what exec has just bound.
+        # If the function uses its own name, the name has the value that it had in the user's code,
+        # and not the function that exec has just bound to it.
         if document["name"] in names:
             namespace[document["name"]] = names[document["name"]]
         function.__defaults__ = self.value(document["defaults"])
@@ -116,7 +117,7 @@ class _Reader:
         vars(module).update({n: self.value(v) for n, v in fields["attributes"].items()})
         module.training = fields["training"]
         for name, component in fields["tensors"].items():
-            # Not by attribute: a parameter must be a Parameter there, and this is a fake tensor.
+            # Not by attribute: that would require a Parameter, and this may be a fake tensor.
             table: Any = module._parameters if name in fields["parameters"] else module._buffers
             table[name] = self.value(component)
         for name, component in fields["modules"].items():

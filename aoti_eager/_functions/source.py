@@ -1,4 +1,4 @@
-"""The source of a Python function, and whether it is what runs."""
+"""Reads the source of a Python function, and checks that the source is the code that runs."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ def function_source(function: types.FunctionType, lookup: Lookup) -> str:
 
     Args:
         function: The function.
-        lookup: Gives what a global or free name of its stands for.
+        lookup: Gives the value of a global or free name of the function.
 
     Raises:
-        UnsupportedFunctionError: It has no source, or its source does more than compute a result
-            from what is in its key.
+        UnsupportedFunctionError: The function has no source, or its source does more than compute a
+            result from what is in the function's key.
     """
     name = function.__name__
     if name == "<lambda>":
@@ -52,7 +52,7 @@ def function_source(function: types.FunctionType, lookup: Lookup) -> str:
     arguments = definition.args
     for argument in [*arguments.posonlyargs, *arguments.args, *arguments.kwonlyargs]:
         argument.annotation = None
-    # Defaults are values, and come beside the source.
+    # Defaults are values, and the document has them beside the source.
     arguments.defaults = []
     arguments.kw_defaults = [None] * len(arguments.kwonlyargs)
     if ast.get_docstring(definition) is not None:
@@ -63,7 +63,7 @@ def function_source(function: types.FunctionType, lookup: Lookup) -> str:
 
 
 def _check_statements(definition: ast.FunctionDef) -> None:
-    """Refuse what could have another effect than a result, or be left out of a trace."""
+    """Refuse statements that could have an effect besides the result, or be missed by a trace."""
     for node in ast.walk(definition):
         if isinstance(node, ast.Global | ast.Nonlocal):
             raise UnsupportedFunctionError(f"assigns to {', '.join(node.names)} outside of itself")
@@ -96,14 +96,14 @@ def _is_store(node: ast.AST) -> bool:
 
 
 def _check_source_is_current(function: types.FunctionType) -> None:
-    """Refuse source that is not what runs: its file was edited since, or a decorator made it."""
+    """Refuse source that is not the code that runs: the file was edited, or a decorator made it."""
     code = function.__code__
-    # The whole file: what a function's code looks like depends on imports around it.
+    # Compile the whole file, because a function's code depends on the file's imports.
     text = "".join(linecache.getlines(code.co_filename, function.__globals__))
     same = [
         one
         for one in _codes_of_file(text, code.co_filename)
-        # At its line: another one of its name may lie elsewhere in the file.
+        # Compare lines, too: a function of the same name may be elsewhere in the file.
         if one.co_name == code.co_name and one.co_firstlineno == code.co_firstlineno
     ]
     if not any(_is_same_code(one, code) for one in same):
@@ -125,7 +125,7 @@ def _codes_in(code: types.CodeType) -> Iterator[types.CodeType]:
 
 
 def _is_same_code(first: types.CodeType, second: types.CodeType) -> bool:
-    """Return whether two codes do the same, wherever their lines are."""
+    """Return whether two code objects do the same; line numbers may differ."""
 
     def content(code: types.CodeType) -> tuple[Any, ...]:
         plain = [c for c in code.co_consts if not isinstance(c, types.CodeType)]

@@ -1,4 +1,4 @@
-"""What a function of the user's refers to at this moment: its state, and the tensors in it."""
+"""The state of a user's function at one moment: the values it refers to, and their tensors."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from .._base.torch_compat import tracing as tracing_compat
 from ..errors import UnsupportedFunctionError
 from .allowed_names import is_allowed_function
 
-# Everything else of a function's that is found by a name is taken by its source.
+# Packages whose modules and functions a document names; of all other functions it has the source.
 BY_REFERENCE = frozenset({"torch", "math"})
 
 
@@ -28,7 +28,8 @@ _MODULE_STATE = frozenset(
 )
 
 
-# Looking at this many takes a fraction of a millisecond, in each call.
+# Most values that a function's state may have. Each call reads them all; this many take a fraction
+# of a millisecond.
 _LARGEST = 400
 
 
@@ -53,7 +54,7 @@ ABSENT = object()
 
 
 def names_used(function: types.FunctionType) -> Iterator[tuple[str, Any]]:
-    """Give each name that ``function`` uses with its value at this moment."""
+    """Give each global or free name that ``function`` uses, with its value at this moment."""
     global_names, free_names = _names(function.__code__)
     for name in global_names:
         yield name, function.__globals__.get(name, ABSENT)
@@ -66,14 +67,14 @@ def names_used(function: types.FunctionType) -> Iterator[tuple[str, Any]]:
 
 
 class State:
-    """Makes a hashable of a value that is equal for equal values; tensors go by metadata."""
+    """Turns values into hashable values, which are equal for equal values; of tensors, metadata."""
 
     def __init__(self) -> None:
         self.tensors: list[Tensor] = []
         self._left = _LARGEST
 
     def of(self, value: Any, depth: int) -> Any:
-        """Return the hashable of one value, and collect its tensors in order."""
+        """Return the hashable value for ``value``, and collect the tensors in it, in order."""
         self._left -= 1
         if self._left < 0:
             raise UnsupportedFunctionError(f"uses more than {_LARGEST} values")
@@ -109,7 +110,7 @@ class State:
             return (kind, *[(k, self.of(v, depth - 1)) for k, v in value.items()])
         if isinstance(value, torch.nn.Module):
             return self._of_module(value, depth)
-        # Not the object itself, which the table would keep alive, unless it lives for good.
+        # The table would keep the object alive, so only objects that live for good are returned.
         return value if isinstance(value, _LASTING) else ("unsupported", kind)
 
     def _of_module(self, module: torch.nn.Module, depth: int) -> Any:
@@ -144,9 +145,9 @@ def _is_torch_function(function: types.FunctionType) -> bool:
 
 
 def is_by_reference(value: Any) -> bool:
-    """Return whether an object is found again under its name in a module that every worker has.
+    """Return whether an object can be found by its name in a module that every worker has.
 
-    Functions only where they do nothing but compute.
+    Of functions, only those that do nothing but compute count.
     """
     if callable(value) and not isinstance(value, type) and not is_allowed_function(value):
         return False
@@ -162,10 +163,10 @@ def is_by_reference(value: Any) -> bool:
 
 
 def resolve_name(module: str, name: str) -> Any:
-    """Return the object called ``name`` in ``module``, which is imported.
+    """Return the object called ``name`` in ``module``, which is imported if necessary.
 
     Raises:
         ImportError: There is no such module.
-        AttributeError: It has no such name.
+        AttributeError: The module has no such name.
     """
     return functools.reduce(getattr, name.split("."), importlib.import_module(module))

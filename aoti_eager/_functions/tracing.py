@@ -1,7 +1,7 @@
-"""A call of an op as a graph of its tensors, traced from metadata alone.
+"""Traces a call of an op from metadata alone, and makes the call a module to be compiled.
 
-Used by the compile worker, and in the user's process for devices with a compile backend of their
-own. Nothing here imports Inductor.
+The compile worker uses this, and the user's process does for devices with a compile backend of
+their own. Nothing here imports Inductor.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from ..errors import CompileError
 
 
 def fake_inputs(template: CallTemplate) -> list[Tensor]:
-    """Return a tensor without data for each slot; to be called inside of ``fake_mode``."""
+    """Return a tensor without data for each slot; call this inside of ``fake_mode``."""
     fakes = []
     for slot in template.slots:
         if slot.number_kind:
@@ -42,13 +42,13 @@ def fake_inputs(template: CallTemplate) -> list[Tensor]:
 def trace_outputs(
     op: OpOverload, template: CallTemplate, inputs: list[Tensor]
 ) -> list[dict[str, Any]]:
-    """Run the op on fakes and return where each of its results will come from.
+    """Return where each result of the op will come from, found by running the op on fakes.
+
+    Numbers in Tensor slots get a made-up value. In no op with such a slot does a result's metadata
+    depend on the number; if it did, the check on live arguments would fail.
 
     Raises:
-        CompileError: The op cannot be traced, or returns what no library can.
-
-    Numbers take a made-up value: metadata of a result cannot depend on it in any op that has one
-    in a Tensor slot, and if it did the check on live arguments would say so.
+        CompileError: The op cannot be traced, or returns what no library can return.
     """
     before = [(t.shape, t.stride(), t.dtype) for t in inputs]
     writes = UnsaidWrites(template, inputs, of_trace=True)
@@ -95,18 +95,18 @@ def trace_outputs(
 
 
 def does_not_trace(error: Exception) -> CompileError:
-    """Return the error of a call that was refused with ``error`` while it was traced."""
+    """Return the compile error for a call whose trace raised ``error``."""
     remember = is_deterministic(error)
     return CompileError("does_not_trace", error_text(error), remember=remember)
 
 
 def _refusal(reason: str, message: str) -> CompileError:
-    return CompileError(reason, message, remember=True)  # Metadata alone decides.
+    return CompileError(reason, message, remember=True)  # Only metadata decides, in every process.
 
 
 def storage_identity(tensor: Tensor) -> int:
-    """Return a number that tensors have in common exactly if they share their storage."""
-    # Fakes have no address; a storage's identity is all there is.
+    """Return a number that is equal for two tensors exactly if they share their storage."""
+    # Fake tensors have no address, so the storage's identity is used.
     return int(StorageWeakRef(tensor.untyped_storage()).cdata)  # type: ignore[no-untyped-call]
 
 
@@ -119,7 +119,7 @@ def _made_up_number(value: Tensor) -> Any:
 def call_module(
     op: OpOverload, template: CallTemplate, outputs: list[dict[str, Any]]
 ) -> torch.nn.Module:
-    """Return the call as a module that takes the slots' tensors and returns the fresh results."""
+    """Return the call as a module: it takes the slots' tensors and returns the new results."""
     returns = len(template.schema.returns)
 
     class Call(torch.nn.Module):
@@ -131,5 +131,5 @@ def call_module(
 
 
 def error_text(error: BaseException) -> str:
-    """Return an exception in one line, with its type."""
+    """Return an exception's type and message as text."""
     return f"{type(error).__name__}: {error}"

@@ -1,4 +1,4 @@
-"""Keys: schema, key, guards, patterns, and what must decline.
+"""Keys: schema, key, guards, patterns, decline rules.
 
 It is pure: no files, no compiler, no dispatcher. Begin with ``kernel_key``.
 """

@@ -1,4 +1,4 @@
-"""Which memory tensors touch: overlaps of arguments, shared storage of results. Pure."""
+"""Which tensors share memory: overlaps of arguments, shared storage of results. Pure."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from .._base.torch_compat.tensors import DisableTorchFunctionSubclass
 
 
 def memory_range(tensor: Tensor) -> tuple[int, int]:
-    """Return the first address that ``tensor`` touches and the one past its last, in bytes.
+    """Return the first byte address that ``tensor`` touches, and the address past its last.
 
-    Strides are never negative in PyTorch. An empty tensor gives ``(0, 0)``, which meets nothing.
+    Strides are never negative in PyTorch. An empty tensor gives ``(0, 0)``, which overlaps nothing.
     """
     start = tensor.data_ptr()
     if tensor.is_contiguous():
@@ -27,12 +27,12 @@ def memory_range(tensor: Tensor) -> tuple[int, int]:
 
 
 def mutation_overlaps(mutated: Sequence[Tensor], others: Sequence[object]) -> bool:
-    """Return whether an address range of ``mutated`` meets another tensor's.
+    """Return whether an address range of ``mutated`` overlaps another tensor's.
 
-    Ranges are compared, not elements: two interleaved views of one storage count as overlapping,
-    which costs such a call its kernel and never its result. Storages are not compared, because two
+    Ranges are compared, not elements: two interleaved views of one storage count as overlapping.
+    Such a call loses its kernel, and its result stays right. Storages are not compared, because two
     storages can share memory (``torch.from_numpy`` twice on one array). Entries of ``others`` that
-    are no tensors are passed over.
+    are no tensors are skipped.
     """
     with DisableTorchFunctionSubclass():
         return _ranges_meet(mutated, others)
@@ -59,10 +59,10 @@ def _ranges_meet(mutated: Sequence[Tensor], others: Sequence[object]) -> bool:
 
 
 def overlaps_itself(sizes: Sequence[int], strides: Sequence[int]) -> bool:
-    """Return whether two indices of a tensor may lie at one address (an expanded tensor, say).
+    """Return whether two indices of a tensor may have one address (as in an expanded tensor).
 
-    The test is the usual one: sorted by stride, each dimension must step past all smaller ones. A
-    tensor that fails it and has no overlap all the same is only declined for no need.
+    The test is the usual one: with dimensions sorted by stride, each must step past all smaller
+    ones. A tensor that fails the test without an overlap is only declined without need.
     """
     extent = 1
     dims = sorted((stride, size) for size, stride in zip(sizes, strides, strict=True) if size > 1)
@@ -76,12 +76,12 @@ def overlaps_itself(sizes: Sequence[int], strides: Sequence[int]) -> bool:
 
 
 def storage_key(tensor: Tensor) -> tuple[torch.device, int] | None:
-    """Return what is equal for tensors on one storage, or ``None`` for an empty storage."""
+    """Return a key that tensors on one storage share, or ``None`` for an empty storage."""
     storage = tensor.untyped_storage()
     return None if storage.nbytes() == 0 else (tensor.device, storage.data_ptr())
 
 
 def shares_storage(tensors: Iterable[Tensor], others: Iterable[Tensor]) -> bool:
-    """Return whether any of ``tensors`` has its storage in common with any of ``others``."""
+    """Return whether any of ``tensors`` shares its storage with any of ``others``."""
     keys = {storage_key(tensor) for tensor in tensors} - {None}
     return any(storage_key(other) in keys for other in others)

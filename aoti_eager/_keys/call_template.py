@@ -1,7 +1,7 @@
-"""A key turned back into a call: which tensors it takes, and the arguments around them.
+"""Turns a key back into a call: which tensors the call takes, and the arguments around them.
 
-A key holds everything about a call but its tensors' data, so any process can rebuild the call: the
-compile worker with fake tensors, the trial process with made-up data.
+A key contains everything about a call except its tensors' data, so any process can rebuild the
+call: the compile worker with fake tensors, the trial process with made-up data.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ NUMBER_DTYPES = {
 
 @dataclass(frozen=True, slots=True)
 class TensorSlot:
-    """One input of the kernel: the component of a tensor, or of a number that is an input."""
+    """One input of a kernel: the key's component for a tensor, or for a number that is an input."""
 
     name: str
     component: dict[str, Component]
@@ -37,7 +37,7 @@ class TensorSlot:
 
     @property
     def number_kind(self) -> str | None:
-        """Return ``"float"``, ``"int"``, ``"bool"`` or ``"complex"`` for a number, else None."""
+        """Return ``"float"``, ``"int"``, ``"bool"`` or ``"complex"``; ``None`` for a tensor."""
         return self.component.get("number")
 
 
@@ -45,11 +45,11 @@ class TensorSlot:
 class CallTemplate:
     """A call without its tensors.
 
-    ``slots`` are the inputs in schema order, lists flattened and absent ones left out, then the
-    ``constants`` of a function of the user's; this is the order in which a runner takes them.
-    Arguments in ``numbers`` are inputs, too, each a tensor without dimensions. Those in
-    ``repeated`` are read from the inputs' sizes: expressions of symbols, whose slots and dimensions
-    are in ``places``.
+    ``slots`` are the inputs in the order in which a runner takes them: the tensors in schema order,
+    lists flattened and absent tensors left out, then the ``constants`` of a user's function.
+    Arguments in ``numbers`` are inputs, too, each as a tensor without dimensions. Arguments in
+    ``repeated`` are computed from the inputs' sizes, by expressions of symbols; ``places`` has the
+    slot and the dimension of each symbol.
     """
 
     schema: OpSchema
@@ -68,8 +68,9 @@ class CallTemplate:
     ) -> Any:
         """Return ``op`` called with ``inputs`` in the slots, numbers passed through ``as_number``.
 
-        ``op`` is the overload or a captured kernel: anything that takes the schema's arguments. One
-        with a method ``with_constants`` is given the constants, too; others have their own.
+        ``op`` is the overload or a captured kernel: anything that takes the schema's arguments. An
+        ``op`` with a method ``with_constants`` is given the constants, too; any other ``op`` finds
+        its constants itself.
         """
         args, kwargs = self.arguments(inputs, as_number)
         with_constants = getattr(op, "with_constants", None)
@@ -112,7 +113,7 @@ class CallTemplate:
 def call_template(schema: OpSchema, key: KernelKey, numbers: Iterable[str] = ()) -> CallTemplate:
     """Return the call that ``key`` was made from, without its tensors.
 
-    ``numbers`` are arguments, floats in the key, that the kernel takes as inputs.
+    ``numbers`` names arguments that are floats in the key and that the kernel takes as inputs.
     """
     inputs = frozenset(numbers)
     slots: list[TensorSlot] = []
@@ -167,12 +168,15 @@ _DECODERS: dict[Kind, Callable[[Any], Any]] = {
 }
 
 
-# The value that a slot's number has in a call, and the other values that an op returned.
+# Where one result of an op comes from, as ``_functions.tracing.trace_outputs`` says it.
 Output = Mapping[str, Any]
 
 
 def fresh_results(outputs: Sequence[Output], result: Any, returns: int) -> list[Tensor]:
-    """Return the tensors of an original's ``result`` that a library returns, in its order."""
+    """Return the tensors of an original's ``result`` that a library returns, in its order.
+
+    Results that are arguments of the call, or None, are left out.
+    """
     results = [result] if returns == 1 else list(result or ())
     fresh: list[Tensor] = []
     for output, value in zip(outputs, results, strict=True):

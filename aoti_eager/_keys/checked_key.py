@@ -1,4 +1,4 @@
-"""A key that comes from a file: checked before anything believes it."""
+"""Checks a key that comes from a file, before other code trusts it."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 from ..errors import WorkloadError
 from .kernel_key import KernelKey
 
-# An op's name becomes a directory's: no slash, no dot at its beginning, and not too long.
+# An op's name becomes a directory's name: no slash, no dot at the beginning, and not too long.
 OP = r"\w[\w.]*::\w[\w.]*"
 
 
@@ -25,10 +25,10 @@ _CONTEXT = frozenset(
 
 
 def checked_key(value: Any) -> KernelKey:
-    """Return the key that a document describes, if it can be one.
+    """Return the key that ``value``, decoded from JSON, describes.
 
     Raises:
-        WorkloadError: It cannot.
+        WorkloadError: ``value`` describes no key.
     """
     if not isinstance(value, dict):
         raise wrong(value, "an object", "key")

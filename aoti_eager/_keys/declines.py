@@ -1,6 +1,6 @@
-"""Which ops and calls keep their original kernel, each with its named reason. Pure predicates.
+"""Decline rules: which ops and calls keep their original kernel, and for which reason. Pure.
 
-docs/declines.md explains every reason to a user; a test holds the two lists together.
+docs/declines.md explains every reason to a user; a test checks that both lists are the same.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ REASONS: dict[str, str] = {
     "tracing": "the call is part of a trace (Dynamo, export, a dispatch mode)",
 }
 
-# What the store remembers, where the cause is one that every process would meet. The others say
+# Reasons that the store remembers, if every process would meet the cause. All other reasons say
 # something about a moment, a machine or a setting.
 REMEMBERED = frozenset(
     """
@@ -75,10 +75,10 @@ REMEMBERED = frozenset(
     """.split()  # noqa: SIM905 - a list of names to read, not to parse
 )
 
-# Reasons that say something about one thread count's code; the others hold for every count.
+# Reasons that apply to the code for one thread count; all other reasons hold for every count.
 DEPENDS_ON_THREADS = frozenset({"crashed", "raised", "mismatch"})
 
-# No tag says these things, so they are named. Each list is by base name, all overloads.
+# No tag marks these ops, so they are listed by name. A base name stands for all overloads.
 _UNINITIALISED = r"(new_)?empty(_like|_strided|_permuted|_quantized)?$|_empty_affine\w*$"
 _CHANGES_METADATA = frozenset(
     {"resize", "resize_", "resize_as_", "resize_as_sparse_", "set", "set_", "_resize_output_"}
@@ -107,10 +107,11 @@ DATA_DEPENDENT_ERRORS = frozenset(
     value_selecting_reduction_backward
     """.split()  # noqa: SIM905 - a list of names to read, not to parse
 )
-# Quantized, without arithmetic, or of elements smaller than a byte.
+# Dtypes that are quantized, without arithmetic, or with elements smaller than a byte.
 _UNSUPPORTED_DTYPE = r"q|bits|float4|u?int[1-7]$"
-# In training they write to running statistics, which these schemas do not say. No copy is made of
-# such an argument before a kernel is compared, so that it would be written twice.
+# In training, these ops write to running statistics, which their schemas do not declare. Arguments
+# that are not declared as written to are not copied before a kernel is compared with the original,
+# so the statistics would be written twice.
 _WRITES_STATISTICS = ("batch_norm", "instance_norm")
 _STATISTICS = frozenset({"running_mean", "running_var"})
 INTEGER_DIVISION = frozenset(
@@ -148,7 +149,7 @@ def op_decline(op: OpOverload, schema: OpSchema) -> str | None:
 
 
 def call_decline(template: CallTemplate) -> str | None:
-    """Return why calls of this key cannot be served, as far as the key alone tells, or ``None``."""
+    """Return the reason in the key itself why its calls cannot be served, or ``None``."""
     key = template.key
     if "float_mode" in dict(key.context):
         return "float_mode"
@@ -175,10 +176,10 @@ def call_decline(template: CallTemplate) -> str | None:
 
 
 def _makes_bytes_of_floats(key: KernelKey) -> bool:
-    """Return whether floating-point numbers become int8.
+    """Return whether the call converts floating-point numbers to int8.
 
-    What is out of its range is undefined in C++: eager's code cuts bits off, Inductor's takes the
-    nearest number.
+    For values outside of int8's range, C++ defines no result: eager's code cuts bits off,
+    Inductor's takes the nearest number.
     """
     arguments = dict(key.arguments)
     if key.op.startswith("aten::_to_copy"):
@@ -191,7 +192,7 @@ def _makes_bytes_of_floats(key: KernelKey) -> bool:
 
 
 def _writes_statistics(key: KernelKey, template: CallTemplate) -> bool:
-    """Return whether the call updates statistics that its schema does not list as written to."""
+    """Return whether the call updates statistics that the schema does not declare as written to."""
     name = key.op.partition("::")[2].partition(".")[0]
     if not any(part in name for part in _WRITES_STATISTICS):
         return False
@@ -202,13 +203,13 @@ def _writes_statistics(key: KernelKey, template: CallTemplate) -> bool:
 
 
 def _divides_integers(key: KernelKey, template: CallTemplate) -> bool:
-    """Return whether a zero divisor would raise: integer division, all operands integral."""
+    """Return whether a zero divisor would raise: a division whose operands are all integral."""
     name = key.op.partition("::")[2].partition(".")[0]
     if name not in INTEGER_DIVISION:
         return False
     arguments = dict(key.arguments)
     if name.startswith("div") and not arguments.get("rounding_mode"):
-        return False  # True division of integers gives floats, and infinity for zero.
+        return False  # True division of integers gives floats: infinity or NaN for a zero divisor.
     out = {a.name for a in template.schema.arguments if a.mutated and a.kwarg_only}
     kinds = [
         slot.number_kind or getattr(torch, slot.component["dtype"])

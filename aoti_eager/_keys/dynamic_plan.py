@@ -1,4 +1,4 @@
-"""A dynamic specialisation that is to be compiled: which sizes and numbers it leaves open."""
+"""The plan of a dynamic specialisation: which sizes and numbers its kernel leaves open."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from .pattern import (
     with_values,
 )
 
-# Sizes of calls for which a dynamic kernel was not compiled: as large as they may be.
+# The range of an open size or stride, as wide as possible: sizes of 0 and 1 are never symbols.
 _ANY_SIZE = (2, 1 << 62)
 
 
@@ -25,9 +25,9 @@ class Plan:
     Attributes:
         family: The digest of the calls' family.
         dims: Slot and dimension of each size that is to be a symbol.
-        numbers: Arguments that are to be inputs.
-        pattern: The key with these symbols; the compiler may find that fewer will do.
-        guards: The ranges that are asked for.
+        numbers: Number arguments that are to be inputs of the kernel.
+        pattern: The key with these symbols; the compiler may leave some of them out.
+        guards: The symbols' ranges that are asked for.
     """
 
     family: str
@@ -37,7 +37,7 @@ class Plan:
     guards: Guards
 
     def to_json(self) -> dict[str, Any]:
-        """Return what a compile worker is told."""
+        """Return the plan as JSON values, for a request to a compile worker."""
         return {
             "dims": [list(place) for place in self.dims],
             "numbers": list(self.numbers),
@@ -47,9 +47,9 @@ class Plan:
 
 
 def plan_of(digest: str, family: Family, names: set[str]) -> Plan:
-    """Return the specialisation of a family in which the symbols ``names`` are open.
+    """Return the plan for a family in which the symbols ``names`` are open.
 
-    Strides take the sizes of their slot with them.
+    If a stride is open, all sizes of its slot are open, too.
     """
     slots = {family.places[name][0] for name in names if name.startswith("t")}
     dims = tuple(

@@ -1,4 +1,4 @@
-"""The functional overload that an in-place, ``out=`` or ``_foreach_`` overload computes like."""
+"""Finds the functional overload that an in-place, out= or _foreach_ overload computes like."""
 
 from __future__ import annotations
 
@@ -9,21 +9,21 @@ from .schema import OpSchema, op_schema
 
 _FOREACH = "_foreach_"
 
-# An op over lists names its overloads by what the second operand is: for each of them, the
-# overloads that take one tensor of each list, the likeliest first.
+# A ``_foreach_`` op names its overloads by the kind of its second operand. For each such name, the
+# names of the overloads that take one tensor of each list, the likeliest first.
 _OF_ONE = {
     "List": ("Tensor", "Tensor_Tensor", "default"),
-    # Before ``Scalar``: that of ``pow`` is a number to the power of a tensor.
+    # Before ``Scalar``: ``pow.Scalar`` is a number to the power of a tensor.
     "Scalar": ("Tensor_Scalar", "Scalar", "default"),
     "ScalarList": ("Tensor_Scalar", "Scalar", "default"),
     "Tensor": ("Tensor", "default"),
     "ScalarAndTensor": ("Scalar", "default"),
     "default": ("default", "Tensor", "Scalar"),
 }
-# Those whose names differ from their ops of one tensor.
+# ``_foreach_`` ops whose op of one tensor has another name.
 _BASES = {"norm": "linalg_vector_norm"}
 
-# What says where a result lies, and not what is in it.
+# Arguments that say how and where a result is stored.
 _OF_RESULT = frozenset({"dtype", "layout", "device", "pin_memory", "memory_format"})
 
 
@@ -32,7 +32,8 @@ def functional_overload(name: str) -> str:
     """Return the qualified name of the functional overload with the code of ``name``.
 
     ``aten::mul_.Tensor``, ``aten::mul.out`` and ``aten::_foreach_mul.List`` give
-    ``aten::mul.Tensor``. A functional overload, and one that has no twin, gives itself.
+    ``aten::mul.Tensor``. A functional overload gives itself, and so does an overload for which no
+    functional one is found.
 
     Args:
         name: Qualified name of an overload, ``aten::mul_.Tensor``.
@@ -56,7 +57,7 @@ def functional_overload(name: str) -> str:
 
 
 def _twin(schema: OpSchema, namespace: str, base: str) -> str | None:
-    """Return the overload with the same operands that returns what ``schema``'s writes."""
+    """Return the overload with the same operands that returns what ``schema``'s op writes."""
     out = frozenset(one.name for one in schema.arguments if one.mutated and one.kwarg_only)
     found = [
         op_schema(overload)
@@ -64,11 +65,11 @@ def _twin(schema: OpSchema, namespace: str, base: str) -> str | None:
         for overload in overloads_of_name(f"{namespace}::{candidate}")
     ]
     if out:
-        # Running statistics are written to by both.
+        # Both overloads may write to running statistics.
         found = [one for one in found if not any(a.mutated and a.kwarg_only for a in one.arguments)]
     else:
         found = [one for one in found if not one.mutated]
-    # An out= overload of a factory has neither dtype nor device: its argument has them.
+    # An out= overload of a factory takes neither dtype nor device: its out argument has them.
     for ignored in (frozenset[str](), _OF_RESULT):
         wanted = _signature(schema, ignored | out)
         for other in found:
@@ -80,7 +81,7 @@ def _twin(schema: OpSchema, namespace: str, base: str) -> str | None:
 def _bases(base: str) -> tuple[str, ...]:
     """Return the names that the functional op of an in-place op may have."""
     if base.startswith("__i") and base.endswith("__"):
-        return (f"__{base.removeprefix('__i')}",)  # Python's operators: __iand__.
+        return (f"__{base.removeprefix('__i')}",)  # Python's operators: __iand__ -> __and__.
     return (base.removesuffix("_"), base)
 
 

@@ -1,12 +1,12 @@
-"""What must hold of a call before a dynamic specialisation may serve it. Pure.
+"""Guards: the conditions under which a dynamic specialisation may serve a call. Pure.
 
 A dynamic specialisation is compiled for a *pattern*: a key in which some sizes, strides and numbers
 are symbols, or expressions of symbols. AOTInductor's libraries do not check their inputs, so a call
 is served only if its key is an instance of the pattern and the *guards* hold: each symbol is within
-its range, and so is every condition that the compiler relied on.
+its range, and every condition that the compiler relied on is true.
 
-Calls and patterns are compared by their words (``key_words``), the same in Python and in C++.
-Values are 64-bit integers; what overflows or divides by zero is no match.
+Calls and patterns are compared by their words (``key_words``), in the same way in Python and in
+C++. Values are 64-bit integers; an expression that overflows or divides by zero is no match.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ from typing import Any
 
 from .._base.data_class import dataclass
 
-# A symbol's name, an int, or a list of an operator and its operands: ["*", "s0", 4].
+# A symbol's name, an int, or a list with an operator and its operands: ["*", "s0", 4].
 Expression = Any
 
 INT64_MIN, INT64_MAX = -(1 << 63), (1 << 63) - 1
 
-# By name: how many operands each takes; 0 is two or more.
+# Operator -> number of its operands; 0 means two or more.
 OPERATORS = {
     "+": 0,
     "*": 0,
@@ -45,11 +45,11 @@ class NoValueError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Guards:
-    """What must hold of the symbols of a pattern.
+    """The ranges and conditions that the symbols of a pattern must meet.
 
     Attributes:
         ranges: Lowest and highest value of each symbol, both included, by name.
-        conditions: Expressions that must not be zero.
+        conditions: Expressions whose values must not be zero.
     """
 
     ranges: Mapping[str, tuple[int, int]]
@@ -67,7 +67,7 @@ class Guards:
         """Return the guards that ``to_json`` wrote.
 
         Raises:
-            ValueError, TypeError, KeyError, AttributeError: They are none.
+            ValueError, TypeError, KeyError, AttributeError: ``values`` are no guards.
         """
         ranges = {}
         for name, (low, high) in values["ranges"].items():
@@ -83,17 +83,17 @@ class Guards:
         return guards
 
     def check(self, expression: Expression) -> None:
-        """Raise unless ``expression`` is one, of symbols that have a range.
+        """Raise unless ``expression`` is a valid expression of symbols that have a range.
 
         Raises:
-            ValueError, TypeError: It is not.
+            ValueError, TypeError: ``expression`` is not valid, or a symbol has no range.
         """
         missing = set(symbols_of(expression)) - set(self.ranges)
         if missing:
             raise ValueError(f"symbols without a range: {sorted(missing)}")
 
     def with_least(self, names: Container[str], least: int) -> Guards:
-        """Return the guards with another lower bound for some symbols."""
+        """Return the guards with the lower bound ``least`` for the symbols ``names``."""
         ranges = {
             name: (least if name in names else low, high)
             for name, (low, high) in self.ranges.items()
@@ -101,7 +101,7 @@ class Guards:
         return Guards(ranges, self.conditions)
 
     def hold(self, symbols: Mapping[str, int]) -> bool:
-        """Return whether values of all symbols are within their ranges and meet all conditions."""
+        """Return whether the symbols' values are within their ranges and meet all conditions."""
         try:
             if not all(low <= symbols[name] <= high for name, (low, high) in self.ranges.items()):
                 return False
@@ -113,14 +113,15 @@ class Guards:
 def match(
     call: Sequence[int], pattern: Sequence[Expression], guards: Guards
 ) -> dict[str, int] | None:
-    """Return the values of a pattern's symbols in a call, or ``None`` if it is no instance.
+    """Return the values of a pattern's symbols in a call, or ``None`` if the call is no instance.
 
-    A word of the pattern that is a symbol's name binds it; further ones must repeat it.
+    The first word of the pattern that is a symbol's name binds the symbol; at further words with
+    the same name, the call must have the same value.
 
     Args:
         call: The words of the call's key, as signed integers.
-        pattern: The words of the pattern; ints, symbols and expressions of symbols.
-        guards: What must hold of the symbols.
+        pattern: The words of the pattern: ints, symbols and expressions of symbols.
+        guards: The guards that the symbols' values must meet.
     """
     if len(call) != len(pattern):
         return None
@@ -149,7 +150,7 @@ def evaluate(expression: Expression, symbols: Mapping[str, int]) -> int:
     """Return the value of ``expression``; comparisons and logic give 0 or 1.
 
     Raises:
-        NoValueError: It has none in 64 bits.
+        NoValueError: The expression has no value in 64 bits.
     """
     if isinstance(expression, str):
         try:
@@ -159,7 +160,7 @@ def evaluate(expression: Expression, symbols: Mapping[str, int]) -> int:
     if isinstance(expression, int):
         return _checked(int(expression))
     operator, *operands = expression
-    if operator == "and":  # Like C++: what comes after a false one need not have a value.
+    if operator == "and":  # As in C++, operands after a false one need not have a value.
         return int(all(evaluate(one, symbols) for one in operands))
     if operator == "or":
         return int(any(evaluate(one, symbols) for one in operands))
@@ -196,10 +197,10 @@ _COMPARISONS = {
 
 
 def symbols_of(expression: Expression) -> Iterator[str]:
-    """Give the symbols in ``expression``, again where they are again.
+    """Give the symbols in ``expression``, each as often as it occurs.
 
     Raises:
-        ValueError: It is no expression.
+        ValueError: ``expression`` is no valid expression.
     """
     if isinstance(expression, str):
         yield expression

@@ -1,13 +1,16 @@
-"""Argument metadata and context -> key. Pure: no I/O, no compiler, nothing is read from a tensor.
+"""Turns argument metadata and context into a key. Pure: no I/O, no compiler, no tensor data.
 
-There are two spellings of one key. ``KernelKey`` is the canonical one: named components made of
-JSON values, whose digest names an entry on disk and from which a compile worker rebuilds the call.
-``table_key_function`` generates the fast one, a tuple for the in-memory table. They tell the same
-calls apart (a property-based test holds them to it).
+A key has two spellings. ``KernelKey`` is the canonical spelling: named components made of JSON
+values. Its digest names an entry on disk, and a compile worker rebuilds the call from it. The fast
+spelling is a tuple for the in-memory table; ``table_key.table_key_function`` generates the function
+that makes it. Both spellings tell the same calls apart; a property-based test checks that.
 
-What is not in a key, and why: ``requires_grad`` (at a backend key autograd is already above us),
-storage offsets (the op that reads one declines), and the value of a number in a Tensor slot (it is
-an input of the kernel; its kind is keyed).
+A key does not contain:
+
+- ``requires_grad``: at a backend's dispatch key, autograd has been handled above;
+- storage offsets: an op that reads one declines;
+- the value of a number in a Tensor slot: the value is an input of the kernel. The number's kind is
+  in the key.
 """
 
 from __future__ import annotations
@@ -31,14 +34,14 @@ ANY_THREADS = "any"
 
 @dataclass(frozen=True, slots=True)
 class KernelKey:
-    """The identity of a call, as far as it shapes machine code.
+    """Everything about a call that affects the generated code.
 
     Attributes:
         op: Qualified name with overload, ``aten::add.Tensor``.
         dispatch_key: Name of the dispatch key that the kernel serves, ``CPU``.
         arguments: ``(name, component)`` for each argument, in schema order.
-        context: What besides the arguments shapes the code, by name; ``threads`` is a count, or
-            ``"any"`` for code that does not depend on it.
+        context: ``(name, component)`` for everything besides the arguments that affects the code.
+            ``threads`` is a count, or ``"any"`` for code that does not depend on the count.
     """
 
     op: str
@@ -76,7 +79,7 @@ class KernelKey:
         return KernelKey(self.op, self.dispatch_key, self.arguments, context)
 
     def components(self) -> dict[str, str]:
-        """Return every part of the key by a dotted name, as text: what ``explain`` compares."""
+        """Return every part of the key as text, by a dotted name, for ``explain`` to compare."""
         parts = {"op": self.op, "dispatch_key": self.dispatch_key}
         for prefix, pairs in (("", self.arguments), ("context.", self.context)):
             for name, component in pairs:
@@ -92,16 +95,16 @@ def kernel_key(
     overridden: bool = False,
     more: Sequence[tuple[str, Component]] = (),
 ) -> KernelKey:
-    """Return the key of a call with the bound ``values``, under the context of this moment.
+    """Return the key of a call with the bound ``values``, in the present context.
 
     Args:
         schema: The overload's schema.
         dispatch_key: The dispatch key that the call was sent to.
-        values: One value an argument, in schema order (``OpSchema.bind``).
-        overridden: Whether the original kernel is not torch's own: such calls share no entry with
-            the others, because the original that a result must equal is another.
-        more: Further components of the context: a function of the user's and its constants, or a
-            device's compile backend.
+        values: One value for each argument, in schema order (``OpSchema.bind``).
+        overridden: Whether the original kernel is not torch's own. Such calls share no entry with
+            calls of torch's kernel, because their results must equal another original's.
+        more: Further components of the context: a user's function and its constants, or a device's
+            compile backend.
 
     Raises:
         UnsupportedArgumentError: An argument has a type that no key can hold.
@@ -124,7 +127,7 @@ def kernel_key(
 
 
 def call_context() -> tuple[torch.dtype, bool, str, int, bool]:
-    """Return what a call depends on besides its arguments; a closed list that C++ can read."""
+    """Return the settings that a call depends on besides its arguments; C++ reads the same list."""
     return (
         torch.get_default_dtype(),
         deterministic_algorithms(),
@@ -137,17 +140,20 @@ def call_context() -> tuple[torch.dtype, bool, str, int, bool]:
 def is_usual_float_mode() -> bool:
     """Return whether this thread keeps denormals and rounds to the nearest number.
 
-    ``torch.set_flush_denormal`` changes the first, other libraries change both. Nothing in Python
-    reads the CPU's register, so its effects are looked at: C++ compares the bits.
+    ``torch.set_flush_denormal`` changes the handling of denormals; other libraries change both.
+    Python cannot read the CPU's register, so this looks at the effects; C++ compares the
+    register's bits.
     """
     return _is_usual_float_mode()
 
 
-# The difference of two numbers next to the least normal one is a denormal, which is no zero unless
-# results are flushed, or arguments of the comparison; one and next to nothing is rounded away from
-# one, upwards by the sum or downwards by the difference. Each begins with a name: the compiler of
-# Python computes with literals, once for all threads. Sums, because products of denormals take a
-# hundred times as long on some processors.
+# An expression that is true in the usual mode. Its first half tests denormals: the difference of
+# two numbers near the least normal one is a denormal, which equals zero only if results or operands
+# of the comparison are flushed. Its second half tests rounding: one plus a tiny number is rounded
+# away from one by the sum (upwards) or by the difference (downwards), unless rounding is to the
+# nearest. Both halves begin with a name, because Python's compiler evaluates expressions of
+# literals, once for all threads. They are sums and differences, because products of denormals take
+# a hundred times as long on some processors.
 _LEAST, _TINY = 2.0**-1022, 2.0**-60
 FLOAT_MODE = f"ae_more - {_LEAST!r} > 0.0 and ae_one + {_TINY!r} - {_TINY!r} == 1.0"
 FLOAT_MODE_NAMES = {"ae_more": 1.5 * _LEAST, "ae_one": 1.0}
@@ -161,7 +167,7 @@ def argument_component(op: str, argument: Argument, value: Any) -> Component:
         UnsupportedArgumentError: The value is of a type that no key can hold.
     """
     if value is None:
-        # An undefined tensor where one is required is no call that a kernel was compiled for.
+        # No kernel is compiled for a call with an undefined tensor where one is required.
         if argument.kind is Kind.TENSOR and not argument.optional:
             return {"undefined": True}
         return None
@@ -175,7 +181,7 @@ def argument_component(op: str, argument: Argument, value: Any) -> Component:
 
 
 def scalar_component(value: Any) -> Component:
-    """Return a number with its type: ``True``, ``1``, ``1.0`` and ``-0.0`` differ, NaN is NaN."""
+    """Return a number with its type: ``True``, ``1``, ``1.0``, ``-0.0`` differ; NaN equals NaN."""
     if isinstance(value, bool):
         return {"bool": value}
     if isinstance(value, int):
@@ -190,7 +196,7 @@ def scalar_component(value: Any) -> Component:
 
 
 def tensor_component(value: Any) -> Component:
-    """Return a tensor's metadata, or the kind of a number that stands in a Tensor slot."""
+    """Return a tensor's metadata, or the kind of a number in a Tensor slot."""
     if not isinstance(value, Tensor):
         return {"number": next(iter(scalar_component(value)))}
     component = {
@@ -209,13 +215,13 @@ def tensor_component(value: Any) -> Component:
 
 
 def float_bits(text: str) -> int:
-    """Return the bits of a float64 that is spelled as in a key, as a signed integer."""
+    """Return the bits of a float64, spelled as in a key, as a signed integer."""
     (bits,) = struct.unpack("=q", struct.pack("=d", float.fromhex(text)))
     return int(bits)
 
 
 def is_aligned(tensor: Tensor) -> bool:
-    """Return whether a tensor's data begins at a multiple of 16 bytes; a fake one has none."""
+    """Return whether a tensor's data begins at a multiple of 16 bytes; false for a fake tensor."""
     try:
         return tensor.data_ptr() % 16 == 0
     except RuntimeError:
@@ -253,9 +259,6 @@ _ENCODERS: dict[Kind, Callable[[Any], Component]] = {
     Kind.MEMORY_FORMAT: lambda value: str(value).removeprefix("torch."),
     Kind.GENERATOR: _generator_component,
 }
-
-
-# --- the fast spelling ---------------------------------------------------------------------------
 
 
 def _flatten(name: str, component: Component, into: dict[str, str]) -> None:

@@ -1,9 +1,9 @@
-"""A canonical key -> the words under which the C++ hit path finds its entry. Pure.
+"""Turns a canonical key into the words under which the C++ hit path finds the key's entry. Pure.
 
-``csrc/key.h`` reads the same words from the dispatcher's stack; the tags and numbers here are its.
-A property-based test holds the two to each other. Kernels are published under what is spelled here,
-from the key that they were compiled for, so a difference costs a call its fast path and never gives
-it another key's kernel.
+``csrc/key.h`` reads the same words from the dispatcher's stack, with the same tags and numbers; a
+property-based test compares both. A kernel is published under the words that this module makes of
+the key that the kernel was compiled for. So a difference would cost a call its fast path, and could
+never give the call another key's kernel.
 """
 
 from __future__ import annotations
@@ -31,15 +31,15 @@ _PRECISIONS = {"highest": 0, "high": 1, "medium": 2}
 _MEMORY_FORMATS = {"contiguous_format": 0, "preserve_format": 1, "channels_last": 2}
 _MEMORY_FORMATS["channels_last_3d"] = 3
 
-# How ``csrc/key.h`` is to read an argument.
+# How ``csrc/key.h`` reads an argument.
 VALUE, ONE_TENSOR, TENSOR_LIST, OPAQUE = range(4)
 
-# In place of the component of an argument that no key can hold.
+# Stands for the component of an argument that no key can hold.
 PRESENT = object()
 
 
 def argument_kind(argument: Argument) -> int:
-    """Return the number of the way in which C++ reads ``argument``."""
+    """Return the number that tells C++ how to read ``argument``: ``VALUE``, ``ONE_TENSOR``, ..."""
     if argument.kind is Kind.TENSOR:
         return ONE_TENSOR
     if argument.is_tensor:
@@ -52,20 +52,20 @@ def native_key(schema: OpSchema, key: KernelKey, *, overlaps: bool = False) -> b
 
     Args:
         schema: The overload's schema.
-        key: The canonical key, for the thread count of the calls.
+        key: The canonical key, with the calls' thread count.
         overlaps: Whether a mutated argument overlaps another one.
     """
     return _packed(_key_words(schema, key, overlaps))
 
 
 def key_words(schema: OpSchema, key: KernelKey) -> list[int] | None:
-    """Return the words of ``key``'s calls as signed integers, or ``None`` if it has none."""
+    """Return the words of ``key``'s calls as signed integers, or ``None`` if C++ has none."""
     words = _key_words(schema, key, overlaps=False)
     return None if words is None else [_signed(word) for word in words]
 
 
 def pattern_words(schema: OpSchema, pattern: KernelKey) -> list[Expression] | None:
-    """Return the same of a key with symbols: sizes and strides may be expressions."""
+    """Return the words of a key with symbols; words of sizes and strides may be expressions."""
     return key_words(schema, pattern)
 
 
@@ -88,7 +88,7 @@ def _signed(word: Any) -> Any:
 
 
 def words_of_values(schema: OpSchema, dispatch_key: str, values: Sequence[Any]) -> bytes | None:
-    """Return the words of a call that has no canonical key, made with the bound ``values``."""
+    """Return the words of a call with the bound ``values`` that has no canonical key."""
     components = []
     for argument, value in zip(schema.arguments, values, strict=True):
         try:
@@ -103,7 +103,7 @@ def words_of_values(schema: OpSchema, dispatch_key: str, values: Sequence[Any]) 
         "threads": threads,
         **({} if is_usual else {"float_mode": "unusual"}),
     }
-    # Overlaps do not matter: no kernel serves such a call, however its arguments lie.
+    # Overlaps do not matter, because no kernel serves such a call.
     return _packed(_words(schema, components, context, dispatch_key != "CPU", overlaps=False))
 
 
@@ -134,7 +134,7 @@ def _words(
 
 
 class _NoWordsError(Exception):
-    """A value of a kind that C++ does not spell."""
+    """A value is of a kind for which C++ has no words."""
 
 
 @functools.cache

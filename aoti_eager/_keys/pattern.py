@@ -1,12 +1,13 @@
 """Keys with symbols: what several calls of one op have in common. Pure.
 
-The *family* of a key is the key with every size of two and more, every stride that does not follow
-from sizes, and every number replaced by a symbol. Calls of one family have the same ranks, dtypes,
-stride order, broadcasting and settings. A *pattern* is a family of which some symbols have values
-again: those that do not vary from call to call. A dynamic specialisation is compiled for a pattern.
+The *family* of a key is the key with a symbol in place of every size of two or more, every stride
+that does not follow from sizes, and every number that may be an input. Calls of one family have the
+same ranks, dtypes, stride order, broadcasting and settings. A *pattern* is a family in which some
+symbols have values again: the symbols that do not vary from call to call. A dynamic specialisation
+is compiled for a pattern.
 
-Sizes of 0 and 1 are never symbols: they decide on broadcasting, and eager's strides and errors
-are other ones there.
+Sizes of 0 and 1 are never symbols: they decide on broadcasting, and eager has other strides and
+errors for them.
 """
 
 from __future__ import annotations
@@ -29,12 +30,13 @@ from .kernel_key import KernelKey, float_bits
 from .schema import Kind, OpSchema
 from .size_arguments import TensorSizes, expressions, with_sizes
 
-# The kinds of numbers that may be inputs of a kernel, and within which bounds. A ``float``, unlike
-# a ``Scalar``, cannot be traced as a symbol: the dispatcher asks for its value.
+# The kinds of arguments whose numbers may be inputs of a kernel. A ``float``, unlike a ``Scalar``,
+# cannot be traced as a symbol, because the dispatcher asks for its value.
 _NUMBER_KINDS = (Kind.SCALAR,)
-_UNLIMITED = 1 << 62  # As large as a size may be, and larger.
+_UNLIMITED = 1 << 62  # No size is larger.
+# The magnitudes of numbers that may be inputs.
 _SMALLEST, _LARGEST = 2.0**-100, 2.0**100
-# Ops that compute some numbers in ways of their own: a square root for 0.5, a square for 2.
+# Ops that compute differently for some numbers: a square root for 0.5, a square for 2.
 _SPECIAL_NUMBERS = ("pow", "float_power")
 
 
@@ -44,9 +46,9 @@ class Family:
 
     Attributes:
         pattern: The key with all symbols.
-        values: Sizes and strides by symbol; numbers as the bits of a float64.
-        meanings: What each symbol is, for people: ``input.size(0)``.
-        places: Slot (see ``CallTemplate``) and dimension of each size and stride.
+        values: The value of each symbol; a number's value is the bits of a float64.
+        meanings: What each symbol stands for, for people: ``input.size(0)``.
+        places: Slot (see ``CallTemplate``) and dimension of each symbol of a size or stride.
     """
 
     pattern: KernelKey
@@ -119,7 +121,7 @@ def _strides(
     general_sizes: Sequence[Expression],
     symbols: _Symbols,
 ) -> list[Expression]:
-    """Return strides as products of sizes where they are that: innermost dimension first."""
+    """Return the strides, as products of sizes where possible, from the innermost dimension on."""
     general: list[Expression] = list(strides)
     expected, expression = 1, 1  # type: int, Expression
     order = sorted(range(len(sizes)), key=lambda dim: (strides[dim], -dim))
@@ -127,7 +129,7 @@ def _strides(
         if sizes[dim] == 0 or strides[dim] == 0:
             continue
         if sizes[dim] == 1:
-            # As of a tensor that was allocated so; or one row of a tensor with more.
+            # The stride of a freshly allocated tensor, or of one row of a tensor with more rows.
             general[dim] = (
                 expression
                 if strides[dim] == expected
@@ -136,7 +138,8 @@ def _strides(
             continue
         if strides[dim] != expected:
             expected = strides[dim]
-            # A step of 2 or 3 is worth code of its own no more than a row's length is.
+            # A symbol even for a step of 2 or 3, which needs code of its own no more than a row's
+            # length does.
             expression = symbols.new("t", expected, f"{name}.stride({dim})", dim)
         general[dim] = expression
         expected *= sizes[dim]
@@ -159,14 +162,15 @@ def _number(name: str, kind: Kind, component: Component, symbols: _Symbols) -> C
 
 
 def symbolic_number(kind: Kind, symbol: str) -> Component:
-    """Return the component of a number argument that is a symbol."""
+    """Return the component of a number argument whose number is ``symbol``."""
     return {"symbol": symbol} if kind is Kind.FLOAT else {"float": {"symbol": symbol}}
 
 
 def number_range(bits: int) -> tuple[int, int] | None:
-    """Return the bits of the numbers that one kernel may serve with this one; ``None`` if alone.
+    """Return the range of numbers, as bits, that one kernel may serve together with this number.
 
-    Zeros, infinities, NaN and what float32 has not are special to many ops; and so is the sign.
+    ``None`` means that the number needs a kernel of its own. Zeros, infinities, NaN and numbers
+    outside of float32's range are special to many ops, and so is the sign.
     """
     low, high = float_bits(_SMALLEST.hex()), float_bits(_LARGEST.hex())
     for least, most in ((low, high), (INT64_MIN + low, INT64_MIN + high)):
@@ -186,12 +190,12 @@ def _takes_numbers(schema: OpSchema, key: KernelKey) -> bool:
         for one in (component if isinstance(component, list) else [component])
         if one is not None
     ]
-    # Of integers the result's dtype, of half precision its rounding depends on the number.
+    # With integers, the result's dtype depends on the number; with half precision, its rounding.
     return all(one.get("dtype") in ("float32", "float64") for one in tensors)
 
 
 def number_arguments(pattern: KernelKey) -> tuple[str, ...]:
-    """Return the names of the arguments whose numbers are symbols."""
+    """Return the names of the arguments whose number is a symbol."""
     return tuple(
         name
         for name, component in pattern.arguments
@@ -201,7 +205,7 @@ def number_arguments(pattern: KernelKey) -> tuple[str, ...]:
 
 
 def with_values(pattern: KernelKey, values: Mapping[str, int]) -> KernelKey:
-    """Return ``pattern`` with ``values`` in place of some of its symbols, or of all."""
+    """Return ``pattern`` with ``values`` in place of some or all of its symbols."""
     arguments = tuple((name, _filled(component, values)) for name, component in pattern.arguments)
     return KernelKey(pattern.op, pattern.dispatch_key, arguments, pattern.context)
 
@@ -242,7 +246,7 @@ def _reduced(expression: Expression, values: Mapping[str, int]) -> Expression:
 
 
 def symbols_in(pattern: KernelKey) -> set[str]:
-    """Return the names of the symbols that ``pattern`` has."""
+    """Return the names of ``pattern``'s symbols."""
     found: set[str] = set()
     for _, component in pattern.arguments:
         _collect(component, found)
@@ -264,7 +268,7 @@ def _collect(component: Component, into: set[str]) -> None:
 
 
 def expressions_in(pattern: KernelKey) -> Iterator[Expression]:
-    """Give what stands for the sizes and strides of ``pattern`` and is no number."""
+    """Give the sizes and strides of ``pattern`` that are symbols or expressions."""
     for _, component in pattern.arguments:
         yield from expressions(component)
         for one in component if isinstance(component, list) else [component]:
@@ -280,10 +284,10 @@ def is_pattern(key: KernelKey) -> bool:
 
 
 def guard_texts(guards: Guards) -> list[str]:
-    """Return what ``guards`` ask for, as people write it: first ranges, then conditions."""
+    """Return the guards as people write them: first the ranges, then the conditions."""
     lines = []
     for name, (low, high) in sorted(guards.ranges.items()):
-        if name.startswith("v"):  # The bits of numbers; those of negative ones grow downwards.
+        if name.startswith("v"):  # Bits of numbers: for negative numbers, higher bits are lower.
             ends = sorted(float.fromhex(float_text(bits)) for bits in (low, high))
             lines.append(f"{ends[0]:.6g} <= {name} <= {ends[1]:.6g}")
         elif high >= _UNLIMITED:
@@ -294,7 +298,7 @@ def guard_texts(guards: Guards) -> list[str]:
 
 
 def varied(families: Iterable[Mapping[str, int]]) -> set[str]:
-    """Return the symbols that do not have one value in all of these calls."""
+    """Return the symbols whose values differ among calls, given each call's symbols."""
     seen: dict[str, int] = {}
     different: set[str] = set()
     for values in families:
@@ -305,6 +309,6 @@ def varied(families: Iterable[Mapping[str, int]]) -> set[str]:
 
 
 def float_text(bits: int) -> str:
-    """Return the number with these bits as a key spells it."""
+    """Return the number with these bits, spelled as in a key."""
     (value,) = struct.unpack("=d", struct.pack("=q", bits))
     return float(value).hex()

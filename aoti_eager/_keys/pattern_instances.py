@@ -1,4 +1,4 @@
-"""Keys that a pattern gives with values for its symbols, and the size class of a call."""
+"""Instances of a pattern (keys that it gives with values for its symbols), and size classes."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from .pattern import with_values
 
 
 def size_class(key: KernelKey) -> int:
-    """Return the class of a call's size; what is measured for one call counts for its class.
+    """Return a call's size class; a measurement of one call counts for all calls of its class.
 
-    Calls of one class differ by less than four times in the elements of all their tensors.
+    Calls of one class differ by less than four times in the number of elements of all tensors.
     """
     return sum(_numels(component) for _, component in key.arguments).bit_length() // 2
 
 
 def in_size_class(pattern: KernelKey, size: int) -> list[Expression]:
-    """Return the conditions under which a pattern's call is of a size class."""
+    """Return the conditions under which an instance of ``pattern`` is of size class ``size``."""
     terms = [term for _, component in pattern.arguments for term in _numel_terms(component)]
     total: Expression = terms[0] if len(terms) == 1 else ["+", *terms]
     least = 1 << (2 * size - 1) if size > 0 else 0
@@ -65,19 +65,19 @@ _OTHER_SIZES: tuple[Callable[[int], int], ...] = (
 def instances(
     pattern: KernelKey, guards: Guards, values: Mapping[str, int], *, most_elements: int
 ) -> list[KernelKey]:
-    """Return some other calls that a pattern serves, smaller and larger than a known one.
+    """Return some other calls that a pattern serves, smaller and larger than a known call.
 
     Args:
         pattern: The pattern.
-        guards: Its guards.
-        values: Its symbols in the known call.
-        most_elements: No call has more of them in all its tensors.
+        guards: The pattern's guards.
+        values: The values of the pattern's symbols in the known call.
+        most_elements: Most elements that a returned call has in all its tensors.
     """
     sizes = size_symbols(pattern)
     numbers = {name for name in values if name.startswith("v")}
     found: list[KernelKey] = []
     for choose in _OTHER_SIZES:
-        # Rows stay as far apart as they are: another stride may make elements overlap.
+        # Strides keep their values, because another stride may make elements overlap.
         chosen = {
             name: choose(n) if name in sizes else n ^ _OTHER_NUMBER if name in numbers else n
             for name, n in values.items()
@@ -94,7 +94,7 @@ def instances(
 
 
 def with_ones(guards: Guards, names: Iterable[str], wrong: Iterable[Sequence[str]] = ()) -> Guards:
-    """Return guards that let these symbols be 1, but none of the ``wrong`` groups at once."""
+    """Return guards that let these symbols be 1, but not all of a ``wrong`` group at once."""
     ranges = dict(guards.ranges)
     for name in names:
         ranges[name] = (1, ranges[name][1])
@@ -103,7 +103,7 @@ def with_ones(guards: Guards, names: Iterable[str], wrong: Iterable[Sequence[str
 
 
 def size_symbols(pattern: KernelKey) -> set[str]:
-    """Return the symbols that are the size of a dimension."""
+    """Return the symbols that stand for the size of a dimension."""
     found: set[str] = set()
     for _, component in pattern.arguments:
         for one in component if isinstance(component, list) else [component]:

@@ -1,4 +1,4 @@
-"""A pattern and its guards as the C++ hit path evaluates them (``csrc/pattern.h``). Pure."""
+"""Turns a pattern and its guards into the program that C++ runs (``csrc/pattern.h``). Pure."""
 
 from __future__ import annotations
 
@@ -24,20 +24,20 @@ _BINARY = {
 }
 _NOT, _KEEP_IF_ZERO, _KEEP_IF_NOT, _TRUTH = range(13, 17)
 
-# Above them a call is for Python to match.
+# A pattern with more symbols is matched in Python only.
 _MOST_SYMBOLS = 32
 
 
 @dataclass(frozen=True, slots=True)
 class NativePattern:
-    """A program under the name by which it is put into C++'s table, and taken out."""
+    """A program, and the name under which it is put into and removed from C++'s table."""
 
     name: bytes
     program: bytes
 
 
 def pattern_program(words: Sequence[Expression], guards: Guards) -> bytes | None:
-    """Return the program of a pattern with these words, as int64; ``None`` if C++ takes none."""
+    """Return the program of a pattern with these words, as int64; ``None`` if C++ cannot run it."""
     numbers: dict[str, int] = {}
     code: list[int] = []
     kinds: list[int] = []

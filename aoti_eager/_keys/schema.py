@@ -1,7 +1,7 @@
-"""Bind a call to its op's schema: argument names, kinds, defaults, and what is mutated.
+"""Binds a call to its op's schema: argument names, kinds, defaults, and mutated arguments.
 
-The kinds are the words of PyTorch's schema language with the optional mark kept apart. Everything
-here is pure: no tensor is created and nothing is read but the schema.
+The kinds are the type names of PyTorch's schema language; whether an argument is optional is kept
+apart. Everything here is pure: no tensor is created, and only the schema is read.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from .._base.torch_compat.dispatcher import OpOverload, parse_schema, raw_schema
 
 
 class Kind(enum.Enum):
-    """What values an argument takes, apart from ``None``."""
+    """The values that an argument takes, apart from ``None``."""
 
     TENSOR = "Tensor"
     TENSORS = "Tensor[]"
@@ -64,7 +64,7 @@ _KINDS = {
 
 TENSOR_KINDS = frozenset({Kind.TENSOR, Kind.TENSORS, Kind.OPTIONAL_TENSORS})
 
-# TorchScript stores these three enums as ints, and a schema's default comes back as that int.
+# TorchScript stores these three enums as ints, and gives a schema's default as an int.
 _LAYOUTS = {0: torch.strided}
 _MEMORY_FORMATS = {
     0: torch.contiguous_format,
@@ -86,8 +86,9 @@ _ENUMS: dict[Kind, Mapping[int, Any]] = {
 class Argument:
     """One argument of a schema.
 
-    ``mutated`` is whether the op writes to it (``Tensor(a!)``); ``type_name`` is the schema's own
-    spelling, for messages; ``is_size`` whether it is a ``SymInt`` or several, which may be sizes.
+    ``mutated`` says whether the op writes to the argument (``Tensor(a!)``). ``type_name`` is the
+    schema's own spelling, for messages. ``is_size`` says whether the argument is a ``SymInt`` or a
+    list of them, which may be sizes.
     """
 
     name: str
@@ -110,8 +111,8 @@ class Argument:
 class Return:
     """One result of a schema.
 
-    ``argument`` names the mutated argument that is handed back (in-place and ``out=``); ``is_view``
-    is whether the schema says that the result aliases an argument without writing to it.
+    ``argument`` names the mutated argument that is returned (in-place and ``out=``). ``is_view``
+    says whether, by the schema, the result aliases an argument without writing to it.
     """
 
     kind: Kind
@@ -122,7 +123,7 @@ class Return:
 
 @dataclass(frozen=True, slots=True)
 class OpSchema:
-    """The schema of one overload, in the terms this package needs.
+    """The schema of one overload, with what this package needs of it.
 
     ``op`` is the qualified name with its overload, ``aten::add.Tensor``; a default overload has no
     suffix.
@@ -173,7 +174,7 @@ def op_schema(op: OpOverload) -> OpSchema:
 
 
 def parsed_schema(text: str) -> OpSchema:
-    """Return the schema that ``text`` spells, of an op that need not exist in this process."""
+    """Return the schema that ``text`` spells; its op need not exist in this process."""
     return _op_schema(parse_schema(text))
 
 
@@ -234,7 +235,7 @@ def _kind(type_name: str) -> tuple[Kind, bool]:
 
 
 def _default(kind: Kind, value: Any) -> Any:
-    """Return a schema's default in the form in which a kernel would be given it."""
+    """Return a schema's default in the form in which a kernel would receive it."""
     if value is None:
         return None
     table = _ENUMS.get(kind)

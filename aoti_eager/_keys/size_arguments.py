@@ -1,9 +1,9 @@
 """``SymInt`` and ``SymInt[]`` arguments that repeat a tensor's sizes. Pure.
 
 ``native_group_norm`` takes its input's sizes a second time, ``native_layer_norm`` the width. In a
-pattern such a number is the size's symbol, or the product of several, so that calls of many sizes
-share a kernel; other ints stay as they are. A schema says by ``SymInt`` which of its ints may be
-sizes; plain ints are dimensions and flags.
+pattern, such an int is the size's symbol, or the product of several sizes' symbols, so that calls
+of many sizes share a kernel; all other ints keep their values. In a schema, ``SymInt`` marks the
+ints that may be sizes; plain ints are dimensions and flags.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from .schema import Kind, OpSchema
 
 @dataclass(frozen=True, slots=True)
 class TensorSizes:
-    """The sizes of one tensor of a call: as they are, and as its family has them."""
+    """The sizes of one tensor of a call, and the symbols that the family has in their place."""
 
     values: Sequence[int]
     symbols: Sequence[Expression]
@@ -46,7 +46,7 @@ def with_sizes(
 
 
 def _general(value: int, place: int, missing: int, tensors: Sequence[TensorSizes]) -> Component:
-    """Return what an int stands for: the size in its own place before that in any other."""
+    """Return what an int stands for; a size in the int's own place wins over any other size."""
     if value < 2:
         return value
     for candidate, expression in _candidates(place, missing, tensors):
@@ -63,7 +63,7 @@ def _candidates(
         preferred = [dim for dim in (place + missing, place) if dim in dims]
         for dim in dict.fromkeys((*preferred, *dims)):
             yield tensor.values[dim], tensor.symbols[dim]
-    # What several dimensions come to together: pixels of an image, rows of a matrix.
+    # The product of several dimensions: pixels of an image, rows of a matrix.
     for tensor in tensors[:1]:
         count = len(tensor.values)
         for start in range(count):
@@ -74,7 +74,7 @@ def _candidates(
 
 
 def size_arguments(arguments: Sequence[tuple[str, Component]]) -> dict[str, Component]:
-    """Return the arguments in which sizes are repeated, by name."""
+    """Return the arguments that repeat sizes, by name."""
     return {name: component for name, component in arguments if any(expressions(component))}
 
 
@@ -86,7 +86,7 @@ def expressions(component: Component) -> Iterator[Expression]:
 
 
 def resolved(component: Component, value_of: Callable[[Expression], Any]) -> Any:
-    """Return an argument with what ``value_of`` gives in place of its expressions."""
+    """Return an argument with ``value_of`` applied to its expressions."""
     if isinstance(component, list):
         return [resolved(one, value_of) for one in component]
     if isinstance(component, dict):
@@ -95,7 +95,7 @@ def resolved(component: Component, value_of: Callable[[Expression], Any]) -> Any
 
 
 def product(expression: Expression, sizes: Mapping[str, Any]) -> Any:
-    """Return the value of a size or of a product of sizes, which need not be Python's ints."""
+    """Return the value of a size or of a product of sizes; sizes may be symbolic ints."""
     if isinstance(expression, list):
         return math.prod(product(one, sizes) for one in expression[1:])
     return sizes[expression] if isinstance(expression, str) else expression

@@ -1,4 +1,4 @@
-"""The key of a call in the in-memory table: generated Python that reads a call's metadata."""
+"""Generates the function that reads a call's key in the in-memory table from its metadata."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from .schema import Argument, Kind, OpSchema
 
 
 def number_kind(value: Any) -> str | None:
-    """Return the kind of a number in a Tensor slot, or ``None`` for no tensor at all."""
+    """Return the kind of a number in a Tensor slot, or ``None`` for an undefined tensor."""
     return None if value is None else type(value).__name__
 
 
 def scalar_table_key(value: Any) -> Any:
-    """Return a hashable that tells Scalars apart as ``scalar_component`` does."""
+    """Return a hashable value that tells Scalars apart as ``scalar_component`` does."""
     if isinstance(value, float):
         return value.hex()
     if isinstance(value, complex):
@@ -29,12 +29,12 @@ def scalar_table_key(value: Any) -> Any:
     return (type(value), value)
 
 
-# Tensors whose attributes are read without a detour; a subclass may have __torch_function__.
+# Classes of tensors whose attributes are read directly; a subclass may have __torch_function__.
 _PLAIN = frozenset({Tensor, torch.nn.Parameter})
 
 
 def _other_key_function(tensor: str) -> Callable[[Any], Any]:
-    """Return a function that gives the key of what is no plain tensor: a subclass, or no tensor."""
+    """Return a function that gives the key of a tensor subclass or of a value that is no tensor."""
     names: dict[str, Any] = {"ae_is_aligned": is_aligned, "ae_complex": _COMPLEX}
     exec(f"def tensor_key(t): return {tensor.format('t')}", names)  # noqa: S102
     tensor_key = names["tensor_key"]
@@ -48,12 +48,12 @@ def _other_key_function(tensor: str) -> Callable[[Any], Any]:
     return other_key
 
 
-# On the CPU key every tensor is a strided CPU one: other layouts and devices have keys of their
-# own, so asking for them would only cost time.
-# Only complex numbers are conjugated; to ask costs as much as all other attributes.
+# Only complex tensors can be conjugated, and ``is_conj`` costs as much as all other attributes.
 _COMPLEX = frozenset(dtype for dtype in DTYPES if dtype.is_complex)
 
 
+# At the dispatch key CPU, every tensor is strided and on the CPU: other layouts and devices have
+# dispatch keys of their own, so reading layout and device would only cost time.
 _CPU_TENSOR = (
     "((ae_dtype := {0}.dtype), {0}.shape, {0}.stride(), {0}.is_neg(), "
     "ae_dtype in ae_complex and {0}.is_conj())"
@@ -64,10 +64,10 @@ _DEVICE_TENSOR = f"({_CPU_TENSOR[1:-1]}, {{0}}.device, ae_is_aligned({{0}}))"
 
 
 def table_key_function(schema: OpSchema, dispatch_key: str) -> Callable[..., tuple[Any, ...]]:
-    """Return a function of a call's arguments that gives its key in the in-memory table.
+    """Return a function of a call's arguments that gives the call's key in the in-memory table.
 
-    It takes what PyTorch hands to a Python kernel: positional arguments by position, keyword-only
-    ones by name, arguments that equal their default left out.
+    The function takes arguments as PyTorch passes them to a Python kernel: positional arguments by
+    position, keyword-only arguments by name, arguments that equal their default left out.
     """
     names: dict[str, Any] = {}
     expression = table_key_source(schema, dispatch_key, names)
@@ -77,14 +77,14 @@ def table_key_function(schema: OpSchema, dispatch_key: str) -> Callable[..., tup
 
 
 def table_key_source(schema: OpSchema, dispatch_key: str, names: dict[str, Any]) -> str:
-    """Return the Python expression of a call's table key; what it refers to is put in ``names``.
+    """Return the Python expression of a call's table key; names in the expression go to ``names``.
 
-    It is generated, because a generic loop over the schema costs more than the whole call of a
-    small kernel.
+    The expression is generated, because a generic loop over the schema costs more than the whole
+    call of a small kernel.
     """
     tensor = _CPU_TENSOR if dispatch_key == "CPU" else _DEVICE_TENSOR
     one = f"{tensor} if {{0}}.__class__ in ae_plain else ae_other_key({{0}})"
-    # With a prefix, builtins too: a keyword-only argument of an op may have any other name.
+    # All names have a prefix, also builtins: an op's keyword-only argument may have any other name.
     names.update(
         ae_is_aligned=is_aligned,
         ae_isinstance=isinstance,
@@ -110,14 +110,14 @@ def table_key_source(schema: OpSchema, dispatch_key: str, names: dict[str, Any])
     if schema.mutated:
         parts.append(overlap_source(schema))
     parts += ["ae_default_dtype()", "ae_deterministic()", "ae_precision()"]
-    # A thread in an unusual mode declines, however many others there are. As a condition, which
-    # costs less than one more part of the key.
+    # In an unusual float mode, a call declines whatever the number of threads. So the mode is a
+    # condition here, which costs less than one more part of the key.
     parts.append(f"(ae_threads() if {FLOAT_MODE} else None)")
     return f"({', '.join(parts)},)"
 
 
 def parameter_names(schema: OpSchema) -> list[str]:
-    """Return a Python parameter name for each argument: its own only where a caller uses it."""
+    """Return a Python parameter name for each argument: the schema's name if it is keyword-only."""
     return [a.name if a.kwarg_only else f"ae_{i}" for i, a in enumerate(schema.arguments)]
 
 
@@ -153,7 +153,7 @@ def _table_key_part(argument: Argument, name: str, one: str) -> str:
         Kind.FLOATS: f"ae_tuple([ae_float_hex(v) for v in {name}])",
         Kind.INTS: f"ae_tuple({name})",
         Kind.BOOLS: f"ae_tuple({name})",
-        # A call with one of these declines; that it is not None is all that its key must say.
+        # A call with one of these declines, so its key must only say that the value is not None.
         Kind.GENERATOR: f"{name} is not None",
         Kind.UNSUPPORTED: f"{name} is not None",
     }.get(argument.kind, name)
@@ -161,7 +161,7 @@ def _table_key_part(argument: Argument, name: str, one: str) -> str:
 
 
 def overlap_source(schema: OpSchema, others: str | None = None) -> str:
-    """Return the source of "a mutated argument overlaps another": layouts alone do not tell.
+    """Return the source of "a mutated argument overlaps another", which layouts do not tell.
 
     ``others`` is the source of the tensors to compare with, by default the other arguments.
     """

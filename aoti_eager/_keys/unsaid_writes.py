@@ -1,4 +1,4 @@
-"""What a call of a user's function writes to without saying so, and the words for it."""
+"""Finds inputs that a user's function writes to without saying so, and words the message."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from .call_template import CallTemplate
 
 
 def unsaid_write(template: CallTemplate, index: int) -> str:
-    """Return what a message says of a write to an input that is not declared as written to.
+    """Return the part of a message about a write to an input not declared as written to.
 
     Args:
-        template: The call; a function's constants are its last slots.
+        template: The call; a function's constants are the last slots.
         index: The input's slot.
     """
     name = template.slots[index].name
@@ -29,16 +29,18 @@ def unsaid_write(template: CallTemplate, index: int) -> str:
 
 
 class UnsaidWrites:
-    """The inputs of a call that it is not to write to, as they are before it.
+    """The versions, before a call, of inputs that the call must not write to.
 
-    Those of a live call are its arguments. To what its function finds by name, other threads may
-    write meanwhile (parameters of a model that is trained), so that is for a trace, with fakes; and
-    so are inference tensors, which have no version.
+    In a live call, only the arguments are watched. Tensors that the function finds by name are
+    watched in a trace, with fakes, because other threads may write to the real tensors during a
+    call (parameters of a model that is trained). Inference tensors are not watched: they have no
+    version.
 
     Args:
         template: The call.
-        inputs: Its tensors, in slot order.
-        of_trace: Whether they are fakes: then they are what the function finds by name.
+        inputs: The call's tensors, in slot order.
+        of_trace: Whether the inputs are fakes of a trace: then the tensors that the function finds
+            by name are watched, and else the arguments.
     """
 
     def __init__(
@@ -53,7 +55,7 @@ class UnsaidWrites:
         ]
 
     def problem(self) -> str | None:
-        """Return what the call has written to since, in words; ``None`` if nothing."""
+        """Return in words which watched input the call has written to; ``None`` if none."""
         for index, tensor, version in self._before:
             if tensor._version != version:
                 return unsaid_write(self._template, index)

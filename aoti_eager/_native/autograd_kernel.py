@@ -1,4 +1,4 @@
-"""The C++ kernel at the autograd key, which joins an op's forward and backward kernels."""
+"""The C++ kernel at the autograd key, which connects an op's forward and backward kernels."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ class NativeAutogradKernel:
     """The boxed C++ kernel of one op at the autograd key; see ``csrc/gradient.h``.
 
     Args:
-        op: Qualified name.
-        backward: That of the op of its gradient.
-        function: That of an op that runs what the op consists of.
-        kinds: For each argument the number of ``argument_kind``; none is written to.
+        op: Qualified name of the op.
+        backward: Qualified name of the op of its gradient.
+        function: Qualified name of an op that runs the ops that ``op`` consists of.
+        kinds: For each argument, the number from ``argument_kind``; no argument is written to.
         results: How many tensors the op returns.
-        decomposes: Whether traces, transforms and autocast see what the op consists of.
+        decomposes: Whether traces, transforms and autocast see the ops that ``op`` consists of.
 
     Raises:
-        NativePathError: There are no such ops.
+        NativePathError: One of the ops does not exist.
     """
 
     def __init__(
@@ -50,20 +50,21 @@ class NativeAutogradKernel:
             raise last_error(op, "cannot be differentiated")
 
     def install(self) -> None:
-        """Register the C++ kernel; what is registered now gets the calls that are not known.
+        """Register the C++ kernel; the kernel registered before gets the calls that are not known.
 
         Raises:
-            NativePathError: It cannot be registered.
+            NativePathError: The kernel cannot be registered.
         """
         if functions().ae_gate_install(self._pointer):
             raise last_error(self._name, "cannot be registered at the autograd key")
 
     def put(self, key: bytes, layouts: Sequence[int]) -> None:
-        """Join forward and backward of calls of ``key``.
+        """Connect forward and backward of calls of ``key``.
 
         Args:
-            key: The words of ``native_key`` and one with a bit for each tensor's gradient.
-            layouts: For each result whether it is differentiable, its dimensions, sizes, strides.
+            key: The words of ``native_key``, and a word with one bit for each tensor's gradient.
+            layouts: For each result: whether it is differentiable, its number of dimensions, its
+                sizes, its strides.
         """
         numbers = (ctypes.c_int64 * len(layouts))(*layouts)
         if self._pointer:
@@ -71,7 +72,7 @@ class NativeAutogradKernel:
 
     @property
     def nodes(self) -> int:
-        """Return how many nodes of autograd's there are that call the backward op yet."""
+        """Return how many autograd nodes exist that may still call the backward op."""
         return int(functions().ae_gate_nodes(self._pointer)) if self._pointer else 0
 
     def put_decline(self, key: bytes) -> None:
@@ -80,12 +81,12 @@ class NativeAutogradKernel:
             functions().ae_gate_put_decline(self._pointer, key, len(key) // 8)
 
     def clear(self) -> None:
-        """Let Python decide on all calls."""
+        """Forget all keys: every call is Python's to decide on."""
         if self._pointer:
             functions().ae_gate_clear(self._pointer)
 
     def close(self) -> None:
-        """Take it out of the dispatcher and free it; no call of the op may run."""
+        """Take the kernel out of the dispatcher and free it; no call of the op may be running."""
         pointer, self._pointer = self._pointer, None
         if pointer:
             functions().ae_gate_uninstall(pointer)

@@ -1,12 +1,12 @@
 """The C++ hit path's library: built once by the compiler that makes kernels, kept in the store.
 
-It lies beside what compiling kernels needs, in a directory of its own for each version of torch and
-of our sources, and in one below for each compiler. It holds no path and no Python, so a machine
-without a compiler takes one that another machine built::
+The library lies in the store's ``toolchain``. Each version of torch and of the sources has a
+directory, with a directory for each compiler inside. The library contains no path and does not
+depend on Python, so a machine without a compiler can use a library that another machine built::
 
     toolchain/native/<torch and sources>/<compiler>/{native.so, native.json}
 
-A wheel can carry libraries, in directories of the same names beside the modules.
+A wheel can carry libraries, in directories of the same names below ``_carried``.
 """
 
 from __future__ import annotations
@@ -36,36 +36,38 @@ from ..errors import NativePathError, UntrustedFileError
 from .library import NativeFile
 
 _SOURCES = Path(__file__).parent / "csrc"
-# What a wheel carries; hatch_build.py puts it there.
+# The libraries that a wheel carries; hatch_build.py puts them there.
 CARRIED = Path(__file__).parents[1] / "_carried"
 LIBRARY_FILE = "native.so"
 RECORD_FILE = "native.json"
 
-# For any CPU of the architecture: a machine with another one may be given the store.
+# No flags for this CPU alone: a machine with another CPU may use the same store.
 _FLAGS = (
     *("-std=c++20", "-O2", "-g0", "-w", "-fPIC", "-shared"),
-    # No symbols that meet another library's.
+    # No symbols that could clash with another library's.
     *("-fvisibility=hidden", "-fvisibility-inlines-hidden"),
-    # Torch's headers include the ops that they use, and not all 3,000: half of the compiler's time.
+    # Torch's headers then include only the ops that they use and not all 3,000, which saves half of
+    # the compiler's time.
     "-DAT_PER_OPERATOR_HEADERS",
 )
 
 _FLAGS_OF_GCC = (
-    # A symbol of that kind keeps a library from being closed.
+    # Unique symbols would keep the library from being closed.
     "-fno-gnu-unique",
-    # It tidies its memory up again and again, a tenth of its time, and gives back next to nothing.
+    # Fewer garbage collections in gcc: they take a tenth of its time and free next to nothing.
     *("--param", "ggc-min-expand=1000", "--param", "ggc-min-heapsize=1048576"),
 )
 
 BUILD_TIMEOUT_S = 300.0
 
-# A lock file is made before it is locked. One that is so new may be another process's that begins.
+# A lock file is made before it is locked: a lock file younger than this, in seconds, may belong to
+# a process that is just beginning to build.
 _BEGINNING_S = 5.0
 
-# Bytes that are read of the record before anything of it is believed.
+# Most bytes that the record may have; a longer one is not read.
 _RECORD_LIMIT = 1 << 16
 
-# Where a toolchain lies in a store.
+# The path of a toolchain in a store.
 _BASE = ("toolchain",)
 _DIGEST = "[0-9a-f]{16}"
 
@@ -73,7 +75,7 @@ Start = Callable[..., "subprocess.Popen[bytes]"]
 
 
 def build_directory(toolchain: Path) -> Path:
-    """Return the directory of this torch and these sources, inside of a store's ``toolchain``."""
+    """Return the directory for this torch and these sources in a store's ``toolchain``."""
     sources = {
         name: hashlib.sha256((_SOURCES / name).read_bytes()).hexdigest() for name in source_names()
     }
@@ -88,13 +90,13 @@ def build_directory(toolchain: Path) -> Path:
 
 
 def source_names() -> list[str]:
-    """Return the names of the files that the library is made of: all sources in ``csrc``."""
+    """Return the names of all source files in ``csrc``, from which the library is made."""
     kinds = (".h", ".cpp")
     return sorted(path.name for path in _SOURCES.iterdir() if path.suffix in kinds)
 
 
 def find(toolchain: Path, compiler: str | None) -> NativeFile | None:
-    """Return the library that ``compiler`` built, if it is there, whole and ours.
+    """Return the library that ``compiler`` built, if it exists, is undamaged and can be trusted.
 
     Args:
         toolchain: The directory of that name in a store.
@@ -112,14 +114,14 @@ def find(toolchain: Path, compiler: str | None) -> NativeFile | None:
 
 
 def find_carried() -> NativeFile | None:
-    """Return the library for this torch that came with the package, if it is whole and ours."""
+    """Return the library for this torch that came with the package, if it can be trusted."""
     return find(CARRIED, None) if CARRIED.is_dir() else None
 
 
 def carried_for() -> list[str]:
     """Return the versions of torch for which the package came with a library, for a message.
 
-    A version may be there twice, and says nothing of the build: nothing is chosen by this.
+    The versions are not used to choose a library: two builds of torch may have the same version.
     """
     versions = set()
     for record in CARRIED.glob(f"native/*/*/{RECORD_FILE}"):
@@ -129,7 +131,7 @@ def carried_for() -> list[str]:
 
 
 def was_cut_off(toolchain: Path, compiler: str) -> bool:
-    """Return whether a build by ``compiler`` was begun and has not ended, and nobody is at it.
+    """Return whether a build by ``compiler`` was begun, has not ended, and no process is at it.
 
     Args:
         toolchain: The directory of that name in a store.
@@ -160,13 +162,16 @@ def build(
     """Return the library, built unless another process has built it meanwhile.
 
     Args:
-        toolchain: Where to keep it, the directory of that name in a store; created if missing.
+        toolchain: The directory of that name in a store, to keep the library in; created if
+            missing.
         compiler: Path of the C++ compiler.
-        timeout_s: Seconds until the compiler is killed, and that another process is waited for.
+        timeout_s: Seconds until the compiler is killed; also seconds to wait for another process
+            that builds.
         start: Starts the compiler, as ``subprocess.Popen``, in a process group of its own.
 
     Raises:
-        NativePathError: The compiler failed or took too long; or there is no room or no right.
+        NativePathError: The compiler failed or took too long, another process builds for too long,
+            or there is no room or no permission.
     """
     digest = _compiler_digest(compiler)
     if digest is None:
@@ -192,13 +197,14 @@ def build(
                 "torch": str(torch.__version__),
                 "torch_build": torch.version.git_version,
                 "platform": f"{platform.machine()}-{sys.platform}",
-                "compiler": Path(compiler).name,  # the store has nobody's paths
+                "compiler": Path(compiler).name,  # No path: the store may be given to others.
                 "seconds": round(seconds, 1),
             }
             work.write(RECORD_FILE, json.dumps(record, indent=1).encode())
             os.chmod(LIBRARY_FILE, 0o600, dir_fd=work.fd)
-            remove(root, *names, digest, base=_BASE)  # Damaged, or it would have been found.
-            # Renamed last: whoever finds the directory finds all of it.
+            # A directory of this name is damaged: ``_checked`` would have returned it otherwise.
+            remove(root, *names, digest, base=_BASE)
+            # Renamed last: a reader who finds the directory finds all of its files.
             os.rename(work.path.name, digest, src_dir_fd=directory.fd, dst_dir_fd=directory.fd)
     except TimeoutError as error:
         raise NativePathError(
@@ -224,11 +230,11 @@ def _compile(
         *_FLAGS,
         *(() if "clang" in Path(compiler).resolve().name else _FLAGS_OF_GCC),
         *(f"-I{include}", f"-I{include / 'torch' / 'csrc' / 'api' / 'include'}"),
-        # Messages name the source that they come from, and the library is shipped.
+        # Messages name their source file, and this machine's paths must not be shipped.
         *(f"-ffile-prefix-map={_SOURCES}=csrc", f"-ffile-prefix-map={include}=include"),
         str(_SOURCES / "native.cpp"),
         *("-o", str(output)),
-        # By their names only: the process has them loaded, wherever they lie.
+        # Linked by name only: the process has loaded these libraries, wherever they lie.
         *(f"-L{root / 'lib'}", "-ltorch_cpu", "-lc10"),
     ]
     begun = time.monotonic()
@@ -239,7 +245,7 @@ def _compile(
         stderr=subprocess.PIPE,
         start_new_session=True,
         umask=0o077,
-        # Nothing of the compiler's is left in a directory that others can write to.
+        # The compiler's temporary files must not lie in a directory that others can write to.
         env={**os.environ, "TMPDIR": str(output.parent)},
     )
     try:
@@ -251,8 +257,9 @@ def _compile(
         raise NativePathError(
             f"{compiler}: the native hit path is not compiled after {timeout_s:g} s"
         ) from error
-    except BaseException:  # Ctrl-C is for this process alone: the compiler has its own session.
-        if process.returncode is None:  # Else it was waited for: its number may be another's.
+    except BaseException:  # Ctrl-C does not reach the compiler, which has a session of its own.
+        # With a return code, the number may belong to another process by now.
+        if process.returncode is None:
             with contextlib.suppress(ProcessLookupError, PermissionError):
                 os.killpg(process.pid, 9)
         process.wait()
@@ -268,7 +275,7 @@ def _compile(
 
 
 def _checked(directory: Directory, digest: str) -> NativeFile | None:
-    """Return a published library whose bytes are those that were built."""
+    """Return a published library, or ``None`` if its bytes are not those that were built."""
     if not re.fullmatch(_DIGEST, digest):
         return None
     try:
@@ -282,9 +289,9 @@ def check_native(found: Directory) -> NativeFile:
     """Return the library in a directory that ``build`` has published.
 
     Raises:
-        FileNotFoundError: It is missing, or its record is.
-        UntrustedFileError: It is not what was built, or others could have written it.
-        OSError: It cannot be read.
+        FileNotFoundError: The library or its record is missing.
+        UntrustedFileError: The library is not what was built, or others could have written it.
+        OSError: The library cannot be read.
     """
     document = found.read(RECORD_FILE, _RECORD_LIMIT)
     try:
@@ -299,7 +306,10 @@ def check_native(found: Directory) -> NativeFile:
 
 
 def _compiler_digest(compiler: str) -> str | None:
-    """Return what tells this compiler from another, without starting it; ``None`` if it is gone."""
+    """Return a digest that tells this compiler from another; ``None`` if the compiler is gone.
+
+    The compiler is not started: path, size and time of the last change are enough.
+    """
     path = Path(compiler).resolve()
     try:
         status = path.stat()

@@ -1,7 +1,7 @@
-"""The C++ hit path's library: opened, and its functions declared to ctypes.
+"""Opens the C++ hit path's library and declares its functions to ctypes.
 
-``csrc/native.cpp`` is the other side. Calls go through ctypes, which releases the GIL; none is made
-on a hit. Who calls one when the hit path is not loaded has a mistake.
+``csrc/native.cpp`` defines the functions. Calls go through ctypes, which releases the GIL; a hit
+makes no such call. Calling a function while the hit path is not loaded is a programming error.
 """
 
 from __future__ import annotations
@@ -81,7 +81,7 @@ _loaded: tuple[Path, str] | None = None
 
 @dataclass(frozen=True, slots=True)
 class NativeFile:
-    """A file of the hit path: where it lies, the digest of its bytes, and these."""
+    """The hit path's library file: its path, the digest of its bytes, and the bytes."""
 
     path: Path
     sha256: str
@@ -92,7 +92,8 @@ def read(path: Path, sha256: str) -> NativeFile:
     """Return the file at ``path``, whose bytes have the digest ``sha256``.
 
     Raises:
-        NativePathError: It is another file, others could have written it, or it cannot be read.
+        NativePathError: The digest is another one, others could have written the file, or it
+            cannot be read.
     """
     try:
         with open_directory(path.parent) as directory:
@@ -105,10 +106,10 @@ def read(path: Path, sha256: str) -> NativeFile:
 
 
 def load(file: NativeFile) -> None:
-    """Open the hit path's library, a private copy of it; it stays open until the process ends.
+    """Open a private copy of the hit path's library; it stays open until the process ends.
 
     Raises:
-        NativePathError: It cannot be opened here.
+        NativePathError: The library cannot be opened here.
     """
     global _library, _loaded
     if _library is not None:
@@ -124,8 +125,9 @@ def load(file: NativeFile) -> None:
             f"{file.path}: the native hit path cannot be loaded: {error}"
         ) from error
     library.ae_set_failed(_on_failed)
-    # Beside us: Linux takes milliseconds to agree. Whoever needs one before waits for it.
-    with contextlib.suppress(RuntimeError):  # The system has no thread for us, or Python ends.
+    # In another thread, because Linux takes milliseconds to set barriers up. A writer that needs a
+    # barrier before then sets them up itself, and waits.
+    with contextlib.suppress(RuntimeError):  # The system has no more threads, or Python is ending.
         threading.Thread(
             target=library.ae_ask_for_barriers, name="aoti_eager-barriers", daemon=True
         ).start()
@@ -133,7 +135,7 @@ def load(file: NativeFile) -> None:
 
 
 def functions() -> Any:
-    """Return the functions of the hit path, which is loaded."""
+    """Return the functions of the hit path, which must be loaded."""
     return _library
 
 
@@ -143,13 +145,13 @@ def is_loaded() -> bool:
 
 
 def loaded() -> tuple[Path, str] | None:
-    """Return the file that is open, and the digest of its bytes, if one is."""
+    """Return the path and the digest of the library that is open, or ``None``."""
     return None if _library is None else _loaded
 
 
-# Thread idents of runs that failed in C++, each with the op and the library's message. The kernel
-# that Python has registered for the op is entered next, and looks here first of all. With an empty
-# message the run did not fail: it is a hit that is to be compared with the original.
+# Thread ident -> op and message of a run that failed in C++ in that thread. Next, C++ enters the
+# Python kernel of the op, which looks here first of all. An empty message means that the run did
+# not fail: the hit is to be compared with the original.
 failures: dict[int, tuple[int, str]] = {}
 
 
@@ -161,6 +163,6 @@ _on_failed = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_char_p)(_keep_fail
 
 
 def last_error(name: str, what: str) -> NativePathError:
-    """Return what the hit path says of its last failure, as an exception."""
+    """Return the hit path's message about its last failure, as an exception."""
     message = (_library.ae_last_error() or b"").decode(errors="replace")
     return NativePathError(f"{name}: {what} by the native hit path: {message}")

@@ -1,4 +1,4 @@
-"""Which threads are inside our own work, so that registered ops run their originals there."""
+"""Marks threads that do this package's own work, so that ops run their originals there."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from .._base.torch_compat.tensors import DisableTorchFunctionSubclass
 from . import library as native_library
 from . import op_kernel
 
-# Thread idents. A set and not a threading.local: every dispatched call asks, and an empty set is
-# the cheapest question there is.
+# Thread idents. A set and not a threading.local: every dispatched call looks here, and nothing is
+# cheaper than to see that a set is empty.
 passing: set[int] = set()
 
 
@@ -19,14 +19,15 @@ passing: set[int] = set()
 def passthrough() -> Iterator[None]:
     """Run originals for every registered op that this thread calls in the ``with`` block.
 
-    Tensor subclasses count as plain tensors in it: their ``__torch_function__`` is not called.
+    In the block, Tensor subclasses count as plain tensors: their ``__torch_function__`` is not
+    called.
     """
     ident = get_ident()
     if ident in passing:
         yield
         return
     passing.add(ident)
-    # It may be loaded in the block, for a thread that did not enter.
+    # Asked once: the hit path may be loaded while the block runs, and would then only be told -1.
     native = native_library.is_loaded()
     if native:
         op_kernel.add_passing(1)

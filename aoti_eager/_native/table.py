@@ -1,4 +1,4 @@
-"""What C++ knows of keys: tables, the libraries that their entries run, and counters."""
+"""The C++ side of a table: keys, the libraries that entries run, and counters."""
 
 from __future__ import annotations
 
@@ -14,30 +14,30 @@ OUTPUT, ARGUMENT, NONE, OUTPUTS = range(4)  # where a result comes from, by csrc
 
 
 class NativeCounter:
-    """A count that C++ raises; threads do not write to one cache line."""
+    """A count that C++ raises; threads raise it in different cache lines."""
 
     def __init__(self) -> None:
         self._pointer = functions().ae_counter_new()
 
     @property
     def pointer(self) -> int:
-        """Return the address that tables and ops are given."""
+        """Return the address, for tables and ops."""
         return int(self._pointer)
 
     @property
     def value(self) -> int:
-        """Return how often it was raised."""
+        """Return how often C++ has raised the count."""
         return int(functions().ae_counter_value(self._pointer)) if self._pointer else 0
 
     def close(self) -> None:
-        """Free it; no op and no entry may have it any more."""
+        """Free the counter, which no op and no entry may use."""
         pointer, self._pointer = self._pointer, None
         if pointer:
             functions().ae_counter_delete(pointer)
 
 
 class _LibraryStruct(ctypes.Structure):
-    """``Library`` of csrc/op.h."""
+    """``Library`` of csrc/entry.h."""
 
     _fields_ = (
         ("borrowing_run", ctypes.c_void_p),
@@ -51,16 +51,16 @@ class _LibraryStruct(ctypes.Structure):
 
 @dataclass(frozen=True, slots=True)
 class NativeRun:
-    """What C++ calls of a loaded library: addresses, and what keeps them good.
+    """The addresses in a loaded library that C++ calls, and the object that keeps them valid.
 
     Attributes:
         borrowing_run: Address of a thin library's ``aoti_eager_run``, or 0.
         container_run: Address of ``AOTInductorModelContainerRunSingleThreaded``, or 0.
         last_error: Address of ``AOTInductorGetLastError``.
         handle: The container.
-        outputs: Number of output handles that a run gives.
+        outputs: Number of output handles that a run returns.
         calls_aten: Whether the library calls registered ops.
-        owner: Kept alive as long as a call may be inside of the library.
+        owner: An object that is kept alive as long as a call may be inside the library.
     """
 
     borrowing_run: int
@@ -72,13 +72,13 @@ class NativeRun:
     owner: object
 
 
-# What keeps the libraries of entries open, until C++ says that no reader has the entry any more.
+# Objects that keep the libraries of entries open, until C++ says that no reader has the entry.
 _owners: dict[int, object] = {}
 _next_owner = itertools.count(1)
 
 
 def collect() -> None:
-    """Let go of the libraries that no entry has any more."""
+    """Let go of the libraries whose entries C++ has freed."""
     room = 64
     owners = (ctypes.c_uint64 * room)()
     while count := functions().ae_released(owners, room):
@@ -87,7 +87,7 @@ def collect() -> None:
 
 
 class NativeTable:
-    """The entries of one op in one cache directory, as C++ finds them."""
+    """The entries of one op in one cache directory, for lookups in C++."""
 
     def __init__(self) -> None:
         self._pointer = functions().ae_table_new()
@@ -97,7 +97,7 @@ class NativeTable:
 
     @property
     def pointer(self) -> int:
-        """Return the address that ops are given."""
+        """Return the address, for ops."""
         return int(self._pointer)
 
     def put(
@@ -110,15 +110,17 @@ class NativeTable:
         *,
         looks: bool = False,
     ) -> None:
-        """Serve calls of ``key`` by a library.
+        """Serve calls of ``key``, or calls that match ``program``, by a library.
 
         Args:
-            key: The words of ``native_key``; with a program a name, of as many bytes as words have.
+            key: The words of ``native_key``. With a program, a name for it instead, with the length
+                of whole words.
             run: The library.
             results: Kind, index and count of each result of the op.
-            program: What calls match that have no entry of their own; see ``pattern_program``.
-            numbers: A byte for each argument: whether it is a number that is an input.
-            looks: Whether hits are compared with the original once more, at times.
+            program: The program that calls without an entry of their own are matched with; see
+                ``pattern_program``.
+            numbers: One byte for each argument: whether it is a number that is an input.
+            looks: Whether some hits are compared with the original once more.
         """
         library = _LibraryStruct(
             run.borrowing_run or None,
@@ -156,22 +158,22 @@ class NativeTable:
         collect()
 
     def remove_pattern(self, name: bytes) -> None:
-        """Let Python decide on calls that matched the program put under ``name``."""
+        """Remove the program under ``name``: calls that match it are Python's to decide on."""
         functions().ae_table_remove_pattern(self._pointer, name, len(name) // 8)
         collect()
 
     def remove(self, key: bytes) -> None:
-        """Let Python decide on calls of ``key``."""
+        """Remove ``key``: its calls are Python's to decide on."""
         functions().ae_table_remove(self._pointer, key, len(key) // 8)
         collect()
 
     def clear(self) -> None:
-        """Let Python decide on all calls."""
+        """Remove everything: all calls are Python's to decide on."""
         functions().ae_table_clear(self._pointer)
         collect()
 
     def close(self) -> None:
-        """Free it; no op may have it any more."""
+        """Free the table, which no op may use."""
         pointer, self._pointer = self._pointer, None
         if pointer:
             functions().ae_table_delete(pointer)

@@ -1,4 +1,4 @@
-"""AOTInductor's C interface, as Python reaches it without importing Inductor."""
+"""AOTInductor's C interface, reached from Python without importing Inductor."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ AOTIModelContainerRunnerCpu = torch._C._aoti.AOTIModelContainerRunnerCpu
 
 
 # AOTInductor's C interface takes and gives heap-allocated at::Tensor pointers. These two functions
-# make them from Python tensors and back, as capsules; there is no public way.
+# convert Python tensors to such pointers, as capsules, and back; there is no public way.
 new_tensor_capsules = torch._C._aoti.unsafe_alloc_void_ptrs_from_tensors
 tensors_stealing_capsules = torch._C._aoti.alloc_tensors_by_stealing_from_void_ptrs
 
 
-# AOTInductor's C interface gives a dtype as the number of a c10::ScalarType, which Python only has
-# behind this name. Probing stops at the first number that is no dtype of this build.
+# AOTInductor's C interface gives a dtype as the number of a c10::ScalarType, which Python gets only
+# from these C functions. Dtypes without such a function in this build are left out.
 def dtypes_by_number() -> dict[int, torch.dtype]:
     """Return the dtype of each ``c10::ScalarType`` number."""
     shim = libtorch_cpu()
@@ -36,7 +36,7 @@ def dtypes_by_number() -> dict[int, torch.dtype]:
 def device_type_numbers() -> dict[str, int]:
     """Return the ``c10::DeviceType`` number of each device type that AOTInductor's C interface has.
 
-    Like the numbers of dtypes they have no public name in Python.
+    Like the numbers of dtypes, these numbers have no public name in Python.
     """
     shim = libtorch_cpu()
     found = {}
@@ -51,7 +51,7 @@ def device_type_numbers() -> dict[str, int]:
 def libtorch_cpu() -> ctypes.CDLL:
     """Return torch's own library, which has the C functions that kernel libraries call.
 
-    It is loaded already, and found by its name; ``ctypes.PyDLL`` would hold the GIL.
+    The library is loaded already, and found by its path. ``ctypes.PyDLL`` would hold the GIL.
     """
     path = os.path.join(os.path.dirname(torch.__file__), "lib", "libtorch_cpu.so")
     return ctypes.CDLL(path)

@@ -9,35 +9,41 @@ from typing import Any
 
 import torch
 
-# There are no public words for any of these: a kernel above the backend has to say what of the
-# dispatcher's keys comes next, and whether a transform is on its way through it.
+# Nothing here has a public name: a kernel above the backend must say which of the dispatcher's keys
+# comes next, and whether a transform is passing through the call.
 below_autograd = torch._C._AutoDispatchBelowAutograd
 _AFTER_AUTOGRAD = torch._C._after_autograd_keyset
 _AFTER_VERSIONS = torch._C._after_ADInplaceOrView_keyset
 
 
 def redispatch_below_autograd(op: Any, keyset: Any, args: Any, kwargs: Any) -> Any:
-    """Return the result of ``op`` without a gradient."""
+    """Return the result of ``op``, called below autograd: without a gradient."""
     with below_autograd():
         return op.redispatch(keyset & _AFTER_AUTOGRAD, *args, **kwargs)
 
 
 def redispatch_below_versions(op: Any, keyset: Any, args: Any, kwargs: Any) -> Any:
-    """Return the result of ``op`` after the versions of what it writes to were counted."""
+    """Return the result of ``op``, called below the key that counts tensors' versions.
+
+    The caller has counted the versions of the tensors that ``op`` writes to.
+    """
     with torch._C._AutoDispatchBelowADInplaceOrView():
         return op.redispatch(keyset & _AFTER_VERSIONS, *args, **kwargs)
 
 
 def write_unseen(tensor: torch.Tensor, values: torch.Tensor) -> None:
-    """Copy ``values`` into a tensor whose version was counted already, and which autograd knows."""
+    """Copy ``values`` into ``tensor``; neither autograd nor the tensor's version notices.
+
+    The version was counted already, and autograd knows of the write.
+    """
     with below_autograd(), torch._C._AutoDispatchBelowADInplaceOrView():
         tensor.copy_(values)
 
 
 def counts_writes(tensor: torch.Tensor) -> bool:
-    """Return whether an op that is called now and writes to ``tensor`` counts that.
+    """Return whether an op that is called now and writes to ``tensor`` raises its version.
 
-    The public ``increment_version`` counts always, and raises for tensors of inference mode.
+    The public ``increment_version`` always counts, and raises for tensors of inference mode.
     """
     key = torch._C.DispatchKey.ADInplaceOrView
     excluded = torch._C._dispatch_tls_is_dispatch_key_excluded(key)
@@ -55,7 +61,7 @@ def _autograd_keys() -> list[Any]:
 
 @contextlib.contextmanager
 def with_autograd() -> Iterator[None]:
-    """Have autograd follow what a kernel below it does, which differentiates for itself."""
+    """Let autograd record what a kernel below autograd does, for a kernel that differentiates."""
     excluded = torch._C._dispatch_tls_local_exclude_set()
     for key in _autograd_keys():
         excluded = excluded.remove(key)
@@ -65,9 +71,9 @@ def with_autograd() -> Iterator[None]:
 
 
 def is_transforming() -> bool:
-    """Return whether ``torch.func`` or forward-mode differentiation is on its way through a call.
+    """Return whether ``torch.func`` or forward-mode differentiation is passing through a call.
 
-    Each asks for another way to differentiate, and gets it from the ops that a function calls.
+    Both differentiate in another way than a compiled backward, by the ops that a function calls.
     """
     if torch._C._functorch.peek_interpreter_stack() is not None:
         return True
@@ -75,16 +81,16 @@ def is_transforming() -> bool:
 
 
 def is_batched(tensor: torch.Tensor) -> bool:
-    """Return whether a tensor stands for a batch of them, whose own sizes and strides it hides."""
+    """Return whether a tensor stands for a batch of tensors and hides the batch's own layout."""
     functorch = torch._C._functorch
     return bool(functorch.is_batchedtensor(tensor) or functorch.is_legacy_batchedtensor(tensor))
 
 
 def has_saved_tensor_hooks() -> bool:
-    """Return whether what autograd saves goes through hooks: a checkpoint's, an offload's."""
+    """Return whether tensors that autograd saves pass through hooks (checkpoints, offloading)."""
     return torch._C._autograd._top_saved_tensors_default_hooks(True) is not None
 
 
 def autograd_keyset() -> Any:
-    """Return the keys of a plain CPU tensor's call above the backend; there is no public maker."""
+    """Return the keyset with autograd's key for the CPU; there is no public way to make it."""
     return torch._C.DispatchKeySet(torch._C.DispatchKey.AutogradCPU)

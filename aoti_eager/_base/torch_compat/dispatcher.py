@@ -31,17 +31,17 @@ def privateuse1_device_type() -> str:
 def is_torchs_own(kernel: Any) -> bool:
     """Return whether a kernel from ``torch.library.get_kernel`` was registered by torch itself.
 
-    Only its repr tells: it names the source file of the registration. An override from Python or
-    from an extension names another.
+    Only the kernel's repr tells: it names the source file of the registration. The repr of an
+    override from Python or from an extension names another file.
     """
     origin = repr(kernel)
     return "/aten/src/ATen/" in origin or "/torch/csrc/" in origin
 
 
 def is_custom_op_kernel(kernel: Any) -> bool:
-    """Return whether a kernel from ``torch.library.get_kernel`` is a Python function's of an op.
+    """Return whether a kernel from ``torch.library.get_kernel`` runs an op's Python function.
 
-    That is one of ``torch.library.custom_op``'s, or of an op that this package defines.
+    Such an op was made by ``torch.library.custom_op`` or is defined by this package.
     """
     from_torch = "/torch/_library/custom_ops.py:" in repr(kernel)
     return from_torch or is_registered_by(kernel, new_op_library)
@@ -62,12 +62,12 @@ def is_from_python(kernel: Any) -> bool:
 
 
 def is_ours(kernel: Any) -> bool:
-    """Return whether a kernel from ``torch.library.get_kernel`` is one that we registered."""
+    """Return whether this package registered a kernel from ``torch.library.get_kernel``."""
     from_cpp = "aoti_eager/_native/csrc/registration.h:" in repr(kernel)
     return from_cpp or is_registered_by(kernel, new_library)
 
 
-# torch.ops hands these out, but their classes are only in torch._ops.
+# torch.ops gives instances of these classes; the classes themselves are only in torch._ops.
 OpOverload = torch._ops.OpOverload
 OpOverloadPacket = torch._ops.OpOverloadPacket
 
@@ -80,16 +80,16 @@ def raw_schema(op: Any) -> Any:
 def has_op(name: str) -> bool:
     """Return whether the dispatcher lists an overload of this qualified name.
 
-    To list all of them takes two milliseconds.
+    This asks for one name, because listing all overloads takes two milliseconds.
     """
     try:
         return bool(torch._C._dispatch_has_kernel(name))
-    except (RuntimeError, ValueError, TypeError):  # It is no name, or cannot be one in C++.
+    except (RuntimeError, ValueError, TypeError):  # Not a valid name, or none that C++ can take.
         return False
 
 
 def is_defined(name: str) -> bool:
-    """Return whether the dispatcher has an op of this qualified name, with no overload's name."""
+    """Return whether the dispatcher has a default overload of this qualified name."""
     try:
         torch._C._dispatch_find_schema_or_throw(name, "")
     except RuntimeError:
@@ -98,7 +98,7 @@ def is_defined(name: str) -> bool:
 
 
 def type_in_schema(argument: Any) -> str:
-    """Return the type of a schema's argument as schemas spell it; ``real_type`` has no document."""
+    """Return the type of a schema's argument as schemas spell it; ``real_type`` is undocumented."""
     return str(argument.real_type.str())
 
 
@@ -108,7 +108,7 @@ def dispatch_key_of(device_type: str) -> str:
 
 
 def destroy(library: torch.library.Library) -> None:
-    """Take a library's kernels out of the dispatcher now, not when it is garbage."""
+    """Take a library's kernels out of the dispatcher now, before the library is garbage."""
     library._destroy()  # type: ignore[no-untyped-call]
 
 
@@ -151,10 +151,12 @@ def dispatched_call(
 ) -> tuple[Any, Any, Any]:
     """Return the first overload that a call of ``function`` dispatches, with its arguments.
 
-    Of an op that is made of others, that is one of these; with ``whole``, the op itself.
+    For an op that is composed of other ops, that is one of the other ops; with ``whole``, it is the
+    op itself.
 
-    Nothing is computed: the call ends there. Only a dispatch mode sees arguments as a kernel would
-    (an int in a float slot converted, a list around a single size), and it has no public name.
+    Nothing is computed: the call ends at the dispatch. Only a dispatch mode sees arguments as a
+    kernel would (an int in a float slot converted, a list around a single size); dispatch modes
+    have no public name.
     """
     from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -168,8 +170,9 @@ def dispatched_call(
             raise Captured(func, args, kwargs or {})
 
     try:
-        # An op with a compiled gradient shows a mode what its function consists of; a function that
-        # is no op may ask for the gradient mode, and call others.
+        # Gradient mode is off for ops: with it, an op with a compiled gradient shows a mode the ops
+        # that its function consists of. A function that is no op keeps the mode, because the
+        # function may ask for it and call other ops.
         is_op = isinstance(function, OpOverload | OpOverloadPacket)
         mode = torch.set_grad_enabled(torch.is_grad_enabled() and not is_op)
         with mode, below_autograd() if whole else contextlib.nullcontext(), Capture():  # type: ignore[no-untyped-call]
@@ -183,8 +186,8 @@ def dispatched_call(
 def custom_op_function(name: str, dispatch_key: str) -> Any:
     """Return the Python function that ``torch.library.custom_op`` runs for an op, or ``None``.
 
-    ``None`` too while the op's kernel for the device is disabled. The public ``CustomOpDef`` keeps
-    its functions in private fields, each wrapped in one of torch's own.
+    The result is also ``None`` while the op's kernel for the device is disabled. The public
+    ``CustomOpDef`` keeps its functions in private fields, each wrapped in one of torch's functions.
     """
     definition: Any = torch._library.custom_ops.OPDEFS.get(name)
     if definition is None or definition._disabled_kernel:

@@ -1,4 +1,4 @@
-"""Settings of torch and of Inductor that shape code."""
+"""Settings of torch and of Inductor that affect the generated code."""
 
 from __future__ import annotations
 
@@ -16,22 +16,22 @@ def set_deterministic_algorithms(wanted: bool) -> None:
     torch._C._set_deterministic_algorithms(wanted, warn_only=True)
 
 
-# Whether a profiler records this thread; torch.profiler itself has no such question.
+# Whether a profiler records this thread; torch.profiler has no such function.
 is_profiling = torch._C._autograd._profiler_enabled
 
 
-# The public twins are Python functions around these; a call of each is on the hit path.
+# The public twins are Python functions around these. The hit path calls each, so the detour counts.
 deterministic_algorithms = torch._C._get_deterministic_algorithms
 float32_matmul_precision = torch._C._get_float32_matmul_precision
 
 
-# Where a script sets them, and what messages call them by.
+# The module in which a script sets Inductor's settings, and by which messages name them.
 INDUCTOR_CONFIG = "torch._inductor.config"
 
 
-# Settings that torch writes itself, and that shape no kernel's code: what AOTInductor puts into a
-# package, and holds while it compiles one; how many processes compile; how DistributedDataParallel
-# joins its messages; where a compiler for other devices was found.
+# Settings that torch writes itself and that do not affect a kernel's code: what AOTInductor puts
+# into a package and needs while it compiles one; how many processes compile; how
+# DistributedDataParallel joins its messages; where a compiler for other devices was found.
 _WRITTEN_BY_TORCH = frozenset(
     {
         "aot_inductor.metadata",
@@ -50,10 +50,10 @@ _WRITTEN_BY_TORCH = frozenset(
 def inductor_settings() -> dict[str, Any]:
     """Return Inductor's settings that differ from their defaults, by dotted name.
 
-    Those that torch writes itself are none of the user's, and left out.
+    Settings that torch writes itself are left out, because they are not the user's.
 
-    Empty while ``torch._inductor.config`` is not imported: then every setting has the default that
-    the environment variables give it, and importing it to find that out would cost two seconds.
+    The result is empty while ``torch._inductor.config`` is not imported: every setting then has the
+    default that the environment variables give it. Importing the module would cost two seconds.
     """
     config = sys.modules.get(INDUCTOR_CONFIG)
     if config is None:
@@ -61,11 +61,13 @@ def inductor_settings() -> dict[str, Any]:
     entries: Any = config._config
     own = set(_WRITTEN_BY_TORCH)
     if config.deterministic == deterministic_algorithms():
-        own.add("deterministic")  # use_deterministic_algorithms sets both; a key has the mode.
+        # use_deterministic_algorithms sets both, and a key contains the mode.
+        own.add("deterministic")
     changed = [name for name in entries if name not in own and not config._is_default(name)]
     values = {name: _dotted(config, name) for name in sorted(changed)}
-    # _is_default is False for a setting that was patched and came back, and for one that a variable
-    # sets; the variables are a part of the environment by themselves.
+    # _is_default is False for a setting that was patched and restored, and for a setting from an
+    # environment variable. Both are left out here: the variables are a part of the environment (of
+    # the key) by themselves.
     return {name: value for name, value in values.items() if value != _initial(entries[name])}
 
 

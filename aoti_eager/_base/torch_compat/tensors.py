@@ -10,15 +10,15 @@ import torch
 from torch.testing._comparison import TensorLikePair, not_close_error_metas
 from torch.utils._python_dispatch import _disable_current_modes
 
-# What a Tensor subclass does in ``__torch_function__`` is for its user's calls, not for ours.
+# A Tensor subclass's ``__torch_function__`` is for its user's calls and not for this package's.
 DisableTorchFunctionSubclass = torch._C.DisableTorchFunctionSubclass
 
 
 def tensor_difference(actual: torch.Tensor, expected: torch.Tensor) -> str | None:
     """Return how ``actual`` differs from ``expected`` by ``torch.testing.assert_close``'s defaults.
 
-    NaNs are equal, strides are compared. The public function imports torch.distributed first, which
-    takes a second; the class below it does the same for two tensors.
+    NaNs are equal, and strides are compared. The public function imports torch.distributed first,
+    which takes a second; the class that it uses for two tensors gives the same result.
     """
     errors = not_close_error_metas(
         actual, expected, pair_types=(TensorLikePair,), equal_nan=True, check_stride=True
@@ -35,8 +35,9 @@ def shares_memory(results: tuple[Any, ...], args: tuple[Any, ...], kwargs: dict[
 def wrapped_templates() -> dict[type, Any]:
     """Return a wrapped number of each type; see ``wrapped_number``.
 
-    To be called before any op of ours is registered: a multiplication makes the templates. Modes of
-    the caller's thread (fakes, default devices) do not see that multiplication.
+    Call this before this package registers any op, because the templates are made by a
+    multiplication. Modes of the caller's thread (fakes, default devices) do not see the
+    multiplication.
     """
     with contextlib.ExitStack() as stack:
         stack.enter_context(_disable_current_modes())
@@ -52,8 +53,9 @@ def wrapped_templates() -> dict[type, Any]:
 def wrapped_number(value: complex) -> torch.Tensor:
     """Return the tensor that C++ makes of a number in a Tensor slot: it promotes as a number.
 
-    No function gives one to Python, but a multiplication by a number saves one for its gradient,
-    and what ``_make_subclass`` makes of that is still one after it was given another storage.
+    No function makes such a tensor in Python, but a multiplication by a number saves one for its
+    gradient. A tensor that ``_make_subclass`` makes from the saved one is still a wrapped number
+    after it was given another storage.
     """
     template = wrapped_templates()[type(value)]
     data = torch.tensor(value, dtype=template.dtype, device="cpu")
@@ -63,5 +65,5 @@ def wrapped_number(value: complex) -> torch.Tensor:
     return wrapped
 
 
-# All dtypes of this build. Looked for once: torch has more than a thousand names.
+# All dtypes of this build. Collected once, because torch has more than a thousand names.
 DTYPES = frozenset(one for one in vars(torch).values() if one.__class__ is torch.dtype)

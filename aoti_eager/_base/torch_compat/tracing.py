@@ -1,4 +1,4 @@
-"""Tracing: fakes, symbols, dispatch modes, and whether somebody traces now."""
+"""Tracing: fakes, symbols, dispatch modes, and whether a trace is going on."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ import torch
 def is_tracing() -> bool:
     """Return whether this thread is inside Dynamo, export, AOTAutograd or a dispatch mode.
 
-    There is no public question that covers all of them (``torch.compiler.is_compiling`` is False in
-    AOTAutograd's and Inductor's own parts). Asked on a miss only, never on a hit.
+    No public function covers all of them (``torch.compiler.is_compiling`` is False in AOTAutograd's
+    and Inductor's own parts). This is called on a miss only, never on a hit.
     """
     if torch._guards.TracingContext.try_get() is not None:
         return True
     return bool(torch._C._len_torch_dispatch_stack()) or torch.compiler.is_compiling()
 
 
-# Which modes of tensors without data a call is under, and what they take, has no public name.
+# The fake modes that a call is under, and which tensors they take, have no public name.
 @contextlib.contextmanager
 def real_tensors_allowed() -> Iterator[None]:
-    """Within a call under a ``FakeTensorMode``, take real tensors as constants, as export does."""
+    """Let the ``FakeTensorMode``s of a call take real tensors as constants, as export does."""
     from torch._guards import detect_fake_mode
     from torch._subclasses.fake_tensor import FakeTensorMode
     from torch.utils._python_dispatch import _get_current_dispatch_mode_stack
@@ -40,8 +40,8 @@ def real_tensors_allowed() -> Iterator[None]:
             one.allow_non_fake_inputs = was
 
 
-# Tensors without data, and what tracing raises where data would be needed, have no public names.
-# Imported where they are used: a warm process needs neither.
+# Fake tensors, and the errors that tracing raises where data would be needed, have no public names.
+# They are imported where they are used, because a warm process needs neither.
 def fake_mode() -> Any:
     """Return a mode in which new tensors have metadata and no data."""
     from torch._subclasses.fake_tensor import FakeTensorMode
@@ -50,14 +50,14 @@ def fake_mode() -> Any:
 
 
 def symbolic_functions() -> Any:
-    """Return the module of the functions that torch adds to sympy's for sizes."""
+    """Return the module with the functions that torch adds to sympy for sizes."""
     import torch.utils._sympy.functions
 
     return torch.utils._sympy.functions
 
 
 def data_dependent_errors() -> tuple[type[Exception], ...]:
-    """Return what an op raises in ``fake_mode`` if its result depends on data."""
+    """Return the exceptions that an op raises in ``fake_mode`` if its result depends on data."""
     from torch._subclasses.fake_tensor import (
         DataDependentOutputException,
         DynamicOutputShapeException,
@@ -67,7 +67,7 @@ def data_dependent_errors() -> tuple[type[Exception], ...]:
 
 
 def has_global_module_hooks() -> bool:
-    """Return whether hooks are set that run around every module's forward."""
+    """Return whether global hooks are set, which run around every module's forward."""
     module = torch.nn.modules.module
     return bool(module._global_forward_hooks or module._global_forward_pre_hooks)
 
@@ -75,8 +75,9 @@ def has_global_module_hooks() -> bool:
 def dispatch_mode(handler: Callable[[Any, Any, Any], Any]) -> Any:
     """Return a mode in which ``handler`` runs each op: it gets the overload and its arguments.
 
-    The class that sees ops has no public name. A method that it has when it is made gets a wrapper
-    that imports torch._dynamo, which takes seconds; ours is given to it later.
+    The class of such modes has no public name. torch wraps a ``__torch_dispatch__`` that the class
+    body defines in a function that imports torch._dynamo, which takes seconds; so the method is set
+    after the class was made.
     """
     from torch.utils._python_dispatch import TorchDispatchMode
 
