@@ -41,7 +41,7 @@ class DeviceRunner:
 
     def __init__(self, run: Callable[[list[Tensor]], list[Tensor]]) -> None:
         self.run = run
-        # Nobody knows whether a backend's runner is thread-safe.
+        # A backend's runner may not be thread-safe.
         self.lock = threading.RLock()
 
 

@@ -91,7 +91,7 @@ class _Build:
             from . import share as core_share
 
             core_share.share.begin(process.pid)
-            if process.poll() is not None:  # Ended meanwhile: nobody else may end the windows.
+            if process.poll() is not None:  # Ended meanwhile: nobody else would end the windows.
                 core_share.share.end(process.pid)
 
     def _run(self, toolchain: Path, compiler: str) -> None:

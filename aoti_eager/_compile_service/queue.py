@@ -16,8 +16,8 @@ from typing import Protocol
 from .._base.warn_once import log
 from ..config import config
 
-# Most jobs that wait. A script that exceeds this makes each call with other arguments, and none of
-# the jobs is worth its time.
+# Most jobs that wait. A script with more jobs makes each call with other arguments, and none of the
+# jobs is worth a compile.
 QUEUE_LIMIT = 256
 _END_TIMEOUT_S = 3.0
 

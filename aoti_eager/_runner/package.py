@@ -98,7 +98,7 @@ def unpack(path: Path, model_name: str) -> Package:
 
 
 def check_metadata(path: Path, package: Package, device: torch.device) -> None:
-    """Raise if the package's metadata names another device or machine."""
+    """Raise if the package was compiled for another device or machine, as its metadata tells."""
     said = package.metadata
     built_for = said.get("AOTI_DEVICE_KEY", device.type)
     if built_for != device.type:

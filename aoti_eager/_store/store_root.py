@@ -192,7 +192,7 @@ class StoreRoot:
         """Return the names that lead to ``path`` from the root.
 
         Raises:
-            StoreError: It lies elsewhere.
+            StoreError: ``path`` is not in the store.
         """
         try:
             return path.relative_to(self.root).parts
