@@ -1,6 +1,7 @@
-"""Inspect and manage the store: list, inspect, verify, prune, clear, warm; the same as verbs.
+"""Inspect and manage the store: list, inspect, verify, prune, clear, warm.
 
-Every function takes ``cache_dir``; by default it is the one that is set, ``config.cache_dir``.
+The command line has the same verbs. Every function takes ``cache_dir``; the default is the setting
+``config.cache_dir``.
 """
 
 from __future__ import annotations
@@ -65,12 +66,13 @@ class CacheEntry:
             ``declined``, ``quarantined``; ``stale`` (made in another environment, never opened),
             ``other_cpu`` (needs CPU features that are not here), ``damaged`` or ``future`` (a
             newer format).
-        reason: Why it is declined or quarantined, and if that has lapsed, so that the next call is
-            tried again; its times if it is slower; or what is wrong.
+        reason: Why the entry is declined or quarantined, and whether that failure has lapsed, so
+            that the next call is tried again; the times of a slower entry; or what is wrong with
+            the entry.
         inputs: The tensors of the call in short, ``f32[8,8] f32[8,8]``; with symbols in place of
             the sizes that a dynamic specialisation leaves open, ``f32[s0,8]``.
-        size_bytes: Bytes of all its files.
-        path: Its directory.
+        size_bytes: Bytes of all the entry's files.
+        path: The entry's directory.
     """
 
     op: str
@@ -87,13 +89,13 @@ class EntryDetails:
     """All that is known about one entry.
 
     Attributes:
-        summary: What ``list`` says of it.
-        entry: What its file says: key, guards, environment, outputs, or the failure.
+        summary: What ``list`` says of the entry.
+        entry: What the entry's file says: key, guards, environment, outputs, or the failure.
         differing: The components of the environment that differ from this process's, each with the
             value here and the entry's.
         log: What the compiler wrote, or the report of a mismatch; possibly empty.
-        verdict: What this processor has made of the library; ``None`` where it has measured and
-            checked nothing yet.
+        verdict: What was measured and checked of the library on this processor; ``None`` if nothing
+            was yet.
     """
 
     summary: CacheEntry
@@ -109,8 +111,9 @@ class VerifyReport:
 
     Attributes:
         intact: How many entries are what was published.
-        damaged: Path and problem of each entry that is not; of each part of the toolchain that is
-            not what its record says, or has none; and of each verdict that is none.
+        damaged: Path and problem of each damaged entry; of each part of the toolchain that is not
+            what its record says, or has no record; and of each file in a verdict's place that is
+            no verdict.
         foreign: How many entries are of another environment, CPU or a newer format; left alone.
         residue: How many directories and files dead processes have left.
         repaired: Whether what is damaged and residue were removed.
@@ -168,8 +171,8 @@ def inspect(
 def verify(*, repair: bool = True, cache_dir: str | os.PathLike[str] | None = None) -> VerifyReport:
     """Read every file of the store and compare it with its digest; remove what is broken.
 
-    Entries, what compilers have made for all of them, and what was measured on any processor. A
-    toolchain that is a link to another place is passed over.
+    Covers entries, the toolchain (what compilers have made for all entries), and the verdicts of
+    all processors. Skips a toolchain that is a link to another place.
 
     Args:
         repair: Remove what is damaged and what dead processes left behind; else only report.
@@ -221,17 +224,17 @@ def prune(
 ) -> PruneReport:
     """Remove what is to be tried again, or cannot be used here, and return how much there was.
 
-    A running process keeps what it has decided; the next one decides anew.
+    Running processes keep what they have decided; the next process decides anew.
 
     Args:
         declined: Remove the remembered failures of the current environment (entries that were
-            declined or quarantined), and what was measured on this processor of kernels that lost
-            on either hit path. Keys that were begun in vain too often are begun again.
+            declined or quarantined), and this processor's verdicts on kernels that lost on either
+            hit path. Keys that were begun in vain too often are begun again.
         stale: Remove the entries of other environments, and verdicts, of any processor, on keys
             that have no entry.
         compiler: Remove the entries of the current environment that a C++ compiler has made, and
-            the failures met with it: one whose version line has this text in it, or whose identity
-            begins with it (``inspect`` shows both).
+            the failures met with that compiler. The compiler is one whose version line has this
+            text in it, or whose identity begins with this text (``inspect`` shows both).
         cache_dir: The store's directory.
 
     Raises:
@@ -246,9 +249,8 @@ def prune(
 def clear(*, cache_dir: str | os.PathLike[str] | None = None) -> int:
     """Remove all entries, those of other environments too, and return how many there were.
 
-    What was measured of them goes, too, what processes wanted and did not get, and what is known of
-    scripts' runs; the toolchain and the totals stay. Kernels that this process has loaded go on
-    being used.
+    Verdicts, the kept queue and the record of scripts' runs are removed, too; the toolchain and the
+    totals stay. Kernels that this process has loaded stay in use.
 
     Args:
         cache_dir: The store's directory.
@@ -272,7 +274,7 @@ def _store(cache_dir: str | os.PathLike[str] | None) -> Store:
 
 
 def _verdict(entry: Entry, verdicts: Verdicts) -> Verdict | None:
-    """Return what this processor has made of an entry's library, if anything."""
+    """Return this processor's verdict on an entry's library; ``None`` if it says nothing."""
     if entry.library is None:
         return None
     verdict = verdicts.get(entry.digest, entry.library.sha256)
@@ -280,12 +282,12 @@ def _verdict(entry: Entry, verdicts: Verdicts) -> Verdict | None:
 
 
 def _losing_time(entry: Entry, verdicts: Verdicts) -> PathTime | None:
-    """Return the times of a library that loses here: in C++, or in Python if it has no others."""
+    """Return the times of a library that loses here: in C++, or if none were taken, in Python."""
     verdict = _verdict(entry, verdicts)
     if verdict is None:
         return None
     threads = dict(entry.key.context).get("threads", ANY_THREADS)
-    # Parallel code serves calls with its own count only.
+    # Parallel code serves only calls with its own thread count.
     count = torch.get_num_threads() if threads == ANY_THREADS else int(str(threads))
     taken = verdict.time("native", count) or verdict.time("python", count)
     return None if taken is None or taken.wins else taken
@@ -295,7 +297,7 @@ def _summary(
     found: StoredEntry | BadEntry,
     store: Store,
     verdicts: Verdicts,
-    # Of all entries: to find it out takes longer than to read one.
+    # Computed once for all entries: computing it takes longer than reading an entry.
     environment: Environment,
 ) -> CacheEntry:
     size = store.size_bytes(found.path)

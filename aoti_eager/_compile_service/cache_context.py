@@ -1,6 +1,7 @@
 """What the caches of all ops share: the store, the environment, the compile workers.
 
-One ``CacheContext`` belongs to a cache directory and a CPU target; ``current`` gives that of now.
+One ``CacheContext`` belongs to a cache directory and a CPU target; ``current`` returns the one for
+the current settings.
 """
 
 from __future__ import annotations
@@ -35,9 +36,9 @@ class CacheContext:
 
     Attributes:
         store: The entries.
-        target: What kernels are compiled for here.
-        features: What the processor has.
-        own_service: Workers in place of those of a low priority; ``None`` for these.
+        target: The instruction set that kernels are compiled for.
+        features: The CPU's features.
+        own_service: Workers to use in place of the low-priority workers; ``None`` for the latter.
     """
 
     store: Store
@@ -57,7 +58,7 @@ class CacheContext:
 
     @property
     def environment(self) -> Environment:
-        """Return the environment of this moment: settings of Inductor may have changed."""
+        """Return the current environment, computed anew: Inductor's settings may have changed."""
         return current_environment()
 
     @property
@@ -67,7 +68,7 @@ class CacheContext:
 
     @property
     def verdicts(self) -> Verdicts:
-        """Return what was measured here of the store's libraries."""
+        """Return this processor's verdicts on the store's libraries."""
         return Verdicts(self.store.root)
 
     def discard(self, error: EntryDamagedError) -> None:
@@ -81,17 +82,18 @@ class CacheContext:
             log.info("%s", problem)
 
 
-# By how much the priority of workers that nobody waits for is lower than the script's. Not the
-# lowest there is, but where ``share`` gives them windows: a script that uses all cores for hours
-# would never get its kernels.
+# By how much the priority of workers that no call waits for is lower than the script's. It is the
+# lowest priority only where ``share`` gives such workers windows: otherwise a script that uses all
+# cores for hours would never get its kernels.
 _BACKGROUND_NICE = scheduling.BEHIND
 
 
 class _Workers:
     """The compile workers for one target with one priority, which serve every cache directory.
 
-    Their end is that of a handler registered here, though what starts them is imported when
-    somebody asks for a worker: handlers of the script's that are registered meanwhile come first.
+    The handler that ends the workers is registered here, although the module that starts them is
+    imported at the first request for a worker. So exit handlers that the script registers in
+    between run before the workers end.
     """
 
     def __init__(self, target: Target, nice: int) -> None:
@@ -102,7 +104,7 @@ class _Workers:
         atexit.register(self._end)
 
     def service(self) -> CompileService:
-        """Return them."""
+        """Return the workers; they are set up at the first call."""
         if self._service is None:
             with importing():  # Before the lock, which each miss takes.
                 from .worker_pool import CompileService
@@ -115,7 +117,7 @@ class _Workers:
             return self._service
 
     def started(self) -> CompileService | None:
-        """Return them, if anybody has asked for them."""
+        """Return the workers; ``None`` if nobody has asked for them."""
         return self._service
 
     def _end(self) -> None:
@@ -128,7 +130,7 @@ _contexts: dict[tuple[Path, str], CacheContext] = {}
 _pools: dict[tuple[Target, int], _Workers] = {}  # by target and nice
 _lock = threading.RLock()
 
-# Where the setting is made or read first, and not inside of a call.
+# Checked where the setting is made or first read, and not inside of a call.
 add_check("cpu_target", lambda setting: cpu_target(cpu_features(), setting))
 
 
@@ -141,7 +143,7 @@ def _workers(target: Target, nice: int) -> _Workers:
 
 
 def current() -> CacheContext:
-    """Return the cache context of the cache directory and the CPU target set at this moment."""
+    """Return the cache context of the cache directory and the CPU target that are set now."""
     root, setting = config.cache_dir, config.cpu_target
     with _lock:
         context = _contexts.get((root, setting))
@@ -155,7 +157,7 @@ def current() -> CacheContext:
                 target=target,
                 features=features,
             )
-            _workers(target, 0)  # Now: handlers at exit that come later end before them.
+            _workers(target, 0)  # Now: exit handlers that are registered later run before theirs.
             _workers(target, _BACKGROUND_NICE)
             _contexts[root, setting] = context
         # Settings may have changed since the directory was first used.

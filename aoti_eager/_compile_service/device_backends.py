@@ -1,7 +1,7 @@
-"""Devices that AOTInductor does not know: who compiles for them, and who runs what was compiled.
+"""Devices that AOTInductor does not know: their compile backends and their runners.
 
-A device of somebody's own (PrivateUse1) brings two functions, and its ops are cached as all others
-are: keyed, stored, loaded, checked against the original, counted.
+An out-of-tree device (PrivateUse1) registers two functions. Then its ops are cached as all other
+ops are: keyed, stored, loaded, checked against the original, counted.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ class BackendRegistration:
         self._value = value
 
     def unregister(self) -> None:
-        """Forget it; kernels that are loaded stay in use. A second call does nothing."""
+        """Remove the registration; loaded kernels stay in use. A second call does nothing."""
         with _lock:
             if self._table.get(self.device_type) is self._value:
                 del self._table[self.device_type]
@@ -75,7 +75,7 @@ def register_runner(device_type: str, factory: RunnerFactory) -> BackendRegistra
             object with ``run(inputs, stream=None)``.
 
     Raises:
-        BackendRegistrationError: The type is none of torch's, or has a factory.
+        BackendRegistrationError: The type is none of torch's, or already has a factory.
     """
     return _register(_runners, device_type, factory, "runner", callables=(factory,))
 
@@ -93,21 +93,22 @@ def register_compile_backend(
         device_type: A device type that PyTorch knows, also a renamed PrivateUse1.
         compile_fn: Takes a ``CompileRequest``, returns the path of one file in its directory. It
             runs in this process, on a thread of its own where registered ops reach originals.
-            What it raises declines the key in this process; a ``CompileError`` with ``remember``
-            also in the store, if its reason is one that is remembered (docs/declines.md).
+            An exception from it declines the key in this process; a ``CompileError`` with
+            ``remember`` declines the key in the store, too, if its reason is one that is remembered
+            (docs/declines.md).
         load_fn: Takes the stored file and the device of the call; returns a function from the
             inputs to the outputs. By default the runner of ``register_runner``.
-        version: What shapes the code besides the call: a compiler's version, a target. It is in
+        version: What affects the code besides the call: a compiler's version, a target. It is in
             the key, with the name of ``compile_fn``.
 
     Raises:
-        BackendRegistrationError: The type is none of torch's, or has a backend.
+        BackendRegistrationError: The type is none of torch's, or already has a backend.
     """
     if not callable(compile_fn):
         raise BackendRegistrationError(
             f"compile_fn is {type(compile_fn).__name__}; a function of a CompileRequest is wanted"
         )
-    # Here, as below: a process without such a device is not to wait for it.
+    # Imported here, as below: a process without such a device is not to wait for the import.
     from .device_compile import DeviceBackend
 
     name = getattr(compile_fn, "__qualname__", type(compile_fn).__qualname__)
@@ -125,12 +126,13 @@ def load_runner(
     device: str | torch.device = "cpu",
     cubin_dir: str | os.PathLike[str] | None = None,
 ) -> Runner:
-    """Return a runner for a library on any device: a ``ModelContainerRunner``, or the registered.
+    """Return a runner for a library on any device: ``ModelContainerRunner``, or a registered one.
 
     Args:
         library: As for ``ModelContainerRunner``.
         num_models: How many runs there may be at a time, at least 1.
-        device: A device of any type; what ``register_runner`` was given makes its runner.
+        device: A device of any type; if its type has a factory (``register_runner``), the factory
+            makes the runner.
         cubin_dir: Where a GPU library's kernels lie, if not beside it.
 
     Raises:

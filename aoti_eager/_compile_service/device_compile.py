@@ -1,4 +1,4 @@
-"""What a compile backend of somebody's own is asked for, and what becomes of its answer."""
+"""The request to a registered compile backend, and what becomes of its result."""
 
 from __future__ import annotations
 
@@ -32,11 +32,11 @@ class CompileRequest:
 
     Attributes:
         op: Qualified name of the op with its overload, ``aten::mul.Tensor``.
-        module: The call as a module of its tensors alone: it takes ``inputs`` and returns a tuple
-            of the fresh results, and writes to the inputs that the op writes to. To be traced, by
-            ``torch.export`` or otherwise.
-        inputs: Fake tensors on the device: dtypes, sizes and strides without data. They belong to
-            ``fake_mode``.
+        module: The call as a module of its tensors alone: the module takes ``inputs``, returns a
+            tuple of the fresh results, and writes to the inputs that the op writes to. To be
+            traced, by ``torch.export`` or otherwise.
+        inputs: Fake tensors on the device: dtypes, sizes and strides without data. The tensors
+            belong to ``fake_mode``.
         fake_mode: The mode to trace in.
         directory: An empty directory for the result and everything temporary; it is removed.
     """
@@ -57,7 +57,7 @@ class DeviceBackend:
     """The compile backend of one device type.
 
     Attributes:
-        identity: What shapes its code, for the key: a name and a version.
+        identity: The name and version that the key has, because they affect the code.
     """
 
     device_type: str
@@ -76,7 +76,8 @@ class DeviceBackend:
             op: The overload.
             template: The call.
             work: An empty directory of the store.
-            timeout_s: Seconds to wait; a thread cannot be ended, so it goes on for nobody.
+            timeout_s: Seconds to wait. After that, the thread goes on, because a thread cannot be
+                ended, and its result is not used.
 
         Raises:
             CompileError: No library came out, with the decline reason.
@@ -103,7 +104,7 @@ class DeviceBackend:
         if isinstance(result, CompileError):
             raise result
         if isinstance(result, BaseException):
-            # Not remembered: whoever writes the backend mends it under the same version.
+            # Not remembered: the backend's author fixes it under the same version.
             raise CompileError(
                 "compile_failed",
                 f"{template.schema.op}: the compile backend of {self.device_type} raised "
@@ -158,7 +159,7 @@ class BackendLibrary:
 
 
 def _as_library(run: Any, device_type: str) -> Callable[[list[Tensor]], list[Tensor]]:
-    """Return ``run`` with what else it may return or raise brought into a library's form."""
+    """Return ``run``, with its results and errors brought into the form of a library's."""
 
     def run_as_library(inputs: list[Tensor]) -> list[Tensor]:
         try:

@@ -36,12 +36,12 @@ class DeviceRunner:
     __slots__ = ("lock", "run")
 
     def native(self) -> NativeRun | None:
-        """Return nothing: the backend's runner is Python's."""
+        """Return ``None``: C++ cannot call the backend's runner, which is a Python function."""
         return None
 
     def __init__(self, run: Callable[[list[Tensor]], list[Tensor]]) -> None:
         self.run = run
-        # What a backend's runner does under threads is unknown.
+        # A backend's runner may not be thread-safe.
         self.lock = threading.RLock()
 
 
@@ -51,7 +51,8 @@ class KernelCompiler:
     Args:
         op: The overload.
         device_backend: The compile backend of the op's device; ``None`` for AOTInductor.
-        is_native: Whether the C++ hit path serves the op; a library is timed with what serves.
+        is_native: Whether the C++ hit path serves the op; a library is timed with the hit path that
+            serves.
     """
 
     def __init__(
@@ -63,25 +64,25 @@ class KernelCompiler:
 
     @property
     def context(self) -> tuple[tuple[str, Component], ...]:
-        """Return what of the toolchain is in the key."""
+        """Return what the compiler adds to the key."""
         if self._device_backend is None:
             return ()
         return (("backend", self._device_backend.identity),)
 
     @property
     def is_portable(self) -> bool:
-        """Return whether the code does not depend on this CPU nor on its thread count."""
+        """Return whether the code depends neither on this CPU nor on its thread count."""
         return self._device_backend is not None
 
     def target(self, context: CacheContext) -> tuple[str, frozenset[str]]:
-        """Return the name of what the code is for, and the CPU features it needs."""
+        """Return the name of the target that the code is for, and the CPU features it needs."""
         if self._device_backend is not None:
             return self._device_backend.device_type, frozenset()
         return context.target.name, context.target.requires
 
     @property
     def works_in_background(self) -> bool:
-        """Return whether worker processes of ours try and measure what is compiled."""
+        """Return whether our worker processes try and measure a compiled library."""
         return self._device_backend is None
 
     def compile(
@@ -97,7 +98,7 @@ class KernelCompiler:
         Args:
             template: The call.
             function: The user's function behind the op; ``None`` for an op that a worker has.
-            backend: The store's and the workers' side.
+            context: The store and the workers.
             work: An empty directory of the store.
             plan: For a dynamic specialisation.
 
@@ -139,9 +140,10 @@ class KernelCompiler:
         context: CacheContext,
         plan: Plan | None = None,
     ) -> Published | None:
-        """Have a worker of low priority put the call's entry into the store; it is waited for.
+        """Have a low-priority worker put the call's entry into the store, and wait for the worker.
 
-        ``None`` if it has to wait for another process. Arguments and errors as for ``compile``.
+        Returns ``None`` if the worker would have to wait for another process. Arguments and errors
+        as for ``compile``.
         """
         target, requires = self.target(context)
         place = {
@@ -176,15 +178,16 @@ class KernelCompiler:
         Args:
             template: The call.
             function: As for ``compile``.
-            backend: As for ``compile``.
-            library: Its file.
-            entry: Its entry.
+            context: As for ``compile``.
+            library: The library's file.
+            entry: The library's entry.
             background: Whether the worker has a low priority.
-            compared: Whether it was tried on this model of processor: then it is only timed.
+            compared: Whether the library was tried on this model of processor: then it is only
+                timed.
             size: The call's size class, for a dynamic specialisation.
 
         Raises:
-            CompileError: It must not be used, or there is no worker.
+            CompileError: The library must not be used, or there is no worker.
         """
         described = {
             "path": str(library),
@@ -214,13 +217,13 @@ class KernelCompiler:
         """Return a loaded library.
 
         Args:
-            library: A copy of it, which may be closed afterwards.
-            entry: Its entry.
+            library: A copy of the library; the copy may be closed afterwards.
+            entry: The library's entry.
             numel: How many elements all inputs have together.
-            device: That of the first input which is not on the CPU, if there is one.
+            device: The device of the first input that is not on the CPU, if there is one.
 
         Raises:
-            RunnerError: It cannot be loaded.
+            RunnerError: The library cannot be loaded.
             OSError: There is no place for a copy that the device's backend may open.
         """
         if self._device_backend is not None:

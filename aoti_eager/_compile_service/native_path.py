@@ -1,8 +1,8 @@
-"""Whether calls go through the C++ hit path: it is found, or built.
+"""Whether calls go through the C++ hit path: find its library, or build it.
 
-``prepare`` is called where ops are registered: it loads a library that the store has. Where there
-is none, the first ``prepare`` of a machine waits for the build, for a while; what takes longer goes
-on beside the script, and the next ``prepare`` loads what it gives.
+``prepare`` is called where ops are registered, and loads a library that the store has. If the store
+has none, the first ``prepare`` of a machine waits for the build for a while. A build that takes
+longer goes on beside the script, and the next ``prepare`` loads its library.
 """
 
 from __future__ import annotations
@@ -27,19 +27,19 @@ from ..config import config
 from ..errors import AotiEagerError, NativePathError, StoreError
 from . import cache_context
 
-# Seconds that a script waits for a build. Then Python serves, which is slower than the originals on
-# short calls, and right.
+# Seconds that a script waits for a build. Then Python serves, with right results, but slower than
+# the originals on short calls.
 FOREGROUND_S = 10.0
 
 
 class _Build:
-    """A build on a thread of its own, one a process."""
+    """A build on a thread of its own; a process has one."""
 
     def __init__(self, failures: dict[Path, NativePathError] | None = None) -> None:
         self.thread: threading.Thread | None = None
         self.failures = failures or {}  # by the toolchain directory
         self._process: subprocess.Popen[bytes] | None = None
-        self.is_new = False  # Nobody has waited for it yet, and somebody is to.
+        self.is_new = False  # Whether somebody is to wait for the build, and nobody has yet.
         self._is_awaited = False
         self._ending = False
         self._lock = threading.Lock()
@@ -50,7 +50,7 @@ class _Build:
         return self.thread is not None and self.thread.is_alive()
 
     def start(self, toolchain: Path, compiler: str, *, awaited: bool) -> None:
-        """Build, if nothing is being built; ``awaited`` at the script's priority.
+        """Start a build, if none is running; ``awaited`` gives it the script's priority.
 
         Raises:
             NativePathError: The system gives no thread.
@@ -68,7 +68,7 @@ class _Build:
         self.thread, self.is_new = thread, awaited
 
     def join(self, seconds: float) -> None:
-        """Wait for the build; then it goes on at a lower priority."""
+        """Wait ``seconds`` for the build; then it goes on at a lower priority."""
         thread = self.thread
         if thread is None:
             return
@@ -78,7 +78,7 @@ class _Build:
             self._give_way()
 
     def _give_way(self) -> None:
-        """Put the compiler behind the script's own work: nothing waits for it any more."""
+        """Put the compiler behind the script's own work: nobody waits for the build now."""
         with self._lock:
             self._is_awaited = False
             process = self._process
@@ -91,7 +91,7 @@ class _Build:
             from . import share as core_share
 
             core_share.share.begin(process.pid)
-            if process.poll() is not None:  # It has ended meanwhile, and nobody else would say so.
+            if process.poll() is not None:  # Ended meanwhile: nobody else would end the windows.
                 core_share.share.end(process.pid)
 
     def _run(self, toolchain: Path, compiler: str) -> None:
@@ -114,7 +114,7 @@ class _Build:
             log.info("%s", failure)
 
     def _start_compiler(self, *arguments: Any, **options: Any) -> subprocess.Popen[bytes]:
-        with self._lock:  # Started after the end of Python, nobody would kill it.
+        with self._lock:  # Nobody would kill a compiler that starts after ``end``.
             if self._ending:
                 raise NativePathError("Python is ending")
             self._process = subprocess.Popen(*arguments, **options)
@@ -124,7 +124,7 @@ class _Build:
         return self._process
 
     def end(self) -> None:
-        """Kill the compiler: Python ends, and nobody will use what it makes."""
+        """Kill the compiler: Python ends, and nobody will use the library."""
         with self._lock:
             self._ending = True
         process = self._process
@@ -142,14 +142,15 @@ _lock = threading.RLock()
 def prepare(foreground_s: float | None = None) -> bool:
     """Return whether the C++ hit path is loaded; have it built if it is wanted and not there.
 
-    The setting ``native`` says how long the build is waited for: at ``auto`` for ``FOREGROUND_S``
-    seconds, at ``1`` until it is done, at ``background`` not at all. A failure is one warning.
+    The setting ``native`` says how long to wait for the build: at ``auto`` for ``FOREGROUND_S``
+    seconds, at ``1`` until the build is done, at ``background`` not at all. A failure gives one
+    warning.
 
     Args:
         foreground_s: Seconds to wait at ``auto``, in place of ``FOREGROUND_S``.
 
     Raises:
-        AotiEagerError: It failed, and ``config.strict`` is on.
+        AotiEagerError: The hit path cannot be had, and ``config.strict`` is on.
     """
     wanted = config.native
     if wanted == "0":
@@ -176,14 +177,14 @@ def prepare(foreground_s: float | None = None) -> bool:
         if config.strict or wanted == "1":
             failed(error)
         else:
-            log.info("%s", error)  # A miss warns of it, if there is one.
+            log.info("%s", error)  # If a miss comes, it warns of the store's error.
     except OSError as error:
         failed(NativePathError(f"the native hit path cannot be looked for: {error}"))
     return False
 
 
 def wait(timeout_s: float | None = None) -> bool:
-    """Wait until a build that has been started is done; return whether it is."""
+    """Wait until a build that has been started is done; return whether none is running."""
     thread = _build.thread
     if thread is not None:
         thread.join(timeout_s)
@@ -196,7 +197,8 @@ def _prepare(wanted: str, foreground_s: float) -> bool:
     if _found(compiler) or load_carried():
         return True
     if compiler is None or config.mode in ("cache_only", "off"):
-        # Kernels are not compiled either, and that is said elsewhere; another compiler's will do.
+        # Kernels are not compiled either, which is reported elsewhere. A library that another
+        # compiler has built will do.
         return _found(None)
     failure = _build.failures.get(context.toolchain)
     if failure is not None:
@@ -214,7 +216,8 @@ def _prepare(wanted: str, foreground_s: float) -> bool:
         raise
     if _build.is_running:
         return False
-    # A build that was cut off: scripts here end before it does, and would wait in vain each time.
+    # After a build that was cut off, nobody waits: scripts here end before the build does, and
+    # would wait in vain each time.
     awaited = wanted == "auto" and foreground_s > 0
     awaited = awaited and not native_build.was_cut_off(context.toolchain, compiler)
     if awaited:
@@ -235,7 +238,7 @@ def _say(line: str) -> None:
 
 
 def _found(compiler: str | None) -> bool:
-    """Load the library that ``compiler`` has built, any compiler if ``None``; False if none has."""
+    """Load the library that ``compiler`` (``None``: any compiler) has built; False if none has."""
     context = cache_context.current()
     if not context.store.is_trusted():
         return False
@@ -246,7 +249,7 @@ def _found(compiler: str | None) -> bool:
 
 
 def load_carried() -> bool:
-    """Load the library that came with the package; False if none fits, which is one line."""
+    """Load the library that came with the package; False, and a line in the log, if none fits."""
     global _has_looked
     if _has_looked:
         return False
@@ -272,7 +275,7 @@ def failed(error: AotiEagerError) -> None:
     """Warn, once, that Python serves instead.
 
     Raises:
-        AotiEagerError: It is ``error``, and ``config.strict`` is on.
+        AotiEagerError: ``config.strict`` is on; the error is ``error``.
     """
     if config.strict:
         raise error
@@ -283,7 +286,7 @@ def _after_fork() -> None:
     global _lock, _build
     _lock = threading.RLock()
     if _build.thread is not None:
-        # Its thread and its compiler are the parent's; why it failed is not.
+        # The thread and the compiler are the parent's; failures are known here, too.
         _build = _Build(_build.failures)
 
 

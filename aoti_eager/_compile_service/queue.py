@@ -1,7 +1,7 @@
-"""What is done beside the script: jobs by priority on threads that only wait, and short writes.
+"""Work beside the script: jobs by priority on threads that only wait, and background writes.
 
-A CPU-bound Python thread delays the caller by the interpreter's switch interval, so a job is a
-request to another process and what little has to be done with its answer.
+A CPU-bound Python thread delays the caller by the interpreter's switch interval. So a job is a
+request to another process, with the little work that its reply needs.
 """
 
 from __future__ import annotations
@@ -16,20 +16,21 @@ from typing import Protocol
 from .._base.warn_once import log
 from ..config import config
 
-# Jobs that wait; beyond them a script calls with other arguments each time, and none is worth it.
+# Most jobs that wait. A script with more jobs makes each call with other arguments, and none of the
+# jobs is worth a compile.
 QUEUE_LIMIT = 256
 _END_TIMEOUT_S = 3.0
 
 
 class Job(Protocol):
-    """Something to be asked of another process."""
+    """A request to another process."""
 
     @property
     def rank(self) -> tuple[int, ...]:
-        """Return what it is worth to be done: of the jobs that wait, the highest comes first."""
+        """Return the job's priority: the job that waits with the highest rank comes first."""
 
     def run(self) -> float | None:
-        """Do it, and return ``None``; or the seconds to wait until it is worth another try.
+        """Do the job; return ``None``, or the seconds to wait until another try is worth it.
 
         Never raises.
         """
@@ -49,7 +50,7 @@ class Background:
 
     @property
     def has_room(self) -> bool:
-        """Return whether a job would be queued now; who was told otherwise is told of room."""
+        """Return whether a job would be queued now; if not, ``on_room`` tells of room later."""
         with self._condition:
             room = not self._ending and len(self._queue) < QUEUE_LIMIT
             self._refused = self._refused or not room
@@ -61,7 +62,7 @@ class Background:
             if not self.has_room:
                 return False
             self._queue[job] = 0.0
-            # All: the one that is woken might be a script that waits for the queue to be empty.
+            # Wake all: a single thread that is woken might be one that waits for an empty queue.
             self._condition.notify_all()
             wanted = min(config.workers, len(self._queue) + len(self._running))
             if len(self._threads) >= wanted:
@@ -80,9 +81,10 @@ class Background:
             return True
 
     def run_background_write(self, background_write: Callable[[], None]) -> bool:
-        """Have something short done on another thread, in order: a file to be written, say.
+        """Run a background write on another thread, in order; return whether it will be done.
 
-        What is asked for is done before Python ends; false if it ends already, and it will not be.
+        Writes are done before Python ends. False if Python is ending already: then the write is
+        not done.
         """
         with self._condition:
             if self._writer is None:
@@ -105,7 +107,7 @@ class Background:
         if writer is not None and idle:
             done = threading.Event()
             left = None if deadline is None else max(0.0, deadline - time.monotonic())
-            # Where Python ends, it has waited for all writes itself.
+            # If Python is ending, it has already waited for all writes.
             idle = not self.run_background_write(done.set) or done.wait(left)
         return idle
 
@@ -134,7 +136,8 @@ class Background:
             if room:
                 tell_of_room()
             with self._condition:
-                # Only now: who waits for the queue to be empty finds what was refused forgotten.
+                # Only now: otherwise a thread that waits for an empty queue would not see that
+                # refused keys are queued again.
                 self._running.discard(job)
                 if delay is not None and not self._ending:
                     self._queue[job] = time.monotonic() + delay
@@ -145,7 +148,7 @@ class Background:
             now = time.monotonic()
             with self._condition:
                 waiting = list(self._queue.items())
-            # Outside of the lock, which a call that misses takes, too.
+            # Ranked outside of the lock, because calls that miss take the lock, too.
             best = max((j for j, at in waiting if at <= now), key=_rank, default=None)
             with self._condition:
                 if self._ending:
@@ -184,14 +187,14 @@ def on_room(observer: Callable[[], None]) -> None:
 
 
 def tell_of_room() -> None:
-    """Have keys queue again that were refused for want of room."""
+    """Have keys queue again that were refused because the queue was full."""
     for observer in _room_observers:
         _logged(observer)
 
 
 def _after_fork() -> None:
     global background
-    background = Background()  # Its threads are the parent's.
+    background = Background()  # The threads are the parent's.
 
 
 if hasattr(os, "register_at_fork"):

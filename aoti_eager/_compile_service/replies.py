@@ -1,4 +1,4 @@
-"""What a compile worker answers, as the process that asked sees it."""
+"""A compile worker's replies, as the process that asked reads them."""
 
 from __future__ import annotations
 
@@ -18,11 +18,10 @@ from ..errors import CompileError
 class Compiled:
     """A compiled library, tried in another process; fields as in the worker's ``lowering.Lowered``.
 
-    ``sha256`` is the digest of the bytes that were tried: no others may be loaded or kept.
-    ``identity`` is as in ``_store.new_entries.ready_entry``; ``times`` and ``compared`` are as in
-    ``_store.verdict.Verdict``; times by hit path, empty if none were taken, and ``unmeasured`` says
-    why.
-    ``lost_signs`` is as in ``_store.new_entries.ready_entry``.
+    ``sha256`` is the digest of the bytes that were tried: no other bytes may be loaded or kept.
+    ``identity`` and ``lost_signs`` are as in ``_store.new_entries.ready_entry``; ``times`` and
+    ``compared`` are as in ``_store.verdict.Verdict``. ``times`` are by hit path. If no times were
+    taken, ``times`` is empty, and ``unmeasured`` says why.
     """
 
     library: Path
@@ -93,8 +92,8 @@ def failure(answer: Mapping[str, Any], what: str) -> CompileError:
     """Return the error that an answer with a ``reason`` stands for; ``what`` begins its message.
 
     Raises:
-        KeyError, TypeError, ValueError, AttributeError: The answer is of another kind, as that of
-            a worker of another version may be.
+        KeyError, TypeError, ValueError, AttributeError: The answer has another form. A worker of
+            another version may send such an answer.
     """
     reason, message = answer["reason"], f"{what}: {answer['message']}"
     if reason not in REASONS:

@@ -15,9 +15,9 @@ from .._base import scheduling
 
 # A window of so long in each period. The system takes no changes within a tenth of a second.
 PERIOD_S, WINDOW_S = 1.0, 0.12
-# A worker gets windows that waited for more than this share of the time in which it had work.
+# A worker gets windows if it waited for more than this share of the time in which it had work.
 _WAITING = 0.3
-# How often it is tried at once to end a window, which another process's change may put off.
+# How often the end of a window is tried at once: another process's change may put it off.
 _MOST_TRIES, _TRY_S = 100, 0.02
 
 
@@ -32,7 +32,7 @@ class Share:
     def __init__(self, period_s: float = PERIOD_S, window_s: float = WINDOW_S) -> None:
         self._period_s = period_s
         self._window_s = window_s
-        # What they had run and waited. Those that had a window last are last.
+        # Session -> how long it had run and waited. Sessions that had a window last are last.
         self._sessions: dict[int, tuple[int, int]] = {}
         # Sessions that still have the script's priority: the system has refused the change.
         self._to_lower: set[int] = set()
@@ -40,7 +40,7 @@ class Share:
         self._thread: threading.Thread | None = None
 
     def begin(self, session: int) -> None:
-        """Have a session's work put behind the script's, with windows until ``end``."""
+        """Put a session's work behind the script's, and give the session windows until ``end``."""
         if not scheduling.has_groups():
             return
         lowered = scheduling.give_way(session)
@@ -52,13 +52,13 @@ class Share:
                 thread = threading.Thread(target=self._run, name="aoti_eager-share", daemon=True)
                 try:
                     thread.start()
-                except RuntimeError:  # No threads left: the lowest priority is what there is.
+                except RuntimeError:  # No threads left: the session gets no windows.
                     return
                 self._thread = thread
             self._changed.notify_all()
 
     def end(self, session: int) -> None:
-        """Give a session no windows any more."""
+        """Stop giving windows to a session."""
         with self._changed:
             self._sessions.pop(session, None)
             self._changed.notify_all()
@@ -80,13 +80,13 @@ class Share:
             for session in opened:
                 self._close(session)
             with self._changed:
-                # The system may refuse all changes but the first: each has its turn.
+                # The system may refuse all changes but the first: sessions take turns to be first.
                 for session in opened:
                     if session in self._sessions:
                         self._sessions[session] = self._sessions.pop(session)
 
     def _has_work(self) -> bool:
-        """Wait for sessions; return false after a while without any, and let go of the thread."""
+        """Wait for sessions; after a while without any, return false and give up the thread."""
         with self._changed:
             if self._changed.wait_for(
                 lambda: bool(self._sessions or self._to_lower), timeout=10 * self._period_s

@@ -1,7 +1,7 @@
-"""Key -> kernel library, by worker processes; this side of the pipe.
+"""The pool of compile workers, on the user's side of the pipe: from a key to a kernel library.
 
 A worker is spawned on the first request and kept. Nothing of the compiler is imported into the
-user's process, and nothing the compiler does can end it.
+user's process, and nothing that the compiler does can end the user's process.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from .worker_process import WorkerProcess
 
 T = TypeVar("T")
 
-# The first run of one small kernel takes milliseconds; a child that takes longer hangs.
+# The first run of one small kernel takes milliseconds; a child that takes this long hangs.
 TRIAL_TIMEOUT_S = 60.0
 _END_TIMEOUT_S = 2.0
 
@@ -45,8 +45,8 @@ class CompileService:
     Args:
         target: The instruction set to compile for.
         workers: Most worker processes at a time.
-        nice: By how much their priority is lower than ours.
-        ends_at_exit: Whether they end when Python does; else somebody calls ``end``.
+        nice: By how much the workers' priority is lower than ours.
+        ends_at_exit: Whether the workers end when Python does; else somebody calls ``end``.
 
     Attributes:
         ended: Whether Python is ending: nothing is compiled any more.
@@ -89,13 +89,14 @@ class CompileService:
             work: An empty directory of the store; everything temporary goes there.
             toolchain: Directory of what is kept between compiles (precompiled headers).
             check: Whether the trial run compares results.
-            timeout_s: Seconds of its own that the worker has, before it is killed.
+            timeout_s: Seconds that the worker has before it is killed; waits for a core do not
+                count.
             function: The user's function behind the op, as data; the op need not exist in the
                 worker then.
             schema: That op's schema in words.
             gate: Whether the library is timed against the original, too.
             dynamic: ``_keys.dynamic_plan.Plan.to_json``, for a dynamic specialisation.
-            is_native: Whether the C++ hit path serves the op: then it alone is timed.
+            is_native: Whether the C++ hit path serves the op: then only this path is timed.
 
         Raises:
             CompileError: No usable library, with the decline reason.
@@ -121,10 +122,11 @@ class CompileService:
     ) -> Published | None:
         """Have a worker put the entry of ``key`` into the store; ``None`` if it has to wait.
 
-        That is while another process compiles it, or one that shares its lock.
+        The worker has to wait while another process compiles this key, or a key that shares its
+        lock.
 
         Args:
-            key: As for ``compile``, like all that is not here.
+            key: As for ``compile``.
             place: The store's ``root``, and what an entry says of where it was made:
                 ``environment`` (its components by name), ``target``, ``requires``.
             toolchain: As for ``compile``.
@@ -156,37 +158,38 @@ class CompileService:
         schema: str = "",
         is_native: bool = False,
     ) -> Measured:
-        """Run a library that exists for the first time here, and take its times.
+        """Have a worker run an existing library for the first time here, and return its times.
 
         Args:
             key: The call, with the thread count to measure with.
-            library: Its ``path``, ``sha256``, and ``outputs`` and ``calls_aten`` as an entry has
-                them; the ``digest`` of the entry and the ``size`` class, under which a worker that
-                outlives us keeps what it has found; and whether it was ``compared`` here before.
+            library: The library's ``path``, ``sha256``, and ``outputs`` and ``calls_aten`` as an
+                entry has them; the ``digest`` of the entry and the ``size`` class, under which a
+                worker that outlives us keeps what it has found; and whether the library was
+                ``compared`` here before.
             toolchain: Where the C++ hit path is looked for, if this process has not loaded it.
-            check: As for ``compile``, like all that follows.
-            timeout_s: Seconds of its own that the worker has, before it is killed.
-            function: The user's function.
-            schema: Its op's schema.
+            check: As for ``compile``.
+            timeout_s: As for ``compile``.
+            function: As for ``compile``.
+            schema: As for ``compile``.
             is_native: As for ``compile``.
 
         Raises:
-            CompileError: It must not be used, or there is no worker to tell.
+            CompileError: The library must not be used, or there is no worker to try it.
         """
         request = self._request(key, toolchain, check, function, schema, is_native)
         request |= {"kind": "measure", "library": library, "numbers": library.get("numbers")}
         return self._answer(request, key.op, timeout_s, Measured.read)
 
     def make_parts(self, toolchain: Path, *, threads: int, timeout_s: float) -> bool:
-        """Make what all libraries share, unless it is there; return whether it was made.
+        """Make what all libraries share, unless it exists; return whether it was made.
 
         Args:
             toolchain: As for ``compile``.
             threads: The thread count of the calls to come.
-            timeout_s: Seconds of its own that the worker has, before it is killed.
+            timeout_s: As for ``compile``.
 
         Raises:
-            CompileError: It cannot be made or kept.
+            CompileError: What libraries share cannot be made or kept.
         """
         request = {
             "kind": "parts",
@@ -255,7 +258,7 @@ class CompileService:
             if problem is None:
                 return read(answer)
         except (KeyError, TypeError, ValueError, AttributeError) as error:
-            # Another version, say, that was installed over ours while the script runs.
+            # A worker of another version, say, that was installed over ours while the script runs.
             message = f"{what}: the compile worker gave an answer of another kind: {error!r}"
             raise CompileError("worker_died", message, remember=False) from error
         raise problem
@@ -272,7 +275,7 @@ class CompileService:
                 return answer
             if worker.lingers:
                 break
-            if "store" in request:  # Where it worked; it cannot tidy up any more.
+            if "store" in request:  # The dead worker cannot remove what it was working on there.
                 Store(root, lock_timeout_s=0.0).remove_work_of(worker.pid)
             if deadline.left() <= 0:
                 raise CompileError(
@@ -292,10 +295,10 @@ class CompileService:
     def end(self) -> None:
         """End the workers for good and wait a moment for the calls that were waiting for them.
 
-        A worker that nobody waits for ends what it is at, for ``linger_s`` seconds at most.
+        A worker that no call waits for finishes its kernel, for ``linger_s`` seconds at most.
 
-        A daemon thread that is still on its way back through C++ when Python ends takes the
-        process down with it.
+        The wait is needed: a daemon thread that is still on its way back through C++ when Python
+        ends takes the process down with it.
         """
         self.ended = True
         with self._lock:
@@ -309,16 +312,16 @@ class CompileService:
                 waited = self._running > 0
                 self._idle_again.wait_for(lambda: self._running == 0, timeout=_END_TIMEOUT_S)
             if waited:
-                # They have left us, and are on their way through the kernel cache and the
-                # dispatcher.
+                # The calls have left this service, and are still on their way through the kernel
+                # cache and the dispatcher.
                 time.sleep(0.1)
-        except KeyboardInterrupt:  # The second one, maybe: whoever asks for an end gets it.
+        except KeyboardInterrupt:  # Maybe the second one: the user wants an end at once.
             for worker in workers:
                 worker.kill(even_if_it_lingers=True)
             raise
 
     def forget(self) -> None:
-        """Let go of the workers without ending them: after a fork they are the parent's."""
+        """Drop the workers without ending them: after a fork they are the parent's."""
         self._idle = []
         self._all = set()
         self._lock = threading.Lock()
@@ -338,9 +341,9 @@ class CompileService:
                 )
         ours: dict[str, Any] = {
             "cpp.threads": threads,
-            # Elements a thread; Inductor's 512 cost more to hand out than to compute.
+            # Elements per thread; Inductor's 512 cost more to hand out than to compute.
             "cpp.min_chunk_size": 4096,
-            # Three megabytes and half a second of debug tables in each library otherwise.
+            # Otherwise each library has debug tables that take three megabytes and half a second.
             "aot_inductor.enable_line_tables": False,
         }
         if self._target.march != "native":
@@ -352,12 +355,12 @@ class CompileService:
         with self._slots:
             worker = self._idle_worker()
             if worker is None:
-                with contextlib.suppress(StoreError):  # The worker says so, if it needs one.
+                with contextlib.suppress(StoreError):  # A worker that needs the store reports it.
                     Store(root, lock_timeout_s=0.0).create()
                 worker = WorkerProcess(self._target, self._nice, root)
                 with self._lock:
                     self._all.add(worker)
-                    if self.ended:  # Nobody else would end it any more.
+                    if self.ended:  # After ``end``, nobody else would end this worker.
                         worker.kill()
             if self._nice:
                 core_share.share.begin(worker.pid)
@@ -375,10 +378,10 @@ class CompileService:
                         self._idle.append(worker)
                     else:
                         self._all.discard(worker)
-                        worker.kill()  # It is dead; this closes its pipes.
+                        worker.kill()  # The worker is dead; this closes its pipes.
 
     def _idle_worker(self) -> WorkerProcess | None:
-        """Return one that is alive; those that died meanwhile cost no request one of its tries."""
+        """Return an idle worker that is alive, if any; dead workers do not cost a request a try."""
         while True:
             with self._lock:
                 worker = self._idle.pop() if self._idle else None
@@ -386,13 +389,13 @@ class CompileService:
                 return worker
             with self._lock:
                 self._all.discard(worker)
-            worker.kill()  # It closes its pipes.
+            worker.kill()  # This closes its pipes.
 
 
 def _linger_s() -> float:
     try:
         return float(config.linger_s)
-    except ConfigError:  # Whoever registered has been told of it.
+    except ConfigError:  # ``register`` has already reported the wrong setting.
         return 0.0
 
 

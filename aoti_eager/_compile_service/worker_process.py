@@ -22,7 +22,7 @@ from .._base.deadline import Deadline
 from .._store.work_directories import SCRATCH_VARIABLE, Scratch
 from ..errors import CompileError
 
-# What a worker can end without us: it puts what comes of it into the store itself.
+# Requests that a worker can finish without us: it puts the result into the store itself.
 _LINGERING = frozenset({"publish", "measure"})
 # A script that has given SIGPIPE its default meaning must not end because a worker did.
 _NO_SIGNAL = getattr(socket, "MSG_NOSIGNAL", 0)
@@ -33,19 +33,19 @@ class WorkerProcess:
 
     Args:
         target: The instruction set to compile for.
-        nice: By how much its priority is lower than ours.
-        root: The store in which it may write before it knows of a request.
+        nice: By how much the worker's priority is lower than ours.
+        root: The store in which the worker may write before it knows of a request.
 
     Attributes:
-        lingers: Whether it was let go of, and ends by itself.
+        lingers: Whether the worker was released, and ends by itself.
 
     Raises:
-        CompileError: It cannot be started.
+        CompileError: The worker cannot be started.
     """
 
     def __init__(self, target: Target, nice: int, root: Path) -> None:
         if getattr(sys, "frozen", False) or not sys.executable:
-            # It would start the application once more, and that its workers.
+            # The command would start the application once more, which would start its workers.
             raise CompileError(
                 "worker_died",
                 "the compile worker cannot be started: this process has no Python interpreter to "
@@ -55,7 +55,8 @@ class WorkerProcess:
         arguments = (os.getpid(), target.vector_bits, nice)
         self._scratch = Scratch(root)
         try:
-            # No pipe: a worker that hangs before it reads would hold up who writes a long request.
+            # Not a pipe: a worker that hangs before it reads would block the writer of a long
+            # request.
             self._requests, theirs = socket.socketpair()
             with theirs, contextlib.ExitStack() as undo:
                 undo.enter_context(self._requests)
@@ -70,7 +71,7 @@ class WorkerProcess:
                     env={**os.environ, **self._directories()},
                     umask=0o077,
                     pass_fds=self._scratch.descriptors,
-                    # A group of its own: Ctrl-C in the terminal is for the script, not for us.
+                    # A group of its own: Ctrl-C in the terminal is for the script alone.
                     start_new_session=True,
                 )
                 undo.pop_all()
@@ -81,7 +82,7 @@ class WorkerProcess:
             ) from error
         self._lock = threading.Lock()
         self._asking = False
-        self._works_alone = False  # What it was asked for, it can end without us.
+        self._works_alone = False  # Whether it can finish its request without us.
         self.lingers = False
         self._ended = False
         self._reaper = threading.Thread(target=self._reap, name="aoti_eager-reaper", daemon=True)
@@ -98,8 +99,8 @@ class WorkerProcess:
     def _directories(self) -> dict[str, str]:
         """Return the variables that keep the worker and its compilers out of shared directories.
 
-        The compiler's default lies below the system's temporary directory, under a name that
-        anybody can foresee, and importing it needs one.
+        The compiler's default directory lies below the system's temporary directory, under a name
+        that anybody can foresee, and importing the compiler needs such a directory.
         """
         path = self._scratch.path
         if path is None:
@@ -111,15 +112,15 @@ class WorkerProcess:
         }
 
     def _reap(self) -> None:
-        """Wait for the worker's end, so that one which has ended by itself leaves nothing.
+        """Wait for the worker's end, so that a worker that ends by itself leaves nothing behind.
 
-        No other thread takes the ended process: until this one does, its number, which is its
-        group's, is nobody else's, and the group can be killed.
+        No other thread reaps the process. Until this thread does, nobody else gets the process's
+        number, which is also its group's number, and the group can be killed.
         """
         try:
             os.waitid(os.P_PID, self._process.pid, os.WEXITED | os.WNOWAIT)
         except ChildProcessError:
-            with self._lock:  # The script has waited for all children: the number may be another's.
+            with self._lock:  # The script has reaped all children: the number may be another's.
                 self._ended = True
         self._end_group(is_last=True)
         self._process.wait()
@@ -127,7 +128,7 @@ class WorkerProcess:
         self._close_pipes()
 
     def _end_group(self, *, is_last: bool) -> None:
-        """Kill the worker with all that it has started, while the group is known to be its own."""
+        """Kill the worker and all that it has started, if the group is known to be its own."""
         with self._lock:
             if not self._ended and self._is_ours():
                 # The whole group: the C++ compiler and the trial server too.
@@ -136,7 +137,7 @@ class WorkerProcess:
             self._ended = self._ended or is_last
 
     def _is_ours(self) -> bool:
-        """Return whether nobody has taken the process, so that its number is no other's."""
+        """Return whether nobody has reaped the process, so that its number is no other's."""
         try:
             os.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)
         except ChildProcessError:
@@ -155,7 +156,7 @@ class WorkerProcess:
             with self._lock:
                 self._asking = self._works_alone = False
             if not self.is_alive():
-                self.kill()  # It closes the pipes now.
+                self.kill()  # This closes the pipes.
 
     def _ask(self, request: dict[str, Any], deadline: Deadline) -> dict[str, Any] | None:
         if not self._send(request, deadline):
@@ -168,13 +169,13 @@ class WorkerProcess:
         buffer = b""
         while not buffer.endswith(b"\n") and len(buffer) < LONGEST_ANSWER:
             in_time = deadline.left() > 0
-            # The socket has something to read when ``linger`` has closed it, or a dead worker.
+            # The socket is readable when ``linger`` or a worker's death has closed it.
             both: list[Any] = [pipe, self._requests]
             ready = wait(both, deadline.next_look()) if in_time else []
             if self.lingers:
                 return None
-            # A forked child of ours has the pipe's other end, too: it stays open when the worker is
-            # dead.
+            # A forked child of ours has the pipe's other end, too, so the pipe stays open when the
+            # worker is dead.
             if in_time and not ready and self.is_alive():
                 continue
             chunk = os.read(pipe, 1 << 16) if pipe in ready else b""
@@ -207,13 +208,13 @@ class WorkerProcess:
             return False
 
     def linger(self, seconds: float) -> bool:
-        """Let the worker end what it was asked for without us, and let go of it.
+        """Let the worker finish its request without us, and release it.
 
-        It does nothing more, puts what comes of it into the store, and ends, after so many seconds
-        at most. Who waits for its answer gets none.
+        The worker does nothing more, puts the result into the store, and ends, after ``seconds`` at
+        most. A thread that waits for the worker's answer gets none.
 
         Returns:
-            Whether it does; false where it has nothing to do that it could end by itself.
+            Whether the worker does so; false if it has no request that it can finish by itself.
         """
         message = json.dumps({"kind": "linger", "until": time.monotonic() + seconds})
         with self._lock:
@@ -225,16 +226,16 @@ class WorkerProcess:
                     return False
                 self._requests.send(message.encode() + b"\n", _NO_SIGNAL)
                 self.lingers = True
-                self._requests.shutdown(socket.SHUT_RDWR)  # Who waits for the answer wakes up.
+                self._requests.shutdown(socket.SHUT_RDWR)  # Wakes a thread that waits for a reply.
             except (OSError, ValueError):
                 self.lingers = False
                 return False
-            # It is not ours any more: subprocess would warn that it runs.
+            # Released, so not ours to reap: otherwise subprocess would warn that it runs.
             self._process.returncode = 0
             return True
 
     def kill(self, *, even_if_it_lingers: bool = False) -> None:
-        """End it with all that it has started, unless it was let go of."""
+        """Kill the worker and all that it has started, unless it lingers."""
         if self.lingers:
             if even_if_it_lingers:
                 self._end_group(is_last=False)
@@ -245,7 +246,7 @@ class WorkerProcess:
 
     def _close_pipes(self) -> None:
         with self._lock:
-            # Not under a thread that reads from it: the number may be another file's by then.
+            # Not while a thread reads from a pipe: its number could become another file's.
             if self._asking:
                 return
             for pipe in (self._requests, self._process.stdout):
@@ -258,6 +259,6 @@ class WorkerProcess:
         try:
             self._requests.settimeout(max(0.001, deadline.left()))
             self._requests.sendall(data, _NO_SIGNAL)
-        except OSError:  # It is dead, hangs, or was closed when it was.
+        except OSError:  # The worker is dead or hangs, or the socket was closed after its death.
             return False
         return True

@@ -1,6 +1,6 @@
 """An opened kernel library: AOTInductor's C functions, with errors as exceptions.
 
-Calls go through ctypes, which releases the GIL for their length.
+Calls go through ctypes, which releases the GIL during each call.
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ FUNCTIONS: dict[str, tuple[Any, ...]] = {
     f"{MODEL}UpdateConstantsMapV2": (_HANDLE, _POINTER, ctypes.c_int32),
     f"{MODEL}Delete": (_HANDLE,),
 }
-# Only libraries whose constants lie in a file of their own need these.
+# Exported only by libraries whose constants lie in a separate file.
 BLOB_FUNCTIONS: dict[str, tuple[Any, ...]] = {
     f"{CONTAINER}GetConstantsBlobSize": (_HANDLE, _POINTER),
     f"{MODEL}UpdateConstantsFromBlob": (_HANDLE, _POINTER),
@@ -96,19 +96,20 @@ class KernelLibrary:
 
     Args:
         path: A shared object.
-        inspect: Whether to read its headers first. Not needed for a file whose digest was checked.
-        device_type: The device type it must be for, as far as its headers tell.
-        name: What messages call it; a package's library has a digest for a name.
-        sealed: A private copy of the file, which is opened in its place.
+        inspect: Whether to read the file's headers before the file is opened. Not needed for a
+            file whose digest was checked.
+        device_type: The device type that the library must be for, as far as its headers tell.
+        name: The library's name in messages; the file of a package's library is named by a digest.
+        sealed: A private copy of the file; the copy is opened in place of the file.
 
     Attributes:
-        path, name: Its file, and what messages call it.
-        file: What its headers say; ``None`` if they were not read.
-        identity: Device and inode: opened again, the same file is the same library.
+        path, name: The library's file, and its name in messages.
+        file: What the headers say; ``None`` if they were not read.
+        identity: Device and inode. Opening the same file again gives the same library.
 
     Raises:
-        LibraryLoadError: It cannot be opened here, or is no shared object.
-        MissingSymbolError: It is no kernel library; the missing functions are named.
+        LibraryLoadError: The file cannot be opened on this machine, or is no shared object.
+        MissingSymbolError: The file is no kernel library; the error names the missing functions.
     """
 
     def __init__(
@@ -125,13 +126,13 @@ class KernelLibrary:
         self.file = _inspected(path) if inspect else None
         self.has_container = True
         if self.file is not None:
-            # A thin library of the cache has the container's functions for torch's own runner, with
-            # nothing behind them; its manifest says more.
+            # A thin library of the cache exports the container's functions for torch's own runner,
+            # with no container behind them; the library's manifest says more.
             exports = self.file.exports
             self.has_container = (
                 f"{CONTAINER}CreateWithDevice" in exports and MANIFEST not in exports
             )
-            # Before anything is run: opening a library runs its constructors.
+            # Checked before the library is opened: opening a library runs its constructors.
             _check_exports(path, self.file, self.has_container)
             built_for = self.file.device_type
             if device_type not in (None, built_for):
@@ -164,13 +165,13 @@ class KernelLibrary:
         return hasattr(self._library, name)
 
     def address(self, name: str) -> int:
-        """Return where a C function lies; good until ``close``."""
+        """Return the address of a C function; valid until ``close``."""
         return int(ctypes.cast(getattr(self._library, name), ctypes.c_void_p).value or 0)
 
     def check(self, code: int, doing: str) -> None:
         """Raise the library's own message if ``code``, the result of a call just made, is an error.
 
-        To be called on the thread of the call, before another one: the message is the thread's.
+        Check on the thread that made the call, before its next call: the message is thread-local.
 
         Raises:
             LibraryRunError: ``code`` is not zero.
@@ -184,7 +185,7 @@ class KernelLibrary:
         """Call a C function.
 
         Raises:
-            LibraryRunError: It reported an error.
+            LibraryRunError: The function reported an error.
         """
         self.check(self.function(name)(*arguments), doing)
 
@@ -199,10 +200,10 @@ class KernelLibrary:
         return message or "the library gave no message"
 
     def close(self) -> None:
-        """Give the library back to the loader; nothing of it may be in use.
+        """Give the library back to the loader; nothing in the library may be in use.
 
-        It usually stays mapped, because it has symbols that are unique in the process; opened
-        again from the same file it is the same library.
+        The library usually stays mapped, because it has symbols that are unique in the process.
+        Opening the same file again then gives the same library.
         """
         library, self._library = self._library, None  # type: ignore[assignment]
         if library is not None:
@@ -241,7 +242,7 @@ def _inspected(path: Path) -> LibraryFile:
     identity = (status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns)
     found = _inspections.get(identity)
     if found is None:
-        # Here: the cache's own libraries are opened by their digests.
+        # Imported here: the cache's own libraries are not inspected, their digests are checked.
         from .elf import inspect_library_file
 
         found = inspect_library_file(path)

@@ -1,9 +1,9 @@
 """The two buffers of constants of a loaded library: update, fold, swap, free.
 
-A container leaves to its caller what would be wrong or crash: updating constants that runs are
-reading, running or swapping to constants that have no values, folding that fails. Here that is
-kept apart, by one lock for everything that changes constants and the pool for what runs must not
-see.
+A container does not keep its caller from what gives wrong results or crashes: updating constants
+that runs are reading, running with or swapping to constants that have no values, going on after
+folding failed. ``ConstantBuffers`` does: one lock guards everything that changes constants, and the
+pool keeps runs away from changes that they must not see.
 """
 
 from __future__ import annotations
@@ -40,16 +40,17 @@ _NO_BLOB = (
 
 
 class _Buffer:
-    """What is known of one of the two buffers."""
+    """The state of one of the two buffers."""
 
     __slots__ = ("folded", "given", "has_folded", "loaded", "user_managed")
 
     def __init__(self, loaded: set[str]) -> None:
         self.loaded = loaded  # names of constants that have a value
-        self.given: set[str] = set()  # those that the user gave
+        self.given: set[str] = set()  # names of constants that the user gave
         self.folded = False
-        self.has_folded = False  # whether the container has folded constants of it, valid or not
-        # Kept alive as long as the library points into them.
+        # Whether the container has folded constants of this buffer, valid or not.
+        self.has_folded = False
+        # Tensors that are kept alive as long as the library points into them.
         self.user_managed: dict[str, Tensor] = {}
 
 
@@ -58,9 +59,9 @@ class ConstantBuffers:
 
     Args:
         container: The loaded library.
-        pool: Its instances; a thread that changes what runs read holds all of them.
+        pool: The container's instances; a thread that changes what runs read holds all of them.
         name: The library's name, for messages.
-        device: Where it runs.
+        device: The device that the library runs on.
     """
 
     def __init__(
@@ -78,10 +79,11 @@ class ConstantBuffers:
 
     @contextlib.contextmanager
     def changing(self) -> Iterator[None]:
-        """Keep other threads from changing constants meanwhile.
+        """Keep other threads from changing constants during a block.
 
         Raises:
-            RunnerError: This thread is inside of a run: who has the lock may wait for that run.
+            RunnerError: This thread is inside of a run: the holder of the lock may wait for that
+                run.
         """
         self._pool.refuse_inside_of_a_run()
         with self._lock:
@@ -89,13 +91,13 @@ class ConstantBuffers:
 
     @property
     def _container(self) -> Container:
-        """Return the container; to be asked inside of ``changing``, as ``close`` is too."""
+        """Return the container; only inside of ``changing``, because ``close`` is called there."""
         if self._opened is None:
             raise RunnerError(f"{self._name}: the runner is closed")
         return self._opened
 
     def close(self) -> None:
-        """Let go of the container and of user-managed constants; inside of ``changing``."""
+        """Drop the container and the user-managed constants; only inside of ``changing``."""
         self._opened = None
         self._active, self._inactive = _Buffer(set()), _Buffer(set())
 
@@ -164,11 +166,11 @@ class ConstantBuffers:
                     self._update(self._active, tensors, set(given), user_managed)
 
     def update_from_blob(self, path: str | os.PathLike[str], use_inactive: bool) -> None:
-        """Load all constants from AOTInductor's file of them.
+        """Load all constants from AOTInductor's constants file.
 
         Raises:
             ConstantError: The file has another size, or the library has no such file.
-            OSError: It cannot be read.
+            OSError: The file cannot be read.
         """
         with self.changing():
             container = self._container
@@ -191,7 +193,7 @@ class ConstantBuffers:
             if use_inactive or self._active.loaded:
                 self._update_from_blob(Path(path), size, wanted, use_inactive)
                 return
-            # The first time by the library's own function, which knows every layout.
+            # The first load uses the library's own function, which knows every layout.
             with open(path, "rb") as file, self._pool.all_instances():
                 mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
                 container.load_blob(ctypes.addressof(ctypes.c_char.from_buffer(mapped)))
@@ -214,11 +216,12 @@ class ConstantBuffers:
             kinds = {c.name: c.kind for c in self._container.constants}
             given = self._inactive.given | self._active.given
             if any(kinds[name] is ConstantKind.TENSOR_CONSTANT for name in given):
-                # The container would put the active buffer's in the place of the inactive one's.
-                # After the swap it does not, so they are folded before the next run.
+                # Before the swap, the container would use the active buffer's tensor constants in
+                # place of the inactive buffer's. So folding is left to the first run after the
+                # swap.
                 return
-            # The container uses one of its instances, behind the pool's back, and where folding
-            # fails that one stays on the inactive buffer: no run may get it.
+            # Folding uses one of the container's instances without asking the pool. If folding
+            # fails, that instance stays on the inactive buffer, and no run may get it.
             with self._pool.all_instances():
                 try:
                     self._container.fold(True, stream)
@@ -247,11 +250,13 @@ class ConstantBuffers:
                 self._active, self._inactive = self._inactive, self._active
 
     def free_inactive(self) -> None:
-        """Free the inactive buffer's memory, but for its folded constants.
+        """Free the inactive buffer's memory, except that of its folded constants.
 
         Raises:
-            MissingConstantsError: It was folded, and constants of the active buffer have no values.
-            LibraryRunError: It was folded, and the active buffer cannot be. Nothing is freed.
+            MissingConstantsError: The inactive buffer was folded, and constants of the active
+                buffer have no values.
+            LibraryRunError: The inactive buffer was folded, and the active buffer cannot be folded.
+                Nothing is freed.
         """
         with self.changing():
             if self._inactive.has_folded and any(c.folded for c in self._container.constants):
@@ -261,11 +266,11 @@ class ConstantBuffers:
                 self._inactive = _Buffer(set())
 
     def _free_folded(self) -> None:
-        """Free a buffer that was folded so that the container can be given constants for it again.
+        """Free a folded inactive buffer so that it can take an update again.
 
-        What the container frees stays in its map, and its next update reads the freed folded
-        constants. So the map is made to show the active buffer's constants, and is folded once
-        more from these.
+        The container keeps freed constants in its map, and its next update reads the freed folded
+        constants. So the map is pointed to the active buffer's constants, and folded once more
+        from these.
         """
         container = self._container
         self.prepare(None)
@@ -278,7 +283,7 @@ class ConstantBuffers:
             container.fold(True, None)
 
     def _wait_for_device(self) -> None:
-        """Wait for kernels that are launched: they still read what may now be overwritten."""
+        """Wait for launched kernels: they still read constants that are overwritten next."""
         if self._device.type != "cpu":
             torch.get_device_module(self._device).synchronize(self._device)
 
@@ -299,10 +304,10 @@ class ConstantBuffers:
             )
 
     def _kept(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Return what the inactive buffer keeps of its optional constants.
+        """Return the optional constants that an update of the inactive buffer leaves out.
 
-        The container copies those that an update leaves out from the active buffer, over what an
-        earlier update put there, and reads past its tables where there is none.
+        Left alone, the container copies these constants from the active buffer over those of an
+        earlier update, and reads past its tables where the active buffer has none.
         """
         constants = self._container.constants
         optional = [
@@ -345,10 +350,10 @@ class ConstantBuffers:
     def _update_from_blob(
         self, path: Path, size: int, constants: Sequence[Constant], use_inactive: bool
     ) -> None:
-        """Give the container what lies in the file, one constant after the other.
+        """Update the buffer from the file, one constant after the other.
 
-        Not by the library's own function, which frees the constants that it loaded before and goes
-        on using them.
+        The library's own function is not used: it frees the constants that it loaded before and
+        goes on using them.
         """
         content = torch.from_file(os.fspath(path), shared=False, size=size, dtype=torch.uint8)
         found: dict[str, Tensor] = {}
@@ -360,7 +365,8 @@ class ConstantBuffers:
                     "layout before it was loaded into the active buffer",
                     (constant.fqn,),
                 )
-            # A copy: GPU libraries do not pad, and a dtype's data must begin at its multiple.
+            # Copied: GPU libraries do not pad, and data must begin at a multiple of its dtype's
+            # size.
             storage = content[begin : begin + constant.size_bytes].clone()
             usable = constant.size_bytes // constant.dtype.itemsize * constant.dtype.itemsize
             found[constant.name] = (

@@ -1,7 +1,7 @@
-"""The constants of a kernel library: what it needs, and whether what it is given fits.
+"""The constants of a kernel library: which ones the library needs, and whether given tensors fit.
 
-AOTInductor's container copies a given tensor's whole storage into its own buffer and takes the
-tensor's strides as they are, unchecked; so all of it is checked and laid out here. Pure: nothing
+AOTInductor's container copies a given tensor's whole storage into its own buffer and uses the
+tensor's strides unchecked. So this module checks the tensor and lays out its storage. Pure: nothing
 is loaded or called.
 """
 
@@ -26,7 +26,7 @@ from .tensor_handles import has_own_data
 
 # AOTInductor pads the places of constants to multiples of this.
 _PADDING_BYTES = 64
-# Numbers and rows of up to so many elements become numbers in the code.
+# AOTInductor turns numbers and rows of up to so many elements into numbers in the code.
 _LARGEST_INLINED = 8
 
 
@@ -49,8 +49,8 @@ class Constant:
         fqn: Its name in the exported program, ``l.weight``.
         dtype: Its dtype.
         size_bytes: The most bytes that its storage may have.
-        kind: What it was.
-        folded: Whether the library computes it from the others; it is never given.
+        kind: What it was in the exported program.
+        folded: Whether the library computes it from the other constants; callers never give it.
         sizes, strides: Its layout; ``None`` where the library does not tell.
         storage_offset: Where it begins in its storage, in elements.
         device: Where it must be; ``None`` where the library does not tell.
@@ -69,7 +69,7 @@ class Constant:
 
     @property
     def may_be_missing(self) -> bool:
-        """Return whether a full update may leave it out, as AOTInductor's container allows."""
+        """Return whether a full update may omit the constant, as AOTInductor's container allows."""
         return self.kind in (ConstantKind.BUFFER, ConstantKind.TENSOR_CONSTANT) or (
             self.kind is ConstantKind.PARAMETER and self.size_bytes == 0
         )
@@ -84,14 +84,14 @@ def resolve(
 
     Raises:
         UnknownConstantError: There is no such constant.
-        ConstantError: One constant is given twice, or is one that the library computes itself.
+        ConstantError: A constant is given twice, or the library computes the constant itself.
     """
     by_name = {constant.name: constant for constant in constants}
     by_fqn = {constant.fqn: constant for constant in constants}
     found: dict[str, Tensor] = {}
     for name, tensor in given.items():
-        # One constant's name in the library can be another one's in the program, which is the name
-        # that a caller got from his model or from ``extract_constants_map``.
+        # The library's name of one constant can be the program's name of another. The program's
+        # name comes first: callers get it from their model or from ``extract_constants_map``.
         constant = by_fqn.get(name) or by_name.get(name)
         if constant is None:
             listed = near(str(name), _fqns(constants))
@@ -113,10 +113,10 @@ def resolve(
 
 
 def check_full_update(library: str, constants: Iterable[Constant], given: Iterable[str]) -> None:
-    """Warn of optional constants that are not among ``given``, and refuse if others are missing.
+    """Warn if ``given`` lacks optional constants, and raise if it lacks required ones.
 
     Raises:
-        MissingConstantsError: Parameters are missing; all of them are named.
+        MissingConstantsError: Parameters are missing; the error names all of them.
     """
     names = set(given)
     absent = [c for c in constants if not c.folded and c.name not in names]
@@ -137,7 +137,7 @@ def check_full_update(library: str, constants: Iterable[Constant], given: Iterab
 
 
 def fitted(library: str, constant: Constant, tensor: Tensor) -> Tensor:
-    """Return ``tensor`` as the container must get it: right device and strides, compact storage.
+    """Return ``tensor`` as the container needs it: right device and strides, compact storage.
 
     Raises:
         ConstantError: Its dtype, sizes or layout cannot be those of the constant.
@@ -165,7 +165,7 @@ def fitted(library: str, constant: Constant, tensor: Tensor) -> Tensor:
 
 
 def check_user_managed(library: str, constant: Constant, tensor: Tensor) -> None:
-    """Refuse a tensor whose own memory the library cannot use as it is.
+    """Raise if the library cannot use the tensor's own memory as it is.
 
     Raises:
         ConstantError: Its dtype, sizes, strides, device or alignment are not the constant's.
@@ -220,13 +220,13 @@ def _check(library: str, constant: Constant, tensor: Tensor) -> None:
 
 
 def _fills(constant: Constant, tensor: Tensor) -> bool:
-    """Return whether ``tensor`` has as many bytes as its place, up to AOTInductor's padding."""
+    """Return whether ``tensor`` fills the constant's place, up to AOTInductor's padding."""
     size_bytes = tensor.numel() * tensor.itemsize
     return size_bytes <= constant.size_bytes < size_bytes + _PADDING_BYTES
 
 
 def _dense_strides(tensor: Tensor) -> tuple[int, ...]:
-    """Return the strides that a copy of ``tensor`` in its own order of dimensions would have."""
+    """Return the strides of a dense copy of ``tensor`` that keeps the order of dimensions."""
     return tuple(torch.empty_like(tensor, device="meta").stride())
 
 
@@ -237,7 +237,7 @@ def _extent(sizes: Sequence[int], strides: Sequence[int]) -> int:
 
 
 def near(name: str, names: Sequence[str]) -> str:
-    """Return the end of a message about an unknown ``name``: those near it, or all there are."""
+    """Return the end of a message about an unknown ``name``: similar names, or all names."""
     close = difflib.get_close_matches(name, names, n=3)
     if close:
         return f"; did you mean {', '.join(map(repr, close))}?"
@@ -245,7 +245,7 @@ def near(name: str, names: Sequence[str]) -> str:
 
 
 def _why_absent(tensor: object) -> str:
-    """Return what a message says of a constant that the library may have had as its code."""
+    """Return the part of a message that says that an unknown constant may be in the code."""
     if not isinstance(tensor, Tensor) or tensor.dim() > 1 or tensor.numel() > _LARGEST_INLINED:
         return ""
     return (

@@ -1,9 +1,9 @@
-"""What runs inside a runner: model instances over one set of constants, in three kinds.
+"""The interface of containers: model instances over one set of constants. There are three kinds.
 
-``LibraryContainer`` is the container that AOTInductor puts into its libraries. A library that has
-only a model (a thin one, on CPU) gets ``ModelContainer``, which does here what that one does there.
-A library that calls ops without a C shim needs a proxy executor, which only torch's own runner can
-make: ``ProxyContainer``. None of them is safe under threads by itself; the runner sees to that.
+``LibraryContainer`` is the container that AOTInductor puts into its libraries. ``ModelContainer``
+does the same in Python for a library that has only a model (a thin one, on CPU). ``ProxyContainer``
+is for a library that calls ops without a C shim: it needs a proxy executor, which only torch's own
+runner can make. No container is thread-safe by itself; the runner in front of it is.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class Container(Protocol):
     constants: tuple[Constant, ...]
 
     def run(self, instance: int, inputs: list[Tensor], stream: Stream, boxed: bool) -> list[Tensor]:
-        """Run one instance; ``boxed`` takes the inputs over and empties the list."""
+        """Run one instance; with ``boxed``, take the inputs over and empty the list."""
 
     def update(self, tensors: Mapping[str, Tensor], inactive: bool, user_managed: bool) -> None:
         """Put constants, by their names in the library, into a buffer."""
@@ -45,13 +45,13 @@ class Container(Protocol):
         """Return the constants of a buffer by name; they share its memory."""
 
     def fold(self, inactive: bool, stream: Stream) -> None:
-        """Compute the folded constants of a buffer from its others."""
+        """Compute the folded constants of a buffer from its other constants."""
 
     def swap(self) -> None:
         """Exchange the buffers; nothing may run."""
 
     def free_inactive(self) -> None:
-        """Let go of the inactive buffer's memory."""
+        """Free the inactive buffer's memory."""
 
     def close(self) -> None:
         """Delete the instances; nothing may run."""
@@ -73,7 +73,7 @@ def run_library(
         check(run(handles, outputs), "a run")
     except LibraryRunError as error:
         if error.library_message.startswith("input_handles["):
-            # Its check of the inputs is before it takes them over; later it frees them itself.
+            # The library checks the inputs before it takes them over; later it frees them itself.
             refused = tensors_of(handles)
             if boxed:
                 inputs.extend(refused)

@@ -1,4 +1,4 @@
-"""Devices as runners need them: with an index, made current, and their streams."""
+"""Devices for runners: resolve the index, make a device current, find its stream."""
 
 from __future__ import annotations
 
@@ -10,16 +10,19 @@ import torch
 
 from ..errors import RunnerError
 
-# The address of the driver's stream; none on CPU.
+# The address of the driver's stream; ``None`` on CPU.
 Stream = int | None
 
-# Devices whose libraries this runner runs; others have a factory (``register_runner``).
+# Device types that ``ModelContainerRunner`` runs; other types need a factory (``register_runner``).
 DEVICE_TYPES = frozenset({"cpu", "cuda", "xpu"})
 
 
 @contextlib.contextmanager
 def on_device(device: torch.device) -> Iterator[None]:
-    """Make ``device`` current: a container sets it when it is made, and does not put it back."""
+    """Make ``device`` current during a block, then restore the device that was current before.
+
+    A container sets the current device when it is made, and does not restore it.
+    """
     if device.type == "cpu":
         yield
     else:
@@ -31,7 +34,7 @@ def resolve_device(device: str | torch.device) -> torch.device:
     """Return ``device`` with an index where its type has several.
 
     Raises:
-        ValueError: It is no device that this runner is for, or there is none here.
+        ValueError: ``device`` is no device that this runner supports, or none that is here.
     """
     try:
         found = torch.device(device)
@@ -55,10 +58,11 @@ def resolve_device(device: str | torch.device) -> torch.device:
 
 
 def stream_address(name: str, device: torch.device, stream: Any) -> Stream:
-    """Return the driver's address of ``stream``, or of the device's current one for ``None``.
+    """Return the driver's address of ``stream``; for ``None``, of the device's current stream.
 
     Raises:
-        RunnerError: It is no stream of this device; the CPU has none. ``name`` is for the message.
+        RunnerError: ``stream`` is no stream of this device; the CPU has no streams. ``name`` is
+            for the message.
     """
     if device.type == "cpu":
         if stream is not None:

@@ -1,7 +1,7 @@
 """What a shared object's ELF headers say before it is opened.
 
-``dlopen`` answers a file of another architecture with "No such file", and a truncated one with
-SIGBUS; both can be told from the headers.
+``dlopen`` reports "No such file" for a file of another architecture, and a truncated file ends the
+process with SIGBUS. The headers tell both cases beforehand.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ from typing import Any
 from .._base.data_class import dataclass
 from ..errors import LibraryLoadError
 
-# What a library for each device calls, and no other does.
+# Functions that a library for the device calls, and libraries for other devices do not.
 _DEVICE_SYMBOLS = (
     ("cuda", r"(cuda[A-Z]|cu[A-Z]|hip[A-Z]|aoti_torch_\w*cuda_(?!is_built))"),
     ("xpu", r"(zeModule|zeKernel|_ZN4sycl|aoti_torch_\w*(xpu|sycl)_)"),
     ("mps", r"aoti_torch_mps_"),
 )
-# In every library: it only asks for a number.
+# Called by every library, whatever its device: these functions only return a number.
 _DEVICE_TYPE_QUESTION = r"aoti_torch_device_type_\w+$"
 
 _MACHINES = {
@@ -46,7 +46,7 @@ class LibraryFile:
         device_type: The device type its code runs on, as far as its imports tell: ``"cpu"``,
             ``"cuda"``, ``"xpu"`` or ``"mps"``.
         needs_proxy_executor: Whether it calls ops that have no C shim.
-        exports: The functions and data it defines for others.
+        exports: The functions and data it defines for other libraries.
     """
 
     device_type: str
@@ -85,7 +85,7 @@ def inspect_library_file(path: Path) -> LibraryFile:
             except LibraryLoadError:
                 raise
             except Exception as error:
-                # The parser meets whatever a damaged file holds.
+                # A damaged file can make the parser raise anything.
                 raise LibraryLoadError(path, f"is a damaged ELF file: {error!r}") from error
     except LibraryLoadError:
         raise
@@ -121,7 +121,8 @@ def _check_header(path: Path, elf: Any) -> None:
 
 def _check_size(path: Path, elf: Any, size: int) -> None:
     ends = [segment["p_offset"] + segment["p_filesz"] for segment in elf.iter_segments()]
-    # The section table is last in the file, and nobody maps it; but without it the file is cut.
+    # The section table is last in the file. The loader does not map it, but without it the file
+    # was cut.
     ends.append(elf["e_shoff"] + elf["e_shnum"] * elf["e_shentsize"])
     if max(ends) > size:
         raise LibraryLoadError(
@@ -130,11 +131,11 @@ def _check_size(path: Path, elf: Any, size: int) -> None:
 
 
 def _dynamic_symbols(elf: Any) -> tuple[set[str], set[str]]:
-    """Return the names that a library takes from others and those that it gives."""
+    """Return the names that a library imports and the names that it exports."""
     imports: set[str] = set()
     exports: set[str] = set()
     # Elf64_Sym: name, info, other, section, value, size. elftools' own loop makes an object of each
-    # of thousands and takes most of a second.
+    # of thousands of symbols and takes most of a second.
     entry = struct.Struct(("<" if elf.little_endian else ">") + "IBBHQQ")
     for segment in elf.iter_segments("PT_DYNAMIC"):
         (names_size,) = (tag["d_val"] for tag in segment.iter_tags("DT_STRSZ"))

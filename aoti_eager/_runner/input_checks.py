@@ -1,8 +1,8 @@
 """Have AOTInductor's libraries check the inputs of each run.
 
-Each library has such checks in its code and asks for the environment variable
-``AOTI_RUNTIME_CHECK_INPUTS`` once, in its first run. It is set for that run alone: for the rest of
-the process it would change what other libraries do that are not ours.
+Each library has these checks in its code, and reads the environment variable
+``AOTI_RUNTIME_CHECK_INPUTS`` once, in its first run. The variable is set during that run only: set
+for the rest of the process, it would change what libraries do that are not ours.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from .abi import KernelLibrary
 
 _VARIABLE = "AOTI_RUNTIME_CHECK_INPUTS"
 
-# Held for the length of a first run. Re-entrant: an op inside of it may run another library.
+# Held during a first run. Re-entrant: an op inside of the run may run another library.
 _lock = threading.RLock()
 # Libraries that have run with the variable set, as device and inode.
 _settled: set[tuple[int, int]] = set()
@@ -30,14 +30,14 @@ def is_settled(library: KernelLibrary) -> bool:
 
 @contextlib.contextmanager
 def first_run(library: KernelLibrary) -> Iterator[None]:
-    """Around the first run of a library in this process: its checks are on from then on.
+    """Switch on a library's checks: a context for the library's first run in this process.
 
-    A library that ran before without (torch's own loader ran it, say) stays without.
+    A library that ran before without it (torch's own loader ran it, say) keeps its checks off.
     """
     with _lock:
         before = os.environ.get(_VARIABLE, "0")
-        # Not removed afterwards: only the first time does it move the table of variables, which
-        # other threads' getenv reads without a lock.
+        # Reset afterwards, not removed: adding a variable moves the table of variables, which
+        # getenv reads without a lock in other threads. So the variable is added only once.
         os.environ[_VARIABLE] = "1"
         try:
             yield
@@ -47,7 +47,7 @@ def first_run(library: KernelLibrary) -> Iterator[None]:
         else:
             _settled.add(library.identity)
         finally:
-            # After any other exception it may not have come to the library's run.
+            # Not settled after any other exception: the library's run may not have begun.
             os.environ[_VARIABLE] = before
 
 

@@ -1,10 +1,11 @@
 """A pool of model instances: borrow one, give it back, or have all of them at once.
 
-First come, first served, for both: a swap of constants is not starved by calls that keep coming
-(the lock in AOTInductor's own container prefers readers, and can be), nor they by it.
+Both kinds of request are served in the order in which they come. So calls that keep coming do not
+starve a swap of constants, and swaps do not starve calls. (The lock in AOTInductor's own container
+prefers readers, so a swap can starve there.)
 
-Ctrl-C may come between any two steps of the main thread. So who holds what is in a ``Lease`` that
-the caller made before, and giving back is safe at any moment and any number of times.
+Ctrl-C may come between any two steps of the main thread. So the caller first makes a ``Lease``,
+which records what a thread holds, and may give a lease back at any moment and any number of times.
 """
 
 from __future__ import annotations
@@ -30,13 +31,13 @@ class Lease:
         self.wants_all = wants_all
         self.granted = False
         self.instance = -1
-        self.turn: threading.Lock | None = None  # held until it is granted, if it has to wait
+        self.turn: threading.Lock | None = None  # if the lease waits: held until it is granted
 
 
 class InstancePool:
     """``count`` instances, numbered from 0.
 
-    A thread that holds an instance never waits for another one: what it waited for could be itself.
+    A thread that holds an instance never waits for another one: it could be waiting for itself.
     """
 
     def __init__(self, count: int, name: str) -> None:
@@ -61,11 +62,12 @@ class InstancePool:
     def borrow(self, lease: Lease) -> int:
         """Return a free instance, the one that was given back longest ago; wait if there is none.
 
-        The caller gives ``lease`` back, also when this raises.
+        The caller must give ``lease`` back, also when this method raises.
 
         Raises:
-            RunnerError: This thread holds one already (a signal handler or an op inside of a run
-                runs the same library), and none is free. Or this process was forked during runs.
+            RunnerError: This thread already holds an instance (a signal handler or an op inside of
+                a run runs the same library), and no instance is free. Or this process was forked
+                during runs.
         """
         with self._lock:
             if self._available and not self._waiters:
@@ -86,9 +88,9 @@ class InstancePool:
         return lease.instance
 
     def give_back(self, lease: Lease) -> None:
-        """Make free again what ``lease`` holds, and forget it if it still waits.
+        """Free what ``lease`` holds; if the lease still waits, remove it from the queue.
 
-        Done again, it does nothing; so it may be called again if it was interrupted.
+        A second call does nothing, so the caller may call again if the first call was interrupted.
         """
         with self._lock:
             if not lease.wants_all:
@@ -124,14 +126,16 @@ class InstancePool:
             finally:
                 self.give_back(lease)
         except BaseException:
-            self.give_back(lease)  # Ctrl-C may have come while it was given back.
+            self.give_back(lease)  # Ctrl-C may have come while the lease was given back.
             raise
 
     def refuse_inside_of_a_run(self) -> None:
-        """Raise if this thread holds an instance: whoever it waits for may wait for it.
+        """Raise if this thread holds an instance.
+
+        To wait could be a deadlock: the thread that it waits for may wait for that instance.
 
         Raises:
-            RunnerError: It does.
+            RunnerError: This thread holds an instance.
         """
         with self._lock:
             inside = self._holds(get_ident())
@@ -159,8 +163,8 @@ class InstancePool:
         return turn
 
     def _take(self, lease: Lease) -> None:
-        # No call between these steps, and so no signal handler: one that raised after the first
-        # would leave an instance that is free and held.
+        # No call between these steps, so no signal handler runs between them. A handler that raised
+        # after the first step would leave an instance that is both free and held.
         instance = self._available[0]
         lease.instance = instance
         self._holders[instance] = lease
@@ -168,9 +172,9 @@ class InstancePool:
         lease.granted = True
 
     def _grant(self) -> None:
-        """Give what is free to those who wait, in their order; the lock is held.
+        """Grant waiting leases in their order, as far as instances are free; the lock is held.
 
-        It goes on where an earlier call was interrupted.
+        Continues where an interrupted call stopped.
         """
         while self._waiters:
             lease = self._waiters[0]
@@ -195,7 +199,7 @@ _pools: weakref.WeakSet[InstancePool] = weakref.WeakSet()
 
 
 def _after_fork() -> None:
-    # The threads that held instances, or waited, are not in this process.
+    # The threads that held instances, or waited, do not exist in this process.
     for pool in list(_pools):
         pool._forked = pool._forked or any(holder is not None for holder in pool._holders)
         pool._reset()

@@ -1,4 +1,4 @@
-"""One kernel of the cache, loaded: a single instance, without constants, whose inputs are known.
+"""Run one loaded kernel of the cache: a single instance without constants, its inputs unchecked.
 
 The key has already settled what a ``ModelContainerRunner`` checks on each run.
 """
@@ -37,21 +37,21 @@ class LibraryRunner:
     """A loaded kernel library with one model instance.
 
     Args:
-        library: A copy of a shared object of AOTInductor's for CPU; once this object is made, it
-            may be closed.
-        calls_aten: Whether the library calls registered ops; they reach originals then.
-        release_gil: Whether a run lets other Python threads go on. It costs a few microseconds, so
-            it is for kernels that take much longer than that.
-        native: Whether the C++ hit path is to run it, too.
+        library: A copy of a shared object of AOTInductor's for CPU; the copy may be closed once
+            this object is made.
+        calls_aten: Whether the library calls registered ops; then these ops reach their originals.
+        release_gil: Whether a run lets other Python threads go on. Releasing the GIL costs a few
+            microseconds, so it is for kernels that take much longer than that.
+        native: Whether the C++ hit path is to run the library, too.
 
     Attributes:
-        run: Takes the inputs in slot order, returns the fresh outputs. Inputs must have exactly the
-            metadata the library was compiled for: it does not check them.
-        lock: To be held around ``run``. A run that holds the GIL borrows the container's instance,
-            and a second thread would wait for it inside C++ with the GIL held; if the first one
-            then needs the GIL (an op with a Python kernel, called from the library), neither goes
-            on. Re-entrant, for signal handlers that call the same key. A run that releases the GIL
-            needs none: two threads run one kernel at the same time.
+        run: Takes the inputs in slot order, returns the fresh outputs. ``run`` does not check the
+            inputs: they must have exactly the metadata the library was compiled for.
+        lock: To be held around ``run``. A run that holds the GIL borrows the container's only
+            instance, and a second thread would wait for that instance inside C++ with the GIL held.
+            If the first thread then needs the GIL (the library calls an op with a Python kernel),
+            both threads hang. Re-entrant, for signal handlers that call the same key. A run that
+            releases the GIL needs no lock: two threads run one kernel at the same time.
 
     Raises:
         RunnerError: The file is no library of AOTInductor's, or cannot be loaded.
@@ -88,12 +88,12 @@ class LibraryRunner:
         self.run: Run = _passing(run) if calls_aten else run
 
     def native(self) -> NativeRun | None:
-        """Return what the C++ hit path calls; ``None`` if it must not, or not yet."""
+        """Return what the C++ hit path calls; ``None`` if it must not serve, or not yet."""
         return self._native()
 
 
 class _ThinRun:
-    """A thin library's own entry point: it has no state, so any number of threads may be in it."""
+    """A thin library's own entry point: it has no state, so any number of threads may run it."""
 
     def __init__(self, library: SealedLibrary, calls_aten: bool) -> None:
         self._library = KernelLibrary(library.path, inspect=False, sealed=library)
@@ -181,14 +181,14 @@ class _UnlockedRun:
 
     def __del__(self) -> None:
         handle = getattr(self, "_handle", None)
-        # While Python ends there is nothing to win, and modules are being taken apart.
+        # While Python ends, deleting the model gains nothing, and modules are being torn down.
         if handle is not None and not sys.is_finalizing():
             self._library.call(f"{CONTAINER}Delete", "deleting a model", handle)
             self._library.close()
 
 
 def _passing(run: Run) -> Run:
-    """Return ``run`` with every registered op that the library itself calls reaching originals."""
+    """Return ``run``, changed so that registered ops that the library calls reach originals."""
 
     def run_passing(inputs: list[Tensor]) -> list[Tensor]:
         with passthrough():

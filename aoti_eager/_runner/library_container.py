@@ -87,7 +87,7 @@ class LibraryContainer:
                     pairs,
                     len(pairs),
                     inactive,
-                    # Checked before, with better messages.
+                    # No validation: the constants were checked before, with better messages.
                     False,
                 )
         finally:
@@ -107,7 +107,8 @@ class LibraryContainer:
         )
         found: dict[str, Tensor] = {}
         index = 0
-        # Entries come under the exported program's names, which need not be unique, in order.
+        # Entries come in the order of the constants, under the exported program's names, which need
+        # not be unique.
         for constant in self.constants:
             if index == count.value:
                 break
@@ -117,9 +118,9 @@ class LibraryContainer:
         return found
 
     def fold(self, inactive: bool, stream: Stream) -> None:
-        """Compute the folded constants of a buffer from its others."""
+        """Compute the folded constants of a buffer from its other constants."""
         if not any(constant.folded for constant in self.constants):
-            return  # The container prints a warning about it.
+            return  # With nothing to fold, the container prints a warning.
         with on_device(self._device):
             self._library.call(
                 f"{CONTAINER}RunConstantFolding",
@@ -135,7 +136,7 @@ class LibraryContainer:
         self._library.call(f"{CONTAINER}SwapConstantBuffer", "swapping constants", self._handle)
 
     def free_inactive(self) -> None:
-        """Let go of the inactive buffer's memory."""
+        """Free the inactive buffer's memory."""
         with on_device(self._device):
             self._library.call(
                 f"{CONTAINER}FreeInactiveConstantBuffer", "freeing constants", self._handle
@@ -151,7 +152,7 @@ class LibraryContainer:
     def load_blob(self, address: int) -> None:
         """Load all constants of the active buffer, which must have none, from mapped memory.
 
-        Once it has some, this function of the library's frees them and goes on using them.
+        If the buffer has constants, this function of the library frees them and goes on using them.
         """
         with on_device(self._device):
             self._library.call(
@@ -163,7 +164,7 @@ class LibraryContainer:
         """Return the size in bytes of the file that ``load_blob`` wants.
 
         Raises:
-            LibraryRunError: The library was not compiled for one.
+            LibraryRunError: The library was not compiled for such a file.
         """
         return number_of(
             self._library, f"{CONTAINER}GetConstantsBlobSize", ctypes.c_uint64, self._handle
@@ -231,8 +232,9 @@ class LibraryContainer:
     def _probe(self, absent: Sequence[Constant]) -> dict[str, Tensor]:
         """Return tensors with the sizes of constants that have no value yet.
 
-        The container takes sizes from the library and everything else from what it is given: one
-        element, with a stride of zero for as many dimensions as there may be.
+        The container takes the sizes from the library and everything else from the given tensor.
+        So the given tensor has one element, with a stride of zero for as many dimensions as there
+        may be.
         """
         ndim = 64
         probes = {
@@ -251,10 +253,10 @@ class LibraryContainer:
 
 
 def _layouts_in_source(library: Path) -> dict[str, tuple[tuple[int, ...], int]]:
-    """Return strides and offsets that the code wants of constants, as far as it can be told.
+    """Return the strides and offsets that the code expects of constants, as far as they are known.
 
-    No function of the library tells, and a tensor of other strides gives wrong results. But
-    AOTInductor leaves the library's source beside it, in packages too.
+    No function of the library tells them, and a tensor with other strides gives wrong results. But
+    AOTInductor leaves the library's source beside the library, in packages too.
     """
     try:
         source = library.with_suffix(".cpp").read_text(errors="replace")

@@ -82,7 +82,7 @@ class ModelContainer:
         self._run = library.function(f"{MODEL}Run")
         self._buffers: list[dict[str, Tensor]] = [{}, {}]  # active, inactive
         self._models: list[int] = []
-        self._differ = False  # whether some models have other constants than the active ones
+        self._differ = False  # whether some models have constants that are not the active ones
         try:
             for _ in range(num_models):
                 self._models.append(self._new_model())
@@ -93,7 +93,7 @@ class ModelContainer:
     def run(self, instance: int, inputs: list[Tensor], stream: Stream, boxed: bool) -> list[Tensor]:
         """Run one instance."""
         model = self._models[instance]
-        # The container of AOTInductor's does this; a model by itself need not.
+        # AOTInductor's container switches grad off; a model by itself need not.
         with torch.no_grad():
             return self._run_model(model, inputs, boxed)
 
@@ -107,7 +107,7 @@ class ModelContainer:
         )
 
     def input_problem(self, inputs: Sequence[Tensor]) -> str | None:
-        """Return what is wrong with the inputs of a run: a thin library does not look."""
+        """Return what is wrong with a run's inputs, if anything: a thin library has no checks."""
         for index, (wanted, tensor) in enumerate(zip(self._inputs, inputs, strict=True)):
             problem = wanted.problem(tensor)
             if problem is not None:
@@ -127,7 +127,7 @@ class ModelContainer:
         return dict(self._buffers[inactive])
 
     def fold(self, inactive: bool, stream: Stream) -> None:
-        """Give the models their constants if that failed before: there are none to fold."""
+        """Hand the constants to the models if that failed before; there is nothing to fold."""
         if self._differ and not inactive:
             self._hand_over(self._buffers[0])
 
@@ -137,7 +137,7 @@ class ModelContainer:
         self._buffers.reverse()
 
     def free_inactive(self) -> None:
-        """Let go of the inactive buffer's memory."""
+        """Free the inactive buffer's memory."""
         self._buffers[1] = {}
 
     def close(self) -> None:
@@ -156,7 +156,7 @@ class ModelContainer:
     def _hand_over(self, constants: Mapping[str, Tensor]) -> None:
         self._differ = True
         for model in self._models:
-            # The model deletes its handles, so each one gets its own.
+            # A model deletes its handles, so each model gets its own.
             pairs = named_handles(constants, new_handles(list(constants.values())))
             self._library.call(
                 f"{MODEL}UpdateConstantsMapV2", "an update of constants", model, pairs, len(pairs)

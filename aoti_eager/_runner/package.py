@@ -1,11 +1,11 @@
 """Unpack a ``.pt2`` package of AOTInductor's: the library and the files that lie beside it.
 
-A package is unpacked once a process and stays until its end: a library that was opened stays
-mapped, and opened again from another file it would be mapped again.
+A package is unpacked once per process, and its files stay until the process ends: an opened library
+stays mapped, and the same library opened from another file would be mapped again.
 
-A few megabytes of an archive can become any number of gigabytes. So what comes out has limits: by
-the archive's own tables before anything is written, and by the bytes while they come, because the
-tables may lie.
+A few megabytes of an archive can unpack to any number of gigabytes, so the unpacked size has
+limits. The archive's tables are checked before anything is written, and the bytes are counted while
+they are written, because the tables may lie.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from ..errors import LibraryLoadError
 
 _MODELS = "data/aotinductor/"
 
-# What AOTInductor calls instruction sets, and what the kernel calls the CPU's features.
+# AOTInductor's names of instruction sets -> the Linux kernel's names of CPU features.
 _CPU_FEATURES = {
     "AVX2": ("avx2", "fma"),
     "AVX512": ("avx512f", "avx512dq", "avx512bw", "avx512vl"),
@@ -42,15 +42,16 @@ _CPU_FEATURES = {
 
 
 # torch writes packages without compression, and reads them with a library that knows these two.
-# What zipfile knows besides has no bound on what a block becomes in memory.
+# zipfile's other methods have no bound on the memory that one block takes.
 _COMPRESSIONS = {zipfile.ZIP_STORED: "stored", zipfile.ZIP_DEFLATED: "deflate"}
-# Beyond what a small package may become, weights that are packed well are a tenth of their size.
+# Any package may unpack to the first size. Beyond it, the ratio is the limit: weights that compress
+# well become a tenth of their size.
 _SMALL_BYTES = 64 << 20
 _MOST_RATIO = 50
-# A GPU's binary is a file for each kernel.
+# A package for a GPU has one file for each kernel.
 _MOST_MEMBERS = 16_384
 _LONGEST_METADATA = 1 << 20
-# The table of contents is read at once; that of _MOST_MEMBERS long names is shorter.
+# zipfile reads the table of contents at once. A table of _MOST_MEMBERS long names is shorter.
 _LONGEST_READ = 16 << 20
 
 
@@ -60,8 +61,8 @@ class Package:
 
     Attributes:
         library: The shared object.
-        directory: Where it and its files lie; also the directory of GPU binaries.
-        weights: The file of its constants, if they are not in the library.
+        directory: Where the library and its files lie; also the directory of GPU binaries.
+        weights: The file of the constants, if they are not in the library.
         metadata: What the compiler noted: device, platform, instruction set.
     """
 
@@ -83,8 +84,9 @@ def unpack(path: Path, model_name: str) -> Package:
     """Return the model ``model_name`` of the package at ``path``.
 
     Raises:
-        LibraryLoadError: It is damaged, has no such model, the model has no library, or it would
-            become larger than is plausible or than there is room for; nothing is left behind.
+        LibraryLoadError: The package is damaged, has no such model, has no library for the model,
+            or would unpack to more than is plausible or than there is room for. Nothing is left
+            behind.
     """
     status = path.stat()
     identity = (status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, model_name)
@@ -96,7 +98,7 @@ def unpack(path: Path, model_name: str) -> Package:
 
 
 def check_metadata(path: Path, package: Package, device: torch.device) -> None:
-    """Refuse a package that was compiled for another device or machine, as far as it says so."""
+    """Raise if the package was compiled for another device or machine, as its metadata tells."""
     said = package.metadata
     built_for = said.get("AOTI_DEVICE_KEY", device.type)
     if built_for != device.type:
@@ -147,7 +149,7 @@ def _unpack_into(path: Path, model_name: str, directory: Path) -> Package:
     except LibraryLoadError:
         raise
     except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError, ValueError) as error:
-        # RuntimeError: it is encrypted, or compressed in a way that zipfile does not know.
+        # RuntimeError: the archive is encrypted, or its compression is unknown to zipfile.
         raise LibraryLoadError(path, f"is a damaged package: {error}") from error
     except OSError as error:
         raise LibraryLoadError(path, f"cannot be unpacked into {directory}: {error}") from error
@@ -177,7 +179,7 @@ def _members(
         _, _, inner = info.filename.partition("/")
         if inner.startswith(_MODELS) and not info.is_dir():
             model, _, name = inner.removeprefix(_MODELS).partition("/")
-            # Only the last part: a name cannot lead out of the directory.
+            # Only the last part, so that a name cannot lead out of the directory.
             members.setdefault(model, []).append((info, PurePosixPath(name).name))
     if model_name not in members:
         has = f"it has {', '.join(map(repr, sorted(members)))}" if members else "it has none"
@@ -189,7 +191,7 @@ def _check_sizes(path: Path, members: list[zipfile.ZipInfo], directory: Path) ->
     """Return how many bytes ``members`` become in ``directory``, by the archive's tables.
 
     Raises:
-        LibraryLoadError: It is more than is allowed, and why.
+        LibraryLoadError: The members exceed a limit; the message says which.
     """
     if len(members) > _MOST_MEMBERS:
         raise LibraryLoadError(
@@ -227,7 +229,7 @@ def _mib(size_bytes: int) -> str:
 
 
 class _Archive(io.FileIO):
-    """The package's file, of which no more is read at once than is plausible."""
+    """The package's file; one read never takes more than is plausible."""
 
     def read(self, size: int | None = -1, /) -> bytes:
         if size is not None and size > _LONGEST_READ:

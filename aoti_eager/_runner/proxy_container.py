@@ -22,8 +22,8 @@ from .tensor_handles import borrowed_handle, tensors_of
 class ProxyContainer:
     """torch's own runner, for a library that calls ops without a C shim.
 
-    Such ops are called by name from a file of JSON beside the library, by an object that C has no
-    function to make. torch's Python binding holds the GIL for the length of a run.
+    A JSON file beside the library lists such ops, and an object calls them by name; the C interface
+    has no function to make this object. torch's Python binding holds the GIL during a run.
     """
 
     def __init__(
@@ -40,14 +40,14 @@ class ProxyContainer:
             raise LibraryLoadError(
                 library.path, f"calls ops by name, which is supported on cpu, not on {device.type}"
             )
-        # Its own container knows what torch's binding does not tell.
+        # The library's own container tells what torch's binding does not.
         own = LibraryContainer(library, 1, device, cubin_dir)
         self.input_names, self.output_names = own.input_names, own.output_names
         self.call_spec, self.constants = own.call_spec, own.constants
         own.close()
         self._name, self._path, self._num_models = library.name, library.path, num_models
         self._runner = self._new_runner()
-        self._updated = False  # whether its constants are others than the library's own
+        self._updated = False  # whether constants may differ from the library's own
         self._folded = True
         self._unfold()
         self._folding = threading.Lock()
@@ -59,7 +59,7 @@ class ProxyContainer:
             if self._folding_thread == get_ident():
                 raise RunnerError(f"{self._name}: a run inside of the run that folds its constants")
             # torch's runner folds inside of the next run, under a lock of its own. If a Python op
-            # lets the GIL go there, another run would wait for that lock with the GIL.
+            # releases the GIL there, another run would wait for that lock while it holds the GIL.
             with self._folding:
                 if not self._folded:
                     self._folding_thread = get_ident()
@@ -74,8 +74,9 @@ class ProxyContainer:
         try:
             outputs = self._run(inputs, boxed)
         except LibraryRunError:
-            # If it was folding that failed, the runner has lost an instance for good, and waits for
-            # it in a later run. One with the library's own constants can be had again.
+            # If folding failed, torch's runner has lost an instance for good, and a later run would
+            # wait for that instance. A new runner has the library's own constants, so it replaces
+            # the old one only if these were in use.
             self._runner = None if self._updated else self._new_runner()
             raise
         self._folded = True
@@ -121,10 +122,10 @@ class ProxyContainer:
         self._unfold()
 
     def free_inactive(self) -> None:
-        """Let go of the inactive buffer's memory; not where constants are folded.
+        """Free the inactive buffer's memory, unless the library has folded constants.
 
-        What is freed stays in the container's map, folded constants without their tensors, and its
-        next update would read them: torch's runner has no function that folds them anew.
+        The container keeps freed constants in its map, folded constants without their tensors, and
+        its next update would read them. torch's runner has no function to fold them anew.
         """
         if not any(constant.folded for constant in self.constants):
             self._open().free_inactive_constant_buffer()

@@ -40,19 +40,21 @@ from .tensor_handles import dtype_of_number, has_own_data
 class ModelContainerRunner:
     """A loaded kernel library: ``num_models`` instances over one set of constants.
 
-    Safe under threads. Each run borrows an instance and gives it back, also when it raises; a run
-    that finds none waits, first come, first served. A CPU library's instances do not share
-    anything but the constants, so ``num_models`` threads run at the same time.
+    Thread-safe. Each run borrows an instance and gives it back, also when the run raises. A run
+    that finds no free instance waits, first come, first served. A CPU library's instances share
+    only the constants, so ``num_models`` threads run at the same time.
 
     Args:
         library: A ``.pt2`` package, or a shared object: AOTInductor's, or a thin one that has a
             model but no container.
         num_models: How many runs there may be at a time, at least 1.
-        device: ``"cpu"``, ``"cuda"``, ``"cuda:1"``, ``"xpu"``; without an index the current device.
+        device: ``"cpu"``, ``"cuda"``, ``"cuda:1"`` or ``"xpu"``; without an index, the current
+            device.
         cubin_dir: Where a GPU library's kernels lie, if not beside it.
         model_name: Which model of a package.
         check_inputs: Whether each run checks dtypes, sizes, strides and devices of its inputs
-            before it reads them. AOTInductor's libraries read whatever they get otherwise.
+            before it reads them. Without the checks, AOTInductor's libraries read whatever they
+            get.
 
     Attributes:
         device: The device it runs on, with its index.
@@ -149,13 +151,13 @@ class ModelContainerRunner:
             try:
                 try:
                     instance = self._pool.borrow(lease)
-                    container = self._open()  # It may have been closed while this call waited.
+                    container = self._open()  # The runner may be closed while this call waits.
                     if self._buffers.ready:
                         return self._run_instance(container, instance, inputs, address, boxed)
                 finally:
                     self._pool.give_back(lease)
             except BaseException:
-                self._pool.give_back(lease)  # Ctrl-C may have come while it was given back.
+                self._pool.give_back(lease)  # Ctrl-C may have come while the lease was given back.
                 raise
             self._buffers.prepare(address)
 
@@ -163,7 +165,7 @@ class ModelContainerRunner:
         self, container: Container, instance: int, inputs: list[Tensor], stream: Stream, boxed: bool
     ) -> list[Tensor]:
         try:
-            # What a thin library is given was checked before.
+            # ``_validate`` has checked a thin library's inputs.
             checks = self._check_inputs and not isinstance(container, ModelContainer)
             if checks and not is_settled(self._library):
                 with first_run(self._library):
@@ -173,7 +175,7 @@ class ModelContainerRunner:
             if error.library_message.startswith("input_handles["):
                 raise InputError(self._input_problem(error.library_message)) from error
             problem, _, where = error.library_message.partition("\nError in op: ")
-            if where == "input":  # It does not say which.
+            if where == "input":  # The message does not say which input.
                 raise InputError(f"{self._path.name}: an input: {problem}") from error
             raise
 
@@ -185,7 +187,7 @@ class ModelContainerRunner:
         return self._open().constants
 
     def constant_names_to_original_fqns(self) -> dict[str, str]:
-        """Return the name in the exported program (``l.weight``) of each constant's own name."""
+        """Return each constant's name in the exported program (``l.weight``), by its own name."""
         return {c.name: c.fqn for c in self.constants}
 
     def constant_names_to_dtypes(self) -> dict[str, torch.dtype]:
@@ -198,7 +200,7 @@ class ModelContainerRunner:
         Folded constants are left out. The inactive buffer has none before it is updated.
 
         Args:
-            use_inactive: Those of the buffer that is not in use.
+            use_inactive: Read the buffer that is not in use.
 
         Returns:
             Tensors with the constants' own sizes and dtypes, on the runner's device.
@@ -218,18 +220,19 @@ class ModelContainerRunner:
     ) -> None:
         """Put new constants into a buffer.
 
-        An update of the active buffer waits for running calls and keeps new ones waiting; one of
-        the inactive buffer leaves them alone.
+        An update of the active buffer waits for running calls and keeps new calls waiting. An
+        update of the inactive buffer leaves calls alone.
 
         Args:
-            constants: Tensors by name, either of the two names of a constant; sizes and dtype must
-                be the constant's. They are copied, whatever their strides and device.
+            constants: Tensors by name: a constant's name in the library or in the exported program.
+                Sizes and dtype must be the constant's. The tensors are copied, whatever their
+                strides and device.
             use_inactive: Update the buffer that is not in use, until ``swap_constant_buffer``.
             validate_full_update: Whether every parameter must be given. Buffers and
                 ``_tensor_constant*`` may be missing, with a warning; they keep their values.
-            user_managed: Point to the given tensors instead of copying. The runner keeps them
-                alive; writing to them changes what runs compute (folded constants only after
-                ``run_const_fold``).
+            user_managed: Point to the given tensors instead of copying them. The runner keeps the
+                tensors alive; writing to them changes what runs compute (folded constants only
+                after ``run_const_fold``).
 
         Raises:
             UnknownConstantError: A name is no constant of the library. Weights of up to eight
@@ -255,7 +258,7 @@ class ModelContainerRunner:
             RunnerError: The runner is closed.
         """
         self._open()
-        # Not by way of the other method: a warning shows the caller of this one.
+        # Not through ``update_constant_buffer``: a warning must show this method's caller.
         self._buffers.update(constants, True, True, False)
 
     def update_constant_buffer_from_blob(
@@ -265,11 +268,11 @@ class ModelContainerRunner:
 
         Args:
             path: The file, ``aot_inductor.package_constants_on_disk_format`` at the compile.
-            use_inactive: Into the buffer that is not in use.
+            use_inactive: Load into the buffer that is not in use.
 
         Raises:
             ConstantError: The file has another size, or the library has no such file.
-            OSError: It cannot be read.
+            OSError: The file cannot be read.
             RunnerError: The runner is closed.
         """
         self._open()
@@ -279,7 +282,7 @@ class ModelContainerRunner:
         """Compute the folded constants of a buffer now, instead of before its next run.
 
         Args:
-            use_inactive: Those of the buffer that is not in use.
+            use_inactive: Fold the constants of the buffer that is not in use.
             stream: As for ``run``.
 
         Raises:
@@ -292,7 +295,7 @@ class ModelContainerRunner:
         self._buffers.fold(use_inactive, address)
 
     def swap_constant_buffer(self) -> None:
-        """Make the inactive buffer the active one, and the other way; waits for running calls.
+        """Exchange the active and the inactive buffer; waits for running calls.
 
         Raises:
             MissingConstantsError: Constants of the inactive buffer have no values.
@@ -302,7 +305,7 @@ class ModelContainerRunner:
         self._buffers.swap()
 
     def free_inactive_constant_buffer(self) -> None:
-        """Free the inactive buffer's memory; a swap needs a new update of it first.
+        """Free the inactive buffer's memory; before a swap, the buffer needs a new update.
 
         Raises:
             RunnerError: The runner is closed.
@@ -339,7 +342,7 @@ class ModelContainerRunner:
     # -- the end --
 
     def close(self) -> None:
-        """Wait for running calls and delete the instances and constants. Again does nothing."""
+        """Wait for running calls, then delete instances and constants; later calls do nothing."""
         with self._buffers.changing():
             if self._container is None:
                 return
@@ -361,9 +364,9 @@ class ModelContainerRunner:
         self.close()
 
     def __del__(self) -> None:
-        # Nobody runs it any more, so there is nothing to wait for.
+        # No thread runs the library, so there is nothing to wait for.
         container = getattr(self, "_container", None)
-        # A forked child's copy of a GPU's objects is none that it may delete.
+        # A forked child must not delete its copy of a GPU's objects.
         if container is not None and self._pid == os.getpid() and not sys.is_finalizing():
             self._container = None
             container.close()

@@ -59,10 +59,11 @@ def last_torch_error() -> str:
 
 
 def has_own_data(tensor: Tensor) -> bool:
-    """Return whether the memory that ``tensor`` points to is its data, for C code to read.
+    """Return whether C code can read the tensor's data where its data pointer points.
 
-    Not so: tensors of torch's transforms and modes (batched, functional, fake), those without
-    memory (zero tensors, a freed storage), and subclasses that store their data in their own way.
+    False for tensors of torch's transforms and modes (batched, functional, fake), for tensors
+    without memory (zero tensors, a freed storage), and for subclasses that store their data in
+    their own way.
     """
     kind = type(tensor)
     if kind is not Tensor and kind.__torch_dispatch__ is not Tensor.__torch_dispatch__:
@@ -104,8 +105,8 @@ def delete_handles(handles: Handles) -> None:
 def borrowed_handle(tensor: Tensor) -> int:
     """Return a new handle of a tensor that shares ``tensor``'s memory and does not keep it alive.
 
-    A container never deletes the handles of constants that the user manages; with one that owns
-    its memory, every update would keep the tensors of the last one for good.
+    A container never deletes the handles of user-managed constants. If these handles owned their
+    memory, every update would leak the tensors of the update before.
     """
     ndim = tensor.dim()
     handle = array_type(1)()
@@ -129,7 +130,7 @@ def borrowed_handle(tensor: Tensor) -> int:
 
 @functools.cache
 def dtype_of_number() -> dict[int, Any]:
-    """Return the dtype of each number that the C interface uses for one."""
+    """Return dtypes by the numbers that the C interface has for them."""
     return aotinductor.dtypes_by_number()
 
 

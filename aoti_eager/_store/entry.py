@@ -2,7 +2,8 @@
 
 An entry is one JSON document. Its outermost level is the same in every format: ``format`` (a whole
 number), ``sha256`` (of the payload's canonical JSON) and ``payload``. The format is read before
-anything else, the digest before any field is believed. docs/store.md describes the fields.
+anything else, and the digest is compared before any field is used. docs/store.md describes the
+fields.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ FORMAT_VERSION = 1
 
 
 class Status(enum.Enum):
-    """What an entry is good for.
+    """What an entry can be used for.
 
     ``READY`` has a library to run. ``DECLINED`` remembers why there is none. ``QUARANTINED`` keeps
     a library that gave wrong results, for inspection; it is never loaded.
@@ -45,11 +46,11 @@ class Library:
 
 @dataclass(frozen=True, slots=True)
 class Remembered:
-    """When a failure was met, and with what; ``remembered`` says how long it holds.
+    """When a failure was met, and with which compiler; ``remembered`` says how long it holds.
 
     Attributes:
         at: Seconds since 1970.
-        compiler: ``_base.cpp_compiler.compiler_identity`` of then; ``None`` where it is not known.
+        compiler: ``_base.cpp_compiler.compiler_identity`` at that time; ``None`` if unknown.
     """
 
     at: int
@@ -61,7 +62,7 @@ class Entry:
     """One key's record.
 
     Attributes:
-        status: What the entry is good for.
+        status: What the entry can be used for.
         key: The canonical key, compared in full on every lookup.
         environment: The environment that the entry was made in.
         target: Name of the instruction set it was compiled for.
@@ -69,13 +70,14 @@ class Entry:
         outputs: One value for each result of the op: ``{"argument": name}``, ``{"output": i}``,
             ``{"outputs": [i, ...]}`` for a list, or ``{"none": true}`` for an undefined tensor.
         calls_aten: Whether the library calls back into ATen for a part of its work.
-        checked: Whether its results were compared with the original's.
+        checked: Whether the library's results were compared with the original's.
         library: The kernel library; ``None`` for a declined entry.
         reason: Why it is declined or quarantined, one of docs/declines.md; else ``None``.
         message: The reason in words, with what differed.
         provenance: The compiler and other facts for a reader; nothing is decided by them.
         guards: For a dynamic specialisation, whose key is a pattern: what must hold of its symbols.
-        remembered: Of a declined or quarantined entry; ``None`` in those of older versions.
+        remembered: For a declined or quarantined entry: when its failure was met; ``None`` if an
+            older version wrote the entry.
     """
 
     status: Status
@@ -95,9 +97,9 @@ class Entry:
 
     @property
     def digest(self) -> str:
-        """Return what names the entry: the key's digest, with guards that of the key and these.
+        """Return the entry's name: the key's digest, or with guards, the digest of key and guards.
 
-        Patterns of two libraries may be the same, and only their guards tell the calls apart.
+        Two libraries may have the same pattern; then only their guards tell the calls apart.
         """
         if self.guards is None:
             return self.key.digest
@@ -134,7 +136,7 @@ def decode(document: bytes) -> Entry:
 
     Raises:
         CacheFormatError: A newer format wrote it.
-        EntryDamagedError: It is not what was written.
+        EntryDamagedError: The document is not what ``encode`` wrote.
     """
     try:
         outer = json.loads(document)
@@ -152,7 +154,7 @@ def decode(document: bytes) -> Entry:
     if not isinstance(payload, dict) or not _has_digest(payload, outer.get("sha256")):
         raise EntryDamagedError("its digest does not match its content")
     try:
-        # What the digest does not see: spaces, escapes, keys given twice.
+        # The digest does not cover spaces, escapes and keys given twice.
         as_written = _document(outer) == document
         entry = _entry(payload)
     except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:

@@ -1,7 +1,7 @@
-"""The files of one entry: how they are read, with bounds, and where they lie.
+"""The files of one entry: read them with bounds, and find their places.
 
-Nothing of a file is believed before its owner, its mode and its size were looked at, and nothing of
-a library before its digest was compared.
+A file's owner, mode and size are checked before its content is used, and a library's digest is
+compared before the library is used.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from .entry import Entry, Library, decode
 from .environment import Environment
 from .store_root import store_error
 
-# Bytes that are read of a file before anything of it is believed.
+# Most bytes that are read of a file: it is not checked yet.
 ENTRY_LIMIT = 4 << 20
 LOG_LIMIT = 1 << 20
 
@@ -45,7 +45,7 @@ _LONGEST_OP = 180
 class StoredEntry:
     """An entry and the directory it was read from.
 
-    ``content`` are the library's bytes, once they were compared with the entry's digest.
+    ``content`` has the library's bytes, once they were compared with the entry's digest.
     """
 
     entry: Entry
@@ -74,10 +74,10 @@ def read_entry(parent: Directory, name: str) -> StoredEntry:
     """Return the entry in the directory ``name``.
 
     Raises:
-        FileNotFoundError: It is gone, or a file.
-        EntryDamagedError: It is not what was published.
+        FileNotFoundError: The directory is gone, or is a file.
+        EntryDamagedError: The entry is not what was published.
         CacheFormatError: A newer format wrote it.
-        StoreError: It cannot be read, for a reason that says nothing about it.
+        StoreError: The entry cannot be read, for a reason that says nothing about the entry.
     """
     path = parent.path / name
     try:
@@ -86,7 +86,7 @@ def read_entry(parent: Directory, name: str) -> StoredEntry:
                 document = directory.read(ENTRY_FILE, ENTRY_LIMIT)
             except FileNotFoundError:
                 if not {LIBRARY_FILE, LOG_FILE} & set(directory.names()):
-                    raise  # What somebody has put beside an entry that is gone.
+                    raise  # The entry is gone; somebody has put other files beside it.
                 raise at(EntryDamagedError(f"has no {ENTRY_FILE}"), path) from None
     except NotADirectoryError:
         raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(path)) from None
@@ -108,12 +108,12 @@ def checked_library(directory: Directory, found: StoredEntry) -> StoredEntry:
     """Return ``found`` with its library's bytes, compared with the entry's size and digest.
 
     Args:
-        directory: The entry's, open.
+        directory: The entry's open directory.
         found: The entry.
 
     Raises:
         EntryDamagedError: The library is missing, or not the file that was published.
-        StoreError: It cannot be read, for a reason that says nothing about it.
+        StoreError: The library cannot be read, for a reason that says nothing about the library.
     """
     library = found.entry.library
     if library is None:
@@ -139,10 +139,10 @@ def checked_library(directory: Directory, found: StoredEntry) -> StoredEntry:
 
 
 def path_below(work: Path, library: Path) -> Path:
-    """Return the path of a library from its work directory on, whatever links lead to the two.
+    """Return a library's path relative to its work directory, with all links resolved.
 
     Raises:
-        StoreError: It lies elsewhere.
+        StoreError: The library lies outside of the work directory.
     """
     try:
         return Path(os.path.realpath(library)).relative_to(os.path.realpath(work))
@@ -151,16 +151,16 @@ def path_below(work: Path, library: Path) -> Path:
 
 
 def take_library(working: Directory, library: Path, directory: Directory) -> Library:
-    """Move a library of the work directory into ``directory``, and say what it is."""
+    """Move a library of the work directory into ``directory``; return its size and digest."""
     with working.descend(*library.parts[:-1]) if library.parts[:-1] else working.descend() as place:
-        # Whatever its mode is: the work directory is ours alone, and new.
+        # Any mode will do: the work directory is new, and ours alone.
         file = place.open(library.name, any_mode=True)
         try:
             content = read_bounded(file, LIBRARY_LIMIT, place.path / library.name)
             os.fchmod(file, 0o600)
         finally:
             os.close(file)
-        # Moved, not copied: it is written once.
+        # Moved, not copied: the library is written only once.
         os.rename(library.name, LIBRARY_FILE, src_dir_fd=place.fd, dst_dir_fd=directory.fd)
     return Library(len(content), hashlib.sha256(content).hexdigest())
 
@@ -181,7 +181,7 @@ def _op_directory(op: str) -> str:
 def entry_directories(directory: Directory, depth: int) -> Iterator[tuple[Directory, str]]:
     """Give each directory ``depth`` levels below, as an open parent and a name of the format.
 
-    Links, files, what the format does not know and what others can write to are passed over.
+    Skips links, files, names that the format does not know, and what other users can write to.
     """
     parts = directory.path.parts
     names = parts[parts.index("v1", len(parts) - (5 - depth)) :]
@@ -203,7 +203,8 @@ def at(error: AotiEagerError, path: Path) -> EntryDamagedError | CacheFormatErro
     return located  # type: ignore[return-value]
 
 
-# What says something about a file that cannot be read; other errors are the system's, and pass.
+# Errors that say something about a file that cannot be read. Other errors are the system's, and
+# transient.
 _DAMAGE = {errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ELOOP}
 
 

@@ -1,7 +1,8 @@
-"""What besides a call shapes machine code: the environment's fingerprint and the CPU's features.
+"""The environment: everything besides the call that affects the generated code.
 
-Computed without importing Inductor and without starting a process. Nothing in it is per process: no
-path, no pid, no id; two processes set up alike have equal environments.
+Computing the environment neither imports Inductor nor starts a process. The environment has nothing
+that belongs to one process: no path, no pid, no id. So two processes that are set up alike have
+equal environments.
 """
 
 from __future__ import annotations
@@ -16,10 +17,10 @@ from .._base.data_class import dataclass
 from .._base.digest import Component, json_digest
 from .._base.torch_compat.settings import inductor_settings
 
-# Raise when the meaning of a compile request or of an entry's machine code changes.
+# Increase when the meaning of a compile request or of an entry's machine code changes.
 CODE_VERSION = 8
 
-# Variables of Inductor that say where or how fast it works, never what code it emits.
+# Inductor's variables that affect where or how fast it works, and never the code that it emits.
 _NOT_SHAPING = frozenset(
     {
         "TORCHINDUCTOR_CACHE_DIR",
@@ -35,7 +36,7 @@ _NOT_SHAPING = frozenset(
 
 @dataclass(frozen=True, slots=True)
 class Environment:
-    """What besides the call shapes the machine code, by name."""
+    """Everything besides the call that affects the generated code, by name."""
 
     components: tuple[tuple[str, Component], ...]
 
@@ -68,8 +69,8 @@ def current_environment() -> Environment:
         "torch_git": torch.version.git_version,
         "system": f"{platform.machine()}-{sys.platform}",
         "variables": variables,
-        # By repr: settings may hold functions; one with an address in it never matches again,
-        # which costs a compile and nothing else.
+        # By repr, because settings may hold functions. A repr with an address in it never matches
+        # again, which costs a compile and nothing else.
         "inductor": {name: repr(value) for name, value in inductor_settings().items()},
     }
     return Environment(tuple(sorted(components.items())))

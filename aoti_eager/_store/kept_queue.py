@@ -1,4 +1,4 @@
-"""The kept queue of this process: what it read of the store's, what it wants, what it leaves.
+"""A process's side of the kept queue: read the store's, note wanted keys, write what is left.
 
 The file is read at the first miss of a process and written at its end (``wanted_calls`` has its
 format).
@@ -35,7 +35,7 @@ from .wanted_calls import (
 
 # Short: this runs at exit, and a lost count is better than a late end.
 _TIMEOUT_S = 2.0
-# What one process remembers before it is written, by root.
+# Most keys that one process remembers for a store, before it writes them.
 _MOST_HERE = 4096
 
 
@@ -43,7 +43,7 @@ _MOST_HERE = 4096
 
 
 def read_wanted(root: Path | None) -> dict[str, Wanted]:
-    """Return the kept queue of the store at ``root``; empty where there is none to be read."""
+    """Return the kept queue of the store at ``root``; empty if none can be read."""
     if root is None:
         return {}
     try:
@@ -61,12 +61,12 @@ def _read(directory: Directory) -> dict[str, Wanted]:
 
 
 def update_wanted(root: Path, change: Callable[[dict[str, Wanted]], Mapping[str, Wanted]]) -> None:
-    """Replace the kept queue of the store at ``root``, which must exist, by what ``change`` gives.
+    """Replace the kept queue of the store at ``root``, which must exist, by ``change`` of it.
 
     A directory that is not marked as a cache is left alone.
 
     Raises:
-        OSError: It cannot be written.
+        OSError: The kept queue cannot be written.
     """
     with (
         open_directory(root) as directory,
@@ -104,11 +104,12 @@ class _Here:
     """A key that this process wants.
 
     Attributes:
-        call: What it is.
-        calls: Returns how often it was called until now.
-        is_own: Whether this process has called it, and not only gone on with it.
-        tries: How often its kernel was begun in vain.
-        earlier: Calls that are not in ``calls`` any more.
+        call: The key's call.
+        calls: Returns how often the key was called until now.
+        is_own: Whether this process has called the key; false if the process only goes on with the
+            key for an earlier one.
+        tries: How often a compile for the key was begun in vain.
+        earlier: Calls that ``calls`` no longer counts.
     """
 
     call: WantedCall
@@ -119,7 +120,7 @@ class _Here:
 
 
 class Record:
-    """What this process wants of one store, and what earlier ones have left.
+    """The keys that this process wants of one store, and those that earlier processes have left.
 
     Args:
         root: The store's directory.
@@ -134,7 +135,7 @@ class Record:
 
     @property
     def kept(self) -> Mapping[str, Wanted]:
-        """Return what earlier processes have left, by digest; it is read once."""
+        """Return the keys that earlier processes have left, by digest; the file is read once."""
         kept = self._kept
         if kept is None:
             with self._lock:
@@ -142,7 +143,7 @@ class Record:
         return kept
 
     def calls_before(self, op: str, digest: str) -> int:
-        """Return how often earlier processes have called a key and had no kernel for it."""
+        """Return how often earlier processes have called a key without a kernel for it."""
         found = self.kept.get(digest)
         return found.calls if found is not None and found.op == op else 0
 
@@ -151,12 +152,12 @@ class Record:
         call: WantedCall,
         calls: Callable[[], int] | None = None,
     ) -> None:
-        """Note that a key has no kernel yet; to be taken back by ``decided``.
+        """Note that a key has no kernel yet; ``decided`` takes the note back.
 
         Args:
-            call: What it is.
-            calls: Returns how often this process has called it until now; ``None`` for a key that
-                it goes on with for an earlier one.
+            call: The key's call.
+            calls: Returns how often this process has called the key until now; ``None`` if the
+                process goes on with the key for an earlier one.
         """
         digest = wanted_digest(call)
         with self._lock:
@@ -171,14 +172,14 @@ class Record:
             self._decided.discard(digest)
 
     def tried(self, digest: str, by: int = 1) -> None:
-        """Note that the kernel of a key has been begun; ``by=-1``: that it came to an end."""
+        """Note that a compile for a key has begun; with ``by=-1``, that it came to an end."""
         with self._lock:
             if digest in self._here:
-                # It may have been decided on, and be wanted anew, since it was begun.
+                # Since the compile began, the key may have been decided on and wanted anew.
                 self._here[digest].tries = max(0, self._here[digest].tries + by)
 
     def release(self, digest: str) -> None:
-        """Let go of what counts a key's calls: this process does nothing for it any more."""
+        """Drop the function that counts a key's calls: this process has finished with the key."""
         with self._lock:
             here = self._here.get(digest)
             if here is not None:
@@ -186,34 +187,35 @@ class Record:
                 here.calls = _none
 
     def decided(self, digest: str) -> None:
-        """Note that the store has what decides on a key: an entry, or a failure."""
+        """Note that a key is decided on: the store has an entry or a failure for it."""
         with self._lock:
             self._here.pop(digest, None)
-            # Of more, only what an earlier process has left has to be taken out of the file.
+            # Beyond the limit, only keys that earlier processes have left must be noted: these have
+            # to be taken out of the file.
             if len(self._decided) < _MOST_HERE or digest in self.kept:
                 self._decided.add(digest)
 
     def is_own(self, digest: str) -> bool:
-        """Return whether this process has called the key: it is in its queue, or has been."""
+        """Return whether this process has called the key: its queue has the key, or had it."""
         found = self._here.get(digest)
         return found is not None and found.is_own
 
     def keep(self) -> None:
-        """Write down what is wanted still.
+        """Write the keys that are still wanted to the store.
 
         Raises:
-            OSError: It cannot be written.
+            OSError: The kept queue cannot be written.
         """
         now = int(time.time())
         with self._lock:
             more = []
             for one in self._here.values():
                 calls = one.earlier + one.calls()
-                # What nobody has called is no younger for having been looked at.
+                # A key that this process did not call keeps the time of its last call.
                 with contextlib.suppress(*NOT_WANTED):
                     more.append(wanted(one.call, calls, one.tries, now if calls else 0))
             decided = set(self._decided)
-        # A store without any of these keys need not be locked for them.
+        # A store that has none of the decided keys need not be locked for them.
         if more or any(digest in self.kept for digest in decided):
             update_wanted(self._root, lambda kept: merged(kept, more, decided))
 
@@ -229,13 +231,13 @@ def record_of(root: Path) -> Record:
 
 
 def calls_before(op: str, digest: str) -> int:
-    """Return how often earlier processes have called a key of ``op`` and had no kernel for it.
+    """Return how often earlier processes have called a key of ``op`` without a kernel for it.
 
-    A look into a dict, once the file was read: at the first call of this function.
+    The first call reads the file; later calls only look into a dict.
 
     Args:
         op: Qualified name of the overload.
-        digest: The key's.
+        digest: The key's digest.
     """
     try:
         root = config.cache_dir
@@ -248,14 +250,14 @@ _observers: list[Callable[[], None]] = []
 
 
 def on_keep(observer: Callable[[], None]) -> None:
-    """Call ``observer`` before what is wanted is written down, to want more."""
+    """Call ``observer`` before the wanted keys are written, so that it can want more keys."""
     _observers.append(observer)
 
 
 def _keep_all() -> None:
-    """Write down what is wanted in all stores; a process that wants nothing leaves nothing."""
+    """Write the wanted keys of all stores; a process that wants nothing leaves nothing."""
     if os.getpid() != _pid:
-        return  # A forked child: its parent writes what they had in common.
+        return  # A forked child: its parent writes the keys from before the fork.
     for observer in _observers:
         observer()
     for root, record in list(_records.items()):

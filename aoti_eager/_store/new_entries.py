@@ -1,4 +1,4 @@
-"""What is written down about a key once its compile has ended: an entry with a library, or why not.
+"""The entry that a finished compile becomes: with a library, or with the reason for none.
 
 Pure: used by the process that asked for the compile and by the worker that did it.
 """
@@ -18,10 +18,11 @@ from .environment import Environment
 
 # In an entry's provenance, beside the version: ``_base.cpp_compiler.compiler_identity``.
 IDENTITY = "compiler_identity"
-# And how many zeros in the trial had another sign than the original's: that declines nothing.
+# In the provenance, too: how many zeros in the trial had another sign than the original's. Such
+# zeros decline nothing.
 LOST_SIGNS = "lost_signs_of_zero"
-# Characters of a failure's message that are kept, and sent: what a compiler says of a graph may
-# have megabytes.
+# Most characters of a failure's message that are kept and sent: a compiler's messages about a graph
+# may have megabytes.
 LONGEST_MESSAGE = 4000
 
 
@@ -45,7 +46,7 @@ def ready_entry(
 
     Args:
         key: The call that was asked for, with its thread count.
-        environment: Where it was compiled.
+        environment: The environment that it was compiled in.
         target: Name of the instruction set.
         requires: CPU features that the code needs.
         outputs: As ``Entry.outputs``.
@@ -53,13 +54,13 @@ def ready_entry(
         parallel: Whether the code has parallel regions.
         compiler: Its name and version, for the reader.
         identity: ``compiler_identity`` of the compiler, by which ``prune`` finds what it has made.
-        checked: Whether it was compared with the original on a call's own arguments.
+        checked: Whether the library was compared with the original on a call's own arguments.
         portable: Whether the code is not AOTInductor's and depends on no thread count.
-        guards: Those of a dynamic specialisation, whose ``key`` is a pattern.
-        lost_signs: How many zeros of its trial had another sign than the original's.
+        guards: The guards of a dynamic specialisation, whose ``key`` is a pattern.
+        lost_signs: How many zeros in the trial had another sign than the original's.
     """
-    # Code without parallel regions is the same for every thread count, unless it has none only
-    # because there was one thread to compile for.
+    # Code without parallel regions is the same for every thread count. Exception: code compiled for
+    # one thread, which may have no parallel regions for that reason only.
     any_threads = not parallel and (portable or dict(key.context)["threads"] > 1)
     return Entry(
         status=Status.READY,
@@ -90,7 +91,7 @@ def failed_entry(
     remembered: Remembered,
     guards: Guards | None = None,
 ) -> Entry:
-    """Return the entry that remembers why ``key`` has no library, or one that must not be used."""
+    """Return the entry that remembers why ``key`` has no library, or none that may be used."""
     return Entry(
         status=Status.QUARANTINED if reason == "mismatch" else Status.DECLINED,
         key=key if reason in DEPENDS_ON_THREADS else key.with_threads(ANY_THREADS),
@@ -105,12 +106,12 @@ def failed_entry(
 
 
 def is_remembered(error: CompileError) -> bool:
-    """Return whether the store keeps a failure for the processes to come."""
+    """Return whether the store keeps a failure for later processes."""
     return error.remember and error.reason in REMEMBERED
 
 
 def identity_of(entry: Entry) -> str | None:
-    """Return the identity of the compiler that an entry was made with, if it is known."""
+    """Return the identity of the compiler that an entry was made with; ``None`` if unknown."""
     if entry.remembered is not None:
         return entry.remembered.compiler
     return dict(entry.provenance).get(IDENTITY)

@@ -1,7 +1,8 @@
-"""What the C++ compiler and this CPU are known to do together, kept in the store's toolchain.
+"""Instruction sets that were found to work with the C++ compiler and this CPU, in the toolchain.
 
-Where the instruction set is not pinned, Inductor compiles and loads a small library for each one
-that the CPU may have, in every process: seconds before the first kernel. Worker only.
+If the instruction set is not pinned, Inductor compiles and loads a small library for each
+instruction set that the CPU may have, in every process. That takes seconds before the first kernel.
+Only workers use ``Probes``.
 """
 
 from __future__ import annotations
@@ -13,19 +14,20 @@ from pathlib import Path
 from .._base.digest import Component, json_digest
 from .._base.trusted_files import open_directory
 
-# Bytes that are read of a file before anything of it is believed.
+# Most bytes that are read of a file: it is not checked yet.
 PROBES_LIMIT = 1 << 20
 
 
 class Probes:
     """The probes that succeeded on this machine with this compiler.
 
-    Only these are kept: a probe that failed may have met a full disk, and its answer would be
-    slow code for good.
+    Failed probes are not kept: a probe may have failed because of a full disk, and to keep that
+    answer would mean slow code for good.
 
     Args:
-        directory: Where they are kept, one file for each ``machine``.
-        machine: CPU features, torch and compiler; with another of these, everything is asked anew.
+        directory: Where the probes are kept, one file for each ``machine``.
+        machine: CPU features, torch and compiler; if one of these changes, everything is probed
+            anew.
     """
 
     def __init__(self, directory: Path, machine: list[Component]) -> None:
@@ -38,8 +40,8 @@ class Probes:
         return json_digest(question) in self._succeeded
 
     def add(self, question: list[Component]) -> None:
-        """Write down that the probe ``question`` succeeded; where that fails, it is asked again."""
-        # Read again: another worker may have asked something else.
+        """Note in the file that the probe ``question`` succeeded; if that fails, it runs again."""
+        # Read again: another worker may have added other probes.
         self._succeeded |= {*self._read(), json_digest(question)}
         content = json.dumps({"succeeded": sorted(self._succeeded)}).encode()
         with contextlib.suppress(OSError), open_directory(self._directory, create=True) as opened:
@@ -57,7 +59,7 @@ def decode_probes(document: bytes) -> set[str]:
     """Return the digests of the questions in a file.
 
     Raises:
-        ValueError: It is something else.
+        ValueError: The document is no list of probes.
     """
     try:
         return {str(digest) for digest in json.loads(document)["succeeded"]}

@@ -1,4 +1,4 @@
-"""Remove of a store what a later process should decide on again, or has no use for."""
+"""Remove entries and verdicts that a later process should decide on again, or cannot use."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class PruneReport:
         slower: How many verdicts of this processor that had a losing time.
         stale: How many entries of other environments.
         compiler: How many entries of the compiler that was named.
-        orphans: How many verdicts, of any processor, on keys that have no entry any more.
+        orphans: How many verdicts, of any processor, on keys that have no entry.
     """
 
     declined: int
@@ -47,7 +47,7 @@ def prune_store(
     failures = foreign = made = 0
     for found in list(store.scan()):
         if not isinstance(found, StoredEntry):
-            continue  # Damaged ones are for verify, and a newer format's are another version's.
+            continue  # Damaged entries are left to verify; a newer format is another version's.
         if found.entry.environment != environment:
             if stale:
                 store.discard(found.path)
@@ -85,7 +85,7 @@ def _forget_orphans(store: Store) -> int:
 
 
 def _forget_tries(store: Store) -> None:
-    """Have kept keys begun again that were begun in vain too often."""
+    """Reset the tries of kept keys: keys that were begun in vain too often are begun again."""
     if not any(one.tries for one in read_wanted(store.root).values()):
         return
     try:
@@ -106,7 +106,7 @@ def _forget_losers(store: Store) -> int:
     for digest in verdicts.digests():
         verdict = verdicts.read(digest)
         if verdict is None:
-            continue  # It counts as none, and the next measurement writes over it.
+            continue  # An unreadable verdict counts as none; the next measurement overwrites it.
         if all(time.wins for time in verdict.times.values()):
             continue
         try:

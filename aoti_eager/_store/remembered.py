@@ -1,4 +1,4 @@
-"""How long a remembered failure holds, and which never should have been. Pure: clocks are given.
+"""How long a remembered failure holds, and which failure never does. Pure: callers give the time.
 
 A failure is remembered so that the next process does not compile in vain. It holds for a while, for
 one compiler, and only if its cause is one that every process would meet.
@@ -13,14 +13,14 @@ from .._keys.declines import REMEMBERED
 from .entry import Entry, Status
 from .new_entries import identity_of
 
-# 30 days: what has been mended meanwhile, in the system or the compiler, is found within them.
+# 30 days: within this time, a fix in the system or the compiler is found.
 PERIOD_S = 30 * 24 * 3600.0
-# A clock may be wrong by a time zone. One that is further ahead would make a failure hold for good.
+# A clock may be wrong by a time zone. A time further ahead would make a failure hold for good.
 _AHEAD_S = 24 * 3600.0
 
 _SIGNAL = r"\bthe process ended with (SIG\w+)"
 
-# Of entries that older versions wrote: what an error of the system's was remembered as.
+# Reasons under which older versions remembered errors of the operating system.
 _MAY_BE_PASSING = frozenset({"compile_failed", "does_not_trace", "raised", "not_dynamic"})
 
 
@@ -30,13 +30,13 @@ def holds(
     """Return whether a declined or quarantined entry still keeps its key from being compiled.
 
     Args:
-        entry: A remembered failure; an entry that is ready holds.
-        written_at: When its file was written, seconds since 1970: the time of an entry that has
-            none of its own.
-        now: The time, likewise.
-        compiler: Identity of the compiler that there is; ``None`` where there is none, and nothing
-            could be compiled anyway.
-        log: What the compiler wrote; looked at if the entry has no time of its own.
+        entry: A remembered failure; a ready entry always holds.
+        written_at: When the entry's file was written, in seconds since 1970; used if the entry has
+            no time of its own.
+        now: The current time, in seconds since 1970.
+        compiler: Identity of the compiler on this machine; ``None`` if there is none. Then nothing
+            could be compiled anyway, and a failure holds.
+        log: What the compiler wrote; used if the entry has no time of its own.
     """
     if entry.status is Status.READY:
         return True
@@ -54,7 +54,7 @@ def holds(
 
 
 def _was_passing(entry: Entry, log: str) -> bool:
-    """Return whether an older version has remembered what passes."""
+    """Return whether an older version has remembered a transient error."""
     message = entry.message or ""
     if entry.reason == "crashed":
         signal = re.search(_SIGNAL, message)

@@ -6,9 +6,11 @@ whether to warn, to go on or to raise. Layout under the root::
     CACHEDIR.TAG                      the marker: nothing is removed where it is missing
     v1/<environment>/<op>/<static|dynamic>/<key>/<target>/{entry.json, library.so, log}
     tmp/<host>-<pid>-<random>/        work in progress; see ``work_directories``
-    locks/<two hexadecimal digits>    lock files, shared by the keys that begin so; never deleted
+    locks/<two hexadecimal digits>    lock files, one for all keys that begin so; never deleted
     toolchain/                        precompiled headers of the compile worker, the C++ hit path
     verdicts/<processor>/<key>.json   times and checks; see ``verdict``
+    wanted                            the kept queue; see ``wanted_calls``
+    runs                              runs of scripts; see ``_workloads/left_out``
     totals.json                       counters of all processes, for the command line
 
 An entry is published by one rename of a directory, so a reader sees all of it or nothing. Every
@@ -89,11 +91,12 @@ class Store(StoreRoot):
     ) -> StoredEntry | None:
         """Return the entry under ``key`` that a CPU with ``features`` can run, or ``None``.
 
-        Of several, the preferred target's; else that of the best instruction set.
-        An entry whose directory was deleted is a miss, and so is one of another instruction set.
+        Of several entries, the preferred target's is returned; else the best instruction set's.
+        An entry whose directory was deleted is a miss, and so is an entry for an instruction set
+        that the CPU lacks.
 
         Raises:
-            EntryDamagedError: The entry is not what was published; ``path`` tells which.
+            EntryDamagedError: The entry is not what was published; its ``path`` tells which entry.
             CacheFormatError: A newer format wrote it.
             StoreError: The store cannot be read, or is not ours.
         """
@@ -122,7 +125,7 @@ class Store(StoreRoot):
     ) -> list[StoredEntry]:
         """Return the op's dynamic specialisations that a CPU with ``features`` can run.
 
-        What is damaged is left out, for ``verify`` to remove.
+        Damaged entries are left out; ``verify`` removes them.
 
         Raises:
             StoreError: The store cannot be read, or is not ours.
@@ -167,11 +170,11 @@ class Store(StoreRoot):
         return os.path.lexists(self.root / WANTED_FILE)
 
     def read(self, path: Path) -> StoredEntry:
-        """Return the entry in one directory, which ``publish`` has returned to somebody.
+        """Return the entry in the directory ``path``, which ``publish`` returned in any process.
 
         Raises:
-            FileNotFoundError: It has been deleted.
-            EntryDamagedError: It is not what was published.
+            FileNotFoundError: The entry has been deleted.
+            EntryDamagedError: The entry is not what was published.
             CacheFormatError: A newer format wrote it.
             StoreError: The store cannot be read, or is not ours.
         """
@@ -184,10 +187,10 @@ class Store(StoreRoot):
     def check_library(self, found: StoredEntry) -> StoredEntry:
         """Return ``found`` with its library's bytes, compared with the entry's size and digest.
 
-        What is loaded are these bytes, and not the file, which may be another by then.
+        These bytes are loaded, and not the file: by then the file may be another one.
 
         Raises:
-            EntryDamagedError: It is missing, or not the file that was published.
+            EntryDamagedError: The library is missing, or not the file that was published.
         """
         with self.below(*self.parts(found.path)) as directory:
             if directory is None:
@@ -198,7 +201,7 @@ class Store(StoreRoot):
         """Return a private copy of an entry's library, to be opened and then closed.
 
         Raises:
-            EntryDamagedError: It is missing, or not the file that was published.
+            EntryDamagedError: The library is missing, or not the file that was published.
             StoreError: There is no memory for a copy.
         """
         if found.content is None:
@@ -210,10 +213,10 @@ class Store(StoreRoot):
             raise store_error(f"{found.library_path}: cannot be copied", error) from error
 
     def read_log(self, found: StoredEntry) -> str:
-        """Return what the compiler wrote about an entry, its last part; empty if there is nothing.
+        """Return the last part of what the compiler wrote about an entry; empty if nothing.
 
         Raises:
-            StoreError: It cannot be read, or is not ours.
+            StoreError: The log cannot be read, or is not ours.
         """
         try:
             with self.below(*self.parts(found.path)) as directory:
@@ -239,7 +242,7 @@ class Store(StoreRoot):
         return time.time()
 
     def size_bytes(self, path: Path) -> int:
-        """Return how many bytes the files of one entry's directory have; 0 if it is gone."""
+        """Return how many bytes the files in an entry's directory have; 0 if it is gone."""
         try:
             with self.below(*self.parts(path)) as directory:
                 if directory is None:
@@ -318,11 +321,11 @@ class Store(StoreRoot):
             work: A directory of ``workspace``.
             library: The library's file, inside ``work``; ``None`` for an entry without one.
             log: What the compiler wrote.
-            sha256: The digest of the library that was tried, if one was.
+            sha256: The digest of the library that was tried, if one was tried.
 
         Raises:
             CacheFormatError: A newer version has published the same entry; its copy stays.
-            StoreError: It cannot be written; nothing of it is left behind.
+            StoreError: The entry cannot be written; nothing of it is left behind.
         """
         final = self._entry_path(entry)
         with (
@@ -368,21 +371,21 @@ class Store(StoreRoot):
                 if theirs.entry.status is entry.status:
                     return theirs.entry, path
             except (EntryDamagedError, FileNotFoundError):
-                pass  # A newer format's entry is raised: it is another version's, and stays.
+                pass  # CacheFormatError is raised: another version's entry stays.
             if not remove(root, *self.parts(path)):
-                # It holds files of others, which stay.
+                # The directory holds files that are not ours; these stay.
                 with (
                     working.directory(staged_name) as directory,
                     parent.directory(target) as place,
                 ):
-                    # The record last: until then the directory holds no entry.
+                    # The record last: until it is there, the directory holds no entry.
                     for name in sorted(directory.names(), key=lambda one: one == ENTRY_FILE):
                         os.rename(name, name, src_dir_fd=directory.fd, dst_dir_fd=place.fd)
                 return entry, path
         raise StoreError(f"{path}: other processes keep writing it")
 
     def quarantine(self, found: StoredEntry, reason: str, message: str) -> None:
-        """Replace a stored entry by the same one marked as wrong; its library is kept for a look.
+        """Replace a stored entry by itself marked as wrong; its library is kept for inspection.
 
         Raises:
             StoreError: The store cannot be written.
@@ -402,7 +405,7 @@ class Store(StoreRoot):
     def discard(self, path: Path) -> None:
         """Remove one entry's directory; missing or unremovable is no error of the caller's.
 
-        Files that somebody else has put into it stay.
+        Files that somebody else has put into the directory stay.
 
         Raises:
             StoreError: The store cannot be written, or ``path`` is no entry's directory in it.
@@ -459,7 +462,8 @@ class Store(StoreRoot):
         """Return the targets in a key's directory, in the order in which they are looked at."""
         if directory is None:
             return []
-        # Best instruction set first: the level's name sorts so; those of one CPU come last.
+        # Best instruction set first: the names of the x86-64 levels sort so. Targets of a single
+        # CPU come last.
         return sorted(
             directory.names(), key=lambda one: (one == self._preferred_target, one), reverse=True
         )

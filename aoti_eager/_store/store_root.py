@@ -1,7 +1,7 @@
 """A store's directory: opened and checked for each operation, made, marked, and swept.
 
-What is below is reached relative to the open directory, so nothing can be put in its place between
-the check and the use.
+Everything below is reached relative to the open directory, so nobody can replace the directory
+between the check and the use.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ class StoreRoot:
         return self._root
 
     def is_trusted(self) -> bool:
-        """Return whether the directory is there and ours alone to write; never raises."""
+        """Return whether the directory exists and is ours alone to write; never raises."""
         try:
             with self.below() as root:
                 return root is not None
@@ -56,7 +56,7 @@ class StoreRoot:
             return False
 
     def require_marker(self) -> None:
-        """Do nothing where the store may be cleaned up: it is marked as ours, or is not there.
+        """Raise unless the store may be cleaned up: it is marked as ours, or is not there.
 
         Raises:
             StoreError: It is not ours, cannot be read, or has no marker.
@@ -104,7 +104,7 @@ class StoreRoot:
             return 0 if root is None else remove_stale_work(root)
 
     def remove_work_of(self, pid: int) -> None:
-        """Remove what a process of this machine, which is dead, was working on in the store."""
+        """Remove what a dead process of this machine was working on in the store."""
         with contextlib.suppress(StoreError), self.marked() as root:
             if root is not None:
                 remove_work_of(pid, root)
@@ -116,7 +116,8 @@ class StoreRoot:
         """Give the open directory at ``names``; ``None`` if it does not exist.
 
         Raises:
-            StoreError: It cannot be read; StorePermissionError: it is not ours alone to write.
+            StoreError: The directory cannot be read.
+            StorePermissionError: The directory is not ours alone to write.
         """
         with contextlib.ExitStack() as opened:
             found: Directory | None
@@ -127,7 +128,8 @@ class StoreRoot:
             except FileNotFoundError:
                 found = None
             except NotADirectoryError:
-                # A stray file in a directory's place; where the root is one, it has raised.
+                # A stray file is in a directory's place. (For a root that is a file, ``_opened``
+                # has raised StoreError.)
                 found = None
             except UntrustedFileError as error:
                 raise StorePermissionError(str(error)) from error
@@ -142,7 +144,8 @@ class StoreRoot:
         """Give the open root to remove something in it; ``None`` if there is nothing of ours.
 
         Raises:
-            StoreError: As for ``below``; or it has no marker, so it may be somebody's project.
+            StoreError: As for ``below``; or the root has no marker, so it may be somebody's
+                project.
         """
         with self.below() as root:
             with store_errors(f"{self.root}: cannot be read"):
@@ -189,7 +192,7 @@ class StoreRoot:
         """Return the names that lead to ``path`` from the root.
 
         Raises:
-            StoreError: It lies elsewhere.
+            StoreError: ``path`` is not in the store.
         """
         try:
             return path.relative_to(self.root).parts
@@ -198,7 +201,7 @@ class StoreRoot:
 
 
 def _opened(root: Path, *, create: bool = False) -> Directory:
-    """Return the open root; errors as for ``open_directory``, but a file is a StoreError."""
+    """Return the open root; errors as for ``open_directory``, but for a file, a StoreError."""
     try:
         return open_directory(root, create=create)
     except NotADirectoryError as error:
@@ -211,7 +214,7 @@ def store_error(what: str, error: OSError) -> StoreError:
 
 @contextlib.contextmanager
 def store_errors(what: str) -> Iterator[None]:
-    """Raise an OSError of the block as a StoreError that says what cannot be done."""
+    """Turn an OSError of the block into a StoreError that says what cannot be done."""
     try:
         yield
     except UntrustedFileError as error:

@@ -15,16 +15,16 @@ from .store import Store, StoredEntry
 
 
 def met_now(identity: str | None) -> Remembered:
-    """Return what an entry says of a failure that has just been met.
+    """Return an entry's record of a failure that has just been met.
 
     Args:
-        identity: That of the compiler which made the library, or did not.
+        identity: The identity of the compiler that made the library, or failed to.
     """
     return Remembered(int(time.time()), identity)
 
 
 def as_failure(found: StoredEntry) -> StoredEntry:
-    """Return an entry with what a failure says, for the store to mark it as one now."""
+    """Return an entry with a failure's record of this moment, for ``Store.quarantine``."""
     entry = replace(found.entry, remembered=met_now(identity_of(found.entry)))
     return replace(found, entry=entry)
 
@@ -44,7 +44,7 @@ def still_holds(store: Store, found: StoredEntry) -> bool:
 
 
 def _log(store: Store, found: StoredEntry) -> str:
-    """Return what the compiler wrote; empty where that cannot be read."""
+    """Return what the compiler wrote; empty if the log cannot be read."""
     try:
         return store.read_log(found)
     except StoreError:
@@ -52,14 +52,14 @@ def _log(store: Store, found: StoredEntry) -> str:
 
 
 def standing(store: Store, found: StoredEntry | None) -> StoredEntry | None:
-    """Return ``found``, unless it is a failure that has lapsed: that is removed, and none.
+    """Return ``found``; if it is a failure that has lapsed, remove it and return ``None``.
 
-    In a store that cannot be written it goes on: no other answer could be kept there.
+    In a store that cannot be written, the failure goes on: no other answer could be kept there.
     """
     if found is None or still_holds(store, found):
         return found
     try:
-        # Else a new failure would find it published already, and leave it.
+        # Otherwise ``publish`` of a new failure would find the lapsed one, and keep that.
         store.discard_if_unchanged(found)
     except StoreError as error:
         log.info("%s", error)

@@ -20,7 +20,7 @@ from .store import StoredEntry
 def serves(
     schema: OpSchema, found: StoredEntry, key: KernelKey, words: list[int] | None = None
 ) -> bool:
-    """Return whether ``key``'s calls are instances of a stored pattern, and its guards hold."""
+    """Return whether calls with ``key`` are instances of a stored pattern whose guards hold."""
     entry, threads = found.entry, dict(key.context)["threads"]
     if entry.guards is None:
         return False
@@ -41,9 +41,9 @@ def serves(
 
 
 def native_pattern(schema: OpSchema, entry: Entry, key: KernelKey) -> NativePattern | None:
-    """Return what C++ matches calls with: those of a stored pattern, of the size class of ``key``.
+    """Return the pattern by which C++ matches calls of ``entry`` in the size class of ``key``.
 
-    ``None`` where only Python can.
+    ``None`` if only Python can match the calls.
     """
     if entry.guards is None:
         return None

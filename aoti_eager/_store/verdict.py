@@ -1,7 +1,8 @@
-"""What was measured and checked of a library on one model of processor, kept apart from its entry.
+"""Verdicts: what was measured and checked of a library on one model of processor.
 
-An entry is immutable and may be shipped anywhere; how fast it is depends on the machine. One small
-file a key and processor, replaced as a whole::
+An entry is immutable and may be shipped anywhere; how fast its library is depends on the machine.
+So verdicts are kept apart from entries: one small file for each key and processor, replaced as a
+whole::
 
     verdicts/<processor>/<key's digest>.json
 """
@@ -24,12 +25,12 @@ from .._base.trusted_files import Directory, open_directory
 from ..errors import UntrustedFileError
 
 FORMAT_VERSION = 1
-# Bytes that are read of a verdict before anything of it is believed.
+# Most bytes that are read of a verdict: it is not checked yet.
 VERDICT_LIMIT = 1 << 20
 
 CPUINFO = Path("/proc/cpuinfo")
 
-# What reading a document raises that is none.
+# Errors that ``decode_verdict`` raises for a document that is no verdict.
 NOT_A_VERDICT = (
     ValueError,
     TypeError,
@@ -39,23 +40,24 @@ NOT_A_VERDICT = (
     RecursionError,
 )
 
-# A kernel within noise of the original is not worth the risk of a busier moment: what is won must
-# be this share of the original's time at least, and more than the rounds differed by.
+# A kernel must save at least this share of the original's time, and more than the rounds differed
+# by: a kernel within noise of the original is not worth the risk of a busier moment.
 LEAST_GAIN = 0.05
-# Rounds of a calm moment do not differ by more.
+# Rounds of a calm moment do not differ by more than this share.
 _CALM_SPREAD = 0.1
 
 
 @dataclass(frozen=True, slots=True)
 class PathTime:
-    """One hit path's times from alternating rounds, in microseconds a call: medians.
+    """One hit path's times in microseconds per call: medians over alternating rounds.
 
     Attributes:
         kernel_us: A served call.
         original_us: The same call with nothing registered.
         passed_us: The same call declined: on its way to the original through our hit path.
         spread: By how much the rounds that count differ among themselves, as a share.
-        quiet: Whether there was a core for each thread; else the times say nothing of another day.
+        quiet: Whether there was a core for each thread; else the times say nothing about other
+            moments.
     """
 
     kernel_us: float
@@ -68,14 +70,14 @@ class PathTime:
     def wins(self) -> bool:
         """Return whether a call is to be served: the bare original is slower by more than noise.
 
-        What a declined call takes is not asked: on its way to the original it costs next to
-        nothing, and an op whose calls all lose is not registered.
+        The time of a declined call does not count: its way to the original costs next to nothing,
+        and an op whose calls all lose is not registered.
         """
         return self._wins_by(max(LEAST_GAIN, self.spread))
 
     @property
     def is_doubtful(self) -> bool:
-        """Return whether it loses by noise alone: in a calmer moment it may win."""
+        """Return whether the kernel loses by noise alone: in a calmer moment it may win."""
         return self.spread > _CALM_SPREAD and not self.wins and self._wins_by(LEAST_GAIN)
 
     @property
@@ -95,16 +97,17 @@ class PathTime:
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """What one model of processor has made of one library.
+    """What one model of processor has measured and checked of one library.
 
     Attributes:
         library: The library's SHA-256; times of another library say nothing.
-        checked: Whether the results were compared on a call's own arguments, here.
-        checked_sizes: For a dynamic specialisation, the size classes in which they were.
+        checked: Whether results were compared on a call's own arguments, on this processor.
+        checked_sizes: For a dynamic specialisation, the size classes in which results were
+            compared.
         compared: Whether a first run in another process compared anything, on made-up data.
-        times: By hit path and thread count, ``"native/2"``; for a dynamic specialisation by size
-            class, too: ``"native/2/7"``.
-        unmeasured: Why the last measurement has taken no times; empty if it has.
+        times: Times by hit path and thread count, ``"native/2"``; for a dynamic specialisation by
+            size class, too: ``"native/2/7"``.
+        unmeasured: Why the last measurement has taken no times; empty if it has taken some.
     """
 
     library: str
@@ -115,7 +118,7 @@ class Verdict:
     unmeasured: str = ""
 
     def is_checked(self, size: int | None = None) -> bool:
-        """Return whether results were compared: in that size class, if the kernel serves many."""
+        """Return whether results were compared; for a kernel of many sizes, in class ``size``."""
         return self.checked if size is None else size in self.checked_sizes
 
     def with_check(self, size: int | None = None) -> Verdict:
@@ -138,8 +141,8 @@ class Verdict:
         """Return the verdict after a measurement.
 
         Args:
-            times: Its times by hit path; none where none could be taken.
-            threads: With so many threads.
+            times: The times by hit path; empty if none could be taken.
+            threads: The thread count of the measurement.
             size: The call's size class, for a dynamic specialisation.
             unmeasured: Why there are no times.
         """
@@ -175,15 +178,15 @@ def processor() -> str:
     ):
         for line in file:
             if not line.strip():
-                break  # One core is enough: a call may wait, and Linux takes its time for hundreds.
+                break  # One core is enough: a call may wait, and hundreds of cores take long.
             label, _, value = line.partition(":")
             described.setdefault(label.strip().lower(), value.strip())
     labels = ("model name", "cpu part", "cpu")
     name = next((described[label] for label in labels if described.get(label)), None)
-    if name is None:  # Else not asked: on Linux ``platform`` starts a process to find it out.
+    if name is None:  # Only then: on Linux, ``platform`` starts a process for its answer.
         name = platform.processor() or platform.machine()
     words = "".join(c if c.isalnum() else " " for c in name.lower()).split()
-    # The stepping too: it is all that some hypervisors leave of the difference between models.
+    # With the stepping: some hypervisors leave no other difference between models.
     exact = [described.get(k, "") for k in ("vendor_id", "cpu family", "model", "stepping")]
     return "-".join([*words[:8], json_digest([name, *exact])[:8]])
 
@@ -191,11 +194,12 @@ def processor() -> str:
 class Verdicts:
     """The verdicts of this processor in the store at ``root``.
 
-    They are advice: one that cannot be read, or that others could have written, is not there, and
-    what two processes write at once may lose one of the two, which measures again.
+    Verdicts are advice. A verdict that cannot be read, or that others could have written, counts as
+    missing. If two processes write at once, one of the two verdicts may be lost, and is measured
+    again.
 
     Attributes:
-        directory: Where they lie.
+        directory: Where the verdicts lie.
     """
 
     def __init__(self, root: Path) -> None:
@@ -207,14 +211,14 @@ class Verdicts:
         """Return the verdict on the entry of a key's ``digest``; an empty one if there is none.
 
         Args:
-            digest: Of the entry's key.
-            library: SHA-256 of its library.
+            digest: The digest of the entry's key.
+            library: SHA-256 of the entry's library.
         """
         found = self.read(digest)
         return found if found is not None and found.library == library else Verdict(library)
 
     def read(self, digest: str) -> Verdict | None:
-        """Return the verdict on whatever library; ``None`` if none can be read."""
+        """Return the verdict, whichever library it is on; ``None`` if none can be read."""
         try:
             with open_directory(self._root) as root, root.descend(*self._names) as directory:
                 return decode_verdict(directory.read(f"{digest}.json", VERDICT_LIMIT))
@@ -222,7 +226,7 @@ class Verdicts:
             return None
 
     def put(self, digest: str, verdict: Verdict) -> None:
-        """Write a verdict over the one that is there.
+        """Write a verdict; replace the one that is there.
 
         Raises:
             OSError: The store cannot be written.
@@ -269,7 +273,7 @@ def clear_verdicts(root: Directory) -> None:
 
 def encode_verdict(verdict: Verdict) -> str:
     """Return the document of ``verdict``."""
-    # Of a busy moment, times are for who took them.
+    # Times of a busy moment are not written: only the process that took them uses them.
     lasting = {
         name: time
         for name, time in sorted(verdict.times.items())
@@ -292,7 +296,7 @@ def decode_verdict(document: bytes | str) -> Verdict:
     """Return the verdict that ``encode_verdict`` wrote.
 
     Raises:
-        NOT_A_VERDICT: It is something else.
+        NOT_A_VERDICT: The document is something else.
     """
     values = json.loads(document)
     if values["format"] != FORMAT_VERSION:

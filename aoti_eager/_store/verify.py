@@ -1,7 +1,7 @@
 """What ``verify`` finds besides entries: damaged parts of the toolchain, verdicts, leftovers.
 
-It knows the names of the format alone, and follows no link: a toolchain that lies elsewhere is for
-who verifies that place. It only looks; ``mend`` removes what was found.
+Only names of the store's format are looked at, and no link is followed: a toolchain that lies
+elsewhere is verified there. ``look`` changes nothing; ``mend`` removes what was found.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ Place = tuple[str, ...]
 # A file that is being written is renamed within moments.
 _TEMPORARY_AGE_S = 3600.0
 
-# What says nothing about a file that cannot be read.
+# Errors that say nothing about a file that cannot be read.
 _PASSING_ERRORS = {
     *(errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ESTALE),
     *(errno.EIO, errno.EACCES, errno.EPERM, errno.EINTR, errno.EAGAIN),
@@ -62,9 +62,9 @@ class Damage:
     """One finding.
 
     Attributes:
-        place: The names that lead to it from the store's root.
-        problem: What is wrong with it.
-        removed: What goes with it: parts that are of no use without it.
+        place: The names that lead from the store's root to the damaged part.
+        problem: What is wrong with the part.
+        removed: What ``mend`` removes: the part, with parts that are of no use without it.
     """
 
     place: Place
@@ -74,7 +74,7 @@ class Damage:
 
 @dataclass(slots=True)
 class Findings:
-    """What is broken, and what dead processes have left: names from the root."""
+    """What is damaged, and what dead processes have left: names from the root."""
 
     damaged: list[Damage] = field(default_factory=list)
     leftovers: list[Place] = field(default_factory=list)
@@ -99,7 +99,7 @@ def look(root: Path) -> Findings:
                     for processor in children(verdicts, "verdicts"):
                         search.verdicts(verdicts, processor)
     except (FileNotFoundError, NotADirectoryError):
-        pass  # There is no store; or a part of it was removed meanwhile.
+        pass  # There is no store, or a part of the store was removed meanwhile.
     except UntrustedFileError as error:
         raise StorePermissionError(str(error)) from error
     except OSError as error:
@@ -108,7 +108,7 @@ def look(root: Path) -> Findings:
 
 
 def mend(root: Path, findings: Findings) -> None:
-    """Remove what was found, as far as it is of the format.
+    """Remove what was found, as far as its names are of the format.
 
     Raises:
         StoreError: The store cannot be written, or has no marker.
@@ -146,7 +146,7 @@ def orphan_verdicts(store: Store) -> list[Place]:
                         if kind == "json" and digest not in digests:
                             orphans.append(("verdicts", processor, name))
     except (FileNotFoundError, NotADirectoryError, UntrustedFileError):
-        pass  # There are none, or none that may be believed: those are damaged.
+        pass  # There are no verdicts, or only untrusted ones, which ``look`` reports as damaged.
     except OSError as error:
         raise StoreError(error.errno, f"{store.root}: cannot be read: {error.strerror}") from error
     return orphans
@@ -177,14 +177,14 @@ class _Search:
             yield directory
 
     def damage(self, place: Sequence[str], problem: str, *removed: Place) -> None:
-        """Note one; what is removed is ``place`` itself if nothing is named."""
+        """Note one finding; if ``removed`` is empty, ``mend`` removes ``place`` itself."""
         self.findings.damaged.append(Damage(tuple(place), problem, removed or (tuple(place),)))
 
     def leftovers(self, directory: Directory, *place: str) -> None:
         """Note the temporary files and directories of dead processes."""
         for name in children(directory, *place):
             if name.startswith(PREFIX):
-                # One process at a time, which holds the lock; and no name is used again.
+                # One process at a time builds, and holds the lock; no name is used again.
                 digest = name.removeprefix(PREFIX).partition("-")[0]
                 stem = f"thin-{digest}" if place[-1] == "headers" else digest
                 is_left = _held(directory, f"{stem}.lock") is False
@@ -196,7 +196,7 @@ class _Search:
                 self.findings.leftovers.append((*place, name))
 
     def wanted(self, store: Directory) -> None:
-        """Look at the kept queue: one line that is damaged costs the file, which is advice."""
+        """Look at the kept queue: one damaged line costs the whole file, which is only advice."""
         try:
             found, damaged = decode(store.read(WANTED_FILE, LARGEST_FILE))
         except FileNotFoundError:
@@ -232,7 +232,7 @@ class _Search:
         names = list(children(headers, *place))
         thin = {n.partition(".")[0] for n in names if n.startswith("thin-") and n[-5:] != ".lock"}
         for stem in sorted(thin):
-            if not _held(headers, f"{stem}.lock"):  # Else they are being made.
+            if not _held(headers, f"{stem}.lock"):  # While it is held, the parts are being made.
                 parts = [f"{stem}.h", f"{stem}.h.gch", f"{stem}.o"]
                 self.recorded(headers, place, f"{stem}.json", parts)
         with self.inside(headers, *place, "locks") as locks:
@@ -250,7 +250,7 @@ class _Search:
     def recorded(
         self, directory: Directory, place: Place, record_name: str, parts: Sequence[str]
     ) -> None:
-        """Look at files that are used together, as long as they are what their record says."""
+        """Look at files that are used together, and only while they match their record."""
         everything = tuple((*place, name) for name in (record_name, *parts))
         try:
             record = read_record(directory, record_name)
@@ -329,7 +329,7 @@ class _Search:
 
 
 def _is_newer(document: bytes) -> bool:
-    """Return whether a verdict is of a newer version, which is left alone."""
+    """Return whether a verdict has a newer format; such a verdict is left alone."""
     try:
         return int(json.loads(document)["format"]) > FORMAT_VERSION
     except NOT_A_VERDICT:
@@ -337,11 +337,11 @@ def _is_newer(document: bytes) -> bool:
 
 
 def _held(directory: Directory, lock_name: str) -> bool | None:
-    """Return whether a process holds a lock file; ``None`` where no locks are to be had."""
+    """Return whether a process holds a lock file; ``None`` if the file system has no locks."""
     try:
         fd = directory.open(lock_name)
     except OSError:
-        return False  # Nobody has made it, or it is no lock of ours.
+        return False  # Nobody has made the file, or it is no lock of ours.
     try:
         return is_locked(fd)
     finally:
@@ -352,7 +352,7 @@ def _age_s(directory: Directory, name: str) -> float:
     try:
         return time.time() - directory.status(name).st_mtime
     except OSError:
-        return 0.0  # Its writer has just renamed it.
+        return 0.0  # The file's writer has just renamed it.
 
 
 def _problem(error: OSError) -> str:

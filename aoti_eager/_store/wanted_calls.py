@@ -5,10 +5,10 @@ first line is a header; each other line is a key::
 
     <digest> <calls> <tries> <last wanted> <op> {"key": ..., "schema": ..., "plan": ...}
 
-What comes before the document is enough to know which keys are wanted most, so that a call pays for
-no more than that. A document is looked at when its kernel is to be made, by then as one of a
-workload would be. It has no function of the user's: its digest is in the key, and the process that
-has the op brings the function. The file is advice: what cannot be read is not there.
+The fields before the document tell which keys are wanted most, so a call pays for reading these
+fields only. A document is decoded when its kernel is to be made, with the checks that a workload's
+calls get. A document has no user's function: the key has the function's digest, and the process
+that has the op brings the function. The file is advice: what cannot be read counts as missing.
 """
 
 from __future__ import annotations
@@ -29,17 +29,19 @@ from ..errors import WorkloadError
 HEADER = b"aoti_eager wanted 1"
 
 
-# What is kept: so many keys, the most called ones; so many bytes of each and of all together, which
-# is what a call may have to read; and for so long since it was last called.
+# Limits of the file. So many keys are kept: the most called ones.
 MOST_KEYS = 256
 
 
+# Bytes of one key.
 LONGEST_LINE = 1 << 16
 
 
+# Bytes of all keys together: a call may have to read them.
 LARGEST_FILE = 1 << 20
 
 
+# Seconds that a key is kept since it was last called.
 PERIOD_S = 30 * 24 * 3600
 
 
@@ -47,8 +49,8 @@ PERIOD_S = 30 * 24 * 3600
 _AHEAD_S = 24 * 3600
 
 
-# Compiles that were begun and came to nothing that the store remembers: cut off, out of memory.
-# After so many, nobody begins another until the key is called again.
+# Compiles of a key that were begun and left nothing in the store: cut off, out of memory. After so
+# many, no process begins another until the key is called again.
 MOST_TRIES = 5
 
 
@@ -62,7 +64,7 @@ _INDEX = re.compile(
 _RARE_END = b',"rare":true}'
 
 
-# What is raised of a document that is something else.
+# Errors that ``Wanted.call`` raises for a document that is something else.
 NOT_WANTED = (
     WorkloadError,
     ValueError,
@@ -79,10 +81,10 @@ class WantedCall:
     """The call behind a wanted key, without its tensors.
 
     Attributes:
-        key: With the thread count that it was made under.
+        key: The key, with the thread count that it was made under.
         schema: The op's schema in words.
-        plan: For a kernel for several sizes, of which this is one call.
-        is_rare: Whether no kernel is asked for yet: its calls are counted.
+        plan: For a kernel for several sizes, of which this is one call: its plan.
+        is_rare: Whether no kernel is asked for yet: the key's calls are counted.
     """
 
     key: KernelKey
@@ -96,11 +98,11 @@ class Wanted:
     """A key in the kept queue.
 
     Attributes:
-        digest: The key's; with a plan, that of the plan's pattern.
-        op: Its op.
-        calls: How often it was called and had no kernel, in all processes.
-        tries: How many of them have begun to make its kernel in vain.
-        at: When it was last called, seconds since 1970.
+        digest: The key's digest; with a plan, the digest of the plan's pattern.
+        op: The key's op.
+        calls: How often the key was called and had no kernel, in all processes.
+        tries: How many processes have begun to make its kernel in vain.
+        at: When the key was last called, in seconds since 1970.
         document: The call as JSON.
     """
 
@@ -113,14 +115,14 @@ class Wanted:
 
     @property
     def is_rare(self) -> bool:
-        """Return whether no process has asked for its kernel: only its calls are counted."""
+        """Return whether no process has asked for the kernel: the key's calls are only counted."""
         return self.document.endswith(_RARE_END)
 
     def call(self) -> WantedCall:
         """Return the call that the document describes.
 
         Raises:
-            NOT_WANTED: It is something else.
+            NOT_WANTED: The document is something else.
         """
         document = json.loads(self.document)
         key, plan = checked_key(document["key"]), document["plan"]
@@ -130,7 +132,7 @@ class Wanted:
         return call
 
     def is_call(self) -> bool:
-        """Return whether the document describes a call, and that of the digest."""
+        """Return whether the document describes a call that has this digest."""
         try:
             self.call()
         except NOT_WANTED:
@@ -163,16 +165,16 @@ def _plan(document: Mapping[str, Any]) -> Plan:
 
 
 def decode(content: bytes) -> tuple[dict[str, Wanted], int]:
-    """Return the wanted keys of a file by digest, and how many of its lines are none.
+    """Return the wanted keys of a file by digest, and the number of damaged lines.
 
-    Nothing is raised: a file of another kind or format has none, and one line that is damaged.
+    Never raises: a file of another kind or format has no keys and one damaged line.
     """
     lines = content.split(b"\n")
     if lines[0] != HEADER or len(content) > LARGEST_FILE:
         return {}, 1
     found: dict[str, Wanted] = {}
     damaged = 0
-    ops: dict[bytes, str | None] = {}  # None for what is no name: each is looked at once
+    ops: dict[bytes, str | None] = {}  # None for what is no name; each name is checked once
     for line in filter(None, lines[1:]):
         match = _INDEX.fullmatch(line) if len(line) <= LONGEST_LINE else None
         name = b"" if match is None else match["op"]
@@ -190,11 +192,11 @@ def decode(content: bytes) -> tuple[dict[str, Wanted], int]:
 
 
 def encode(keys: Iterable[Wanted], now: int) -> bytes:
-    """Return the file that keeps ``keys``, as far as there is room: the most called ones.
+    """Return the content of a file with ``keys``, as far as there is room: the most called ones.
 
     Args:
-        keys: In any order.
-        now: The time, seconds since 1970; what is too old is left out.
+        keys: The keys, in any order.
+        now: The time, in seconds since 1970; keys that are too old are left out.
     """
     lines = [HEADER]
     size = len(HEADER) + 1
@@ -216,9 +218,9 @@ def _order(one: Wanted) -> tuple[bool, int, int, str]:
 def merged(
     kept: Mapping[str, Wanted], more: Iterable[Wanted], decided: Iterable[str]
 ) -> dict[str, Wanted]:
-    """Return what is wanted after a process has called ``more`` and decided on some keys.
+    """Return the wanted keys after a process has called ``more`` and decided on some keys.
 
-    Calls and tries are those of this process, and are added to what is kept.
+    The calls and tries in ``more`` are this process's; they are added to those in ``kept``.
     """
     result = dict(kept)
     for one in more:
@@ -226,7 +228,7 @@ def merged(
         if before is not None:
             calls, tries = before.calls + one.calls, before.tries + one.tries
             one = replace(one, calls=calls, tries=tries, at=max(before.at, one.at))
-            if one.is_rare:  # An earlier process may have asked for its kernel.
+            if one.is_rare:  # An earlier process may have asked for the kernel.
                 one = replace(one, document=before.document)
         result[one.digest] = one
     for digest in decided:

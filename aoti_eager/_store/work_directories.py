@@ -1,7 +1,7 @@
 """Work in progress in a cache directory: made, held while its process lives, swept afterwards.
 
-Each compile has a directory of its own, ``tmp/<host>-<pid>-<random>``. Its maker holds a lock on
-it, which goes with the process, however that ends.
+Each compile has a directory of its own, ``tmp/<host>-<pid>-<random>``. The process that makes a
+directory holds a lock on it; the lock ends with the process, however the process ends.
 """
 
 from __future__ import annotations
@@ -28,11 +28,11 @@ from .._base.trusted_files import Directory, open_directory
 
 # A work directory of another host, whose processes we cannot ask about, is left alone this long.
 _FOREIGN_WORK_AGE_S = 24 * 3600.0
-# And one of this host where no locks are to be had: hosts may share a name, and a container has
-# process numbers of its own.
+# A work directory of this host, on a file system without locks, is left alone this long: hosts may
+# share a name, and a container has process numbers of its own.
 _UNLOCKED_WORK_AGE_S = 3600.0
 
-# By which a worker is told of its scratch.
+# The environment variable that tells a worker its scratch.
 SCRATCH_VARIABLE = "_AOTI_EAGER_SCRATCH"
 _PREFIX = "aoti-eager-worker-"
 
@@ -46,11 +46,11 @@ class WorkDirectory:
         root: The open store.
 
     Attributes:
-        path: Where it lies.
-        name: Its name in ``tmp``.
+        path: Where the directory lies.
+        name: The directory's name in ``tmp``.
 
     Raises:
-        OSError: It cannot be made.
+        OSError: The directory cannot be made.
         UntrustedFileError: ``tmp`` is a link, or others can write to it.
     """
 
@@ -60,18 +60,18 @@ class WorkDirectory:
         with root.directory("tmp", create=True) as tmp:
             self._held = tmp.directory(self.name, create=True)
         self._identity = _identity(self._held.fd)
-        hold(self._held.fd)  # Where there are no locks, its process's number has to do.
+        hold(self._held.fd)  # Without locks, the process's number in the name has to do.
 
     @property
     def descriptor(self) -> int | None:
-        """Return what holds the lock, for a child that is to hold it, too; ``None`` if it is gone.
+        """Return the descriptor that holds the lock, for a child to inherit; ``None`` if closed.
 
         A script that becomes a daemon closes all descriptors, and may have used the number again.
         """
         return self._held.fd if _identity(self._held.fd) == self._identity else None
 
     def close(self, root: Directory) -> None:
-        """Remove it with all that lies in it; what cannot be removed is left for the next sweep."""
+        """Remove the directory with its content; the next sweep removes what cannot be removed."""
         if self.descriptor is not None:
             self._held.close()
         with contextlib.suppress(OSError):
@@ -91,10 +91,10 @@ def _identity(fd: int) -> tuple[int, int] | None:
 
 
 class Scratch:
-    """Where a worker process and its compilers write what belongs to no request.
+    """The directory where a worker process and its compilers write what belongs to no request.
 
-    In the store; where that cannot be written, in the system's temporary directory under a name
-    that nobody can foresee.
+    The scratch lies in the store. If the store cannot be written, the scratch lies in the system's
+    temporary directory, under a name that nobody can foresee.
 
     Args:
         root: The store's directory.
@@ -117,15 +117,15 @@ class Scratch:
 
     @property
     def descriptors(self) -> tuple[int, ...]:
-        """Return what the worker has to inherit, so that nobody takes a scratch for a dead one's.
+        """Return the descriptors that the worker must inherit, so that nobody sweeps its scratch.
 
-        The lock on it is there as long as one process holds it: the worker may outlive us.
+        The lock lasts as long as one process has the descriptor open: the worker may outlive us.
         """
         descriptor = None if self._work is None else self._work.descriptor
         return () if descriptor is None else (descriptor,)
 
     def close(self) -> None:
-        """Remove it; a second time is no error."""
+        """Remove the scratch; a second call is no error."""
         path, self.path = self.path, None
         work, self._work = self._work, None
         if work is not None:
@@ -162,13 +162,15 @@ def stale_work(root: Directory) -> list[str]:
 def remove_stale_work(root: Directory) -> int:
     """Remove the work directories of dead processes and return how many are gone.
 
-    Raises: as ``stale_work``; OSError where the store cannot be written.
+    Raises:
+        UntrustedFileError: As for ``stale_work``.
+        OSError: The store cannot be written.
     """
     return sum(remove(root, "tmp", name) for name in stale_work(root))
 
 
 def remove_work_of(pid: int, root: Directory) -> None:
-    """Remove what a process of this machine, which is dead, was working on in the store."""
+    """Remove what a dead process of this machine was working on in the store."""
     with contextlib.suppress(OSError), root.directory("tmp") as tmp:
         for name in children(tmp, "tmp"):
             # Hosts may share a name, and containers number their processes alike.
@@ -198,7 +200,7 @@ def _is_stale(tmp: Directory, name: str) -> bool:
             locked = is_locked(work.fd)
             return age_s > _UNLOCKED_WORK_AGE_S if locked is None else not locked
     except OSError:
-        return False  # Its owner has just removed it, or it is a file, a link, another's.
+        return False  # Its owner has just removed it, or it is a file, a link or another user's.
 
 
 def _is_alive(pid: int) -> bool:
@@ -207,7 +209,7 @@ def _is_alive(pid: int) -> bool:
     except ProcessLookupError:
         return False
     except (OSError, OverflowError):
-        return True  # Another user's, or no process's number: not known to be dead.
+        return True  # Another user's process, or no process's number: not known to be dead.
     return True
 
 
