@@ -35,8 +35,8 @@ class WarmReport:
         compiled: How many got a kernel library.
         present: How many had an entry already.
         declined: How many keep their original kernel, by the reason, which the store remembers.
-        failed: Those without an entry, each with the reason.
-        remaining: How many were not compiled, because somebody ended it.
+        failed: The calls without an entry, each with the reason.
+        remaining: How many were not compiled, because the warm-up was interrupted.
         seconds: How long it took.
         jobs: Compiles at a time; ``None`` where an executor decides.
     """
