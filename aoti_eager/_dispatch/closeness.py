@@ -25,7 +25,7 @@ from torch import Tensor
 
 from .._base.data_class import dataclass
 
-# Values that differ by less count as equal, whatever the reference says: torch.testing's
+# Values that differ by less than this count as equal, whatever the reference says: torch.testing's
 # tolerances.
 RELATIVE = {
     torch.float16: 1e-3,
@@ -48,8 +48,8 @@ _STEPS = 6.0
 # A row's terms summed in a different order: the errors of n sums spread as sqrt(n), which is 32
 # units for a thousand terms.
 _OWN = 32.0
-# Nine in ten values of a normal distribution lie within 1.6 deviations; 8 times that never occurs
-# by chance.
+# Nine in ten values of a normal distribution lie within 1.6 deviations; 8 times as much never
+# occurs by chance.
 _REGION = 8.0
 # With a row's terms in a different order, the error is another draw from the same distribution: up
 # to 1.5 times the original's largest at results of this magnitude. docs/numerics.md has the same

@@ -255,7 +255,7 @@ class KernelRequest:
 
     @property
     def passes_gate(self) -> bool:
-        """Return whether a kernel that serves now has passed the gate, or needs not."""
+        """Return whether a kernel that serves now has passed the gate, or has none to pass."""
         return bool(config.gate) or not self.toolchain.works_in_background
 
     def verdict(self, found: StoredEntry, context: CacheContext) -> Verdict:

@@ -407,7 +407,7 @@ class Miss:
         return result
 
     def _later(self, found: StoredEntry) -> Any:
-        """Return the original's result; the library is measured in the background."""
+        """Return the original's result; a worker measures or compares the library meanwhile."""
         result = self._original()
         self._queue(found)
         return result

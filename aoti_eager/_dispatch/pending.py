@@ -135,7 +135,7 @@ class Pending:
     def rank(self) -> tuple[int, int, int]:
         """Return the priority of the key: a stored library that has to be measured comes first.
 
-        Then the keys that were called most, calls of earlier processes included; of several, the
+        Then the keys that were called most, calls of earlier processes included; among equals, the
         keys of this process.
         """
         return int(self._making.is_stored), self._calls + self._calls_before, 1

@@ -46,8 +46,8 @@ from .table import (
 
 log = logging.getLogger("aoti_eager")
 
-# Most keys that are counted at a time, in all ops together: each call of a script may have a new
-# key.
+# How many keys are counted at a time at most, in all ops together: each call of a script may have a
+# new key.
 RARES_LIMIT = 2048
 # How many of the keys that are undecided when Python ends are written down, the most called first.
 _MOST_KEPT = 64

@@ -46,7 +46,7 @@ log = logging.getLogger("aoti_eager")
 # As for the comparison before a kernel serves: longer calls, and larger ones, are not run twice.
 LIMIT_S = 200e-6
 LIMIT_NUMEL = 1 << 16
-# After more long calls than this, no further call of a kernel is compared.
+# After more slow calls than this, no further call of a kernel is compared.
 _SLOW_CALLS = 4
 # The ratio of the process's whole time to the time that looks may take.
 PARTS = 1000

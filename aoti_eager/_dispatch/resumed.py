@@ -149,7 +149,7 @@ class Resumed:
         return None
 
     def _begun(self) -> Making:
-        """Return the request for the key's kernel.
+        """Return the ``Making`` of the key's kernel.
 
         Raises:
             _PassedOverError: This process is not to make the kernel.
@@ -238,7 +238,7 @@ class _PassedOverError(AotiEagerError):
 
 
 class _NoCallError(AotiEagerError):
-    """A kept key that is no key, or is of another version."""
+    """A line of the kept queue that is no key, or a key of another version."""
 
 
 class Resumption:
@@ -261,7 +261,10 @@ class Resumption:
         self.add(())
 
     def unfinished(self) -> Counter[str]:
-        """Return how many keys wait or are being made, by op; keys of calls are left out."""
+        """Return how many keys wait or are being made, by op.
+
+        Keys that this process has called itself are left out.
+        """
         with self._lock:
             return Counter(one.wanted.op for one in self._waiting if not one.is_own)
 

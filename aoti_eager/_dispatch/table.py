@@ -22,10 +22,10 @@ if TYPE_CHECKING:
 
 TableKey = tuple[Any, ...]
 
-# How many keys are remembered as declined.
+# How many keys are remembered as declined at most.
 DECLINES_LIMIT = 1 << 16
-# How many keys have a kernel; beyond it, keys that share a dynamic kernel are forgotten, and found
-# again.
+# How many keys have a kernel at most; beyond it, keys that share a dynamic kernel are forgotten,
+# and found again.
 KERNELS_LIMIT = 1 << 12
 
 
@@ -125,9 +125,10 @@ class Table:
     """What has been decided for the keys of one op.
 
     Attributes:
-        kernel: Returns the kernel of a key, or ``None``; on the hit path.
+        kernel: Returns the kernel of a key, or ``None``; called on the hit path.
         native: The C++ table, once ``attach`` was called.
-        candidates: What takes the next call of its key.
+        candidates: What takes the next call of its key: libraries to be compared, rare keys to be
+            timed.
         compiling: How many keys are with the compile workers.
         lost: How many keys have a kernel that does not pay off, or could not be given one.
         dynamic: The op's dynamic specialisations.
