@@ -79,7 +79,7 @@ class Differentiable:
         op: The op.
         schema: Its schema; ``is_differentiable`` holds.
         backward_name: Qualified name of the op of its gradient, which is defined here.
-        function: What the op computes, as ops that autograd knows.
+        function: Computes the op's results by ops that autograd knows.
         run: ``function`` with the op's own errors; it runs where no kernel serves.
         source: The gradient, for keys.
         serving: Where both ops are served.

@@ -24,7 +24,7 @@ from ..errors import AotiEagerError
 
 log = logging.getLogger("aoti_eager")
 
-# How often asking for a kernel of a call may raise.
+# How often asking for a call's kernel may raise before it is no longer asked for.
 _MOST_FAILED = 2
 
 
@@ -56,7 +56,7 @@ class Pair:
         op: The op, or the function that is called in its place.
         backward: ``(*gradients, *arguments, needs) -> gradients``.
         tensors: Places of the op's tensor arguments.
-        keywords: Names of its keyword-only arguments, the last ones.
+        keywords: Names of the op's keyword-only arguments, which come last.
         alive: Counts the nodes that will call ``backward``.
     """
 
@@ -86,7 +86,8 @@ class JoinedCall:
         self.differentiable = [one.requires_grad for one in results]
         is_strided = all(one.layout is torch.strided for one in results)
         self.has_gradient = is_strided and any(self.differentiable)
-        # A gradient comes in any layout; the kernel is made for that of its result.
+        # A gradient comes in any layout; the kernel is made for the layout of the gradient's
+        # result.
         self.layouts = [_layout(one) for one in results] if is_strided else []
 
     def ask(
@@ -109,7 +110,10 @@ class JoinedCall:
             self.has_gradient = self._failed < _MOST_FAILED
 
     def ask_forward(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
-        """Call the op once without a gradient: asks for its kernel or compares a candidate."""
+        """Call the op once without a gradient.
+
+        Like ``ask``, this asks for the op's kernel or compares a candidate.
+        """
 
         def call() -> None:
             with asking_at_once():

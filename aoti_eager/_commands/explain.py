@@ -275,7 +275,7 @@ def _in_store(schema: OpSchema, key: KernelKey, cache: KernelCache | None) -> Ex
 
 
 def _time(found: StoredEntry, key: KernelKey, cache: KernelCache | None) -> PathTime | None:
-    """Return the times that the gate goes by, if it is on and they were taken on this processor."""
+    """Return the times that the gate uses, if it is on and they were taken on this processor."""
     if not config.gate or (cache is not None and not cache.toolchain.works_in_background):
         return None
     library = found.entry.library

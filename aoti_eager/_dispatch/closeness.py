@@ -95,7 +95,7 @@ def truth(
     *,
     magnified: float = 1.0,
 ) -> Truth:
-    """Return what is known of a result from runs in double precision.
+    """Return what runs in double precision say about a result.
 
     Args:
         exact: The right values.
@@ -132,7 +132,7 @@ def suspicious(want: Tensor, have: Tensor) -> Tensor | None:
     double = want.dtype in (torch.float64, torch.complex128)
     bound = theirs.abs() * (_DOUBLE_RELATIVE if double else RELATIVE[want.dtype])
     fine = (want == have) | (want.isnan() & have.isnan())
-    # A bound that is infinite bounds nothing.
+    # An infinite bound would let every value pass.
     fine |= (off <= bound) & bound.isfinite()
     return None if bool(fine.all()) else ~fine
 

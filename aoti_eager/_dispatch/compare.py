@@ -75,7 +75,7 @@ def differences(
 
     Args:
         template: The call.
-        expected: The original's fresh results.
+        expected: The results that the original has returned.
         got: The library's outputs.
         expected_inputs: The inputs after the original ran, in slot order.
         got_inputs: The inputs after the library ran.

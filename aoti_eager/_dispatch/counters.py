@@ -17,7 +17,7 @@ from .._base.store_format import TOTALS_FILE
 from .._base.trusted_files import Directory, open_directory
 from .._native.table import NativeCounter
 
-# Re-entrant, as every lock that a call may take: a finalizer that runs inside may call an op.
+# Re-entrant, like every lock that a call may take: a finalizer that runs under it may call an op.
 _native_lock = threading.RLock()
 
 
@@ -267,7 +267,7 @@ def unfinished_of_others() -> dict[str, int]:
 
 def _after_fork() -> None:
     global _native_lock
-    _native_lock = threading.RLock()  # A thread of the parent may have held it.
+    _native_lock = threading.RLock()  # A thread of the parent may have held the lock.
 
 
 if hasattr(os, "register_at_fork"):
@@ -284,7 +284,7 @@ def read_totals(root: Path | None) -> dict[str, OpStats]:
     """Return the stored totals by op; empty if there are none, or they cannot be read.
 
     Args:
-        root: The store's directory; ``None`` for a user who has none.
+        root: The store's directory; ``None`` for a user who has no store.
     """
     if root is None:
         return {}

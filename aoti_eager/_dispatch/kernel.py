@@ -124,7 +124,7 @@ class Kernel:
         self.quiet = itertools.repeat(None) if calls is None else itertools.repeat(None, calls)
 
     def take_numbers(self, template: CallTemplate) -> None:
-        """Have the numbers of a call handed to the library, which takes them as inputs."""
+        """Hand the numbers of a call to the library, which takes them as inputs."""
         if not template.numbers:
             return
         places = [

@@ -118,14 +118,14 @@ class KernelCache:
         """Return the op's Python function as data, if it has one, and its constants.
 
         Raises:
-            UnsupportedFunctionError: It uses something that cannot be sent to a worker.
+            UnsupportedFunctionError: The function uses something that cannot be sent to a worker.
         """
         return (None, []) if self.function is None else self.function.describe()
 
     def key_context(
         self, toolchain: KernelCompiler, function: Description | None
     ) -> tuple[tuple[str, Component], ...]:
-        """Return what the key holds besides arguments and settings."""
+        """Return the components of the key besides arguments and settings."""
         return (*toolchain.context, *(function.context() if function is not None else ()))
 
     # -- state --
@@ -352,7 +352,7 @@ class KernelCache:
     # -- pass through --
 
     def bypass(self, keyset: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
-        """Return the original's result: disabled, off, inside our own work, or never served."""
+        """Return the original's result: the call is never served, or kernels are off for it now."""
         if self._counts_bypass and self._always is not None and not self._is_passing():
             self._always.add()
         return self.original(keyset, args, kwargs)
@@ -386,7 +386,7 @@ class KernelCache:
     def miss(
         self, key: TableKey, keyset: Any, args: Sequence[Any], kwargs: Mapping[str, Any]
     ) -> Any:
-        """Return the call's result and, if it can be had, put its kernel into the table."""
+        """Return the call's result and, if possible, put its kernel into the table."""
         table = self.table
         if key in table.candidates and not tracing_compat.is_tracing():
             arrival = table.candidates.pop(key, None)  # Of several calls at once, one gets it.
@@ -428,7 +428,7 @@ class KernelCache:
         return self.python_kernel(keyset, *args, **kwargs)
 
     def _single_flight(self, key: TableKey) -> threading.RLock:
-        # One lock a key: threads that miss together wait for one compile. Re-entrant, because an
-        # original may be a Python kernel that calls the op again.
+        # One lock for each key: threads that miss together wait for one compile. Re-entrant,
+        # because an original may be a Python kernel that calls the op again.
         with self._flight_lock:
             return self._in_flight.setdefault(key, threading.RLock())

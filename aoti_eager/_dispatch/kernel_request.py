@@ -250,7 +250,7 @@ class KernelRequest:
 
     @property
     def is_gated(self) -> bool:
-        """Return whether a kernel of this call has to be measured before it serves."""
+        """Return whether a kernel for this call has to be measured before it serves."""
         return bool(config.gate) and self.toolchain.works_in_background
 
     @property

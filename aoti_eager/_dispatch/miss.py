@@ -221,8 +221,9 @@ class Miss:
         )
 
     def _mutation_overlaps(self) -> bool:
-        # The table key has the answer just before the four values of the context.
-        # A function's state and constants come first.
+        # The table key has the answer just before the four values of the context. For an op with a
+        # Python function, the key begins with the function's state and an answer that includes the
+        # constants.
         with_constants = self._cache.function is not None and self._table_key[1]
         return bool(self._table_key[-5] or with_constants)
 

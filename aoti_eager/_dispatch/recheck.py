@@ -43,7 +43,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("aoti_eager")
 
-# As for the comparison before a kernel serves: longer calls, and larger ones, are not run twice.
+# The limits of the comparison before a kernel serves: longer and larger calls are not run twice.
 LIMIT_S = 200e-6
 LIMIT_NUMEL = 1 << 16
 # After more slow calls than this, no further call of a kernel is compared.
@@ -83,7 +83,7 @@ def used_until_ns(before_ns: int, begin_ns: int, taken_ns: int) -> int:
 
     Args:
         before_ns: Until when the time was used up before.
-        begin_ns: When the look began, by ``time.monotonic_ns``, like both others.
+        begin_ns: When the look began; all three times are by ``time.monotonic_ns``.
         taken_ns: How long it took.
     """
     return max(before_ns, begin_ns - PARTS * _SAVED_NS) + PARTS * taken_ns

@@ -129,7 +129,7 @@ class Specialisations:
         self._counted: set[str] = set()
         self._expected: set[str] = (
             set()
-        )  # patterns of kernels for families of which nothing is known
+        )  # patterns of kernels that were planned for a family at its first call
         self.static_calls = StaticCalls()
         self._lock = threading.RLock()
 

@@ -122,7 +122,7 @@ class Arrival(Protocol):
 
 
 class Table:
-    """What has been decided for the keys of one op.
+    """The decisions about the keys of one op.
 
     Attributes:
         kernel: Returns the kernel of a key, or ``None``; called on the hit path.
@@ -250,7 +250,7 @@ class Table:
             if self.closed:
                 return
             if len(self.declines) >= DECLINES_LIMIT:
-                self._forget_declines()  # They are found out again; memory is not.
+                self._forget_declines()  # Bounds memory: declines are found out again.
             self._leave_pattern(key, decline)
             kernel = self.kernels.get(key)
             if kernel is not None:

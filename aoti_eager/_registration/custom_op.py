@@ -47,8 +47,9 @@ def custom_op(
         name: ``"mylib::rms_norm"``: a namespace of your own, and the operator's name.
         function: The function, if this is not used as a decorator. It computes its results from
             its arguments by torch's functions and returns new tensors.
-        mutates_args: Names of the arguments that it writes to; ``"unknown"`` for all tensors.
-        device_types: Types of the devices that it is for, ``"cpu"``; ``None`` for all.
+        mutates_args: Names of the arguments that the function writes to; ``"unknown"`` for all
+            tensors.
+        device_types: Types of the devices that the operator is for, ``"cpu"``; ``None`` for all.
         schema: ``"(Tensor x, float eps=1e-6) -> Tensor"``; inferred from the annotations if absent.
         tags: As for ``torch.library.Library.define``.
 
@@ -96,7 +97,7 @@ def made_op(name: str, module: str) -> CustomOp:
     return _made[name]
 
 
-# Pickles have this name, and must stay readable when files move.
+# Pickles contain this name, and must stay readable when files move.
 made_op.__module__ = "aoti_eager"
 
 

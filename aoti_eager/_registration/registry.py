@@ -164,10 +164,10 @@ def register(ops: Op | Iterable[Op], dispatch_key: str = "CPU") -> Registration:
 
 
 def impl(library: torch.library.Library, op: Op, dispatch_key: str = "CPU") -> None:
-    """Register ``op`` in the caller's ``library``, and leave it registered as long as that lives.
+    """Register ``op`` in the caller's ``library``, for as long as the library lives.
 
     Args:
-        library: The caller's; its namespace must be the op's, or ``op`` must be qualified.
+        library: The caller's library; its namespace must be the op's, or ``op`` must be qualified.
         op: As for ``register``; a name without a namespace is taken in the library's.
         dispatch_key: Name of a Dense backend key.
 

@@ -1,7 +1,7 @@
 """One compile of a warm-up, as an executor runs it: text in, plain data out.
 
-The process may be on another machine. Its answer is never unpickled as an object of this package,
-and no file system is shared.
+The process may be on another machine. Its answer need not be unpickled as an object of this
+package, and no file system is shared.
 """
 
 from __future__ import annotations

@@ -271,7 +271,7 @@ class Warming:
         """Return the entry of an answer, if it is the one that was asked for; it is unchecked.
 
         Raises:
-            EntryDamagedError: It is not, or its library is another.
+            EntryDamagedError: The entry is another one, or its library is.
             CacheFormatError: A newer version made it.
         """
         try:
@@ -346,7 +346,7 @@ def _received(answer: object) -> _Made | _Nothing:
     """Return what ``compile_call`` should have returned, in its types and of a plausible size.
 
     Raises:
-        EntryDamagedError: It is something else.
+        EntryDamagedError: ``answer`` is something else.
     """
     if type(answer) is not dict:
         raise EntryDamagedError(f"is a {type(answer).__name__}, not a dict")

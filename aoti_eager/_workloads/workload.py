@@ -40,7 +40,7 @@ FORMAT_VERSION = 1
 _KIND = "aoti_eager workload"
 
 
-# A file may be a pipe without an end. A call's line is a kilobyte or two.
+# Limits, because a file may be a pipe without an end. A call's line is a kilobyte or two.
 _LONGEST_LINE = 1 << 20
 _LARGEST_FILE = 1 << 30
 # A file with more damaged lines is another kind of file with a workload's header.
@@ -103,7 +103,7 @@ def stop_recording() -> None:
 
 
 if hasattr(os, "register_at_fork"):
-    # The parent writes the workload; a lock of its recorder may have been held by another thread.
+    # The parent writes the workload; another thread may have held the lock of its recorder.
     os.register_at_fork(after_in_child=stop_recording)
 
 
@@ -148,7 +148,7 @@ class Workload:
 
     Attributes:
         calls: Its calls, each once, in its order.
-        damaged: Its other lines, but for empty ones.
+        damaged: Its other lines, except empty ones.
     """
 
     calls: tuple[Call, ...]
