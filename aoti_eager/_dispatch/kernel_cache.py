@@ -352,7 +352,7 @@ class KernelCache:
     # -- pass through --
 
     def bypass(self, keyset: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
-        """Return the original's result: the call is never served, or kernels are off for it now."""
+        """Return the original's result: disabled, mode off, in our own work, or never served."""
         if self._counts_bypass and self._always is not None and not self._is_passing():
             self._always.add()
         return self.original(keyset, args, kwargs)

@@ -103,7 +103,7 @@ class Resumed:
 
     @property
     def is_own(self) -> bool:
-        """Return whether this process has called the key itself, and does what can be done."""
+        """Return whether this process has called the key itself, and has done what can be done."""
         return self._record.is_own(self.wanted.digest)
 
     def run(self) -> float | None:
