@@ -52,7 +52,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         _say_error(str(message))
         return 2
     except BrokenPipeError:
-        # The reader had enough (`| head`); Python would complain again when it flushes at exit.
+        # The reader closed the pipe (`| head`); Python would complain again when it flushes at
+        # exit.
         sys.stdout = None
         return 0
 
@@ -121,7 +122,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _say(line: str) -> None:
-    """Print one line; what a terminal would obey is shown as escapes."""
+    """Print one line; characters that a terminal would obey are shown as escapes."""
     print(printable(line))
 
 
@@ -150,7 +151,7 @@ def _inspect(namespace: argparse.Namespace) -> int:
         entry, summary = details.entry, details.summary
         _say(f"{entry.key.op}  {entry.digest}")
         _say(f"  path      {summary.path}")
-        # Of a failure of this environment, also whether it has lapsed.
+        # For a failure of this environment, the summary also says whether it has lapsed.
         reason = summary.reason if summary.status == entry.status.value else entry.reason
         _say(f"  status    {summary.status}" + (f" ({reason})" if reason else ""))
         if entry.message:

@@ -21,12 +21,12 @@ from ..errors import NativePathError
 from .kernel import AutogradKernel
 from .node import SecondOrder
 
-# Libraries of backward ops that graphs will call yet, after their ops are gone.
+# Libraries of backward ops that graphs may still call after the forward ops are gone.
 _called_yet: list[torch.library.Library] = []
 
 
 def _free_name(name: str) -> str:
-    """Return a name for a new op: ``name``, or if an older one has that yet, another."""
+    """Return a free name for a new op: ``name``, or another name if an older op still has it."""
     free, count = name, 2
     while dispatcher.is_defined(free):
         free, count = f"{name}_{count}", count + 1
@@ -34,10 +34,10 @@ def _free_name(name: str) -> str:
 
 
 class Registered(Protocol):
-    """An op that is served until this is called off."""
+    """An op that is served until ``unregister``."""
 
     def unregister(self) -> None:
-        """Call it off."""
+        """Stop serving the op."""
 
 
 class Serving(Protocol):
@@ -79,11 +79,11 @@ class Differentiable:
         op: The op.
         schema: Its schema; ``is_differentiable`` holds.
         backward_name: Qualified name of the op of its gradient, which is defined here.
-        function: What the op computes, as ops that autograd knows.
-        run: The same with the op's own errors: what runs where no kernel serves.
+        function: Computes the op's results by ops that autograd knows.
+        run: ``function`` with the op's own errors; it runs where no kernel serves.
         source: The gradient, for keys.
         serving: Where both ops are served.
-        decomposes: Whether traces and transforms are to see what the op consists of, always.
+        decomposes: Whether traces and transforms always see the ops that the op consists of.
     """
 
     def __init__(
@@ -149,7 +149,7 @@ class Differentiable:
             self._libraries[-1].impl(name, kernel, key, **options)  # type: ignore[no-untyped-call]
 
     def attach_native(self) -> None:
-        """Have C++ join forward and backward, if it can; no call of the op may run."""
+        """Let C++ join forward and backward, if it can; no call of the op may run."""
         if self._gradients is None or not self._source.is_constant:
             return
         try:
@@ -158,9 +158,9 @@ class Differentiable:
             warn_once("native", f"{error}; Python serves its gradients")
 
     def close(self) -> None:
-        """Take all of it out of the dispatcher; no call of the op may run.
+        """Take the op's gradient out of the dispatcher; no call of the op may run.
 
-        What graphs of the user's will call yet stays: the gradient's op, with no kernel of ours.
+        If graphs of the user may still call the gradient's op, that op stays, without our kernel.
         """
         nodes = 0
         if self._gradients is not None:

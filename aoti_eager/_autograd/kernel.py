@@ -1,10 +1,10 @@
 """Gradients of an op with a Python function: a compiled backward beside the compiled forward.
 
-The kernel at the autograd key. Where no gradient is asked for, the op's kernels below serve. Where
-one is, and the backward kernel of such a call is there, forward and backward are joined by a node
-of autograd's, which keeps the arguments and nothing else. In all other cases the function itself
-runs, and autograd follows it: while the kernel is being made, where it lost its measurement, under
-transforms, traces and autocast, and for the second derivative.
+This is the kernel at the autograd key. If no gradient is asked for, the op's kernels below serve.
+If a gradient is asked for, and the backward kernel of such a call exists, an autograd node joins
+forward and backward; the node keeps the arguments and nothing else. In all other cases the function
+itself runs, and autograd follows it: while the kernel is being made, if it lost its measurement,
+under transforms, traces and autocast, and for the second derivative.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ from .node import (
 )
 
 _PLAIN = (Tensor, torch.nn.Parameter)
-# In so many first calls of a key random numbers were drawn: it is the function that does it.
+# If random numbers were drawn in so many first calls of a key, the function draws them.
 _MOST_DRAWN = 8
 
 
@@ -50,12 +50,12 @@ class AutogradKernel:
         op: The op.
         schema: Its schema.
         function: What a call computes, with its errors.
-        gradient: The gradient of that.
+        gradient: The gradient of ``function``.
         backward: The op of the gradient.
         caches: Gives the kernel caches of the op and of ``backward``, where they are registered.
         function_op: Qualified name of an op that runs ``function``.
-        decomposes: Whether traces, transforms and autocast are to see what the op consists of
-            where no gradient is wanted, too.
+        decomposes: Whether traces, transforms and autocast see the ops that the op consists of even
+            if no gradient is wanted.
     """
 
     def __init__(
@@ -84,7 +84,8 @@ class AutogradKernel:
         self._gate: NativeAutogradKernel | None = None
         self._drawn: Counter[Any] = Counter()
         self._told_native = False
-        # Of the gate, and what it was told. Taken after a table's, where both are.
+        # Guards the C++ kernel and what it was told. Taken after a table's lock, where both are
+        # held.
         self._gate_lock = threading.RLock()
         _all.add(self)
 
@@ -109,12 +110,12 @@ class AutogradKernel:
             return self._function(*args, **kwargs)
         try:
             forward_key = forward.key(*args, **kwargs)
-        except RuntimeError:  # Torch refuses to tell a setting that is keyed; see ``no_key``.
+        except RuntimeError:  # Torch refuses to tell a setting; see ``KernelCache.no_key``.
             return self._function(*args, **kwargs)
         key = (*needs, *forward_key)
         call = self._calls.get(key)
         if call is None and len(self._calls) >= config.static_cap:
-            return self._function(*args, **kwargs)  # It goes on changing, and has its kernels.
+            return self._function(*args, **kwargs)  # Calls keep changing, and have their kernels.
         if call is None:
             return self._first(key, forward_key, caches, arguments, needs, args, kwargs)
         if backward.lookup(call.key) is not None:
@@ -132,7 +133,7 @@ class AutogradKernel:
     # -- C++ --
 
     def attach_native(self) -> None:
-        """Have C++ join the calls that are known as compiled; no call of the op may run.
+        """Let C++ join forward and backward of compiled calls; no call of the op may run.
 
         Raises:
             NativePathError: C++ cannot take the op over.
@@ -170,7 +171,7 @@ class AutogradKernel:
 
     @property
     def nodes(self) -> int:
-        """Return how many nodes of autograd's there are that call the backward op yet."""
+        """Return how many autograd nodes may still call the backward op."""
         return len(self._pair.alive) + (0 if self._gate is None else self._gate.nodes)
 
     def explained(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> str | None:
@@ -226,7 +227,7 @@ class AutogradKernel:
                 cache.observers.remove(self._refreshed)
 
     def _listen_to(self, table: Table | None) -> None:
-        """Have the calls of a table, and be told of what changes in it."""
+        """Start over with the calls of ``table``, and be told of its changes."""
         before, self._table, self._calls = self._table, table, {}
         self._drawn.clear()
         if before is not None:
@@ -235,7 +236,7 @@ class AutogradKernel:
             table.tell(self._decided)
 
     def _refreshed(self) -> None:
-        """Decide anew on all calls: a setting has changed, or what serves them."""
+        """Decide again on all calls: a setting has changed, or what serves the calls."""
         with self._gate_lock:
             self._told_native = False
             if self._gate is not None:
@@ -244,7 +245,7 @@ class AutogradKernel:
                 call.is_native = False
 
     def _decided(self) -> None:
-        """Decide anew on the calls that C++ knows: a kernel of theirs may have come, or gone."""
+        """Decide again on the calls that C++ knows: a kernel for them may have come or gone."""
         with self._gate_lock:
             if self._told_native:
                 self._refreshed()
@@ -252,9 +253,10 @@ class AutogradKernel:
     def _tell_native(
         self, backward: KernelCache, call: JoinedCall, arguments: Sequence[Any], *, joined: bool
     ) -> None:
-        """Have C++ join such calls, or send them to the function, until something else is decided.
+        """Let C++ join such calls, or send them to the function, until something else is decided.
 
-        Others may decide at any time: what they decided before this was told is looked at again.
+        Another thread may decide at any time: a decision from before C++ was told is looked at
+        again.
         """
         with self._gate_lock:
             if self._gate is None or call.is_native:
@@ -314,10 +316,10 @@ class AutogradKernel:
 
     @staticmethod
     def _must_not_save(tensors: Sequence[Tensor | None]) -> bool:
-        """Return whether the function must run though a kernel is there.
+        """Return whether the function must run although a kernel exists.
 
-        Nothing can be saved of an inference tensor. And what is saved under hooks must be the same
-        each time, whether a kernel has come meanwhile or not: a checkpoint compares.
+        An inference tensor cannot be saved. And under hooks, the saved tensors must be the same
+        each time, whether a kernel has come meanwhile or not: a checkpoint compares them.
         """
         return autograd.has_saved_tensor_hooks() or any(
             one is not None and (one.is_inference() or one.layout is not torch.strided)
@@ -338,8 +340,8 @@ class AutogradKernel:
         forward, backward = caches
         before = torch.get_rng_state()
         result = self._function(*args, **kwargs)
-        # Of a function that draws random numbers no backward kernel is made, and asking for one
-        # would take numbers of the script's. It may have been another thread, though.
+        # A function that draws random numbers gets no backward kernel, and asking for one would
+        # take numbers from the script. But another thread may have drawn these numbers.
         draws = not torch.equal(before, torch.get_rng_state())
         if draws:
             self._drawn[key] += 1
@@ -356,13 +358,13 @@ class AutogradKernel:
 
 
 def gradients_of(op: OpOverload) -> AutogradKernel | None:
-    """Return what stands at the autograd key of an op, if that is ours."""
+    """Return our kernel at the autograd key of an op, if there is one."""
     name = qualified_name(op)
     return next((one for one in list(_all) if one.name == name and one.is_open), None)
 
 
 def _is_declined(cache: KernelCache, key: Any) -> bool:
-    """Return whether a key has no kernel for now: it may be with the compiler, or none pays off."""
+    """Return whether a key has no kernel for now: it is with the compiler, or none pays off."""
     return key in cache.table.declines and key not in cache.table.candidates
 
 
@@ -371,7 +373,7 @@ _all: weakref.WeakSet[AutogradKernel] = weakref.WeakSet()
 
 def _after_fork() -> None:
     for one in list(_all):
-        # It may have been held by a thread that is not here.
+        # A thread of the parent may have held the lock.
         one._gate_lock = threading.RLock()
 
 

@@ -1,6 +1,6 @@
-"""What autograd keeps of a call whose forward and backward are kernels, on Python's hit path.
+"""The autograd node of a call whose forward and backward are kernels, on Python's hit path.
 
-``csrc/gradient.h`` has the same in C++.
+``_native/csrc/gradient.h`` has the same in C++.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ from ..errors import AotiEagerError
 
 log = logging.getLogger("aoti_eager")
 
-# How often asking for a kernel of a call may raise.
+# How often asking for a call's kernel may raise before it is no longer asked for.
 _MOST_FAILED = 2
 
 
 class Alive:
-    """Counts what there is of something."""
+    """Counts objects that are still referenced."""
 
     def __init__(self) -> None:
         self._all: weakref.WeakSet[_One] = weakref.WeakSet()
@@ -38,7 +38,7 @@ class Alive:
         return len(self._all)
 
     def one(self) -> _One:
-        """Return what is counted as long as it is kept."""
+        """Return an object that is counted as long as it is referenced."""
         one = _One()
         self._all.add(one)
         return one
@@ -53,10 +53,10 @@ class Pair:
     """An op and the op of its gradient.
 
     Attributes:
-        op: The op, or what is called in its place.
+        op: The op, or the function that is called in its place.
         backward: ``(*gradients, *arguments, needs) -> gradients``.
         tensors: Places of the op's tensor arguments.
-        keywords: Names of its keyword-only arguments, the last ones.
+        keywords: Names of the op's keyword-only arguments, which come last.
         alive: Counts the nodes that will call ``backward``.
     """
 
@@ -71,9 +71,9 @@ class JoinedCall:
     """Calls of one key: what their results look like, and the key of their backward kernel.
 
     Attributes:
-        key: In the table of the backward op; ``None`` where there is no gradient at all.
+        key: The key in the table of the backward op; ``None`` if there is no gradient at all.
         differentiable: For each result whether it has a gradient.
-        has_gradient: Whether one of them has, and all can be a kernel's.
+        has_gradient: Whether one of the results has a gradient, and all can be a kernel's results.
         is_native: Whether C++ knows of it.
     """
 
@@ -86,22 +86,23 @@ class JoinedCall:
         self.differentiable = [one.requires_grad for one in results]
         is_strided = all(one.layout is torch.strided for one in results)
         self.has_gradient = is_strided and any(self.differentiable)
-        # A gradient comes in any layout; the kernel is made for that of its result.
+        # A gradient comes in any layout; the kernel is made for the layout of the gradient's
+        # result.
         self.layouts = [_layout(one) for one in results] if is_strided else []
 
     def ask(
         self, backward: KernelCache, arguments: Sequence[Any], results: Sequence[Tensor]
     ) -> None:
-        """Call the backward op once, which asks for its kernel or compares one that has come.
+        """Call the backward op once, which asks for its kernel or compares a candidate.
 
-        The results stand for their gradients: values as real as the arguments'.
+        The results stand in for their gradients: their values are as realistic as the arguments'.
         """
 
         def call() -> None:
             values = self.values([one.detach() for one in results], arguments)
             if self.key is None:
                 self.key = backward.key(*values)
-            with asking_at_once():  # Its calls go by the function while there is no kernel.
+            with asking_at_once():  # Without a kernel the function runs, and nothing counts calls.
                 self.pair.backward(*values)
 
         if not _made_aside(call):
@@ -109,7 +110,10 @@ class JoinedCall:
             self.has_gradient = self._failed < _MOST_FAILED
 
     def ask_forward(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
-        """Call the op once without a gradient, likewise."""
+        """Call the op once without a gradient.
+
+        Like ``ask``, this asks for the op's kernel or compares a candidate.
+        """
 
         def call() -> None:
             with asking_at_once():
@@ -129,7 +133,7 @@ class JoinedCall:
 
 
 class GradientNode(torch.autograd.Function):
-    """What autograd keeps of a call: forward and backward are the ops' own kernels."""
+    """The autograd node of a call: forward and backward are the ops' own kernels."""
 
     @staticmethod
     def forward(ctx: Any, call: JoinedCall, *arguments: Any) -> Any:
@@ -137,7 +141,7 @@ class GradientNode(torch.autograd.Function):
         pair = call.pair
         ctx.call = call
         ctx.alive = pair.alive.one()
-        ctx.set_materialize_grads(False)  # None is no gradient of zeros.
+        ctx.set_materialize_grads(False)  # None stays None, and is not made zeros.
         ctx.save_for_backward(*[arguments[place] for place in pair.tensors])
         ctx.others = [None if isinstance(one, Tensor) else one for one in arguments]
         split = len(arguments) - len(pair.keywords)
@@ -151,7 +155,7 @@ class GradientNode(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *gradients: Any) -> Any:
-        """Return the gradients of the arguments; of the second order by autograd itself."""
+        """Return the gradients of the arguments; autograd itself computes the second order."""
         call, arguments = ctx.call, list(ctx.others)
         pair = call.pair
         for place, tensor in zip(pair.tensors, ctx.saved_tensors, strict=True):
@@ -177,8 +181,8 @@ class SecondOrder:
     """The kernel of a backward op at the autograd key: gradients that have gradients themselves.
 
     Args:
-        backward: The op.
-        gradient: What it computes.
+        backward: The backward op.
+        gradient: The gradient that the op computes.
     """
 
     def __init__(self, backward: OpOverload, gradient: GradientFunction) -> None:
@@ -197,7 +201,8 @@ class SecondOrder:
                 if not need:
                     continue
                 if arguments[place].requires_grad:
-                    # A node of its own: the gradient stops here, and what led to it comes after.
+                    # A view with a node of its own: this gradient stops at the view, and what led
+                    # to the argument comes after.
                     arguments[place] = arguments[place].view_as(arguments[place])
                 else:
                     arguments[place] = arguments[place].detach().requires_grad_()
@@ -206,10 +211,10 @@ class SecondOrder:
 
 
 def _made_aside(call: Callable[[], Any]) -> bool:
-    """Make a call that the script has not made; return whether it raised nothing.
+    """Make a call that the script has not made; return whether the call raised nothing.
 
-    A function may have no gradient, or none here, and the script may never want one. What raises
-    is the function, or with the setting ``strict`` we.
+    A function may have no gradient, or none for these arguments, and the script may never want one.
+    An error comes from the function or, with the setting ``strict``, from this package.
     """
     try:
         with torch.no_grad():

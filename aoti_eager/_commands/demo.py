@@ -1,8 +1,8 @@
 """``python -m aoti_eager demo``: train a model plain and under our kernels, and compare.
 
-``docs/examples/char_lm.py``, which knows nothing of us, runs three times in processes of its own,
-with the same seed: plain; under ``run`` with an empty cache (cold); and again with the cache that
-this left (warm).
+``docs/examples/char_lm.py``, which does not use this package itself, runs three times in its own
+processes, with the same seed: plain; under ``run`` with an empty cache (cold); and again with the
+cache that the cold run left (warm).
 """
 
 from __future__ import annotations
@@ -28,14 +28,14 @@ from .run_report import align
 
 DEFAULT_STEPS = 60
 
-# The first steps pay what later ones do not: compiles, loads, and PyTorch's own start-up.
+# The first steps take time that later steps do not: compiles, loads, and PyTorch's own start-up.
 SETTLING_STEPS = 3
 
-# A kernel adds in another order than eager's does, so losses may differ by what rounding does to a
-# float32: 3e-7 at a loss of 5, carried on by each step. Measured: 7e-7 at most in 600 steps of
-# eager PyTorch with one thread against two; 5e-7 with every element of gelu's gradient moved by up
-# to one unit in the last place. The bound is a hundred times that, for machines that add in yet
-# another order, and still finds a wrong kernel: with gelu's gradient 1% too large it is 6e-4.
+# A kernel adds in a different order than eager, so losses may differ by float32 rounding: 3e-7 at a
+# loss of 5, carried on by each step. Measured: 7e-7 at most in 600 steps of eager PyTorch with one
+# thread against two; 5e-7 with every element of gelu's gradient moved by up to one unit in the last
+# place. The bound is a hundred times as large, for machines that add in yet another order, and
+# still finds a wrong kernel: with gelu's gradient 1% too large, losses differ by 6e-4.
 LARGEST_DIFFERENCE = 1e-4
 
 
@@ -60,11 +60,11 @@ class Outcome:
 
     @property
     def later_seconds(self) -> float:
-        """Return the median of the steps after the first ``SETTLING_STEPS``, if there are more."""
+        """Return the median time of steps after the first ``SETTLING_STEPS``, if there are more."""
         return statistics.median(self.seconds[SETTLING_STEPS:] or self.seconds[-1:])
 
     def served(self, *, backward: bool) -> list[str]:
-        """Return the names of the forward, or of the backward, ops that were hit."""
+        """Return the names of the forward, or backward, ops that had hits."""
         return [op for op, c in self.counts.items() if c.hits and ("backward" in op) == backward]
 
 
@@ -90,7 +90,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def main(options: argparse.Namespace) -> int:
-    """Return 0 if the demo showed what it is to show, and 1 with the reasons if it did not."""
+    """Return 0 if the demo showed what it should, and print the reasons and return 1 if not."""
     script = find_script()
     with _cache_directory(options.keep_cache) as cache, tempfile.TemporaryDirectory() as scratch:
         runs = _Runs(script, options.steps, chosen_ops(options), cache, Path(scratch))
@@ -169,7 +169,7 @@ def report(plain: Outcome, cold: Outcome, warm: Outcome) -> str:
 
 
 def problems(plain: Outcome, cold: Outcome, warm: Outcome) -> list[str]:
-    """Return one line for each thing that the demo is to show and did not."""
+    """Return one line for each thing that the demo should show and did not."""
     found = []
     for name, outcome in (("cold", cold), ("warm", warm)):
         difference = largest_difference(plain, outcome)
@@ -185,7 +185,7 @@ def problems(plain: Outcome, cold: Outcome, warm: Outcome) -> list[str]:
 def largest_difference(one: Outcome, other: Outcome) -> float:
     """Return the largest absolute difference between two runs' losses at the same step.
 
-    Infinite where a loss is no finite number: NaN would compare as no difference at all.
+    The difference is infinite if a loss is not finite: NaN would compare as no difference at all.
     """
     pairs = list(zip(one.losses, other.losses, strict=True))
     if not all(math.isfinite(loss) for pair in pairs for loss in pair):
@@ -194,7 +194,7 @@ def largest_difference(one: Outcome, other: Outcome) -> float:
 
 
 class _Runs:
-    """The script's runs, which differ in nothing but what serves their ops."""
+    """The script's runs, which differ only in what serves their ops."""
 
     def __init__(
         self, script: Path, steps: int, ops: Sequence[str] | None, cache: Path, scratch: Path
@@ -213,7 +213,7 @@ class _Runs:
         counts = self._scratch / f"{name}-counts.json"
         python = [sys.executable, *interpreter_options()]
         run = [*python, "-m", "aoti_eager", "run", *self._ops]
-        # Said, and not left to the settings: a variable or a file may say something else.
+        # Given explicitly: a variable or a file may set something else.
         run += ["--mode", "sync", "--cache-dir", str(self._cache), "--json", str(counts)]
         return self._outcome(name, run, counts)
 
@@ -264,5 +264,5 @@ def _positive(text: str) -> int:
 
 
 def _say(text: str) -> None:
-    # At once: the cold run takes a minute and more.
+    # Flushed at once: the cold run takes a minute and more.
     print(printable_lines(text), flush=True)

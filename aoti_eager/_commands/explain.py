@@ -50,8 +50,8 @@ from ..errors import AotiEagerError, UnsupportedArgumentError, UnsupportedFuncti
 class Nearest:
     """The stored entry most like a call's key.
 
-    ``differing`` maps a component's name to its value in the call and in the entry; a component
-    that one side lacks is ``None`` there.
+    ``differing`` maps a component's name to its value in the call and in the entry; the value is
+    ``None`` on a side that lacks the component.
     """
 
     digest: str
@@ -61,7 +61,7 @@ class Nearest:
 
 @dataclass(frozen=True, slots=True)
 class Explanation:
-    """What becomes of a call.
+    """What happens to a call, and why.
 
     Attributes:
         op: Qualified name of the overload that the call reaches.
@@ -74,11 +74,11 @@ class Explanation:
         key: The canonical key; ``None`` where the call can have none.
         nearest: The nearest stored entry of the op, on a miss.
         left_out: Why ``run`` does not register the op, in words, where it is not registered.
-        state: How far a key has come that no decision was made on yet: ``"queued"``,
-            ``"compiling"``, ``"measuring"``, or ``"comparing"``, for which it waits for its next
-            call; ``None`` for all others.
-        gradient: What becomes of the gradient, in words, where the call wants one and the op has a
-            compiled one: then all the above is of the call without a gradient.
+        state: The state of a key without a decision: ``"queued"``, ``"compiling"``,
+            ``"measuring"``, or ``"comparing"``, for which the key waits for its next call; ``None``
+            for all other keys.
+        gradient: What happens to the gradient, in words, if the call wants a gradient and the op
+            has a compiled one: then all other attributes describe the call without a gradient.
     """
 
     op: str
@@ -118,7 +118,7 @@ def explain(
     dispatch_key: str = "CPU",
     **kwargs: Any,
 ) -> Explanation:
-    """Return what becomes of the call ``op(*args, **kwargs)``; nothing is run, loaded or counted.
+    """Return what happens to the call ``op(*args, **kwargs)``; nothing is run, loaded or counted.
 
     Args:
         op: As for ``register``; of several overloads, PyTorch picks by the arguments.
@@ -128,7 +128,7 @@ def explain(
 
     Raises:
         UnknownOpError: There is no op of that name.
-        RegistrationError: What is given is no op.
+        RegistrationError: ``op`` is no op.
         RuntimeError: PyTorch takes no such call.
     """
     if isinstance(op, str):
@@ -241,7 +241,7 @@ def _in_store(schema: OpSchema, key: KernelKey, cache: KernelCache | None) -> Ex
         except AotiEagerError as error:
             return Explanation(key.op, registered, "miss", None, str(error), key)
         if found is not None and not still_holds(context.store, found):
-            continue  # As the call does, which removes it.
+            continue  # The call also skips it, and removes it.
         if found is not None and found.entry.status is Status.READY:
             taken = _time(found, key, cache)
             if taken is not None and not taken.wins:
@@ -275,7 +275,7 @@ def _in_store(schema: OpSchema, key: KernelKey, cache: KernelCache | None) -> Ex
 
 
 def _time(found: StoredEntry, key: KernelKey, cache: KernelCache | None) -> PathTime | None:
-    """Return the times that the gate goes by, if it is on and they were taken on this processor."""
+    """Return the times that the gate uses, if it is on and they were taken on this processor."""
     if not config.gate or (cache is not None and not cache.toolchain.works_in_background):
         return None
     library = found.entry.library
@@ -284,7 +284,7 @@ def _time(found: StoredEntry, key: KernelKey, cache: KernelCache | None) -> Path
     )
     threads = int(dict(key.context)["threads"])
     size = None if found.entry.guards is None else size_class(key)
-    if cache is None:  # Of a process that has it registered, most likely by C++.
+    if cache is None:  # For a process that registers the op: C++ most likely serves it.
         return verdict.time("native", threads, size) or verdict.time("python", threads, size)
     return verdict.time("python" if cache.native is None else "native", threads, size)
 

@@ -1,4 +1,4 @@
-"""Finish what processes wanted and did not get, at once and with all cores: the kept queue."""
+"""Make the kernels of the kept queue, which processes wanted and did not get, with all cores."""
 
 from __future__ import annotations
 
@@ -25,19 +25,19 @@ from .._workloads.compile_task import cores
 from .._workloads.report import WarmFailure, WarmReport
 from ..errors import ConfigError, RegistrationError
 
-# Called with the number of keys that are done with, and of all.
+# Called with the number of keys that are done, and the number of all keys.
 Progress = Callable[[int, int], None]
 
 
 class KeptWarming:
     """One warm-up by the kept queue: ``run`` does it, ``report`` says how far it came.
 
-    The ops are registered meanwhile, as in the scripts that wanted the keys: kernels are made and
-    measured as they would be there. An op that a script makes is not here, and its keys wait for
+    The ops are registered meanwhile, as in the scripts that wanted the keys, so kernels are made
+    and measured as in these scripts. An op that a script makes is not here, and its keys wait for
     the script.
 
     Args:
-        backend: The store, and the target to compile for.
+        context: The store, and the target to compile for.
         jobs: Compiles at a time; by default one a core.
         progress: Told after each key.
 
@@ -61,11 +61,11 @@ class KeptWarming:
         self._seconds = 0.0
 
     def run(self) -> None:
-        """Make what is wanted.
+        """Make the kernels that are wanted.
 
         Raises:
             StoreError: The store cannot be written.
-            OSError: What is done cannot be taken out of the kept queue.
+            OSError: Keys that are done cannot be taken out of the kept queue.
             KeyboardInterrupt: Ctrl-C; what was published stays, and the rest is kept.
         """
         started = time.monotonic()
@@ -104,7 +104,7 @@ class KeptWarming:
     def _run(self) -> None:
         registrations: list[Registration] = []
         service = CompileService(self._context.target, workers=self._jobs)
-        # With normal priority: nothing is done beside it.
+        # With normal priority: no script runs beside the compiles.
         context = replace(self._context, own_service=service)
         pool = ThreadPoolExecutor(self._jobs, thread_name_prefix="aoti_eager-warm")
         futures: dict[Future[None], Resumed] = {}
@@ -133,7 +133,7 @@ class KeptWarming:
     def _registered(
         self, registrations: list[Registration], context: CacheContext
     ) -> list[Resumed]:
-        """Return the keys whose ops are here; the others are counted as failed."""
+        """Return the keys whose ops are here; other keys are counted as failed."""
         missing: dict[str, str] = {}
         for op in sorted({one.op for one in self._keys}):
             try:
@@ -154,6 +154,6 @@ class KeptWarming:
 
 
 def _finish(key: Resumed) -> None:
-    """Do all for one key."""
+    """Go on with one key until it is done."""
     while (delay := key.run()) is not None:
         time.sleep(delay)

@@ -123,24 +123,24 @@ def main(options: argparse.Namespace) -> int:
     except OSError as error:
         return _usage_error(f"{script}: the script cannot be read: {error.strerror}")
     try:
-        # Now, and not after a long run: a path that cannot be written is found here.
+        # Before the run, which may be long: a path that cannot be written is found here.
         counts_file = None if options.json is None else OutputFile(options.json, pipes=True)
         for name in ("mode", "cache_dir", "workers"):
             if getattr(options, name) is not None:
                 setattr(config, name, getattr(options, name))
         recording = None if options.record is None else _start_recording(options.record)
-        cache_context.current()  # Now: what is registered at exit later than us ends before us.
+        cache_context.current()  # Now: exit handlers registered after ours run before ours.
         run = _register(options, source)
     except AotiEagerError as error:
         return _usage_error(str(error))
-    # At exit, and registered first so that it comes last: threads that the script left running and
-    # its own exit handlers call ops, too.
+    # At exit, and registered first so that the report comes last: threads that the script left
+    # running and its own exit handlers call ops, too.
     report = RunReport(options, counts_file, recording, run)
     atexit.register(report.at_exit)
     try:
         status = _run(script, source, [options.script, *options.arguments])
     except KeyboardInterrupt:
-        report.waits = False  # Whoever wants an end gets it.
+        report.waits = False  # Ctrl-C means: end now.
         raise
     except SystemExit as error:
         report.is_whole = error.code in (None, 0)
@@ -170,12 +170,13 @@ def _start_recording(path: str) -> tuple[Recorder, OutputFile]:
 
 
 def _register(options: argparse.Namespace, source: bytes) -> str | None:
-    """Register what ``--ops`` names, or of the default list what the torch at hand has.
+    """Register the ops that ``--ops`` names, or those of the default list that this torch has.
 
-    Of the default list, ops are left out whose kernels all lose here; see ``_workloads.left_out``.
+    Ops of the default list whose kernels all lose here are left out; see ``_workloads.left_out``.
 
     Returns:
-        What this run is counted by; ``None`` if it says nothing of the default list.
+        The digest that this run is counted by; ``None`` if the run says nothing about the default
+        list.
 
     Raises:
         RegistrationError: An op that was named cannot be registered.
@@ -195,17 +196,16 @@ def _register(options: argparse.Namespace, source: bytes) -> str | None:
         try:
             register(name)
         except RegistrationError:
-            continue  # Another torch: an op of ours may not be there, or not as it was.
+            continue  # Another torch may lack the op, or have it in another form.
     return run
 
 
 def _run(script: Path, source: bytes, argv: list[str]) -> int:
     """Run the script as Python itself would and return its exit code.
 
-    Not by ``runpy.run_path``: that gives ``__main__`` back when the script's last line is done, and
-    what the script left to threads and exit handlers would look for its names in ours. It also
-    makes one path of two that Python keeps apart: ``sys.argv[0]`` is as typed, ``__file__``
-    absolute.
+    ``runpy.run_path`` is not used: it restores ``__main__`` after the script's last line, and the
+    script's threads and exit handlers would look for its names in ours. It also merges two paths
+    that Python keeps apart: ``sys.argv[0]`` is as typed, ``__file__`` absolute.
     """
     path = os.path.abspath(script)
     module = types.ModuleType("__main__")
@@ -226,7 +226,7 @@ def _run(script: Path, source: bytes, argv: list[str]) -> int:
         raise
     except BaseException as error:  # noqa: BLE001 - the script's, which ends with its traceback
         trace = error.__traceback__
-        # The first frame is this one, which a plain run does not have.
+        # The first frame is this function's, which a plain run does not have.
         shown = None if trace is None else trace.tb_next
         sys.excepthook(type(error), error.with_traceback(shown), shown)
         return 1

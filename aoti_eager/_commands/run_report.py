@@ -1,4 +1,4 @@
-"""What ``run`` says at the end of a script: a table, what was saved, and what is unfinished."""
+"""The report of ``run`` at the end of a script: a table, the time saved, and unfinished kernels."""
 
 from __future__ import annotations
 
@@ -25,16 +25,17 @@ from ..errors import OutputFileError
 
 
 class RunReport:
-    """What is said at the end of a run.
+    """The report at the end of a run.
 
     Args:
-        options: Those of ``run``.
-        counts_file: Where the counts go, too.
-        recording: The script's calls, and where they go.
-        run: What the run is counted by (``_workloads.left_out``); ``None`` if it is not.
+        options: The options of ``run``.
+        counts_file: The file that the counts are also written to.
+        recording: The script's calls, and the file that they are written to.
+        run: The digest that the run is counted by (``_workloads.left_out``); ``None`` if it is not
+            counted.
 
     Attributes:
-        waits: Whether what is unfinished is finished first.
+        waits: Whether unfinished kernels are finished first.
         is_whole: Whether the script has come to its end without an error.
     """
 
@@ -54,17 +55,17 @@ class RunReport:
         self.is_whole = False
 
     def at_exit(self) -> None:
-        """Say it."""
+        """Print the report."""
         if os.getpid() != self._pid:
-            return  # A child that was forked: its counts are no part of the script's.
-        # First of all: what follows takes time, and a second Ctrl-C would lose it.
+            return  # In a forked child, whose counts are no part of the script's.
+        # First of all: the rest takes time, and a second Ctrl-C would lose the workload.
         recorded = None if self._recording is None else _write_workload(*self._recording)
         if self.waits:
             self._finish()
         counts = stats()
         with contextlib.suppress(OSError, ValueError, AttributeError):
-            # Where both streams go to one file, the table comes last. The script may have closed
-            # it.
+            # If both streams go to one file, the table comes last. The script may have closed the
+            # stream.
             sys.stdout.flush()
         table = format_table(counts, registered=registered_ops())
         place = config.cache_dir or "in no directory: this user has no home"
@@ -83,7 +84,7 @@ class RunReport:
         self._note()
 
     def _note(self) -> None:
-        """Count the run, if it has met all calls of the script, and what it met is remembered."""
+        """Count the run, if it has met all calls of the script and the calls are remembered."""
         root = config.cache_dir
         if self._run is None or not self.is_whole or config.mode not in ("background", "sync"):
             return
@@ -106,7 +107,7 @@ class RunReport:
             say("aoti_eager: interrupted")
 
     def _unfinished(self, counts: Mapping[str, OpStats]) -> str | None:
-        """Return what is unfinished, and how it is finished."""
+        """Return in words what is unfinished, and how to finish it."""
         number = number_unfinished(counts)
         if not number or config.mode != "background":
             return None
@@ -117,7 +118,7 @@ class RunReport:
             number_unfinished({op: count}) and not op.startswith("aten::")
             for op, count in counts.items()
         )
-        if is_own:  # Only the script has them.
+        if is_own:  # Only the script has these ops.
             command = self._same_run()
         goes_on = "it goes on" if number == 1 else "they go on"
         return (
@@ -141,7 +142,7 @@ class RunReport:
 
 
 def say_left_out(ops: Sequence[str]) -> str | None:
-    """Return in a line which ops were left out, and why; ``None`` if none were."""
+    """Return in a line which ops were left out, and why; ``None`` if no op was."""
     if not ops:
         return None
     names = ", ".join(op.removesuffix(".default") for op in ops)
@@ -154,7 +155,7 @@ def _kernels(number: int) -> str:
 
 
 def number_unfinished(counts: Mapping[str, OpStats]) -> int:
-    """Return how many kernels are still to be made or measured; one to be compared is there."""
+    """Return how many kernels must still be made or measured; a kernel to be compared exists."""
     return sum(
         number
         for count in counts.values()
@@ -164,7 +165,7 @@ def number_unfinished(counts: Mapping[str, OpStats]) -> int:
 
 
 def summary(counts: Mapping[str, OpStats]) -> list[str]:
-    """Return in a line how many calls were hits, and what they have saved."""
+    """Return in a line how many calls were hits, and how much time they have saved."""
     total = sum(counts.values(), OpStats())
     if not total.calls:
         return []
@@ -176,8 +177,8 @@ def summary(counts: Mapping[str, OpStats]) -> list[str]:
 def format_table(counts: Mapping[str, OpStats], *, registered: Sequence[str]) -> str:
     """Return the table of what happened to the calls of each op, with a line of totals.
 
-    Ops without a call are counted in the last line. Where keys have no decision yet, a column says
-    how many, by how far they have come.
+    Ops without a call are counted in the last line. If keys have no decision yet, a column says how
+    many, by state.
 
     Args:
         counts: What ``stats()`` returns.
@@ -227,7 +228,7 @@ def _row(op: str, count: OpStats) -> tuple[str, ...]:
 
 
 def _states(count: OpStats) -> str:
-    """Return how many keys have no decision yet, by how far they have come."""
+    """Return how many keys have no decision yet, by state."""
     known = [state for state in STATES if state in count.unfinished]
     return ", ".join(f"{count.unfinished[state]} {state}" for state in known)
 

@@ -1,7 +1,7 @@
 """``python -m aoti_eager setup``: build what is built once a machine, before a script needs it.
 
-That is the C++ path of calls, and what all kernel libraries have in common: a precompiled header,
-an object, and what the compiler and this CPU can do together.
+It builds the C++ path of calls, and what all kernel libraries have in common: a precompiled header,
+an object, and a record of what the compiler and this CPU can do together.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ def main(options: argparse.Namespace) -> int:
 
 
 def _step(what: str, build: Callable[[], bool]) -> None:
-    """Print what is done, then how it ended; ``build`` returns whether there was anything to do."""
+    """Print what is built, then how it ended; ``build`` returns whether there was work to do."""
     print(f"{what}: ", end="", flush=True)
     begun = time.monotonic()
     try:

@@ -1,6 +1,6 @@
 """``python -m aoti_eager warm``: compile a workload, or what scripts have left unfinished.
 
-With a progress bar and a summary.
+It shows a progress bar and prints a summary.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ def main(options: argparse.Namespace) -> int:
         raise WorkloadError("choose a workload, or --kept: what scripts have left unfinished")
     workload = None if options.kept else load_workload(options.workload)
     file = None if options.json is None else OutputFile(options.json, pipes=True)
-    # Only where somebody looks: in a log, each step of the bar would be a line.
+    # Only on a terminal: in a log, each step of the bar would be a line.
     with tqdm(disable=None, unit="kernel", desc="compiling", mininterval=0, leave=False) as bar:
 
         def progress(done: int, total: int) -> None:
@@ -90,7 +90,7 @@ def main(options: argparse.Namespace) -> int:
 def format_report(report: WarmReport) -> str:
     """Return the summary of a warm-up as a table, with a line for each of the first failures.
 
-    Of what executors and files have said, what a terminal would obey is shown as escapes.
+    In the words of executors and files, characters that a terminal would obey are shown as escapes.
     """
     declined = Counter(dict(report.declined))
     failed = Counter(failure.reason for failure in report.failed)

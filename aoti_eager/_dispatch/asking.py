@@ -1,6 +1,6 @@
-"""Asking the workers for a call's kernel: its own, or one for several sizes.
+"""Ask the workers for the kernel of a call: a static kernel, or a dynamic one.
 
-With ``miss``, ``pending``, ``rare`` and ``kernel_cache`` the only place that decides policy.
+Policy is decided in this module, ``kernel_cache``, ``miss``, ``pending`` and ``rare`` only.
 """
 
 from __future__ import annotations
@@ -20,23 +20,23 @@ class Asked(enum.Enum):
     """What became of asking for a kernel."""
 
     QUEUED = enum.auto()
-    CAPPED = enum.auto()  # the op has enough kernels
-    FOUND = enum.auto()  # there is one by now, which the next call finds
-    PASSES = enum.auto()  # none until it is asked for again: see ``Specialisations.plan``
+    CAPPED = enum.auto()  # the op may have no more kernels: see ``Specialisations.refusal``
+    FOUND = enum.auto()  # a kernel has come meanwhile; the next call finds it
+    PASSES = enum.auto()  # no kernel until the key is asked for again: see ``Specialisations.plan``
     FULL = enum.auto()
-    MANY = enum.auto()  # not asked: too many keys are counted at a time
-    NO_PLAN = enum.auto()  # a kernel for several sizes was wanted, and cannot be had
+    MANY = enum.auto()  # not asked: as many keys are counted as may be at a time
+    NO_PLAN = enum.auto()  # only a dynamic kernel was wanted, and the call can have none
 
 
 def ask(
     call: KernelRequest, context: CacheContext, *, for_family: bool = False, calls: int = 1
 ) -> Asked:
-    """Ask the workers for a call's kernel, its own or that of its family.
+    """Ask the workers for a call's kernel: a static one, or a dynamic one for its family.
 
     Args:
         call: The call, whose original has run.
-        backend: That of the call.
-        for_family: Whether a kernel of its own is not wanted.
+        context: The cache context of the call.
+        for_family: Whether only a dynamic kernel is wanted, and no static one.
         calls: How often this process has called the key.
     """
     schema, key, table = call.cache.schema, call.key, call.table
@@ -69,13 +69,13 @@ def ask(
     return Asked.QUEUED
 
 
-# Threads whose calls ask for their kernels at once, because nobody would count further ones.
-_at_once: dict[int, int] = {}  # by thread, how many blocks it is in
+# Threads whose calls ask for their kernels immediately, because no further call would be counted.
+_at_once: dict[int, int] = {}  # thread -> how many ``asking_at_once`` blocks it is in
 
 
 @contextlib.contextmanager
 def asking_at_once() -> Iterator[None]:
-    """Have this thread's calls in the block ask for kernels at their first."""
+    """Let this thread's calls in the block ask for a kernel at a key's first call."""
     thread = get_ident()
     before = _at_once.get(thread, 0)
     _at_once[thread] = before + 1
@@ -89,5 +89,5 @@ def asking_at_once() -> Iterator[None]:
 
 
 def is_asking_at_once() -> bool:
-    """Return whether this thread's calls ask for kernels at their first."""
+    """Return whether this thread's calls ask for a kernel at a key's first call."""
     return get_ident() in _at_once

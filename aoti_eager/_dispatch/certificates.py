@@ -1,8 +1,8 @@
-"""What the numerics laboratory says of an op: served only where it is certified for its dtypes.
+"""Certificates of the numerics laboratory: an op is served only if it is certified for its dtypes.
 
-``certificates.json`` is made by ``python -m tests.numerics certificates``; docs/numerics.md has the
-rule by which an op is certified. Functions of the user's have no certificate: the trial and the
-first call's comparison are all that judges their kernels.
+``python -m tests.numerics certificates`` writes ``certificates.json``; docs/numerics.md has the
+rule by which an op is certified. Users' functions have no certificates: only the trial and the
+comparison on the first call judge their kernels.
 """
 
 from __future__ import annotations
@@ -27,18 +27,18 @@ _NUMBER_KINDS = (Kind.SCALAR, Kind.SCALARS)
 
 @dataclass(frozen=True, slots=True)
 class Certificate:
-    """What was found of one overload, for one dtype and one instruction set.
+    """What the laboratory found about one overload, for one dtype and one instruction set.
 
     Attributes:
         op: Qualified name of a functional overload, ``aten::mul.Tensor``.
-        dtype: As in keys, ``float32``.
-        target: The instruction set, ``x86-64-v4``; elsewhere the machine's name.
+        dtype: Name of the dtype as in keys, ``float32``.
+        target: The instruction set, ``x86-64-v4``; where no such level applies, the machine's name.
         is_certified: Whether kernels may serve.
         max_ulp_eager: Largest error of eager's finite results, in units in the last place.
-        max_ulp_compiled: The same of the compiled code's.
-        zero_signs: How many results were a zero of the other sign than eager's.
+        max_ulp_compiled: Largest error of the compiled code's finite results, in the same units.
+        zero_signs: How many results were a zero with a different sign than eager's.
         coverage: Which values were compared.
-        reason: What differs, for an op that is not certified; else a remark, or nothing.
+        reason: What differs, if the op is not certified; otherwise a remark, or empty.
     """
 
     op: str
@@ -62,13 +62,16 @@ class Certificates:
         return len(self._found)
 
     def find(self, op: str, dtype: str, target: str) -> Certificate | None:
-        """Return what was found of an overload; in-place, ``out=`` and ``_foreach_`` have none."""
+        """Return what was found about an overload.
+
+        In-place, ``out=`` and ``_foreach_`` overloads have no certificates.
+        """
         return self._found.get((op, dtype, target))
 
     def refusal(
         self, schema: OpSchema, key: KernelKey, target: Target, *, required: bool
     ) -> str | None:
-        """Return why no kernel must serve ``key``, or ``None``; arguments as for ``refusal``."""
+        """Return why no kernel may serve ``key``, or ``None``; see the function ``refusal``."""
         op = _functional(key.op)
         level = instruction_set(target)
         for dtype in deciding_dtypes(schema, key):
@@ -86,11 +89,11 @@ def refusal(schema: OpSchema, key: KernelKey, target: Target, *, required: bool)
     """Return why the package's certificates let no kernel serve ``key``, or ``None``.
 
     Args:
-        schema: That of the key's overload.
+        schema: The schema of the key's overload.
         key: The call.
-        target: What its kernel is, or would be, compiled for.
-        required: Whether an op that the laboratory has not looked at is refused, too: the setting
-            ``certified``. An op that it found wrong is refused in any case.
+        target: The instruction set that its kernel is, or would be, compiled for.
+        required: Whether an op without a certificate is refused, too: the setting ``certified``. An
+            op that the laboratory found wrong is always refused.
     """
     if not needs_certificate(key):
         return None
@@ -98,7 +101,7 @@ def refusal(schema: OpSchema, key: KernelKey, target: Target, *, required: bool)
 
 
 def needs_certificate(key: KernelKey) -> bool:
-    """Return whether ``key`` is one of an op of torch's own, compiled for the CPU by Inductor."""
+    """Return whether ``key`` is of one of torch's own ops, compiled for the CPU by Inductor."""
     context = dict(key.context)
     return (
         key.op.startswith("aten::")
@@ -111,8 +114,8 @@ def needs_certificate(key: KernelKey) -> bool:
 def deciding_dtypes(schema: OpSchema, key: KernelKey) -> list[str]:
     """Return the dtypes for which an op must be certified to serve ``key``, sorted.
 
-    Those of tensors, and of dtype arguments, that are floating point or complex; where there are
-    none, all of them. A number that makes floats of integers counts as the default dtype.
+    These are the floating-point and complex dtypes of tensors and of dtype arguments; if there are
+    none, all their dtypes. A number that turns integers into floats counts as the default dtype.
     """
     found: set[str] = set()
     has_float_number = False
@@ -160,13 +163,13 @@ def _is_inexact(dtype: str) -> bool:
 
 @functools.cache
 def shipped(op: str | None = None) -> Certificates:
-    """Return the certificates of the package's own file: of one overload, or all."""
+    """Return the certificates of the package's own file: those of one overload, or all."""
     return read_certificates(_text(), op)
 
 
 @functools.cache
 def _text() -> str:
-    """Return the package's own file; read once, at the first miss."""
+    """Return the text of the package's own file; read once, at the first miss."""
     return _FILE.read_text(encoding="utf-8")
 
 
@@ -178,7 +181,7 @@ def read_certificates(text: str, op: str | None = None) -> Certificates:
         op: Qualified name of the overload whose certificates are wanted; ``None`` for all.
 
     Raises:
-        ValueError: It is none.
+        ValueError: ``text`` is no document of certificates.
     """
     document = json.loads(text if op is None else _part(text, op))
     if document["format"] != 1:
@@ -187,7 +190,7 @@ def read_certificates(text: str, op: str | None = None) -> Certificates:
 
 
 def _part(text: str, op: str) -> str:
-    """Return a document with the rows of one overload: who misses is not to wait for all of them.
+    """Return a document with the rows of one overload only: a miss does not wait for all rows.
 
     The package's own file has a line for each row.
     """

@@ -1,18 +1,19 @@
 """Whether a kernel's values are as good as the original's, element by element.
 
-A value passes that is the original's within a few units in its last place. Another one passes that
-is no further from the value in double precision than the original's rounding may put it: by as much
-as the original is off at results of this magnitude, or by what rounding each step, or the inputs,
-comes to. How far the original may be off is judged for each element by itself: one that is huge
-says nothing about the others.
+A kernel's value passes if it is within a few units in the last place of the original's value. It
+also passes if it is no further from the value in double precision than rounding may put the
+original: by as much as the original is off at results of this magnitude, or by as much as rounding
+each step, or the inputs, may cause. How far the original may be off is judged for each element
+separately: a huge element says nothing about other elements.
 
-Nothing is wider than double. Of a double it is known how far the original is off in single
+No type is wider than double. For a result in double, the original's error is measured in single
 precision, at the same elements: the same steps are off by as many units in double.
 
-The constants are derived where they are defined, as far as they can be; where only their order of
-magnitude is derived, they were chosen by the kernels of ``tests/mutants/calls.py`` and are checked
-on those of ``tests/mutants/held_out.py``, other ops, functions and sizes (``python -m tests.mutants
---held-out``): what declines there must be further off than the original by far more than rounding.
+Each constant is derived where it is defined, as far as possible. Constants of which only the order
+of magnitude is derived were chosen with the kernels of ``tests/mutants/calls.py``. They are checked
+on the kernels of ``tests/mutants/held_out.py``, which have other ops, functions and sizes (``python
+-m tests.mutants --held-out``): a kernel that is declined there must be further off than the
+original by far more than rounding.
 """
 
 from __future__ import annotations
@@ -24,7 +25,8 @@ from torch import Tensor
 
 from .._base.data_class import dataclass
 
-# What differs by less is as good as equal, whatever the reference says: torch.testing's own.
+# Values that differ by less than this count as equal, whatever the reference says: torch.testing's
+# tolerances.
 RELATIVE = {
     torch.float16: 1e-3,
     torch.bfloat16: 1.6e-2,
@@ -34,42 +36,49 @@ RELATIVE = {
     torch.complex64: 1.3e-6,
     torch.complex128: 1e-7,
 }
-# assert_close lets pass in double what single precision would show: as many units as there.
+# assert_close's tolerance for double passes errors that single precision would show. So double gets
+# as many units in the last place as single precision.
 _DOUBLE_RELATIVE = (
     RELATIVE[torch.float32] / torch.finfo(torch.float32).eps * torch.finfo(torch.float64).eps
 )
-# Steps in another order have errors of their own, as large as those drawn. Two that cancel in a
-# draw may add up there, so it takes a factor; the largest of four draws is rarely so small.
+# Steps in a different order have errors of their own, as large as those drawn. Two errors that
+# cancel in a draw may add up in the kernel, hence this factor; the largest of four draws is rarely
+# that small.
 _STEPS = 6.0
-# A row's terms in another order: errors of n sums spread as sqrt(n), for a thousand terms 32 units.
+# A row's terms summed in a different order: the errors of n sums spread as sqrt(n), which is 32
+# units for a thousand terms.
 _OWN = 32.0
-# Nine in ten of a normal spread lie within 1.6 deviations; 8 times that is never seen by chance.
+# Nine in ten values of a normal distribution lie within 1.6 deviations; 8 times as much never
+# occurs by chance.
 _REGION = 8.0
-# Of a row's terms in another order, the error is another draw of one spread: half as much again as
-# the original's largest at results of this magnitude. docs/numerics.md has the same rule.
+# With a row's terms in a different order, the error is another draw from the same distribution: up
+# to 1.5 times the original's largest at results of this magnitude. docs/numerics.md has the same
+# rule.
 _WORST = 1.5
-# The largest of a few draws is small by chance: of n, another draw may be sqrt(32 / n) times it.
+# The largest of a few draws may be small by chance: with n draws, another draw may be sqrt(32 / n)
+# times the largest.
 _WORST_LEAST = 32
-# Of fewer there is no ninth in ten. Of more, as many say as much.
+# Fewer elements have no ninth decile. A sample of so many says as much as more elements.
 _REGION_LEAST, _REGION_MOST = 8, 1 << 15
-# A result that is right for arguments which round to the given ones; up to this share of it, where
-# it is computed of a few numbers: a remainder of a large number has no digits left, and is exact.
-# A thousand units leave all but ten bits of it; in single precision, that is a share of 1e-4.
+# A result also passes if it is right for arguments that round to the given ones. A result that is
+# computed from a few numbers may be off by up to this share of itself for that reason: a remainder
+# of a large number has no digits left, and is exact. A thousand units leave all but ten bits of the
+# result; in single precision, that is a share of 1e-4.
 _BACKWARD, _BACKWARD_ULPS = 1e-4, 1024
-# Vector mathematics (libmvec, SLEEF) promise four units in the last place of the right value. The
-# unit of a denormal number is the smallest of them.
+# Vector math libraries (libmvec, SLEEF) promise results within four units in the last place. The
+# unit of a denormal number is the smallest denormal number.
 _ULPS = 4.0
 
 
 @dataclass(frozen=True, slots=True)
 class Truth:
-    """One result in double precision, the elements that are asked about.
+    """One result in double precision, for the elements that are asked about.
 
     Attributes:
-        exact: The values; NaN where there is none.
-        steps: By how much rounding each step puts them off.
-        inputs: By how much rounding the inputs puts them off.
-        original: By how much the original is off; ``None`` where that shows in its own values.
+        exact: The right values; NaN where there is none.
+        steps: How far off rounding each step puts them.
+        inputs: How far off rounding the inputs puts them.
+        original: How far off the original is; ``None`` where the original's own values show it.
     """
 
     exact: Tensor
@@ -86,14 +95,14 @@ def truth(
     *,
     magnified: float = 1.0,
 ) -> Truth:
-    """Return what is known of a result from runs in double precision.
+    """Return what runs in double precision say about a result.
 
     Args:
-        exact: The values.
+        exact: The right values.
         rounded: Runs whose steps were rounded.
-        nudged: Runs whose inputs were.
+        nudged: Runs whose inputs were rounded.
         original: As in ``Truth``.
-        magnified: How many times what rounding comes to these errors were.
+        magnified: How many times as large as rounding errors the errors of these runs were.
     """
 
     def largest(others: Sequence[Tensor]) -> Tensor:
@@ -110,8 +119,8 @@ def suspicious(want: Tensor, have: Tensor) -> Tensor | None:
     """Return which elements differ by more than a few units in the last place; ``None`` for none.
 
     Args:
-        want: The original's, of any dtype.
-        have: The kernel's, of the same dtype and sizes.
+        want: The original's values, of any dtype.
+        have: The kernel's values, of the same dtype and sizes.
     """
     if torch.equal(want, have):
         return None
@@ -123,15 +132,15 @@ def suspicious(want: Tensor, have: Tensor) -> Tensor | None:
     double = want.dtype in (torch.float64, torch.complex128)
     bound = theirs.abs() * (_DOUBLE_RELATIVE if double else RELATIVE[want.dtype])
     fine = (want == have) | (want.isnan() & have.isnan())
-    # A bound that is infinite bounds nothing.
+    # An infinite bound would let every value pass.
     fine |= (off <= bound) & bound.isfinite()
     return None if bool(fine.all()) else ~fine
 
 
 def own_error(want: Tensor, truth: Truth) -> Tensor:
-    """Return how far the original is off, as a share of what rounding its inputs comes to.
+    """Return how far off the original is, as a share of the error that rounding its inputs causes.
 
-    NaN where that says nothing.
+    NaN where the share says nothing.
     """
     off = (want.to(truth.exact.dtype) - truth.exact).abs()
     scale = truth.inputs + _ulp(truth.exact, want.dtype)
@@ -156,27 +165,28 @@ def judged(
     """Return which of some suspicious elements are wrong.
 
     Args:
-        want: The original's.
-        have: The kernel's.
-        truth: The right ones.
-        own: How far the original is off as a rule: see ``own_error``.
-        asked: Which elements are suspicious; the others say how far the original is off.
-        is_step: Whether the function's values are whole numbers, so that one beside the right one
-            is no rounding.
-        mixes: Whether an element depends on many of an argument's.
-        any_odd: Whether no number is as good as an infinity: where an element depends on many, and
-            some are infinite, the order of its steps decides.
-        reach: Within this factor of the largest number, and of the least, a step on the way may
-            have left the range: in another order of the same steps, another one does.
-        overflowed: Whether a step of the original has made infinities of finite numbers.
-        is_drawn: Whether the inputs are made up: that the original does well on these few may be
-            chance. A user's call is no worse off with the kernel.
+        want: The original's values.
+        have: The kernel's values.
+        truth: The right values.
+        own: How far off the original is as a rule: see ``own_error``.
+        asked: Which elements are suspicious; the other elements show how far off the original is.
+        is_step: Whether the function's values are whole numbers, so that the number next to the
+            right one is no rounding error.
+        mixes: Whether an element of the result depends on many elements of an argument.
+        any_odd: Whether NaN is as good as an infinity: where an element depends on many elements,
+            and some are infinite, the order of its steps decides which of the two comes out.
+        reach: Within this factor of the largest number, and of the smallest, an intermediate step
+            may have left the range: with the same steps in a different order, a different step
+            does.
+        overflowed: Whether a step of the original has turned finite numbers into infinities.
+        is_drawn: Whether the inputs are made up: the original may be accurate on these few by
+            chance. A user's own call must be no worse off with the kernel.
     """
     exact = truth.exact
     mine, theirs = have.to(exact.dtype), want.to(exact.dtype)
     right = ~mine.isfinite() & ~theirs.isfinite() if any_odd else mine.isnan() & theirs.isnan()
     if is_step:
-        # The exact value may have jumped beside the original's.
+        # The exact value may have jumped to a step next to the original's.
         return asked & ~(right | ((mine - theirs).abs() <= _STEPS * truth.steps))
     fi = torch.finfo(want.dtype)
     error, original = (mine - exact).abs(), (theirs - exact).abs()
@@ -185,7 +195,7 @@ def judged(
     size = exact.abs()
     allowed = _STEPS * truth.steps + _OWN * own * truth.inputs + _ULPS * _ulp(exact, want.dtype)
     if truth.original is not None:
-        allowed *= 2  # Both are off by so much from what is right: it is not known.
+        allowed *= 2  # Both may be off by so much from the right value, which is not known.
     backward = min(_BACKWARD, _BACKWARD_ULPS * fi.eps)
     allowed += truth.inputs if mixes else torch.minimum(truth.inputs, backward * size)
     right |= error <= torch.maximum(allowed, original.nan_to_num(0.0, 0.0, 0.0))
@@ -195,20 +205,20 @@ def judged(
     if mixes and not bool((right | ~asked).all()):
         least = _WORST_LEAST if is_drawn else 1
         right |= error <= _WORST * _worst_of_region(size, original, least)
-    # Where the original has left the range of numbers, and should not have: on the way, in a sum.
+    # The original has left the range of numbers where it should not have: in an intermediate sum.
     right |= (size < fi.max) & ~theirs.isfinite() & mixes
-    # Or did so on the way, so that none of its digits is right.
+    # Or an intermediate step has left the range, so that none of the original's digits is right.
     right |= (original >= 0.5 * size) & overflowed
     right |= ~theirs.isfinite() & (overflowed and mixes)
     if reach > 1:
         right |= (mine - theirs).abs() <= fi.smallest_normal * fi.eps * reach
-    # Beyond the largest number: the right one is an infinity here, or beside it.
+    # Beyond the largest number: the right value is an infinity, or next to one.
     if not exact.is_complex():
         beside = size >= fi.max * (1 - 4 * RELATIVE[want.dtype])
         right |= beside & (mine.sign() == exact.sign()) & (mine.abs() >= fi.max * 0.98)
     within = (size >= fi.max / reach) & (size <= fi.max * reach)
     right |= within & ~mine.isfinite() & (reach > 1)
-    # No number, or an infinity: as the original in double has it.
+    # NaN or an infinity: as the original gives it in double.
     right |= exact.isnan() & mine.isnan()
     right |= exact.isinf() & (mine == exact)
     return asked & ~right
@@ -218,11 +228,11 @@ def _by_region(size: Tensor, shares: Tensor) -> Tensor:
     """Return for each element which relative error nine in ten of its magnitude do not exceed."""
     region = (size.clamp(min=1e-300, max=1e300).log2() / 2).floor().nan_to_num(0.0).reshape(-1)
     found = torch.zeros(region.shape, dtype=torch.float64)
-    # Of very many, some say as much.
+    # A sample of very many elements says as much.
     step = max(1, len(region) // _REGION_MOST)
     some, those = region[::step], shares.reshape(-1)[::step]
     some, those = some[those.isfinite()], those[those.isfinite()]
-    # The shares of each region in their order, region after region.
+    # The shares sorted within each region, region after region.
     order = those.argsort()
     order = order[some[order].argsort(stable=True)]
     sorted_shares, sorted_regions = those[order], some[order]
@@ -238,10 +248,10 @@ def _by_region(size: Tensor, shares: Tensor) -> Tensor:
 
 
 def _worst_of_region(size: Tensor, original: Tensor, least: int) -> Tensor:
-    """Return for each element what the original may be off at values of about its magnitude.
+    """Return for each element how far off the original may be at values of about its magnitude.
 
-    That is its largest error at values of up to eight times this one, and of down to an eighth;
-    more where these are fewer than ``least``.
+    That is the original's largest error at values between an eighth of the element and eight times
+    the element; more if there are fewer than ``least`` such values.
     """
     region = (size.clamp(min=1e-300, max=1e300).log2() / 2).round().nan_to_num(0.0).reshape(-1)
     regions, place, counts = torch.unique(region, return_inverse=True, return_counts=True)
@@ -249,7 +259,7 @@ def _worst_of_region(size: Tensor, original: Tensor, least: int) -> Tensor:
     worst = torch.zeros(regions.shape, dtype=torch.float64).scatter_reduce_(
         0, place, errors, "amax"
     )
-    # A magnitude may lie beside the border of two regions.
+    # A magnitude may lie near the border of two regions, so neighbouring regions count.
     found, count = worst.clone(), counts.clone()
     is_next = regions.diff() == 1
     found[1:] = torch.where(is_next, torch.maximum(found[1:], worst[:-1]), found[1:])
@@ -267,7 +277,7 @@ def _ulp(exact: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def typical(shares: Tensor) -> float:
-    """Return the share that nine in ten do not exceed; 0 where there is none."""
+    """Return the share that nine in ten shares do not exceed; 0 if there are no shares."""
     known = shares[~shares.isnan()].reshape(-1)
     if not known.numel():
         return 0.0

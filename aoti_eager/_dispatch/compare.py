@@ -26,9 +26,10 @@ from .closeness import (
 )
 from .reference import RUNS, ExactReference, Reference
 
-# Runs in double precision are made of those that differ most: of so many, and for so many elements.
+# Runs in double precision are made for the pairs that differ most: for at least and at most so many
+# pairs, and for about so many elements in all.
 _LEAST_REFERENCES, _MOST_REFERENCES, _ELEMENTS = 3, 96, 4096
-# Elements of a result above which no runs with errors are made.
+# No runs with errors are made for a result with more elements than this.
 _MOST_SPREAD = 1 << 20
 
 # The value that a slot's number has in a call, and the other values that an op returned.
@@ -74,15 +75,15 @@ def differences(
 
     Args:
         template: The call.
-        expected: The original's fresh results.
+        expected: The results that the original has returned.
         got: The library's outputs.
         expected_inputs: The inputs after the original ran, in slot order.
         got_inputs: The inputs after the library ran.
-        reference: Gives results and inputs after a run in float64. Where values differ by more
-            than ``torch.testing.assert_close`` allows, the library still passes if it is no
-            further from this reference than the original is (``closeness``). One run says little
-            about how far the original may be off, so what ``assert_close`` allows is let pass.
-        with_values: Whether a line names both values where they differ most.
+        reference: Gives results and inputs after a run in float64. Where values differ by more than
+            ``torch.testing.assert_close`` allows, the library still passes if it is no further from
+            this reference than the original is (``closeness``). One run says little about how far
+            off the original may be, so values that ``assert_close`` allows always pass.
+        with_values: Whether a line names both values at the element where they differ most.
     """
     if not isinstance(reference, Reference):
         reference = None if reference is None else ExactReference(reference)
@@ -90,7 +91,7 @@ def differences(
     for pair in pairs:
         if _is_close(pair.want, pair.have):
             continue
-        # No number in an infinity's place is wrong: of an order of steps, nothing is known here.
+        # NaN in place of an infinity is wrong: nothing is known here about the order of steps.
         problem = values_problem([pair], [reference], None, any_odd=False)
         if problem is not None and with_values:
             problem += f" ({_both_values(pair.want, pair.have)})"
@@ -101,14 +102,14 @@ def differences(
 
 @dataclass(frozen=True, slots=True)
 class Pair:
-    """A tensor of the original's run and the library's: a result, or an argument written to.
+    """A tensor of the original's run and of the library's: a result, or an argument written to.
 
     Attributes:
-        where: What it is, in words.
-        of_inputs: Whether it is one of the inputs.
-        index: Which of the results, or inputs.
-        want: The original's.
-        have: The library's, of the same dtype, sizes and strides.
+        where: What the tensor is, in words.
+        of_inputs: Whether the tensor is one of the inputs.
+        index: Its index among the results, or the inputs.
+        want: The original's tensor.
+        have: The library's tensor, of the same dtype, sizes and strides.
     """
 
     where: str
@@ -127,9 +128,9 @@ def compared_pairs(
     *,
     aliasing: bool = True,
 ) -> tuple[list[str], list[Pair]]:
-    """Return what differs besides values, and the pairs whose values are to be compared.
+    """Return what differs apart from values, and the pairs whose values are to be compared.
 
-    Arguments are as for ``differences``; without ``aliasing``, storages are not looked at.
+    Arguments are as for ``differences``; without ``aliasing``, storages are not compared.
     """
     if len(expected) != len(got):
         return [f"results: {len(got)} instead of {len(expected)}"], []
@@ -160,12 +161,12 @@ def values_problem(
 
     Args:
         pairs: The result in each run.
-        references: The runs in double precision, each for one of ``pairs``.
-        own: Gives how far the original is off as a rule, and whether values are steps; see
-            ``closeness.judged``. From these runs, if absent.
+        references: For each of ``pairs``, its run in double precision.
+        own: Gives how far off the original is as a rule, and whether values are steps; see
+            ``closeness.judged``. If absent, both are found from these runs.
         mixes: See ``closeness.judged``.
-        any_odd: The same.
-        reach: The same.
+        any_odd: See ``closeness.judged``.
+        reach: See ``closeness.judged``.
     """
     masks = [suspicious(pair.want, pair.have) for pair in pairs]
     odd = [i for i, mask in enumerate(masks) if mask is not None]
@@ -191,7 +192,8 @@ def values_problem(
             is_drawn=own is not None,
         )
         if bool(bad.any()) or own is not None:
-            # Not by the values alone: how far rounding may put them costs some runs more.
+            # The values alone do not decide: how far off rounding may put them takes some more
+            # runs.
             if own is not None and not bool(bad.any()) and not own(pair)[1]:
                 continue
             known, bad = _judged_closely(
@@ -216,7 +218,7 @@ def _judged_closely(
     any_odd: bool,
     reach: float,
 ) -> tuple[Truth, Tensor]:
-    """Return what is right for a pair, with what rounding may come to, and what is wrong by that.
+    """Return what is right for a pair, with its rounding errors, and which elements are wrong.
 
     Arguments are as for ``values_problem``.
     """
@@ -243,7 +245,7 @@ def _judged_closely(
         assert found is not None
         return found
 
-    # What passes by one run passes by more, too.
+    # A pair that passes with one run passes with more runs, too.
     first = known(1)
     bad = wrong(first)
     if not bool(bad.any()):
@@ -258,7 +260,7 @@ def _judged_closely(
 
 
 def _as_elsewhere(pair: Pair, reference: Reference) -> Tensor:
-    """Return which elements are what the original gives for the same arguments at another place."""
+    """Return which elements the original gives for the same arguments at another place."""
     found = reference.elsewhere()
     rows = None if found is None else found[pair.of_inputs][pair.index]
     have = pair.have
@@ -268,9 +270,10 @@ def _as_elsewhere(pair: Pair, reference: Reference) -> Tensor:
 
 
 def truth_of(pair: Pair, reference: Reference | None, *, runs: int = RUNS) -> Truth | None:
-    """Return what is right for a pair; ``None`` if that is not known.
+    """Return what is right for a pair; ``None`` if it is not known.
 
-    Without ``runs`` of each kind with errors, rounding is taken to put nothing off.
+    ``runs`` is the number of runs with errors of each kind. With 0, rounding is taken to cause no
+    error.
     """
     if reference is None or not (pair.want.is_floating_point() or pair.want.is_complex()):
         return None
@@ -296,7 +299,10 @@ def truth_of(pair: Pair, reference: Reference | None, *, runs: int = RUNS) -> Tr
 
 
 def _distance(pair: Pair) -> float:
-    """Return by what share the values of a pair differ at most; infinity for what is no number."""
+    """Return the largest relative difference of a pair's values.
+
+    It is infinite where values differ and one of them is not finite.
+    """
     want, have = pair.want, pair.have
     if want.is_complex():
         want, have = (torch.view_as_real(one.resolve_conj()) for one in (want, have))
@@ -335,12 +341,12 @@ def _metadata(want: Tensor, have: Tensor) -> str | None:
 
 
 def _is_close(want: Tensor, have: Tensor) -> bool:
-    # First what is quick, and right as a rule.
+    # The quick comparison first: as a rule, it is enough.
     return bool(torch.equal(have, want)) or tensor_difference(have, want) is None
 
 
 def _both_values(want: Tensor, have: Tensor) -> str:
-    """Return the two values at the place where they differ most, NaN more than all."""
+    """Return the two values at the place where they differ most; NaN differs most of all."""
     if want.numel() == 0:
         return "no elements"
     wide = torch.complex128 if want.is_complex() else torch.float64

@@ -17,14 +17,14 @@ from .._base.store_format import TOTALS_FILE
 from .._base.trusted_files import Directory, open_directory
 from .._native.table import NativeCounter
 
-# Re-entrant, as every lock that a call may take: a finalizer that runs inside may call an op.
+# Re-entrant, like every lock that a call may take: a finalizer that runs under it may call an op.
 _native_lock = threading.RLock()
 
 
 class Counter:
     """A count that threads may raise without a lock: ``next`` on it is one step of CPython.
 
-    C++ raises a part of its own.
+    C++ raises a separate part.
     """
 
     __slots__ = ("_closed", "_count", "_native", "add")
@@ -45,8 +45,8 @@ class Counter:
 
     @property
     def _own(self) -> int:
-        # "count(5)" is the only look at a count that does not raise it: copying one is deprecated
-        # since Python 3.12 and gone in 3.14.
+        # The text "count(5)" is the only way to read a count without raising it: copying a count is
+        # deprecated since Python 3.12 and gone in 3.14.
         return self._closed + int(repr(self._count)[len("count(") : -1])
 
     @property
@@ -58,7 +58,7 @@ class Counter:
             return self._native
 
     def close(self) -> None:
-        """Free the part for C++, which no call may raise any more; what it counted is kept."""
+        """Free the part for C++, which no call may raise any more; its count is kept."""
         with _native_lock:
             native, self._native = self._native, None
             if native is None:
@@ -68,13 +68,13 @@ class Counter:
 
 
 class LentCounter(Counter):
-    """A counter that one key has for a while, from zero; let go of, it goes to another key.
+    """A counter lent to one key, from zero; when the key drops it, another key gets it.
 
-    It is not freed: a call in C++ may be about to raise it, and that call counts, too.
+    The counter is not freed: a call in C++ may be about to raise it, and that call counts, too.
 
     Args:
-        counter: What counts.
-        free: Takes it back, when nobody has this object any more.
+        counter: The counter that is lent.
+        free: Gets the counter back when nothing refers to this object any more.
     """
 
     __slots__ = ("_before", "_counter", "_free")
@@ -86,7 +86,7 @@ class LentCounter(Counter):
         self.add = counter.add
 
     def __del__(self) -> None:
-        self._free.append(self._counter)  # One step: whatever this thread was doing.
+        self._free.append(self._counter)  # One step of CPython: this runs at any point of a thread.
 
     @property
     def value(self) -> int:
@@ -104,7 +104,7 @@ class LentCounter(Counter):
 
 
 class _Lender:
-    """Counters of keys that are undecided: as many as there were such keys at a time."""
+    """Counters of undecided keys: as many as there were undecided keys at one time."""
 
     def __init__(self) -> None:
         self.counters: list[Counter] = []
@@ -114,7 +114,7 @@ class _Lender:
         return len(self.counters)
 
     def lend(self) -> LentCounter:
-        """Return one that nobody else has."""
+        """Return a counter that no other key has."""
         try:
             counter = self._free.pop()
         except IndexError:
@@ -124,7 +124,7 @@ class _Lender:
 
     @property
     def value(self) -> int:
-        """Return how often any of them was raised, for whatever key."""
+        """Return how often all of them together were raised, for any key."""
         return sum(counter.value for counter in list(self.counters))
 
 
@@ -143,12 +143,12 @@ class OpStats:
         rechecks: Hits that were compared with the original once more.
         rare: Of the misses, calls of keys that had not been called often enough to be worth a
             compile (``compile_after``).
-        unfinished: Keys that no decision was made on yet, at this moment, by how far they have
-             come: ``queued``, ``compiling``, ``measuring``, ``comparing`` (on their next call).
-        saved_s: About how many seconds the hits have saved, by what was measured of kernels, as if
-             all of an op's were called equally often.
+        unfinished: Keys without a decision at this moment, by state: ``queued``, ``compiling``,
+            ``measuring``, ``comparing`` (on their next call).
+        saved_s: About how many seconds the hits have saved, by the measured times of kernels, as if
+            all kernels of an op were called equally often.
 
-    Counts are equal without the last four.
+    Comparisons of counts leave out the last four.
     """
 
     hits: int = 0
@@ -209,7 +209,7 @@ class OpCounters:
         self._lock = threading.RLock()
 
     def close(self) -> None:
-        """Free what C++ counted with; the counts stay."""
+        """Free the parts that C++ counted with; the counts stay."""
         with self._lock:
             undecided = (*self._pending.counters, *self._counting.counters)
             for counter in (self.hits, self.misses, *self._declined.values(), *undecided):
@@ -221,18 +221,18 @@ class OpCounters:
             return self._declined.setdefault(reason, Counter())
 
     def pending(self) -> Counter:
-        """Return a counter of the calls of one key while its kernel is being made: misses.
+        """Return a counter for the calls of one key while its kernel is being made: misses.
 
-        It goes to another key when nobody has it any more.
+        Another key gets the counter when nothing refers to it any more.
         """
         return self._pending.lend()
 
     def counting(self) -> Counter:
-        """Return a counter of the calls of one rare key, misses, as ``pending`` does."""
+        """Return a counter for the calls of one rare key: misses; lent as in ``pending``."""
         return self._counting.lend()
 
     def snapshot(self) -> OpStats:
-        """Return the counts of this moment."""
+        """Return the current counts."""
         with self._lock:
             declined = {reason: c.value for reason, c in self._declined.items() if c.value}
         pending, rare = self._pending.value, self._counting.value
@@ -252,12 +252,12 @@ _unfinished: list[Callable[[], Mapping[str, int]]] = []
 
 
 def on_unfinished(source: Callable[[], Mapping[str, int]]) -> None:
-    """Have ``source`` say of how many keys of other processes each op waits for a worker here."""
+    """Have ``source`` give how many keys of other processes wait for a worker here, by op."""
     _unfinished.append(source)
 
 
 def unfinished_of_others() -> dict[str, int]:
-    """Return how many keys of earlier processes are to be gone on with still, by op."""
+    """Return how many keys of earlier processes still wait for a worker here, by op."""
     total: dict[str, int] = {}
     for source in _unfinished:
         for op, number in source().items():
@@ -267,24 +267,24 @@ def unfinished_of_others() -> dict[str, int]:
 
 def _after_fork() -> None:
     global _native_lock
-    _native_lock = threading.RLock()  # A thread of the parent may have held it.
+    _native_lock = threading.RLock()  # A thread of the parent may have held the lock.
 
 
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_after_fork)
 
 
-# Bytes that are read of the totals before anything of them is believed.
+# At most so many bytes of the totals are read, before any of their content is believed.
 TOTALS_LIMIT = 4 << 20
 # Short: this runs at exit, and a lost count is better than a late end.
 _TOTALS_TIMEOUT_S = 2.0
 
 
 def read_totals(root: Path | None) -> dict[str, OpStats]:
-    """Return the stored totals by op; empty where there are none, or none that can be read.
+    """Return the stored totals by op; empty if there are none, or they cannot be read.
 
     Args:
-        root: The store's directory; ``None`` for a user who has none.
+        root: The store's directory; ``None`` for a user who has no store.
     """
     if root is None:
         return {}
@@ -298,14 +298,14 @@ def read_totals(root: Path | None) -> dict[str, OpStats]:
 def _read_totals(root: Directory) -> dict[str, OpStats]:
     try:
         values = json.loads(root.read(TOTALS_FILE, TOTALS_LIMIT))
-        # Added to nothing: what cannot be added is no count.
+        # Added to zero counts: a value that cannot be added is no count.
         return {op: OpStats() + OpStats(**counts) for op, counts in values.items()}
     except (OSError, ValueError, TypeError, AttributeError, RecursionError):
         return {}
 
 
 def _lasting(total: OpStats) -> dict[str, Any]:
-    """Return what of an op's counts is worth to be kept: not what is true of a moment."""
+    """Return the counts of an op that are kept on disk: not those that describe a moment."""
     values = asdict(total)
     del values["unfinished"]
     return values

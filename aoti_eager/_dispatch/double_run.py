@@ -1,4 +1,4 @@
-"""A call run in double precision, with steps rounded or inputs nudged if so wanted."""
+"""Run a call in double precision, on demand with rounded steps or nudged inputs."""
 
 from __future__ import annotations
 
@@ -41,19 +41,19 @@ _EXACT = frozenset(
 
 
 def is_double(tensor: Tensor) -> bool:
-    """Return whether it holds doubles, and is no number."""
+    """Return whether ``tensor`` holds doubles and does not stand for a number."""
     return tensor.dtype in (torch.float64, torch.complex128) and tensor.dim() > 0
 
 
 def to_single(tensor: Tensor) -> Tensor:
-    """Return doubles in single precision, and others as they are."""
+    """Return a tensor of doubles in single precision, and any other tensor unchanged."""
     if not is_double(tensor):
         return tensor
     return tensor.to(torch.complex64 if tensor.is_complex() else torch.float32)
 
 
 def largest_error(single: Tensor, exact: Tensor) -> Tensor:
-    """Return by how much a result in single precision is off, in as many units of a double."""
+    """Return the error of a result in single precision, as the same number of units of a double."""
     if single.dtype not in (torch.float32, torch.complex64) or single.shape != exact.shape:
         return torch.zeros(exact.shape, dtype=torch.float64)
     off = (single.to(exact.dtype) - exact).abs().nan_to_num(0.0, 0.0, 0.0)
@@ -74,10 +74,10 @@ def double_run(
     Args:
         template: The call.
         inputs: Its inputs, in slot order.
-        op: What is called.
+        op: The op or function that is called.
         outputs: Where its results come from.
-        noise: The largest relative error that each step's result is given.
-        generator: Where the errors come from.
+        noise: The largest relative error that is added to each step's result.
+        generator: Draws the errors.
     """
     wide = [widened(value) for value in inputs]
     try:
@@ -120,7 +120,7 @@ def _gelu(x: Tensor, approximate: str = "none") -> Tensor:
     return x * (0.5 * tail)
 
 
-# Ops whose formula in torch loses in double what it loses in single precision.
+# Ops whose formula in torch loses as many digits in double as in single precision.
 _FORMULAS: dict[str, Callable[..., Tensor]] = {"gelu": _gelu}
 
 
@@ -144,7 +144,8 @@ def _logsumexp(noisy: _Noisy, x: Tensor, dim: Any, keepdim: bool = False) -> Ten
 _Noisy = Callable[[Any], Any]
 
 
-# Ops that cancel what a step within has rounded: a result near zero is off by as much as that step.
+# Ops that subtract what an inner step has rounded: a result near zero is off by as much as that
+# inner step.
 _INNER: dict[str, Callable[..., Tensor]] = {
     "_log_softmax": _log_softmax,
     "logsumexp": _logsumexp,
@@ -157,7 +158,7 @@ def name_of(op: Any) -> str:
 
 
 def rounded_result(op: Any, result: Any, change: Callable[[Tensor], Tensor]) -> Any:
-    """Return an op's result with errors; what it has written to gets them in place."""
+    """Return an op's result with errors; a tensor that the op has written to gets them in place."""
     returned = [one.alias_info for one in raw_schema(op).returns]
     if all(one is None for one in returned):
         return _each(result, change)
@@ -175,12 +176,12 @@ def _each(result: Any, change: Callable[[Tensor], Tensor]) -> Any:
 
 
 def with_noise(tensor: Any, eps: float, generator: torch.Generator | None) -> Any:
-    """Return a tensor of doubles with relative errors up to ``eps``; others as they are."""
+    """Return a tensor of doubles with relative errors up to ``eps``; other values unchanged."""
     if not isinstance(tensor, Tensor) or not (tensor.is_floating_point() or tensor.is_complex()):
         return tensor
     if tensor.dtype not in (torch.float64, torch.complex128) or not tensor.numel():
         return tensor
-    # One way or the other, and not by next to nothing; not all by as much, so that they cancel.
+    # Errors of both signs, none near zero. Not all of one size: equal errors would cancel.
     drawn = 2 * torch.rand(tensor.shape, generator=generator, dtype=torch.float64) - 1
     return tensor * (1 + eps * (drawn + drawn.sign()) / 2)
 
@@ -192,9 +193,9 @@ def all_finite(value: Any) -> bool:
 
 
 def epsilon_of(value: Any) -> float:
-    """Return how far rounding may put a value of a tensor off, as a share of it."""
+    """Return how far off rounding may put a value of a tensor, as a share of the value."""
     if value.dim() == 0 and value.dtype in (torch.float64, torch.complex128):
-        return 0.0  # A number, or as good as one.
+        return 0.0  # The tensor stands for a number, or is like one.
     if value.is_floating_point() or value.is_complex():
         return torch.finfo(value.dtype).eps / 2
     return 0.0

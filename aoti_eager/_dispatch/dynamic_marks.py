@@ -1,4 +1,4 @@
-"""What the user says of sizes and numbers: that they vary from call to call, or do not."""
+"""The user's marks: which sizes and numbers vary from call to call, and which do not."""
 
 from __future__ import annotations
 
@@ -9,42 +9,43 @@ from .._base.torch_compat.dispatcher import OpOverload, raw_schema
 from .._keys.pattern import Family
 from ..errors import RegistrationError
 
-# By op (with or without overload) and argument: by dimension, or None for all, whether it varies.
+# op (with or without overload) -> argument -> dimension, or None for all -> whether it varies.
 _marks: dict[str, dict[str, dict[int | None, bool]]] = {}
 _lock = threading.RLock()
 
 
 def mark_dynamic(op: str, argument: str, dim: int | None = None) -> None:
-    """Have kernels of ``op`` take a size or a number as it comes, from the first call on.
+    """Let a kernel of ``op`` serve all values of a size or a number, from the first call on.
 
-    What the compiler cannot leave open is static all the same. So is every kernel of an op that
-    is a function in Python, ``@custom_op`` among them: a kernel serves calls of one size there.
+    A size or number that the compiler cannot leave open stays static. Kernels of an op that is a
+    Python function, such as one of ``@custom_op``, are always static: each serves calls of one
+    size.
 
     Args:
         op: Qualified name, ``"aten::mul.Tensor"``, or ``"aten::mul"`` for all overloads.
         argument: Name of the argument in the op's schema.
-        dim: A dimension of that tensor, counted from the front; ``None`` for all. Of a number
-            always ``None``.
+        dim: A dimension of that tensor, counted from the front; ``None`` for all. Always ``None``
+            for a number.
 
     Raises:
         UnknownOpError: There is no such op.
-        RegistrationError: It has no such argument, or ``dim`` is none.
+        RegistrationError: The op has no such argument, or ``dim`` is no dimension.
     """
     _mark(op, argument, dim, True)
 
 
 def mark_static(op: str, argument: str, dim: int | None = None) -> None:
-    """Have a kernel of ``op`` for each value of a size or a number, from the first call on.
+    """Make one kernel of ``op`` for each value of a size or a number, from the first call on.
 
     Args:
         op: Qualified name, ``"aten::mul.Tensor"``, or ``"aten::mul"`` for all overloads.
         argument: Name of the argument in the op's schema.
-        dim: A dimension of that tensor, counted from the front; ``None`` for all. Of a number
-            always ``None``.
+        dim: A dimension of that tensor, counted from the front; ``None`` for all. Always ``None``
+            for a number.
 
     Raises:
         UnknownOpError: There is no such op.
-        RegistrationError: It has no such argument, or ``dim`` is none.
+        RegistrationError: The op has no such argument, or ``dim`` is no dimension.
     """
     _mark(op, argument, dim, False)
 
@@ -70,17 +71,17 @@ def _overloads(op: str) -> list[OpOverload]:
 
 
 def unmark(op: str) -> None:
-    """Forget what was said of ``op`` by ``mark_dynamic`` and ``mark_static``.
+    """Forget the marks that ``mark_dynamic`` and ``mark_static`` set for ``op``.
 
     Args:
-        op: The name that was given to them; of one that nothing was said of, nothing is forgotten.
+        op: The name that was given to them; for a name without marks, nothing happens.
     """
     with _lock:
         _marks.pop(op, None)
 
 
 def marked(op: str, family: Family) -> dict[str, bool]:
-    """Return for each symbol that something was said of whether it varies."""
+    """Return for each marked symbol whether it varies."""
     if not _marks:
         return {}
     with _lock:

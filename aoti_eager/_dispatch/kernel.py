@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 class Runner(Protocol):
-    """What a kernel runs; see ``LibraryRunner``."""
+    """What a kernel runs; see ``_runner.kernel_runner.LibraryRunner``."""
 
     @property
     def run(self) -> Run:
@@ -29,7 +29,7 @@ class Runner(Protocol):
 
     @property
     def lock(self) -> AbstractContextManager[Any]:
-        """Return what is to be held around ``run``."""
+        """Return the lock to hold around ``run``."""
 
     def native(self) -> NativeRun | None:
         """Return what the C++ hit path calls, if it can run this library now."""
@@ -49,23 +49,25 @@ class Kernel:
 
     Attributes:
         run: The library; takes inputs in slot order, returns fresh outputs.
-        lock: To be held around ``run``; see ``LibraryRunner``.
+        lock: Held around ``run``; see ``_runner.kernel_runner.LibraryRunner``.
         parallel: Whether its code may have parallel regions.
-        plain: Whether every tensor argument of the key is one tensor that is there: then the inputs
-            are these arguments as they are.
+        plain: Whether every tensor argument of the key is a single tensor and present: then the
+            inputs are these arguments themselves.
         single: Whether the result of the op is the library's first output and nothing else.
         results: Makes the op's result from the outputs and the call's arguments.
         native: Gives what the C++ hit path calls, if it can run this library now.
-        native_results: The same as ``results``, as C++ takes it; ``None`` if C++ cannot make them.
+        native_results: ``results`` in the form that C++ takes; ``None`` if C++ cannot make them.
         words: The key in C++; ``None`` if it has none.
-        is_dynamic: Whether the library is that of a dynamic specialisation, which keys share.
+        is_dynamic: Whether the library is a dynamic specialisation's, which several keys share.
         numbers: For C++, a byte for each argument: whether it is a number that is an input.
-        pattern: What C++ matches calls with that share the library; ``None`` for a key of its own.
+        pattern: How C++ recognises calls that share the library; ``None`` if the key has its own.
         certified: Whether it may serve while the setting ``certified`` is on.
-        quiet: For Python: an item for each call that it serves before ``look`` is called instead.
+        quiet: For Python: one item for each call that the kernel serves before ``look`` takes a
+            call.
         look: Serves a call and compares it with the original once more; ``None`` for never.
-        gated: Whether it may serve while the setting ``gate`` is on; set by who knows its times.
-        saves_us: What a call saves by it, as measured, in microseconds; 0 where it was not.
+        gated: Whether it may serve while the setting ``gate`` is on; set by the code that knows its
+            times.
+        saves_us: Measured microseconds that a call saves with the kernel; 0 if it was not measured.
     """
 
     __slots__ = (
@@ -117,12 +119,12 @@ class Kernel:
         self.results = result_function(schema, outputs)
 
     def look_after(self, calls: int | None) -> None:
-        """Have ``look`` called after so many calls; ``None`` for never."""
+        """Have ``look`` called after ``calls`` calls; ``None`` for never."""
         # An iterator counts in C: a number that Python lowers by one costs twice as much.
         self.quiet = itertools.repeat(None) if calls is None else itertools.repeat(None, calls)
 
     def take_numbers(self, template: CallTemplate) -> None:
-        """Have the numbers of a call handed to the library, which takes them as inputs."""
+        """Hand the numbers of a call to the library, which takes them as inputs."""
         if not template.numbers:
             return
         places = [
@@ -177,8 +179,8 @@ def native_results(
 ) -> list[tuple[int, int, int]] | None:
     """Return kind, index and count of each result, as the C++ hit path takes them.
 
-    ``None`` where an output of the library would be handed out twice, or a list is not in a row:
-    C++ moves each output to its one place.
+    ``None`` if an output of the library would be returned twice, or the outputs of a list are not
+    consecutive: C++ moves each output to one place.
     """
     positions = {argument.name: i for i, argument in enumerate(schema.arguments)}
     results: list[tuple[int, int, int]] = []
@@ -228,7 +230,8 @@ _NUMBER_TENSORS_LIMIT = 1024
 
 def number_tensor(value: Any) -> Tensor:
     """Return the 0-dim tensor that stands for a number in a Tensor slot."""
-    # 0.0 == -0.0, also within a complex number, but they are two numbers; NaN is never found.
+    # 0.0 == -0.0, also within a complex number, but they are different numbers; a lookup of NaN
+    # would never find it.
     keep = type(value) is not complex and value and value == value
     found = _number_tensors.get((type(value), value)) if keep else None
     if found is not None:

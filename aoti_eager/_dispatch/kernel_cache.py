@@ -1,4 +1,7 @@
-"""Per op: the tables, and what becomes of a call that is no hit. The only place of policy."""
+"""One op: its tables, and what happens to a call that is no hit.
+
+Policy is decided in this module, ``asking``, ``miss``, ``pending`` and ``rare`` only.
+"""
 
 from __future__ import annotations
 
@@ -56,8 +59,8 @@ class KernelCache:
     Args:
         op: The overload.
         dispatch_key: Name of a Dense backend key, ``CPU``.
-        above: Another kernel of ours for the same op and key that is registered already.
-        is_composite: Whether the original is made of other ops, which autocast each for itself.
+        above: Our other kernel for the same op and key, if one is registered already.
+        is_composite: Whether the original is made of other ops, each of which autocasts by itself.
 
     Raises:
         RuntimeError: The op has no kernel at that key.
@@ -77,7 +80,8 @@ class KernelCache:
         self.dispatch_key = dispatch_key
         fallback = None if above is None else above.original
         self.original: OriginalKernel = OriginalKernel(op, self.schema, dispatch_key, fallback)
-        # Of the op: what was found before a kernel of ours was there holds below it, too.
+        # A property of the op: what was found before our first kernel was registered holds for the
+        # second, too.
         self.counts_writes: bool = (
             above.counts_writes
             if above is not None
@@ -88,7 +92,8 @@ class KernelCache:
         self.counters = OpCounters()
         self.function: PythonFunction | None = None
         if dispatch_key == "CPU" and self.original.is_python_function:
-            # Here: few ops have one, and the others are not to wait for it.
+            # Imported here: few ops have a Python function, and other ops should not wait for the
+            # import.
             from .._functions.op_functions import function_of
 
             self.function = function_of(op, dispatch_key)
@@ -113,20 +118,20 @@ class KernelCache:
         """Return the op's Python function as data, if it has one, and its constants.
 
         Raises:
-            UnsupportedFunctionError: It uses something that cannot be sent to a worker.
+            UnsupportedFunctionError: The function uses something that cannot be sent to a worker.
         """
         return (None, []) if self.function is None else self.function.describe()
 
     def key_context(
         self, toolchain: KernelCompiler, function: Description | None
     ) -> tuple[tuple[str, Component], ...]:
-        """Return what the key holds besides arguments and settings."""
+        """Return the components of the key besides arguments and settings."""
         return (*toolchain.context, *(function.context() if function is not None else ()))
 
     # -- state --
 
     def refresh(self) -> None:
-        """Take over the mode; called after every change of a setting, by any thread."""
+        """Apply the current settings; called after every change of a setting, by any thread."""
         with self._refresh_lock:
             self._refresh()
 
@@ -144,15 +149,15 @@ class KernelCache:
         before = self._tables
         self.table = before.setdefault(config.table_token, Table())
         self.lookup = self.table.kernel
-        # A library that C++ runs may call this op, and C++ alone knows.
+        # A library that C++ runs may call this op, and only C++ knows that it is running one.
         self.asks_native = self.native is None and native_library.is_loaded()
         self._tables = {t: v for t, v in before.items() if t in config.table_tokens}
         self.bypassed = not self._enabled or mode == "off" or self._always is not None
         self._counts_bypass = self._enabled and mode != "off" and self._always is not None
         if mode not in ("cache_only", "off"):
-            self.table.forget_declines("not_in_cache")  # It may be compiled now.
+            self.table.forget_declines("not_in_cache")  # These keys may be compiled now.
         if mode == "sync":
-            self.table.forget_declines(COMPILING)  # The next call waits for it.
+            self.table.forget_declines(COMPILING)  # The next call waits for the kernel.
             self.table.forget_declines(RARE)
         if config.certified:
             self.table.drop_kernels(lambda kernel: not kernel.certified)
@@ -171,7 +176,7 @@ class KernelCache:
             observer()
         for token, table in before.items():
             if token not in self._tables:
-                table.close()  # What waits in the queue for it need not be made.
+                table.close()  # The kernels that wait in the queue for this table need not be made.
         tell_of_closed()
 
     def _refresh_native(self) -> None:
@@ -189,7 +194,7 @@ class KernelCache:
     def attach_native(self, above: KernelCache | None) -> None:
         """Make a C++ kernel for this op, to be installed above the Python one, if C++ can serve it.
 
-        To be called while the original is what is registered, or a kernel of ours, ``above``.
+        Call it while the original is registered, or our other kernel ``above``.
 
         Raises:
             NativePathError: C++ cannot take the op over.
@@ -197,7 +202,8 @@ class KernelCache:
         if above is not None and above.native is None:
             return
         if self.function is not None and not self.function.is_constant:
-            # What a Python function refers to is a part of its key, and only Python can look.
+            # What a Python function refers to is a part of its key, and only Python can look that
+            # up.
             return
         if device_backend(cache_context.device_type(self.dispatch_key)) is not None:
             return  # The runner of such a library is Python's.
@@ -210,7 +216,7 @@ class KernelCache:
             is_function=self.function is not None or self.is_composite,
             counts_writes=self.counts_writes,
         )
-        for reason in ("slower", "unmeasured"):  # Python's hit path was; C++ is faster.
+        for reason in ("slower", "unmeasured"):  # Decided for Python's hit path; C++'s is faster.
             self.table.forget_declines(reason)
         self.refresh()
 
@@ -228,7 +234,7 @@ class KernelCache:
         self.refresh()
 
     def close(self) -> None:
-        """Let go of all libraries: torch keeps the Python kernel of an op that is destroyed."""
+        """Release all libraries: torch keeps the Python kernel of an op that is destroyed."""
         with self._refresh_lock:  # against a setting that changes meanwhile
             self._enabled = False
             self.detach_native()
@@ -238,7 +244,7 @@ class KernelCache:
             self.counters.close()
 
     def after_fork(self) -> None:
-        """Forget what threads of the parent held: they are not in this process."""
+        """Forget what threads of the parent held: these threads are not in this process."""
         self._in_flight = {}
         self._flight_lock = threading.RLock()
         self._refresh_lock = threading.RLock()
@@ -274,7 +280,7 @@ class KernelCache:
         return self.table.kernel(key) or self.table.declines.get(key)
 
     def stats(self) -> OpStats:
-        """Return the counts of this moment, how far its keys are, and what its kernels save."""
+        """Return the current counts, the states of unfinished keys, and the time saved."""
         counts = self.counters.snapshot()
         saves = [kernel.saves_us for kernel in list(self.table.kernels.values())]
         saved_s = counts.hits * 1e-6 * sum(saves) / len(saves) if saves else 0.0
@@ -297,13 +303,13 @@ class KernelCache:
         self.counters.failures.add()
         try:
             key = self.key(*args, **kwargs)
-        except RuntimeError:  # See ``no_key``; C++ reads what Python is not told.
+        except RuntimeError:  # As in ``no_key``; C++ reads what Python is not told.
             self.counters.declined("run_failed").add()
         else:
             kernel = self.table.kernel(key)
             words = None if kernel is None else kernel.words
             if kernel is None or kernel.is_dynamic:
-                # C++ has served it by what it shares with others.
+                # C++ has served it by a library that it shares with other keys.
                 self.table.drop_kernels(lambda one: one.is_dynamic)
             self.decline(key, "run_failed", str(error), words).count.add()
         if self.schema.mutated:
@@ -318,9 +324,9 @@ class KernelCache:
         return self.original(keyset, args, kwargs)
 
     def native_way(self) -> Callable[[Any, Any, Any], Any] | None:
-        """Return what takes a call that C++ has sent for a reason, if it was: a run that failed.
+        """Return what takes a call that C++ has sent to Python for a reason, if it has.
 
-        Or a hit that is to be compared.
+        The call's run has failed, or the call is a hit that is to be compared.
         """
         message = None if self.native is None else self.native.take_failure()
         if message is None:
@@ -337,7 +343,7 @@ class KernelCache:
             return self.no_key(error, keyset, args, kwargs)
         kernel = self.lookup(key)
         if kernel is None:
-            with recheck.wanted():  # C++ has served it by what it shares with others.
+            with recheck.wanted():  # C++ has served it by a library that it shares with other keys.
                 return self.python_kernel(keyset, *args, **kwargs)
         if kernel.look is None:
             return self.python_kernel(keyset, *args, **kwargs)
@@ -346,7 +352,7 @@ class KernelCache:
     # -- pass through --
 
     def bypass(self, keyset: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
-        """Return the original's result: disabled, off, inside our own work, or never served."""
+        """Return the original's result: disabled, mode off, in our own work, or never served."""
         if self._counts_bypass and self._always is not None and not self._is_passing():
             self._always.add()
         return self.original(keyset, args, kwargs)
@@ -361,7 +367,7 @@ class KernelCache:
         args: Sequence[Any],
         kwargs: Mapping[str, Any],
     ) -> Any:
-        """Return the original's result where torch refuses to tell a setting that is keyed."""
+        """Return the original's result where torch refuses to tell a setting that the key needs."""
         log.info("%s: no key: %s", self.schema.op, error)
         self.counters.declined("no_key").add()
         return self.original(keyset, args, kwargs)
@@ -380,10 +386,10 @@ class KernelCache:
     def miss(
         self, key: TableKey, keyset: Any, args: Sequence[Any], kwargs: Mapping[str, Any]
     ) -> Any:
-        """Return the call's result and, if it can be had, put its kernel into the table."""
+        """Return the call's result and, if possible, put its kernel into the table."""
         table = self.table
         if key in table.candidates and not tracing_compat.is_tracing():
-            arrival = table.candidates.pop(key, None)  # One call of those that come at once.
+            arrival = table.candidates.pop(key, None)  # Of several calls at once, one gets it.
             if arrival is not None:
                 return arrival.serve(keyset, args, kwargs)
         decline = table.declines.get(key)
@@ -395,12 +401,12 @@ class KernelCache:
             self.counters.declined("tracing").add()
             return self.original(keyset, args, kwargs)
         if get_ident() in compiling:
-            # A signal handler or a finalizer, on top of our own wait for the compiler.
+            # A signal handler or a finalizer that runs while this thread waits for the compiler.
             self.counters.declined("reentrant").add()
             return self.original(keyset, args, kwargs)
         flight = self._single_flight(key)
-        # Nobody waits for the compiler who has not asked for that; and a device's compiler may call
-        # the op from threads of its own, while this key waits for it.
+        # Only mode ``sync`` waits for the compiler. And a device's compiler may call the op from
+        # its own threads while this key waits for that compiler: such a call must not wait.
         in_sync = config.mode == "sync"
         if not flight.acquire(blocking=in_sync and not self.toolchain.is_portable):
             (self.counters.declined("reentrant") if in_sync else self.counters.misses).add()
@@ -422,7 +428,7 @@ class KernelCache:
         return self.python_kernel(keyset, *args, **kwargs)
 
     def _single_flight(self, key: TableKey) -> threading.RLock:
-        # One lock a key: threads that miss together wait for one compile. Re-entrant, because an
-        # original may be a Python kernel that calls the op again.
+        # One lock for each key: threads that miss together wait for one compile. Re-entrant,
+        # because an original may be a Python kernel that calls the op again.
         with self._flight_lock:
             return self._in_flight.setdefault(key, threading.RLock())

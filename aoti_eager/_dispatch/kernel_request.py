@@ -1,4 +1,4 @@
-"""A call as its key says it, without its tensors: how its kernel is found, loaded and judged."""
+"""A call without its tensors: how its kernel is found, loaded and judged."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ log = logging.getLogger("aoti_eager")
 
 
 class Cache(Protocol):
-    """What a call without a kernel needs of the kernel cache that it happened in."""
+    """What a call without a kernel needs of its op's kernel cache."""
 
     op: OpOverload
     schema: OpSchema
@@ -81,24 +81,24 @@ class Cache(Protocol):
     def key_context(
         self, toolchain: KernelCompiler, function: Description | None
     ) -> Sequence[tuple[str, Any]]:
-        """Return what the key holds besides arguments and settings."""
+        """Return the components of the key besides arguments and settings."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class KernelRequest:
-    """A call of one op in one table.
+    """A call of one op in one table, without its tensors.
 
     Attributes:
-        cache: The op's.
-        table: That of the moment of the call; scopes may end meanwhile.
-        table_key: The call's key in it.
+        cache: The op's kernel cache.
+        table: The op's table at the time of the call; a scope may have ended since.
+        table_key: The call's key in the table.
         key: The canonical key, with the call's thread count.
         template: The call without its tensors.
         function: The user's function behind the op, as data.
-        toolchain: That of the moment.
+        toolchain: The op's kernel compiler at the time of the call.
         words: The key in C++; ``None`` if it has none.
         numel: How many elements all inputs have together.
-        device: That of the first input which is not on the CPU.
+        device: The device of the first input that is not on the CPU; ``None`` if all are.
     """
 
     cache: Cache
@@ -115,9 +115,9 @@ class KernelRequest:
     # -- the store --
 
     def find(self, context: CacheContext) -> StoredEntry | None:
-        """Return the key's entry, its library's digest compared.
+        """Return the key's entry, after its library's digest was compared.
 
-        Damaged ones are removed, and so are failures that have lapsed.
+        Damaged entries and lapsed failures are removed.
 
         Raises:
             StoreError: The store cannot be read, or is not ours.
@@ -166,12 +166,12 @@ class KernelRequest:
 
     @property
     def may_be_dynamic(self) -> bool:
-        """Return whether kernels for several sizes are made of the op."""
+        """Return whether dynamic kernels are made for the op."""
         return may_be_dynamic(self.cache, self.toolchain)
 
     @property
     def compiler_identity(self) -> str | None:
-        """Return what tells the C++ compiler of the key's library from another, if it has one."""
+        """Return the identity of the C++ compiler that makes the key's library, if one does."""
         return compiler_identity() if self.toolchain.works_in_background else None
 
     @property
@@ -183,7 +183,8 @@ class KernelRequest:
 
         Raises:
             RunnerError: Its library cannot be loaded.
-            StoreError: It is not the one that was stored, or there is no memory for it.
+            StoreError: The library is not the one that was stored, or there is no memory for a
+                copy.
         """
         return self.load(lambda: context.store.sealed_library(found), found.entry)
 
@@ -191,13 +192,13 @@ class KernelRequest:
         """Return the kernel of an entry's library.
 
         Args:
-            copy: Returns a copy of the library, to be loaded; it is not asked where a dynamic
-                specialisation is loaded already.
+            copy: Returns a copy of the library to load; not called if a dynamic specialisation is
+                loaded already.
             entry: The entry.
 
         Raises:
-            RunnerError: It cannot be loaded.
-            OSError: There is no place for a copy.
+            RunnerError: The library cannot be loaded.
+            OSError: There is no space for a copy.
         """
 
         def load() -> Any:
@@ -224,7 +225,7 @@ class KernelRequest:
             parallel=parallel,
             words=self.words,
         )
-        kernel.certified = bool(config.certified)  # The miss has asked.
+        kernel.certified = bool(config.certified)  # The miss has asked the certificates.
         kernel.is_dynamic = entry.guards is not None
         if kernel.is_dynamic:
             numbers = number_arguments(entry.key)
@@ -249,36 +250,36 @@ class KernelRequest:
 
     @property
     def is_gated(self) -> bool:
-        """Return whether a kernel of this call has to be measured before it serves."""
+        """Return whether a kernel for this call has to be measured before it serves."""
         return bool(config.gate) and self.toolchain.works_in_background
 
     @property
     def passes_gate(self) -> bool:
-        """Return whether a kernel that serves now has passed the gate, or none applies to it."""
+        """Return whether a kernel that serves now has passed the gate, or has none to pass."""
         return bool(config.gate) or not self.toolchain.works_in_background
 
     def verdict(self, found: StoredEntry, context: CacheContext) -> Verdict:
-        """Return what this processor has made of a stored library."""
+        """Return this processor's verdict on a stored library."""
         library = found.entry.library
         digest = found.entry.digest
         return context.verdicts.get(digest, "" if library is None else library.sha256)
 
     def time(self, verdict: Verdict, entry: Entry) -> PathTime | None:
-        """Return the times on the hit path that will serve, if they were taken."""
+        """Return the times on the hit path that will serve, or ``None`` if they were not taken."""
         path = "python" if self.cache.native is None else "native"
         return verdict.time(path, self.threads, self.size(entry))
 
     def size(self, entry: Entry) -> int | None:
-        """Return the call's size class, by which a dynamic specialisation is measured."""
+        """Return the call's size class, for which a dynamic specialisation is measured."""
         return None if entry.guards is None else size_class(self.key)
 
     def measure(
         self, found: StoredEntry, verdict: Verdict, context: CacheContext, *, background: bool
     ) -> tuple[Verdict, PathTime | None]:
-        """Return the verdict after a worker has tried and timed the library, and the time to go by.
+        """Return the verdict after a worker has tried and timed the library, and the decisive time.
 
         Raises:
-            CompileError: The library must not be used, or there is no worker to tell.
+            CompileError: The library must not be used, or no worker could tell.
         """
         measured = self.toolchain.measure(
             self.template,
@@ -294,12 +295,12 @@ class KernelRequest:
         size = self.size(found.entry)
         verdict = verdict.with_times(measured.times, self.threads, size, measured.unmeasured)
         self.keep(verdict, found, context)
-        # Where the C++ hit path could not be timed, Python's is the slower one.
+        # If the C++ hit path could not be timed, the times of Python's count: it is the slower one.
         taken = self.time(verdict, found.entry)
         return verdict, taken or verdict.time("python", self.threads, size)
 
     def keep(self, verdict: Verdict, found: StoredEntry, context: CacheContext) -> None:
-        """Write a verdict into the store; where it cannot be written, this process has it."""
+        """Write a verdict into the store; if it cannot be written, only this process has it."""
         with contextlib.suppress(OSError):
             context.verdicts.put(found.entry.digest, verdict)
 
@@ -313,8 +314,8 @@ class KernelRequest:
     def wants_check(self, entry: Entry, verdict: Verdict | None = None) -> bool:
         """Return whether a stored library must be compared here before it serves calls.
 
-        A dynamic specialisation, in each size class: sums of many terms differ where those of few
-        do not.
+        A dynamic specialisation is compared in each size class: sums of many terms differ where
+        sums of few terms do not.
         """
         size = self.size(entry)
         checked = (entry.checked and size is None) or (
@@ -333,9 +334,9 @@ class KernelRequest:
         progress: Progress | None = None,
         is_counted_in_python: bool = False,
     ) -> Decline:
-        """Decline the key in its table from now on; ``count`` is in place of the reason's.
+        """Decline the key in its table from now on; ``count`` replaces the reason's counter.
 
-        With the ``entry`` of a dynamic specialisation, all calls of its size class.
+        With the ``entry`` of a dynamic specialisation, all calls of its size class are declined.
         """
         count = count or self.cache.counters.declined(reason)
         pattern = None if entry is None else self.pattern(entry)
@@ -357,14 +358,14 @@ class KernelRequest:
         return decline
 
     def differs(self, entry: Entry, message: str) -> None:
-        """Decline the key and quarantine its entry: a call that it has served came out wrong."""
+        """Decline the key and quarantine its entry: its library served a call wrongly."""
         context = current_backend()
         found = None
         with contextlib.suppress(StoreError):
             found = self.find(context)
         if found is not None and found.entry.digest == entry.digest:
             self.mismatches(found, [message], context)
-        else:  # It was removed meanwhile.
+        else:  # The entry was removed meanwhile.
             self.cache.counters.failures.add()
             self.decline("mismatch", message)
             if entry.guards is not None:
@@ -383,7 +384,8 @@ class KernelRequest:
 
         def quarantine() -> None:
             try:
-                # It says that the library was checked, maybe; another of the same bytes may come.
+                # The verdict may say that the library was checked, and another library of the same
+                # bytes may come.
                 with contextlib.suppress(OSError):
                     context.verdicts.remove(found.entry.digest)
                 context.store.quarantine(as_failure(found), "mismatch", message)
@@ -394,7 +396,7 @@ class KernelRequest:
 
 
 def may_be_dynamic(cache: Cache, toolchain: KernelCompiler) -> bool:
-    """Return whether kernels for several sizes are made of the op of ``cache``."""
+    """Return whether dynamic kernels are made for the op of ``cache``."""
     return cache.function is None and toolchain.works_in_background and cache.dispatch_key == "CPU"
 
 
@@ -402,8 +404,8 @@ def refused(taken: PathTime | None, unmeasured: str = "") -> tuple[str, str]:
     """Return the reason and message of declining a library that does not beat the original.
 
     Args:
-        taken: Its times; ``None`` if it has none.
-        unmeasured: Then why, if that is known.
+        taken: The library's times; ``None`` if it has none.
+        unmeasured: Why the library has no times, if that is known.
     """
     if taken is None:
         why = f": {unmeasured}" if unmeasured else ""

@@ -44,7 +44,10 @@ class LiveCheck:
         self._inputs = inputs
 
     def copies(self) -> list[Tensor]:
-        """Return the inputs with copies of those that the op writes to; to be taken first."""
+        """Return the inputs, with copies of those that the op writes to.
+
+        Call this before the original runs.
+        """
         with passthrough():
             return copy_mutated(self._template, self._inputs)
 
@@ -62,8 +65,8 @@ class LiveCheck:
         with passthrough():
             found = self._compare(kernel, outputs, result, self._inputs, before)
             if found:
-                # Another thread may have written to the arguments meanwhile: once more, with
-                # copies that are ours alone.
+                # Another thread may have written to the arguments meanwhile, so compare again, on
+                # copies that no other thread has.
                 found = self._compare_on_copies(kernel, outputs)
             return found
 

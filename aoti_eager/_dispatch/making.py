@@ -1,7 +1,7 @@
-"""What is asked of a worker for one key: its entry in the store, and what its library is worth.
+"""Have a worker make one key's kernel: its entry in the store, and the times of its library.
 
-The same for a key whose call has just missed and for one that an earlier process has left. What
-becomes of the library is for whoever asks.
+This is the same for a key whose call has just missed and for a key that an earlier process has
+left. The caller decides what becomes of the library.
 """
 
 from __future__ import annotations
@@ -25,23 +25,24 @@ from .kernel_request import KernelRequest
 from .payback import payback
 from .table import BEING_COMPILED, MEASURING, QUEUED
 
-# Until a key that another process compiles is asked for again: at first, and at most.
+# The first and the longest wait until a key that another process compiles is asked for again.
 _SHORTEST_BUSY_S, _LONGEST_BUSY_S = 0.25, 2.0
-# How often a library is timed again that could not be, or that lost by noise, in growing distances.
+# How often a library is timed again, at growing intervals, if it could not be timed or lost by
+# noise.
 _UNQUIET_TRIES = 3
-# How often an entry may be gone that a worker has just published.
+# How often an entry that a worker has just published may be gone.
 _VANISHED_TRIES = 2
 
 
 @dataclass(frozen=True, slots=True)
 class Made:
-    """A key's entry, and what its library is worth here if it has one.
+    """A key's entry, and what was found about its library here, if it has one.
 
     Attributes:
         found: The entry, ready or not.
-        verdict: What this processor has made of it.
-        taken: The times to go by; ``None`` where they could not be taken, or are not wanted.
-        gated: Whether times were wanted: the setting may be another by now.
+        verdict: This processor's verdict on the library.
+        taken: The times that decide; ``None`` if they could not be taken, or are not wanted.
+        gated: Whether times were wanted; the setting may have changed since.
     """
 
     found: StoredEntry
@@ -51,18 +52,18 @@ class Made:
 
 
 class Making:
-    """One key on its way: ``run`` goes on with it.
+    """One key whose kernel is being made: each ``run`` goes on with it.
 
     Args:
         call: The key's call.
-        backend: The store and the workers.
-        found: Its entry, if it is known to lack a measurement alone.
+        context: The store and the workers.
+        found: Its entry, if only a measurement is known to be missing.
         plan: For a dynamic specialisation.
 
     Attributes:
-        digest: What the kept queue calls it.
-        state: How far it has come, one of ``table.STATES``.
-        compiled: Whether a worker has made its library for us.
+        digest: The key's name in the kept queue.
+        state: The state of the key, one of ``table.STATES``.
+        compiled: Whether a worker has compiled its library for this process.
     """
 
     def __init__(
@@ -85,18 +86,19 @@ class Making:
 
     @property
     def is_stored(self) -> bool:
-        """Return whether the library is there, and only has to be measured: that takes a moment."""
+        """Return whether the library exists and only has to be measured, which takes a moment."""
         return self._found is not None
 
     def run(self) -> Made | float:
-        """Return what came of it; or the seconds to wait until it is worth another try.
+        """Return the entry with its verdict, or the seconds to wait until another try makes sense.
 
         Raises:
             CompileError: There is no usable library.
             StoreError: The store cannot be read.
         """
         call, context = self._call, self._context
-        # Once: the setting may change at any time, and what serves must say by which it was chosen.
+        # Read once: the setting may change at any time, and a kernel must say by which value it was
+        # chosen.
         gated = call.is_gated
         found = self._found
         if found is None and not call.toolchain.works_in_background:
@@ -117,7 +119,7 @@ class Making:
             return Made(found, Verdict(""), None, gated)
         verdict = call.verdict(found, context)
         taken = call.time(verdict, entry)
-        # What came from another machine has not been run on this one, and may not be safe to.
+        # A library from another machine has not been run on this one, and may not be safe to run.
         unknown = gated and taken is None
         untried = call.wants_check(entry, verdict) and not verdict.compared
         if call.toolchain.works_in_background and (unknown or untried):
@@ -130,17 +132,17 @@ class Making:
         return Made(found, verdict, taken, gated)
 
     def _published(self) -> StoredEntry | float:
-        """Return the entry that a worker has put into the store; or the seconds to wait."""
+        """Return the entry that a worker has put into the store, or the seconds to wait."""
         call, context = self._call, self._context
         record = record_of(context.store.root)
         if context.background_service.ended:
-            # The rest of the queue, while Python ends: nothing of it is begun.
+            # Python is ending: nothing more of the queue is begun.
             raise CompileError("worker_died", f"{call.key.op}: Python is ending", remember=False)
         self.state = BEING_COMPILED
         record.tried(self.digest)
         start = time.monotonic()
         published = call.toolchain.publish(call.template, call.function, context, self._plan)
-        record.tried(self.digest, -1)  # It has come to an end: no process begins it in vain.
+        record.tried(self.digest, -1)  # The compile has ended, so it was not begun in vain.
         if published is None:
             return self._busy()
         if published.compiled:
@@ -151,7 +153,8 @@ class Making:
         try:
             found = self._read(published.entry)
         except FileNotFoundError:
-            # Cleared since; not again and again, if somebody goes on doing it.
+            # The store was cleared since. The number of tries is limited, in case it is cleared
+            # again and again.
             self._vanished += 1
             if self._vanished > _VANISHED_TRIES:
                 raise
@@ -161,11 +164,11 @@ class Making:
         return found
 
     def _busy(self) -> float:
-        """Return the seconds until the key is asked for again, whose lock another process holds.
+        """Return the seconds until a key whose lock another process holds is asked for again.
 
         Raises:
-            CompileError: It was waited for as long as a call would wait: that process may be
-                stopped, and whoever waits for kernels would wait with it.
+            CompileError: The lock was waited for as long as a call would wait: the other process
+                may be stopped, and everybody who waits for kernels would wait with it.
         """
         left = config.lock_timeout_s - self._busy_s
         if left <= 0:
@@ -175,7 +178,7 @@ class Making:
                 f"{config.lock_timeout_s:g} s (lock_timeout_s)",
                 remember=False,
             )
-        # Longer and longer: each time a worker and the store are asked.
+        # The waits grow: each try asks a worker and the store.
         wait_s = min(max(_SHORTEST_BUSY_S, self._busy_s), _LONGEST_BUSY_S, left)
         self._busy_s += wait_s
         return float(wait_s)
@@ -184,7 +187,7 @@ class Making:
         """Return the entry that a worker has named.
 
         Raises:
-            CompileError: It is another key's, whose library must not see our arguments.
+            CompileError: The entry is another key's, whose library must not see our arguments.
         """
         found, key = self._context.store.read(path), self._call.key
         is_own = found.entry.key in (key, key.with_threads(ANY_THREADS))
@@ -221,5 +224,5 @@ class Making:
 
 
 def let_others_run() -> None:
-    """Give up the interpreter's lock, which is ours between two waits: the script gets it here."""
+    """Release the GIL, which this thread holds between two waits, so that the script gets it."""
     time.sleep(0)

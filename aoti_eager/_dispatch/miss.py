@@ -1,7 +1,7 @@
-"""One call whose key is not in the table: find its kernel, or compile and check it, or decline.
+"""One call whose key is not in the table: find, or compile and check, its kernel, or decline.
 
-With ``kernel_cache`` the only place that decides policy, and the one that turns an error of ours
-into "run the original".
+Policy is decided in this module, ``asking``, ``kernel_cache``, ``pending`` and ``rare`` only.
+``Miss`` turns an error of ours into "run the original".
 """
 
 from __future__ import annotations
@@ -64,8 +64,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("aoti_eager")
 
-# Threads that wait for the compiler. What they call meanwhile (in a signal handler) must not wait
-# for them.
+# Threads that wait for the compiler. A call that such a thread makes meanwhile (in a signal
+# handler) must not wait for the compiler.
 compiling: set[int] = set()
 
 _NOTHING = object()
@@ -75,9 +75,9 @@ _is_prepared = False
 
 
 def prepare() -> None:
-    """Import what asks for kernels: where a store has none, calls are not to wait for it.
+    """Import the modules that ask for kernels, so that calls need not wait for the import.
 
-    A process whose kernels are all in the store never needs it.
+    A process whose kernels are all in the store never needs these modules.
     """
     global _is_prepared
     if not _is_prepared:
@@ -104,7 +104,7 @@ class Miss:
         self._args = args
         self._kwargs = kwargs
         self._op = cache.schema.op
-        # Of this moment: another thread may register another backend meanwhile.
+        # Snapshot: another thread may register a different backend meanwhile.
         self._toolchain = cache.toolchain
         self._table = cache.table
         self._result: Any = _NOTHING
@@ -153,7 +153,7 @@ class Miss:
             return self._declined(error.reason, str(error))
         except UnsupportedFunctionError as error:
             if cache.function is not None and cache.function.is_refused:
-                # For good; what a refused function uses is not looked at, in C++ neither.
+                # Refused for good: neither Python nor C++ looks at what a refused function uses.
                 self._words = words_of_values(cache.schema, cache.dispatch_key, values)
             message = f"{self._op}: its function {error}"
             if cache.function is not None and cache.function.refusal is not None:
@@ -217,7 +217,7 @@ class Miss:
         return True
 
     def _go_on(self) -> None:
-        """Have made what earlier processes wanted of the op, if they have left anything."""
+        """Ask for the kernels of the op that earlier processes wanted, if they have left any."""
         if self._table.goes_on or config.mode != "background" or config.cache_dir is None:
             return
         if cache_context.current().store.has_wanted():
@@ -246,8 +246,9 @@ class Miss:
         )
 
     def _mutation_overlaps(self) -> bool:
-        # The table key has the answer just before the four values of the context.
-        # A function's state and constants come first.
+        # The table key has the answer just before the four values of the context. For an op with a
+        # Python function, the key begins with the function's state and an answer that includes the
+        # constants.
         with_constants = self._cache.function is not None and self._table_key[1]
         return bool(self._table_key[-5] or with_constants)
 
@@ -289,14 +290,14 @@ class Miss:
         try:
             return self._cache.python_kernel(self._keyset, *self._args, **self._kwargs)
         except BaseException as error:
-            self._raised = error  # The original's, or a run that may have written to an argument.
+            self._raised = error  # The original's, or a run's that may have written to an argument.
             raise
         finally:
             if kernel.native() is not None and not was_native:
                 self._publish_to_table(kernel)  # C++ takes some kernels after their first run.
 
     def _arrived(self, arrival: Candidate) -> Any:
-        """Return the original's result, compared with that of a library that a worker has tried."""
+        """Return the original's result; a library that a worker has tried is compared with it."""
         self._call.decline(
             COMPILING,
             "its kernel is compared",
@@ -312,15 +313,15 @@ class Miss:
 
     @property
     def _in_background(self) -> bool:
-        """Return whether nothing that takes long may be done in the call."""
+        """Return whether the call must not do anything that takes long."""
         return config.mode != "sync" and self._call.toolchain.works_in_background
 
     def _refused(
         self, found: StoredEntry, verdict: Verdict, context: CacheContext
     ) -> Callable[[], Any] | None:
-        """Return what becomes of the call if a stored library does not serve it now, else nothing.
+        """Return what to do with the call if a stored library does not serve it now, or ``None``.
 
-        A library that was not measured here is measured: now, or in the background.
+        A library that was not measured here is measured in this call, or in the background.
         """
         call = self._call
         taken = call.time(verdict, found.entry) if call.is_gated else None
@@ -345,7 +346,7 @@ class Miss:
         return verdict.compared and not self._cache.original.overridden
 
     def _check(self, found: StoredEntry, kernel: Kernel, result: Any, before: list[Tensor]) -> None:
-        """Use a stored library that gives what the original gave; quarantine another."""
+        """Use a stored library if it gives what the original gave; otherwise quarantine it."""
         problems = self._live.problems(kernel, found.entry.outputs, result, before)
         if problems:
             self._quarantine(found, problems)
@@ -363,12 +364,12 @@ class Miss:
     def _run_first(self) -> bool:
         """Run the original, and return whether the call may have a kernel.
 
-        First of all: an invalid call raises the original's own exception, and nothing else runs.
+        The original runs first: an invalid call raises its own exception, and nothing else runs.
         """
         sizes_before = [(t.shape, t.stride()) for t in self._inputs]
         function = self._cache.function
         writes = None if function is None else UnsaidWrites(self._call.template, self._inputs)
-        start = time.thread_time()  # Without what the thread waited for a core.
+        start = time.thread_time()  # CPU time: waits for a core do not count.
         self._original()
         self._taken_s = time.thread_time() - start
         if function is not None and writes is not None:
@@ -388,7 +389,8 @@ class Miss:
         if not self._run_first():
             return self._result
         if cache_context.is_forked():
-            # A process for each of a data loader's workers would be in the way of all.
+            # Separate compile workers for each worker of a data loader would oversubscribe the
+            # cores.
             self._decline_next("forked", "the compile workers are the parent's")
             return self._result
         self._prepared()
@@ -436,14 +438,15 @@ class Miss:
         return result
 
     def _later(self, found: StoredEntry) -> Any:
-        """Return the original's result; what the library is worth is found out meanwhile."""
+        """Return the original's result; a worker measures or compares the library meanwhile."""
         result = self._original()
         self._queue(found)
         return result
 
     def _queue(self, found: StoredEntry) -> None:
         if cache_context.is_forked():
-            # A process for each of a data loader's workers would be in the way of all.
+            # Separate compile workers for each worker of a data loader would oversubscribe the
+            # cores.
             self._decline_next("forked", "the compile workers are the parent's")
             return
         self._prepared()
@@ -453,7 +456,7 @@ class Miss:
             self._decline_next("queue_full", f"{self._op}: too many keys wait for the compiler")
 
     def _want(self) -> None:
-        """Leave the key to a later process: this one has enough to do."""
+        """Leave the key to a later process: the queue of this one is full."""
         from .._store.kept_queue import (
             record_of,
         )
@@ -500,7 +503,7 @@ class Miss:
                         self._table.dynamic.add(stored)
                 if plan is None or not is_remembered(error):
                     raise
-                # The next call of this key asks for a kernel of its own.
+                # The next call of this key asks for a static kernel.
                 log.info("%s: no dynamic kernel (%s): %s", self._op, error.reason, error)
                 return
             self._use(compiled, result, before, work, context)
@@ -527,7 +530,7 @@ class Miss:
             return
         kernel.gated = self._call.passes_gate
         if kernel.parallel and cache_context.is_forked():
-            # Before the check: it would run the kernel, too.
+            # Before the check, which would run the kernel, too.
             self._decline_next("forked", "OpenMP's threads stayed with the parent")
             return
         if self._call.wants_check(found.entry, verdict):
@@ -541,7 +544,7 @@ class Miss:
         result: Any,
         before: list[Tensor],
         work: Path,
-        # That of the compile: the setting may be another by now, and the code is not.
+        # The context of the compile: the settings may have changed since, the code has not.
         context: CacheContext,
     ) -> None:
         target, requires = self._toolchain.target(context)
@@ -606,7 +609,7 @@ class Miss:
     def _use_if_faster(self, kernel: Kernel, compiled: Compiled, entry: Entry) -> None:
         """Put the kernel into the table, unless it was measured to lose.
 
-        Usable even if the store turns out to be full: the library is mapped already.
+        The kernel is usable even if the store turns out to be full: its library is mapped already.
         """
         call = self._call
         if call.is_gated:
@@ -635,7 +638,7 @@ class Miss:
     def _decline_next(self, reason: str, message: str, *, entry: Entry | None = None) -> None:
         """Decline this key from the next call on; this call has its result.
 
-        With the ``entry`` of a dynamic specialisation, all calls of its size class.
+        With the ``entry`` of a dynamic specialisation, all calls of its size class are declined.
         """
         count = self._cache.counters.declined(reason)
         is_dynamic = entry is not None and entry.guards is not None

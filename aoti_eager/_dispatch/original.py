@@ -1,4 +1,4 @@
-"""Reaching the kernel that was registered before ours."""
+"""Call the kernel that was registered before ours."""
 
 from __future__ import annotations
 
@@ -34,9 +34,9 @@ def _wrapped_once(value: complex) -> Tensor:
 
 
 def _wrapped(value: complex) -> Tensor:
-    """Return the wrapped tensor of a number; a script that passes it once passes it again."""
-    # Zeros of both signs are equal, also within a complex number, and NaN is not: they would share
-    # an entry, or never find one.
+    """Return the wrapped tensor of a number; cached, because scripts pass a number repeatedly."""
+    # 0.0 equals -0.0, also within a complex number: both would share a cached tensor. NaN does not
+    # equal itself: it would never find its own.
     if type(value) is not complex and value and value == value:
         return _wrapped_once(value)
     return _wrapped_once.__wrapped__(value)
@@ -54,9 +54,10 @@ class OriginalKernel:
     here (docs/limits.md).
 
     Attributes:
-        overridden: Whether it is not torch's own kernel but somebody's override. What compiled code
-            computes is torch's meaning of the op, so its results are compared in every process.
-        is_python_function: Whether it is the function of an op of ``torch.library.custom_op``.
+        overridden: Whether the kernel is somebody's override, and not torch's own. Compiled code
+            computes torch's meaning of the op, so its results are compared in every process.
+        is_python_function: Whether the kernel is the function of an op of
+            ``torch.library.custom_op``.
 
     Raises:
         RuntimeError: There is no kernel at that dispatch key.
@@ -69,24 +70,24 @@ class OriginalKernel:
         dispatch_key: str,
         above: OriginalKernel | None = None,
     ) -> None:
-        wrapped_templates()  # No op is registered yet.
+        wrapped_templates()  # Made now, while no op is registered.
         self._op = op
         self._name = schema.op
         self._dispatch_key = dispatch_key
         self._kernel = torch.library.get_kernel(op, dispatch_key)
         if above is not None and is_ours(self._kernel):
-            # Ours is registered already: what it falls back to is the original of both, and stays
-            # when the other one goes.
+            # Our other kernel is registered already: its original is the original of both, and
+            # stays when the other kernel goes.
             self._kernel = above._kernel
         self.is_python_function = is_custom_op_kernel(self._kernel)
         self.overridden = not (
             is_torchs_own(self._kernel)
             or self.is_python_function
-            # What such a device's kernels are is for its maker to say, in C++.
+            # The maker of such a device says in C++ what its kernels are.
             or (dispatch_key == "PrivateUse1" and not is_from_python(self._kernel))
         )
         tensors = [i for i, a in enumerate(schema.arguments) if a.kind is Kind.TENSOR]
-        # Also where there is one only: C++ casts a wrapped number with _to_copy, for example.
+        # Also if the op has one tensor only: C++ casts a wrapped number with _to_copy, for example.
         self._number_slots = tuple(tensors)
         lists = [i for i, a in enumerate(schema.arguments) if a.kind is Kind.TENSORS]
         self._list_slots = tuple(lists)
@@ -95,11 +96,11 @@ class OriginalKernel:
         """Return what the original kernel returns for this call, or raise what it raises.
 
         Raises:
-            OriginalKernelError: The library that had registered it was destroyed.
+            OriginalKernelError: The library that had registered the original was destroyed.
         """
         for slot in self._number_slots:
             if slot < len(args) and args[slot].__class__ in _NUMBERS:
-                # A boxed call takes no number there; what C++ had sent is a wrapped tensor.
+                # A boxed call takes no number in a Tensor slot; C++ had sent a wrapped tensor.
                 number = _wrapped(args[slot])
                 args = [*args[:slot], number, *args[slot + 1 :]]
         for slot in self._list_slots:
@@ -111,7 +112,7 @@ class OriginalKernel:
             return self._kernel.call_boxed(keyset, *args, **kwargs)
         except RuntimeError as error:
             if self.is_python_function and _INVALIDATED in str(error):
-                # The op was made again, as notebooks do: what it is now has our kernel, too.
+                # The op was defined again, as in notebooks: the new op has our kernel, too.
                 function = custom_op_function(self._name, self._dispatch_key)
                 if function is not None:
                     return function(*args, **kwargs)

@@ -1,6 +1,6 @@
 """A key whose kernel is made in the background, and the first call that its library may serve.
 
-With ``miss`` and ``kernel_cache`` the only place that decides policy.
+Policy is decided in this module, ``asking``, ``kernel_cache``, ``miss`` and ``rare`` only.
 """
 
 from __future__ import annotations
@@ -44,12 +44,12 @@ from .table import COMPILING
 
 log = logging.getLogger("aoti_eager")
 
-# A call that is longer, or has more, is not run a second time in the caller's thread: what was
-# compared in the worker, on made-up data, has to do.
+# A call that takes longer, or has more elements, is not run a second time in the caller's thread:
+# the comparison in the worker, on made-up data, must do.
 LIVE_CHECK_LIMIT_S = 200e-6
 LIVE_CHECK_LIMIT_NUMEL = 1 << 16
-# Calls that take that long by chance (a cold cache, a busy core) leave the comparison to the next;
-# after so many of them nobody waits for another.
+# A call that takes that long by chance (a cold cache, a busy core) leaves the comparison to the
+# next call. After so many slow calls, no further call is waited for.
 _SLOW_CALLS = 4
 
 
@@ -64,9 +64,9 @@ def compile_later(
 
     Args:
         call: The call that missed.
-        found: Its entry, if there is one that has to be measured first.
+        found: The key's entry, if there is one that has to be measured first.
         plan: For a dynamic specialisation.
-        backend: That of the call; ``None`` for that of this moment.
+        context: The cache context of the call; ``None`` for the current one.
         calls: How often this process has called the key.
     """
     if not queue.background.has_room:
@@ -75,7 +75,7 @@ def compile_later(
     dynamic = plan is not None or (found is not None and found.entry.guards is not None)
     submitted = False
     try:
-        # First the table: a worker must not be faster.
+        # The table first: a worker must not finish before it.
         if plan is not None:
             call.table.dynamic.begin(plan)
         call.decline(
@@ -87,7 +87,7 @@ def compile_later(
         )
         submitted = queue.background.submit(pending)
     finally:
-        if not submitted:  # Also on Ctrl-C: nobody would ever decide on the key.
+        if not submitted:  # Also on Ctrl-C: otherwise the key would never be decided on.
             call.table.forget_decline(call.table_key)
             if plan is not None:
                 call.table.dynamic.end(plan, call.table.forget_decline)
@@ -95,7 +95,7 @@ def compile_later(
 
 
 def decline_meanwhile(call: KernelRequest) -> None:
-    """Keep the original until a kernel for several sizes is made, which may serve the call."""
+    """Keep the original until the dynamic kernel that may serve the call is made."""
     message = "a dynamic kernel is being made"
     call.decline(COMPILING, message, call.cache.counters.misses, is_dynamic=True)
 
@@ -104,7 +104,7 @@ class Pending:
     """A key in the queue: see ``_compile_service.queue.Job``.
 
     Attributes:
-        count: Counts the key's calls while it is here; they are misses.
+        count: Counts the key's calls while the key is pending; they are misses.
     """
 
     def __init__(
@@ -129,19 +129,20 @@ class Pending:
 
     @property
     def _calls(self) -> int:
-        return self._calls_so_far + self.count.value  # Those that came since.
+        return self._calls_so_far + self.count.value  # The calls since the key was queued.
 
     @property
     def rank(self) -> tuple[int, int, int]:
-        """Return what it is worth to be done: what is there and has to be measured comes first.
+        """Return the priority of the key: a stored library that has to be measured comes first.
 
-        Then what was called most, by earlier processes, too; and of those the keys of this one.
+        Then the keys that were called most, calls of earlier processes included; among equals, the
+        keys of this process.
         """
         return int(self._making.is_stored), self._calls + self._calls_before, 1
 
     @property
     def state(self) -> str:
-        """Return how far it has come, one of ``table.STATES``."""
+        """Return the state of the key, one of ``table.STATES``."""
         return self._making.state
 
     def run(self) -> float | None:
@@ -149,9 +150,9 @@ class Pending:
         call, plan = self._call, self._plan
         delay = None
         try:
-            # Unregistered, or its scope has ended: then nobody decides.
+            # If the op was unregistered, or the scope has ended, nothing is decided.
             delay = None if call.table.closed else self._guarded_run()
-        finally:  # Whatever has happened: its family would wait for it for good.
+        finally:  # Whatever has happened: otherwise the family would wait forever.
             if delay is None:
                 self._record.release(self._making.digest)
             if delay is None and plan is not None and not call.table.closed:
@@ -174,7 +175,7 @@ class Pending:
             if error.log:
                 log.debug("%s: %s: %s", call.key.op, error.reason, error.log)
             if self._plan is not None and error.remember:
-                # The next call of this key asks for a kernel of its own.
+                # The next call of this key asks for a static kernel.
                 log.info("%s: no dynamic kernel (%s): %s", call.key.op, error.reason, error)
                 call.table.dynamic.forget()
                 call.table.forget_decline(call.table_key)
@@ -182,7 +183,7 @@ class Pending:
             call.decline(error.reason, str(error))
             if not error.remember:
                 warn_once(error.reason, f"{error}; originals run instead")
-        except LockTimeoutError as error:  # Of a key that a device's compiler makes here.
+        except LockTimeoutError as error:  # For a key that a device's compiler makes here.
             call.decline("locked", str(error))
             warn_once("locked", f"{error}; originals run instead")
         except (StoreError, OSError) as error:
@@ -218,7 +219,7 @@ class Pending:
         kernel.saves_us = 0.0 if taken is None else taken.saves_us
         let_others_run()
         if call.is_gated and not gated:
-            return 0.0  # The gate has been set meanwhile.
+            return 0.0  # The gate has been switched on meanwhile.
         if call.wants_check(entry, verdict):
             arrival = Candidate(call, found, verdict, kernel, context, compared=not overridden)
             call.table.offer(call.table_key, arrival)
@@ -228,16 +229,16 @@ class Pending:
 
 
 def _put(call: KernelRequest, kernel: Kernel) -> None:
-    """Use ``kernel``, unless a setting rules it out that was another when it was chosen."""
+    """Use ``kernel``, unless a setting that has changed since it was chosen rules it out."""
     call.table.put(call.table_key, kernel)
     ruled_out = kernel.is_dynamic and config.dynamic is False
     if ruled_out or (call.is_gated and not kernel.gated):
-        # The cache's own look at its kernels may have come before this one was there.
+        # The kernel cache may have dropped such kernels before this one was in the table.
         call.table.drop_kernels(lambda one: one is kernel)
 
 
 class Candidate:
-    """A library that has come for a key: compared on the key's next call, then in use."""
+    """A loaded library that the key's next call compares with the original before it serves."""
 
     def __init__(
         self,
@@ -245,7 +246,7 @@ class Candidate:
         found: StoredEntry,
         verdict: Verdict,
         kernel: Kernel,
-        # That of the key: by the time of a call, the settings may name another store.
+        # The context of the key: by the time of a call, the settings may name another store.
         context: CacheContext,
         *,
         compared: bool,
@@ -254,16 +255,16 @@ class Candidate:
         self._found = found
         self._verdict = verdict
         self._kernel = kernel
-        # Whether a comparison with made-up data counts: not where somebody has overridden the op.
+        # Whether the comparison on made-up data counts: not if somebody has overridden the op.
         self._compared = compared and verdict.compared
         self._slow_calls = 0
         self._context = context
         self._is_used = False
 
     def serve(self, keyset: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
-        """Return the original's result, and decide on the library, or wait for another call.
+        """Return the original's result, and decide on the library, or leave that to a later call.
 
-        To be called by whoever has taken it out of the table.
+        Only the call that has taken the candidate out of the table calls this.
         """
         call = self._call
         if self._is_used:
@@ -285,7 +286,7 @@ class Candidate:
             return self._decided(original, keyset, args, kwargs)
         except Exception as error:
             if error is raised or config.strict:
-                call.table.forget_decline(call.table_key)  # Nothing is known: another call.
+                call.table.forget_decline(call.table_key)  # Nothing is known: another call tries.
                 raise
             # An error of ours (no memory for a copy, say), in a call that PyTorch would have run.
             log.exception("%s: internal error", call.key.op)
@@ -293,11 +294,11 @@ class Candidate:
             call.decline("internal_error", repr(error))
             return original() if result is nothing else result
         except BaseException:
-            call.table.forget_decline(call.table_key)  # Ctrl-C: another call.
+            call.table.forget_decline(call.table_key)  # Ctrl-C: a later call tries again.
             raise
 
     def _served(self, keyset: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
-        """Return the kernel's result, by way of Python; the next call is for C++ to serve."""
+        """Return the kernel's result from a run by Python; C++ serves the next call."""
         self._put()
         try:
             return self._call.cache.python_kernel(keyset, *args, **kwargs)
@@ -315,7 +316,7 @@ class Candidate:
         call = self._call
         elsewhere = call.toolchain.works_in_background
         if call.is_gated and not self._kernel.gated:
-            call.table.forget_decline(call.table_key)  # It has to be measured first.
+            call.table.forget_decline(call.table_key)  # The library has to be measured first.
             return original()
         if elsewhere and call.numel > LIVE_CHECK_LIMIT_NUMEL:
             self._unchecked()
@@ -325,7 +326,7 @@ class Candidate:
             live = LiveCheck(call.cache.op, call.template, call.cache.original, keyset, inputs)
             before = live.copies()
         if not same:
-            # What its function uses has just been changed by another thread.
+            # Another thread has just changed what the op's function uses.
             call.table.forget_decline(call.table_key)
             return original()
         sizes_before = [(tensor.shape, tensor.stride()) for tensor in inputs]
@@ -353,7 +354,7 @@ class Candidate:
             )
 
     def _took_long(self) -> None:
-        """Leave the comparison to the next call if calls of this key are short as a rule."""
+        """Leave the comparison to the next call if calls of this key are usually short."""
         self._slow_calls += 1
         measured = [taken.original_us for taken in self._verdict.times.values()]
         is_short = not measured or min(measured) <= 1e6 * LIVE_CHECK_LIMIT_S
@@ -363,11 +364,11 @@ class Candidate:
             self._unchecked()
 
     def _unchecked(self) -> None:
-        """Go by what was compared outside of this process."""
+        """Decide by what was compared outside of this process."""
         if not self._compared:
             self._call.decline("unchecked", "too long a call to be compared in the caller's thread")
         elif self._call.table.dynamic.is_distrusted(self._found.entry):
-            # Its results were wrong for another size since it came.
+            # The library's results were wrong for another size meanwhile.
             self._call.table.forget_decline(self._call.table_key)
         elif self._kernel.native() is None and self._call.table.native is not None:
             self._is_used = True  # C++ takes some kernels after their first run only.

@@ -101,7 +101,7 @@ class Cache(Protocol):
         """Return the original's result for a call that is not to be served."""
 
     def native_way(self) -> Callable[[Any, Any, Any], Any] | None:
-        """Return what takes a call that C++ has sent for a reason, if it was."""
+        """Return what takes a call that C++ has sent to Python for a reason, if it has."""
 
     def no_key(self, error: RuntimeError, keyset: Any, args: Any, kwargs: Any) -> Any:
         """Return the result of a call under settings that cannot be read."""
@@ -116,7 +116,8 @@ class Cache(Protocol):
 def python_kernel(cache: Cache) -> tuple[Callable[..., Any], Callable[..., tuple[Any, ...]]]:
     """Return the kernel to register, and a function that gives the key of a call in the table.
 
-    The kernel takes the keyset as its first argument; the other takes what follows.
+    The kernel takes the keyset as its first argument; the key function takes only the call's
+    arguments.
     """
     schema = cache.schema
     names: dict[str, Any] = {
@@ -136,7 +137,8 @@ def python_kernel(cache: Cache) -> tuple[Callable[..., Any], Callable[..., tuple
         names["ae_is_autocast"] = torch.is_autocast_enabled
         autocast = 'or ae_is_autocast("cpu")'
     if cache.function is not None:
-        # What its function closes over is a part of the key, and its tensors are inputs.
+        # What the op's function closes over is a part of the key, and the tensors among it are
+        # inputs.
         names["ae_snapshot"] = cache.function.snapshot
         snapshot = "ae_state, ae_constants = ae_snapshot()"
         constants = "*ae_constants"

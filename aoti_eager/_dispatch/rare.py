@@ -1,8 +1,9 @@
-"""Keys that are not called often enough to be worth a compile: counted, and asked for in time.
+"""Rare keys, not called often enough to be worth a compile: counted, and asked for in time.
 
-With ``miss``, ``pending``, ``asking`` and ``kernel_cache`` the only place that decides policy.
-The first two calls of a key are timed, in Python; from the third on C++ counts them, and a thread
-looks at the counts now and then. So a call that pays for nothing costs what a declined one costs.
+Policy is decided in this module, ``asking``, ``kernel_cache``, ``miss`` and ``pending`` only.
+Python times the first two calls of a key. C++ counts the calls from the third on, and a thread
+looks at the counts now and then. So a call that does not pay for a kernel costs as much as a
+declined call.
 """
 
 from __future__ import annotations
@@ -45,17 +46,18 @@ from .table import (
 
 log = logging.getLogger("aoti_eager")
 
-# Keys that are counted at a time, in all ops together: a script may make a new one in each call.
+# How many keys are counted at a time at most, in all ops together: each call of a script may have a
+# new key.
 RARES_LIMIT = 2048
-# Of those that are undecided when Python ends, so many are written down, the most called ones.
+# How many of the keys that are undecided when Python ends are written down, the most called first.
 _MOST_KEPT = 64
 # The shortest and the longest time between two looks at one key's count.
 _SHORTEST_S, _LONGEST_S = 0.1, 4.0
-# The thread ends that has had nothing to look at for so long.
+# The thread ends after so many seconds without anything to look at.
 _IDLE_S = 10.0
-# After so many keys a look gives the interpreter up.
+# After so many keys, a look releases the GIL.
 _AT_ONCE = 32
-# What becomes of asking for a kernel that is to be asked for again.
+# Outcomes of asking after which the kernel is asked for again.
 _NOT_NOW = (Asked.FULL, Asked.NO_PLAN)
 _MESSAGE = "its calls have not taken enough time yet to make a kernel pay (compile_after)"
 
@@ -92,7 +94,7 @@ class Rare:
 
     @property
     def place(self) -> tuple[int, TableKey]:
-        """Return what identifies it in this process."""
+        """Return what identifies the key in this process."""
         return id(self.call.table), self.call.table_key
 
     @property
@@ -102,27 +104,27 @@ class Rare:
 
     @property
     def holds(self) -> bool:
-        """Return whether the key is still undecided for want of calls."""
+        """Return whether the key is still undecided because it had too few calls."""
         decline = self.call.table.declines.get(self.call.table_key)
         return decline is not None and decline.reason == RARE
 
     def add(self, taken_s: float) -> None:
-        """Take a timed call into account: of several the shortest tells what one takes."""
+        """Take a timed call into account: the shortest one gives the time of a call."""
         self.call_s = min(self.call_s, taken_s)
 
     def missing(self, calls: int) -> float:
-        """Return how many calls after ``calls`` a kernel of the key's own is likely to pay."""
+        """Return after how many calls more than ``calls`` a static kernel is likely to pay."""
         calls += self.before
         return payback.missing(calls, calls * self.call_s)
 
     def serve(self, keyset: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
-        """Return the original's result: the second call, which is timed as the first was."""
+        """Return the original's result for the second call, which is timed as the first was."""
         self.count.add()
         start = time.thread_time()
         try:
             result = self.call.cache.original(keyset, args, kwargs)
         except BaseException:
-            self.call.table.offer(self.call.table_key, self)  # It says nothing: another call.
+            self.call.table.offer(self.call.table_key, self)  # Not timed: a later call is.
             raise
         taken_s = time.thread_time() - start
         try:
@@ -141,7 +143,7 @@ class Rares:
 
     Args:
         clock: Gives seconds.
-        has_thread: Whether to start the thread; without it somebody calls ``look``.
+        has_thread: Whether to start the thread; without the thread, the caller calls ``look``.
 
     Attributes:
         calls_before: Gives how often a key was called in earlier runs, by op and digest.
@@ -162,7 +164,7 @@ class Rares:
         return len(self._kept)
 
     def keep(self) -> None:
-        """Write down how often the keys were called that came back, for later processes."""
+        """Write down the calls of keys that were called more than once, for later processes."""
         kept = list(self._kept.values())
         kept.sort(key=lambda one: -one.calls)
         for rare in kept[:_MOST_KEPT]:
@@ -173,7 +175,7 @@ class Rares:
                 record_of(rare.context.store.root).want(wanted, functools.partial(int, calls))
 
     def calls_of(self, table: Table, key: TableKey) -> int:
-        """Return how often a key was called in this process that is counted; 0 of another."""
+        """Return how often this process has called a key that is counted; 0 for any other key."""
         rare = self._kept.get((id(table), key))
         return 0 if rare is None else rare.calls
 
@@ -184,11 +186,11 @@ class Rares:
 
         Args:
             call: The call, whose original has run.
-            backend: That of the moment.
-            taken_s: What the original took.
+            context: The current cache context.
+            taken_s: How many seconds the original took.
 
         Returns:
-            What became of asking, or ``None`` where the call was counted, and nothing else.
+            What became of asking, or ``None`` if the call was only counted.
         """
         _read_ahead(call, context)
         before = self.calls_before(call.key.op, call.key.digest)
@@ -219,7 +221,7 @@ class Rares:
             return asked
 
     def _is_capped(self, call: KernelRequest) -> bool:
-        """Decline a call whose op has all the kernels that it may have; return whether it has."""
+        """Return whether the op has all the kernels that it may have; if so, decline the call."""
         static = call.table.static_count
         if static < config.static_cap:
             return False
@@ -236,7 +238,7 @@ class Rares:
         _read_ahead(rare.call, rare.context)
         with self._changed:
             if self._kept.get(rare.place) is not rare or not rare.holds:
-                return  # It was decided otherwise meanwhile.
+                return  # Something else was decided meanwhile.
             rare.add(taken_s)
             if is_asking_at_once() and self._ask(rare, for_family=False) not in _NOT_NOW:
                 return
@@ -249,19 +251,19 @@ class Rares:
     # -- beside the script --
 
     def look(self) -> None:
-        """Ask for what has become due since the last look; forget what was decided on."""
+        """Ask for the kernels that became due since the last look; drop decided keys."""
         now = self._clock()
         with self._changed:
             kept = list(self._kept.values())
         for number, rare in enumerate(kept):
             if number % _AT_ONCE == _AT_ONCE - 1:
-                time.sleep(0)  # The interpreter's lock is ours; the script gets it here.
+                time.sleep(0)  # Releases the GIL, so that the script gets it.
             if rare.call.table.closed or rare.looked_at + rare.pause_s <= now:
                 _read_ahead(rare.call, rare.context)
                 with self._changed:
                     try:
                         self._look_at(rare, now)
-                    except Exception:  # A store that cannot be read, say; others are looked at.
+                    except Exception:  # For example, the store cannot be read; other keys go on.
                         log.exception("%s: a look at its count failed", rare.call.key.op)
                         rare.looked_at = now
         if len(self._kept) >= RARES_LIMIT:
@@ -270,7 +272,7 @@ class Rares:
     def ask_for_all(self) -> bool:
         """Ask for the kernels of all keys that are counted; return whether the queue is full.
 
-        For somebody who waits for kernels: who waits for them wants them.
+        For a caller that waits for kernels: waiting for kernels means wanting them.
         """
         with self._changed:
             kept = list(self._kept.values())
@@ -290,7 +292,8 @@ class Rares:
         seen, calls = rare.seen, rare.calls
         if self._is_open(rare) and self._ask_if_due(rare, calls) is not None:
             return
-        # A key that is called is looked at when it will be due, another one more and more seldom.
+        # A key that is called is looked at again when it will be due; a key without calls, less and
+        # less often.
         rare.pause_s = min(2 * rare.pause_s, _LONGEST_S)
         if calls > seen:
             due_in_s = rare.missing(calls) * (now - rare.looked_at) / (calls - seen)
@@ -298,13 +301,13 @@ class Rares:
         rare.looked_at = now
 
     def forget_closed(self) -> None:
-        """Let go of the keys of tables that nobody looks into any more."""
+        """Drop the keys of tables that are closed."""
         with self._changed:
             for rare in [one for one in list(self._kept.values()) if one.call.table.closed]:
                 self._drop(rare)
 
     def _is_open(self, rare: Rare) -> bool:
-        """Return whether the key may be asked for: it is undecided, and its table is in use."""
+        """Return whether the kernel may be asked for: the key is undecided, its table in use."""
         call = rare.call
         if self._kept.get(rare.place) is not rare:
             return False
@@ -312,7 +315,7 @@ class Rares:
         return in_use and not call.table.closed and rare.holds
 
     def _ask_if_due(self, rare: Rare, calls: int) -> Asked | None:
-        """Ask for the kernel of a key after ``calls`` calls, or of its family, if that is due."""
+        """Ask for the kernel of a key with ``calls`` calls, or of its family, if that is due."""
         family = rare.family
         if family is not None:
             family.add(calls - rare.seen, (calls - rare.seen) * rare.call_s)
@@ -338,7 +341,7 @@ class Rares:
             if call.may_be_dynamic
             else None
         )
-        if found is not None:  # It has come since the key's first call, for others of its sizes.
+        if found is not None:  # It has come since the key's first call, for other keys.
             self._drop(rare)
             return Asked.FOUND
         calls = max(1, rare.calls)
@@ -358,15 +361,16 @@ class Rares:
         return asked
 
     def _drop(self, rare: Rare) -> None:
-        """Count a key no longer; if it is undecided still, its next call is as its first."""
+        """Stop counting a key; if the key is still undecided, its next call counts as its first."""
         self._kept.pop(rare.place, None)
         if rare.holds:
             rare.call.table.forget_decline(rare.call.table_key)
 
     def _make_room(self) -> None:
-        """Forget the half of the keys whose calls have taken the least."""
+        """Drop the half of the keys whose calls have taken the least time."""
         with self._changed:
-            # By chance among equals: of keys that come in turn the same ones would be forgotten.
+            # At random among equals: otherwise, of keys that come in turn, the same keys would
+            # always be dropped.
             kept = list(self._kept.values())
             order = sorted(kept, key=lambda one: (_spent(one), random.random()))
         for number, rare in enumerate(order[: len(order) // 2]):
@@ -380,7 +384,7 @@ class Rares:
     # -- the thread --
 
     def _wake(self, at: float) -> None:
-        """Have the thread look at ``at``, or sooner."""
+        """Have the thread look at the time ``at``, or sooner."""
         if not self._has_thread:
             return
         if self._thread is None or not self._thread.is_alive():
@@ -419,9 +423,10 @@ class Rares:
 
 
 def _read_ahead(call: KernelRequest, context: CacheContext) -> None:
-    """Read what the store has for several sizes, where it is not known: not under the lock.
+    """Read the store's dynamic kernels of the op, if that was not done yet; not under the lock.
 
-    Calls of all ops wait for that. What cannot be read is said by who asks for it.
+    Calls of all ops wait for the lock. If the store cannot be read, asking for a kernel reports
+    that.
     """
     if config.dynamic is not False and call.may_be_dynamic and not call.table.closed:
         with contextlib.suppress(StoreError, OSError):
@@ -437,7 +442,7 @@ rares = Rares()
 
 def _after_fork() -> None:
     global rares
-    rares = Rares()  # Its thread is the parent's, and its keys are declined.
+    rares = Rares()  # The thread stayed with the parent, and the keys are declined.
 
 
 on_keep(lambda: rares.keep())

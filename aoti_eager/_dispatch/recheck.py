@@ -1,9 +1,9 @@
-"""A second look at work: calls that a kernel serves are compared with the original once more.
+"""Recheck: calls that a kernel serves are compared with the original once more.
 
-A kernel was compared before it serves, on made-up data and on those of one call. What it gives for
-other data is looked at while it serves: its calls number 2, 4, 8, ..., 1,024, then each 65,536th,
-run the original beside it (``csrc/looks.h`` counts them on the C++ path). Only short calls with
-small tensors, and of all calls of a process so few that they take a thousandth of its time.
+A kernel is compared before it serves, on made-up data and on the data of one call. Its results for
+other data are compared while it serves: its calls number 2, 4, 8, ..., 1,024, then each 65,536th,
+also run the original (``_native/csrc/looks.h`` counts them on the C++ path). Only short calls with
+small tensors are compared, and only so many that they take a thousandth of the process's time.
 """
 
 from __future__ import annotations
@@ -43,35 +43,37 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("aoti_eager")
 
-# As for the comparison before a kernel serves: longer calls, and larger ones, are not run twice.
+# The limits of the comparison before a kernel serves: longer and larger calls are not run twice.
 LIMIT_S = 200e-6
 LIMIT_NUMEL = 1 << 16
-# After so many calls that took longer, whose results were not compared, a kernel is left alone.
+# After more slow calls than this, no further call of a kernel is compared.
 _SLOW_CALLS = 4
-# The whole of a process's time to what looks may take of it.
+# The ratio of the process's whole time to the time that looks may take.
 PARTS = 1000
-# Of what looks may take, this much is saved up where there is nothing to look at: a process that
-# has run for minutes without hits must not look at each of the next thousands.
+# At most this much time for looks is saved up while there is nothing to look at: a process that has
+# run for minutes without hits must not compare each of its next thousands of hits.
 _SAVED_NS = 1_000_000
 
-# Until when the time is used up, so long as looks may take of it what they have taken.
+# Until this time no call is compared, because past looks have used up the share of looks until
+# then.
 _used_until_ns = time.monotonic_ns()
-# What was published last: to look at the settings in each call that is put off costs more than it.
+# The value that was published last: reading the settings in each call that is put off would cost
+# more than the call.
 _rest_until_ns = 0
-# Threads whose call C++ sent to be compared, and whose kernel Python does not have yet.
+# Threads with a call that C++ sent to be compared, and whose kernel Python does not have yet.
 _wanting: set[int] = set()
 
 
 def next_look(number: int) -> int:
-    """Return the number of the call of a kernel that is compared next, after that ``number``."""
+    """Return the number of a kernel's next call to be compared, after call ``number``."""
     return 1 << number.bit_length() if number < 1024 else (number // 65536 + 1) * 65536
 
 
 def put_off(number: int) -> int:
-    """Return after how many calls a look is due again for which there was no time at ``number``.
+    """Return after how many calls a look is due again, if there was no time at call ``number``.
 
-    Seldom, so that a kernel that is never looked at does not pay for that: to ask costs as much as
-    a call.
+    The numbers are large: asking whether there is time costs as much as a call, and a kernel that
+    is never looked at must not pay for it.
     """
     return min(max(64, number // 16), 4096)
 
@@ -80,15 +82,15 @@ def used_until_ns(before_ns: int, begin_ns: int, taken_ns: int) -> int:
     """Return until when the time is used up, after a look.
 
     Args:
-        before_ns: Until when it was used up before.
-        begin_ns: When the look began, by ``time.monotonic_ns``, like both others.
+        before_ns: Until when the time was used up before.
+        begin_ns: When the look began; all three times are by ``time.monotonic_ns``.
         taken_ns: How long it took.
     """
     return max(before_ns, begin_ns - PARTS * _SAVED_NS) + PARTS * taken_ns
 
 
 def rest_until_ns() -> int:
-    """Return until when no call is compared, by ``time.monotonic_ns``; without end if off."""
+    """Return until when no call is compared, by ``time.monotonic_ns``; forever if off."""
     if not (config.recheck and config.check):
         return (1 << 63) - 1
     return _used_until_ns
@@ -103,7 +105,7 @@ def publish() -> None:
 
 @contextlib.contextmanager
 def wanted() -> Iterator[None]:
-    """Have the next call of a kernel that this thread loads in the block compared."""
+    """Compare the next call of a kernel that this thread loads in the block."""
     _wanting.add(get_ident())
     try:
         yield
@@ -155,11 +157,11 @@ class Recheck:
     def __init__(self, call: _Call, entry: Entry) -> None:
         self._call = call
         self._entry = entry
-        self._number = 2  # of the call that is due in Python
+        self._number = 2  # the number of the call that is due in Python
         self._slow_calls = 0
 
     def attach(self, kernel: Kernel) -> None:
-        """Have ``kernel`` call this when a look is due: in its second call, or at once."""
+        """Have ``kernel`` call ``serve`` when a look is due: in its second call, or at once."""
         kernel.look = self.serve
         kernel.look_after(0 if get_ident() in _wanting else 1)
 
@@ -232,7 +234,7 @@ class Recheck:
         return _result(kernel, look.expected, args, kwargs)
 
     def _look(self, keyset: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> _Look | None:
-        """Return what is needed to compare this call; ``None`` if it is not to be."""
+        """Return what is needed to compare this call; ``None`` if it is not to be compared."""
         cache = self._call.cache
         values = cache.schema.bind(args, kwargs)
         with passthrough():
@@ -252,7 +254,7 @@ class Recheck:
             kernel.look_after(None)
 
     def _failed(self, kernel: Kernel, error: Exception) -> None:
-        """Look at no call of this kernel any more: an error of ours, in a call that is served."""
+        """Compare no further call of this kernel: an error of ours, in a call that is served."""
         op = self._call.cache.schema.op
         log.exception("%s: internal error in a comparison", op)
         warn_once("recheck", f"{op}: a served call could not be compared: {error!r}")
@@ -260,7 +262,7 @@ class Recheck:
 
 
 class _Look:
-    """One call that is served and compared: its inputs, and what the original makes of them."""
+    """One call that is served and compared: its inputs, and the original's results for them."""
 
     def __init__(
         self,
@@ -278,7 +280,8 @@ class _Look:
         self._kwargs = kwargs
         self.inputs = inputs
         self._mutates = any(slot.mutated for slot in template.slots)
-        # Before the kernel writes to the call's own: for the original, and for a second comparison.
+        # Copied before the kernel writes to the call's own inputs: for the original, and for a
+        # second comparison.
         self._before = copy_mutated(template, inputs)
         self._theirs = copy_mutated(template, inputs) if self._mutates else inputs
         self.expected: list[Tensor] = []
@@ -286,16 +289,16 @@ class _Look:
         self.taken_s = 0.0
 
     def problems(self, kernel: Kernel, outputs: Sequence[Tensor], entry: Entry) -> list[str]:
-        """Return what differs between a run of the kernel and the original, each with its values.
+        """Return the differences between a kernel's run and the original's, each with its values.
 
-        Nothing is said to differ that does not on copies, too: other threads may write to a call's
+        A difference counts only if it shows on copies, too: other threads may write to a call's
         arguments.
         """
         with passthrough():
             try:
                 self._run_original(entry)
             except OriginalKernelError:
-                return []  # What is wrong with it, a call of it says.
+                return []  # A call of the original says what is wrong.
             except Exception as error:  # noqa: BLE001 - whatever an op raises
                 return self._original_raises(error)
             found = self._differences(outputs)
@@ -329,7 +332,7 @@ class _Look:
 
     def _original_raises(self, error: Exception) -> list[str]:
         if not is_deterministic(error):
-            return []  # No memory, say: it tells nothing of the kernel.
+            return []  # For example no memory, which says nothing about the kernel.
         self.raised = error
         return [f"the original raises {type(error).__name__}: {str(error).splitlines()[0]}"]
 

@@ -1,4 +1,4 @@
-"""Who is told of the calls that are looked up: the recorder of a workload, while there is one."""
+"""The recorder of a workload, while there is one: it is told of the calls that are looked up."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ class Recorder(Protocol):
     """Takes down calls; ``_workloads.workload`` has one."""
 
     def add(self, key: KernelKey, function: Description | None, op: OpOverload) -> None:
-        """Add a call, unless it is there."""
+        """Add a call, unless it was added before."""
 
 
 _recorder: Recorder | None = None
@@ -29,6 +29,6 @@ def record(key: KernelKey, function: Description | None, op: OpOverload) -> None
 
 
 def set_recorder(recorder: Recorder | None) -> None:
-    """Have ``recorder`` told from now on; ``None`` for nobody."""
+    """Tell ``recorder`` of calls from now on; ``None`` for no recorder."""
     global _recorder
     _recorder = recorder

@@ -1,7 +1,7 @@
-"""A call in double precision: what its result ought to be, and how far off rounding may put it.
+"""A call in double precision: the right result, and how far off rounding may put a result.
 
-Values that a call's function casts to a lower precision stay in double: a norm that computes in
-float32, whatever it is given, is judged by what it means. Casts to integers stay.
+Values that the call's function casts to a lower precision stay in double: a norm that always
+computes in float32 is judged by its exact meaning. Casts to integers are kept.
 """
 
 from __future__ import annotations
@@ -28,27 +28,27 @@ from .double_run import (
     with_noise,
 )
 
-# A power of two, so large that sums of errors of doubles are not rounded to none, and so small that
-# twice the error is twice as far off.
+# A power of two: large enough that sums of errors of doubles are not rounded away, and small enough
+# that twice the error puts a result twice as far off.
 _MAGNIFIED = 1024.0
 
 
-# Of fewer runs with errors, one element or another has none in any of them.
+# With fewer runs with errors, some element would have no error in any of them.
 RUNS = 4
-# So many that elements at all places of a vector are among them.
+# Enough copies that elements at all places of a vector are among them.
 _PLACES = 64
 
 
 class Reference:
-    """The references of one run, made when they are asked for; each is made once.
+    """The references of one run; each is made once, when it is asked for.
 
     Args:
         template: The call.
-        inputs: Gives copies of its inputs, which the op may write to.
-        op: What is called.
+        inputs: Gives copies of the call's inputs, which the op may write to.
+        op: The op or function that is called.
         outputs: Where its results come from; see ``Entry.outputs``.
-        default_dtype: The default dtype of these runs, which is a quotient's of integers. It is the
-            process's, so none is set in a user's.
+        default_dtype: The default dtype during these runs, which a quotient of integers has. It is
+            a setting of the whole process, so none is set in a user's process.
     """
 
     def __init__(
@@ -78,10 +78,10 @@ class Reference:
         return self._exact[0]
 
     def spread(self, runs: int = RUNS) -> tuple[list[Found], list[Found]]:
-        """Return runs of which each step's result was rounded, and runs on rounded inputs.
+        """Return runs in which each step's result was rounded, and runs on rounded inputs.
 
-        They are off by ``magnified`` times as much as steps or inputs in the call's own precision
-        may put them, at random.
+        Their errors are random, and up to ``magnified`` times as large as rounding of steps or
+        inputs in the call's own precision may cause.
         """
         while len(self._rounded) < runs:
             seed = len(self._rounded) + 1
@@ -90,7 +90,7 @@ class Reference:
         return [one for one in self._rounded if one], [one for one in self._nudged if one]
 
     def _kept(self, found: Found | None) -> Found | None:
-        """Return a run without the inputs that nothing was written to: nobody asks for these."""
+        """Return a run without the inputs that nothing was written to: nothing asks for them."""
         if found is None:
             return None
         empty = torch.empty(0, dtype=torch.float64)
@@ -100,7 +100,7 @@ class Reference:
         ]
 
     def magnified(self) -> float:
-        """Return by how much errors are magnified: a double's own would be rounded themselves."""
+        """Return by how much errors are magnified: a double's own would themselves be rounded."""
         if self._by is None:
             self._by = _MAGNIFIED if any(map(is_double, self._inputs())) else 1.0
         return self._by
@@ -108,9 +108,9 @@ class Reference:
     def errors_of_doubles(self) -> Found | None:
         """Return how far the original is off in double precision, element by element.
 
-        Nothing is wider than double. But the same steps are off in single precision by as many
-        units, and these are seen there. ``None`` where nothing is in double, or the op takes no
-        single precision; zeros where a result's precision is not that of the inputs.
+        No type is wider than double. But in single precision the same steps are off by as many
+        units, and there the errors can be seen. ``None`` if nothing is in double, or the op takes
+        no single precision; zeros where a result's precision is not that of the inputs.
         """
         if not self._doubles:
             self._doubles.append(self._errors_in_single())
@@ -138,8 +138,8 @@ class Reference:
     def elsewhere(self) -> Found | None:
         """Return what the original gives for the same elements at other places, one row a place.
 
-        Its vector code and the code of a row's end may disagree. ``None`` where it does not take
-        the inputs, repeated along a new first dimension.
+        The original's vector code and its code for the end of a row may disagree. ``None`` if the
+        original does not take the inputs repeated along a new first dimension.
         """
         inputs = list(self._inputs())
         dims = max((one.dim() for one in inputs), default=0)
@@ -157,7 +157,7 @@ class Reference:
         return fresh_results(self._outputs, result, returns), repeated
 
     def overflowed(self) -> bool:
-        """Return whether a step of the original makes infinities, or no numbers, of finite ones."""
+        """Return whether a step of the original turns finite numbers into infinities or NaN."""
         found = []
 
         def handler(op: Any, args: Any, kwargs: Mapping[str, Any]) -> Any:
@@ -191,7 +191,7 @@ class Reference:
 
 
 class ExactReference(Reference):
-    """The reference of which only the exact values are known: of rounding it says nothing.
+    """A reference with exact values only: it says nothing about rounding.
 
     Args:
         exact: Gives results and inputs after a run in double; ``None`` if that says nothing.
@@ -202,14 +202,14 @@ class ExactReference(Reference):
         self._exact = []
 
     def exact(self) -> Found | None:
-        """Return what the given function gives, which is called once."""
+        """Return what the given function gives; it is called once."""
         if not self._exact:
             given = self._make()
             self._exact.append(None if given is None else (list(given[0]), list(given[1])))
         return self._exact[0]
 
     def spread(self, runs: int = RUNS) -> tuple[list[Found], list[Found]]:
-        """Return none."""
+        """Return no runs."""
         return [], []
 
     def magnified(self) -> float:
@@ -234,7 +234,7 @@ def float64_reference(
 ) -> Found | None:
     """Return results and inputs of ``op`` run with its inputs in double precision.
 
-    ``None`` where that says nothing: no input is floating point, or the op does not take it.
+    ``None`` if that says nothing: no input is floating point, or the op does not take doubles.
     """
     if all(widened(value) is value for value in inputs):
         return None

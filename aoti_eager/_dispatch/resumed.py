@@ -1,8 +1,8 @@
-"""Going on with what earlier processes wanted and did not get, after what this one wants itself.
+"""Make the kernels that earlier processes wanted and did not get, after this process's own.
 
-At the first miss of an op, what the kept queue has of it (``_store.kept_queue``) waits for a worker
-as the keys of this process do: the most called first. What comes of it is in the store, where the
-key's next call finds it; so nothing of a script's is touched.
+At the first miss of an op, the op's keys in the kept queue (``_store.kept_queue``) begin to wait
+for a worker like the keys of this process: the most called first. Their kernels go into the store,
+where the key's next call finds them; nothing of the script is touched.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ from .table import Table
 if TYPE_CHECKING:
     from .._functions.description import Description
 
-# What a key holds of the user's function behind an op.
+# The components of a key that describe the user's function behind an op.
 _OF_FUNCTION = ("constants", "function")
 
 
@@ -56,9 +56,9 @@ class Outcome:
 
     Attributes:
         kind: ``"compiled"``, ``"present"`` (its library was there), ``"declined"`` (the store says
-            why it has none), ``"failed"`` or ``"passed over"``: not of this process.
-        reason: Of what has no library, in a word.
-        message: The same in words.
+            why it has none), ``"failed"`` or ``"passed over"``: not for this process.
+        reason: Why there is no library, in a word.
+        message: The reason in words.
     """
 
     kind: str
@@ -71,12 +71,12 @@ class Resumed:
 
     Args:
         wanted: The key.
-        cache: Its op's kernel cache.
-        table: That of the moment.
-        backend: The store and the workers.
-        threads: The thread count of the script's calls, whose keys alone can be of use to it.
-            ``None`` where there is no script beside it: then all keys are made, also those that
-            were begun in vain before.
+        cache: The kernel cache of its op.
+        table: The op's current table.
+        context: The store and the workers.
+        threads: The thread count of the script's calls: only keys with this count can be of use to
+            the script. ``None`` if no script runs: then the kernels of all keys are made, also of
+            keys that were begun in vain before.
 
     Attributes:
         outcome: What became of it, once ``run`` has returned ``None``; ``None`` if that was cut
@@ -107,7 +107,7 @@ class Resumed:
         return self._record.is_own(self.wanted.digest)
 
     def run(self) -> float | None:
-        """Go on with it, and return ``None``; or the seconds to wait until it is worth another try.
+        """Go on with the key and return ``None``, or the seconds to wait until another try.
 
         Never raises.
         """
@@ -149,11 +149,11 @@ class Resumed:
         return None
 
     def _begun(self) -> Making:
-        """Return what is to be made.
+        """Return the ``Making`` of the key's kernel.
 
         Raises:
-            _PassedOverError: It is not for this process to make.
-            _NoCallError: Nobody will ever make anything of it.
+            _PassedOverError: This process is not to make the kernel.
+            _NoCallError: No process can ever make a kernel of this.
             StoreError: The store cannot be read.
         """
         if self._threads is not None:
@@ -195,7 +195,7 @@ class Resumed:
         )
         if call.plan is not None and not keyed.may_be_dynamic:
             raise _PassedOverError("dynamic", "no kernels for several sizes are made of the op")
-        # So that it is written down if this process, too, begins it in vain.
+        # Recorded, so that the key is written down if this process, too, begins it in vain.
         self._record.want(call)
         found = None if call.plan is not None else keyed.find(self._context)
         return Making(keyed, self._context, found, call.plan)
@@ -204,7 +204,7 @@ class Resumed:
         """Return the function behind the op, if a call of this process could have the key.
 
         Raises:
-            _PassedOverError: No call could.
+            _PassedOverError: No call of this process could have the key.
         """
         cache, in_key = self._cache, dict(call.key.context)
         if call.schema != str(raw_schema(cache.op)):
@@ -230,7 +230,7 @@ class Resumed:
 
 
 class _PassedOverError(AotiEagerError):
-    """A kept key that is not for this process to go on with; it stays where it is."""
+    """A kept key that this process is not to go on with; the key stays in the kept queue."""
 
     def __init__(self, reason: str, message: str) -> None:
         super().__init__(message)
@@ -238,36 +238,39 @@ class _PassedOverError(AotiEagerError):
 
 
 class _NoCallError(AotiEagerError):
-    """A kept key that is none, or of another version."""
+    """A line of the kept queue that is no key, or a key of another version."""
 
 
 class Resumption:
     """The kept keys that this process goes on with, as one job of the background's queue."""
 
     def __init__(self) -> None:
-        self._waiting: dict[Resumed, float] = {}  # by when it is worth another try
+        self._waiting: dict[Resumed, float] = {}  # key -> when another try makes sense
         self._is_queued = False
         self._lock = threading.RLock()
 
     def add(self, keys: Iterable[Resumed]) -> None:
-        """Go on with these, too; where the queue is full, once it has room."""
+        """Go on with ``keys``, too; if the queue is full, as soon as it has room."""
         with self._lock:
             self._waiting.update(dict.fromkeys(keys, 0.0))
             if self._waiting and not self._is_queued:
                 self._is_queued = queue_module.background.submit(self)
 
     def queue(self) -> None:
-        """Go on with what the queue had no room for."""
+        """Go on with the keys that the queue had no room for."""
         self.add(())
 
     def unfinished(self) -> Counter[str]:
-        """Return how many keys wait, or are being made, by op, but for those of calls."""
+        """Return how many keys wait or are being made, by op.
+
+        Keys that this process has called itself are left out.
+        """
         with self._lock:
             return Counter(one.wanted.op for one in self._waiting if not one.is_own)
 
     @property
     def rank(self) -> tuple[int, int, int]:
-        """Return what the most called key is worth; one of this process with as many comes first.
+        """Return the most called key's priority; a key of this process with as many calls wins.
 
         See ``_compile_service.queue.Job``.
         """
@@ -275,7 +278,7 @@ class Resumption:
             return 0, max((one.wanted.calls for one in self._waiting), default=0), 0
 
     def run(self) -> float | None:
-        """Go on with the most called key that is worth a try."""
+        """Go on with the most called key that is ready for a try."""
         with self._lock:
             now = time.monotonic()
             ready = [one for one, at in self._waiting.items() if at <= now]
@@ -298,13 +301,13 @@ _resumption = Resumption()
 
 
 def go_on(cache: Cache, table: Table) -> None:
-    """Have made what earlier processes wanted of an op, once in each of its tables.
+    """Ask for the kernels of an op that earlier processes wanted, once in each of its tables.
 
-    To be called when a call of the op misses; costs a look at a flag from then on.
+    Called when a call of the op misses; later calls only read a flag.
 
     Args:
-        cache: The op's.
-        table: That of the call.
+        cache: The op's kernel cache.
+        table: The table of the call.
     """
     if table.goes_on or config.mode != "background" or config.cache_dir is None:
         return
@@ -322,7 +325,7 @@ def go_on(cache: Cache, table: Table) -> None:
 
 
 def unfinished() -> Mapping[str, int]:
-    """Return how many keys of earlier processes this one is to go on with still, by op."""
+    """Return how many keys of earlier processes still wait for a worker here, by op."""
     return _resumption.unfinished()
 
 
@@ -332,7 +335,7 @@ on_unfinished(unfinished)
 
 def _after_fork() -> None:
     global _resumption
-    _resumption = Resumption()  # What is made is made by the parent.
+    _resumption = Resumption()  # The parent makes the kernels.
 
 
 if hasattr(os, "register_at_fork"):

@@ -1,8 +1,9 @@
-"""Which calls of an op share a kernel: the dynamic specialisations of one table, and the policy.
+"""Which calls of an op share a kernel: the dynamic specialisations of one table, and their rules.
 
 The first call of a family gets a static kernel, unless other sizes are expected to come. When the
-family comes back with other sizes, the sizes that changed become symbols and one more kernel is
-compiled; if that is not enough, those that have changed by then; then all.
+family comes back with other sizes, one more kernel is compiled, with symbols for the sizes that
+changed. If that kernel is not enough, the next one has symbols for the sizes that have changed by
+then; the last one, for all.
 """
 
 from __future__ import annotations
@@ -31,17 +32,17 @@ from .static_calls import StaticCalls
 TableKey = tuple[Any, ...]
 T = TypeVar("T")
 
-# Calls of a family that are remembered, and families: a script may have any number of either.
+# How many calls of a family, and how many families, are remembered: a script may have any number.
 _CALLS, _FAMILIES = 32, 1024
-# Calls of a family that wait for its kernel, with a decline each in the table.
+# How many calls of a family may wait for its kernel, each with a decline in the table.
 _WAITING = 2048
 # After so many kernels a family is taken to be static: its sizes shape the code.
 _MOST_KERNELS = 3
-# Calls with the same ranks and dtypes, of whatever families, get kernels of their own in so many
-# sizes; after that the first call of a new family gets one for all sizes.
+# Calls with the same ranks and dtypes, of any family, get static kernels for so many sizes. After
+# that, the first call of a new family gets a kernel for all sizes.
 _MOST_SURPRISES = 2
-# Static kernels of calls with the same ranks and dtypes, where sizes change and a dynamic kernel
-# cannot be had: they go on changing, and each would be compiled for.
+# How many static kernels calls with the same ranks and dtypes get, if their sizes change and they
+# can have no dynamic kernel: the sizes go on changing, and each would take a compile.
 _MOST_STATIC = 4
 
 
@@ -52,12 +53,13 @@ class History:
     Attributes:
         calls: The values of its symbols in the last calls without a kernel.
         kernels: How many dynamic kernels were planned for it.
-        is_compiling: Whether one is on its way.
-        waiting: Keys of calls that wait for that one, those that came last.
-        tried: Digests of the plans that were made here, or that a call has found to have failed.
-        counted: Its rare calls since its last kernel was asked for.
-        spent_s: What the original took for these, in seconds.
-        is_static: Whether it was found that calls of it must have kernels of their own.
+        is_compiling: Whether a dynamic kernel is being made for it.
+        waiting: Keys of the last calls that wait for that kernel.
+        tried: Digests of the plans that were compiled here, or that a call has found to have
+            failed.
+        counted: How many rare calls it had since its last kernel was asked for.
+        spent_s: How many seconds the original took for these calls.
+        is_static: Whether its calls were found to need static kernels.
     """
 
     calls: deque[dict[str, int]] = field(default_factory=lambda: deque(maxlen=_CALLS))
@@ -80,7 +82,7 @@ class History:
         self.spent_s += spent_s
 
     def start_over(self) -> None:
-        """Count from zero: a kernel was asked for."""
+        """Count from zero, after a kernel was asked for."""
         self.counted, self.spent_s = 0, 0.0
 
 
@@ -89,9 +91,9 @@ class _Group:
     """Calls with the same ranks and dtypes.
 
     Attributes:
-        static: How many static kernels they have.
-        refused: Whether some could not have a dynamic one.
-        sizes: The first few sizes of their tensors.
+        static: How many static kernels these calls have.
+        refused: Whether some of these calls could not have a dynamic kernel.
+        sizes: The first few sizes of the calls' tensors.
     """
 
     static: int = 0
@@ -101,12 +103,12 @@ class _Group:
 
 @dataclass(frozen=True, slots=True)
 class _Next:
-    """A family's next kernel.
+    """A family's next dynamic kernel.
 
     Attributes:
-        plan: What to compile; ``None`` for nothing.
-        refused: Whether the family can have no more of them.
-        failed: Digest of the plan that was made in vain before, by any process.
+        plan: The plan to compile; ``None`` for no dynamic kernel.
+        refused: Whether the family can have no more dynamic kernels.
+        failed: Digest of the plan that has failed before, in any process.
     """
 
     plan: Plan | None = None
@@ -119,7 +121,7 @@ class Specialisations:
 
     def __init__(self) -> None:
         self._known: dict[str, StoredEntry] | None = None
-        self._changes = 0  # of what the store has, as far as is known here
+        self._changes = 0  # counts changes to ``_known``
         self._families: dict[str, History] = {}
         self._groups: dict[str, _Group] = {}
         self._runners: dict[tuple[str, bool], Any] = {}
@@ -127,7 +129,7 @@ class Specialisations:
         self._counted: set[str] = set()
         self._expected: set[str] = (
             set()
-        )  # patterns of kernels for families of which nothing is known
+        )  # patterns of kernels that were planned for a family at its first call
         self.static_calls = StaticCalls()
         self._lock = threading.RLock()
 
@@ -136,7 +138,7 @@ class Specialisations:
     def find(self, schema: OpSchema, key: KernelKey, context: CacheContext) -> StoredEntry | None:
         """Return the dynamic specialisation that serves ``key``'s calls, if there is one.
 
-        Of several, the one with the fewest symbols: it knows most.
+        Of several, the one with the fewest symbols is returned: it is the most specialised.
 
         Raises:
             StoreError: The store cannot be read.
@@ -153,9 +155,9 @@ class Specialisations:
         return min(serving, key=_symbols, default=None)
 
     def read(self, op: str, context: CacheContext) -> dict[str, StoredEntry]:
-        """Return what the store has of the op, by digest; it is read once.
+        """Return the store's dynamic specialisations of the op, by digest; they are read once.
 
-        Not under a lock, which calls of other threads may wait for.
+        The store is not read under the lock, which calls of other threads may wait for.
 
         Raises:
             StoreError: The store cannot be read.
@@ -172,7 +174,7 @@ class Specialisations:
                     self._known = {one.entry.digest: one for one in found}
 
     def add(self, found: StoredEntry) -> None:
-        """Use a specialisation that has just been compiled, or that another process has."""
+        """Use a specialisation that this process, or another one, has just compiled."""
         with self._lock:
             self._counted.add(found.entry.digest)
             self._changes += 1
@@ -212,12 +214,12 @@ class Specialisations:
             return runner
 
     def is_loaded(self, found: StoredEntry, releases_gil: bool) -> bool:
-        """Return whether its library need not be opened any more."""
+        """Return whether the library of ``found`` is loaded already."""
         return (found.entry.digest, releases_gil) in self._runners
 
     @property
     def count(self) -> int:
-        """Return how many dynamic kernels this process has made or loaded; a store has more."""
+        """Return how many dynamic kernels this process has made or loaded; the store has more."""
         with self._lock:
             known = [one for one in (self._known or {}).values() if self._is_usable(one)]
             return sum(one.entry.digest in self._counted for one in known)
@@ -227,9 +229,10 @@ class Specialisations:
     def plan(self, schema: OpSchema, key: KernelKey) -> tuple[Plan | None, bool]:
         """Return what to compile for a call that no specialisation serves, and whether it passes.
 
-        ``None`` is for a static kernel, or, where the call passes, for none until its key comes
-        again: what failed in another process costs the call here that it did there, which got no
-        kernel. Else each process would have one more than the one before.
+        A plan of ``None`` stands for a static kernel; or, if the call passes, for no kernel until
+        its key comes again. A call passes if its plan has failed in another process: the call there
+        got no kernel, so the call here gets none either. Otherwise each process would have one
+        kernel more than the process before.
         """
         if config.dynamic is False:
             return None, False
@@ -251,7 +254,7 @@ class Specialisations:
         return found.plan, passes
 
     def start_static(self, schema: OpSchema, key: KernelKey) -> None:
-        """Count a kernel of the call's own: the compiler is asked for it now."""
+        """Count a static kernel: the compiler is asked for it now."""
         self.static_calls.add(key)
         if config.dynamic is not False:
             family = family_of(schema, key)
@@ -260,7 +263,7 @@ class Specialisations:
                     self._groups.setdefault(_rank_digest(key, family), _Group()).static += 1
 
     def seen(self, schema: OpSchema, key: KernelKey) -> History | None:
-        """Return the family of a rare call, which it remembers; ``None`` if it can have none."""
+        """Return the family of a rare call, and remember the call; ``None`` if it can have none."""
         if config.dynamic is False:
             return None
         family = family_of(schema, key)
@@ -297,10 +300,10 @@ class Specialisations:
         return _Next() if plan is None else self._with_failed(schema, key, plan)
 
     def refusal(self, schema: OpSchema, key: KernelKey, static: int) -> str | None:
-        """Return why a call of which ``plan`` made nothing gets no static kernel either, in words.
+        """Return why a call that ``plan`` gave no plan for gets no static kernel either, in words.
 
         Args:
-            schema: The op's.
+            schema: The op's schema.
             key: The call.
             static: How many static kernels the op has.
         """
@@ -309,7 +312,7 @@ class Specialisations:
         return self._refusal(schema, key, static, group)
 
     def foreseen_refusal(self, schema: OpSchema, key: KernelKey, static: int) -> str | None:
-        """Return why a call that has not been made would get no kernel; arguments as above."""
+        """Return why a call that was not made would get no kernel; arguments as for ``refusal``."""
         family = family_of(schema, key)
         with self._lock:
             group = self._groups.get(_rank_digest(key, family), _Group())
@@ -340,7 +343,7 @@ class Specialisations:
             history.tried.add(plan.pattern.digest)
 
     def note(self, schema: OpSchema, key: KernelKey) -> None:
-        """Remember a call that a static kernel of the store serves: it counts as one made here."""
+        """Remember a call that a stored static kernel serves; the kernel counts as made here."""
         if config.dynamic is False:
             return
         family = family_of(schema, key)
@@ -360,15 +363,15 @@ class Specialisations:
         decline: Callable[[], object],
         forget: Callable[[TableKey], None],
     ) -> bool:
-        """Return whether a dynamic kernel is on its way that may serve a call, which waits then.
+        """Return whether a dynamic kernel that may serve a call is being made; the call then waits.
 
         Args:
-            schema: The op's.
+            schema: The op's schema.
             key: The call.
-            table_key: Its key in the table.
-            decline: Keeps the original for this key, until ``end``; it is called in time.
-            forget: Takes that back for a key, here for the one that has waited the longest, where
-                too many wait: its next call asks again.
+            table_key: The call's key in the table.
+            decline: Keeps the original for this key, until ``end``; called before ``end`` can run.
+            forget: Takes the decline of a key back. If too many keys wait, it is called for the key
+                that has waited the longest, whose next call asks again.
         """
         if config.dynamic is False:
             return False
@@ -382,7 +385,7 @@ class Specialisations:
             if len(history.waiting) >= _WAITING:
                 forget(history.waiting.popleft())
             history.waiting.append(table_key)
-            decline()  # Before anybody can forget it.
+            decline()  # Under the lock, so that ``end`` cannot come first.
             return True
 
     def begin(self, plan: Plan) -> None:
@@ -392,7 +395,7 @@ class Specialisations:
             self._history(plan.family).is_compiling = True
 
     def end(self, plan: Plan, forget: Callable[[TableKey], None]) -> None:
-        """Note that it has been, and let the calls that wait for it be decided on."""
+        """Note that ``plan`` has been compiled, and let the waiting calls be decided on."""
         with self._lock:
             history = self._history(plan.family)
             history.is_compiling = False
@@ -401,7 +404,7 @@ class Specialisations:
             forget(key)
 
     def changing(self, schema: OpSchema, key: KernelKey) -> list[str]:
-        """Return what has not been the same in all calls of the family of ``key``, in words."""
+        """Return what differs among the calls of the family of ``key``, in words."""
         family = family_of(schema, key)
         with self._lock:
             history = self._families.get(family.pattern.digest)
@@ -409,16 +412,17 @@ class Specialisations:
         return sorted(family.meanings[name] for name in names)
 
     def after_fork(self) -> None:
-        """Let go of a lock that a thread of the parent may have held, and of what it waited for."""
+        """Drop a lock that a thread of the parent may have held, and what was waited for."""
         self._lock = threading.RLock()
         for history in self._families.values():
             history.is_compiling, history.waiting = False, deque()
 
     def _varies(self, group: _Group, key: KernelKey) -> bool:
-        """Return whether the sizes of a new family are expected to vary: those of its group do.
+        """Return whether a new family's sizes are expected to vary: those of its group do.
 
-        In the background a kernel is asked for after some calls of its family, which say whether
-        they do. Where such a kernel could not be made, no further one is expected to be.
+        In the background, a kernel is asked for after some calls of its family, which show whether
+        the sizes vary. If a kernel for such a family could not be made, none is expected for
+        further families.
         """
         if config.mode != "sync" or len(group.sizes | {_sizes(key)}) <= _MOST_SURPRISES:
             return False
@@ -427,7 +431,7 @@ class Specialisations:
         return not failed & self._expected
 
     def _with_failed(self, schema: OpSchema, key: KernelKey, plan: Plan) -> _Next:
-        """Return ``plan``, unless it was made in vain or a kernel was wrong for such calls."""
+        """Return ``plan``, unless it has failed before, or a kernel was wrong for such calls."""
         wanted = plan.pattern.with_threads(ANY_THREADS)
         unusable = [one for one in (self._known or {}).values() if not self._is_usable(one)]
         same = [one.entry for one in unusable if one.entry.key.with_threads(ANY_THREADS) == wanted]
@@ -446,12 +450,12 @@ class Specialisations:
         if len(self._families) >= _FAMILIES and digest not in self._families:
             self._groups.clear()
             self._expected.clear()
-            self._families.clear()  # They are found out again; memory is not.
+            self._families.clear()  # Bounds memory: families are found out again.
         return self._families.setdefault(digest, History())
 
 
 def _rank_digest(key: KernelKey, family: Family) -> str:
-    """Return a digest of all of ``key`` but the values of its sizes and strides."""
+    """Return a digest of ``key`` without the values of its sizes and strides."""
     repeated = size_arguments(family.pattern.arguments)
 
     def without_sizes(component: Any) -> Any:

@@ -1,4 +1,4 @@
-"""The calls of an op that got a kernel each, and what varies among them, in words."""
+"""The calls of an op that got a static kernel each, and what varies among them, in words."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ class StaticCalls:
         self._keys: deque[KernelKey] = deque(maxlen=_MOST_KEYS)
 
     def add(self, key: KernelKey) -> None:
-        """Remember a call that gets a kernel of its own."""
+        """Remember a call that gets a static kernel."""
         self._keys.append(key)
 
     def changing(self, key: KernelKey) -> list[str]:
-        """Return in what ``key`` differs from the calls that are most like it: ``x.size(0)``."""
+        """Return how ``key`` differs from the calls that are most like it: ``x.size(0)``."""
         differing = [found for one in list(self._keys) if (found := _differing(key, one))]
         least = min(map(len, differing), default=0)
         return sorted({name for found in differing if len(found) == least for name in found})
@@ -50,5 +50,5 @@ def _in_value(name: str, mine: Any, theirs: Any) -> set[str]:
     changed = {f"{name}.size({d})" for d, (m, t) in enumerate(zip(*sizes, strict=True)) if m != t}
     others = {k for k in mine.keys() | theirs.keys() if mine.get(k) != theirs.get(k)} - {"sizes"}
     if changed:
-        others.discard("strides")  # They follow from the sizes, most often.
+        others.discard("strides")  # Strides follow from the sizes, most often.
     return changed | {f"{name}.{'stride()' if one == 'strides' else one}" for one in others}

@@ -1,8 +1,8 @@
 """The in-memory table of one op for one cache directory, with its twin in C++.
 
-The dicts are what decides; the C++ table holds what of them C++ can serve, and may lack entries but
-never has others. Writers come one at a time; readers take no lock: in Python because a look into a
-dict is one step, in C++ by epochs (``csrc/epochs.h``).
+The dicts decide. The C++ table holds the part of them that C++ can serve: it may lack some of their
+entries, but has no others. A lock keeps writers apart. Readers take no lock: in Python because a
+lookup in a dict is one step, in C++ by epochs (``_native/csrc/epochs.h``).
 """
 
 from __future__ import annotations
@@ -22,29 +22,30 @@ if TYPE_CHECKING:
 
 TableKey = tuple[Any, ...]
 
-# Keys remembered as declined.
+# How many keys are remembered as declined at most.
 DECLINES_LIMIT = 1 << 16
-# Keys with a kernel; beyond it those that share a dynamic one are forgotten, and found again.
+# How many keys have a kernel at most; beyond it, keys that share a dynamic kernel are forgotten,
+# and found again.
 KERNELS_LIMIT = 1 << 12
 
 
-# What becomes of a key that has been given to the compile workers, in this order. The last one
-# waits for a call of the key, to be compared on its arguments.
+# The states of a key that has been given to the compile workers, in this order. In the last state,
+# the kernel waits for a call of the key, to be compared on the call's arguments.
 QUEUED, BEING_COMPILED, MEASURING, COMPARING = "queued", "compiling", "measuring", "comparing"
 STATES = (QUEUED, BEING_COMPILED, MEASURING, COMPARING)
 
 
 class Progress(Protocol):
-    """A key that a kernel is being made for."""
+    """The progress of a key that a kernel is being made for."""
 
     @property
     def state(self) -> str:
-        """Return how far it has come, one of ``STATES``."""
+        """Return the state of the key, one of ``STATES``."""
 
 
 @dataclass(frozen=True, slots=True)
 class _At:
-    """One that stays where it is."""
+    """Progress that stays in one state."""
 
     state: str
 
@@ -56,11 +57,11 @@ BEING_COMPARED: Progress = _At(COMPARING)
 class Decline:
     """The decision to keep the original kernel for a key.
 
-    ``words`` is the key in C++; ``None`` if it has none. ``is_dynamic`` is true of a key that a
-    dynamic specialisation is there for, or comes: it does not count as one of its own. With a
-    ``pattern`` C++ declines all calls that match it. ``progress`` says how far a key has come that
-    nothing is decided on yet; without it, it is queued. ``is_counted_in_python`` is true of a key
-    whose next call Python wants to see.
+    ``words`` is the key in C++; ``None`` if it has none. ``is_dynamic`` is true if a dynamic
+    specialisation exists for the key, or is being made: the key then does not count as a static
+    one. With a ``pattern``, C++ declines all calls that match the pattern. ``progress`` gives the
+    state of a key that nothing is decided on yet; without ``progress``, the key is queued.
+    ``is_counted_in_python`` is true of a key whose next call Python must see.
     """
 
     reason: str
@@ -76,12 +77,13 @@ class Decline:
 # The reason of keys that have been given to the compile workers: nothing is decided yet, and their
 # calls count as misses.
 COMPILING = "compiling"
-# The reason of keys that were not called often enough to be given to them: their calls are misses,
-# too, and are counted.
+# The reason of keys that were not called often enough to be given to the compile workers: their
+# calls are misses, too, and are counted.
 RARE = "rare"
 _UNDECIDED = (COMPILING, RARE)
-# Of keys that have no kernel in use, though the compiler was asked: they were as dear as those that
-# have one, and an op of which every kernel fails would ask for each new size.
+# Reasons of keys that have no kernel in use although the compiler was asked. These keys cost as
+# much as keys with a kernel, and an op whose kernels all fail would ask for a kernel for each new
+# size.
 _LOST = frozenset(
     {
         "slower",
@@ -107,30 +109,31 @@ def on_close(observer: Callable[[], None]) -> None:
 
 
 def tell_of_closed() -> None:
-    """Have everything let go of that is about tables that were closed; not under a table's lock."""
+    """Have all that belongs to closed tables released; not to be called under a table's lock."""
     for observer in _close_observers:
         observer()
 
 
 class Arrival(Protocol):
-    """A library that has come for a key, and serves once a call of it was compared."""
+    """What takes the next call of a key: a library to be compared, or a rare key to be timed."""
 
     def serve(self, keyset: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
-        """Return a call's result, and put the library or a decline into the table."""
+        """Return the call's result, and decide on the key, or leave that to a later call."""
 
 
 class Table:
-    """What has been decided for the keys of one op.
+    """The decisions about the keys of one op.
 
     Attributes:
-        kernel: Returns the kernel of a key, or ``None``; it is on the hit path.
-        native: The same for C++, once ``attach`` was called.
-        arrivals: What is to be compared on the next call of its key.
+        kernel: Returns the kernel of a key, or ``None``; called on the hit path.
+        native: The C++ table, once ``attach`` was called.
+        candidates: What takes the next call of its key: libraries to be compared, rare keys to be
+            timed.
         compiling: How many keys are with the compile workers.
-        lost: How many have a kernel that does not pay off, or could not be given one.
+        lost: How many keys have a kernel that does not pay off, or could not be given one.
         dynamic: The op's dynamic specialisations.
-        closed: Whether nobody looks into it any more, and nothing is kept in it.
-        goes_on: Whether what earlier processes wanted of the op has been looked at.
+        closed: Whether the table is out of use: nothing is looked up or kept in it.
+        goes_on: Whether the keys of the op that earlier processes wanted have been looked at.
     """
 
     def __init__(self) -> None:
@@ -155,7 +158,7 @@ class Table:
         return static + self.compiling + self.lost
 
     def state(self, key: TableKey, decline: Decline) -> str | None:
-        """Return how far a key has come that has no kernel yet; ``None`` where it was decided."""
+        """Return the state of a key that has no kernel yet; ``None`` if it was decided on."""
         if decline.reason != COMPILING:
             return None
         if key in self.candidates:
@@ -179,15 +182,16 @@ class Table:
                 for kernel in self.kernels.values():
                     self._put_natively(kernel)
                 for key, decline in self.declines.items():
-                    # C++ would keep the original for good: Python compares what has come.
+                    # Not for a key with a candidate: Python must see its next call, and C++ would
+                    # run the original.
                     if key not in self.candidates:
                         self._decline_natively(decline)
             return self.native
 
     def tell(self, listener: Callable[[], None] | None) -> None:
-        """Tell ``listener`` of every decision that is taken back, and of libraries that come.
+        """Call ``listener`` for every decision that is taken back, and for new libraries.
 
-        ``None`` for nobody: who was told is not any more when this returns.
+        ``None`` for no listener: when this returns, the former listener is not called any more.
         """
         with self._lock:
             self._listener = listener
@@ -205,18 +209,18 @@ class Table:
             self._put_natively(kernel)
 
     def offer(self, key: TableKey, arrival: Arrival) -> None:
-        """Have the next call of ``key`` compared; calls beside it go on with the original."""
+        """Have ``arrival`` take the next call of ``key``; calls beside it run the original."""
         with self._lock:
             decline = self.declines.get(key)
             if self.closed or decline is None or decline.reason not in _UNDECIDED:
-                return  # It was decided otherwise meanwhile.
+                return  # Something else was decided meanwhile.
             self.candidates[key] = arrival
             if self.native is not None and decline.words is not None:
                 self.native.remove(decline.words)
             self._tell()
 
     def drop_kernels(self, which: Callable[[Kernel], bool]) -> None:
-        """Let go of the kernels of which ``which`` is true; their keys are decided on again."""
+        """Remove the kernels for which ``which`` is true; their keys are decided on again."""
         with self._lock:
             for key, kernel in list(self.kernels.items()):
                 if which(kernel):
@@ -225,7 +229,7 @@ class Table:
                     self._tell()
 
     def leave_dynamic(self) -> None:
-        """Decide anew on the keys that dynamic specialisations serve, or were to serve."""
+        """Decide again on the keys that dynamic specialisations serve, or were to serve."""
         with self._lock:
             self.drop_kernels(lambda kernel: kernel.is_dynamic)
             for key, decline in list(self.declines.items()):
@@ -233,11 +237,11 @@ class Table:
                     self.forget_decline(key)
 
     def distrust(self, digest: str) -> None:
-        """Serve no call any more by the dynamic specialisation whose pattern has this digest."""
-        # Not under the table's lock: a specialisation that is asked for takes that after its own.
+        """Serve no more calls by the dynamic specialisation whose pattern has this digest."""
+        # Not under the table's lock: ``Specialisations`` takes the table's lock after its own.
         self.dynamic.distrust(digest)
         with self._lock:
-            # Whichever these are: those of others are found again by their next calls.
+            # All dynamic kernels: the next calls find those of other specialisations again.
             self.drop_kernels(lambda kernel: kernel.is_dynamic)
 
     def decline(self, key: TableKey, decline: Decline) -> None:
@@ -246,11 +250,12 @@ class Table:
             if self.closed:
                 return
             if len(self.declines) >= DECLINES_LIMIT:
-                self._forget_declines()  # They are found out again; memory is not.
+                self._forget_declines()  # Bounds memory: declines are found out again.
             self._leave_pattern(key, decline)
             kernel = self.kernels.get(key)
             if kernel is not None:
-                # Before Python lets go of it: whoever finds none there must not be served by C++.
+                # Before Python removes it: a call that finds no kernel in Python must not be served
+                # by C++.
                 self._remove_natively(kernel)
             lost = self.kernels.pop(key, None) is not None
             self._undecline(key)
@@ -276,7 +281,7 @@ class Table:
                 self._remove_natively(decline)
 
     def clear(self) -> None:
-        """Let go of all libraries; a call that is inside of one ends undisturbed."""
+        """Release all libraries; a call that is inside of a library ends undisturbed."""
         with self._lock:
             if self.native is not None:
                 self.native.clear()
@@ -288,10 +293,10 @@ class Table:
             self._tell()
 
     def close(self) -> None:
-        """Let go of all, for good; no op may look into the C++ table any more."""
+        """Release all libraries for good; no op may look into the C++ table any more."""
         with self._lock:
             self.clear()
-            self.closed = True  # What a worker still brings is let go of.
+            self.closed = True  # Kernels that workers still bring are dropped.
             native, self.native = self.native, None
             if native is not None:
                 native.close()
@@ -322,7 +327,7 @@ class Table:
         self.candidates.clear()
         self.compiling = self.lost = 0
         if self.native is not None:
-            # Not one by one: that would be a pause in the call that came to the limit.
+            # All at once: removing them one by one would stall the call that came to the limit.
             self.native.clear()
             for kernel in self.kernels.values():
                 self._put_natively(kernel)
@@ -348,7 +353,7 @@ class Table:
             kernel.numbers,
             looks=kernel.look is not None,
         )
-        self.native.remove(kernel.words)  # What a key has of its own comes first.
+        self.native.remove(kernel.words)  # A key's own entry would come first.
 
     def _decline_natively(self, decline: Decline) -> None:
         if self.native is None or decline.words is None or decline.is_counted_in_python:
@@ -361,7 +366,7 @@ class Table:
         self.native.remove(decline.words)
 
     def _leave_pattern(self, key: TableKey, successor: Kernel | Decline) -> None:
-        """Take out what C++ matches by the key's kernel, which nobody could take out afterwards."""
+        """Remove the pattern of the key's kernel from C++: it could not be removed afterwards."""
         before = self.kernels.get(key)
         if self.native is None or before is None or before.pattern is None:
             return

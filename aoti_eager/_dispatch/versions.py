@@ -1,9 +1,9 @@
 """Version counters of tensors that an op writes to, where the op's original counts for itself.
 
 PyTorch counts a write above the backend, at the key ADInplaceOrView. An op without a kernel at that
-key (``_foreach_add_``, ``_foreach_abs.out``) leaves it to the ops that its original calls. A kernel
-library calls none, so a hit counts once for each tensor: without that, a backward would use a saved
-tensor that has changed, and not raise.
+key (``_foreach_add_``, ``_foreach_abs.out``) leaves counting to the ops that its original calls. A
+kernel library calls no ops, so a hit counts one write for each tensor. Otherwise a backward would
+use a saved tensor that has changed, and not raise.
 """
 
 from __future__ import annotations
@@ -19,14 +19,15 @@ from .._keys.schema import OpSchema
 
 
 def leaves_counting_to_others(schema: OpSchema, dispatch_key: str, *, overridden: bool) -> bool:
-    """Return whether the original's own calls count what it writes to.
+    """Return whether the ops that the original calls count what it writes to.
 
-    A kernel of its own at the backend writes to memory, and nothing is counted (``_fused_adam_``).
-    What an override calls is not known: to count too often raises an error, too seldom hides one.
+    An op with its own kernel at the backend writes to memory, and nothing is counted
+    (``_fused_adam_``). It is not known what an override calls: counting too often raises an error,
+    counting too seldom hides one.
 
     Args:
-        schema: The op's.
-        dispatch_key: Where the original is, before a kernel of ours is.
+        schema: The op's schema.
+        dispatch_key: The key that the original is at, before a kernel of ours is registered.
         overridden: Whether the original is somebody's override.
     """
     if not schema.mutated:

@@ -47,8 +47,9 @@ def custom_op(
         name: ``"mylib::rms_norm"``: a namespace of your own, and the operator's name.
         function: The function, if this is not used as a decorator. It computes its results from
             its arguments by torch's functions and returns new tensors.
-        mutates_args: Names of the arguments that it writes to; ``"unknown"`` for all tensors.
-        device_types: Types of the devices that it is for, ``"cpu"``; ``None`` for all.
+        mutates_args: Names of the arguments that the function writes to; ``"unknown"`` for all
+            tensors.
+        device_types: Types of the devices that the operator is for, ``"cpu"``; ``None`` for all.
         schema: ``"(Tensor x, float eps=1e-6) -> Tensor"``; inferred from the annotations if absent.
         tags: As for ``torch.library.Library.define``.
 
@@ -68,9 +69,9 @@ def custom_op(
 
 
 def made_op(name: str, module: str) -> CustomOp:
-    """Return the operator of a name; its module is imported where nobody has made it yet.
+    """Return the operator of a name; its module is imported if the operator does not exist yet.
 
-    What pickles of operators call, also those of ``torch.save`` and of a DataLoader's workers.
+    Pickles of operators call this, also those of ``torch.save`` and of a DataLoader's workers.
 
     Args:
         name: Its qualified name, ``"mylib::rms_norm"``.
@@ -96,12 +97,12 @@ def made_op(name: str, module: str) -> CustomOp:
     return _made[name]
 
 
-# The name that is written into pickles, which stay while files move.
+# Pickles contain this name, and must stay readable when files move.
 made_op.__module__ = "aoti_eager"
 
 
 class _NamesItsOverload(type):
-    """Of a class that torch's functions refuse: they quote it, and so say what to pass instead."""
+    """Metaclass of a class that torch's functions refuse: they quote what to pass instead."""
 
     def __repr__(cls) -> str:
         return f"<class '{cls.__module__}.{cls.__qualname__}'; pass its overload, op.op>"
@@ -110,12 +111,12 @@ class _NamesItsOverload(type):
 class CustomOp(metaclass=_NamesItsOverload):
     """An operator made by ``custom_op``; calling it calls ``torch.ops.<namespace>.<name>``.
 
-    Copies of it are itself, and a pickle has its name: so a module that keeps one can be copied,
-    saved and sent to another process.
+    A copy of an operator is the operator itself, and a pickle has its name. So a module that keeps
+    an operator can be copied, saved and sent to another process.
 
     Attributes:
         name: Its qualified name.
-        op: Its overload, for what takes one: ``torch.library.opcheck``, ``explain``.
+        op: Its overload, for functions that take one: ``torch.library.opcheck``, ``explain``.
 
     Raises:
         CustomOpError: As ``custom_op``, which makes it.
@@ -177,7 +178,8 @@ class CustomOp(metaclass=_NamesItsOverload):
         """Call the operator.
 
         Raises:
-            CustomOpError: It was taken out, or another version of its function has its place.
+            CustomOpError: The operator was taken out, or another version of its function has its
+                place.
             CustomOpResultError: The function has returned what an operator cannot: an argument, a
                 view, no tensor, or another number of results than its schema has.
         """
@@ -222,7 +224,7 @@ class CustomOp(metaclass=_NamesItsOverload):
         )
 
     def register_fake(self, fake: Callable[..., Any], /) -> Callable[..., Any]:
-        """Use ``fake`` for sizes and dtypes of results, where tracing the function does not do.
+        """Use ``fake`` for sizes and dtypes of results, if tracing the function is not enough.
 
         Args:
             fake: Takes the operator's arguments, fake tensors among them, and returns results
@@ -250,7 +252,7 @@ class CustomOp(metaclass=_NamesItsOverload):
         for key in dispatch_keys:
             self._library.impl(local, self._run, key)  # type: ignore[no-untyped-call]
         torch.library.register_fake(self.name, self._fake, lib=self._library)
-        # Below a vmap the function's own ops know what to do.
+        # Under vmap, the function's own ops know what to do.
         self._library.impl(local, self._run, "FuncTorchBatched")  # type: ignore[no-untyped-call]
         if self._schema.mutated:
             self._library.impl(  # type: ignore[no-untyped-call]
@@ -263,7 +265,7 @@ class CustomOp(metaclass=_NamesItsOverload):
             return self.__wrapped__(*args, **kwargs)
 
     def _count_versions(self, keyset: Any, *args: Any, **kwargs: Any) -> Any:
-        """Count the versions of what the operator writes to, and go on."""
+        """Count the writes to the arguments that the operator mutates, and go on."""
         written = [
             value
             for argument, value in zip(self._schema.arguments, args, strict=False)
@@ -300,10 +302,10 @@ class CustomOp(metaclass=_NamesItsOverload):
     # -- gradients --
 
     def _has_compiled_gradient(self) -> bool:
-        """Return whether a backward kernel may stand in for what autograd would do.
+        """Return whether a backward kernel may replace what autograd would do.
 
-        What a function finds by name may be another value in the backward pass, and may have a
-        gradient itself: then autograd follows the function.
+        If the function finds a value by name, that value may have changed by the backward pass, and
+        may have a gradient itself: then autograd follows the function.
         """
         return (
             self._registration is not None
@@ -363,7 +365,7 @@ def _checked_name(name: str) -> str:
     """Return the namespace of a qualified name.
 
     Raises:
-        CustomOpError: It is none.
+        CustomOpError: ``name`` is no qualified name that an operator can have.
     """
     if not isinstance(name, str):
         raise CustomOpError(
@@ -380,7 +382,7 @@ def _checked_name(name: str) -> str:
 
 
 def _release_older(name: str, function: types.FunctionType) -> None:
-    """Let a function take the place of an earlier version of itself, as notebooks define again.
+    """Let a function take the place of its earlier version: notebooks define functions again.
 
     Raises:
         CustomOpError: Another function has the name.
@@ -390,7 +392,7 @@ def _release_older(name: str, function: types.FunctionType) -> None:
         return
     before = older.__wrapped__
     names = [(one.__module__, one.__qualname__) for one in (before, function)]
-    # One definition makes several functions of the same code: each closes over something else.
+    # One definition can make several functions of the same code, each with another closure.
     is_sibling = before.__code__ is function.__code__ and before is not function
     if names[0] != names[1] or is_sibling:
         raise CustomOpError(
@@ -414,7 +416,7 @@ def _dispatch_keys(device_types: str | Sequence[str] | None) -> list[str]:
 
 
 def _checked(name: str, schema: OpSchema, function: Callable[..., Any]) -> Callable[..., Any]:
-    """Return ``function`` with the rules that PyTorch has for an operator's results."""
+    """Return ``function`` with a check of PyTorch's rules for an operator's results."""
     aliases = any(one.argument is not None or one.is_view for one in schema.returns)
     kinds = [one.kind for one in schema.returns]
 

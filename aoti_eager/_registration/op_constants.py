@@ -27,7 +27,7 @@ def constants(
     another tensor, as you would without us.
 
     Args:
-        op: Its qualified name, ``"mylib::scale"``, or its overload or packet.
+        op: The op's qualified name, ``"mylib::scale"``, or its overload or packet.
         dispatch_key: The dispatch key of the function.
 
     Returns:
@@ -35,7 +35,7 @@ def constants(
 
     Raises:
         UnknownOpError: There is no op of that name.
-        RegistrationError: What is given is no op.
+        RegistrationError: ``op`` is no op.
         UnsupportedFunctionError: Its function cannot be sent to the compile worker; the message
             names what it uses.
     """

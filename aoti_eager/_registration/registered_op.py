@@ -27,10 +27,10 @@ class Installed:
         self.cache = cache
         self.library: torch.library.Library | None = None
         self.holders: dict[object, bool] = {}  # a registration's token -> enabled
-        self.gradients: Differentiable | None = None  # of an op that is made of others
+        self.gradients: Differentiable | None = None  # of a composite op
 
     def set_holder(self, holder: object, enabled: bool | None) -> None:
-        """Take over what a registration wants: served, disabled, or ``None`` for gone."""
+        """Apply what a registration wants: served, disabled, or ``None`` if it is gone."""
         if enabled is None:
             self.holders.pop(holder, None)
         else:
@@ -41,7 +41,7 @@ class Installed:
         """Put the kernels into the dispatcher: Python's, and C++'s above it if there is one.
 
         Args:
-            above: Another kernel of ours for the same op and key that is registered already.
+            above: Our other kernel for the same op and key, if one is registered already.
             native: Whether C++ may serve.
         """
         if native:
@@ -51,7 +51,7 @@ class Installed:
             install(self.library, self._op, self.cache)
             _install_native(self.cache)
         except BaseException:
-            # It may be in the dispatcher all the same: impl warns after it has registered.
+            # The kernel may be in the dispatcher all the same: impl warns after it has registered.
             self.uninstall()
             self.cache.detach_native()
             raise
@@ -65,10 +65,10 @@ class Installed:
             self.library = None
 
     def switch_to_native(self) -> None:
-        """Put C++'s kernel above Python's where that was registered before the hit path was there.
+        """Put C++'s kernel above Python's, if that was registered before the hit path was loaded.
 
-        Only where nobody else has registered anything for the op since, because the order of
-        registrations is theirs to choose.
+        This is done only if nobody else has registered anything for the op since, because the order
+        of registrations is their choice.
         """
         function = self.cache.function
         if self.cache.native is not None or (function is not None and not function.is_constant):
@@ -81,7 +81,7 @@ class Installed:
         try:
             self.install(None)
         except NativePathError:
-            self.install(None, native=False)  # It is held by registrations, which count on it.
+            self.install(None, native=False)  # Registrations hold the op and rely on it.
             raise
 
 

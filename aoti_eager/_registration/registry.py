@@ -1,4 +1,4 @@
-"""Put kernels into PyTorch's dispatcher and take them out again. The only user of torch.library.
+"""Put kernels into PyTorch's dispatcher and take them out again.
 
 PyTorch's dispatcher is not safe against changes while other threads call: its readers take no lock.
 Register before concurrent calls and unregister after them; everything else (``disable``, modes,
@@ -60,7 +60,7 @@ _lock = threading.RLock()
 
 _observers: list[Callable[[], None]] = []
 _installed: dict[tuple[str, str], Installed] = {}
-# Kernels in callers' libraries, which decide how long they stay.
+# Kernels in callers' libraries; the libraries decide how long the kernels stay.
 _foreign: list[tuple[weakref.ref[torch.library.Library], KernelCache]] = []
 _retired: dict[str, OpStats] = {}  # counts of ops that were unregistered
 
@@ -164,10 +164,10 @@ def register(ops: Op | Iterable[Op], dispatch_key: str = "CPU") -> Registration:
 
 
 def impl(library: torch.library.Library, op: Op, dispatch_key: str = "CPU") -> None:
-    """Register ``op`` in the caller's ``library``, and leave it registered as long as that lives.
+    """Register ``op`` in the caller's ``library``, for as long as the library lives.
 
     Args:
-        library: The caller's; its namespace must be the op's, or ``op`` must be qualified.
+        library: The caller's library; its namespace must be the op's, or ``op`` must be qualified.
         op: As for ``register``; a name without a namespace is taken in the library's.
         dispatch_key: Name of a Dense backend key.
 
@@ -199,19 +199,21 @@ def registered_ops() -> list[str]:
 
 
 def wait(timeout_s: float | None = None) -> bool:
-    """Wait for what is done in the background, and use it; return whether all of it is done.
+    """Wait for the work in the background, and use its results; return whether all of it is done.
 
-    That is what the mode ``background`` has queued, and what it would queue for more calls
-    (``compile_after``), because who waits for kernels wants them. They are made and measured, and
-    serve from the next call of their key on, which compares them with the original. And it is the
-    build of the C++ hit path: ops that were registered before it was there are served by it after
-    this. Call it while no other thread calls the ops, as ``register``.
+    The work is the kernels that the mode ``background`` has queued, and those that it would queue
+    after more calls (``compile_after``), because a caller that waits for kernels wants them. The
+    kernels are made and measured, and serve from the next call of their key on, which compares them
+    with the original. The work is also the build of the C++ hit path, which then serves ops that
+    were registered before it was built. Like ``register``, call this while no other thread calls
+    the ops.
 
     Args:
-        timeout_s: Seconds to wait at most; ``None`` is without end.
+        timeout_s: Seconds to wait at most; ``None`` for no limit.
 
     Raises:
-        NativePathError: The build failed, and ``config.strict`` is on; else that is one warning.
+        NativePathError: The build failed, and ``config.strict`` is on; otherwise a failed build
+            gives one warning.
     """
     deadline = None if timeout_s is None else time.monotonic() + timeout_s
     with importing():
@@ -222,7 +224,8 @@ def wait(timeout_s: float | None = None) -> bool:
         is_full, before, counted = rare.rares.ask_for_all(), counted, len(rare.rares)
         left = None if deadline is None else max(0.0, deadline - time.monotonic())
         done = queue.background.wait(left)
-        # Where a round has queued nothing, the next one would not either: Python ends, say.
+        # If a round has queued nothing, the next one would not either: for example, Python is
+        # ending.
         if not is_full or not done or counted == before:
             break
     left = None if deadline is None else max(0.0, deadline - time.monotonic())
@@ -258,7 +261,7 @@ def find_cache(op: OpOverload, dispatch_key: str) -> KernelCache | None:
 def stats() -> dict[str, OpStats]:
     """Return what happened to the calls of each op in this process, by qualified name."""
     with _lock:
-        registered = caches()  # first: it may retire some
+        registered = caches()  # first: it may retire some caches
         totals = dict(_retired)
         for cache in registered:
             totals[cache.schema.op] = totals.get(cache.schema.op, OpStats()) + cache.stats()
@@ -268,7 +271,7 @@ def stats() -> dict[str, OpStats]:
 
 
 def _prepare_for_misses() -> None:
-    """Import what asks for kernels, unless calls may find theirs in the store."""
+    """Import the modules that ask for kernels, unless calls may find their kernels in the store."""
     global _is_prepared
     if _is_prepared or config.mode == "off":
         return
@@ -309,9 +312,9 @@ def _hold(op: OpOverload, name: str, dispatch_key: str, holder: object) -> None:
 def _composite_gradients(
     op: OpOverload, schema: OpSchema, original: OriginalKernel
 ) -> Differentiable:
-    """Return what is above the kernels of an op that is made of others: gradients, and the way out.
+    """Return what is above the kernels of a composite op: its gradients, and the original.
 
-    ``original`` is its kernel at the autograd key, as it was.
+    ``original`` is the op's kernel at the autograd key before ours.
     """
     from .._autograd.differentiable import Differentiable, signature_of
     from .._functions.gradient import GradientOfOp
@@ -350,13 +353,13 @@ def _release(name: str, dispatch_key: str, holder: object) -> None:
 def _retire(cache: KernelCache) -> None:
     """Keep the counts of a kernel that is no longer registered."""
     name = cache.schema.op
-    # What has no decision yet gets none here any more.
+    # Keys without a decision get no decision here any more.
     _retired[name] = _retired.get(name, OpStats()) + replace(cache.stats(), unfinished={})
     cache.close()
 
 
 def _switch_to_native() -> None:
-    """Use the C++ hit path from now on: nobody calls while ops are registered."""
+    """Use the C++ hit path from now on; no op is called while ops are registered."""
     foreign = {(cache.op, cache.dispatch_key) for _, cache in _foreign}
     for (_, dispatch_key), installed in list(_installed.items()):
         # A second kernel of ours, in a caller's library, would become the original of C++.
@@ -364,7 +367,7 @@ def _switch_to_native() -> None:
             installed.switch_to_native()
     for cache in caches():
         if cache.native is None and not cache.asks_native:
-            cache.refresh()  # It stays with Python, and asks C++ now whether to pass calls through.
+            cache.refresh()  # Python serves it, and asks C++ now whether to pass calls through.
     for observer in list(_observers):
         observer()
 
@@ -385,18 +388,18 @@ SERVING = _Serving()
 
 
 def on_native(observer: Callable[[], None]) -> None:
-    """Call ``observer`` whenever ops are put under the C++ hit path: nobody calls any meanwhile."""
+    """Call ``observer`` whenever ops are put under the C++ hit path; no op is called meanwhile."""
     _observers.append(observer)
 
 
 def forget_native(observer: Callable[[], None]) -> None:
-    """Do so no more."""
+    """Stop calling ``observer``: see ``on_native``."""
     if observer in _observers:
         _observers.remove(observer)
 
 
 def _make_cache(op: OpOverload, dispatch_key: str) -> tuple[KernelCache, KernelCache | None]:
-    """Return a kernel to register, and the one of ours that is registered already."""
+    """Return a kernel to register, and our kernel that is registered already, if there is one."""
     ours = find_cache(op, dispatch_key)
     try:
         composite = has_composite_kernel(op, dispatch_key)
@@ -421,11 +424,11 @@ def _store_totals() -> None:
     try:
         root = config.cache_dir
     except ConfigError:
-        return  # Who registered has been told of it.
+        return  # ``register`` has raised this error.
     if not counts or os.getpid() != _pid or root is None or not root.is_dir():
         return
     try:
-        cache_context.current().store.create()  # Marks it, if it is a cache of an older version.
+        cache_context.current().store.create()  # Marks the directory if an older version made it.
         add_totals(root, counts)
     except OSError as error:
         log.info("totals are not stored: %s", error)
@@ -438,7 +441,7 @@ def _after_fork() -> None:
         cache.after_fork()
 
 
-# A forked child starts with its parent's counts, and they are stored by the parent.
+# A forked child starts with its parent's counts, which the parent stores.
 _pid = os.getpid()
 at_exit(_store_totals)
 config.on_change(_config_changed)

@@ -1,4 +1,4 @@
-"""What a user names, as overloads that can be registered at a dispatch key."""
+"""Turn what a user names into overloads that can be registered at a dispatch key."""
 
 from __future__ import annotations
 
@@ -96,7 +96,7 @@ def refused_composite(op: OpOverload, where: str) -> CompositeImplicitOpError:
 
 
 def can_serve() -> bool:
-    """Return whether any call could be served: there is a compiler, or something in the store."""
+    """Return whether any call could be served: there is a compiler, or an entry in the store."""
     if compiler_on_path() is not None:
         return True
     context = cache_context.current()

@@ -1,7 +1,7 @@
 """One compile of a warm-up, as an executor runs it: text in, plain data out.
 
-The process may be on another machine. Nothing that it sends back has to be unpickled as an object
-of ours, and no file system is shared.
+The process may be on another machine. Its answer need not be unpickled as an object of this
+package, and no file system is shared.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ from ..config import config
 from ..errors import CompileError
 from .workload import Call
 
-# ``entry`` (the document), ``library`` (bytes, or None), ``log``; with a library made here also
-# ``verdict`` (the document). Or ``reason`` and ``message`` where there is nothing to store.
+# Keys: ``entry`` (the document), ``library`` (bytes, or None), ``log``; for a library made here
+# also ``verdict`` (the document). If there is nothing to store: ``reason`` and ``message``.
 Answer = dict[str, Any]
 
 
@@ -39,13 +39,13 @@ def compile_task(
 ) -> str:
     """Return the compile of ``call`` as text, for ``compile_call`` or ``compile_here``.
 
-    JSON in one piece: schedulers look into lists and dicts for futures of theirs.
+    JSON in one piece: schedulers look into lists and dicts for their own futures.
 
     Args:
-        call: What is to be compiled.
-        environment: That of this process.
+        call: The call to compile.
+        environment: The environment of this process.
         target: The instruction set to compile for.
-        measured: Whether the library is timed, too, if the setting ``gate`` is on. Another
+        measured: Whether the library is also timed, if the setting ``gate`` is on. Another
             machine's times are not believed.
     """
     return json.dumps(
@@ -65,8 +65,8 @@ def compile_task(
 def compile_call(task: str) -> Answer:
     """Return what came of one compile, in a process of an executor.
 
-    It works in this process's own cache directory and leaves the precompiled headers there; a
-    compile worker is started on first use and stays as long as this process.
+    The compile works in this process's own cache directory and leaves the precompiled headers
+    there. A compile worker is started on first use and stays as long as this process.
 
     Args:
         task: What ``compile_task`` returned.
@@ -94,7 +94,7 @@ def compile_call(task: str) -> Answer:
         }
     store = Store(config.cache_dir, lock_timeout_s=config.lock_timeout_s)
     answer = compile_here(task, store=store, service=_service(target))
-    answer.pop("verdict", None)  # What was compared and measured here says nothing there.
+    answer.pop("verdict", None)  # Comparisons and times are this machine's only.
     if "message" in answer:
         answer["message"] = f"{answer['message']} (on {host})"
     return answer
@@ -127,7 +127,7 @@ def compile_here(task: str, *, store: Store, service: CompileService) -> Answer:
     key, target = KernelKey.from_json(request["key"]), _target(request)
     made_for = (_environment(request), target.name, target.requires)
     try:
-        # Of the store: it is private to us, and verify removes what a killed process leaves.
+        # In the store: it is private to us, and verify removes what a killed process leaves.
         with store.workspace() as work:
             compiled = service.compile(
                 key,
@@ -161,7 +161,7 @@ def compile_here(task: str, *, store: Store, service: CompileService) -> Answer:
         compiler=compiled.compiler,
         identity=compiled.identity,
         lost_signs=compiled.lost_signs,
-        checked=False,  # There are no live arguments; the first call compares.
+        checked=False,  # No live arguments here; the first call compares.
     )
     entry = replace(entry, library=Library(len(content), sha256(content)))
     verdict = Verdict(sha256(content), compared=compiled.compared)

@@ -1,10 +1,10 @@
 """Which ops ``run`` does not register, because all of their kernels lose, and when it looks again.
 
-The verdicts say what loses, and cannot know of keys that nobody has met: of an op that is left out
-no call is seen. So an op is left out only of a script that has been run before with all ops
-registered, with the same text, arguments, environment, processor and thread count; and each eighth
-run of such a script looks again. The file ``runs`` of the store counts these runs. It is advice:
-what cannot be read is not there.
+Verdicts say which kernels lose, but only for keys that were met, and no call of a left-out op is
+seen. So an op is left out only of a script that has been run before with all ops registered, with
+the same text, arguments, environment, processor and thread count. Each eighth run of such a script
+registers all ops again. The file ``runs`` of the store counts these runs. The file is advice: if it
+cannot be read, it counts as missing.
 """
 
 from __future__ import annotations
@@ -39,9 +39,9 @@ from .._store.wanted_calls import (
 from ..config import config
 from ..errors import AotiEagerError
 
-# Of so many runs of a script one registers all ops.
+# One in so many runs of a script registers all ops.
 LOOKS_AGAIN = 8
-# What is kept: so many scripts, those that were run last; and bytes that are read.
+# How many scripts are kept, the last ones that ran; and how many bytes are read.
 _MOST_RUNS = 256
 _LARGEST_FILE = 1 << 16
 # Short: this runs at exit, and a lost count is better than a late end.
@@ -57,7 +57,7 @@ def leave_out(ops: Iterable[str], run: str, context: CacheContext) -> None:
     Args:
         ops: Names of overloads, as ``register`` takes them.
         run: See ``run_digest``.
-        backend: That of the moment.
+        context: The current cache context.
     """
     global left_out
     left_out = ()
@@ -66,14 +66,14 @@ def leave_out(ops: Iterable[str], run: str, context: CacheContext) -> None:
 
 
 def losing(ops: Iterable[str], context: CacheContext) -> list[str]:
-    """Return those of ``ops`` all of whose kernels lose here, on this processor and thread count.
+    """Return the ``ops`` all of whose kernels lose here, on this processor and thread count.
 
-    That is, the store has a verdict of theirs for this thread count and no kernel without one, none
-    that wins at any thread count, and no key that waits for a kernel.
+    For such an op, the store has a verdict for this thread count, no kernel without a verdict, no
+    kernel that wins at any thread count, and no key that waits for a kernel.
 
     Args:
         ops: Names of overloads, as ``register`` takes them.
-        backend: That of the moment.
+        context: The current cache context.
     """
     if not config.gate or not context.store.is_trusted():
         return []
@@ -102,11 +102,11 @@ def _waits(one: Wanted) -> bool:
 
 
 def _loses(op: str, context: CacheContext, threads: int) -> bool:
-    """Return whether a kernel of ``op`` loses here, and all others do or could not be made."""
+    """Return whether a kernel of ``op`` loses here, and all others lose or could not be made."""
     found_losing = False
     for found in context.store.of_op(op, context.environment):
         if not isinstance(found, StoredEntry):
-            return False  # It is damaged, and is made anew.
+            return False  # The entry is damaged, and is made again.
         entry = found.entry
         if not entry.requires <= context.features:
             continue
@@ -125,7 +125,7 @@ def _loses(op: str, context: CacheContext, threads: int) -> bool:
 def _wins(entry: Entry, verdicts: Verdicts, threads: int) -> bool | None:
     """Return whether an entry's kernel wins: in any size class, with any number of threads.
 
-    ``None`` if it does not, and was not measured on this hit path with so many ``threads``.
+    ``None`` if the kernel does not win, and was not measured on this hit path with ``threads``.
     """
     path = "python" if config.native == "0" else "native"
     if entry.library is None:
@@ -141,12 +141,12 @@ def _wins(entry: Entry, verdicts: Verdicts, threads: int) -> bool | None:
 
 
 def run_digest(script: bytes, arguments: Sequence[str], context: CacheContext) -> str:
-    """Return what tells a script's run from runs that may make other calls.
+    """Return a digest that tells a script's run from runs that may make other calls.
 
     Args:
         script: The script's text.
         arguments: Its arguments.
-        backend: That of the moment.
+        context: The current cache context.
     """
     parts = [hashlib.sha256(script).hexdigest(), *arguments]
     here = [context.environment.digest, processor(), torch.get_num_threads()]
@@ -154,8 +154,8 @@ def run_digest(script: bytes, arguments: Sequence[str], context: CacheContext) -
 
 
 def _was_looked_at(run: str, root: Path | None) -> bool:
-    """Return whether a run with this digest has registered all ops, not too many runs ago."""
-    if root is None:  # A user without a home.
+    """Return whether a run with this digest has registered all ops recently enough."""
+    if root is None:  # The user has no home directory.
         return False
     try:
         with open_directory(root) as directory:
@@ -188,7 +188,7 @@ def note_run(run: str, root: Path, *, looked: bool) -> None:
 
 
 def forget_runs(root: Directory) -> None:
-    """Remove what an open store knows of runs.
+    """Remove what an open store knows about runs.
 
     Raises:
         OSError: The store cannot be written.
@@ -197,7 +197,7 @@ def forget_runs(root: Directory) -> None:
 
 
 def _read(directory: Directory) -> Mapping[str, tuple[int, int]]:
-    """Return how many runs there were since a look, and when the last one ended, by digest."""
+    """Return how many runs there were since a look, and when the last run ended, by digest."""
     try:
         document = json.loads(directory.read(RUNS_FILE, _LARGEST_FILE))
         return {str(run): (int(count), int(at)) for run, (count, at) in document.items()}

@@ -31,14 +31,14 @@ class WarmReport:
     """What became of the calls of a workload.
 
     Attributes:
-        calls: How many distinct calls it has, and damaged lines.
+        calls: How many distinct calls the workload has, damaged lines included.
         compiled: How many got a kernel library.
         present: How many had an entry already.
-        declined: How many keep their original kernel, by the reason, which the store remembers.
-        failed: Those without an entry, each with the reason.
-        remaining: How many were not compiled, because somebody ended it.
+        declined: How many keep their original kernel, by the reason that the store remembers.
+        failed: The calls without an entry, each with the reason.
+        remaining: How many were not compiled, because the warm-up was interrupted.
         seconds: How long it took.
-        jobs: Compiles at a time; ``None`` where an executor decides.
+        jobs: How many compiles ran at a time; ``None`` if an executor decided.
     """
 
     calls: int

@@ -1,8 +1,8 @@
 """Compile a workload ahead of time, in local threads or by any ``concurrent.futures.Executor``.
 
-What comes back is compared with what was asked for and published to the caller's own store, one
-entry after another; so whatever ends a warm-up, the same one later goes on where it was. What an
-executor says of results and times is not believed: a call compares and measures here, first.
+Each answer is compared with what was asked for and published to the caller's own store, one entry
+after another. So whatever ends a warm-up, running it again goes on where it was. An executor's
+comparisons and times are not believed: a call first compares and measures here.
 """
 
 from __future__ import annotations
@@ -55,10 +55,10 @@ from .workload import (
     load_workload,
 )
 
-# Called with the number of compiles that have ended, and of all that are to be made.
+# Called with the number of compiles that have ended, and the number of all compiles.
 Progress = Callable[[int, int], None]
 
-# What a file system says of one name or place in it, and not of itself.
+# Errors of a file system about one name or place in it, and not about itself.
 _OF_ONE_CALL = frozenset(
     {
         errno.ENAMETOOLONG,
@@ -70,7 +70,7 @@ _OF_ONE_CALL = frozenset(
     }
 )
 
-# Bytes of an answer: an executor's process may be anybody's, and may have gone wrong.
+# Limits for an answer, in bytes: an executor's process may be anybody's, and may have gone wrong.
 _LARGEST_ENTRY = 4 << 20
 _LARGEST_LIBRARY = 64 << 20
 _KEPT_LOG = 1 << 20
@@ -78,7 +78,7 @@ _KEPT_LOG = 1 << 20
 _LONGEST_REASON = 100
 _KEPT_MESSAGE = 10_000
 
-# What reading an entry raises that is none, besides what ``decode`` says.
+# What reading a document raises that is no entry, besides what ``decode`` says.
 _NOT_AN_ENTRY = (ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError)
 
 
@@ -87,7 +87,7 @@ class Warming:
 
     Args:
         workload: The calls; damaged lines of its file count as failed.
-        backend: The store that gets the entries, and the target to compile for.
+        context: The store that gets the entries, and the target to compile for.
         executor: Runs the compiles; ``None`` for threads of this process.
         jobs: Compiles at a time without an executor; by default one a core, because unlike the
             compiles beside a script (the setting ``workers``) they have the machine to themselves.
@@ -224,7 +224,7 @@ class Warming:
         """Count ``call`` as failed if ``error`` is about it alone; raise it if about the store."""
         if isinstance(error, UnicodeError | LockTimeoutError):
             of_one_call = True
-        elif error.errno is None:  # Said by the store itself, which it does of its root, too.
+        elif error.errno is None:  # Raised by the store itself, maybe about its root.
             of_one_call = self._context.store.is_trusted()
         else:
             of_one_call = error.errno in _OF_ONE_CALL
@@ -242,7 +242,7 @@ class Warming:
 
     def _is_settled(self, call: Call) -> bool:
         if call.key.dispatch_key != "CPU" or "backend" in dict(call.key.context):
-            # Made by a compiler that the script brings; it compiles them when it runs.
+            # The script brings the compiler, which makes these kernels when the script runs.
             self._declined["unsupported_device"] += 1
             return True
         if _is_refused(call, self._context.target):
@@ -271,7 +271,7 @@ class Warming:
         """Return the entry of an answer, if it is the one that was asked for; it is unchecked.
 
         Raises:
-            EntryDamagedError: It is not, or its library is another.
+            EntryDamagedError: The entry is another one, or its library is.
             CacheFormatError: A newer version made it.
         """
         try:
@@ -297,7 +297,7 @@ class Warming:
             entry.library is None or sha256(got.library) != entry.library.sha256
         ):
             raise EntryDamagedError("has a library with another digest")
-        # Whatever it says: there was no call whose arguments a result could be compared on.
+        # Whatever the entry says: there was no call whose arguments a result could be compared on.
         return replace(entry, checked=False)
 
     def _publish(self, entry: Entry, content: bytes | None, compile_log: str) -> None:
@@ -318,7 +318,7 @@ class Warming:
         """Keep what a process of ours has measured on this machine."""
         if entry.library is None or not isinstance(document, str):
             return
-        with contextlib.suppress(OSError, *NOT_A_VERDICT):  # It is measured again, that is all.
+        with contextlib.suppress(OSError, *NOT_A_VERDICT):  # Else it is measured again.
             verdict = decode_verdict(document)
             if verdict.library == entry.library.sha256:
                 self._context.verdicts.put(entry.digest, verdict)
@@ -346,7 +346,7 @@ def _received(answer: object) -> _Made | _Nothing:
     """Return what ``compile_call`` should have returned, in its types and of a plausible size.
 
     Raises:
-        EntryDamagedError: It is something else.
+        EntryDamagedError: ``answer`` is something else.
     """
     if type(answer) is not dict:
         raise EntryDamagedError(f"is a {type(answer).__name__}, not a dict")
@@ -412,7 +412,7 @@ class _Compiles:
             warming.fail(call, "executor", f"{call.key.op}: the executor: {error}")
             return
         self._calls[future] = call
-        # Not as_completed: it wants more of a future than that it is one.
+        # Not as_completed: it needs more than a future's public interface.
         future.add_done_callback(self._done.put)
 
     def _take(self, warming: Warming, future: Future[Any]) -> None:
@@ -432,7 +432,7 @@ class _Compiles:
 def _is_refused(call: Call, target: Target) -> bool:
     """Return whether the certificates let no kernel serve ``call``.
 
-    What a file says of a call may make no sense: the compile says what is wrong with it.
+    What a file says about a call may make no sense; then the compile reports what is wrong.
     """
     try:
         schema = parsed_schema(call.schema)
@@ -442,7 +442,7 @@ def _is_refused(call: Call, target: Target) -> bool:
 
 
 def _keys(key: KernelKey) -> tuple[KernelKey, KernelKey]:
-    """Return the keys that an entry of this call may have."""
+    """Return the keys that an entry of a call with ``key`` may have."""
     return key.with_threads(ANY_THREADS), key
 
 
@@ -456,9 +456,9 @@ def warm(
 ) -> WarmReport:
     """Compile the calls of a workload that have no entry yet, and return what became of them.
 
-    A failed compile raises nothing, nor does a damaged line of the file: they are in the report.
-    Ctrl-C ends it (``KeyboardInterrupt``) and loses nothing that was done: the same call goes on
-    from there.
+    A failed compile raises nothing, nor does a damaged line of the file: both are in the report.
+    Ctrl-C ends the warm-up (``KeyboardInterrupt``) and loses nothing that was done: the same call
+    goes on from there.
 
     Args:
         workload: A file that ``run --record`` wrote, or calls (``read_workload``).

@@ -1,11 +1,11 @@
 """A workload: the calls that a script made, op and metadata without data, and their file.
 
 ``run --record`` writes one, ``warm`` compiles it. The file is lines of JSON. The first is a header,
-``{"kind": "aoti_eager workload", "format": 1, "written_by": ...}``. Every other one is a call,
-``{"key": ..., "function": ..., "schema": ...}``, in the order of the first calls; lines may be
-taken out, and those of another workload appended; a line that is damaged costs that line. A
-function of the user's is in it by its source, which whoever compiles the workload runs: a workload
-is code, as a script is.
+``{"kind": "aoti_eager workload", "format": 1, "written_by": ...}``. Every other line is a call,
+``{"key": ..., "function": ..., "schema": ...}``, in the order of the first calls. Lines may be
+taken out, and lines of another workload appended; a damaged line costs that line only. The file has
+the source of users' functions, which runs where the workload is compiled: a workload is code, as a
+script is.
 """
 
 from __future__ import annotations
@@ -40,13 +40,13 @@ FORMAT_VERSION = 1
 _KIND = "aoti_eager workload"
 
 
-# A file may be a pipe without an end. A call's line is a kilobyte or two.
+# Limits, because a file may be a pipe without an end. A call's line is a kilobyte or two.
 _LONGEST_LINE = 1 << 20
 _LARGEST_FILE = 1 << 30
-# What has more of them is another kind of file, with a header in front.
+# A file with more damaged lines is another kind of file with a workload's header.
 _MOST_DAMAGED = 10_000
 
-# What is raised of a document that is something else.
+# What reading a document raises if it is something else than a call.
 _NOT_A_CALL = (ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError)
 
 
@@ -74,7 +74,7 @@ class Recorder:
         self._lock = threading.Lock()
 
     def add(self, key: KernelKey, function: Description | None, op: OpOverload) -> None:
-        """Add a call, unless it is there."""
+        """Add a call, unless it was added before."""
         digest = key.digest
         with self._lock:
             if digest not in self._calls:
@@ -88,9 +88,9 @@ class Recorder:
 
 
 def start_recording() -> Recorder:
-    """Return a new recorder, which is told of every call from now on.
+    """Return a new recorder, which is told of each new call from now on.
 
-    Calls of keys that this process has met before pass it by: begin before ops are called.
+    Calls of keys that this process has met before are not recorded: begin before ops are called.
     """
     recorder = Recorder()
     set_recorder(recorder)
@@ -103,7 +103,7 @@ def stop_recording() -> None:
 
 
 if hasattr(os, "register_at_fork"):
-    # The parent writes the workload; a lock of its recorder may have been held by another thread.
+    # The parent writes the workload; another thread may have held the lock of its recorder.
     os.register_at_fork(after_in_child=stop_recording)
 
 
@@ -148,7 +148,7 @@ class Workload:
 
     Attributes:
         calls: Its calls, each once, in its order.
-        damaged: Its other lines, but for empty ones.
+        damaged: Its other lines, except empty ones.
     """
 
     calls: tuple[Call, ...]
@@ -176,7 +176,7 @@ def read_workload(path: str | os.PathLike[str]) -> tuple[Call, ...]:
 
 
 def load_workload(path: str | os.PathLike[str]) -> Workload:
-    """Return what a file holds, damaged lines, too.
+    """Return what a file holds, damaged lines included.
 
     Raises:
         WorkloadError: The file cannot be read, is no workload, or is too large.
@@ -278,7 +278,7 @@ def _checked_call(document: dict[str, Any]) -> Call:
     if not isinstance(schema, str):
         raise wrong(schema, "an op's schema in words", "schema")
     key = checked_key(document["key"])
-    # Else a kernel of one function would be stored as another's.
+    # Otherwise a kernel of one function would be stored as another's.
     named = dict(key.context).get("function")
     try:
         digest = None if function is None else json_digest(function)
