@@ -1,4 +1,4 @@
 """The worker's program: lower, compile, try, measure.
 
-Nobody imports it: it is started, as ``main``. Begin with ``jobs``.
+No room imports this one: a worker process starts ``main``. Begin with ``jobs``.
 """

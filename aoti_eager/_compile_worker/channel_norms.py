@@ -1,8 +1,9 @@
 """Group norm, batch norm and their gradients, by the steps of ``normalized_rows``. Worker only.
 
-Inductor's variances of large numbers are infinite, its group norm multiplies the mean by the weight
-before it takes it from a number, and its batch norm by running statistics normalizes before it
-weighs: each leaves the range of numbers where the result, or eager, does not.
+Inductor's variances of large numbers are infinite; its group norm multiplies the mean by the weight
+before subtracting it from a number; its batch norm by running statistics normalizes before it
+multiplies by the weight. Each of these leaves the range of numbers where the result, or eager, does
+not.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ def group_norm(
     groups: Any,
     eps: float,
 ) -> Any:
-    """Return the normalized tensor, and mean and inverse deviation of each group; as the op.
+    """Return the op's results: normalized tensor, mean and inverse deviation of each group.
 
     ``NotImplemented`` for double precision, and for tensors without elements.
     """
@@ -37,7 +38,7 @@ def group_norm(
         return NotImplemented
     rows = x.to(torch.float32).reshape(samples, groups, channels // groups, pixels)
     mean, var = moments(rows, [2, 3])
-    # NaN beside an infinity, as a running mean is that has met one.
+    # A mean of a group with an infinity becomes NaN, as eager's running mean does.
     mean = mean + (var - var)
     rstd = torch.rsqrt(var + eps)
     weight, bias = (
@@ -98,7 +99,7 @@ def batch_norm(
     momentum: float,
     eps: float,
 ) -> Any:
-    """Return the normalized tensor, and mean and inverse deviation of each channel; as the op.
+    """Return the op's results: normalized tensor, mean and inverse deviation of each channel.
 
     ``NotImplemented`` for double precision, for tensors without elements, and where running
     statistics are written to.
@@ -122,7 +123,7 @@ def batch_norm(
         return result.to(x.dtype), nothing, nothing.clone()
     mean, var = moments(narrow, _all_but_channels(x))
     shifted = var + eps
-    # Nothing to divide by: the op takes zero.
+    # Where the deviation is zero, the op takes zero for its inverse.
     rstd = torch.where(shifted == 0, torch.zeros_like(shifted), torch.rsqrt(shifted))
     result = normalized(narrow, mean, rstd, weight, bias).to(x.dtype)
     return result, *(one.to(x.dtype).reshape(x.shape[1]) for one in (mean, rstd))
@@ -177,16 +178,16 @@ def _gradient_of_x(
     weight: Tensor | None,
     dims: list[int],
 ) -> Tensor:
-    """Return the gradient of what was normalized, of float32 or float64.
+    """Return the gradient of the normalized input, in float32 or float64.
 
     Args:
         grad: The gradient of the result.
-        difference: What was normalized, less its mean.
+        difference: The normalized input, less its mean.
         total: Each channel's sum of ``grad``, float64.
         slope: Each channel's sum of ``grad * difference``, float64.
         rstd: Inverse deviation.
         weight: Of each channel, float64.
-        dims: Those of channels that were normalized together.
+        dims: The dimensions of channels that were normalized together.
     """
     count = grad.numel() // total.numel()
     inverse = rstd.double()

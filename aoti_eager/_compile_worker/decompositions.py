@@ -1,8 +1,9 @@
-"""How ops are taken apart, where Inductor's way differs from eager's in the result. Worker only.
+"""Decompositions for ops for which Inductor's own give other results than eager. Worker only.
 
-Each function computes what eager's CPU kernel computes: in its order, in its precision, with its
-comparisons (their direction decides what a NaN and a zero of either sign give). Numbers beside half
-precision follow eager, too: some kernels round them to the tensor's dtype, others do not.
+Each function computes as eager's CPU kernel: in its order, in its precision, with its comparisons
+(the direction of a comparison decides the result for a NaN and for a zero of either sign). Numbers
+beside half precision follow eager, too: some kernels round them to the tensor's dtype, other
+kernels do not.
 """
 
 from __future__ import annotations
@@ -34,10 +35,10 @@ _HALF = (torch.float16, torch.bfloat16)
 _FLOATS = (*_HALF, torch.float32, torch.float64)
 _SQRT_HALF = 0.7071067811865476
 _GELU_SCALE, _GELU_CUBE = 0.7978845608028654, 0.044715
-# Three times the latter, as eager has it: in single precision.
+# Three times ``_GELU_CUBE``, in single precision as in eager.
 _GELU_SQUARE = 0.13414499163627625
 _INF = float("inf")
-# Inductor multiplies a whole power out; each doubling doubles the error.
+# Inductor computes a whole power by products; each doubling of the exponent doubles the error.
 _MOST_FACTORS = 4
 # Kernels that take the op's tensors in another order than the op.
 _ORDERS = {_aten.rsub.Tensor: first_last, _aten.smooth_l1_loss_backward.default: first_last}
@@ -45,10 +46,10 @@ Decomposition = Callable[..., Any]
 
 
 def our_decompositions(fma: Callable[..., Tensor]) -> dict[Any, Decomposition]:
-    """Return functions by overload, for Inductor's table; ``NotImplemented`` leaves its own way.
+    """Return functions by overload for Inductor's table; ``NotImplemented`` means Inductor's own.
 
     Args:
-        fma: Gives ``a * b + c`` of three tensors, rounded once.
+        fma: Returns ``a * b + c`` of three tensors, rounded once.
     """
     table: dict[Any, Decomposition] = {
         _aten.elu.default: _wide(_elu),
@@ -103,12 +104,12 @@ def our_decompositions(fma: Callable[..., Tensor]) -> dict[Any, Decomposition]:
         **exact_sums(),
     }
     checked = {op: _for_floats(function) for op, function in (elementwise_ops | others).items()}
-    # These look at dtypes themselves.
+    # The functions of ``float_division`` check dtypes themselves.
     return checked | {op: elementwise(function) for op, function in float_division().items()}
 
 
 def kernel_formulas(fma: Callable[..., Tensor]) -> dict[Any, Decomposition]:
-    """Return what the CPU kernels compute of ops that tracing takes apart before the table is read.
+    """Return the CPU kernels' formulas for ops that tracing decomposes before it reads the table.
 
     ``NotImplemented`` leaves the op as it is. Args as for ``our_decompositions``.
     """
@@ -126,7 +127,7 @@ def kernel_formulas(fma: Callable[..., Tensor]) -> dict[Any, Decomposition]:
 
 
 def _for_floats(function: Decomposition) -> Decomposition:
-    """Return a function that leaves other dtypes, and several of them, to Inductor."""
+    """Return a function that leaves other dtypes, and calls with several dtypes, to Inductor."""
 
     @functools.wraps(function)
     def decomposition(*args: Any, **kwargs: Any) -> Any:
@@ -140,9 +141,9 @@ def _for_floats(function: Decomposition) -> Decomposition:
 
 
 def _with_narrow_numbers(args: tuple[Any, ...]) -> tuple[Any, ...]:
-    """Return arguments with float64 tensors without dimensions as float32, beside float32 ones.
+    """Return arguments with zero-dimensional float64 tensors as float32, beside float32 tensors.
 
-    That is how eager's kernels take them. A number in a tensor's place is one where it is an input.
+    Eager's kernels take them so. A number in a tensor's place is such a tensor if it is an input.
     """
     tensors = [one for one in args if isinstance(one, Tensor)]
     numbers = [one for one in tensors if one.dim() == 0 and one.dtype is torch.float64]
@@ -157,7 +158,7 @@ def _with_narrow_numbers(args: tuple[Any, ...]) -> tuple[Any, ...]:
 
 
 def _wide(function: Decomposition) -> Decomposition:
-    """Return a function that takes half precision as float32, and rounds its result once."""
+    """Return a function that computes half precision as float32, and rounds its result once."""
 
     @functools.wraps(function)
     def decomposition(*args: Any, **kwargs: Any) -> Any:
@@ -171,7 +172,7 @@ def _wide(function: Decomposition) -> Decomposition:
 
 
 def _with_numbers(function: Decomposition) -> Decomposition:
-    """Return a function that takes a number in a tensor's place, as a tensor like the other."""
+    """Return a function that takes a number in a tensor's place, as a tensor like the other one."""
 
     @functools.wraps(function)
     def decomposition(*args: Any) -> Any:
@@ -182,7 +183,7 @@ def _with_numbers(function: Decomposition) -> Decomposition:
 
 
 def _with_whole_number(op: Any) -> Decomposition:
-    """Return ``op`` so that a number that is an input is not rounded to half precision."""
+    """Return a decomposition of ``op`` that does not round an input number to half precision."""
 
     def decomposition(x: Any, other: Any) -> Any:
         if isinstance(x, Tensor) and x.dtype in _HALF and isinstance(other, torch.SymFloat):
@@ -193,9 +194,9 @@ def _with_whole_number(op: Any) -> Decomposition:
 
 
 def rounded(number: Any, dtype: torch.dtype) -> Any:
-    """Return a number as kernels have it that take it in the tensor's own dtype.
+    """Return a number rounded as by kernels that take numbers in the tensor's own dtype.
 
-    Inductor rounds one that is an input by itself.
+    Inductor itself rounds a number that is an input.
     """
     if dtype not in _HALF or not isinstance(number, int | float):
         return number
@@ -242,7 +243,7 @@ def _fused(fma: Callable[..., Tensor]) -> dict[Any, Decomposition]:
 
     @_wide
     def lerp(start: Tensor, end: Tensor, weight: Any) -> Any:
-        # The weight is rounded to the precision in which eager computes, and then taken from one.
+        # The weight is rounded to the precision in which eager computes, then subtracted from one.
         if start.dtype is torch.float32:
             weight = float(torch.tensor(float(weight), dtype=torch.float32))
         is_small = abs(weight) < 0.5
@@ -263,7 +264,7 @@ def _fused(fma: Callable[..., Tensor]) -> dict[Any, Decomposition]:
 
 
 def _number(number: Any, like: Tensor) -> Tensor:
-    """Return a number as a tensor in the dtype, and of the value, that eager's kernel takes."""
+    """Return a number as a tensor with the dtype and the value that eager's kernel uses."""
     return torch.full_like(like, rounded(number, like.dtype))
 
 
@@ -277,7 +278,7 @@ def _elu(x: Tensor, alpha: Any = 1.0, scale: Any = 1.0, input_scale: Any = 1.0) 
 
 
 def _product(a: Any, b: Any, like: Tensor) -> Tensor:
-    """Return the product of two numbers, each rounded to the tensor's dtype first, as eager's."""
+    """Return the product of two numbers, each rounded to the tensor's dtype first, as in eager."""
     return torch.mul(torch.full_like(like, a), b)
 
 
@@ -322,7 +323,7 @@ def _smooth_l1_loss_backward(
 def _into_zeros(function: Decomposition) -> Decomposition:
     """Return a function whose result is contiguous unless it is larger than the second tensor.
 
-    The eager kernel writes to zeros of that tensor's sizes.
+    Eager's kernel writes to zeros of the second tensor's sizes.
     """
 
     @functools.wraps(function)
@@ -337,7 +338,7 @@ def _gelu_of(function: Decomposition, half: Decomposition | None = None) -> Deco
     @functools.wraps(function)
     def decomposition(*args: Any, approximate: str = "none") -> Any:
         if approximate == "none" and args[0].dtype in _HALF:
-            # Half precision has no digits to lose, and erfc is slow.
+            # In half precision erfc would save no digits, and erfc is slow.
             return NotImplemented if half is None else half(*args)
         return _wide(function)(*args, approximate=approximate)
 
@@ -345,9 +346,9 @@ def _gelu_of(function: Decomposition, half: Decomposition | None = None) -> Deco
 
 
 def _gelu(x: Tensor, *, approximate: str = "none") -> Any:
-    # One minus what is nearly one would leave no digits.
+    # One minus a number close to one would leave no digits.
     if approximate == "none":
-        # Half of it last: eager, too, is infinite from half of the largest number on.
+        # The factor 0.5 last: eager, too, is infinite from half of the largest number on.
         result = x * torch.special.erfc(x * -_SQRT_HALF) * 0.5
         is_onednn = x.dtype is torch.float32 and x.is_contiguous() and x.numel() != 1
         return torch.where(x == _INF, float("nan"), result) if is_onednn else result
@@ -387,7 +388,7 @@ def _logit(x: Tensor, eps: Any = None) -> Any:
     def function(one: Tensor) -> Tensor:
         if eps is not None:
             low = rounded(eps, x.dtype)
-            # Near one, a tensor of half precision has no number but one.
+            # Near one, half precision has no number but one itself.
             high = rounded(1.0 - low, x.dtype)
             one = torch.where(one < low, low, torch.where(one > high, high, one))
         return torch.log(one / (1 - one))
@@ -403,7 +404,7 @@ def _round_decimals(x: Tensor, *, decimals: int) -> Tensor:
 
 
 def _clamp(x: Tensor, low: Any = None, high: Any = None) -> Tensor:
-    # The number first: of two zeros, vector code takes the second.
+    # The number is the first argument: of two zeros, vector code takes the second.
     if low is not None:
         x = torch.maximum(torch.full_like(x, low), x)
     if high is not None:
@@ -418,7 +419,7 @@ def _pow(x: Tensor, exponent: Any) -> Any:
     if power == -0.5 and x.dtype is not torch.float16:
         return _wide(torch.rsqrt)(x)
     if power == 0.5 and x.dtype is torch.float16:
-        # A power, not a root: of minus infinity it is infinity, of minus zero it is zero.
+        # The power 0.5, not the root: infinity for minus infinity, and zero for minus zero.
         return torch.where(x == -_INF, _INF, torch.sqrt(x) + 0.0)
     if float(power).is_integer() and abs(power) > _MOST_FACTORS:
         return _wide(_aten.pow.Tensor_Tensor)(x, torch.full_like(x, power))
@@ -432,7 +433,7 @@ def _xlog1py(x: Tensor, y: Tensor) -> Tensor:
 
 
 def _erfinv(x: Tensor) -> Any:
-    # Its steps lose half of the digits where the result is large.
+    # The usual steps lose half of the digits where the result is large.
     if x.dtype is torch.float64:
         return NotImplemented
     return torch.erfinv(x.to(torch.float64)).to(x.dtype)

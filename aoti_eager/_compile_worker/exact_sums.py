@@ -1,8 +1,8 @@
 """Sums, means and variances that are accumulated in double precision. Worker only.
 
-Eager adds float32 in cascades and computes variances in double precision; Inductor adds number to
-number in float32, so that its error grows with their count, and with how far their mean is from
-zero. In double precision, every result is as exact as its dtype can say.
+Eager adds float32 in cascades and computes variances in double precision. Inductor adds number to
+number in float32, so that its error grows with the count of numbers and with the distance of their
+mean from zero. In double precision, every result is as exact as its dtype allows.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ _aten = torch.ops.aten
 _HALVES = (torch.float16, torch.bfloat16)
 _NARROW = (*_HALVES, torch.float32)
 _INF = float("inf")
-# So many float32 numbers can be added up in that precision, a sum for each lane of a vector.
+# So many float32 numbers can be added up in float32, with a sum for each lane of a vector.
 _FEW = 1 << 12
 
 
 def exact_sums() -> dict[Any, Callable[..., Any]]:
-    """Return how reductions of floating-point tensors are taken apart, by overload."""
+    """Return the decompositions of reductions of floating-point tensors, by overload."""
     sums = (
         *(_aten.sum.default, _aten.sum.dim_IntList),
         *(_aten.mean.default, _aten.mean.dim),
@@ -48,7 +48,7 @@ def _in_double(op: Any) -> Callable[..., Any]:
         if _plain.get() or x.dtype not in _NARROW or result not in _NARROW:
             return NotImplemented
         if result.itemsize < x.dtype.itemsize:
-            x = x.to(result)  # What is summed are numbers of the dtype that was asked for.
+            x = x.to(result)  # Eager sums numbers of the requested dtype.
         return op(_in_double_precision(x), *args, **kwargs).to(result)
 
     return decomposition
@@ -57,20 +57,20 @@ def _in_double(op: Any) -> Callable[..., Any]:
 def _in_double_precision(x: Tensor) -> Tensor:
     if x.dtype not in _NARROW:
         return x
-    # In two steps: there is no vector code for one.
+    # In two steps: Inductor has no vector code for the direct conversion.
     return x.to(torch.float32).to(torch.float64)
 
 
-# Set while sums are to stay in their own precision.
+# True while sums keep their own precision.
 _plain: ContextVar[bool] = ContextVar("plain_sums", default=False)
 
 
 def with_plain_sums(function: Callable[..., Any], where: Callable[..., bool]) -> Callable[..., Any]:
-    """Return a function that takes an op apart whose kernel, too, adds up in float32.
+    """Return a decomposition whose sums stay in float32 where eager's kernel sums in float32, too.
 
     Args:
-        function: Inductor's.
-        where: Whether of a call, by its arguments.
+        function: Inductor's decomposition.
+        where: Returns whether sums stay in float32, from the call's arguments.
     """
 
     @functools.wraps(function)
@@ -87,14 +87,15 @@ def with_plain_sums(function: Callable[..., Any], where: Callable[..., bool]) ->
 
 
 def adds_neighbours(x: Tensor, dim: int, *_: Any) -> bool:
-    """Return whether what is added up along ``dim`` lies side by side, and is not too much.
+    """Return whether the numbers to add along ``dim`` lie side by side, and are not too many.
 
-    Side by side, code has a sum for each lane of a vector, as eager's. Elsewhere it adds number to
-    number, where eager does so on a copy. Of very many numbers, the sum of a lane is off, too.
+    For numbers side by side, generated code has a sum for each lane of a vector, as eager's code.
+    Otherwise generated code adds number to number, while eager works on a copy whose numbers lie
+    side by side. With very many numbers, a lane's sum is inexact, too.
     """
     if x.dim() == 0 or x.dtype in _HALVES:
         return True
-    # Of sizes that vary, a kernel serves the short rows or the long ones.
+    # Where sizes vary, a kernel serves either the short rows or the long rows.
     return statically_known_true(x.stride(dim) == 1) and bool(x.shape[dim] <= _FEW)
 
 
@@ -108,7 +109,7 @@ def _vector_norm(
 ) -> Any:
     """Return a norm of another order than 0, 1, 2 and infinity.
 
-    Powers are float32, as eager's: what overflows there is infinite. Their sum and its root are
+    Powers are float32, as eager's: a power that overflows is infinite. The sum and its root are
     double precision, and infinite where the sum is beyond float32.
     """
     result = dtype or x.dtype
@@ -151,7 +152,7 @@ def _var(x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
 
 
 def _std(x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-    # The root of the variance in double precision: in float32 that may be infinite.
+    # The root of the variance in double precision: the variance may be infinite in float32.
     return _std_mean(x, *args, **kwargs)[0]  # type: ignore[no-any-return]
 
 
@@ -178,7 +179,7 @@ def _mean_of_eager(x: Tensor, mean: Tensor, dims: Sequence[int]) -> Tensor:
     last = x
     for one in dims:
         last = last.narrow(one, x.shape[one] - 1, 1)
-    # There is no vector code for torch.isinf.
+    # Inductor has no vector code for torch.isinf.
     infinite = (x.abs() == _INF).to(torch.float32).sum(list(dims), keepdim=True)
     only_last = torch.isinf(last) & (infinite == 1)
     return torch.where(torch.isinf(mean) & ~only_last, float("nan"), mean)

@@ -1,7 +1,7 @@
-"""Remainders and rounded quotients of floating-point numbers, as eager has them. Worker only.
+"""Remainders and rounded quotients of floating-point numbers, as eager computes them. Worker only.
 
 All are built on ``fmod``, which is exact: a rounded quotient may lie on the other side of a whole
-number. Between tensors of half precision, eager rounds each step to it.
+number. Between tensors of half precision, eager rounds each step to half precision.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ from torch import Tensor
 _aten = torch.ops.aten
 _HALF = (torch.float16, torch.bfloat16)
 _FLOATS = (*_HALF, torch.float32, torch.float64)
-# What rounds its arguments or its steps to half precision.
+# The ops that round their arguments or their steps to half precision.
 _STEPS = ("div", "divide", "floor_divide", "fmod", "remainder")
 
 
 def float_division() -> dict[Any, Callable[..., Any]]:
-    """Return how these are taken apart, by overload."""
+    """Return the decompositions of remainders and rounded quotients, by overload."""
     table: dict[Any, Callable[..., Any]] = {
         _aten.fmod.Scalar: lambda x, other: _aten.fmod.Tensor(x, _rounded(other, x)),
         _aten.remainder.Scalar: lambda x, other: _aten.remainder.Tensor(x, _rounded(other, x)),
@@ -38,13 +38,13 @@ def float_division() -> dict[Any, Callable[..., Any]]:
 
 
 def _for_floats(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Return a function that leaves to Inductor what gives no floating-point numbers.
+    """Return a decomposition that leaves calls without floating-point results to Inductor.
 
-    A first tensor of another dtype is taken in the result's.
+    A first tensor of another dtype is converted to the result's dtype.
     """
 
     def decomposition(first: Any, other: Any, **kwargs: Any) -> Any:
-        # What number an input of the kernel will be makes no difference to the dtype.
+        # The value of a number that is an input of the kernel does not change the result's dtype.
         plain = [1.0 if isinstance(one, torch.SymFloat) else one for one in (first, other)]
         dtype = torch.result_type(*plain)
         if dtype not in _FLOATS:
@@ -57,7 +57,7 @@ def _for_floats(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _of_one_dtype(op: Any) -> Callable[..., Any]:
-    """Return ``op`` of a first tensor and a second one in its dtype."""
+    """Return a decomposition of ``op`` that converts the second tensor to the first one's dtype."""
 
     def decomposition(x: Tensor, other: Tensor) -> Any:
         return NotImplemented if other.dtype is x.dtype else op(x, other.to(x.dtype))
@@ -68,7 +68,7 @@ def _of_one_dtype(op: Any) -> Callable[..., Any]:
 def step_rounding(op: str, dtypes: Sequence[torch.dtype]) -> dict[str, bool]:
     """Return the setting with which Inductor keeps a rounding to half precision between steps.
 
-    Without it, what is rounded and widened again stays as it was before.
+    Without the setting, Inductor drops the pair of a rounding and a widening.
     """
     name = op.partition("::")[2].partition(".")[0].rstrip("_")
     needed = name in _STEPS and any(one in _HALF for one in dtypes)
@@ -84,7 +84,7 @@ def _rounded(number: Any, x: Tensor) -> Tensor:
 def _divide(x: Tensor, other: Any, *, rounding_mode: str | None) -> Any:
     if rounding_mode is None or not isinstance(x, Tensor):
         return NotImplemented
-    # One number is taken as it is, and nothing is rounded but the result.
+    # A single number is used as it is, and only the result is rounded.
     is_number = not isinstance(other, Tensor) or (
         isinstance(other.numel(), int) and other.numel() == 1
     )
@@ -100,7 +100,7 @@ def _divide(x: Tensor, other: Any, *, rounding_mode: str | None) -> Any:
 
     function = _floor_quotient if rounding_mode == "floor" else _whole_quotient
     result = function(wide, divisor, step)
-    # Laid out as the first tensor that is read for it, as eager's is.
+    # The result is laid out as the first tensor that is read for it, as eager's result is.
     return torch.where(wide == wide, result, result).to(x.dtype)
 
 
@@ -111,7 +111,7 @@ def _whole_quotient(x: Tensor, y: Tensor, step: Callable[[Tensor], Tensor]) -> T
 def _floor_quotient(x: Tensor, y: Tensor, step: Callable[[Tensor], Tensor]) -> Tensor:
     quotient = step(x / y)
     modulus = torch.fmod(x, y)
-    # A remainder of an infinite quotient says nothing.
+    # Where the quotient is infinite, the remainder is meaningless.
     whole = torch.where(_is_infinite(quotient) & ~_is_infinite(x), x, step(x - modulus))
     result = step(whole / y)
     crosses = (modulus != 0) & ((y < 0) ^ (modulus < 0))
@@ -123,4 +123,4 @@ def _floor_quotient(x: Tensor, y: Tensor, step: Callable[[Tensor], Tensor]) -> T
 
 
 def _is_infinite(x: Tensor) -> Tensor:
-    return x.abs() == float("inf")  # There is no vector code for torch.isinf.
+    return x.abs() == float("inf")  # Inductor has no vector code for torch.isinf.

@@ -1,7 +1,7 @@
 """Which liberties the C++ compiler may take with floating-point numbers. Pure.
 
-Inductor's own list begins with those of ``-ffast-math`` and takes some back. What each one allows,
-and why it stays or goes:
+Inductor's own list begins with the flags of ``-ffast-math`` and takes some back. What each flag
+allows, and why it stays or goes:
 
 - ``-fno-trapping-math`` stays: no exception flag is read. Torch itself is compiled with it.
 - ``-funsafe-math-optimizations`` goes, also where a setting asks for it: it reorders sums
@@ -9,11 +9,11 @@ and why it stays or goes:
   compilers link code with it that flushes denormals to zero (``crtfastmath.o``).
 - ``-ffinite-math-only`` goes: NaN and infinities are values.
 - ``-fno-signed-zeros`` goes: ``atan2(0 - x, -1)`` would flip by two pi.
-- ``-fno-math-errno`` is not there: Inductor leaves it out, for pairs of calls it merges.
-- ``-fno-rounding-math``, ``-fno-signaling-nans``: the compiler's defaults, as torch's.
+- ``-fno-math-errno`` is absent: Inductor leaves it out, because of pairs of calls that it merges.
+- ``-fno-rounding-math``, ``-fno-signaling-nans``: the compiler's defaults, as in torch's build.
 - ``-ffp-contract`` says whether a product and a sum become one instruction that rounds once.
-  Within one op torch's compiler does that (GCC's default), and results are nearer to eager's so.
-  Across ops it is off: in a function of the user's, ``x * x - y * y`` must be zero for equal ones.
+  Within one op it is on, as in torch's build (GCC's default): results are nearer to eager's.
+  Across ops it is off: in a function of the user's, ``x * x - y * y`` must be zero if x equals y.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""A process that has imported what is needed and run nothing, and forks a child for each request.
+"""A server process that has imported its modules and run no op, and forks a child per request.
 
-What a child does may end it (generated code can write past its buffers or abort): that is an
-answer, too. Fork, not spawn: importing torch takes a second, and a process that has not yet run an
-op has no threads that a fork could lose.
+Generated code may end the child (it can write past its buffers or abort): that end is a reply, too.
+The server forks and does not spawn: importing torch takes a second, and a process that has not yet
+run an op has no threads that a fork could lose.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from .._base.child_process import child_command
 from .._base.deadline import Deadline
 from .._base.determinism import FATAL_SIGNALS, is_passing_text
 
-# Of what a child writes to standard error: so much is looked at, and so much is told.
+# Of a child's standard error, so many bytes are read, and so many characters go into a message.
 _TAIL_BYTES, _WORDS = 4096, 1000
 
 Answer = dict[str, Any]
@@ -32,7 +32,7 @@ class ForkServer:
     """The parent's side: the server's process, started again whenever it died.
 
     Args:
-        module: The compile worker's module with a function ``serve``, which calls the one below.
+        module: The compile worker's module whose function ``serve`` calls ``serve`` of this module.
         environment: Variables of the server on top of this process's.
     """
 
@@ -42,7 +42,7 @@ class ForkServer:
         self._process: subprocess.Popen[str] | None = None
 
     def start(self) -> subprocess.Popen[str]:
-        """Start the server, if it is not there, and return its process; it imports meanwhile."""
+        """Start the server if none runs, and return its process, which may still be importing."""
         process = self._process
         if process is None or process.poll() is not None:
             process = self._process = subprocess.Popen(
@@ -65,8 +65,8 @@ class ForkServer:
         """Return what the handler returned, or the ``reason`` and ``message`` of its child's end.
 
         Args:
-            request: For the handler; ``timeout_s`` are the seconds that the child has, before it is
-                killed. Those in which it waits for a core do not count.
+            request: For the handler. The child is killed after ``timeout_s`` seconds; seconds in
+                which it waits for a core do not count.
         """
         problem = "it ended without an answer"
         try:
@@ -88,9 +88,9 @@ class ForkServer:
 
 
 def serve(handler: Handler) -> None:
-    """Answer requests on standard input until it ends; one JSON document a line each way."""
+    """Answer requests until standard input ends: one JSON document per line, each way."""
     answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
-    os.dup2(2, 1)  # What a library prints must not be taken for an answer.
+    os.dup2(2, 1)  # A library's output must not be read as a reply.
     for line in sys.stdin:
         answers.write(json.dumps(_in_child(json.loads(line), handler)) + "\n")
         answers.flush()
@@ -99,7 +99,7 @@ def serve(handler: Handler) -> None:
 def _in_child(request: Mapping[str, Any], handler: Handler) -> Answer:
     answer = _once_in_child(request, handler)
     if answer.get("signal") == "SIGBUS":
-        # A file that was cut short, or a disk that is full, has it once. Wrong code has it again.
+        # A truncated file or a full disk raises SIGBUS once. Wrong code raises it again.
         answer = _once_in_child(request, handler)
         if answer.get("signal") == "SIGBUS":
             answer["remember"] = not is_passing_text(answer["message"])
@@ -116,13 +116,13 @@ def _once_in_child(request: Mapping[str, Any], handler: Handler) -> Answer:
                 os.close(descriptor)
             os.dup2(said, 2)
             os.close(said)
-            # Python's own handler would make an error of it.
+            # Python's own handler would turn the signal into a Python error.
             signal.signal(signal.SIGINT, signal.SIG_DFL)
             document = json.dumps(handler(request)).encode()
             with os.fdopen(write, "wb") as pipe:
                 pipe.write(document)
             status = 0
-        except BaseException:  # noqa: BLE001 - who asked is told, and nothing goes on here
+        except BaseException:  # noqa: BLE001 - the parent reads the error, and this child ends
             os.write(2, traceback.format_exc().encode(errors="replace")[-_TAIL_BYTES:])
         finally:
             os._exit(status)
@@ -146,12 +146,12 @@ def _once_in_child(request: Mapping[str, Any], handler: Handler) -> Answer:
         is_own = name in FATAL_SIGNALS and not is_passing_text(complained)
         return {**ended, "signal": name, "remember": is_own}
     if not answer:
-        # An error of its own: no memory, say.
+        # The child had an error of its own, such as no memory.
         exit_code = os.waitstatus_to_exitcode(status)
         return _crashed(f"the process ended with status {exit_code}", complained)
     result: Answer = json.loads(answer)
     if result.get("remember") and is_passing_text(complained):
-        # The library's error is told in general words, and what it was on standard error.
+        # The library's error is general; the actual cause is on standard error.
         result["remember"] = False
     return result
 
@@ -160,7 +160,7 @@ def _signal_name(number: int) -> str:
     try:
         return signal.Signals(number).name
     except ValueError:
-        return f"SIG{number}"  # A real-time one; only the first and the last have names.
+        return f"SIG{number}"  # Of the real-time signals, only the first and the last have names.
 
 
 def _crashed(message: str, complained: str) -> Answer:
@@ -170,7 +170,7 @@ def _crashed(message: str, complained: str) -> Answer:
 
 
 class _Tail:
-    """The last of what a child writes to its standard error, by the pipe's end for reading."""
+    """The last bytes that a child writes to its standard error, read from a pipe."""
 
     def __init__(self, pipe: int) -> None:
         self.pipe = pipe
@@ -178,7 +178,7 @@ class _Tail:
         os.set_blocking(pipe, False)
 
     def read(self) -> bool:
-        """Take what is there; return whether more may come."""
+        """Read the available bytes; return whether more may come."""
         try:
             chunk = os.read(self.pipe, 1 << 16)
         except BlockingIOError:
@@ -187,8 +187,8 @@ class _Tail:
         return bool(chunk)
 
     def close(self) -> str:
-        """Return it, when the child has ended; what others still write is not waited for."""
-        for _ in range(16):  # A pipe has no more.
+        """Return the text, after the child has ended; processes that still write are ignored."""
+        for _ in range(16):  # A pipe holds no more than so many chunks.
             if not (select.select([self.pipe], [], [], 0)[0] and self.read()):
                 break
         os.close(self.pipe)

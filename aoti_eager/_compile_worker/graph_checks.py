@@ -1,7 +1,7 @@
-"""What a traced graph tells against serving its call, that the op's name did not.
+"""Checks of a traced graph for reasons to decline that the op's name does not show.
 
-An op of torch's is known by name (``_keys.declines``). A function of the user's may call anything,
-so its graph is looked through. Worker only.
+``_keys.declines`` knows torch's ops by name. A function of the user's may call anything, so its
+graph is checked. Worker only.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ from .._keys.declines import DATA_DEPENDENT_ERRORS, INTEGER_DIVISION
 from .._keys.unsaid_writes import unsaid_write
 from ..errors import CompileError
 
-# These write to running statistics although their schemas do not say so.
+# Ops with these names write to running statistics although their schemas do not say so.
 _WRITES_STATISTICS = ("batch_norm", "instance_norm")
 
 
 def check_graph(exported: Any, template: CallTemplate) -> None:
-    """Refuse a graph whose results a kernel would not give each time.
+    """Refuse a graph whose results a kernel would not always reproduce.
 
     Args:
         exported: The exported program of the call.
@@ -71,9 +71,9 @@ def _refusal(reason: str, message: str) -> CompileError:
 
 
 def _draws_nothing(node: Any) -> bool:
-    """Return whether an op that may draw random numbers does not in this call.
+    """Return whether an op that may draw random numbers draws none in this call.
 
-    Known by name: others (bernoulli, native_dropout) draw at a rate of zero too.
+    The ops are known by name: other ops (bernoulli, native_dropout) draw at a rate of zero too.
     """
     name = raw_schema(node.target).name.partition("::")[2]
     named = _arguments(node, node.target)
@@ -101,7 +101,7 @@ _LITERAL = -1
 
 
 class _Written:
-    """Follows views back to inputs, and refuses writes to those that the op does not declare."""
+    """Follows views back to inputs, and refuses writes to inputs that the op does not declare."""
 
     def __init__(self, template: CallTemplate, inputs: list[Any]) -> None:
         self._template, self._slots = template, list(template.slots)
@@ -109,7 +109,7 @@ class _Written:
         self._sources: dict[Any, frozenset[int]] = {}
 
     def add_input(self, node: Any) -> None:
-        # What is no input of the user's is a tensor that the function makes, as a constant.
+        # A placeholder that is no user input is a tensor that the function makes, as a constant.
         is_input = node.name in self._inputs
         self._sources[node] = frozenset({self._inputs.index(node.name) if is_input else _LITERAL})
 
@@ -125,7 +125,7 @@ class _Written:
             touched |= sources
             if alias.is_write and not (sources == {_LITERAL} and schema.name == "aten::detach_"):
                 self._check(sources, target)
-        # Composite ops such as reshape give views without saying so.
+        # Composite ops such as reshape return views although their schemas do not say so.
         if touched or not any(a.alias_info for a in schema.arguments):
             touched |= self._of(list(named.values())) if _may_be_view(node) else frozenset()
         self._sources[node] = touched
@@ -152,7 +152,7 @@ class _Written:
 
 
 def _may_be_view(node: Any) -> bool:
-    """Return whether a result may share memory with an argument, as fakes' storages tell."""
+    """Return whether a result may share memory with an argument, by their fake storages."""
     storages = {
         storage for one in node.all_input_nodes for storage in _storages(one.meta.get("val"))
     }

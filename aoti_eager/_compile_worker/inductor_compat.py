@@ -63,9 +63,9 @@ __all__ = [
 
 
 class _PinnedAVX512(cpu_vec_isa.VecAVX512):
-    # Asking whether it is there would compile a probe for bfloat16 instructions, in each process,
-    # and the answer add them to code for CPUs that need not have them. A setting says yes to all
-    # but these.
+    # Inductor's own check would compile a probe for bfloat16 instructions in each process, and if
+    # it succeeds, Inductor would use these instructions in code for CPUs that may lack them.
+    # Inductor's setting answers yes for all instructions but these.
     def __bool__(self) -> bool:  # type: ignore[override]
         return True
 
@@ -79,14 +79,14 @@ def prepare_worker(vector_bits: int) -> None:
     """Set this process up to compile: which vector code is emitted, with which flags.
 
     Args:
-        vector_bits: 512, 256 or 128 (scalar code) on x86-64, so that the entry's needs are known
-            and the instruction set is not probed (seconds in each process); 0 leaves the choice to
-            Inductor.
+        vector_bits: 512, 256 or 128 (scalar code) on x86-64, so that the CPU features of an entry
+            are known and the instruction set is not probed (seconds in each process); 0 leaves the
+            choice to Inductor.
     """
     if vector_bits:
         pinned = {512: [_PinnedAVX512()], 256: [_PinnedAVX2()], 128: []}[vector_bits]
         cpu_vec_isa.valid_vec_isa_list = lambda: pinned  # type: ignore[assignment]
-    # There is no setting for most of them.
+    # Inductor has no setting for most of these flags.
     cpp_builder._get_ffast_math_flags = lambda: float_flags(
         inductor_config.cpp.enable_floating_point_contract_flag
     )
@@ -94,7 +94,7 @@ def prepare_worker(vector_bits: int) -> None:
     _use_vector_functions(vector_bits)
     _use_wider_vectors()
     _use_decompositions()
-    # It takes a product with an integer zero for zero: a NaN would be lost.
+    # This pass replaces a product with an integer zero by zero: a NaN would be lost.
     inductor_config.joint_graph_constant_folding = False
     if shutil.which("openssl") is None:
         # Inductor hashes preprocessed headers with the openssl program and fails without it.
@@ -102,7 +102,7 @@ def prepare_worker(vector_bits: int) -> None:
 
 
 def _use_vector_functions(vector_bits: int) -> None:
-    """Have code call what eager calls. Inductor chooses by op, and has no setting for it."""
+    """Have code call eager's vector functions: Inductor chooses by op, and has no setting."""
 
     def count(x: Any) -> int:
         return int(V.kernel._get_num_vectors(x.dtype))
@@ -116,7 +116,7 @@ def _use_vector_functions(vector_bits: int) -> None:
 
 
 def _use_wider_vectors() -> None:
-    """Have vectors of float32 widened one by one: for several, ATen has a slow loop."""
+    """Have vectors of float32 widened one by one: ATen widens several in a slow loop."""
     original = CppVecKernel.get_to_dtype_expr
 
     def get_to_dtype_expr(
@@ -140,7 +140,7 @@ def _floats_only(function: Callable[..., str], original: Callable[..., Any]) -> 
 
 
 def _use_decompositions() -> None:
-    """Put ours into Inductor's table, which it copies when it first compiles."""
+    """Put our decompositions into Inductor's table, which Inductor copies at its first compile."""
     for op, function in our_decompositions(inductor_prims.fma).items():
         before = decomposition.decompositions.get(op)
         decomposition.decompositions[op] = _with_fallback(function, before)
@@ -169,9 +169,9 @@ def _with_fallback(
 
 
 def _numbers_in_double() -> None:
-    """Have kernels take numbers as they are: Inductor passes them as float, to float64 code too.
+    """Have kernels take numbers as double: Inductor passes them as float, to float64 code too.
 
-    Code for other dtypes converts them itself.
+    Code for other dtypes converts the numbers itself.
     """
     original = KernelArgs.cpp_argdefs
 
@@ -186,12 +186,12 @@ def _numbers_in_double() -> None:
 
 
 def remember_probes(directory: Path) -> None:
-    """Keep in ``directory`` which instruction sets work here, from now on, instead of asking again.
+    """Remember in ``directory``, from now on, which instruction sets work on this machine.
 
-    Inductor has no such memory: its own cache keeps the compiled probe, and loads it in a new
-    process of Python each time. Nothing is asked where the instruction set is pinned.
+    Inductor does not remember: its cache keeps the compiled probe, and loads the probe in a new
+    process of Python each time. Where the instruction set is pinned, nothing is probed.
     """
-    probes: list[Probes] = []  # Made at the first question: it starts the compiler for its version.
+    probes: list[Probes] = []  # Made at the first probe: it asks the compiler for its version.
 
     def check_build(self: cpu_vec_isa.VecISA, code: str) -> bool:
         if not probes:
@@ -215,11 +215,10 @@ _check_build = cpu_vec_isa.VecISA.check_build
 
 
 def use_headers(headers: Path) -> None:
-    """Keep precompiled headers in ``headers`` from now on, each with a record of what it is.
+    """Keep precompiled headers in ``headers`` from now on, each with a record.
 
-    Inductor's own directory is below the system's temporary one, under a name that anyone can
-    predict, and has no setting. It takes whatever lies there: also half a file, of a compiler that
-    was killed.
+    Inductor's own directory has a predictable name below the system's temporary directory, and no
+    setting changes it. Inductor uses any file there, also half a file of a killed compiler.
     """
     codecache._HEADER_DIR = str(headers)
     codecache._HEADER_LOCK_DIR = str(headers / "locks")
@@ -230,11 +229,11 @@ def precompile_header(header: str, hashable_cmd_line: str, **compile_command: An
     """Return Inductor's precompiled form of a header, made unless it is there and whole.
 
     Raises:
-        CppCompileError: It cannot be made, or is not to be trusted.
+        CppCompileError: The header cannot be made, or cannot be trusted.
     """
     try:
         with own_headers(Path(codecache._HEADER_DIR)) as own:
-            # Inductor remembers which ones it has made, though they may be gone.
+            # Inductor remembers which headers it has made, though their files may be gone.
             if own.remove_damaged():
                 _precompile_header.cache_clear()
             path = _precompile_header(header, hashable_cmd_line, **compile_command)
@@ -256,7 +255,7 @@ def precompiles_headers() -> bool:
 
 
 def forget_headers() -> None:
-    """Remove Inductor's precompiled headers, and do without in this process."""
+    """Remove Inductor's precompiled headers, and compile without them in this process."""
     _precompile_header.cache_clear()
     with contextlib.suppress(OSError), own_headers(Path(codecache._HEADER_DIR)) as own:
         own.remove_all()
@@ -267,8 +266,8 @@ def inspect_generated_code(inspect: Callable[[str, str, bool], None]) -> Callabl
     """Have ``inspect`` see the generated C++ before it is compiled, until the result is called.
 
     ``inspect`` gets the wrapper's source, the kernels' source, and whether the proxy executor is
-    needed; what it raises ends the compile. There is no public hook between code generation and
-    the C++ compiler, which is where nine tenths of the time go.
+    needed; an error that it raises ends the compile. Inductor has no public hook between code
+    generation and the C++ compiler, which takes nine tenths of the time.
     """
     compile_ = codecache.AotCodeCompiler.compile
 
@@ -288,7 +287,7 @@ def inspect_generated_code(inspect: Callable[[str, str, bool], None]) -> Callabl
 
 @contextlib.contextmanager
 def cpu_wrapper_class(wrapper: type[CppWrapperCpu]) -> Iterator[None]:
-    """Have ``wrapper`` write the C++ of CPU graphs in the block; it is chosen in a table."""
+    """Have ``wrapper`` write the C++ of CPU graphs in the block, by Inductor's table of writers."""
     init_backend_registration()
     codegen = device_codegens["cpu"]
     before = codegen.cpp_wrapper_codegen
@@ -303,8 +302,8 @@ def cpu_wrapper_class(wrapper: type[CppWrapperCpu]) -> Iterator[None]:
 def aot_code_compiler(compile_: Callable[..., Any]) -> Iterator[None]:
     """Have ``compile_`` make the library of a graph in the block.
 
-    It gets the graph's lowering, the two sources and whether the proxy executor is needed, and
-    returns the library's path.
+    ``compile_`` gets the graph's lowering, the two sources and whether the proxy executor is
+    needed, and returns the library's path.
     """
     before = codecache.AotCodeCompiler.compile
 
@@ -321,14 +320,14 @@ def aot_code_compiler(compile_: Callable[..., Any]) -> Iterator[None]:
 
 
 def settings(options: dict[str, Any]) -> contextlib.AbstractContextManager[Any]:
-    """Return the context in which Inductor's settings are these, by dotted name."""
+    """Return a context in which Inductor's settings are ``options``, by dotted name."""
     return inductor_config.patch(options)  # type: ignore[no-any-return]
 
 
 def compile_flags(source: Path) -> list[str]:
     """Return the command with which Inductor would compile kernels, without files.
 
-    The compiler first, then flags and include directories, under the settings of this moment.
+    The compiler comes first, then flags and include directories, under the current settings.
     """
     options = cpp_builder.CppTorchDeviceOptions(
         vec_isa=cpu_vec_isa.pick_vec_isa(), device_type="cpu", aot_mode=True, compile_only=True
@@ -343,7 +342,7 @@ def compile_flags(source: Path) -> list[str]:
 
 
 def decompositions() -> dict[Any, Any]:
-    """Return by overload how Inductor takes ops apart; a copy."""
+    """Return a copy of Inductor's decompositions, by overload."""
     return dict(select_decomp_table())
 
 
@@ -356,9 +355,9 @@ def compiler_description() -> str:
 
 
 def was_ended(error: CppCompileError) -> bool:
-    """Return whether somebody has ended the compiler, or the system that has no memory left.
+    """Return whether somebody, or a system without memory, has ended the compiler.
 
-    What it was compiling is as good as before. A damaged file makes it crash by other signals.
+    That says nothing about the code. A damaged file makes the compiler crash by other signals.
     """
     if -getattr(error.__cause__, "returncode", 0) in _ENDING_SIGNALS:
         return True

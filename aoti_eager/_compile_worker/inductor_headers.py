@@ -1,7 +1,8 @@
-"""Inductor's own precompiled headers, which libraries that are not thin need: records beside them.
+"""Inductor's own precompiled headers, which full libraries need, and the records beside them.
 
-Inductor compiles a header into its final place and takes whatever it finds there later: so what has
-no record when nobody makes any is a killed compiler's, and goes. Worker only.
+Inductor compiles a header into its final place and later uses any file that it finds there. So a
+header without a record, while no process makes headers, is a killed compiler's, and is removed.
+Worker only.
 """
 
 from __future__ import annotations
@@ -22,18 +23,18 @@ from .._base.trusted_files import Directory, open_directory
 
 _PLACE = ("toolchain", "headers")
 
-# Seconds that another process is waited for: it makes two headers at most, half a minute's work.
+# Seconds to wait for another process, which makes two headers at most: half a minute's work.
 _LOCK_TIMEOUT_S = 60.0
 
 
 class OwnHeaders:
-    """Inductor's headers in an open directory, while nobody else makes any."""
+    """Inductor's headers in an open directory, while no other process makes headers."""
 
     def __init__(self, directory: Directory) -> None:
         self._directory = directory
 
     def remove_damaged(self) -> bool:
-        """Remove what is not as its record says; return whether there was anything."""
+        """Remove headers that do not match their record; return whether there were any."""
         names = self._names()
         stems = {name.partition(".")[0] for name in names}
         damaged = {stem for stem in stems if not self._is_whole(stem)}
@@ -41,7 +42,7 @@ class OwnHeaders:
         return bool(damaged)
 
     def remove_all(self) -> None:
-        """Remove all of them."""
+        """Remove all headers."""
         self._remove(self._names())
 
     def has(self, header: str) -> bool:
@@ -52,7 +53,7 @@ class OwnHeaders:
         """Write the record of the header at a path, unless it has one.
 
         Raises:
-            OSError: Its precompiled form is missing, or there is no room.
+            OSError: The header's precompiled form is missing, or the disk is full.
         """
         stem = Path(header).stem
         if not self._is_whole(stem):
@@ -66,7 +67,7 @@ class OwnHeaders:
         return are_recorded(self._directory, _record(stem), _parts(stem))
 
     def _remove(self, names: Iterator[str] | list[str]) -> None:
-        # The records first, by their names: whatever is left of the rest is not used then.
+        # The records first, by the order of their names: without them, other files are not used.
         for name in sorted(names, reverse=True):
             remove(self._directory, name, base=_PLACE)
 
@@ -76,8 +77,8 @@ def own_headers(headers: Path) -> Iterator[OwnHeaders]:
     """Give Inductor's headers in ``headers``, locked; the directory is made if it is missing.
 
     Raises:
-        TimeoutError: Another process makes one for too long.
-        OSError: The directory cannot be made, or is not ours alone to write.
+        TimeoutError: Another process takes too long to make a header.
+        OSError: The directory cannot be made, or others can write to it.
     """
     with (
         open_directory(headers, create=True) as directory,

@@ -34,7 +34,7 @@ def values_of_symbols(
     """Return the values of a pattern's symbols in the call that it was compiled for.
 
     Raises:
-        CompileError: It has no symbols, or does not serve that call.
+        CompileError: The pattern has no symbols, or does not serve that call.
     """
     if not is_pattern(pattern):
         message = "the code depends on each of the sizes"
@@ -48,9 +48,9 @@ def values_of_symbols(
 
 
 def stored_entry(store: Store, key: KernelKey, environment: Environment) -> StoredEntry | None:
-    """Return what another process has published meanwhile.
+    """Return the entry that another process has published meanwhile, if there is one.
 
-    Damaged entries are made anew, and so are failures that have lapsed.
+    A damaged entry or a failure that has lapsed counts as absent: it is made anew.
     """
     for candidate in (key.with_threads(ANY_THREADS), key):
         try:

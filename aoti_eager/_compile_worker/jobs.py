@@ -60,18 +60,19 @@ from .plain_path import plain_path
 if TYPE_CHECKING:
     from .lowering import Lowered
 
-# Another process compiles a key that lies under the same lock: later, and other keys meanwhile.
+# If another process compiles a key under the same lock, the caller asks for the key again later.
 _LOCK_TIMEOUT_S = 0.05
-# Above it, what a parallel region costs to enter and leave is nothing, and one thread cannot win.
+# Above this time, entering and leaving a parallel region costs next to nothing, and code for one
+# thread cannot win.
 _SERIAL_BELOW_US = 300.0
 
-# What a dynamic specialisation is tried with, besides the call that it is compiled for.
+# A dynamic specialisation is tried with further calls of at most so many elements.
 _MOST_ELEMENTS = 1 << 20
 
-# Sizes of 1 at once that a dynamic specialisation is tried with; it serves no calls with more.
+# The most sizes of 1 in one trial of a dynamic specialisation; it serves no calls with more.
 _MOST_ONES = 3
 
-# Characters of a log that are sent, its last ones.
+# At most this many characters of a log are sent: the last ones.
 _LONGEST_LOG = 20_000
 
 Answer = dict[str, Any]
@@ -79,13 +80,13 @@ Times = dict[str, dict[str, float]]
 
 
 def trial_server() -> ForkServer:
-    """Return the server of first runs: with glibc's checking allocator where there is one."""
+    """Return the server of first runs: with glibc's checking allocator where glibc has one."""
     # OpenMP's waiting threads sleep. By default, each spins on a core that the script wants.
     variables = {"OMP_WAIT_POLICY": os.environ.get("OMP_WAIT_POLICY", "PASSIVE")}
     checker = ctypes.util.find_library("c_malloc_debug")
     if checker is None:
         return ForkServer("trial", variables)
-    # Fills memory and checks what lies behind a block when it is freed.
+    # The allocator fills memory, and checks the bytes behind a block when the block is freed.
     tunables = "glibc.malloc.check=3:glibc.malloc.perturb=165"
     return ForkServer("trial", {**variables, "LD_PRELOAD": checker, "GLIBC_TUNABLES": tunables})
 
@@ -103,12 +104,12 @@ class CompileJobs:
 
     Args:
         vector_bits: See ``inductor_compat.prepare_worker``.
-        scratch: Where everything temporary goes that belongs to no request.
+        scratch: The directory for temporary files that belong to no request.
 
     Attributes:
-        work: The directory of the request that is being answered: temporary, all of it.
-        ending: Whether the parent is gone, so that what goes wrong now says nothing about a key.
-        lingers: Whether the parent is gone, or soon will be, and has left us to finish.
+        work: The temporary directory of the request that is being answered.
+        ending: Whether the parent is gone, so that an error says nothing about a key.
+        lingers: Whether the parent is gone, or soon will be, and has asked us to finish.
     """
 
     def __init__(self, vector_bits: int, scratch: Path | None = None) -> None:
@@ -123,7 +124,7 @@ class CompileJobs:
         self._inductor_ready = False
 
     def answer_line(self, request: Request) -> str:
-        """Return what became of a request as a line of JSON, no longer than is read of one."""
+        """Return the reply to a request as a line of JSON, no longer than the reader's limit."""
         line = json.dumps(self.answer(request)) + "\n"
         if len(line) > LONGEST_ANSWER:
             message = f"the answer of the compile worker has {len(line)} bytes: it is not sent"
@@ -131,7 +132,7 @@ class CompileJobs:
         return line
 
     def answer(self, request: Request) -> Answer:
-        """Return what became of a request; nothing is raised."""
+        """Return the reply to a request; an error becomes a reply, too."""
         kinds: dict[str, Callable[[Request], Answer]] = {
             "compile": self._compile_into_work,
             "publish": self._publish,
@@ -150,10 +151,10 @@ class CompileJobs:
             return _failure("compile_failed", f"{type(error).__name__}: {error}", text, False)
 
     def _sweep(self, root: Path) -> None:
-        """Remove what killed processes have left in a store, once in this process."""
+        """Remove the leftovers of killed processes in a store, once in this process."""
         if root not in self._swept:
             self._swept.add(root)
-            with contextlib.suppress(StoreError):  # It is read-only, or not there yet.
+            with contextlib.suppress(StoreError):  # The store is read-only, or does not exist yet.
                 Store(root, lock_timeout_s=_LOCK_TIMEOUT_S).remove_stale_work()
 
     # -- a library in the caller's directory --
@@ -229,14 +230,14 @@ class CompileJobs:
                 None if guards is None else size_class(key),
                 made["unmeasured"],
             )
-            with contextlib.suppress(OSError):  # It is measured again, that is all.
+            with contextlib.suppress(OSError):  # Without a verdict, the library is measured again.
                 Verdicts(store.root).put(stored.entry.digest, verdict)
         return {"entry": str(stored.path), "compiled": True}
 
     # -- what all libraries have in common --
 
     def _make_parts(self, request: Request) -> Answer:
-        """Make what the libraries of ops and those of functions share; say whether it was made."""
+        """Make the parts that libraries of ops and of functions share; return if any was made."""
         self._import_inductor()
         from . import inductor_compat
         from .float_flags import contraction
@@ -263,8 +264,8 @@ class CompileJobs:
 
     def _measure_stored(self, request: Request) -> Answer:
         library = request["library"]
-        self._measurer.start()  # It imports torch beside the trial.
-        # What was run on this model of processor before need not be tried again.
+        self._measurer.start()  # It imports torch during the trial.
+        # A library that was run on this model of processor before needs no second trial.
         compared = library["compared"] or self._try(request, library).compared
         (times,), unmeasured = self._measured(request, [library])
         if self.lingers:
@@ -275,7 +276,7 @@ class CompileJobs:
     def _keep_verdict(
         self, request: Request, times: Times, compared: bool, unmeasured: str
     ) -> None:
-        """Write down what was measured: who asked is not there any more."""
+        """Write the verdict here: the script that asked has ended."""
         library = request["library"]
         verdicts = Verdicts(Path(request["toolchain"]).parent)
         verdict = verdicts.get(library["digest"], library["sha256"])
@@ -291,7 +292,7 @@ class CompileJobs:
         """Return a library in ``work`` that has passed its trial, with its times.
 
         Raises:
-            CompileError: There is none, for its reason.
+            CompileError: No library can be made; the error has the reason.
         """
         log = work / "compile.log"
         try:
@@ -321,11 +322,12 @@ class CompileJobs:
         if request["gate"]:
             times, unmeasured = self._measured(request, [_library(lowered)])
             if lowered.parallel and _may_lose_to_one_thread(times[0]):
-                # A region costs a microsecond or two to enter and leave: too much for a small one.
+                # Entering and leaving a parallel region costs a microsecond or two: too much for a
+                # small kernel.
                 serial = work / "serial"
                 serial.mkdir()
                 options = {**request["options"], "cpp.threads": 1}
-                with contextlib.suppress(CompileError):  # Then there is one, as there was.
+                with contextlib.suppress(CompileError):  # Then the parallel library remains.
                     made.append(self._tried(request, serial, options))
                     both = [_library(one) for one, _ in made]
                     times, unmeasured = self._measured(request, both)
@@ -334,7 +336,7 @@ class CompileJobs:
         return {
             **_library(lowered),
             "library": str(lowered.library),
-            # What has won against parallel code for this thread count is kept for this one only.
+            # A serial library that won against parallel code is kept for this thread count only.
             "parallel": made[0][0].parallel,
             "compiler": lowered.compiler,
             "identity": compiler_identity(),
@@ -349,7 +351,7 @@ class CompileJobs:
     def _tried(
         self, request: Request, work: Path, options: dict[str, Any]
     ) -> tuple[Lowered, _Tried]:
-        """Return a library that has passed its trial, and what that has shown."""
+        """Return a library that has passed its trial, and the trial's findings."""
         self._import_inductor()
         from .._functions.call_target import call_target
         from .._keys.call_template import call_template
@@ -367,7 +369,7 @@ class CompileJobs:
         dims = None if dynamic is None else [tuple(place) for place in dynamic["dims"]]
         template = call_template(schema, key, request.get("numbers") or ())
         lowered = lower(op, template, written, headers, options, dims)
-        # By its own name from now on: the other holds in this process alone.
+        # From here on by its own name: the other name is valid in this process alone.
         library = work / lowered.library.relative_to(written)
         lowered = replace(lowered, library=library)
         tried = self._try(request, _library(lowered))
@@ -381,16 +383,16 @@ class CompileJobs:
         return lowered, tried
 
     def _relaxed(self, request: Request, lowered: Lowered, values: Mapping[str, int]) -> Guards:
-        """Return the guards with sizes of 1 let in where they were tried and are right.
+        """Return the guards, extended by sizes of 1 where a trial found them right.
 
-        The compiler takes it that there are none: broadcasting is another graph.
+        The compiler assumes that no size is 1: broadcasting is another graph.
         """
         pattern, guards = lowered.pattern, lowered.guards
         assert pattern is not None
         assert guards is not None
 
         def is_right(names: Sequence[str]) -> bool:
-            """Return whether the code was right where these were 1 together."""
+            """Return whether the code was right with all of these symbols at 1."""
             ones = {**values, **dict.fromkeys(names, 1)}
             if len(names) > _MOST_ONES or not with_ones(guards, names).hold(ones):
                 return False
@@ -404,7 +406,8 @@ class CompileJobs:
 
         try:
             passed = [name for name in sorted(size_symbols(pattern)) if is_right([name])]
-            # A tensor with two sizes of 1 may have other strides in eager than those with one.
+            # In eager, a tensor with two sizes of 1 may have other strides than one with a single
+            # size of 1.
             wrong: list[tuple[str, ...]] = []
             for count in range(2, len(passed) + 1):
                 for names in itertools.combinations(passed, count):
@@ -412,14 +415,14 @@ class CompileJobs:
                     if not is_known and not is_right(names):
                         wrong.append(names)
         except CompileError:
-            return guards  # One is out of bounds, maybe.
+            return guards  # A size of 1 may be out of bounds.
         return with_ones(guards, passed, wrong)
 
     def _try(self, request: Request, library: Mapping[str, Any]) -> _Tried:
-        """Run a library for the first time; return what that has shown.
+        """Run a library for the first time; return the trial's findings.
 
         Raises:
-            CompileError: It must not be used, for its reason.
+            CompileError: The library must not be used; the error has the reason.
         """
         answer = self._trial.run(
             {
@@ -446,9 +449,9 @@ class CompileJobs:
     def _measured(
         self, request: Request, libraries: list[dict[str, Any]]
     ) -> tuple[list[Times], str]:
-        """Return the times of each library by hit path; empty ones where none could be taken.
+        """Return the times of each library by hit path, and why none could be taken, in words.
 
-        And then why, in words.
+        The times are empty where none could be taken.
         """
         answer = self._measurer.run(
             {
@@ -473,7 +476,7 @@ class CompileJobs:
         if self._inductor_ready:
             return
         warnings.simplefilter("ignore")
-        self._trial.start()  # It imports torch beside us.
+        self._trial.start()  # It imports torch while this process does.
         from . import inductor_compat
 
         inductor_compat.prepare_worker(self._vector_bits)
@@ -502,7 +505,7 @@ def _library(lowered: Lowered) -> dict[str, Any]:
 
 
 def _share(times: Mapping[str, Mapping[str, float]]) -> float:
-    """Return the kernel's time as a share of the original's; 1 where it is not known."""
+    """Return the kernel's time as a share of the original's; 1 where the times are not known."""
     best = times.get("native") or times.get("python")
     return best["kernel_us"] / best["original_us"] if best else 1.0
 

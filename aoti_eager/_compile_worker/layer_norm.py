@@ -1,8 +1,8 @@
 """A layer norm and its gradient, in steps that stay in the range of numbers. Worker only.
 
-As for the gradient, Inductor multiplies it by a row's length before it subtracts sums, and
-normalizes each element before the row's slope is known: either leaves the range of numbers where
-eager does not.
+Inductor multiplies the gradient by a row's length before it subtracts sums, and normalizes each
+element before the row's slope is known: either step leaves the range of numbers where eager does
+not.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ def layer_norm(
     bias: Tensor | None,
     eps: float,
 ) -> Any:
-    """Return the normalized tensor, and mean and inverse deviation of each row; as the op.
+    """Return the op's results: normalized tensor, mean and inverse deviation of each row.
 
     ``NotImplemented`` for double precision, and for tensors without elements.
     """
@@ -35,7 +35,7 @@ def layer_norm(
     inner = list(range(x.dim() - len(normalized_shape), x.dim()))
     narrow = x.to(torch.float32)
     mean, var = moments(narrow, inner)
-    # NaN beside an infinity, as a running mean is that has met one.
+    # A mean of a row with an infinity becomes NaN, as eager's running mean does.
     mean = mean + (var - var)
     rstd = torch.rsqrt(var + eps)
     result = normalized(narrow, mean, rstd)

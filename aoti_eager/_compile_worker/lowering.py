@@ -1,7 +1,7 @@
 """One call template -> one kernel library, through torch.export and AOTInductor.
 
-Runs in the compile worker only, where no op is registered: whatever the compiler itself calls
-reaches the original kernels.
+Runs in the compile worker only, where no op is registered: the compiler's own calls reach the
+original kernels.
 """
 
 from __future__ import annotations
@@ -48,13 +48,13 @@ class Lowered:
 
     Attributes:
         library: The shared object's file.
-        sha256: The digest of its bytes: no others may be tried, measured or kept.
+        sha256: The digest of its bytes: no other bytes may be tried, measured or kept.
         outputs: Where each result of the op comes from; see ``Entry.outputs``.
         calls_aten: Whether the library calls ATen for a part of its work.
         parallel: Whether its code has parallel regions, so that it depends on the thread count.
         compiler: The C++ compiler's name and version.
         pattern: The calls that a dynamic specialisation serves; ``None`` for a static one.
-        guards: What must hold of the pattern's symbols.
+        guards: The conditions on the pattern's symbols.
     """
 
     library: Path
@@ -81,7 +81,7 @@ def lower(
         op: The overload.
         template: The call; its tensors are faked, no data exists.
         work: An empty directory for everything that is generated.
-        headers: Where precompiled headers are kept.
+        headers: The directory of precompiled headers.
         options: Inductor settings by dotted name.
         dims: For a dynamic specialisation: slot and dimension of each size that is to be a symbol.
 
@@ -132,10 +132,10 @@ def lower(
 
 
 def _without_holes(library: Path) -> tuple[Path, str]:
-    """Return the library, written anew from its first byte to its last, and its digest.
+    """Return a copy of the library without holes, and the copy's digest.
 
-    A linker may leave holes in the file. On a full file system in memory, reading one through the
-    mapped library ends the process.
+    A linker may leave holes in the file. On a full file system in memory, reading a hole through
+    the mapped library ends the process.
     """
     content = library.read_bytes()
     if len(content) > LIBRARY_LIMIT:
@@ -193,13 +193,13 @@ def _compile_full(
         if not used or not any(_may_be_a_header(one) for one in error_chain(error)):
             raise
     library = attempt({**options, "aot_inductor.precompile_headers": False})
-    # Not the code's fault, then. They are made anew, by the next process.
+    # The headers were at fault, not the code. The next process makes them anew.
     inductor.forget_headers()
     return library
 
 
 def _may_be_a_header(error: BaseException) -> bool:
-    """Return whether a compile may have failed for the precompiled headers that it used."""
+    """Return whether the precompiled headers may have made a compile fail."""
     return isinstance(error, inductor.CppCompileError) and not inductor.was_ended(error)
 
 
@@ -212,7 +212,7 @@ def _program(
         try:
             module = call_module(op, template, outputs)
             if getattr(op, "differentiates", False):
-                # Export follows no autograd that a function does for itself.
+                # torch.export does not trace autograd calls inside of a function.
                 module = in_blocks(make_fx(module, inductor.decompositions())(*inputs))
             exported = torch.export.export(module, inputs, strict=False)
             check_graph(exported, template)
@@ -224,7 +224,7 @@ def _program(
 
 
 class _GeneratedCode:
-    """What the generated C++ says about itself; raises where it must not be used at all."""
+    """Properties of the generated C++; raises where the code must not be used at all."""
 
     calls_aten = False
     parallel = False
@@ -257,7 +257,7 @@ class _GeneratedCode:
 
 
 def _run_body(wrapper: str) -> str:
-    """Return the part of the wrapper that runs in a call; the rest is the same in every library."""
+    """Return the wrapper's part that runs in a call; all other code is equal in each library."""
     start = max(wrapper.rfind("::run_impl("), wrapper.rfind("void run_graph("))
     return wrapper[start:] if start >= 0 else wrapper
 
@@ -276,7 +276,7 @@ def _compile_error(error: Exception) -> CompileError:
     ):
         return CompileError("store_unwritable", text)
     if "CppCompileError" in names:
-        # A compiler that fails may be repaired, and it is no part of the environment.
+        # Not remembered: a failing compiler may be repaired, and is not part of the environment.
         first = re.search(r"^.*\berror\b.*$", text, re.MULTILINE)
         said = first.group().strip() if first else text[:500]
         return CompileError("compile_failed", f"the C++ compiler failed: {said}", log=text)

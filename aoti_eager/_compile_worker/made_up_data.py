@@ -1,8 +1,8 @@
-"""Arguments made up from a key: data sets that together find what is wrong with a kernel; pure.
+"""Arguments made up from a key: data sets that together find the faults of a kernel; pure.
 
-An element's result shows a fault only where the values that meet in it are the ones that it is
-about. So structured values are crossed: any two of them meet in any two arguments. A tensor of
-thousands of elements has room for that; of a smaller one there are more runs.
+A fault shows in an element only if the element's arguments have certain values. So structured
+values are crossed: any two of them meet in any two arguments. A tensor of thousands of elements has
+room for all pairs; a smaller tensor gets more runs.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ from . import made_up_numbers as families
 from .made_up_numbers import Family, numbers
 from .made_up_values import float_values, int_values, number_values
 
-# What a run costs on a slow core, and an element in it: made, copied, computed twice, compared.
+# The cost of a run on a slow core, and of an element: made, copied, computed twice, compared.
 _RUN_US, _ELEMENT_US = 55.0, 0.04
-# What all data sets may cost that are not always made.
+# The most that all data sets may cost that are not always made.
 _BUDGET_US = 250_000.0
 
-# So many elements of crossed data are made together.
+# So many elements of crossed data are made at once.
 _AT_ONCE = 1024
 
 # The data sets that each call gets.
@@ -41,7 +41,7 @@ _MOST_EXTREME = 4
 # How integers are filled: the first that the original does not refuse.
 WIDE, POSITIVE, SMALL = "wide", "positive", "small"
 
-# Integers that an original takes for places in memory, some of them without a look.
+# Integer arguments that an original uses as places in memory, some of them without a check.
 _PLACES = re.compile(r"ind(ex|ices)|target|offset|length|sorter|batch_sizes")
 
 _NAN, _INF = math.nan, math.inf
@@ -53,10 +53,10 @@ class DataSet:
     """Arguments for some runs.
 
     Attributes:
-        name: What they are.
-        runs: How many.
-        make: Gives the inputs of a run, by its number and by how integers are filled.
-        ordinary: Whether the values are of no kind of their own.
+        name: What the arguments are.
+        runs: The number of runs.
+        make: Returns the inputs of a run, by the run's number and by how integers are filled.
+        ordinary: Whether the values are ordinary ones.
     """
 
     name: str
@@ -68,13 +68,14 @@ class DataSet:
 def data_sets(
     slots: Sequence[TensorSlot], own: Sequence[float], *, mixes: bool, largest: int = 0
 ) -> Iterator[DataSet]:
-    """Give the data sets of a call; the most telling ones first, as many as time allows.
+    """Give the data sets of a call: those that find most faults first, as many as time allows.
 
     Args:
         slots: What the inputs must look like.
         own: The call's own numbers.
-        mixes: Whether an element of a result depends on many of an argument's: a sum of numbers of
-            all magnitudes is what their order makes of it, so such a call gets them one at a time.
+        mixes: Whether an element of a result depends on many elements of an argument. A sum of
+            numbers of all magnitudes depends on their order, so such a call gets one kind of
+            number at a time.
         largest: The number of elements of the largest result.
     """
     made = _Maker(slots, own)
@@ -87,7 +88,7 @@ def data_sets(
         if runs < 1:
             if place:
                 return
-            runs = 1  # Without the first one there is nothing that could find most faults.
+            runs = 1  # The first data set finds most faults: it is never left out.
         spent += runs * (_RUN_US + _ELEMENT_US * elements)
         yield DataSet(found.name, runs, found.make, found.ordinary)
 
@@ -108,8 +109,8 @@ def made_up_input(slot: TensorSlot, data: str, seed: int) -> Tensor:
     Args:
         slot: What the tensor must look like.
         data: ``"normal"``, ``"positive"`` (around 0.1) or ``"special"`` values for floating-point
-            slots. Others get zeros and ones, which is what an integer most often may be: an index,
-            a flag.
+            slots. Other slots get zeros and ones, the values that most integer arguments (an index,
+            a flag) may have.
         seed: Slots with different seeds get different values.
     """
     generator = torch.Generator().manual_seed(seed)
@@ -161,7 +162,7 @@ def _mixing(made: _Maker) -> Iterator[DataSet]:
         families.whole,
     ):
         if family is families.squares_vanish and torch.float64 in made.dtypes:
-            continue  # How far a sum of denormal numbers is off, single precision does not show.
+            continue  # Single precision does not show how far a sum of denormals is off.
         yield DataSet(family.__name__.replace("_", " "), 2, made.of(family, None))
     yield DataSet("crossed", max(1, made.runs_of_cross() // 8), made.crossed_moderately)
     for only in range(len(made.slots) if len(made.floats) > 1 else 0):
@@ -202,7 +203,7 @@ class _Maker:
             return torch.complex(parts, parts.roll(7))
         if dtype.is_floating_point:
             return torch.tensor(float_values(dtype, self.own), dtype=torch.float64)
-        # The upper half of uint64 by the same bits: conversion wraps round.
+        # The upper half of uint64 has the same bits as negative numbers: conversion wraps around.
         wrapped = ((one + (1 << 63)) % (1 << 64) for one in int_values(dtype, self.own))
         return torch.tensor([one - (1 << 63) for one in wrapped], dtype=torch.int64)
 
@@ -216,7 +217,7 @@ class _Maker:
         if not (dtype.is_floating_point or dtype.is_complex) or self.slots[i].number_kind:
             return self._shaped(i, self._other(i, kind, generator, run))
         if data == "special":
-            # Steps that have no factor in common with the length pair every value with others.
+            # A step without a common factor with the length pairs each value with other values.
             step = (1, 3, 5, 7, 9, 11)[seed % 6]
             order = (torch.arange(self.extents[i]) * step + seed) % len(_DENSE)
             return self._shaped(i, torch.tensor(_DENSE, dtype=torch.float64)[order])
@@ -227,7 +228,7 @@ class _Maker:
         dtype, count = self.dtypes[i], self.extents[i]
         fi = torch.finfo(dtype)
         if family in (families.ordinary, families.positive) and not dtype.is_complex:
-            # No two elements alike: what is at the wrong place is seen.
+            # No two elements are alike, so that an element at the wrong place shows.
             return family(count, generator, fi)
         made = numbers(family, count, generator, fi)
         if dtype.is_complex:
@@ -235,7 +236,7 @@ class _Maker:
         return made
 
     def _other(self, i: int, kind: str, generator: torch.Generator, run: int) -> Tensor:
-        """Return what an integer, a flag or a number is, flat."""
+        """Return the flat values of an integer, a flag or a number."""
         slot, dtype, count = self.slots[i], self.dtypes[i], self.extents[i]
         if slot.number_kind:
             known = number_values(slot.number_kind)
@@ -280,7 +281,7 @@ class _Maker:
         return make
 
     def of(self, family: Family, only: int | None) -> Callable[[int, str], list[Tensor]]:
-        """Return the maker of numbers of a family, in one slot alone or in each."""
+        """Return the maker of numbers of a family, in one slot alone or in each slot."""
 
         def make(run: int, kind: str) -> list[Tensor]:
             generator = torch.Generator().manual_seed(1000 + run)
@@ -334,7 +335,7 @@ class _Maker:
         return self._shaped(i, made)
 
     def related(self, run: int, kind: str) -> list[Tensor]:
-        """Return inputs that are alike: equal, opposite, or close to that."""
+        """Return inputs that are alike: equal, opposite, or close to either."""
         generator = torch.Generator().manual_seed(3000 + run)
         fi = torch.finfo(torch.float64)
         base = numbers(families.moderate, self.largest, generator, fi)
@@ -365,7 +366,7 @@ class _Maker:
             return 1
         pairs = _prime(sizes[0]) ** 2 if len(crossed) + len(self.numbers) > 1 else sizes[0]
         if not self._is_aligned():
-            pairs *= 6  # Drawn at random: most pairs are there when each could be so many times.
+            pairs *= 6  # Drawn at random: with six times as many draws, most pairs occur.
         return max(1, -(-pairs // self.largest))
 
     def _is_aligned(self) -> bool:
@@ -376,7 +377,7 @@ class _Maker:
         return self._cross(run, kind, moderately=False)
 
     def crossed_moderately(self, run: int, kind: str) -> list[Tensor]:
-        """Return a part of the cross of those that no sum of a few makes infinite."""
+        """Return a part of the cross of values of which no sum of a few is infinite."""
         return self._cross(run, kind, moderately=True)
 
     def _cross(self, run: int, kind: str, *, moderately: bool) -> list[Tensor]:
@@ -396,7 +397,7 @@ class _Maker:
                 made.append(self._shaped(i, self._other(i, kind, generator, run)))
                 continue
             if self._is_aligned():
-                # Of small tensors many runs at once: a run is a few dozen calls of torch otherwise.
+                # Small tensors get many runs at once: one run alone takes a few dozen torch calls.
                 at_once = max(1, _AT_ONCE // count)
                 name = i, kind, moderately, run // at_once
                 if self._crosses.get((i, moderately), (None, ()))[0] != name:
@@ -428,7 +429,7 @@ class _Maker:
     # -- one in a row --
 
     def sparse(self, step: int) -> Callable[[int, str], list[Tensor]]:
-        """Return the maker of ordinary data with a structured value in a row, at most."""
+        """Return the maker of ordinary data with at most one structured value in a row."""
 
         def make(run: int, kind: str) -> list[Tensor]:
             generator = torch.Generator().manual_seed(5000 + 97 * step + run)
@@ -438,7 +439,7 @@ class _Maker:
                     made.append(self._filled(i, families.ordinary, generator, kind, run))
                     continue
                 flat = self._floats(i, families.ordinary, generator)
-                # One slot a run has them, and in every third run each.
+                # One slot per run has structured values; in every third run each slot has them.
                 if run % 3 == 2 or self.floats[(run + step) % len(self.floats)] == i:
                     self._put_specials(i, flat, generator, step, run)
                 made.append(self._shaped(i, flat))
@@ -454,11 +455,12 @@ class _Maker:
             return
         sizes = [n for n in self.slots[i].component["sizes"] if n > 1]
         row = sizes[-1] if sizes else 1
-        # So far apart that most rows, and columns, have none or one.
+        # So far apart that most rows, and columns, have at most one structured value.
         apart = row + 1 + step if step % 2 == 0 else 2 * row + 3 + step
         first = int(torch.randint(0, max(1, min(count, apart)), (), generator=generator))
         places = torch.arange(first, max(count, 1), apart)
-        # Squares may overflow; a sum's steps would, in one order or another.
+        # Squares of ``large`` may overflow. The steps of a sum of larger numbers would, too, in one
+        # order or another.
         large = torch.finfo(self.dtypes[i]).max ** 0.6
         first_kinds = torch.tensor([_NAN, _INF, -_INF, -0.0, large], dtype=torch.float64)
         values = first_kinds if step < 2 else self._values[self.dtypes[i]]
@@ -470,7 +472,7 @@ def _crossing(i: int, base: int, length: int, first: int, count: int) -> Tensor:
     """Return places in a slot's table: two slots see each pair below a prime once in its square."""
     place = torch.arange(first, first + count)
     order = (place + i * (place // base)) % base
-    # Past the table's end: something of it, each time another.
+    # Past the table's end: a value of the table, a different one each time.
     return torch.where(order < length, order, (order + place // base) % length)
 
 

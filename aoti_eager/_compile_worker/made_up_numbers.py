@@ -1,4 +1,4 @@
-"""Random numbers of each kind that makes code fail: by magnitude, by what cancels; pure."""
+"""Random numbers of each kind that makes code fail: by magnitude, by cancellation; pure."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-# Takes a count, a generator and what is known of the dtype; gives that many numbers in float64.
+# Takes a count, a generator and the dtype's ``finfo``; returns that many numbers in float64.
 Family = Callable[[int, torch.Generator, torch.finfo], Tensor]
 
-# Numbers of which more are wanted are repeated; by a prime, so that no row is like the next one.
+# Beyond so many, numbers are repeated. The count is a prime, so that no row is like the next row.
 _MOST_DISTINCT = 131_071
 
 
@@ -38,12 +38,12 @@ def _exponents(fi: torch.finfo) -> tuple[float, float]:
 
 
 def ordinary(count: int, generator: torch.Generator, fi: torch.finfo) -> Tensor:
-    """Return what most scripts compute with."""
+    """Return numbers like those that most scripts compute with."""
     return _normal(count, generator)
 
 
 def positive(count: int, generator: torch.Generator, fi: torch.finfo) -> Tensor:
-    """Return numbers around 0.1: a sum of them loses digits, which others cancel."""
+    """Return numbers around 0.1: their sum loses digits; in other data such losses cancel."""
     return 0.1 + 0.01 * torch.rand(count, generator=generator, dtype=torch.float64)
 
 
@@ -61,12 +61,12 @@ def moderate(count: int, generator: torch.Generator, fi: torch.finfo) -> Tensor:
 
 
 def tens(count: int, generator: torch.Generator, fi: torch.finfo) -> Tensor:
-    """Return numbers up to a hundred, most beyond what a saturating function tells apart."""
+    """Return numbers up to a hundred; a saturating function gives most of them the same result."""
     return _uniform(count, generator, -100.0, 100.0) * _uniform(count, generator, 0.0, 1.0)
 
 
 def minute(count: int, generator: torch.Generator, fi: torch.finfo) -> Tensor:
-    """Return numbers near zero, where one that was added and taken away again leaves nothing."""
+    """Return numbers near zero: adding one and subtracting it again leaves no digit of them."""
     low = max(_exponents(fi)[0], math.log2(fi.eps) * 2)
     return _signs(count, generator) * torch.exp2(_uniform(count, generator, low, -3.0))
 
@@ -93,12 +93,12 @@ def whole(count: int, generator: torch.Generator, fi: torch.finfo) -> Tensor:
 
 
 def squares_overflow(count: int, generator: torch.Generator, fi: torch.finfo) -> Tensor:
-    """Return numbers whose squares are infinite, and not their sums."""
+    """Return numbers whose squares are infinite, and whose sums are not."""
     return _normal(count, generator).clamp(-4, 4) * (2.0 * math.sqrt(fi.max))
 
 
 def squares_vanish(count: int, generator: torch.Generator, fi: torch.finfo) -> Tensor:
-    """Return numbers whose squares are denormal, or nothing."""
+    """Return numbers whose squares are denormal, or zero."""
     return _normal(count, generator) * math.sqrt(fi.smallest_normal)
 
 
@@ -109,7 +109,7 @@ def offset(count: int, generator: torch.Generator, fi: torch.finfo) -> Tensor:
 
 
 def far_offset(count: int, generator: torch.Generator, fi: torch.finfo) -> Tensor:
-    """Return numbers whose mean is as much larger than their spread as leaves them a few values."""
+    """Return numbers whose mean is so much larger than their spread that few values are left."""
     reach = min(1e6, 0.125 / fi.eps)
     return -(reach + 2 * _normal(count, generator))
 

@@ -1,4 +1,4 @@
-"""Numbers that code may treat in a way of their own, of each dtype; pure."""
+"""Numbers of each dtype that code may treat specially; pure."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-# Of a call's own numbers, so many at most get values beside them.
+# At most so many of a call's own numbers get neighbouring values.
 _MOST_OWN = 12
 
 
@@ -26,11 +26,11 @@ def float_values(dtype: torch.dtype, own: Sequence[float] = ()) -> list[float]:
     values = [
         *(0.0, -0.0, math.nan, math.inf, -math.inf, 1.0, -1.0, 2.0, -2.0, 3.0, -3.0, 0.5, -0.5),
         *(1.5, -1.5, 2.5, -2.5, 10.0, 0.1, -0.1, 6.0, -7.3, 123.456, math.pi, 2 * math.pi),
-        # exp overflows in float32 at the last, and cosh does not yet.
+        # At the last one, exp overflows in float32 and cosh does not.
         *(20.0, -20.0, 88.5, 89.2, -89.2, math.log(fi.max) * 1.004, -math.log(fi.max) * 1.02),
         *(1e-8, -1e-8, 1e-3, fi.eps, 1 + fi.eps, 1 - fi.eps / 2, -1 + fi.eps / 2, 0.5 - fi.eps / 4),
         *(smallest, -smallest, fi.smallest_normal, -fi.smallest_normal / 2),
-        # Squares that overflow and underflow, whole numbers without a fraction's digit.
+        # Numbers whose squares overflow and underflow, whole numbers too large for a fraction.
         *(1.5 * root, -1.5 * root, 0.7 / root, -0.7 / root, 1 / fi.eps + 1, 0.25 / fi.eps + 0.5),
         *(fi.max, -fi.max, fi.max / 2, min(1e4, fi.max / 8), -min(1e6, fi.max / 16)),
     ]
@@ -44,7 +44,7 @@ def float_values(dtype: torch.dtype, own: Sequence[float] = ()) -> list[float]:
 def int_values(dtype: torch.dtype, own: Sequence[float] = ()) -> list[int]:
     """Return structured values of an integer dtype.
 
-    The least one is left out: divided by -1 it ends the process, in the original too.
+    The least integer is left out: divided by -1 it ends the process, in the original too.
     """
     ii = torch.iinfo(dtype)
     values = [0, 1, -1, 2, -2, 3, 4, 5, 7, -7, 8, 9, 10, 100]

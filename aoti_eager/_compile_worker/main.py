@@ -1,10 +1,11 @@
 """The compile worker: a process that turns keys into kernel libraries, one at a time.
 
-It reads one JSON request a line from standard input and answers one a line. No op is registered
-here and no state of the caller's threads exists, so autocast, inference mode and dispatch modes of
-the caller cannot leak into a trace. It ends when its standard input or its parent does, takes the
-compilers it started with it, and removes what they were writing; so a parent that was killed leaves
-nothing. A parent that ends in order may leave it some seconds to finish what it is at.
+The worker reads one JSON request per line from standard input and writes one reply per line. No op
+is registered here and no state of the caller's threads exists, so autocast, inference mode and
+dispatch modes of the caller cannot leak into a trace. The worker ends when its standard input or
+its parent does, takes the compilers that it started with it, and removes the files that they were
+writing; so a parent that was killed leaves nothing. A parent that ends in order may leave the
+worker some seconds to finish its request.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-# Nothing that imports torch: the script may have ended before that is done.
+# No module here imports torch: the script may have ended before that import is done.
 from .._base import scheduling
 from .._store.work_directories import SCRATCH_VARIABLE, remove_scratch
 from .parent_watch import ParentWatch, watch_parent
@@ -30,29 +31,29 @@ if TYPE_CHECKING:
 
 # Seconds without a request after which a worker ends.
 IDLE_S = 60.0
-# What cannot be removed is left to the next worker's sweep.
+# Files that cannot be removed are left to the next worker's sweep.
 _MOST_REMOVALS = 20
 
 
 def main() -> None:
     """Serve until standard input ends."""
-    os.umask(0o077)  # What compilers write here is linked and loaded: it is the user's alone.
+    os.umask(0o077)  # Files of compilers are linked and loaded: only the user may access them.
     parent, vector_bits, nice = (int(argument) for argument in sys.argv[1:])
-    # Not the temporary directory, which may be the user's own.
+    # Only the directory that the variable names: the temporary one may be the user's own.
     named = os.environ.get(SCRATCH_VARIABLE)
     scratch = Path(named) if named else None
     watch = watch_parent(parent, scratch)
     # Compiling in this process only: a pool of Inductor's own would outlive its use.
     os.environ["TORCHINDUCTOR_COMPILE_THREADS"] = "1"
-    # A handler of ours, which compilers that we start do not inherit: see ``_end``.
+    # With a handler instead of SIG_IGN, compilers that we start do not inherit it: see ``_end``.
     signal.signal(signal.SIGTERM, lambda *_: None)
     answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
-    os.dup2(2, 1)  # What compilers print must not be taken for an answer.
+    os.dup2(2, 1)  # A compiler's output must not be read as a reply.
     with contextlib.suppress(OSError):
         os.nice(nice)
     with contextlib.suppress(OSError):
-        # What is tried on large tensors may need all the memory there is: it is for us to end then,
-        # not for the script. Our children are the same.
+        # A trial on large tensors may need all the memory that the machine has. Then Linux must end
+        # this process or its children, which inherit the value, and not the script.
         Path("/proc/self/oom_score_adj").write_text("1000", encoding="ascii")
     from .jobs import CompileJobs
 
@@ -67,11 +68,11 @@ def main() -> None:
         try:
             request = requests.get(timeout=IDLE_S)
         except queue.Empty:
-            break  # Its memory is worth more than the seconds that the next one takes to start.
+            break  # An idle worker's memory costs more than the seconds to start the next worker.
         if request is None:
             break
         answer = jobs.answer_line(request)
-        with contextlib.suppress(OSError):  # Nobody reads any more: standard input ends, too.
+        with contextlib.suppress(OSError):  # The reader is gone: standard input ends, too.
             answers.write(answer)
             answers.flush()
     _end(jobs, watch)
@@ -99,7 +100,7 @@ def _watch(parent: int, jobs: CompileJobs, lingers: threading.Event, watch: Pare
     """End with the parent though a child that it has forked keeps our standard input open."""
     while os.getppid() == parent:
         time.sleep(1.0)
-    # What it has said last may not have been read yet.
+    # The parent's last request, which may be ``linger``, may not have been read yet.
     if not lingers.wait(1.0):
         _end(jobs, watch)
 
@@ -112,7 +113,7 @@ def _end_at(until: float, jobs: CompileJobs, watch: ParentWatch) -> None:
         jobs: What is being done.
         watch: The watcher of this process, which has been let go of.
     """
-    # The parent may have gone in the midst of one of our windows (``_compile_service.share``).
+    # The parent may have ended during one of our windows (``_compile_service.share``).
     while not scheduling.give_way(os.getpid()) and time.monotonic() < until:
         time.sleep(0.1)
     time.sleep(max(0.0, until - time.monotonic()))
@@ -123,10 +124,10 @@ def _end(jobs: CompileJobs, watch: ParentWatch) -> None:
     """End with everything that was started: the parent is gone, or has closed us."""
     jobs.ending = True
     left: set[Path] = set()
-    # A compile that is under way goes on in its thread, and writes, until this process ends.
+    # A running compile continues in its thread, and writes files, until this process ends.
     for _ in range(_MOST_REMOVALS):
         left |= {path for path in (jobs.work, jobs.scratch) if path is not None}
-        # The compilers first, which would go on writing; our own handler keeps this process.
+        # End the compilers first: they would write more files. Our handler keeps this process.
         os.killpg(0, signal.SIGTERM)
         for path in left:
             remove_scratch(path)

@@ -1,8 +1,8 @@
-"""How long a served call takes beside the original's, as a script makes it.
+"""Times a call served, declined and with the original, made as a script makes it.
 
-Runs in a child of a fork server (``fork_server``) that was started by the compile worker: the
-caller's process is not delayed. The op is registered there for each round and taken out again, so
-that both sides are what a script has: with our kernels, hit path and all, and without.
+Runs in a child of a fork server (``fork_server``) that the compile worker has started: the caller's
+process is not delayed. The op is registered there for each round and taken out again, so that both
+sides are as in a script: one with our kernels, hit path included, and one without.
 """
 
 from __future__ import annotations
@@ -43,14 +43,15 @@ from .measured_step import MeasuredStep
 from .rounds import Side, waited_ns
 
 _MOST_CALLS = 200
-# Rounds count in which no thread of ours waited for a core: the script works beside us, and a
-# parallel region that waits takes a thousand times as long as one that need not. If there are too
-# few of them, the fastest rounds are what there is.
+# A round counts if no thread of ours waited for a core: the script runs at the same time, and a
+# parallel region that waits takes a thousand times as long as one that does not. If too few rounds
+# count, the fastest rounds are taken.
 _QUIET_ROUNDS, _LEAST_QUIET_ROUNDS = 12, 4
 _QUIET_SHARE = 0.05
 _BUDGET_NS = 150_000_000
 _MOST_NS = 1_000_000_000
-# What an op writes to changes with each call, and must stay what a script may have.
+# An argument that the op writes to changes with each call, and must keep values that a script may
+# have.
 _MOST_CALLS_WRITING = 8
 
 Times = dict[str, dict[str, float | bool]]
@@ -75,7 +76,7 @@ def _measure(request: Mapping[str, Any]) -> dict[str, Any]:
     template = call_template(schema, key, numbers)
     native = None
     if request["function"] is None or request["function"]["constant"]:
-        # The one that the caller has, or one that it may have later.
+        # The library that the caller has, or that it may have later.
         if request["native"] is not None:
             native = native_library.read(Path(request["native"][0]), request["native"][1])
         else:
@@ -86,7 +87,7 @@ def _measure(request: Mapping[str, Any]) -> dict[str, Any]:
     measured = _Measured(target, template, function)
     for library in request["libraries"]:
         measured.add(library)
-    # Python's path is of no interest to an op that the other serves.
+    # An op that the C++ path serves needs no times of Python's path.
     paths = [] if native is not None and request["is_native"] else ["python"]
     paths += [] if native is None else ["native"]
     try:
@@ -175,7 +176,7 @@ class _Measured:
         sides += [] if forward is None else [forward]
         start = perf_counter_ns()
         for number in itertools.count():
-            # In turn from both ends: what the machine does meanwhile meets every side alike.
+            # In turn from both ends, so that a disturbance of the machine meets every side alike.
             for side in sides if number % 2 else reversed(sides):
                 self._round(side)
             least, spent = min(len(side.quiet) for side in sides), perf_counter_ns() - start
@@ -245,7 +246,7 @@ class _Measured:
         return taken / calls, waited_ns() - waited <= _QUIET_SHARE * taken
 
     def _arguments(self) -> Callable[[], tuple[list[Any], dict[str, Any]]]:
-        """Return a function that gives the call's arguments, fresh where the op writes to them."""
+        """Return a function that gives the call's arguments, new ones if the op writes to them."""
 
         def arguments() -> tuple[list[Any], dict[str, Any]]:
             inputs = self._fresh
@@ -262,7 +263,7 @@ class _Measured:
     # -- the op --
 
     def _define(self, target: Any, schema: str) -> Any:
-        """Return an op of this process's with the user's function as its kernel."""
+        """Return an op, defined in this process, with the user's function as its kernel."""
         name = self._schema.op.partition("::")[2].replace(".", "_")
         namespace = f"aoti_eager_measure_{name}"
         library = self._function_library = dispatcher.new_library(namespace, "DEF")
@@ -272,9 +273,9 @@ class _Measured:
         return getattr(getattr(torch.ops, namespace), name).default
 
     def _at_autograd(self) -> torch.library.Library | None:
-        """Register what an op of a function has above its kernels, where Python serves it.
+        """Register the autograd kernel of a function's op, where Python serves the op.
 
-        C++'s is a hundredth of a microsecond an argument.
+        C++'s autograd kernel is left out: it takes a hundredth of a microsecond per argument.
         """
         function = self._function
         if function is None or self._step is not None or not is_differentiable(self._schema):
@@ -291,10 +292,10 @@ class _Measured:
         return library
 
     def _choose_call(self) -> None:
-        """Call as a script does, by torch's own function where that reaches the overload.
+        """Choose the function that a script calls: torch's own, where it reaches the overload.
 
-        ``torch.ops`` enters the dispatcher boxed, which is dear for torch's kernels and cheap for
-        ours: it would make losers look like winners.
+        ``torch.ops`` enters the dispatcher boxed, which is expensive for torch's kernels and cheap
+        for ours: kernels that lose would seem to win.
         """
         if self._step is not None:
             return
@@ -310,7 +311,7 @@ class _Measured:
                     for _ in range(2):
                         args, kwargs = self._arguments()()
                         call(*args, **kwargs)
-                except Exception:  # noqa: BLE001 - it takes other arguments: the next one
+                except Exception:  # noqa: BLE001 - it takes other arguments: try the next function
                     continue
                 if self._cache.counters.hits.value > before:
                     return
@@ -327,7 +328,7 @@ class _Measured:
     def _miss(
         self, key: TableKey, keyset: Any, args: Sequence[Any], kwargs: Mapping[str, Any]
     ) -> Any:
-        """Decide on this key: it is the dispatcher's spelling of the call."""
+        """Decide on this key, which is the dispatcher's spelling of the call."""
         decline = self._cache.table.declines.get(key)
         if decline is not None:
             decline.count.add()
@@ -357,7 +358,7 @@ def _without_defaults(schema: OpSchema, kwargs: Mapping[str, Any]) -> dict[str, 
 
 
 def _bindings(schema: OpSchema) -> list[Callable[..., Any]]:
-    """Return torch's own functions of the op's name: those in C++, not wrappers in Python."""
+    """Return torch's own functions with the op's name: functions in C++, not Python wrappers."""
     name = schema.op.partition("::")[2].partition(".")[0]
     if not schema.op.startswith("aten::"):
         return []

@@ -3,9 +3,10 @@
 For the gate of a backward kernel, in the process that measures. A step is the forward pass and the
 gradients: with a backward kernel, the forward pass records nothing but its arguments.
 
-The forward kernel is not known here. In a served step, empty results stand for it: they take the
-way through the dispatcher that it takes. What it computes is to be added, and is taken to last as
-long as the function without a graph: where its kernel is slower than that, the function runs.
+The forward kernel is not known here. In a served step, empty results stand for the forward kernel:
+they take its way through the dispatcher. The caller adds the time of the forward computation, and
+takes the time of the function without a graph for it: a forward kernel that is slower does not
+serve, and the function runs.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ class MeasuredStep:
 
     Args:
         function: The gradient of the function.
-        backward: The op of that gradient, served by kernels in turn.
+        backward: The op of that gradient; kernels serve it in turn.
         values: Its arguments.
     """
 
@@ -61,7 +62,7 @@ class MeasuredStep:
         self._steps: dict[tuple[str, bool], Step] = {}
 
     def eager(self, *_: Any) -> Any:
-        """Make the step without us."""
+        """Make the step without any kernel or node of ours."""
         return self._back(self._function.signature.call(self._function.function, self._arguments))
 
     def forward(self, *_: Any) -> Any:
@@ -77,7 +78,7 @@ class MeasuredStep:
         return self._through(path, declined=False)
 
     def declined(self, path: str) -> Step:
-        """Return the step that takes its way through that hit path to the function."""
+        """Return the step that reaches the function through that hit path."""
         return self._through(path, declined=True)
 
     def _back(self, results: Any) -> Any:
@@ -85,7 +86,7 @@ class MeasuredStep:
         return self._function.found(self._arguments, self._needs, listed, self._results)
 
     def _through(self, path: str, *, declined: bool) -> Step:
-        """Return the step with a forward pass that is an op's."""
+        """Return the step whose forward pass calls an op."""
         step = self._steps.get((path, declined))
         if step is None:
             op = self._op(path, declined=declined)
@@ -93,7 +94,7 @@ class MeasuredStep:
         return step
 
     def _op(self, path: str, *, declined: bool) -> OpOverload:
-        """Return an op of this process's that runs the function, with the path's gradient."""
+        """Return an op of this process that runs the function, with the path's gradient."""
         backward, signature = dispatcher.raw_schema(self._backward), self._function.signature
         namespace = backward.name.partition("::")[0]
         if self._library is None:
@@ -120,14 +121,14 @@ class MeasuredStep:
         )
 
         def above(keyset: Any, *values: Any) -> Any:
-            """Do what ``AutogradKernel`` does in Python, with what it would find in the caches."""
+            """Do what ``AutogradKernel`` does in Python, with the results of its cache lookups."""
             found = gradients(keyset, *values) if declined else None
             cache.lookup(cache.key(*values))
             return GradientNode.apply(self._joined, *values) if found is None else found  # type: ignore[no-untyped-call]
 
         library.impl(name, run, "CompositeExplicitAutograd")  # type: ignore[no-untyped-call]
         library.impl(name, above, "Autograd", with_keyset=True)  # type: ignore[no-untyped-call]
-        cache = KernelCache(op, "CPU")  # It wants an op with a kernel.
+        cache = KernelCache(op, "CPU")  # ``KernelCache`` needs an op with a kernel.
         library.impl(f"{name}_function", run, "CompositeImplicitAutograd")  # type: ignore[no-untyped-call]
         if path == "native":
             kinds = [argument_kind(argument) for argument in own.arguments]

@@ -1,10 +1,10 @@
 """A process that ends a worker when its script has ended, however busy the machine is (Linux).
 
-A worker is behind everything else, and imports torch before it reads a request: where all cores are
-taken, it finds out after minutes that nobody is there any more, and longer where code in C++ keeps
-the interpreter's lock. So it forks a watcher before it imports anything: a process without torch,
-in a session of its own, which has the script's priority. It sleeps until the script or the worker
-ends. A worker that was let go of by its script (``linger``) is left alone.
+A worker has the lowest priority, and imports torch before it reads a request. Where all cores are
+busy, the worker would notice its script's end only after minutes, and later still where C++ code
+keeps the interpreter's lock. So the worker forks a watcher before it imports anything: a process
+without torch, in a session of its own, which has the script's priority. The watcher sleeps until
+the script or the worker ends. A worker that its script has released (``linger``) is left alone.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ from .._base.store_format import is_marked
 from .._base.trusted_files import open_directory
 from .._store.work_directories import remove_scratch, remove_work_of
 
-# Seconds that a worker has, once it reads its requests, to end by itself, with the script's
-# priority; then it is killed.
+# A worker that reads its requests has so many seconds to end by itself, with the script's priority;
+# then it is killed.
 GRACE_S = 5.0
-# What the system calls it.
+# The watcher's name in the system's lists.
 NAME = "aoti-watch"
 _READY, _LET_GO = b"r", b"l"
 # Bytes of requests that may lie unread.
@@ -44,11 +44,11 @@ class ParentWatch:
         self._watcher = watcher
 
     def ready(self) -> None:
-        """Tell it that this process reads its requests now, and notices its script's end."""
+        """Tell the watcher that this process reads its requests and notices its script's end."""
         self._tell(_READY)
 
     def let_go(self) -> None:
-        """Have it end: this process goes on without its script."""
+        """Tell the watcher to end: this process continues without its script."""
         self._tell(_LET_GO)
 
     def end(self) -> None:
@@ -60,7 +60,7 @@ class ParentWatch:
 
     def _tell(self, what: bytes) -> None:
         if self._pipe is not None:
-            with contextlib.suppress(OSError):  # It has been killed.
+            with contextlib.suppress(OSError):  # The watcher has been killed.
                 os.write(self._pipe, what)
 
 
@@ -69,25 +69,25 @@ def watch_parent(parent: int, scratch: Path | None) -> ParentWatch:
 
     Args:
         parent: The script's process number.
-        scratch: What is removed if this process has to be killed.
+        scratch: The directory to remove if this process has to be killed.
     """
     try:
         script = os.pidfd_open(parent)
     except ProcessLookupError:
         script = None
-    except (AttributeError, OSError):  # Another system, or one that refuses this.
+    except (AttributeError, OSError):  # The system lacks this, or refuses it.
         return ParentWatch(None)
-    if script is not None and os.getppid() != parent:  # The number is another's by now.
+    if script is not None and os.getppid() != parent:  # The number may be another process's.
         os.close(script)
         script = None
     try:
         pipe, ours = os.pipe()
         worker = os.getpid()
-        own_name = _rename(NAME)  # Its command is this process's.
+        own_name = _rename(NAME)  # The fork inherits this process's name.
         child = os.fork()
         if child:
             _rename(own_name)
-    except OSError:  # No room for another process.
+    except OSError:  # The system allows no further process.
         return ParentWatch(None)
     if child == 0:
         try:
@@ -101,7 +101,7 @@ def watch_parent(parent: int, scratch: Path | None) -> ParentWatch:
 
 
 def _rename(name: str) -> str:
-    """Name this process for the system's lists, and return what it was called."""
+    """Name this process for the system's lists, and return its former name."""
     comm = Path("/proc/self/comm")
     before = comm.read_text(encoding="utf-8", errors="surrogateescape").rstrip("\n")
     comm.write_text(name, encoding="utf-8", errors="surrogateescape")
@@ -122,7 +122,7 @@ def _watch(worker: int, script: int | None, pipe: int, scratch: Path | None) -> 
             break
     if _is_let_go_of():
         return
-    # What it does to end, and dying itself, takes time on a processor.
+    # The worker's cleaning up and ending take processor time.
     scheduling.set_group_nice(worker, 0)
     if _hears(pipe, grace_s):
         return
@@ -138,7 +138,7 @@ def _watch(worker: int, script: int | None, pipe: int, scratch: Path | None) -> 
 
 
 def _hears(pipe: int, seconds: float | None) -> bool:
-    """Return whether the worker has ended in time, or was let go of."""
+    """Return whether the worker has ended in time, or was released."""
     while select.select([pipe], [], [], seconds)[0]:
         if os.read(pipe, 1) != _READY:
             return True
@@ -146,7 +146,7 @@ def _hears(pipe: int, seconds: float | None) -> bool:
 
 
 def _is_let_go_of() -> bool:
-    """Return whether the script has asked the worker to go on, and that was not read yet."""
+    """Return whether an unread request of the script asks the worker to continue (``linger``)."""
     try:
         with socket.socket(fileno=os.dup(0)) as requests:
             unread = requests.recv(_MOST_UNREAD, socket.MSG_PEEK | socket.MSG_DONTWAIT)

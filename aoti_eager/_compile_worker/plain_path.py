@@ -1,7 +1,7 @@
-"""A name of a cache directory that compilers can take, whatever characters its path has.
+"""A path of a cache directory that compilers accept, whatever characters the directory's name has.
 
-Inductor puts paths into command lines as they are, so a space, a quote or a newline in one breaks
-them. Such a directory is reached by a descriptor of this process. Worker only.
+Inductor puts paths into command lines as they are, so a space, a quote or a newline in a path
+breaks the command. Such a directory is reached by a descriptor of this process. Worker only.
 """
 
 from __future__ import annotations
@@ -14,17 +14,17 @@ from .._base.trusted_files import Directory, open_directory
 
 _PLAIN = re.compile(r"[A-Za-z0-9_./@+-]*")
 
-# They stay open: the compilers that this process starts go through them.
+# The descriptors stay open: the compilers that this process starts use them.
 _opened: dict[Path, Directory] = {}
 
 
 def plain_path(root: Path) -> Path:
     """Return a path of the directory ``root`` with plain characters alone.
 
-    It is ``root`` itself where that is plain, or where the system has no ``/proc``.
+    The path is ``root`` itself if ``root`` is plain, or if the system has no ``/proc``.
 
     Raises:
-        OSError: It cannot be opened, or is not ours.
+        OSError: The directory cannot be opened, or is not ours.
     """
     if _PLAIN.fullmatch(str(root)) or not os.path.isdir("/proc/self/fd"):
         return root
@@ -35,7 +35,7 @@ def plain_path(root: Path) -> Path:
 
 
 def _is_the_same(directory: Directory, root: Path) -> bool:
-    """Return whether ``root`` is still the directory that is open: it may be made anew."""
+    """Return whether ``root`` is still the open directory: somebody may have made it anew."""
     try:
         return os.path.samestat(os.fstat(directory.fd), os.stat(root))
     except OSError:

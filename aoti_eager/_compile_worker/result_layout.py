@@ -1,8 +1,9 @@
-"""The layout of an elementwise op's result, for an op that is taken apart. Worker only.
+"""The layout of a decomposed elementwise op's result. Worker only.
 
 An eager kernel derives the strides of its result from all its tensors at once, in the order in
-which it takes them: where the strides of one tell nothing (they are equal, or zero), the next one's
-decide. Taken apart, a step sees the result of the step before in the place of the tensor.
+which it takes them: where the strides of one tensor tell nothing (they are equal, or zero), the
+next tensor's strides decide. In a decomposition, a step sees the result of the step before in the
+place of the tensor.
 """
 
 from __future__ import annotations
@@ -30,11 +31,11 @@ def first_last(tensors: Sequence[Tensor]) -> Sequence[Tensor]:
 
 
 def elementwise(function: Callable[..., Any], order: Order = as_given) -> Callable[..., Any]:
-    """Return a function whose result has the strides that an eager kernel's has.
+    """Return a function whose result has the strides of an eager kernel's result.
 
     Args:
-        function: Gives what the op does, of the op's arguments, or ``NotImplemented``.
-        order: Gives the op's tensors in the order in which the kernel takes them.
+        function: Returns the op's result for the op's arguments, or ``NotImplemented``.
+        order: Returns the op's tensors in the order in which the kernel takes them.
     """
 
     @functools.wraps(function)
@@ -61,7 +62,7 @@ def laid_out_elsewhere() -> tuple[Any, ...]:
 def laid_out(result: Tensor, tensors: Sequence[Tensor]) -> Tensor:
     never = torch.zeros((), dtype=torch.bool, device=result.device)
     frame = tensors[-1]
-    # Of one tensor, too: one that overlaps itself does not have the strides of a result.
+    # Also for a single tensor: a tensor that overlaps itself does not have a result's strides.
     for tensor in reversed(tensors[:-1] or tensors):
         frame = torch.where(never, tensor, frame)
     pairs = zip(result.stride(), frame.stride(), strict=True)

@@ -1,4 +1,4 @@
-"""Rounds of calls, timed: one side of a measurement, and what its thread waited for a core."""
+"""Timed rounds of calls: one side of a measurement, and how long threads waited for a core."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from typing import Any
 
 from .._dispatch.kernel import Kernel
 
-# One round of one side; shorter ones show the clock, longer ones show other processes.
+# One round of one side: a shorter round measures the clock, a longer one other processes.
 _ROUND_NS = 400_000
 
 
 def waited_ns() -> int:
-    """Return for how long threads of this process were ready to run and had no core, in all.
+    """Return how long threads of this process were ready to run and had no core, in total.
 
-    Where the system does not tell: how often one lost its core, as milliseconds.
+    Where the system has no such time: how often a thread lost its core, a millisecond each.
     """
     waited = 0
     try:
@@ -30,9 +30,9 @@ def waited_ns() -> int:
 
 
 class Side:
-    """The original (no path), or what becomes of a call on a hit path: a kernel or a decline.
+    """One way of a call: the original (no path), or a kernel or a decline on a hit path.
 
-    ``call`` is what is called, if it is not the op.
+    ``call`` is the function to call, if it is not the op.
     """
 
     def __init__(
@@ -59,11 +59,11 @@ class Side:
         return round(statistics.median(self._counting(quiet)) / 1e3, 3)
 
     def spread(self, quiet: bool) -> float:
-        """Return by how much these differ, as a share of their median."""
+        """Return by how much the rounds that count differ, as a share of their median."""
         counting = self._counting(quiet)
         return round((counting[-1] - counting[0]) / max(statistics.median(counting), 1.0), 4)
 
     def _counting(self, quiet: bool) -> list[float]:
-        # The faster half of the quiet ones: nobody makes a call faster than it is.
+        # The faster half of the quiet rounds: no disturbance makes a call faster than it is.
         taken = sorted(self.quiet if quiet else self._all)
         return taken[: (len(taken) + 1) // 2 if quiet else (len(taken) + 3) // 4]

@@ -1,8 +1,9 @@
 """Sums over many rows, in blocks and in double precision. Worker only.
 
 The gradient of a weight is a sum over all rows of a batch. Inductor adds row to row, so that the
-error grows with their number; eager adds up blocks. These graphs do that after ``in_blocks``, and
-keep what blocks come to in double precision: the result is no further from the exact one.
+error grows with the number of rows; eager adds up blocks. After ``in_blocks``, a graph adds up
+blocks, too, and keeps the sums of blocks in double precision: its result is no further from the
+exact one than eager's.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from typing import Any
 import torch
 
 _aten = torch.ops.aten
-# Fewer rows than that are added as they come.
+# Fewer rows than the first number are added one after another; a block has at most the second.
 _LEAST_ROWS, _BLOCK = 64, 16
 _DTYPES = (torch.float32, torch.float64)
 _WIDE = {"dtype": torch.float64}
@@ -27,7 +28,7 @@ def in_blocks(module: torch.fx.GraphModule) -> torch.fx.GraphModule:
             continue
         x, dims = node.args[0], node.args[1]
         if not dims:
-            continue  # All of them: one number.
+            continue  # A sum over all dimensions is one number.
         keepdim = bool(node.args[2]) if len(node.args) > 2 else False
         value = x.meta.get("val")
         block = _block(value, dims) if not node.kwargs else None
@@ -61,7 +62,7 @@ def _sum_of_sums(graph: Any, x: Any, count: int, block: int, keepdim: bool) -> A
 
 
 def _block(value: Any, dims: Any) -> int | None:
-    """Return how many rows make a block, 1 for none; ``None`` where a sum is to stay as it is."""
+    """Return how many rows make a block, 1 for no blocks; ``None`` if the sum stays as it is."""
     if not isinstance(value, torch.Tensor) or value.dtype not in _DTYPES:
         return None
     rank = value.dim()

@@ -1,4 +1,4 @@
-"""Functions of two numbers whose result eager has more exactly than Inductor's way. Worker only."""
+"""Functions of two numbers that eager computes more exactly than Inductor's code. Worker only."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.fx.experimental.symbolic_shapes import statically_known_true
 
-# By dtype: an integer of its size; the bits of infinity, and of the least NaN that is quiet.
+# By dtype: an integer dtype of its size, the bits of infinity, and the bits of the least quiet NaN.
 _QUIET_BITS = {
     torch.float32: (torch.int32, 0x7F800000, 0x7FC00000),
     torch.float64: (torch.int64, 0x7FF << 52, 0xFFF << 51),
@@ -17,10 +17,10 @@ _QUIET_BITS = {
 
 
 def in_scalar_code(op: Any) -> Callable[..., Any]:
-    """Return ``op`` in double precision for tensors that differ in strides, float32 ones.
+    """Return ``op`` in double precision for float32 tensors that differ in strides.
 
-    Eager takes them number by number, with functions that are more exact than those for vectors.
-    Near a result of zero, every digit of these counts.
+    Eager computes these number by number, with functions that are more exact than the functions for
+    vectors. Near a result of zero, every digit counts.
     """
 
     def decomposition(x: Tensor, other: Tensor) -> Any:
@@ -35,10 +35,10 @@ def in_scalar_code(op: Any) -> Callable[..., Any]:
 
 
 def of_quiet(takes_first: Callable[[Tensor, Tensor], Tensor]) -> Callable[..., Any]:
-    """Return a function that gives one of two numbers, and NaN for a signalling one.
+    """Return a function that returns one of two numbers, and NaN for a signalling NaN.
 
     Args:
-        takes_first: Where the first is the result.
+        takes_first: Returns where the first number is the result.
     """
 
     def decomposition(x: Tensor, other: Tensor) -> Any:
@@ -51,7 +51,7 @@ def of_quiet(takes_first: Callable[[Tensor, Tensor], Tensor]) -> Callable[..., A
 
 
 def _signals(x: Tensor) -> Tensor:
-    """Return where numbers are NaN without the bit that makes them quiet."""
+    """Return where numbers are signalling NaN: without the bit that makes a NaN quiet."""
     whole, infinity, quiet = _QUIET_BITS[x.dtype]
     magnitude = x.view(whole) & torch.iinfo(whole).max
     return (magnitude > infinity) & (magnitude < quiet)

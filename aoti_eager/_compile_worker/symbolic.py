@@ -1,7 +1,7 @@
-"""A call with some sizes as symbols, as a graph, and what the code relies on. Worker only.
+"""The graph of a call with some sizes as symbols, and the assumptions of its code. Worker only.
 
 The guards are read after the compile, from the shape environment of the traced tensors: lowering
-goes on to specialise and to compare sizes when the exported program is long finished.
+continues to specialise and to compare sizes after the program was exported.
 """
 
 from __future__ import annotations
@@ -40,22 +40,22 @@ Dims = Sequence[tuple[int, int]]
 def symbolic_program(
     op: OpOverload, template: CallTemplate, outputs: list[dict[str, Any]], dims: Dims
 ) -> tuple[Any, tuple[Tensor, ...], list[Any]]:
-    """Return the call as an exported program, its inputs, and how these were traced.
+    """Return the call as an exported program, its inputs, and the inputs as they were traced.
 
     Args:
         op: The overload.
         template: The call with the sizes to trace with.
-        outputs: Where its results come from.
+        outputs: Where the call's results come from.
         dims: Slot and dimension of each size that is to be a symbol.
 
     Raises:
-        CompileError: It cannot be traced so.
+        CompileError: The call cannot be traced with these symbols.
     """
     inputs = tuple(_tensor(slot) for slot in template.slots)
     wanted: list[dict[int, Any]] = [{} for _ in inputs]
     slots = _tensor_slots(template)
     for slot, dim in dims:
-        # AUTO lets the compiler take a size back where the code depends on it.
+        # With AUTO the compiler may make a symbol a fixed size where the code depends on the size.
         wanted[slots[slot]][dim] = torch.export.Dim.AUTO
     module = call_module(op, _with_repeated_sizes(template), outputs)
     try:
@@ -73,7 +73,7 @@ def symbolic_program(
 
 
 def _tensor_slots(template: CallTemplate) -> list[int]:
-    """Return the slots that a family counts: numbers that are inputs only here are none."""
+    """Return the slots that a family counts: not the numbers that are inputs in this call only."""
     return [index for index, slot in enumerate(template.slots) if "value" not in slot.component]
 
 
@@ -92,7 +92,7 @@ def _with_repeated_sizes(template: CallTemplate) -> CallTemplate:
 
 
 def _tensor(slot: Any) -> Tensor:
-    # A real one, whose memory is never touched: of a fake one no symbols are made.
+    # A real tensor, whose memory is never touched: torch.export makes no symbols for a fake tensor.
     if slot.number_kind:
         return torch.zeros((), dtype=slot_dtype(slot))
     sizes, strides = slot.component["sizes"], slot.component["strides"]
@@ -100,10 +100,10 @@ def _tensor(slot: Any) -> Tensor:
 
 
 def compiled_pattern(template: CallTemplate, traced: list[Any]) -> tuple[KernelKey, Guards]:
-    """Return the calls that the code serves: after the compile, not before.
+    """Return the calls that the code serves; to be called after the compile, not before.
 
     Raises:
-        CompileError: What it relies on cannot be said.
+        CompileError: Guards cannot express an assumption of the code.
     """
     names: dict[sympy.Symbol, str] = {}
     shapes: list[tuple[list[Any], list[Any]] | None] = []
@@ -154,7 +154,7 @@ def _no_overlap(
 ) -> Iterator[Expression]:
     """Give the conditions under which no two elements of a mutated input share memory.
 
-    Where they do, what is written depends on the order.
+    If two elements share memory, the result depends on the order of the writes.
     """
     sizes, strides = shape
     spread = [d for d, size in enumerate(component["sizes"]) if size > 1 and strides[d] != 0]
@@ -170,7 +170,7 @@ def _repeated_sizes(
     shapes: Sequence[tuple[list[Any], list[Any]] | None],
     names: dict[sympy.Symbol, str],
 ) -> dict[str, Any]:
-    """Return the int arguments that repeat sizes, by name, as the traced tensors have these."""
+    """Return the int arguments that repeat sizes, by name, as sizes of the traced tensors."""
     general = _with_repeated_sizes(template)
     sizes = {
         name: shape[0][dim]
@@ -236,7 +236,7 @@ def _ranges(env: Any, names: dict[sympy.Symbol, str]) -> dict[str, tuple[int, in
     ranges = {}
     for symbol, name in names.items():
         bounds = env.var_to_range[symbol]
-        # Sizes of 0 and 1 were never tried: the compiler takes it that there are none.
+        # Sizes of 0 and 1 were never tried: the compiler assumes that there are none.
         low = max(2, int(bounds.lower)) if _is_finite(bounds.lower) else 2
         high = int(bounds.upper) if _is_finite(bounds.upper) else INT64_MAX
         ranges[name] = (low, high)
@@ -263,10 +263,11 @@ def _conditions(env: Any, names: dict[sympy.Symbol, str]) -> list[Expression]:
 
 
 def _json(expression: Any, names: dict[sympy.Symbol, str]) -> Expression:
-    """Return a sympy expression as guards have it.
+    """Return a sympy expression in the form of guards.
 
     Raises:
-        CompileError: It has an operator that guards do not know, or a symbol that no input shows.
+        CompileError: The expression has an operator that guards do not know, or a symbol that no
+            input has.
     """
     if isinstance(expression, sympy.Integer):
         return int(expression)

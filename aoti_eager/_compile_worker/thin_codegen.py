@@ -1,9 +1,9 @@
 """Thin kernel libraries: the graph's own code behind AOTInductor's C interface, nothing else.
 
-Runs in the compile worker only. Inductor's generator of C++ is told to leave out what belongs to a
-model container; ``csrc/thin_interface.cpp`` has the rest, compiled once. For what a thin library
-has not (constants, subgraphs) it raises ``NotThinError``, and AOTInductor's full library is made
-instead.
+Runs in the compile worker only. Inductor's generator of C++ is told to leave out the model
+container's code; ``csrc/thin_interface.cpp`` has the C interface, compiled once. For a graph that
+needs constants or subgraphs, which a thin library lacks, the generator raises ``NotThinError``, and
+AOTInductor's full library is made instead.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ from .thin_header import (
     stub_library,
 )
 
-# A library that has symbols which are unique in a process can never be unloaded. Warnings are
-# about torch's headers.
+# A library with symbols that are unique in a process can never be unloaded. Warnings would be about
+# torch's headers.
 _FLAGS = ("-fno-gnu-unique", "-g0", "-w")
 
 
@@ -45,14 +45,14 @@ class ThinWrapper(inductor.CppWrapperCpu):
 
     @staticmethod
     def get_device_include_path_aot(device: str) -> str:
-        """Return nothing: the precompiled header has all."""
+        """Return nothing: the precompiled header has every include."""
         return ""
 
     def _write_aoti_interface_header(self) -> None:
         pass
 
     def generate_input_output_runtime_checks(self) -> None:
-        """Write nothing: a library of the cache is only given what its key says."""
+        """Write nothing: a library of the cache only gets inputs that match its key."""
 
     def _codegen_assert_size_stride(self, *args: Any) -> None:
         pass
@@ -93,7 +93,7 @@ class ThinWrapper(inductor.CppWrapperCpu):
         result.writeline("} // run_graph")
 
     def codegen_subgraph(self, *args: Any, **kwargs: Any) -> None:
-        """Refuse: its signature would be that of a model's method."""
+        """Refuse: a subgraph's function would have the signature of a model's method."""
         raise NotThinError("the graph has subgraphs")
 
 
@@ -104,8 +104,8 @@ def compiler_into(
 
     Args:
         work: An empty directory.
-        headers: Where precompiled headers are kept.
-        inspect: Sees the sources first; what it raises ends the compile.
+        headers: The directory of precompiled headers.
+        inspect: Sees the sources first; an error that it raises ends the compile.
     """
 
     def compile_(graph: Any, wrapper: str, kernels: str, proxy_executor: bool) -> str:
@@ -129,7 +129,7 @@ def _compile(source: str, command: list[str], work: Path, headers: Path) -> Path
     """Return the library of a source, in ``work``.
 
     Raises:
-        CppCompileError: The compiler fails, also with nothing that was made before.
+        CppCompileError: The compiler fails, also without the shared parts.
     """
     parts = common_parts(command, headers)
     try:
@@ -138,7 +138,7 @@ def _compile(source: str, command: list[str], work: Path, headers: Path) -> Path
         if inductor.was_ended(error):
             raise
     library = _link(source, command, work, None, make_stub(command[0], work))
-    # Not the code's fault, then. They are made anew.
+    # The parts were at fault, not the code. They are made anew.
     if parts is not None:
         discard_parts(parts)
     discard_stub(headers)
@@ -149,7 +149,7 @@ def _link(
     source: str, command: list[str], work: Path, parts: CommonParts | None, stub: Path
 ) -> Path:
     file, library = work / "library.cpp", work / "library.so"
-    # In the package, the header has no precompiled form beside it that the compiler would take.
+    # The package's own header has no precompiled form beside it that the compiler would take.
     header = HEADER if parts is None else parts.header
     file.write_text(source if parts is not None else f'{source}\n#include "{INTERFACE}"')
     call_compiler(
@@ -158,7 +158,7 @@ def _link(
             *("-include", str(header), str(file)),
             *([] if parts is None else [str(parts.interface)]),
             *("-shared", "-o", str(library)),
-            # Against a stub: reading torch's own library takes longer than all else.
+            # Link against a stub: reading torch's own library takes longer than every other step.
             *(f"-L{stub}", "-Wl,--no-as-needed", "-ltorch_cpu", "-Wl,--as-needed"),
         ]
     )
@@ -166,7 +166,7 @@ def _link(
 
 
 def _size(size: Any) -> int | str:
-    """Return a size or stride, or the expression of one that is not known yet."""
+    """Return a size or stride, or its expression if the value is not known yet."""
     try:
         return int(size)
     except TypeError:
@@ -174,7 +174,7 @@ def _size(size: Any) -> int | str:
 
 
 def _definitions(inputs: Mapping[str, Any], outputs: list[str]) -> str:
-    """Return what ``thin_interface.cpp`` says that each library defines, and its manifest."""
+    """Return what ``thin_interface.cpp`` needs from each library: definitions, and the manifest."""
 
     def names(values: Iterable[str]) -> str:
         return ", ".join([*map(json.dumps, values), "nullptr"])

@@ -1,9 +1,10 @@
-"""What all thin kernel libraries have in common, made once and kept in the store's toolchain.
+"""The parts that all thin kernel libraries share, made once and kept in the store's toolchain.
 
-The header is most of what a kernel's compiler reads: half a second with its precompiled form, two
-without, and five to precompile it. So the first kernels of an empty machine are compiled without,
-beside it; the C interface, the same in all, is an object of its own. A part is used as long as it
-is what its record says, which is written last. Worker only.
+The header is most of the text that a kernel's compiler reads. A kernel takes half a second with the
+precompiled header and two seconds without; precompiling takes five. So the first kernels of an
+empty machine are compiled without the header, while it is precompiled. The C interface, equal in
+all libraries, is an object of its own. A part is used as long as it matches its record, which is
+written last. Worker only.
 """
 
 from __future__ import annotations
@@ -36,11 +37,11 @@ INTERFACE = HEADER.with_name("thin_interface.cpp")
 _PLACE = ("toolchain", "headers")
 # A stub has a few kilobytes.
 _STUB_LIMIT = 1 << 20
-# Parts that are what their record says, and that the compiler cannot take, are made anew this
-# often in one process; then it does without.
+# Parts that match their record, and with which the compiler fails, are made anew this often in one
+# process; then the process compiles without them.
 _MOST_DISCARDS = 2
 
-# One for each header that this process has begun to precompile and has not seen done yet.
+# One thread per header that this process has begun to precompile and has not seen finished.
 _builds: dict[Path, threading.Thread] = {}
 _discards: Counter[Path] = Counter()
 
@@ -50,8 +51,8 @@ class CommonParts:
     """The parts of one compiler with its flags.
 
     Attributes:
-        header: To be included; its precompiled form lies beside it.
-        interface: The object to be linked.
+        header: The file to include; its precompiled form lies beside it.
+        interface: The object to link.
     """
 
     header: Path
@@ -59,11 +60,11 @@ class CommonParts:
 
 
 def common_parts(command: list[str], headers: Path) -> CommonParts | None:
-    """Return the parts, once they have been made; until then, kernels are compiled without.
+    """Return the parts once they have been made; ``None`` until then.
 
     Args:
         command: The compiler and its flags, without files; each has parts of its own.
-        headers: Where they are kept.
+        headers: The directory that keeps them.
     """
     header = headers / f"thin-{_digest(command)}.h"
     if not _is_whole(header):
@@ -72,7 +73,7 @@ def common_parts(command: list[str], headers: Path) -> CommonParts | None:
             return None
     build = _builds.get(header)
     if build is not None and not build.is_alive():
-        del _builds[header]  # It may be damaged later, or deleted: then it is made again.
+        del _builds[header]  # A header that is damaged or deleted later is made again.
     return CommonParts(header, header.with_suffix(".o"))
 
 
@@ -87,7 +88,7 @@ def make_parts(command: list[str], headers: Path, timeout_s: float) -> bool:
     Raises:
         CppCompileError: The compiler fails.
         TimeoutError: The other process takes longer.
-        OSError: They cannot be kept.
+        OSError: The parts cannot be kept.
     """
     header = headers / f"thin-{_digest(command)}.h"
     if _is_whole(header):
@@ -103,20 +104,20 @@ def make_parts(command: list[str], headers: Path, timeout_s: float) -> bool:
 
 
 def discard_parts(parts: CommonParts) -> None:
-    """Remove parts that the compiler cannot take."""
+    """Remove parts with which the compiler fails."""
     _discards[parts.header] += 1
     with contextlib.suppress(OSError), open_directory(parts.header.parent) as directory:
         _remove_parts(directory, parts.header)
 
 
 def _digest(command: list[str]) -> str:
-    # The compiler does not look whether torch's headers are still those that went into it.
+    # The compiler does not check whether torch's headers have changed since the precompiling.
     made_of = [
         *(command, inductor.compiler_description()),
         *(str(torch.__version__), torch.version.git_version),
     ]
     if any("native" in flag for flag in command):
-        # The store may come to another CPU, which says native, too.
+        # The store may be moved to another CPU, whose flags say ``native``, too.
         made_of.append(sorted(cpu_features()))
     described = json.dumps(made_of).encode()
     sources = HEADER.read_bytes() + INTERFACE.read_bytes()
@@ -140,7 +141,7 @@ def _begin(command: list[str], header: Path) -> None:
     if header in _builds or _discards[header] >= _MOST_DISCARDS:
         return
     if any(build.is_alive() for build in _builds.values()):
-        return  # One core is taken; this one's turn comes.
+        return  # One header at a time: each takes a core.
     try:
         with open_directory(header.parent, create=True) as directory:
             lock = FileLock(directory, f"{header.stem}.lock")
@@ -150,19 +151,19 @@ def _begin(command: list[str], header: Path) -> None:
             lock.close()
             raise
     except OSError:
-        return  # Another worker is at it, or nothing can be written there.
+        return  # Another worker makes the header, or the directory cannot be written to.
     thread = threading.Thread(target=_precompile, args=(command, header, lock))
     thread.daemon = True
     _builds[header] = thread
     thread.start()
-    # Somebody's process ended before the header was done. Scripts that end soon would never have
-    # it; so this one waits.
+    # Another process ended before it had made the header. This process waits for the header:
+    # otherwise scripts that end soon would never have one.
     if lock.existed and not _discards[header]:
         thread.join()
 
 
 def _precompile(command: list[str], header: Path, lock: FileLock) -> None:
-    """Make the parts; where that fails, kernels go on being compiled without."""
+    """Make the parts; if that fails, kernels are compiled without them as before."""
     try:
         _make(command, header)
     except (OSError, inductor.CppCompileError):
@@ -182,9 +183,9 @@ def _make(command: list[str], header: Path) -> None:
             return
         _remove_parts(directory, header)
         text, compiled, interface = _names(header)
-        # Where kernels find it: code names the file that it comes from.
+        # At the header's final place: code names the file that it comes from.
         directory.write(text, HEADER.read_bytes())
-        # Not in the work directory of the kernel, which may be gone before.
+        # Not in the kernel's work directory, which may be removed earlier.
         environment = {**os.environ, "TMPDIR": str(work.path)}
         for part, what in (
             (interface, ("-c", str(INTERFACE))),
@@ -194,12 +195,12 @@ def _make(command: list[str], header: Path) -> None:
             os.chmod(part, 0o600, dir_fd=work.fd)
         for part in (interface, compiled):
             os.rename(part, part, src_dir_fd=work.fd, dst_dir_fd=directory.fd)
-        # Last: until then, the rest is not used.
+        # The record last: without it, the other files are not used.
         write_record(directory, f"{header.stem}.json", _names(header))
 
 
 def _remove_parts(directory: Directory, header: Path) -> None:
-    # The record first: whatever is left of the rest is not used then.
+    # The record first: without it, remaining files are not used.
     for name in (f"{header.stem}.json", *_names(header)):
         remove(directory, name, base=_PLACE)
 
@@ -211,12 +212,12 @@ def stub_library(compiler: str, headers: Path, work: Path) -> Path:
     """Return the directory of an empty library with the name of torch's, to link against.
 
     Args:
-        compiler: What makes it.
-        headers: Where it is kept.
+        compiler: The compiler that makes the stub.
+        headers: The directory that keeps the stub.
         work: A directory for this compile alone.
 
     Raises:
-        CppCompileError: It cannot be made.
+        CppCompileError: The stub cannot be made.
     """
     stub = headers / "stub"
     try:
@@ -228,7 +229,7 @@ def stub_library(compiler: str, headers: Path, work: Path) -> Path:
                     directory.write(STUB_FILE, fresh.read(STUB_FILE, _STUB_LIMIT))
                 write_record(directory, STUB_RECORD, [STUB_FILE])
     except OSError:
-        return make_stub(compiler, work)  # It cannot be kept.
+        return make_stub(compiler, work)  # The stub cannot be kept.
     return stub
 
 
@@ -244,7 +245,7 @@ def make_stub(compiler: str, work: Path) -> Path:
 
 
 def discard_stub(headers: Path) -> None:
-    """Remove the stub that is kept."""
+    """Remove the stub that ``headers`` keeps."""
     with contextlib.suppress(OSError), open_directory(headers) as directory:
         for name in (STUB_RECORD, STUB_FILE):
             remove(directory, "stub", name, base=_PLACE)
@@ -254,10 +255,10 @@ def discard_stub(headers: Path) -> None:
 
 
 def call_compiler(command: list[str], environment: dict[str, str] | None = None) -> None:
-    """Run the compiler; what it writes is the user's alone.
+    """Run the compiler; only the user may access the files that it writes.
 
     Raises:
-        CppCompileError: It failed; with what it said.
+        CppCompileError: The compiler failed; the error has its output.
     """
     done = subprocess.run(
         command, capture_output=True, text=True, check=False, env=environment, umask=0o077

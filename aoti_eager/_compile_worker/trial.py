@@ -2,9 +2,8 @@
 
 A child of a fork server (``fork_server``) makes up arguments from the key's metadata, runs the
 library, and compares with the original kernel. Generated code can write past its buffers or abort,
-and then it is the child that ends. The compile worker starts the server with glibc's checking
-allocator where there is one, so that a write past a buffer ends the child at once and not some
-later, innocent process.
+and then the child ends. The compile worker starts the server with glibc's checking allocator where
+glibc has one, so that a write past a buffer ends the child at once and not another process later.
 """
 
 from __future__ import annotations
@@ -47,7 +46,7 @@ def _try_library(request: Mapping[str, Any]) -> dict[str, Any]:
         with sealed_file(Path(request["library"]), request["sha256"]) as library:
             runner = LibraryRunner(library, calls_aten=False)
     except Exception as error:  # noqa: BLE001 - the answer is the reason
-        # Not remembered: a mount option, a system library that is not there yet.
+        # Not remembered: the cause may be a mount option or a missing system library.
         return {"reason": "library_unloadable", "message": str(error), "remember": False}
     is_function = request.get("function") is not None
     if is_function and not template.constants:
@@ -63,13 +62,13 @@ def _try_library(request: Mapping[str, Any]) -> dict[str, Any]:
             return {"reason": "raised", "message": str(cause), "remember": is_deterministic(cause)}
     if problem is not None and request["check"]:
         return {"reason": "mismatch", "message": problem, "remember": True}
-    # A verdict outlives the setting: who checks again must not take this for a comparison.
+    # A verdict outlives the setting ``check``: later checks must not count this as a comparison.
     answer = {"compared": 0 if problem is not None else trial.compared}
     return answer | ({"lost_signs": trial.lost_signs} if trial.lost_signs else {})
 
 
 def _own_numbers(request: Mapping[str, Any], template: CallTemplate) -> tuple[float, ...]:
-    """Return the numbers that the call has, and the function that it calls."""
+    """Return the numbers of the call and of the function that it calls."""
     function = request.get("function")
     args, kwargs = template.arguments([None] * len(template.slots))
     found = [*numbers_within([args, list(kwargs.values())]), *numbers_within(function)]

@@ -44,11 +44,11 @@ from .made_up_data import (
     data_sets,
 )
 
-# Of one result, so many elements in all runs together are enough to say how exact it is.
+# So many elements of one result, in all runs together, are enough to judge how exact it is.
 _MOST_JUDGED = 1 << 16
-# A thread more is of no use to less than this, and waits for its core.
+# A second thread does not help with fewer elements, and would wait for a core.
 _SERIAL_BELOW = 1 << 16
-# What a trial may take of a core for the data that are not always tried.
+# The core time that a trial may spend on data that are not always tried.
 _MOST_CPU_S = 0.3
 # In a function's last binades, what overflows depends on the order of its steps.
 _REACH = 2.0**12
@@ -56,19 +56,19 @@ _REACH = 2.0**12
 _RUNS_JUDGED = 8
 
 Run = Callable[[list[Tensor]], list[Tensor]]
-# A run's inputs, these after the original's run, and its results.
+# A run's inputs, the inputs after the original's run, and the original's results.
 _Made = tuple[list[Tensor], list[Tensor], list[Tensor]]
 
 
 @dataclass(frozen=True, slots=True)
 class Original:
-    """The call, made with made-up arguments.
+    """The original kernel of a call, run on made-up arguments.
 
     Attributes:
         template: The call.
-        op: What is called.
-        outputs: Where its results come from; see ``Entry.outputs``.
-        is_function: Whether it is a function of the user's.
+        op: The op that is called.
+        outputs: Where the call's results come from; see ``Entry.outputs``.
+        is_function: Whether the op is a function of the user's.
     """
 
     template: CallTemplate
@@ -77,7 +77,7 @@ class Original:
     is_function: bool = False
 
     def results(self, inputs: Sequence[Tensor]) -> list[Tensor] | None:
-        """Return its results; ``None`` where it refuses the arguments."""
+        """Return the original's results; ``None`` where the original refuses the arguments."""
         try:
             result = self.template.call(self.op, inputs, as_number=lambda number: number.item())
         except Exception:  # noqa: BLE001 - the original refuses the data
@@ -97,7 +97,8 @@ class Original:
     def mixes(self, inputs: Sequence[Tensor]) -> bool:
         """Return whether an element of a result depends on many of an argument's.
 
-        ``inputs`` are ordinary; a NaN in one element of an argument shows where that goes.
+        ``inputs`` are ordinary; a NaN in one element of an argument shows which results depend on
+        that element.
         """
         before = self._all_results(inputs)
         if before is None:
@@ -134,7 +135,7 @@ class Original:
 
 
 def _broadcast(shapes: Sequence[tuple[int, ...]]) -> tuple[int, ...] | None:
-    """Return the sizes that these have together; torch's function for it imports sympy."""
+    """Return the broadcast sizes of shapes; torch's own function for that imports sympy."""
     sizes: list[int] = []
     for places in itertools.zip_longest(*(reversed(shape) for shape in shapes), fillvalue=1):
         others = {size for size in places if size != 1}
@@ -145,7 +146,7 @@ def _broadcast(shapes: Sequence[tuple[int, ...]]) -> tuple[int, ...] | None:
 
 
 class LibraryRaised(RuntimeError):
-    """A library has raised; its error is the cause."""
+    """A library has raised; the library's error is the cause."""
 
 
 class Trial:
@@ -168,7 +169,7 @@ class Trial:
         self._run = run
         self._own = own
         self._kind = WIDE
-        # A compiler orders the steps of a function anew; an op of PyTorch's is one step.
+        # A compiler may reorder the steps of a function; an op of PyTorch's is one step.
         self._reach = _REACH if original.is_function else 1.0
         self._rules: dict[tuple[bool, int], tuple[float, bool]] = {}
 
@@ -176,14 +177,15 @@ class Trial:
         """Return what differs, and on which data; ``None`` if nothing does.
 
         Raises:
-            LibraryRaised: It did, for its cause.
+            LibraryRaised: The library raised; its error is the cause.
         """
         start = 0.0
         for data in self._data_sets():
             if data.name in ALWAYS:
-                # This thread's: others of a parallel region wait, and count as busy.
+                # The time of this thread alone: a parallel region's other threads count as busy
+                # while they wait.
                 start = time.thread_time()
-            # Of a function that takes long in eager, too, fewer data are tried.
+            # A function that also takes long in eager is tried on fewer data.
             elif time.thread_time() - start > _MOST_CPU_S:
                 break
             found = self._differences(data)
@@ -223,7 +225,7 @@ class Trial:
                 raise LibraryRaised from error
             found, pairs = compared_pairs(
                 *(self._original.template, expected, got, theirs, mine),
-                aliasing=number == 0,  # Values change nothing about it.
+                aliasing=number == 0,  # Aliasing does not depend on values.
             )
             lines += [line for line in found if line not in lines]
             for pair in pairs:
@@ -240,7 +242,7 @@ class Trial:
         return lines
 
     def _accepted(self, data: DataSet, number: int) -> _Made | None:
-        """Return a run's inputs, and these after the original's run, and its results."""
+        """Return a run's inputs, the inputs after the original's run, and its results."""
         while True:
             inputs = data.make(number, self._kind)
             theirs = copy_mutated(self._original.template, inputs)
@@ -261,7 +263,7 @@ class Trial:
     def _values(self, runs: list[tuple[Pair, list[Tensor]]], *, sums: bool) -> str | None:
         pairs = [pair for pair, _ in runs]
         if len(pairs) > 1:
-            # One comparison for many small results.
+            # Compare many small results at once.
             together = replace(
                 pairs[0],
                 want=torch.stack([pair.want for pair in pairs]),
@@ -281,10 +283,11 @@ class Trial:
         )
 
     def _sums_rows(self, result: Tensor, inputs: Sequence[Tensor]) -> bool:
-        """Return whether each element is made of one row, and nothing else.
+        """Return whether each element depends on one row of one argument, and nothing else.
 
-        Of one infinity among finite numbers it is no number, or infinite, wherever in the row that
-        stands. With a second argument, or weights of zero, the order of steps decides.
+        With one infinity among finite numbers in the row, such an element is NaN or infinite,
+        whatever the infinity's place in the row. With a second argument, or weights of zero, the
+        order of steps decides.
         """
         slots = self._original.template.slots
         floats = [
@@ -305,11 +308,12 @@ class Trial:
         self.lost_signs += int((both & (pair.want.signbit() != pair.have.signbit())).sum())
 
     def _rule(self, pair: Pair) -> tuple[float, bool]:
-        """Return how far the original is off in a result as a rule, and if that has steps.
+        """Return how far the original usually is off in a result, and whether the result has steps.
 
-        Nothing is wider than double: an algorithm is as far off there as in single precision, in
-        units of its own. A sum that single precision keeps in double is one of doubles, too: of
-        such no more is known than that it is as good as its inputs.
+        No dtype is wider than double: in double, an algorithm is assumed to be as far off as in
+        single precision, in units of the last place. A sum that single precision keeps in double is
+        a sum of doubles in double, too: all that is known of such a sum is that it is as good as
+        its inputs.
         """
         name = pair.of_inputs, pair.index
         if name not in self._rules:

@@ -1,7 +1,7 @@
-"""C++ for functions whose usual code is less exact than what eager runs. Worker only.
+"""C++ for functions whose code by Inductor is less exact than eager's. Worker only.
 
-Inductor writes a function of its own where that is faster, or one of ATen's that eager itself does
-not use. Each of these is the one that eager's kernel calls, or one as exact.
+Inductor writes a function of its own where that is faster, or calls a function of ATen's that eager
+itself does not use. Each function here is the one that eager's kernel calls, or as exact.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ def vector_functions(
     """Return generators of C++ expressions of vectors, by Inductor's name of the op.
 
     Args:
-        vector_bits: 512 or 256, or 0 where it is not known.
-        count: Gives how many of ATen's vectors hold a variable of generated code.
+        vector_bits: 512 or 256, or 0 where the width is not known.
+        count: Returns how many of ATen's vectors hold a variable of generated code.
     """
     functions: dict[str, Callable[..., str]] = {
         "expm1": lambda x: f"{x}.expm1()",
@@ -38,8 +38,8 @@ def vector_functions(
 def scalar_functions() -> dict[str, Callable[..., str]]:
     """Return generators of C++ expressions of single numbers, by Inductor's name of the op.
 
-    Where generated code takes number by number, eager still runs vectors. The C library's functions
-    of these names have errors of more than 2 ulp in float32.
+    Where generated code computes number by number, eager still runs vectors. The C library's
+    functions of these names have errors of more than 2 ulp in float32.
     """
 
     def in_double(name: str) -> Callable[..., str]:
@@ -60,7 +60,7 @@ def widened(x: Any, count: int) -> str:
 
 def _sleef(name: str, function: str, count: Callable[[Any], int]) -> Callable[..., str]:
     def expression(x: Any) -> str:
-        # Several vectors hold what was loaded in half precision, in which the error does not show.
+        # A variable of several vectors was loaded in half precision, where the error does not show.
         if x.dtype is not torch.float32 or count(x) != 1:
             return f"{x}.{name}()"
         return f"at::vec::Vectorized<float>({function}({x}))"
