@@ -15,12 +15,12 @@ with gc_pause.paused():
 if TYPE_CHECKING:
     from . import cache
     from ._commands.explain import Explanation, explain
+    from ._compile_service.compile_request import CompileRequest
     from ._compile_service.device_backends import (
         load_runner,
         register_compile_backend,
         register_runner,
     )
-    from ._compile_service.device_compile import CompileRequest
     from ._dispatch.counters import OpStats
     from ._dispatch.dynamic_marks import mark_dynamic, mark_static, unmark
     from ._registration.custom_op import CustomOp, custom_op
@@ -71,7 +71,7 @@ _MODULES = {
         "register_compile_backend",
         "register_runner",
     ),
-    "_compile_service.device_compile": ("CompileRequest",),
+    "_compile_service.compile_request": ("CompileRequest",),
     "_commands.explain": ("Explanation", "explain"),
     "_registration.registry": (
         "Registration",

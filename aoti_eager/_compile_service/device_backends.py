@@ -18,9 +18,10 @@ from torch import Tensor
 
 from .._base.torch_compat import dispatcher
 from ..errors import BackendRegistrationError
+from .compile_request import CompileFunction, LoadFunction
 
 if TYPE_CHECKING:
-    from .device_compile import CompileFunction, DeviceBackend, LoadFunction
+    from .device_compile import DeviceBackend
 
 
 class Runner(Protocol):

@@ -36,7 +36,7 @@ class ParentWatch:
 
     Args:
         pipe: What is written to; ``None`` without a watcher.
-        watcher: Its process number.
+        watcher: The watcher's process number.
     """
 
     def __init__(self, pipe: int | None, watcher: int | None = None) -> None:
@@ -52,7 +52,7 @@ class ParentWatch:
         self._tell(_LET_GO)
 
     def end(self) -> None:
-        """Have it end and wait for that: a script that is init would be left with a zombie."""
+        """Tell the watcher to end and wait for it: a script that is init would keep a zombie."""
         self._tell(_LET_GO)
         if self._watcher is not None:
             with contextlib.suppress(OSError):

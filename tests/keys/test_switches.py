@@ -151,16 +151,25 @@ def test_the_mode_is_in_both_keys(mode: str) -> None:
     assert keys() == before
 
 
-def test_a_matmul_precision_by_the_newer_settings_is_no_key(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    places = (torch.backends.mkldnn.matmul, torch.backends.mkldnn, torch.backends)
-    for where in places:
-        # Set by an earlier test, the precision of one would hide that of those above it.
-        monkeypatch.setattr(where, "fp32_precision", "none")
+PRECISIONS = (torch.backends.mkldnn.matmul, torch.backends.mkldnn, torch.backends)
+
+
+@pytest.fixture
+def unset_precisions() -> Iterator[None]:
+    """No precision of matmul: one that an earlier test set would hide those above it."""
+    before = [where.fp32_precision for where in PRECISIONS]
+    for where in PRECISIONS:
+        where.fp32_precision = "none"
+    yield
+    # Not by monkeypatch, which these settings refuse to let delete what it has set.
+    for where, precision in zip(PRECISIONS, before, strict=True):
+        where.fp32_precision = precision
+
+
+def test_a_matmul_precision_by_the_newer_settings_is_no_key(unset_precisions: None) -> None:
     with aoti_eager.register("aten::mul.Tensor"):
         torch.mul(X, X), torch.mul(X, X)
-        for where in places:
+        for where in PRECISIONS:
             before = stats()
             was = where.fp32_precision
             where.fp32_precision = "bf16"

@@ -38,21 +38,24 @@ OF_OTHERS = {
 }
 # What registers ops and serves a call whose kernel the store has, by room.
 OF_A_HIT = {
-    "_base": "cpp_compiler cpu determinism digest file_lock generated_code op_library op_names"
-    " scheduling scratch_directory sealed_library store_format torch_compat"
-    " torch_compat.aotinductor torch_compat.autograd torch_compat.dispatcher"
-    " torch_compat.settings torch_compat.tensors torch_compat.tracing",
+    "_base": "cpp_compiler cpu determinism digest file_lock generated_code late_import"
+    " op_library op_names scheduling scratch_directory sealed_library store_format"
+    " torch_compat torch_compat.aotinductor torch_compat.autograd"
+    " torch_compat.dispatcher torch_compat.settings torch_compat.tensors"
+    " torch_compat.tracing",
     "_native": "build library op_kernel passthrough table",
-    "_keys": "aliasing call_template declines dynamic_plan functional_overload guards kernel_key"
-    " key_words pattern pattern_program schema size_arguments unsaid_writes",
+    "_keys": "aliasing call_template declines dynamic_plan functional_overload guards"
+    " kernel_key key_words pattern pattern_instances pattern_program schema"
+    " size_arguments table_key unsaid_writes",
     "_runner": "abi container kernel_runner tensor_handles",
     "_store": "entry entry_files environment new_entries remembered store store_root"
     " stored_failures stored_pattern verdict work_directories",
-    "_compile_service": "cache_context device_backends kernel_compiler native_path queue",
-    "_dispatch": "certificates closeness compare counters dynamic_marks kernel kernel_cache"
-    " kernel_request live_check miss original python_kernel recheck recorder"
-    " reference specialisations static_calls table versions",
-    "_registration": "registered_op registry",
+    "_compile_service": "cache_context compile_request device_backends kernel_compiler"
+    " native_path queue",
+    "_dispatch": "certificates closeness compare counters double_run dynamic_marks kernel"
+    " kernel_cache kernel_request live_check miss original python_kernel recheck"
+    " recorder reference specialisations static_calls table versions",
+    "_registration": "registered_op registry resolve",
 }
 NEVER = {"tomllib", "tomli", "torch._inductor.config", "sympy", "argparse", "tqdm", "elftools"}
 
