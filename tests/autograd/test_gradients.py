@@ -78,6 +78,7 @@ def run(op: Callable[..., Any], *arguments: Any) -> list[Tensor]:
     return [*results, *torch.autograd.grad(total, wanted)]
 
 
+@pytest.mark.share(of=7)
 @pytest.mark.both_paths
 @pytest.mark.parametrize("name", CASES)
 def test_gradients_of_first_and_second_order(name: str, make_op: MakeOp, shared_cache: Any) -> None:
@@ -260,6 +261,7 @@ def test_calls_that_wait_for_their_kernel_do_not_pass_python(
         assert_close(one, want)
 
 
+@pytest.mark.full
 def test_asking_for_kernels_gives_back_no_random_number_of_another_thread(
     make_op: MakeOp, shared_cache: Any
 ) -> None:

@@ -97,6 +97,7 @@ def test_the_end_of_the_script_is_its_own(write, ending):
     assert table.endswith("1 of them never called\n") or "2 of them never called" in table
 
 
+@pytest.mark.full
 def test_what_runs_after_the_last_line_finds_the_script_and_is_counted(write, shared_cache):
     script = write(
         "import atexit, sys, threading, time, torch\n"

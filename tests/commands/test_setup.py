@@ -98,6 +98,7 @@ def clean(tmp_path: Path, built: Path) -> Machine:
     return Machine(tmp_path, built)
 
 
+@pytest.mark.full
 def test_scripts_find_all_that_setup_has_built(clean: Machine, tmp_path: Path) -> None:
     done = clean.setup()
     assert done.stderr == ""
@@ -122,6 +123,7 @@ def test_scripts_find_all_that_setup_has_built(clean: Machine, tmp_path: Path) -
     assert not [one for one in commands if "native.cpp" in one or "c++-header" in one]
 
 
+@pytest.mark.full
 def test_a_second_setup_has_nothing_to_do(clean: Machine) -> None:
     clean.setup()
     assert clean.commands
@@ -134,6 +136,7 @@ def test_a_second_setup_has_nothing_to_do(clean: Machine) -> None:
     assert not [one for one in clean.commands if " -o " in one and "--version" not in one]
 
 
+@pytest.mark.full
 def test_a_part_that_cannot_be_made_is_an_error_in_words(tmp_path: Path, built: Path) -> None:
     broken = Machine(tmp_path, built, header="echo 'error: out of luck' >&2; exit 1")
     done = broken.setup()

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
+
 from ..support import processes
 
 # By name and not as __main__: what it defines is imported once.
@@ -11,6 +13,7 @@ SCRIPT = "from tests.host_device import smoke; smoke.main()"
 ROOT = str(Path(__file__).parents[2])
 
 
+@pytest.mark.full
 def test_device_in_two_processes(cache_dir: Path, run_dir: Path) -> None:
     """Both at once: they share one build. A child each, as the device stays in its process."""
     children = [

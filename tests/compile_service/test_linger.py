@@ -136,6 +136,7 @@ def script(cache_dir: Path) -> Iterator[Script]:
         started.kill()
 
 
+@pytest.mark.full
 @pytest.mark.parametrize(("how", "status"), [("\n", 0), ("raise\n", 1), (signal.SIGINT, -2)])
 def test_the_kernel_under_way_is_finished_and_no_other_begun(
     how: str | int, status: int, script: Script
@@ -150,6 +151,7 @@ def test_the_kernel_under_way_is_finished_and_no_other_begun(
     assert [entry.status for entry in cache.list()] == ["ready"] * (made + 1)
 
 
+@pytest.mark.full
 @pytest.mark.skipif(not scheduling.has_groups(), reason="this system has no groups to lower")
 def test_a_lingering_worker_is_behind_everything_else(
     cache_dir: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
@@ -174,6 +176,7 @@ Share.begin = begin
         script.kill()
 
 
+@pytest.mark.full
 def test_another_process_takes_its_scratch_for_nobody_elses(
     script: Script, cache_dir: Path
 ) -> None:
@@ -189,6 +192,7 @@ def test_another_process_takes_its_scratch_for_nobody_elses(
     assert len(cache.list()) == made + 1
 
 
+@pytest.mark.full
 def test_a_worker_that_hangs_ends_when_its_time_is_over(cache_dir: Path) -> None:
     script = Script(cache_dir, AOTI_EAGER_LINGER_S="2")
     try:
@@ -202,6 +206,7 @@ def test_a_worker_that_hangs_ends_when_its_time_is_over(cache_dir: Path) -> None
         script.kill()
 
 
+@pytest.mark.full
 def test_nothing_lingers_where_the_setting_says_so_or_the_script_was_killed(
     cache_dir: Path,
 ) -> None:
@@ -218,6 +223,7 @@ def test_nothing_lingers_where_the_setting_says_so_or_the_script_was_killed(
             script.kill()
 
 
+@pytest.mark.full
 def test_an_idle_worker_ends_with_its_script(cache_dir: Path) -> None:
     text = SCRIPT.replace('print("called"', 'assert aoti_eager.wait(100)\nprint("called"')
     script = Script(cache_dir, text)
@@ -231,6 +237,7 @@ def test_an_idle_worker_ends_with_its_script(cache_dir: Path) -> None:
         script.kill()
 
 
+@pytest.mark.full
 def test_a_worker_that_has_not_begun_to_read_hears_that_it_may_go_on(
     cache_dir: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
@@ -270,6 +277,7 @@ sys.stdin.readline()
 """
 
 
+@pytest.mark.full
 def test_a_measurement_under_way_is_written_down_by_the_worker(
     cache_dir: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
@@ -308,6 +316,7 @@ def serve():
     assert verdict.compared
 
 
+@pytest.mark.full
 def test_a_second_interrupt_ends_what_would_linger(
     cache_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -328,6 +337,7 @@ def test_a_second_interrupt_ends_what_would_linger(
         script.kill()
 
 
+@pytest.mark.full
 def test_the_end_does_not_wait_for_a_worker_that_lingers(cache_dir: Path) -> None:
     """The script ends, though its worker's work does not: the compiler is stopped for good."""
     script = Script(cache_dir)

@@ -107,6 +107,7 @@ def run(cache_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any
     return run_
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("mode", ["sync", "background"])
 def test_what_the_system_refuses_a_worker_is_not_remembered(run: Any, mode: str) -> None:
     first = run(FAULTS, mode)
@@ -122,6 +123,7 @@ def test_what_the_system_refuses_a_worker_is_not_remembered(run: Any, mode: str)
     assert len(statuses) == 2 if mode == "sync" else len(statuses) >= 2
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("mode", ["sync", "background"])
 def test_what_every_compile_of_the_key_would_meet_is_remembered(run: Any, mode: str) -> None:
     first = run([OWN], mode)
@@ -132,6 +134,7 @@ def test_what_every_compile_of_the_key_would_meet_is_remembered(run: Any, mode: 
     assert second["stored"] == first["stored"]
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("mode", ["sync", "background"])
 def test_a_mount_that_forbids_execution_is_not_remembered(
     run: Any, mode: str, mount: Any, shared_cache_dir: Path

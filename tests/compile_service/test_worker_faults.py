@@ -103,6 +103,7 @@ def compiles(marked: Marked, cache_dir: Path) -> None:
     until(marked.compiles, "a compiler")
 
 
+@pytest.mark.full
 @pytest.mark.share(of=3)
 @pytest.mark.parametrize("stage", [imports, traces, compiles])
 def test_a_worker_killed_once_is_replaced_and_leaves_nothing(
@@ -118,6 +119,7 @@ def test_a_worker_killed_once_is_replaced_and_leaves_nothing(
         assert counts().hits == 1
 
 
+@pytest.mark.full
 @pytest.mark.share(of=2)
 @pytest.mark.parametrize("module", ["trial", "measure"])
 def test_a_worker_killed_while_it_waits_for_its_server_is_replaced(
@@ -211,6 +213,7 @@ def test_a_hung_worker_is_killed_in_time_and_leaves_nothing(
 # -- disk full --
 
 
+@pytest.mark.full
 @pytest.mark.share(of=4)
 @pytest.mark.parametrize("size", ["16k", "48k", "64k", "96k"])
 def test_a_full_disk_is_one_warning_and_nothing_is_remembered(
@@ -316,6 +319,7 @@ CORRUPTS = textwrap.dedent("""
     """)
 
 
+@pytest.mark.full
 @pytest.mark.share(of=2)
 @pytest.mark.parametrize("mode", ["background", "sync"])
 def test_code_that_corrupts_memory_ends_its_trial_and_not_the_script(

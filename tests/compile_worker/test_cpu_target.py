@@ -71,6 +71,7 @@ def call_softmax(x: torch.Tensor) -> None:
     assert_close(got, want)
 
 
+@pytest.mark.full
 @ON_X86
 @pytest.mark.compiles
 @pytest.mark.share(of=2)

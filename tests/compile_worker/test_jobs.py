@@ -77,6 +77,7 @@ def fresh_workers() -> Iterator[None]:
     cache_context.close_workers()
 
 
+@pytest.mark.full
 @pytest.mark.compiles
 @pytest.mark.usefixtures("fresh_workers")
 @pytest.mark.parametrize("mode", ["sync", "background"])

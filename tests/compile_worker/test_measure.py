@@ -164,6 +164,7 @@ def test_a_library_that_is_not_there_has_no_times(server: ForkServer) -> None:
     assert "nonexistent.so" in answer["message"]
 
 
+@pytest.mark.full
 def test_a_function_of_the_scripts_is_timed_too(server: ForkServer, shared_cache: Path) -> None:
     weight = torch.full((8,), 3.0)
 
@@ -195,6 +196,7 @@ def compiled(op: Any, function: Any, cache: KernelCache, *args: Any) -> Compiled
         return cache.toolchain.compile(call_template(schema, key), function, backend, work)
 
 
+@pytest.mark.full
 @pytest.mark.parametrize(("native", "timed"), [("1", {"native"}), ("0", {"native", "python"})])
 def test_the_hit_path_that_serves_is_timed_whether_or_not_the_other_is_loaded(
     shared_cache: Path, native: str, timed: set[str]

@@ -26,6 +26,7 @@ CASES = ("softmax float32", "huber", "clamp int64")
 COUNT = 12
 
 
+@pytest.mark.full
 @pytest.mark.compiles
 def test_the_trial_finds_mutants_of_real_kernels(tmp_path: Path) -> None:
     cases = [all_cases()[name] for name in CASES]

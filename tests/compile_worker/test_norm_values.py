@@ -51,6 +51,7 @@ def doubles(arguments: Sequence[Any]) -> list[Any]:
     return [one.double() if isinstance(one, Tensor) else one for one in arguments]
 
 
+@pytest.mark.share(of=3)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("op", FORWARD)
 def test_numbers_near_the_largest_are_normalized(op: str, dtype: torch.dtype) -> None:

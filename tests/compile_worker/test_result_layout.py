@@ -90,6 +90,7 @@ def tensors(op: Any, dtype: torch.dtype) -> Iterator[list[Tensor]]:
             yield [first, *others, *[torch.rand(SIZES, dtype=dtype)] * (3 - taken)]
 
 
+@pytest.mark.share(of=3)
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("op", CALLS)
 def test_results_have_the_strides_of_eager_results(op: Any, dtype: torch.dtype) -> None:

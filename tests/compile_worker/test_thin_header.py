@@ -161,7 +161,7 @@ def test_a_process_makes_one_header_at_a_time(fake: Path) -> None:
 
 
 @pytest.mark.parametrize("damage", DAMAGES, ids=lambda damage: damage.__name__)
-@pytest.mark.share(of=6)
+@pytest.mark.share(of=24)
 @pytest.mark.parametrize("part", ["h", "h.gch", "o", "json"])
 def test_a_part_that_is_not_what_its_record_says_is_made_anew(
     part: str, damage: Damage, fake: Path
@@ -177,6 +177,7 @@ def test_a_part_that_is_not_what_its_record_says_is_made_anew(
     assert all(kept.read_bytes() for kept in fake.glob("**/kept-*")), "a link was followed"
 
 
+@pytest.mark.full
 def test_parts_without_a_record_are_an_older_version_s_and_are_made_anew_once(fake: Path) -> None:
     run(fake, "ask('first'); finish()")
     files(fake)["json"].unlink()
@@ -185,6 +186,7 @@ def test_parts_without_a_record_are_an_older_version_s_and_are_made_anew_once(fa
     assert run(fake, "ask('third')")["begun"] == 4
 
 
+@pytest.mark.full
 def test_parts_are_compared_once_in_a_process_and_again_when_they_change(fake: Path) -> None:
     run(fake, "ask('first'); finish()")
     answer = run(
@@ -279,6 +281,7 @@ def test_code_that_does_not_compile_fails_and_the_parts_stay(linker: Path) -> No
     assert answer["linked"] == [["done", [False]], ["failed", [True, False]], ["done", [True]]]
 
 
+@pytest.mark.share(of=3)
 @pytest.mark.parametrize("name", ["TERM", "KILL", "INT", "HUP"])
 def test_a_compiler_that_was_ended_is_not_started_again(name: str, linker: Path) -> None:
     """The worker is ending, or there is no memory: that says nothing about the parts."""

@@ -24,6 +24,7 @@ def norm(x: Tensor, weight: Tensor) -> Tensor:
     return weight * x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + 1e-6)
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 def test_a_norm_that_casts_to_float32_inside_is_served_with_its_gradient(
     dtype: torch.dtype, make_op: MakeOp, shared_cache: Path
@@ -69,6 +70,7 @@ def _try_library(request):
 """
 
 
+@pytest.mark.full
 @pytest.mark.compiles
 def test_lost_signs_of_zero_decline_nothing_and_are_in_the_entry(
     cache_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

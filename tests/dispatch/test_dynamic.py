@@ -270,6 +270,7 @@ def test_other_ranks_and_memory_formats(shared_cache: Path) -> None:
 # -- what is written to --
 
 
+@pytest.mark.full
 @pytest.mark.both_paths
 def test_an_argument_that_is_written_to(shared_cache: Path) -> None:
     with aoti_eager.register("aten::mul_.Tensor"):
@@ -303,6 +304,7 @@ def test_an_out_argument(shared_cache: Path) -> None:
 # -- a check in each size class --
 
 
+@pytest.mark.full
 @pytest.mark.both_paths
 def test_a_kernel_is_compared_once_in_each_size_class() -> None:
     with aoti_eager.register("aten::silu"):
@@ -364,6 +366,7 @@ def test_ints_that_repeat_sizes_are_read_from_the_tensors() -> None:
     assert {"size": "s0"} in [arguments["N"] for arguments in patterns]
 
 
+@pytest.mark.full
 def test_a_list_of_ints_that_repeats_sizes(shared_cache: Path) -> None:
     op = "aten::native_layer_norm"
     with aoti_eager.config.scope(dynamic=True), aoti_eager.register(op):
@@ -375,6 +378,7 @@ def test_a_list_of_ints_that_repeats_sizes(shared_cache: Path) -> None:
         assert served(op) >= 4
 
 
+@pytest.mark.full
 def test_a_number_before_a_tensor_is_not_taken_for_it(shared_cache: Path) -> None:
     op = "aten::elu_backward"
     with (
@@ -642,6 +646,7 @@ def test_a_family_without_a_dynamic_kernel_gets_static_ones(in_background: None)
     assert [one.reason for one in dynamic_entries(op)] == ["not_dynamic"]
 
 
+@pytest.mark.full
 def test_a_compile_that_dies_leaves_nobody_waiting(
     in_background: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -25,6 +25,7 @@ pytestmark = [pytest.mark.compiles, pytest.mark.dynamic]
 CALLS = 7_000
 
 
+@pytest.mark.full
 @pytest.mark.native
 @pytest.mark.share(of=8)
 @pytest.mark.parametrize("op", OPS)

@@ -119,6 +119,7 @@ OPS: list[tuple[str, str, Callable[[], Any]]] = [
 ]  # fmt: skip
 
 
+@pytest.mark.share(of=3)
 @pytest.mark.parametrize(("what", "op", "call"), OPS, ids=[what for what, _, _ in OPS])
 def test_every_kind_of_op_is_served(
     what: str, op: str, call: Callable[[], Any], served: Callable[..., None]
@@ -155,6 +156,7 @@ def test_undefined_results_come_back_as_none(served: Callable[..., None]) -> Non
     )
 
 
+@pytest.mark.full
 def test_in_place_and_out_return_the_callers_own_tensor(shared_cache: Path) -> None:
     x, y = f32(8, 8), f32(8, 8)
     with aoti_eager.register(["aten::add_.Tensor", "aten::add.out"]):

@@ -141,6 +141,7 @@ def test_the_first_calls_run_the_original_and_a_later_one_the_kernel(cache_dir: 
         assert stats().hits == before.hits + 1
 
 
+@pytest.mark.full
 @pytest.mark.native
 def test_a_kernel_that_came_before_the_cpp_hit_path_serves_after_the_switch() -> None:
     with aoti_eager.config.scope(native="0"):
@@ -419,6 +420,7 @@ def test_an_error_of_ours_in_the_call_that_compares_is_not_the_callers(
         assert ("internal_error" in stats().declined) == (error is MemoryError)
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("compared", [True, False])
 def test_a_long_call_goes_by_what_was_compared_elsewhere(
     compared: bool, monkeypatch: pytest.MonkeyPatch
@@ -451,6 +453,7 @@ def clock(perf_counter: Callable[[], float]) -> SimpleNamespace:
     return SimpleNamespace(perf_counter=perf_counter, sleep=time.sleep, monotonic=time.monotonic)
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("usual_us", [2.0, 5000.0])
 def test_a_call_that_is_long_by_chance_leaves_the_comparison_to_the_next(
     usual_us: float, monkeypatch: pytest.MonkeyPatch

@@ -403,6 +403,7 @@ def run(cache_dir: Path, *arguments: str, **variables: str) -> dict[str, Any]:
     return processes.run(cache_dir, script, **settings)
 
 
+@pytest.mark.full
 @pytest.mark.compiles
 @pytest.mark.usefixtures("share_of_the_cores")
 def test_three_short_scripts_have_all_kernels_between_them(cache_dir: Path) -> None:
@@ -451,6 +452,7 @@ def script(tmp_path: Path) -> Path:
     return path
 
 
+@pytest.mark.full
 @pytest.mark.compiles
 @pytest.mark.usefixtures("share_of_the_cores")
 def test_run_says_what_is_unfinished_and_the_command_finishes_it(
@@ -536,6 +538,7 @@ def test_ops_that_only_their_script_has_are_named(cache_dir: Path) -> None:
     assert len(read_wanted(cache_dir)) == 1
 
 
+@pytest.mark.full
 def test_the_cost_of_a_later_miss_is_a_look_at_a_flag(
     cache_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -97,6 +97,7 @@ def test_two_kernels_of_one_pattern_are_two_libraries() -> None:
     assert stats.compiles == 3
 
 
+@pytest.mark.full
 @pytest.mark.compiles
 def test_sizes_of_1_are_let_in_together_only_where_they_were_right_together() -> None:
     """Eager takes a turned tensor for contiguous if all but one of its sizes are 1."""

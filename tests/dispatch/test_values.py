@@ -128,6 +128,7 @@ CASES = {
 }
 
 
+@pytest.mark.share(of=8)
 @pytest.mark.compiles
 @pytest.mark.parametrize("name", CASES)
 def test_hard_values_come_out_as_eager_has_them(name: str) -> None:

@@ -107,6 +107,7 @@ MOMENTS = {
 }
 
 
+@pytest.mark.full
 @pytest.mark.share(of=4)
 @pytest.mark.parametrize("moment", MOMENTS)
 def test_a_script_ends_at_once_in_the_middle_of_a_compile(
@@ -116,6 +117,7 @@ def test_a_script_ends_at_once_in_the_middle_of_a_compile(
     assert script.end("\n") == (0, "")
 
 
+@pytest.mark.full
 @pytest.mark.share(of=5)
 @pytest.mark.parametrize(
     ("how", "status"),
@@ -177,6 +179,7 @@ def hang(*_):
 """
 
 
+@pytest.mark.full
 @pytest.mark.parametrize(
     ("module", "hangs"),
     [

@@ -35,6 +35,7 @@ def declined(name: str) -> dict[str, int]:
     return dict(aoti_eager.stats()[name].declined)
 
 
+@pytest.mark.full
 def test_a_function_with_constants_is_compiled_and_follows_their_values(cache_dir: Path) -> None:
     x = torch.linspace(-3, 3, 128).reshape(2, 64)
     weight = torch.linspace(0.5, 2, 64)
@@ -81,6 +82,7 @@ def test_a_function_with_constants_is_compiled_and_follows_their_values(cache_di
         ]
 
 
+@pytest.mark.full
 def test_the_parameters_of_a_module_are_constants(cache_dir: Path) -> None:
     x = torch.linspace(-3, 3, 128).reshape(2, 64)
     norm = torch.nn.LayerNorm(64)

@@ -478,6 +478,7 @@ def test_past_the_cap_new_keys_decline_and_old_ones_hit(shared_cache: Path) -> N
 INTEGERS = ("int8", "uint8", "int16", "uint16", "int32", "uint32", "int64", "uint64")
 
 
+@pytest.mark.share(of=2)
 @pytest.mark.parametrize("dtype", INTEGERS)
 def test_integers_of_every_width_are_served(shared_cache: Path, dtype: str) -> None:
     x = torch.arange(200).to(getattr(torch, dtype))

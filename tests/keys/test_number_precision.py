@@ -12,6 +12,7 @@ pytestmark = pytest.mark.dynamic
 aten = torch.ops.aten
 
 
+@pytest.mark.share(of=2)
 @pytest.mark.compiles
 @pytest.mark.both_paths
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])

@@ -87,6 +87,7 @@ print(json.dumps(sorted({functional_overload(name) for name in compiled_overload
 """
 
 
+@pytest.mark.full
 def test_every_overload_with_compiled_code_is_compared_or_has_a_reason() -> None:
     from ..numerics.elsewhere import ELSEWHERE
 
@@ -110,6 +111,7 @@ SHARE = [
 ]
 
 
+@pytest.mark.full
 @pytest.mark.compiles
 def test_a_share_of_the_ops_is_within_the_rule(tmp_path: Path, shared_cache_dir: Path) -> None:
     make_cache_dir(tmp_path / "store", shared_cache_dir)  # Precompiled headers cost half a minute.

@@ -163,6 +163,7 @@ def laboratory(
     kernels.close()
 
 
+@pytest.mark.share(of=2)
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize(
     ("name", "op"),

@@ -357,6 +357,7 @@ def held_compiler(tmp_path: Path, built: Path) -> Compiler:
     return Compiler(tmp_path / "bin", built, before=wait)
 
 
+@pytest.mark.full
 def test_the_first_script_of_a_machine_waits_for_the_build_and_says_so(
     warm: Path, compiler: Compiler
 ) -> None:
@@ -371,6 +372,7 @@ def test_the_first_script_of_a_machine_waits_for_the_build_and_says_so(
     assert compiler.runs == 1
 
 
+@pytest.mark.full
 def test_a_build_that_takes_long_goes_on_beside_the_script(
     warm: Path, tmp_path: Path, built: Path
 ) -> None:
@@ -396,7 +398,7 @@ def test_a_script_does_not_wait_where_an_earlier_one_has_waited_in_vain(
     (tmp_path / "pid").unlink()
     (lock,) = warm.rglob("native/*/*.lock")
     os.utime(lock, (time.time() - 60, time.time() - 60))
-    never = "from aoti_eager._compile_service import native_path\n_native_path._Build.join = None\n"
+    never = "from aoti_eager._compile_service import native_path\nnative_path._Build.join = None\n"
     done = run(warm, compiler.path, "auto", before=never)
     assert done.stdout.splitlines() == ["registered False", "served True"]
     assert done.stderr == ""

@@ -110,6 +110,7 @@ CALLS: dict[str, Callable[[], Any]] = {
 }
 
 
+@pytest.mark.share(of=2)
 @pytest.mark.parametrize("op", CALLS)
 def test_a_hit_never_enters_python(op: str, no_python: Callable[[], None]) -> None:
     call = CALLS[op]

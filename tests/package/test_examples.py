@@ -224,10 +224,12 @@ def test_what_speaks_of_the_background_runs_with_the_settings_as_they_ship(
         check_light_pages(["README.md", "background.md"], place, tmp_path)
 
 
+@pytest.mark.full
 def test_the_python_that_compiles_models_runs(place: dict[str, str], tmp_path: Path) -> None:
     run_pages(HEAVY, place, tmp_path)
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("block", to_run("bash"), ids=lambda one: f"{one.page.stem}-{one.line}")
 def test_a_command_runs(block: Block, place: dict[str, str], tmp_path: Path) -> None:
     command = ["bash", "-euo", "pipefail", "-c", block.code]

@@ -109,6 +109,7 @@ def filled(tmp_path_factory: pytest.TempPathFactory, shared_cache_dir: Path) -> 
 ODD = "a b 'c' \"d\"\nüñ $LIB $(id) \\ ;&%"
 
 
+@pytest.mark.full
 @pytest.mark.parametrize(
     "name", [pytest.param(ODD, id="odd letters"), pytest.param("x" * 250, id="250 characters")]
 )
@@ -122,6 +123,7 @@ def test_any_letters_in_the_path(name: str, where: Path, shared_cache_dir: Path)
     assert list((cache / "tmp").iterdir()) == []
 
 
+@pytest.mark.full
 def test_the_same_with_a_compiler_that_precompiles_there(where: Path) -> None:
     """The headers lie in the odd place, too."""
     cache = where / "ü b'" / "cache"
@@ -130,6 +132,7 @@ def test_the_same_with_a_compiler_that_precompiles_there(where: Path) -> None:
     assert_served(hits, said)
 
 
+@pytest.mark.full
 def test_a_mount_where_nothing_may_be_executed(
     mount: Callable[[str, str], Path], where: Path, shared_cache_dir: Path
 ) -> None:
@@ -140,6 +143,7 @@ def test_a_mount_where_nothing_may_be_executed(
     assert_served(hits, said)
 
 
+@pytest.mark.full
 def test_a_file_system_without_locks(where: Path, tmp_path: Path, shared_cache_dir: Path) -> None:
     cache = where / "cache"
     share_headers(cache, shared_cache_dir)
@@ -209,6 +213,7 @@ tempfile._candidate_tempdir_list = lambda: [os.environ["TMPDIR"]]
 """
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("what", ["somebody's file", "no directory"])
 def test_nothing_needs_a_temporary_directory_of_the_system(
     what: str, where: Path, tmp_path: Path, shared_cache_dir: Path

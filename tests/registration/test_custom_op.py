@@ -69,6 +69,7 @@ def times_table(x: Tensor) -> Tensor:
     return torch.tanh(x * TABLE)
 
 
+@pytest.mark.full
 def test_a_tensor_found_by_name_is_a_constant_of_traces(
     make_op: MakeOp, shared_cache: Path
 ) -> None:
@@ -291,7 +292,9 @@ def test_wrong_definitions(
 
 def test_a_name_is_one_functions_and_a_new_version_of_it_takes_its_place(make_op: MakeOp) -> None:
     op = make_op(branch)
-    with pytest.raises(CustomOpError, match=r"tests\.test_custom_op\.product would take its place"):
+    with pytest.raises(
+        CustomOpError, match=r"tests\.registration\.test_custom_op\.product would take its place"
+    ):
         custom_op(op.name, product)
     x = torch.ones(2, 3)
     assert_close(op(x), x * 2)

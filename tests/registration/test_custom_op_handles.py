@@ -86,7 +86,7 @@ def test_an_operator_that_is_not_made_here_says_where_it_would_be(make_op: MakeO
     with pytest.raises(CustomOpError, match=r"aetest::doubled: is not in this process, and import"):
         pickle.loads(pickled)  # noqa: S301 - our own
     elsewhere = pickled.replace(
-        b"tests.registration.test_custom_op_handles", b"tests.test_custom_op_nowhere"
+        b"tests.registration.test_custom_op_handles", b"tests.registration.test_custom_op_nowhere"
     )
     with pytest.raises(CustomOpError, match=r"nowhere', which defines it, cannot be imported"):
         pickle.loads(elsewhere)  # noqa: S301 - our own
@@ -116,6 +116,7 @@ if __name__ == "__main__":
 """
 
 
+@pytest.mark.full
 def test_a_spawned_worker_of_a_data_loader_has_the_operator(tmp_path: Path) -> None:
     script = tmp_path / "loads.py"
     script.write_text(SPAWNED)
@@ -128,7 +129,9 @@ def test_a_spawned_worker_of_a_data_loader_has_the_operator(tmp_path: Path) -> N
 
 def test_torch_says_that_the_overload_is_what_it_wants(make_op: MakeOp) -> None:
     op = make_op(doubled)
-    with pytest.raises(ValueError, match=r"aoti_eager\._custom_op\.CustomOp'; pass its .* op\.op"):
+    with pytest.raises(
+        ValueError, match=r"aoti_eager\._registration\.custom_op\.CustomOp'; pass its .* op\.op"
+    ):
         torch.library.opcheck(op, (torch.ones(3),))  # type: ignore[arg-type]
     assert set(torch.library.opcheck(op.op, (torch.ones(3),)).values()) == {"SUCCESS"}
 

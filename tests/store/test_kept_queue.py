@@ -481,6 +481,7 @@ elif sys.argv[2] == "gone":
 """
 
 
+@pytest.mark.share(of=2)
 @pytest.mark.parametrize("how", ["as usual", "fork", "read-only", "gone"])
 def test_the_end_of_a_process_is_quiet_whatever_it_finds(how: str, root: Path) -> None:
     (root / "locks").mkdir(mode=0o700)

@@ -58,6 +58,7 @@ VERBS = (
 )
 
 
+@pytest.mark.full
 def test_nothing_but_names_of_the_format_goes_whatever_lies_around_them(
     request: pytest.FixtureRequest, tmp_path: Path
 ) -> None:

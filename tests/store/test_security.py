@@ -201,6 +201,7 @@ def marked(monkeypatch: pytest.MonkeyPatch) -> Iterator[Marked]:
         process.send(signal.SIGKILL)
 
 
+@pytest.mark.full
 @pytest.mark.compiles
 def test_what_a_script_and_its_worker_leave_that_are_killed_together_goes_with_the_next(
     cache_dir: Path, marked: Marked
@@ -236,6 +237,7 @@ def test_what_a_script_and_its_worker_leave_that_are_killed_together_goes_with_t
     assert [path for path in left if path.exists()] == []
 
 
+@pytest.mark.full
 def test_what_a_worker_writes_is_for_us_alone_under_any_umask(
     tmp_path: Path, shared_cache_dir: Path
 ) -> None:

@@ -144,6 +144,7 @@ def test_calls_are_hits_after_a_warm_up_and_another_has_nothing_to_do(
     assert_hits()
 
 
+@pytest.mark.full
 def test_a_damaged_entry_is_made_anew(calls: list[workload_module.Call]) -> None:
     cache.warm(calls[:1])
     (entry,) = cache.list()
@@ -178,6 +179,7 @@ def test_a_call_for_another_devices_compiler_is_left_to_the_script() -> None:
     assert cache.list() == []
 
 
+@pytest.mark.full
 def test_a_failure_that_another_process_may_not_have_is_tried_again(
     calls: list[workload_module.Call], monkeypatch: pytest.MonkeyPatch
 ) -> None:
