@@ -330,15 +330,20 @@ def settings(
     # And the calls that are compared again are, however little time there is for that.
     monkeypatch.setattr(recheck, "LIMIT_S", 10.0)
     monkeypatch.setattr(recheck, "PARTS", 0)
+    threads = torch.get_num_threads()
     with aoti_eager.config.scope(
         mode="sync", gate=False, cache_dir=cache_dir, native=native, dynamic=dynamic
     ):
         yield
+    # In the key: what later tests compile, their own processes would not find.
+    threads_left = torch.get_num_threads()
+    torch.set_num_threads(threads)
     left = aoti_eager.registered_ops()
     for installed in registry._installed.values():  # one failure, not one in every later test
         installed.uninstall()
     registry._installed.clear()
     assert left == [], f"the test left ops registered: {left}"
+    assert threads_left == threads, "the test left another thread count"
     if hit_path == "native" and "record" not in request.fixturenames:
         if sum(op_kernel.alive().values()) > alive_before:
             gc.collect()  # 0.1 s: torch has many objects.

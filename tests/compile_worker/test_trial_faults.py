@@ -7,7 +7,7 @@ order.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -32,6 +32,14 @@ def unbounded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(trial_runs, "_MOST_CPU_S", 600.0)
 
 
+@pytest.fixture(autouse=True)
+def own_threads() -> Iterator[None]:
+    """A trial of small tensors sets the thread count, as its process is its own elsewhere."""
+    threads = torch.get_num_threads()
+    yield
+    torch.set_num_threads(threads)
+
+
 def trial_of(function: Function, library: Function, *args: Any, is_op: bool = False) -> Trial:
     """Return the trial of ``library`` in place of ``function``, for a call like this one."""
     names = ", ".join(f"Tensor a{i}" for i in range(len(args)))
@@ -44,12 +52,8 @@ def trial_of(function: Function, library: Function, *args: Any, is_op: bool = Fa
 
 def problem(function: Function, library: Function, *args: Any, is_op: bool = False) -> str | None:
     """Return what the trial finds."""
-    threads = torch.get_num_threads()
-    try:
-        with torch.no_grad():
-            return trial_of(function, library, *args, is_op=is_op).problem()
-    finally:
-        torch.set_num_threads(threads)
+    with torch.no_grad():
+        return trial_of(function, library, *args, is_op=is_op).problem()
 
 
 X = torch.ones(16, 64)
