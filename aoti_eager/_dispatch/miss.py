@@ -14,6 +14,7 @@ from pathlib import Path
 from threading import get_ident
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import Tensor
 
 from .._base.cpu import cpu_features, cpu_target
@@ -27,7 +28,7 @@ from .._keys.call_template import CallTemplate, call_template
 from .._keys.declines import call_decline
 from .._keys.kernel_key import KernelKey, kernel_key
 from .._keys.key_words import native_key, words_of_values
-from .._keys.unsaid_writes import UnsaidWrites
+from .._keys.unsaid_writes import UnsaidWrites, copied
 from .._native.passthrough import passthrough
 from .._store.entry import Entry, Status
 from .._store.new_entries import failed_entry, is_remembered, ready_entry
@@ -374,6 +375,8 @@ class Miss:
         self._taken_s = time.thread_time() - start
         if function is not None and writes is not None:
             problem = writes.problem()
+            if problem is not None and not self._writes_to_copies():
+                problem = None  # Another thread has written meanwhile; the worker's trace decides.
             if problem is None and function.snapshot()[0] != self._table_key[0]:
                 problem = "changes what it finds by name in a call"
             if problem is not None:
@@ -383,6 +386,22 @@ class Miss:
             self._decline_next("out_resized", f"{self._op}: the original resized an argument")
             return False
         return True
+
+    def _writes_to_copies(self) -> bool:
+        """Return whether the function writes to copies of its arguments, which no thread shares."""
+        cache = self._cache
+        args = copied(list(self._args))
+        kwargs = {name: copied(value) for name, value in self._kwargs.items()}
+        values = cache.schema.bind(args, kwargs)
+        constants = self._inputs[len(self._inputs) - self._call.template.constants :]
+        inputs = [*call_inputs(cache.schema, values), *constants]
+        writes = UnsaidWrites(self._call.template, inputs)
+        try:
+            with passthrough(), torch.no_grad(), torch.random.fork_rng(devices=[]):
+                cache.original(self._keyset, args, kwargs)
+        except Exception:  # noqa: BLE001 - of the user's function, which has run once without it
+            return False
+        return writes.problem() is not None
 
     def _run_and_count(self) -> Any:
         """Return the original's result; the key's kernel is asked for when it is likely to pay."""

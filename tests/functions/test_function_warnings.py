@@ -12,6 +12,7 @@ from torch import Tensor
 
 import aoti_eager
 from aoti_eager._base.warn_once import forget_warnings
+from aoti_eager._dispatch.original import OriginalKernel
 from aoti_eager.errors import AotiEagerWarning
 
 from ..conftest import MakeOp
@@ -27,6 +28,10 @@ def said() -> Iterator[Callable[[], list[str]]]:
 
 def writes(x: Tensor, y: Tensor) -> Tensor:
     y.add_(1)
+    return x * y
+
+
+def reads(x: Tensor, y: Tensor) -> Tensor:
     return x * y
 
 
@@ -72,6 +77,29 @@ def test_a_write_by_a_list_or_a_view_is_one(
     op(torch.ones(3), other)
     (message,) = said()
     assert f"mutates_args=({'several' if function is writes_to_a_list else 'y'!r},)" in message
+
+
+def test_what_another_thread_writes_meanwhile_is_not_the_functions(
+    make_op: MakeOp,
+    said: Callable[[], list[str]],
+    no_compiles: None,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    op = make_op(reads)
+    x, weight = torch.ones(3), torch.ones(3)
+    original = OriginalKernel.__call__
+
+    def beside(self: OriginalKernel, keyset: Any, args: Any, kwargs: Any) -> Any:
+        if any(one.data_ptr() == weight.data_ptr() for one in args):
+            weight.add_(1)  # As an optimizer of another thread does.
+        return original(self, keyset, args, kwargs)
+
+    monkeypatch.setattr(OriginalKernel, "__call__", beside)
+    # One call asks for no kernel there, so the worker's trace does not come into it.
+    with aoti_eager.config.scope(mode="background"):
+        assert torch.equal(op(x, weight), torch.full((3,), 2.0))
+    assert said() == []
+    assert aoti_eager.stats()[op.name].declined == {}
 
 
 def test_a_write_in_inference_mode_is_found_by_the_trace(
