@@ -78,7 +78,7 @@ def run(op: Callable[..., Any], *arguments: Any) -> list[Tensor]:
     return [*results, *torch.autograd.grad(total, wanted)]
 
 
-@pytest.mark.share(of=7)
+@pytest.mark.share(of=14)
 @pytest.mark.both_paths
 @pytest.mark.parametrize("name", CASES)
 def test_gradients_of_first_and_second_order(name: str, make_op: MakeOp, shared_cache: Any) -> None:

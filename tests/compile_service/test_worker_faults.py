@@ -265,6 +265,7 @@ GARBAGE = {
 }
 
 
+@pytest.mark.full
 def test_garbage_from_a_worker_is_a_decline_with_a_reason(
     marked: Marked, cache_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -154,6 +154,7 @@ def test_a_damaged_entry_is_made_anew(calls: list[workload_module.Call]) -> None
     assert cache.verify().damaged == ()
 
 
+@pytest.mark.full
 def test_another_directory_is_warmed_where_it_is_asked_for(
     calls: list[workload_module.Call], tmp_path: Path
 ) -> None:
@@ -349,6 +350,7 @@ def test_an_executor_that_takes_nothing_more_is_said(calls: list[workload_module
     assert "cannot schedule new futures after shutdown" in report.failed[0].message
 
 
+@pytest.mark.full
 def test_ctrl_c_cancels_what_an_executor_has_not_begun(calls: list[workload_module.Call]) -> None:
     class Slow(Immediate):
         waiting: list[Future[Any]]
