@@ -24,7 +24,6 @@ from pydoc_data.topics import topics
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 
 def read_text() -> str:
@@ -164,7 +163,9 @@ def train(
         start = time.perf_counter()
         given, wanted = draw_batch(data, batch=batch, block=model.block)
         scores = model(given)
-        loss = F.cross_entropy(scores.flatten(0, 1), wanted.flatten())
+        # Cross entropy, written out: the logarithm of each row's sum less the wanted score.
+        picked = scores.gather(-1, wanted.unsqueeze(-1)).squeeze(-1)
+        loss = (scores.logsumexp(-1) - picked).mean()
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()

@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -74,7 +75,7 @@ def test_an_unknown_op_ends_the_demo_with_its_message(cache_dir):
     assert "did you mean aten::gelu" in result.stderr
 
 
-def outcome(*losses: float, **counts: int) -> Outcome:
+def outcome(*losses: float, **counts: Any) -> Outcome:
     return Outcome(list(losses), [0.1] * len(losses), {"aten::gelu": OpStats(**counts)})
 
 
@@ -83,6 +84,14 @@ GOOD = outcome(4.5, 4.0, hits=2)
 
 def test_a_demo_that_shows_what_it_should_has_no_problem():
     assert problems(outcome(4.5, 4.0), GOOD, GOOD) == []
+
+
+def test_kernels_that_all_lose_here_are_no_problem_and_said():
+    loses = outcome(4.5, 4.0, declines=2, declined={"slower": 2})
+    assert problems(outcome(4.5, 4.0), loses, loses) == []
+    said = "    no kernel beats PyTorch's own here: none serves, and nothing is lost"
+    assert said in report(outcome(4.5, 4.0), loses, loses).splitlines()
+    assert said not in report(outcome(4.5, 4.0), GOOD, GOOD).splitlines()
 
 
 @pytest.mark.parametrize(
