@@ -7,6 +7,7 @@ Policy is decided in this module, ``asking``, ``kernel_cache``, ``pending`` and 
 from __future__ import annotations
 
 import logging
+import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -14,7 +15,6 @@ from pathlib import Path
 from threading import get_ident
 from typing import TYPE_CHECKING, Any
 
-import torch
 from torch import Tensor
 
 from .._base.cpu import cpu_features, cpu_target
@@ -28,7 +28,7 @@ from .._keys.call_template import CallTemplate, call_template
 from .._keys.declines import call_decline
 from .._keys.kernel_key import KernelKey, kernel_key
 from .._keys.key_words import native_key, words_of_values
-from .._keys.unsaid_writes import UnsaidWrites, copied
+from .._keys.unsaid_writes import UnsaidWrites
 from .._native.passthrough import passthrough
 from .._store.entry import Entry, Status
 from .._store.new_entries import failed_entry, is_remembered, ready_entry
@@ -86,6 +86,12 @@ def prepare() -> None:
             from .._compile_service import replies, worker_pool  # noqa: F401
             from . import asking, pending, rare, resumed  # noqa: F401
         _is_prepared = True
+
+
+def _has_other_threads() -> bool:
+    """Return whether the script has threads besides the current one; ours write to no argument."""
+    others = (one for one in threading.enumerate() if one is not threading.current_thread())
+    return not all(one.name.startswith("aoti_eager") for one in others)
 
 
 class Miss:
@@ -201,21 +207,26 @@ class Miss:
         return self._compile(plan)
 
     def _prepared(self) -> bool:
-        """Import what asks for kernels, and return whether it is there.
+        """Import what asks for kernels, and return whether it is there; not in a forked child.
 
-        Not in a forked child: another thread of the parent may have imported one of the modules, or
-        of those that they import, and would hold it locked for good.
+        A child gets no kernels in the background. Another thread of its parent may have been
+        importing a module that ours need, which stays locked in the child for good.
         """
+        if not _is_prepared and cache_context.is_forked():
+            return False
+        self._prepare()
+        return True
+
+    @staticmethod
+    def _prepare() -> None:
+        """Import what asks for kernels."""
         if not _is_prepared:
-            if cache_context.is_forked():
-                return False
             ident = get_ident()
             compiling.add(ident)  # A signal handler's call meanwhile finds half of a module.
             try:
                 prepare()
             finally:
                 compiling.discard(ident)
-        return True
 
     def _go_on(self) -> None:
         """Ask for the kernels of the op that earlier processes wanted, if they have left any."""
@@ -375,8 +386,8 @@ class Miss:
         self._taken_s = time.thread_time() - start
         if function is not None and writes is not None:
             problem = writes.problem()
-            if problem is not None and not self._writes_to_copies():
-                problem = None  # Another thread has written meanwhile; the worker's trace decides.
+            if problem is not None and _has_other_threads():
+                problem = None  # Another thread may have written: the worker's trace decides.
             if problem is None and function.snapshot()[0] != self._table_key[0]:
                 problem = "changes what it finds by name in a call"
             if problem is not None:
@@ -387,22 +398,6 @@ class Miss:
             return False
         return True
 
-    def _writes_to_copies(self) -> bool:
-        """Return whether the function writes to copies of its arguments, which no thread shares."""
-        cache = self._cache
-        args = copied(list(self._args))
-        kwargs = {name: copied(value) for name, value in self._kwargs.items()}
-        values = cache.schema.bind(args, kwargs)
-        constants = self._inputs[len(self._inputs) - self._call.template.constants :]
-        inputs = [*call_inputs(cache.schema, values), *constants]
-        writes = UnsaidWrites(self._call.template, inputs)
-        try:
-            with passthrough(), torch.no_grad(), torch.random.fork_rng(devices=[]):
-                cache.original(self._keyset, args, kwargs)
-        except Exception:  # noqa: BLE001 - of the user's function, which has run once without it
-            return False
-        return writes.problem() is not None
-
     def _run_and_count(self) -> Any:
         """Return the original's result; the key's kernel is asked for when it is likely to pay."""
         if not self._run_first():
@@ -412,7 +407,7 @@ class Miss:
             # cores.
             self._decline_next("forked", "the compile workers are the parent's")
             return self._result
-        self._prepared()
+        self._prepare()
         from . import rare
         from .asking import Asked
 
@@ -428,8 +423,7 @@ class Miss:
         return self._result
 
     def _compile(self, plan: Plan | None) -> Any:
-        if not self._prepared():
-            return self._declined("forked", "its compiler was not imported before the fork")
+        self._prepare()
         before = self._live.copies() if self._call.checks else []
         if not self._run_first():
             return self._result
@@ -468,7 +462,7 @@ class Miss:
             # cores.
             self._decline_next("forked", "the compile workers are the parent's")
             return
-        self._prepared()
+        self._prepare()
         from .pending import compile_later
 
         if not compile_later(self._call, found):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 from torch import Tensor
 
@@ -27,15 +26,6 @@ def unsaid_write(template: CallTemplate, index: int) -> str:
         f"writes to its argument {name!r} and does not say so: write mutates_args=({name!r},) "
         "where custom_op makes its operator"
     )
-
-
-def copied(value: Any) -> Any:
-    """Return an argument with copies of its tensors, alone or in a list."""
-    if isinstance(value, Tensor):
-        return value.detach().clone()
-    if isinstance(value, list | tuple):
-        return type(value)(copied(one) for one in value)
-    return value
 
 
 class UnsaidWrites:

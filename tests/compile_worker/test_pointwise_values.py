@@ -117,3 +117,19 @@ def test_a_number_in_a_tensor_s_place_is_multiplied_and_added_in_one_step() -> N
             assert torch.equal(torch.add(x, number, alpha=0.3), want)
         stats = aoti_eager.stats()["aten::add.Tensor"]
     assert stats.hits >= 3, stats
+
+
+@pytest.mark.parametrize("op", ["aten::fmax", "aten::copysign.Tensor"])
+def test_tensors_without_dimensions_have_the_dtype_of_the_wider_one(op: str) -> None:
+    """A genuine float64 tensor is no number: beside one of float32 alone, it decides the dtype."""
+    function = torch.fmax if op == "aten::fmax" else torch.copysign
+    x, y = torch.tensor(0.1), torch.tensor(-0.1, dtype=torch.float64)
+    pairs = [(x, y), (y, x)]
+    wanted = [function(*pair) for pair in pairs]
+    with aoti_eager.register(op):
+        for _ in range(2):
+            for pair, want in zip(pairs, wanted, strict=True):
+                got = function(*pair)
+                assert got.dtype == want.dtype == torch.float64
+                assert torch.equal(got, want)
+        assert aoti_eager.stats()[op].failures == 0, aoti_eager.stats()[op]

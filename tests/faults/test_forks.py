@@ -9,8 +9,11 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 import aoti_eager
+from aoti_eager._compile_service import cache_context
+from aoti_eager._dispatch import miss
 
 from ..support import processes
 from ..support.processes import run, run_script
@@ -161,3 +164,17 @@ def test_pools_of_processes_and_data_loaders_give_right_results(
     assert done.stderr == ""
     until(lambda: not marked.processes(), "nothing runs any more", 20)
     assert work(cache_dir) == []
+
+
+def test_a_forked_child_imports_nothing_in_a_call(
+    monkeypatch: pytest.MonkeyPatch, no_compiles: None
+) -> None:
+    """Another thread of the parent may have been importing: a lock without an owner stays."""
+    x = torch.ones(3, 5)
+    with aoti_eager.config.scope(mode="background"), aoti_eager.register("aten::tanh"):
+        # Registered by the parent, and forked then.
+        monkeypatch.setattr(miss, "_is_prepared", False)
+        monkeypatch.setattr(miss, "prepare", lambda: pytest.fail("the child imports"))
+        monkeypatch.setattr(cache_context, "is_forked", lambda: True)
+        assert torch.equal(torch.tanh(x), x.tanh())
+        assert aoti_eager.stats()["aten::tanh"].declined == {"forked": 2}

@@ -129,6 +129,17 @@ def test_a_warm_start_loads_what_a_hit_needs_and_no_more() -> None:
     assert not found & {"uuid", "secrets", "hmac"}
 
 
+@pytest.mark.parametrize("mode", ["background", "sync"])
+def test_a_cold_start_loads_what_asks_for_kernels_before_a_call_waits_for_it(mode: str) -> None:
+    found = imported_by(
+        "import aoti_eager; aoti_eager.config.mode = "
+        f"{mode!r}; aoti_eager.register('aten::mul.Tensor')"
+    )
+    asking = {"asking", "pending", "rare", "resumed"}
+    assert {f"aoti_eager._dispatch.{name}" for name in asking} <= found
+    assert {"aoti_eager._compile_service.worker_pool"} <= found
+
+
 def test_every_public_name_is_there() -> None:
     script = (
         "import aoti_eager; listed = dir(aoti_eager)\n"
