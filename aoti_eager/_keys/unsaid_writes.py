@@ -31,10 +31,11 @@ def unsaid_write(template: CallTemplate, index: int) -> str:
 class UnsaidWrites:
     """The versions, before a call, of inputs that the call must not write to.
 
-    In a live call, only the arguments are watched. Tensors that the function finds by name are
-    watched in a trace, with fakes, because other threads may write to the real tensors during a
-    call (parameters of a model that is trained). Inference tensors are not watched: they have no
-    version.
+    In a live call, only the arguments are watched, and the caller counts a change only where the
+    script has one thread: an optimizer of another thread may write to an argument meanwhile.
+    Tensors that the function finds by name are watched in a trace, with fakes, because other
+    threads may write to the real tensors during a call (parameters of a model that is trained).
+    Inference tensors are not watched: they have no version.
 
     Args:
         template: The call.
