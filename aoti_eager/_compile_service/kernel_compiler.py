@@ -139,11 +139,23 @@ class KernelCompiler:
         function: Description | None,
         context: CacheContext,
         plan: Plan | None = None,
+        *,
+        background: bool = True,
     ) -> Published | None:
-        """Have a low-priority worker put the call's entry into the store, and wait for the worker.
+        """Have a worker put the call's entry into the store, and wait for the worker.
 
-        Returns ``None`` if the worker would have to wait for another process. Arguments and errors
-        as for ``compile``.
+        Args:
+            template: As for ``compile``.
+            function: As for ``compile``.
+            context: As for ``compile``.
+            plan: As for ``compile``.
+            background: Whether the worker has a low priority; else it has the script's own.
+
+        Returns:
+            What the worker did; ``None`` if it would have to wait for another process.
+
+        Raises:
+            CompileError: No usable library, with the decline reason; the store remembers it.
         """
         target, requires = self.target(context)
         place = {
@@ -152,7 +164,8 @@ class KernelCompiler:
             "target": target,
             "requires": sorted(requires),
         }
-        return context.background_service.publish(
+        service = context.background_service if background else context.service
+        return service.publish(
             template.key,
             place,
             context.toolchain,
