@@ -22,7 +22,7 @@ import aoti_eager
 from aoti_eager._base.warn_once import forget_warnings
 from aoti_eager._compile_service import cache_context
 from aoti_eager._compile_service.worker_pool import CompileService, compiler_on_path
-from aoti_eager._dispatch import pending, recheck
+from aoti_eager._dispatch import candidate, recheck
 from aoti_eager._keys.kernel_key import KernelKey
 from aoti_eager._native import build as native_build
 from aoti_eager._native import library as native_library_module
@@ -326,7 +326,7 @@ def settings(
     dynamic = "auto" if request.node.get_closest_marker("dynamic") is not None else "0"
     monkeypatch.setenv("AOTI_EAGER_DYNAMIC", dynamic)
     # However busy the machine is, a kernel is compared in the first call after it has come.
-    monkeypatch.setattr(pending, "LIVE_CHECK_LIMIT_S", 10.0)
+    monkeypatch.setattr(candidate, "LIVE_CHECK_LIMIT_S", 10.0)
     # And the calls that are compared again are, however little time there is for that.
     monkeypatch.setattr(recheck, "LIMIT_S", 10.0)
     monkeypatch.setattr(recheck, "PARTS", 0)

@@ -17,9 +17,10 @@ from .._base.torch_compat.dispatcher import OpOverload, OpOverloadPacket, dispat
 from .._compile_service import cache_context
 from .._dispatch import rare
 from .._dispatch.certificates import refusal as certificate_refusal
+from .._dispatch.decision import refused
 from .._dispatch.kernel import Kernel
 from .._dispatch.kernel_cache import KernelCache
-from .._dispatch.kernel_request import may_be_dynamic, refused
+from .._dispatch.kernel_request import may_be_dynamic
 from .._dispatch.specialisations import Specialisations
 from .._dispatch.table import (
     BEING_COMPILED,

@@ -32,9 +32,10 @@ from .._native.passthrough import passing
 from ..config import config
 from ..errors import RunnerError
 from . import recheck
+from .asking_modules import compiling
 from .counters import Counter, OpCounters, OpStats
 from .kernel import Kernel
-from .miss import Miss, compiling
+from .miss import Miss
 from .original import OriginalKernel
 from .python_kernel import python_kernel
 from .table import (

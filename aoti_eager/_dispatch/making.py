@@ -1,7 +1,7 @@
 """Have a worker make one key's kernel: its entry in the store, and the times of its library.
 
-This is the same for a key whose call has just missed and for a key that an earlier process has
-left. The caller decides what becomes of the library.
+This is the same for a key whose call has just missed, in mode ``sync`` or in the background, and
+for a key that an earlier process has left. The caller decides what becomes of the library.
 """
 
 from __future__ import annotations
@@ -9,18 +9,17 @@ from __future__ import annotations
 import time
 from pathlib import Path
 
-from .._base.data_class import dataclass
 from .._compile_service.cache_context import CacheContext
 from .._keys.dynamic_plan import Plan
 from .._keys.kernel_key import ANY_THREADS
-from .._store.entry import Status
 from .._store.kept_queue import record_of
 from .._store.new_entries import ready_entry
 from .._store.store import StoredEntry
 from .._store.stored_pattern import serves
-from .._store.verdict import PathTime, Verdict
 from ..config import config
 from ..errors import CompileError
+from .gate import Gate, Judged
+from .kernel_lookup import find
 from .kernel_request import KernelRequest
 from .payback import payback
 from .table import BEING_COMPILED, MEASURING, QUEUED
@@ -29,26 +28,9 @@ from .table import BEING_COMPILED, MEASURING, QUEUED
 _SHORTEST_BUSY_S, _LONGEST_BUSY_S = 0.25, 2.0
 # How often a library is timed again, at growing intervals, if it could not be timed or lost by
 # noise.
-_UNQUIET_TRIES = 3
+_MOST_RETRIES = 3
 # How often an entry that a worker has just published may be gone.
 _VANISHED_TRIES = 2
-
-
-@dataclass(frozen=True, slots=True)
-class Made:
-    """A key's entry, and what was found about its library here, if it has one.
-
-    Attributes:
-        found: The entry, ready or not.
-        verdict: This processor's verdict on the library.
-        taken: The times that decide; ``None`` if they could not be taken, or are not wanted.
-        gated: Whether times were wanted; the setting may have changed since.
-    """
-
-    found: StoredEntry
-    verdict: Verdict
-    taken: PathTime | None
-    gated: bool
 
 
 class Making:
@@ -59,6 +41,8 @@ class Making:
         context: The store and the workers.
         found: Its entry, if only a measurement is known to be missing.
         plan: For a dynamic specialisation.
+        is_awaited: Whether a call waits for the kernel (mode ``sync``): the workers then have the
+            script's own priority, and the call itself compares the library.
 
     Attributes:
         digest: The key's name in the kept queue.
@@ -72,13 +56,17 @@ class Making:
         context: CacheContext,
         found: StoredEntry | None = None,
         plan: Plan | None = None,
+        *,
+        is_awaited: bool = False,
     ) -> None:
         self._call = call
+        self._gate = Gate(call)
+        self._is_awaited = is_awaited
         self._context = context
         self._found = found
         self._plan = plan
         self._busy_s = 0.0
-        self._unquiet = 0
+        self._retries = 0
         self._vanished = 0
         self.digest = call.key.digest if plan is None else plan.pattern.digest
         self.state = QUEUED
@@ -89,59 +77,63 @@ class Making:
         """Return whether the library exists and only has to be measured, which takes a moment."""
         return self._found is not None
 
-    def run(self) -> Made | float:
-        """Return the entry with its verdict, or the seconds to wait until another try makes sense.
+    def run(self) -> Judged | float:
+        """Return what is known of the key's entry, or the seconds to wait until another try.
 
         Raises:
             CompileError: There is no usable library.
             StoreError: The store cannot be read.
         """
-        call, context = self._call, self._context
-        # Read once: the setting may change at any time, and a kernel must say by which value it was
-        # chosen.
-        gated = call.is_gated
         found = self._found
-        if found is None and not call.toolchain.works_in_background:
-            self.state = BEING_COMPILED
-            found = self._compiled_here()
-        if found is None and self._plan is not None:
-            call.table.dynamic.look_again()
-            found = call.find(context)
         if found is None:
-            published = self._published()
-            if isinstance(published, float):
+            made = self._made()
+            if isinstance(made, float):
                 self.state = QUEUED
-                return published
-            found = published
-        self._found = found
-        entry = found.entry
-        if entry.status is not Status.READY:
-            return Made(found, Verdict(""), None, gated)
-        verdict = call.verdict(found, context)
-        taken = call.time(verdict, entry)
-        # A library from another machine has not been run on this one, and may not be safe to run.
-        unknown = gated and taken is None
-        untried = call.wants_check(entry, verdict) and not verdict.compared
-        if call.toolchain.works_in_background and (unknown or untried):
+                return made
+            found = self._found = made
+        judged = self._gate.judge(found, self._context)
+        if self._gate.needs_worker(judged, is_awaited=self._is_awaited):
             self.state = MEASURING
-            verdict, taken = call.measure(found, verdict, context, background=True)
-            unsettled = taken is None or taken.is_doubtful
-            if gated and unsettled and self._unquiet < _UNQUIET_TRIES:
-                self._unquiet += 1
-                return float(4 ** (self._unquiet - 1))
-        return Made(found, verdict, taken, gated)
+            judged = self._gate.measure(judged, self._context, background=not self._is_awaited)
+            unsettled = judged.taken is None or judged.taken.is_doubtful
+            # A call that waits takes the times as they are.
+            waits = judged.gated and unsettled and not self._is_awaited
+            if waits and self._retries < _MOST_RETRIES:
+                self._retries += 1
+                return float(4 ** (self._retries - 1))
+        return judged
+
+    def _made(self) -> StoredEntry | float:
+        """Return the key's entry, found or made now, or the seconds to wait."""
+        call = self._call
+        if not call.toolchain.works_in_background:
+            self.state = BEING_COMPILED
+            return self._compiled_here()
+        if self._plan is not None:
+            call.table.dynamic.look_again()
+            found = find(call, self._context)
+            if found is not None:
+                return found
+        return self._published()
 
     def _published(self) -> StoredEntry | float:
         """Return the entry that a worker has put into the store, or the seconds to wait."""
         call, context = self._call, self._context
         record = record_of(context.store.root)
-        if context.background_service.ended:
+        service = context.service if self._is_awaited else context.background_service
+        if service.ended:
             # Python is ending: nothing more of the queue is begun.
             raise CompileError("worker_died", f"{call.key.op}: Python is ending", remember=False)
         self.state = BEING_COMPILED
         record.tried(self.digest)
         start = time.monotonic()
-        published = call.toolchain.publish(call.template, call.function, context, self._plan)
+        published = call.toolchain.publish(
+            call.template,
+            call.function,
+            context,
+            self._plan,
+            background=not self._is_awaited,
+        )
         record.tried(self.digest, -1)  # The compile has ended, so it was not begun in vain.
         if published is None:
             return self._busy()
@@ -178,10 +170,23 @@ class Making:
                 f"{config.lock_timeout_s:g} s (lock_timeout_s)",
                 remember=False,
             )
+        if self._is_awaited:
+            self._busy_s += self._waited_for_lock()
+            return 0.0
         # The waits grow: each try asks a worker and the store.
         wait_s = min(max(_SHORTEST_BUSY_S, self._busy_s), _LONGEST_BUSY_S, left)
         self._busy_s += wait_s
         return float(wait_s)
+
+    def _waited_for_lock(self) -> float:
+        """Wait until another process has released the key's lock; return how many seconds.
+
+        Raises:
+            LockTimeoutError: The lock was waited for as long as a call may wait.
+        """
+        start = time.monotonic()
+        with self._context.store.locked(self._call.key):
+            return time.monotonic() - start
 
     def _read(self, path: Path) -> StoredEntry:
         """Return the entry that a worker has named.
@@ -201,7 +206,7 @@ class Making:
         """Return the entry of a library that a device's own compiler has made, on this thread."""
         call, store = self._call, self._context.store
         with store.locked(call.key), store.workspace() as work:
-            found = call.find(self._context)
+            found = find(call, self._context)
             if found is not None:
                 return found
             call.cache.counters.compiles.add()

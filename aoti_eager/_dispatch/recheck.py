@@ -11,35 +11,30 @@ from __future__ import annotations
 import contextlib
 import logging
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from threading import get_ident
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any
 
 from torch import Tensor
 
 from .._base.determinism import is_deterministic
 from .._base.torch_compat.autograd import write_unseen
-from .._base.torch_compat.dispatcher import OpOverload
 from .._base.torch_compat.settings import is_profiling
 from .._base.warn_once import warn_once
 from .._keys.call_template import CallTemplate, fresh_results
-from .._keys.schema import OpSchema
 from .._native import op_kernel
 from .._native.passthrough import passthrough
 from .._store.entry import Entry
 from ..config import config
 from ..errors import OriginalKernelError
 from .compare import copy_mutated, copy_tensor, differences
-from .counters import OpCounters
 from .kernel import Kernel, call_inputs
+from .kernel_request import Cache, KernelRequest
 from .live_check import LiveCheck
-from .original import OriginalKernel
 from .python_kernel import profiled, profiled_name
+from .quarantine import quarantine_serving
 from .reference import float64_reference
 from .versions import count_writes
-
-if TYPE_CHECKING:
-    from .._functions.description import PythonFunction
 
 log = logging.getLogger("aoti_eager")
 
@@ -113,37 +108,6 @@ def wanted() -> Iterator[None]:
         _wanting.discard(get_ident())
 
 
-class _Cache(Protocol):
-    op: OpOverload
-    schema: OpSchema
-    dispatch_key: str
-    original: OriginalKernel
-    counters: OpCounters
-    python_kernel: Callable[..., Any]
-    function: PythonFunction | None
-    counts_writes: bool
-
-    def run_failed(self, error: RuntimeError, keyset: Any, args: Any, kwargs: Any) -> Any:
-        """Return the result of a call whose library raised."""
-
-
-class _Call(Protocol):
-    @property
-    def cache(self) -> _Cache:
-        """Return the op's cache."""
-
-    @property
-    def table_key(self) -> tuple[Any, ...]:
-        """Return the call's key in its table."""
-
-    @property
-    def template(self) -> CallTemplate:
-        """Return the call without its tensors."""
-
-    def differs(self, entry: Entry, message: str) -> None:
-        """Decline the key from now on, quarantine its entry, and count this call as declined."""
-
-
 class Recheck:
     """Compares calls that one kernel serves.
 
@@ -154,7 +118,7 @@ class Recheck:
 
     __slots__ = ("_call", "_entry", "_number", "_slow_calls")
 
-    def __init__(self, call: _Call, entry: Entry) -> None:
+    def __init__(self, call: KernelRequest, entry: Entry) -> None:
         self._call = call
         self._entry = entry
         self._number = 2  # the number of the call that is due in Python
@@ -222,7 +186,7 @@ class Recheck:
             cache.counters.hits.add()
             return _result(kernel, outputs, args, kwargs)
         message = f"a served call differs from the original: {'; '.join(problems)}"
-        call.differs(self._entry, message)
+        quarantine_serving(call, self._entry, message)
         digest = call.template.key.digest
         warn_once(
             f"recheck {digest}",
@@ -266,7 +230,7 @@ class _Look:
 
     def __init__(
         self,
-        cache: _Cache,
+        cache: Cache,
         template: CallTemplate,
         keyset: Any,
         args: Sequence[Any],

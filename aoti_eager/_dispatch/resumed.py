@@ -39,6 +39,7 @@ from ..config import config
 from ..errors import AotiEagerError, CompileError, UnsupportedFunctionError
 from .certificates import refusal as certificate_refusal
 from .counters import on_unfinished
+from .kernel_lookup import find
 from .kernel_request import Cache, KernelRequest
 from .making import Making
 from .table import Table
@@ -197,7 +198,7 @@ class Resumed:
             raise _PassedOverError("dynamic", "no kernels for several sizes are made of the op")
         # Recorded, so that the key is written down if this process, too, begins it in vain.
         self._record.want(call)
-        found = None if call.plan is not None else keyed.find(self._context)
+        found = None if call.plan is not None else find(keyed, self._context)
         return Making(keyed, self._context, found, call.plan)
 
     def _fitting(self, call: WantedCall) -> Description | None:

@@ -73,6 +73,11 @@ class Decline:
     progress: Progress | None = None
     is_counted_in_python: bool = False
 
+    @property
+    def is_undecided(self) -> bool:
+        """Return whether the key may still get a kernel: it waits for one, or is counted."""
+        return self.reason in _UNDECIDED
+
 
 # The reason of keys that have been given to the compile workers: nothing is decided yet, and their
 # calls count as misses.
@@ -212,7 +217,7 @@ class Table:
         """Have ``arrival`` take the next call of ``key``; calls beside it run the original."""
         with self._lock:
             decline = self.declines.get(key)
-            if self.closed or decline is None or decline.reason not in _UNDECIDED:
+            if self.closed or decline is None or not decline.is_undecided:
                 return  # Something else was decided meanwhile.
             self.candidates[key] = arrival
             if self.native is not None and decline.words is not None:

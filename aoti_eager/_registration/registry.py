@@ -29,7 +29,7 @@ from .._compile_service import (
     native_path,
     queue,
 )
-from .._dispatch import miss
+from .._dispatch import asking_modules
 from .._dispatch.counters import OpStats, add_totals, unfinished_of_others
 from .._dispatch.kernel_cache import KernelCache
 from .._dispatch.original import OriginalKernel
@@ -282,7 +282,7 @@ def _prepare_for_misses() -> None:
             return
     except (StoreError, OSError) as error:
         log.info("%s", error)  # A miss will warn, if there is one.
-    miss.prepare()
+    asking_modules.prepare()
 
 
 _is_prepared = False

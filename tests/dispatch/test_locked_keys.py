@@ -103,7 +103,7 @@ def test_who_waits_for_kernels_does_not_wait_for_a_process_that_is_stopped(
 
 
 def test_a_call_that_waits_for_its_kernel_does_not_wait_for_good(
-    hold: Callable[[str], None], no_compiles: None
+    hold: Callable[[str], None],
 ) -> None:
     with (
         aoti_eager.config.scope(mode="sync", lock_timeout_s=0.1),

@@ -23,7 +23,7 @@ from aoti_eager import OpStats
 from aoti_eager._compile_service import cache_context, queue
 from aoti_eager._compile_service.replies import Measured, Published
 from aoti_eager._compile_service.worker_pool import CompileService
-from aoti_eager._dispatch import making
+from aoti_eager._dispatch import candidate, decision, making
 from aoti_eager._dispatch import pending as pending_module
 from aoti_eager._dispatch.kernel import Kernel
 from aoti_eager._registration import registry
@@ -34,6 +34,7 @@ from aoti_eager.errors import AotiEagerWarning, CompileError
 from ..conftest import assert_close, make_cache_dir
 from ..support import workers
 from ..support.child_patches import patch_children
+from ..support.verdicts import forget_verdicts
 
 pytestmark = [pytest.mark.both_paths(costly=True)]
 
@@ -247,6 +248,7 @@ def test_what_was_tried_on_this_processor_is_only_timed(monkeypatch: pytest.Monk
     monkeypatch.setattr(CompileService, "measure", measure)
     with aoti_eager.config.scope(mode="sync"), aoti_eager.register("aten::silu"):
         aten.silu(X)
+    forget_verdicts()
     threads = torch.get_num_threads()
     try:
         for count in (threads, threads + 1):
@@ -291,6 +293,7 @@ def test_what_a_call_finds_is_written_into_the_store_of_its_kernel(
     with aoti_eager.config.scope(mode="sync", check=False), aoti_eager.register("aten::silu"):
         aten.silu(X)
     (entry,) = aoti_eager.cache.list()
+    forget_verdicts()
     with aoti_eager.register("aten::silu"):
         aten.silu(X)
         assert begun.wait(60.0)
@@ -371,15 +374,15 @@ def test_an_argument_that_is_written_to_is_compared_and_then_written_once() -> N
 def test_a_library_that_differs_on_the_live_call_is_quarantined(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    load = pending_module.KernelRequest.load
+    load = decision.load
 
-    def load_wrong(call: Any, library: Path, entry: Any) -> Kernel:
-        kernel = load(call, library, entry)
+    def load_wrong(*args: Any) -> Kernel:
+        kernel = load(*args)
         run = kernel.run
         kernel.run = lambda inputs: [run(inputs)[0] + 1]  # type: ignore[method-assign]
         return kernel
 
-    monkeypatch.setattr(pending_module.KernelRequest, "load", load_wrong)
+    monkeypatch.setattr(decision, "load", load_wrong)
     with aoti_eager.register("aten::silu"):
         for _ in range(2):
             assert_close(aten.silu(X), silu(X))
@@ -405,7 +408,7 @@ def test_an_error_of_ours_in_the_call_that_compares_is_not_the_callers(
         aten.silu(x)
         assert aoti_eager.wait(120.0)
         with monkeypatch.context() as patched:
-            patched.setattr(pending_module.LiveCheck, "copies", copies)
+            patched.setattr(candidate.LiveCheck, "copies", copies)
             if error is KeyboardInterrupt:
                 with pytest.raises(KeyboardInterrupt):
                     aten.silu(x)
@@ -425,12 +428,12 @@ def test_an_error_of_ours_in_the_call_that_compares_is_not_the_callers(
 def test_a_long_call_goes_by_what_was_compared_elsewhere(
     compared: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(pending_module, "LIVE_CHECK_LIMIT_NUMEL", 1)
+    monkeypatch.setattr(candidate, "LIVE_CHECK_LIMIT_NUMEL", 1)
 
     def problems(*_: object) -> list[str]:
         raise AssertionError("compared in the caller's thread")
 
-    monkeypatch.setattr(pending_module.LiveCheck, "problems", problems)
+    monkeypatch.setattr(candidate.LiveCheck, "problems", problems)
     if not compared:
         get = Verdicts.get
         monkeypatch.setattr(
@@ -449,7 +452,7 @@ def test_a_long_call_goes_by_what_was_compared_elsewhere(
 
 
 def clock(perf_counter: Callable[[], float]) -> SimpleNamespace:
-    """Return what ``_dispatch.pending`` uses of ``time``, with another clock."""
+    """Return what ``_dispatch.candidate`` uses of ``time``, with another clock."""
     return SimpleNamespace(perf_counter=perf_counter, sleep=time.sleep, monotonic=time.monotonic)
 
 
@@ -464,7 +467,7 @@ def test_a_call_that_is_long_by_chance_leaves_the_comparison_to_the_next(
         return taken_s.pop(0)
 
     compared: list[None] = []
-    problems = pending_module.LiveCheck.problems
+    problems = candidate.LiveCheck.problems
 
     def noted(*args: Any) -> list[str]:
         compared.append(None)
@@ -474,9 +477,9 @@ def test_a_call_that_is_long_by_chance_leaves_the_comparison_to_the_next(
     monkeypatch.setattr(
         Verdicts, "get", lambda *a: verdict_module.replace(get(*a), times={"native/77": usual})
     )
-    monkeypatch.setattr(pending_module.LiveCheck, "problems", noted)
-    monkeypatch.setattr(pending_module, "LIVE_CHECK_LIMIT_S", 200e-6)
-    monkeypatch.setattr(pending_module, "time", clock(perf_counter))
+    monkeypatch.setattr(candidate.LiveCheck, "problems", noted)
+    monkeypatch.setattr(candidate, "LIVE_CHECK_LIMIT_S", 200e-6)
+    monkeypatch.setattr(candidate, "time", clock(perf_counter))
     with aoti_eager.register("aten::silu"):
         aten.silu(X)
         assert queue.background.wait(120.0)
@@ -501,15 +504,15 @@ def test_calls_that_are_always_long_by_chance_do_not_keep_the_kernel_out(
         Verdicts, "get", lambda *a: verdict_module.replace(get(*a), times={"native/77": wins()})
     )
     ticks = itertools.count()
-    monkeypatch.setattr(pending_module, "LIVE_CHECK_LIMIT_S", 200e-6)
-    monkeypatch.setattr(pending_module, "time", clock(lambda: float(next(ticks))))
+    monkeypatch.setattr(candidate, "LIVE_CHECK_LIMIT_S", 200e-6)
+    monkeypatch.setattr(candidate, "time", clock(lambda: float(next(ticks))))
     with aoti_eager.register("aten::silu"):
         aten.silu(X)
         assert queue.background.wait(120.0)
         before = stats().hits
         for _ in range(8):
             assert_close(aten.silu(X), silu(X))
-        assert stats().hits == before + 8 - 1 - pending_module._SLOW_CALLS
+        assert stats().hits == before + 8 - 1 - candidate._SLOW_CALLS
 
 
 def test_another_keys_entry_from_a_worker_is_not_used(
@@ -615,7 +618,7 @@ def test_what_cannot_be_timed_is_tried_again_later_and_then_declined(
         aten.silu(x)
         aoti_eager.wait(120.0)
     monkeypatch.setattr(verdict_module, "processor", lambda: "busy-1234")
-    monkeypatch.setattr(making, "_UNQUIET_TRIES", 1)
+    monkeypatch.setattr(making, "_MOST_RETRIES", 1)
     asked = measured(monkeypatch, {})
     with aoti_eager.config.scope(gate=True), aoti_eager.register("aten::silu"):
         before = stats()
@@ -749,7 +752,7 @@ def test_a_process_has_what_an_earlier_one_compiled(
 ) -> None:
     # However busy the machine is, a kernel is compared in the first call after it has come.
     patch_children(
-        monkeypatch, tmp_path, {"aoti_eager._dispatch.pending": "LIVE_CHECK_LIMIT_S = 10.0"}
+        monkeypatch, tmp_path, {"aoti_eager._dispatch.candidate": "LIVE_CHECK_LIMIT_S = 10.0"}
     )
     environment = {**os.environ, "AOTI_EAGER_CACHE_DIR": str(shared_cache)}
     environment.pop("AOTI_EAGER_MODE")
@@ -783,7 +786,7 @@ def test_a_kernel_that_cpp_takes_after_its_first_run_only_comes_to_cpp(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """As a full library of AOTInductor's; no call compares it, so none has run it."""
-    load, runs = pending_module.KernelRequest.load, []
+    load, runs = decision.load, []
 
     def loaded(*args: Any) -> Kernel:
         kernel = load(*args)
@@ -797,7 +800,7 @@ def test_a_kernel_that_cpp_takes_after_its_first_run_only_comes_to_cpp(
         kernel.native = lambda: native() if runs else None
         return kernel
 
-    monkeypatch.setattr(pending_module.KernelRequest, "load", loaded)
+    monkeypatch.setattr(decision, "load", loaded)
     x = torch.randn(300, 300)
     with aoti_eager.register("aten::silu"):
         aten.silu(x)

@@ -13,7 +13,7 @@ import torch
 
 import aoti_eager
 from aoti_eager._compile_service import cache_context
-from aoti_eager._dispatch import miss
+from aoti_eager._dispatch import asking_modules
 
 from ..support import processes
 from ..support.processes import run, run_script
@@ -173,8 +173,8 @@ def test_a_forked_child_imports_nothing_in_a_call(
     x = torch.ones(3, 5)
     with aoti_eager.config.scope(mode="background"), aoti_eager.register("aten::tanh"):
         # Registered by the parent, and forked then.
-        monkeypatch.setattr(miss, "_is_prepared", False)
-        monkeypatch.setattr(miss, "prepare", lambda: pytest.fail("the child imports"))
+        monkeypatch.setattr(asking_modules, "_is_prepared", False)
+        monkeypatch.setattr(asking_modules, "prepare", lambda: pytest.fail("the child imports"))
         monkeypatch.setattr(cache_context, "is_forked", lambda: True)
         assert torch.equal(torch.tanh(x), x.tanh())
         assert aoti_eager.stats()["aten::tanh"].declined == {"forked": 2}

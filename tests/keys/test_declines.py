@@ -546,7 +546,7 @@ def test_an_error_of_ours_runs_the_original_with_one_warning(
     def broken(*args: object) -> None:
         raise ZeroDivisionError("ours")
 
-    monkeypatch.setattr("aoti_eager._dispatch.miss.call_template", broken)
+    monkeypatch.setattr("aoti_eager._dispatch.call_reader.call_template", broken)
     with (
         aoti_eager.register("aten::silu"),
         pytest.warns(aoti_eager.errors.AotiEagerWarning, match="ZeroDivisionError") as given,

@@ -22,9 +22,9 @@ import aoti_eager
 from aoti_eager._base.torch_compat.tensors import wrapped_number
 from aoti_eager._compile_service import queue
 from aoti_eager._dispatch import counters as counters_module
+from aoti_eager._dispatch import decision
 from aoti_eager._dispatch import table as table_module
 from aoti_eager._dispatch.kernel_cache import KernelCache
-from aoti_eager._dispatch.kernel_request import KernelRequest
 from aoti_eager._keys.kernel_key import kernel_key
 from aoti_eager._keys.key_words import native_key
 from aoti_eager._native import library as native_library
@@ -581,10 +581,10 @@ def test_a_kernel_from_the_store_that_fails_after_it_wrote_is_an_error(
     with aoti_eager.config.scope(native=native):
         with aoti_eager.register(op):
             ones.clone().add_(ones)
-        load = KernelRequest.load
+        load = decision.load
 
-        def load_failing(self: KernelRequest, *arguments: Any) -> Any:
-            kernel = load(self, *arguments)
+        def load_failing(*arguments: Any) -> Any:
+            kernel = load(*arguments)
 
             def run(inputs: list[torch.Tensor]) -> list[torch.Tensor]:
                 inputs[0].fill_(999)
@@ -593,7 +593,7 @@ def test_a_kernel_from_the_store_that_fails_after_it_wrote_is_an_error(
             kernel.run, kernel.words = run, None
             return kernel
 
-        monkeypatch.setattr(KernelRequest, "load", load_failing)
+        monkeypatch.setattr(decision, "load", load_failing)
         with aoti_eager.register(op):
             with pytest.raises(RunnerError, match="half way"):
                 ones.clone().add_(ones)
