@@ -115,7 +115,8 @@ def test_a_read_only_directory_serves_its_hits_and_runs_originals_for_the_rest(
             assert_close(aten.silu(y), silu(y))
         after = aoti_eager.stats()["aten::silu"]
     assert len(given) == 1
-    assert after.hits - before.hits == 3
+    # The first call is compared: the directory has no verdict of this machine.
+    assert after.hits - before.hits == 2
     assert after.declined["store_unwritable"] - before.declined.get("store_unwritable", 0) == 3
     assert after.compiles == before.compiles
 

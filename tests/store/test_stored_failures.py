@@ -208,36 +208,36 @@ def test_an_entry_that_was_deleted_meanwhile_is_no_error(tmp_path: Path) -> None
 # --- tried again for real ---
 
 
-def compiles() -> int:
-    """Call ``mm`` in a mode that compiles, in an op of its own; return how often it was."""
+def failures() -> int:
+    """Call ``mm`` in a mode that compiles, in an op of its own; return how often that failed."""
     with aoti_eager.register("aten::mm.default"):
-        before = aoti_eager.stats()["aten::mm"].compiles if aoti_eager.stats() else 0
+        before = aoti_eager.stats()["aten::mm"].failures if aoti_eager.stats() else 0
         for _ in range(2):
             assert_close(aten.mm(X, X), torch.full((8, 8), 8.0))
         assert aoti_eager.explain("aten::mm.default", X, X).reason == "no_kernel_of_its_own"
-        return aoti_eager.stats()["aten::mm"].compiles - before
+        return aoti_eager.stats()["aten::mm"].failures - before
 
 
 def test_a_failure_is_tried_again_after_30_days_and_with_another_compiler(
     settings: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert [compiles(), compiles()] == [1, 0]
+    assert [failures(), failures()] == [1, 0]
     (stored,) = cache.inspect(cache.list()[0].digest)
     assert stored.entry.remembered is not None
     assert stored.entry.remembered.compiler == compiler_identity()
     assert abs(stored.entry.remembered.at - time.time()) < 600
 
     monkeypatch.setattr("aoti_eager._store.stored_failures.time", Later())
-    assert [compiles(), compiles()] == [1, 0]
+    assert [failures(), failures()] == [1, 0]
     monkeypatch.undo()
     cache.clear()
-    assert [compiles(), compiles()] == [1, 0]
+    assert [failures(), failures()] == [1, 0]
 
     another = tmp_path / "g++"
     another.write_text(f'#!/bin/sh\nexec {compiler_on_path()} "$@"\n')
     another.chmod(0o755)
     monkeypatch.setenv("CXX", str(another))
-    assert [compiles(), compiles()] == [1, 0]
+    assert [failures(), failures()] == [1, 0]
     (stored,) = cache.inspect(cache.list()[0].digest)
     assert stored.entry.remembered is not None
     assert stored.entry.remembered.compiler == compiler_identity()
