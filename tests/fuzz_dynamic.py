@@ -751,7 +751,7 @@ class Fuzz:
         table = cache.table
         kernels = table.kernels.values()
         tally.static_kernels = sum(not kernel.is_dynamic for kernel in kernels)
-        tally.dynamic_kernels = table.dynamic.count
+        tally.dynamic_kernels = table.dynamic.kernels.count
         tally.compiles = cache.counters.snapshot().compiles
 
     @property

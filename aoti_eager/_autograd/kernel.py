@@ -25,7 +25,8 @@ from .._base.torch_compat import tracing as tracing_compat
 from .._base.torch_compat.dispatcher import OpOverload
 from .._dispatch.kernel import Kernel
 from .._dispatch.kernel_cache import KernelCache
-from .._dispatch.table import COMPILING, RARE, Table
+from .._dispatch.key_state import COMPILING, RARE
+from .._dispatch.table import Table
 from .._functions.gradient import GradientFunction
 from .._keys.key_words import argument_kind, words_of_values
 from .._keys.schema import OpSchema, qualified_name

@@ -21,14 +21,8 @@ from .._dispatch.decision import refused
 from .._dispatch.kernel import Kernel
 from .._dispatch.kernel_cache import KernelCache
 from .._dispatch.kernel_request import may_be_dynamic
+from .._dispatch.key_state import BEING_COMPILED, COMPARING, MEASURING, QUEUED, RARE
 from .._dispatch.specialisations import Specialisations
-from .._dispatch.table import (
-    BEING_COMPILED,
-    COMPARING,
-    MEASURING,
-    QUEUED,
-    RARE,
-)
 from .._keys.call_template import call_template
 from .._keys.declines import REASONS, call_decline, op_decline
 from .._keys.kernel_key import ANY_THREADS, KernelKey, kernel_key
@@ -255,7 +249,7 @@ def _in_store(schema: OpSchema, key: KernelKey, cache: KernelCache | None) -> Ex
             message = found.entry.message or REASONS.get(reason, reason)
             return Explanation(key.op, registered, "declined", reason, message, candidate)
     dynamic = Specialisations() if cache is None else cache.table.dynamic
-    found = dynamic.find(schema, key, context)
+    found = dynamic.kernels.find(schema, key, context)
     if found is not None:
         taken = _time(found, key, cache)
         if taken is not None and not taken.wins:

@@ -16,7 +16,7 @@ from .._base.printable import printable, printable_lines
 from .._base.warn_once import log
 from .._compile_service import cache_context, queue
 from .._dispatch.counters import OpStats
-from .._dispatch.table import COMPARING, STATES
+from .._dispatch.key_state import COMPARING, STATES
 from .._registration.registry import registered_ops, stats
 from .._workloads import left_out as left_out_module
 from .._workloads.workload import Recorder, write_workload

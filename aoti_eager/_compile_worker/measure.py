@@ -22,10 +22,11 @@ from .._autograd.kernel import AutogradKernel
 from .._base.sealed_library import sealed_file
 from .._base.torch_compat import dispatcher
 from .._base.torch_compat import settings as torch_settings
-from .._dispatch.compare import copy_tensor
 from .._dispatch.kernel import Kernel
 from .._dispatch.kernel_cache import KernelCache
-from .._dispatch.table import Decline, TableKey
+from .._dispatch.key_state import Decline
+from .._dispatch.table import TableKey
+from .._dispatch.tensor_copies import copy_tensor
 from .._functions.call_target import call_target
 from .._functions.gradient import GradientFunction
 from .._keys.call_template import CallTemplate, call_template

@@ -17,15 +17,7 @@ from .._dispatch.closeness import (
     suspicious,
     typical,
 )
-from .._dispatch.compare import (
-    Output,
-    Pair,
-    compared_pairs,
-    copy_mutated,
-    copy_tensor,
-    truth_of,
-    values_problem,
-)
+from .._dispatch.compare import truth_of, values_problem
 from .._dispatch.double_run import (
     is_double,
     to_single,
@@ -33,7 +25,9 @@ from .._dispatch.double_run import (
 from .._dispatch.reference import (
     Reference,
 )
-from .._keys.call_template import CallTemplate, fresh_results
+from .._dispatch.tensor_copies import copy_mutated, copy_tensor
+from .._dispatch.tensor_pairs import Pair, compared_pairs
+from .._keys.call_template import CallTemplate, Output, fresh_results
 from .made_up_data import (
     ALWAYS,
     POSITIVE,

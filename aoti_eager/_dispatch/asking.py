@@ -1,7 +1,4 @@
-"""Ask the workers for the kernel of a call: a static kernel, or a dynamic one.
-
-Policy is decided in this module, ``kernel_cache``, ``miss``, ``pending`` and ``rare`` only.
-"""
+"""Ask the workers for the kernel of a call: a static kernel, or a dynamic one."""
 
 from __future__ import annotations
 

@@ -1,8 +1,4 @@
-"""A library that a call compares with the original before the library serves.
-
-Policy is decided in this module, ``asking``, ``decision``, ``kernel_cache``, ``miss``, ``pending``
-and ``rare`` only.
-"""
+"""A library that a call compares with the original before the library serves."""
 
 from __future__ import annotations
 
@@ -174,7 +170,7 @@ class Candidate:
         table = self._call.table
         if not self._is_compared:
             self._call.decline("unchecked", "too long a call to be compared in the caller's thread")
-        elif table.dynamic.is_distrusted(self._judged.found.entry):
+        elif table.dynamic.kernels.is_distrusted(self._judged.found.entry):
             # The library's results were wrong for another size meanwhile.
             table.forget_decline(self._call.table_key)
         elif self._kernel.native() is None and table.native is not None:

@@ -6,15 +6,12 @@ has the thread's pass-through flag set: every torch op in here must reach its or
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 
-from .._base.data_class import dataclass
 from .._base.torch_compat.tensors import tensor_difference
-from .._keys.aliasing import storage_key
 from .._keys.call_template import CallTemplate
 from .closeness import (
     Truth,
@@ -25,38 +22,13 @@ from .closeness import (
     typical,
 )
 from .reference import RUNS, ExactReference, Reference
+from .tensor_pairs import Pair, compared_pairs
 
 # Runs in double precision are made for the pairs that differ most: for at least and at most so many
 # pairs, and for about so many elements in all.
 _LEAST_REFERENCES, _MOST_REFERENCES, _ELEMENTS = 3, 96, 4096
 # No runs with errors are made for a result with more elements than this.
 _MOST_SPREAD = 1 << 20
-
-# The value that a slot's number has in a call, and the other values that an op returned.
-Output = Mapping[str, Any]
-
-
-def copy_tensor(tensor: Tensor) -> Tensor:
-    """Return a copy with the same sizes and strides on a storage of its own.
-
-    The whole range of memory is copied, so an expanded or overlapping tensor stays one.
-    """
-    extent = sum((n - 1) * s for n, s in zip(tensor.shape, tensor.stride(), strict=True)) + 1
-    if tensor.numel() == 0:
-        return torch.empty_strided(
-            tensor.shape, tensor.stride(), dtype=tensor.dtype, device=tensor.device
-        )
-    plain = tensor.detach()
-    flat = plain.as_strided((extent,), (1,), plain.storage_offset()).clone()
-    return flat.as_strided(tensor.shape, tensor.stride())
-
-
-def copy_mutated(template: CallTemplate, inputs: Sequence[Tensor]) -> list[Tensor]:
-    """Return ``inputs`` with a copy in place of each one that the op writes to."""
-    return [
-        copy_tensor(tensor) if slot.mutated else tensor
-        for slot, tensor in zip(template.slots, inputs, strict=True)
-    ]
 
 
 def differences(
@@ -98,54 +70,6 @@ def differences(
         if problem is not None:
             found.append(f"{pair.where}: {problem}")
     return found
-
-
-@dataclass(frozen=True, slots=True)
-class Pair:
-    """A tensor of the original's run and of the library's: a result, or an argument written to.
-
-    Attributes:
-        where: What the tensor is, in words.
-        of_inputs: Whether the tensor is one of the inputs.
-        index: Its index among the results, or the inputs.
-        want: The original's tensor.
-        have: The library's tensor, of the same dtype, sizes and strides.
-    """
-
-    where: str
-    of_inputs: bool
-    index: int
-    want: Tensor
-    have: Tensor
-
-
-def compared_pairs(
-    template: CallTemplate,
-    expected: Sequence[Tensor],
-    got: Sequence[Tensor],
-    expected_inputs: Sequence[Tensor],
-    got_inputs: Sequence[Tensor],
-    *,
-    aliasing: bool = True,
-) -> tuple[list[str], list[Pair]]:
-    """Return what differs apart from values, and the pairs whose values are to be compared.
-
-    Arguments are as for ``differences``; without ``aliasing``, storages are not compared.
-    """
-    if len(expected) != len(got):
-        return [f"results: {len(got)} instead of {len(expected)}"], []
-    found = _aliasing(expected, got, expected_inputs, got_inputs) if aliasing else []
-    pairs = [
-        Pair(f"result {i}", False, i, a, b)
-        for i, (a, b) in enumerate(zip(expected, got, strict=True))
-    ]
-    for i, slot in enumerate(template.slots):
-        if slot.mutated:
-            where = f"argument {slot.name!r}"
-            pairs.append(Pair(where, True, i, expected_inputs[i], got_inputs[i]))
-    problems = [(pair, _metadata(pair.want, pair.have)) for pair in pairs]
-    found += [f"{pair.where}: {problem}" for pair, problem in problems if problem is not None]
-    return found, [pair for pair, problem in problems if problem is None]
 
 
 def values_problem(
@@ -325,21 +249,6 @@ def _described(pair: Pair, mask: Tensor, known: Truth | None, total: int) -> str
     return f"{said}, one of {total} wrong elements" if total > 1 else said
 
 
-def _metadata(want: Tensor, have: Tensor) -> str | None:
-    for name, mine, theirs in (
-        ("dtype", want.dtype, have.dtype),
-        ("device", want.device, have.device),
-        ("sizes", tuple(want.shape), tuple(have.shape)),
-        ("strides", tuple(want.stride()), tuple(have.stride())),
-        ("conjugate bit", want.is_conj(), have.is_conj()),
-        ("negative bit", want.is_neg(), have.is_neg()),
-        ("storage offset", want.storage_offset(), have.storage_offset()),
-    ):
-        if mine != theirs:
-            return f"{name} {theirs} instead of {mine}"
-    return None
-
-
 def _is_close(want: Tensor, have: Tensor) -> bool:
     # The quick comparison first: as a rule, it is enough.
     return bool(torch.equal(have, want)) or tensor_difference(have, want) is None
@@ -356,32 +265,3 @@ def _both_values(want: Tensor, have: Tensor) -> str:
     distance = torch.where(torch.isnan(distance), torch.inf, distance).masked_fill(same, -1.0)
     place = int(distance.argmax())
     return f"{mine[place].item()!r} instead of {theirs[place].item()!r}, element {place}"
-
-
-def _aliasing(
-    expected: Sequence[Tensor],
-    got: Sequence[Tensor],
-    expected_inputs: Sequence[Tensor],
-    got_inputs: Sequence[Tensor],
-) -> list[str]:
-    found = []
-    want = _sharing(expected, expected_inputs)
-    have = _sharing(got, got_inputs)
-    for pair in sorted(want ^ have):
-        verb = "shares" if pair in have else "does not share"
-        found.append(f"aliasing: {pair[0]} {verb} storage with {pair[1]}")
-    return found
-
-
-def _sharing(results: Sequence[Tensor], inputs: Sequence[Tensor]) -> set[tuple[str, str]]:
-    pairs: set[tuple[str, str]] = set()
-    named = [(f"input {i}", t) for i, t in enumerate(inputs)]
-    for index, tensor in enumerate(results):
-        mine = storage_key(tensor)
-        pairs |= {
-            (f"result {index}", name)
-            for name, other in named
-            if mine is not None and storage_key(other) == mine
-        }
-        named.append((f"result {index}", tensor))
-    return pairs

@@ -1,7 +1,6 @@
 """What serves a key's calls once its entry is known: a kernel, or the original for a reason.
 
-Policy is decided in this module, ``asking``, ``candidate``, ``kernel_cache``, ``miss``, ``pending``
-and ``rare`` only. Mode ``sync`` and the background decide by the same functions.
+Mode ``sync`` and the background decide by the same functions.
 """
 
 from __future__ import annotations

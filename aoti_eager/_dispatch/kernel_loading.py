@@ -33,7 +33,7 @@ def load(call: KernelRequest, found: StoredEntry, context: CacheContext) -> Kern
     if entry.guards is None:
         runner = load_library()
     else:
-        runner = call.table.dynamic.runner(entry, call.releases_gil, load_library)
+        runner = call.table.dynamic.kernels.runner(entry, call.releases_gil, load_library)
     schema = call.cache.schema
     plain = all(
         argument.kind is Kind.TENSOR and isinstance(component, dict) and "dtype" in component

@@ -49,14 +49,14 @@ def _find_dynamic(call: KernelRequest, context: CacheContext) -> StoredEntry | N
     if not call.may_be_dynamic:
         return None
     dynamic = call.table.dynamic
-    found = dynamic.find(call.cache.schema, call.key, context)
-    if found is None or dynamic.is_loaded(found, call.releases_gil):
+    found = dynamic.kernels.find(call.cache.schema, call.key, context)
+    if found is None or dynamic.kernels.is_loaded(found, call.releases_gil):
         return found
     try:
         return context.store.check_library(found)
     except EntryDamagedError as error:
         _discard(error, context)
-        dynamic.forget()
+        dynamic.kernels.forget()
         return None
 
 

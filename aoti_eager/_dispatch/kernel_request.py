@@ -24,8 +24,9 @@ from .._store.stored_pattern import native_pattern
 from ..config import config
 from .counters import Counter, OpCounters
 from .kernel import Kernel
+from .key_state import Decline, Progress
 from .original import OriginalKernel
-from .table import Decline, Progress, Table, TableKey
+from .table import Table, TableKey
 
 if TYPE_CHECKING:
     from .._functions.description import Description, PythonFunction

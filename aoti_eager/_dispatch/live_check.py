@@ -10,10 +10,11 @@ from torch import Tensor
 from .._base.torch_compat.dispatcher import OpOverload
 from .._keys.call_template import CallTemplate, fresh_results
 from .._native.passthrough import passthrough
-from .compare import copy_mutated, copy_tensor, differences
+from .compare import differences
 from .kernel import Kernel
 from .original import OriginalKernel
 from .reference import Reference
+from .tensor_copies import copy_mutated, copy_tensor
 
 Outputs = Sequence[Mapping[str, Any]]
 

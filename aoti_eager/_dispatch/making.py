@@ -21,8 +21,8 @@ from ..errors import CompileError
 from .gate import Gate, Judged
 from .kernel_lookup import find
 from .kernel_request import KernelRequest
+from .key_state import BEING_COMPILED, MEASURING, QUEUED
 from .payback import payback
-from .table import BEING_COMPILED, MEASURING, QUEUED
 
 # The first and the longest wait until a key that another process compiles is asked for again.
 _SHORTEST_BUSY_S, _LONGEST_BUSY_S = 0.25, 2.0
@@ -110,7 +110,7 @@ class Making:
             self.state = BEING_COMPILED
             return self._compiled_here()
         if self._plan is not None:
-            call.table.dynamic.look_again()
+            call.table.dynamic.kernels.look_again()
             found = find(call, self._context)
             if found is not None:
                 return found
@@ -152,7 +152,7 @@ class Making:
                 raise
             return 0.0
         if found.entry.guards is not None:
-            call.table.dynamic.add(found)
+            call.table.dynamic.kernels.add(found)
         return found
 
     def _busy(self) -> float:

@@ -1,7 +1,6 @@
 """One call whose key is not in the table: find its kernel, have it made, or decline.
 
-Policy is decided in this module, ``asking``, ``candidate``, ``decision``, ``kernel_cache``,
-``pending`` and ``rare`` only. ``Miss`` turns an error of ours into "run the original".
+``Miss`` turns an error of ours into "run the original".
 """
 
 from __future__ import annotations
@@ -28,14 +27,10 @@ from .gate import Gate
 from .kernel import Kernel
 from .kernel_lookup import find
 from .kernel_request import Cache, KernelRequest, keep_decline
+from .key_state import BEING_COMPARED, COMPILING, Decline
 from .live_check import LiveCheck
 from .recorder import record
-from .table import (
-    BEING_COMPARED,
-    COMPILING,
-    Decline,
-    TableKey,
-)
+from .table import TableKey
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -1,8 +1,4 @@
-"""A key whose kernel is being made: in the queue, or while its call waits (mode ``sync``).
-
-Policy is decided in this module, ``asking``, ``candidate``, ``decision``, ``kernel_cache``,
-``miss`` and ``rare`` only.
-"""
+"""A key whose kernel is being made: in the queue, or while its call waits (mode ``sync``)."""
 
 from __future__ import annotations
 
@@ -25,8 +21,8 @@ from .counters import Counter
 from .decision import Refusal, kernel_or_refusal, put, refusal_of
 from .gate import Gate
 from .kernel_request import KernelRequest
+from .key_state import COMPILING
 from .making import Making, let_others_run
-from .table import COMPILING
 
 log = logging.getLogger("aoti_eager")
 
@@ -229,7 +225,7 @@ class Pending:
         if self._plan is not None and error.remember:
             # The next call of this key asks for a static kernel.
             log.info("%s: no dynamic kernel (%s): %s", call.key.op, error.reason, error)
-            call.table.dynamic.forget()
+            call.table.dynamic.kernels.forget()
             call.table.forget_decline(call.table_key)
             return
         self._refuse(refusal_of(call.key.op, error))

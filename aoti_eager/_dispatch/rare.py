@@ -1,6 +1,5 @@
 """Rare keys, not called often enough to be worth a compile: counted, and asked for in time.
 
-Policy is decided in this module, ``asking``, ``kernel_cache``, ``miss`` and ``pending`` only.
 Python times the first two calls of a key. C++ counts the calls from the third on, and a thread
 looks at the counts now and then. So a call that does not pay for a kernel costs as much as a
 declined call.
@@ -16,11 +15,9 @@ import os
 import random
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable
 
 from .._base.torch_compat.dispatcher import raw_schema
-from .._base.warn_once import warn_once
 from .._compile_service import queue
 from .._compile_service.cache_context import CacheContext
 from .._store.kept_queue import (
@@ -35,14 +32,10 @@ from ..config import config
 from ..errors import StoreError
 from .asking import Asked, ask, is_asking_at_once
 from .kernel_request import KernelRequest
+from .key_state import RARE
 from .payback import payback
-from .specialisations import History
-from .table import (
-    RARE,
-    Table,
-    TableKey,
-    on_close,
-)
+from .rare_key import SHORTEST_S, Rare
+from .table import Table, TableKey, on_close
 
 log = logging.getLogger("aoti_eager")
 
@@ -51,8 +44,8 @@ log = logging.getLogger("aoti_eager")
 RARES_LIMIT = 2048
 # How many of the keys that are undecided when Python ends are written down, the most called first.
 _MOST_KEPT = 64
-# The shortest and the longest time between two looks at one key's count.
-_SHORTEST_S, _LONGEST_S = 0.1, 4.0
+# The longest time between two looks at one key's count.
+_LONGEST_S = 4.0
 # The thread ends after so many seconds without anything to look at.
 _IDLE_S = 10.0
 # After so many keys, a look releases the GIL.
@@ -60,82 +53,6 @@ _AT_ONCE = 32
 # Outcomes of asking after which the kernel is asked for again.
 _NOT_NOW = (Asked.FULL, Asked.NO_PLAN)
 _MESSAGE = "its calls have not taken enough time yet to make a kernel pay (compile_after)"
-
-
-class Rare:
-    """One key that is counted; in the table's candidates until its second call."""
-
-    __slots__ = (
-        "_rares",
-        "before",
-        "call",
-        "call_s",
-        "context",
-        "count",
-        "family",
-        "looked_at",
-        "pause_s",
-        "seen",
-    )
-
-    def __init__(
-        self, rares: Rares, call: KernelRequest, context: CacheContext, before: int
-    ) -> None:
-        self._rares = rares
-        self.call = call
-        self.context = context
-        self.before = before
-        self.family: History | None = None
-        self.call_s = math.inf
-        self.count = call.cache.counters.counting()
-        self.seen = 0
-        self.pause_s = _SHORTEST_S
-        self.looked_at = math.inf  # not before its second call
-
-    @property
-    def place(self) -> tuple[int, TableKey]:
-        """Return what identifies the key in this process."""
-        return id(self.call.table), self.call.table_key
-
-    @property
-    def calls(self) -> int:
-        """Return how often the key was called in this process."""
-        return self.count.value
-
-    @property
-    def holds(self) -> bool:
-        """Return whether the key is still undecided because it had too few calls."""
-        decline = self.call.table.declines.get(self.call.table_key)
-        return decline is not None and decline.reason == RARE
-
-    def add(self, taken_s: float) -> None:
-        """Take a timed call into account: the shortest one gives the time of a call."""
-        self.call_s = min(self.call_s, taken_s)
-
-    def missing(self, calls: int) -> float:
-        """Return after how many calls more than ``calls`` a static kernel is likely to pay."""
-        calls += self.before
-        return payback.missing(calls, calls * self.call_s)
-
-    def serve(self, keyset: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
-        """Return the original's result for the second call, which is timed as the first was."""
-        self.count.add()
-        start = time.thread_time()
-        try:
-            result = self.call.cache.original(keyset, args, kwargs)
-        except BaseException:
-            self.call.table.offer(self.call.table_key, self)  # Not timed: a later call is.
-            raise
-        taken_s = time.thread_time() - start
-        try:
-            self._rares.called_again(self, taken_s)
-        except Exception as error:
-            if config.strict:
-                raise
-            log.exception("%s: internal error", self.call.key.op)
-            warn_once("internal_error", f"{self.call.key.op}: {error!r}; the original runs instead")
-            self.call.decline("internal_error", repr(error))
-        return result
 
 
 class Rares:
@@ -297,7 +214,7 @@ class Rares:
         rare.pause_s = min(2 * rare.pause_s, _LONGEST_S)
         if calls > seen:
             due_in_s = rare.missing(calls) * (now - rare.looked_at) / (calls - seen)
-            rare.pause_s = min(max(due_in_s, _SHORTEST_S), rare.pause_s)
+            rare.pause_s = min(max(due_in_s, SHORTEST_S), rare.pause_s)
         rare.looked_at = now
 
     def forget_closed(self) -> None:
@@ -337,7 +254,7 @@ class Rares:
     def _ask(self, rare: Rare, *, for_family: bool) -> Asked:
         call, family = rare.call, rare.family
         found = (
-            call.table.dynamic.find(call.cache.schema, call.key, rare.context)
+            call.table.dynamic.kernels.find(call.cache.schema, call.key, rare.context)
             if call.may_be_dynamic
             else None
         )
@@ -415,7 +332,7 @@ class Rares:
                     (one.looked_at + one.pause_s for one in list(self._kept.values())),
                     default=math.inf,
                 )
-                self._wakes_at = max(min(at, now + _IDLE_S), now + _SHORTEST_S)
+                self._wakes_at = max(min(at, now + _IDLE_S), now + SHORTEST_S)
                 idle_since = None if at < math.inf else idle_since or now
                 if idle_since is not None and now - idle_since >= _IDLE_S:
                     self._thread = None
@@ -430,7 +347,7 @@ def _read_ahead(call: KernelRequest, context: CacheContext) -> None:
     """
     if config.dynamic is not False and call.may_be_dynamic and not call.table.closed:
         with contextlib.suppress(StoreError, OSError):
-            call.table.dynamic.read(call.key.op, context)
+            call.table.dynamic.kernels.read(call.key.op, context)
 
 
 def _spent(rare: Rare) -> float:

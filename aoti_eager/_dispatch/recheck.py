@@ -27,13 +27,14 @@ from .._native.passthrough import passthrough
 from .._store.entry import Entry
 from ..config import config
 from ..errors import OriginalKernelError
-from .compare import copy_mutated, copy_tensor, differences
+from .compare import differences
 from .kernel import Kernel, call_inputs
 from .kernel_request import Cache, KernelRequest
 from .live_check import LiveCheck
 from .python_kernel import profiled, profiled_name
 from .quarantine import quarantine_serving
 from .reference import float64_reference
+from .tensor_copies import copy_mutated, copy_tensor
 from .versions import count_writes
 
 log = logging.getLogger("aoti_eager")

@@ -11,29 +11,24 @@ from __future__ import annotations
 import threading
 from collections import deque
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any
 
-from .._base.data_class import dataclass, field
-from .._compile_service.cache_context import CacheContext
+from .._base.data_class import dataclass
 from .._keys.dynamic_plan import Plan, plan_of
 from .._keys.kernel_key import ANY_THREADS, KernelKey
-from .._keys.key_words import key_words
 from .._keys.pattern import Family, family_of, varied
 from .._keys.schema import OpSchema
 from .._keys.size_arguments import size_arguments
-from .._store.entry import Entry, Status
-from .._store.store import StoredEntry
-from .._store.stored_failures import standing
+from .._store.entry import Status
 from .._store.stored_pattern import serves
 from ..config import config
+from .dynamic_kernels import DynamicKernels
 from .dynamic_marks import marked
+from .family_history import Group, History, TableKey
 from .static_calls import StaticCalls
 
-TableKey = tuple[Any, ...]
-T = TypeVar("T")
-
-# How many calls of a family, and how many families, are remembered: a script may have any number.
-_CALLS, _FAMILIES = 32, 1024
+# How many families are remembered: a script may have any number.
+_FAMILIES = 1024
 # How many calls of a family may wait for its kernel, each with a decline in the table.
 _WAITING = 2048
 # After so many kernels a family is taken to be static: its sizes shape the code.
@@ -44,61 +39,6 @@ _MOST_SURPRISES = 2
 # How many static kernels calls with the same ranks and dtypes get, if their sizes change and they
 # can have no dynamic kernel: the sizes go on changing, and each would take a compile.
 _MOST_STATIC = 4
-
-
-@dataclass(slots=True)
-class History:
-    """What is known of one family.
-
-    Attributes:
-        calls: The values of its symbols in the last calls without a kernel.
-        kernels: How many dynamic kernels were planned for it.
-        is_compiling: Whether a dynamic kernel is being made for it.
-        waiting: Keys of the last calls that wait for that kernel.
-        tried: Digests of the plans that were compiled here, or that a call has found to have
-            failed.
-        counted: How many rare calls it had since its last kernel was asked for.
-        spent_s: How many seconds the original took for these calls.
-        is_static: Whether its calls were found to need static kernels.
-    """
-
-    calls: deque[dict[str, int]] = field(default_factory=lambda: deque(maxlen=_CALLS))
-    kernels: int = 0
-    is_compiling: bool = False
-    waiting: deque[TableKey] = field(default_factory=deque)
-    tried: set[str] = field(default_factory=set)
-    counted: int = 0
-    spent_s: float = 0.0
-    is_static: bool = False
-
-    @property
-    def sizes(self) -> int:
-        """Return how many different calls are remembered."""
-        return len(self.calls)
-
-    def add(self, calls: int, spent_s: float) -> None:
-        """Count rare calls, for which the original took so many seconds."""
-        self.counted += calls
-        self.spent_s += spent_s
-
-    def start_over(self) -> None:
-        """Count from zero, after a kernel was asked for."""
-        self.counted, self.spent_s = 0, 0.0
-
-
-@dataclass(slots=True)
-class _Group:
-    """Calls with the same ranks and dtypes.
-
-    Attributes:
-        static: How many static kernels these calls have.
-        refused: Whether some of these calls could not have a dynamic kernel.
-        sizes: The first few sizes of the calls' tensors.
-    """
-
-    static: int = 0
-    refused: bool = False
-    sizes: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,114 +57,21 @@ class _Next:
 
 
 class Specialisations:
-    """The dynamic kernels of one op in one table."""
+    """Which calls of one op get which kernel, in one table.
+
+    Attributes:
+        kernels: The dynamic kernels that there are.
+        static_calls: The calls that got a static kernel each.
+    """
 
     def __init__(self) -> None:
-        self._known: dict[str, StoredEntry] | None = None
-        self._changes = 0  # counts changes to ``_known``
+        self.kernels = DynamicKernels()
         self._families: dict[str, History] = {}
-        self._groups: dict[str, _Group] = {}
-        self._runners: dict[tuple[str, bool], Any] = {}
-        self._distrusted: set[str] = set()
-        self._counted: set[str] = set()
-        self._expected: set[str] = (
-            set()
-        )  # patterns of kernels that were planned for a family at its first call
+        self._groups: dict[str, Group] = {}
+        # Patterns of kernels that were planned for a family at its first call.
+        self._expected: set[str] = set()
         self.static_calls = StaticCalls()
         self._lock = threading.RLock()
-
-    # -- which there are --
-
-    def find(self, schema: OpSchema, key: KernelKey, context: CacheContext) -> StoredEntry | None:
-        """Return the dynamic specialisation that serves ``key``'s calls, if there is one.
-
-        Of several, the one with the fewest symbols is returned: it is the most specialised.
-
-        Raises:
-            StoreError: The store cannot be read.
-        """
-        if config.dynamic is False:
-            return None
-        words = key_words(schema, key)
-        if words is None:
-            return None
-        stored = self.read(key.op, context)
-        with self._lock:
-            known = [one for one in stored.values() if self._is_usable(one)]
-        serving = [one for one in known if serves(schema, one, key, words)]
-        return min(serving, key=_symbols, default=None)
-
-    def read(self, op: str, context: CacheContext) -> dict[str, StoredEntry]:
-        """Return the store's dynamic specialisations of the op, by digest; they are read once.
-
-        The store is not read under the lock, which calls of other threads may wait for.
-
-        Raises:
-            StoreError: The store cannot be read.
-        """
-        while True:
-            with self._lock:
-                known, changes = self._known, self._changes
-            if known is not None:
-                return known
-            found = context.store.find_dynamic(op, context.environment, context.features)
-            found = [one for one in found if standing(context.store, one) is not None]
-            with self._lock:
-                if self._known is None and self._changes == changes:
-                    self._known = {one.entry.digest: one for one in found}
-
-    def add(self, found: StoredEntry) -> None:
-        """Use a specialisation that this process, or another one, has just compiled."""
-        with self._lock:
-            self._counted.add(found.entry.digest)
-            self._changes += 1
-            if self._known is not None:
-                self._known[found.entry.digest] = found
-
-    def look_again(self) -> None:
-        """Look into the store again: another process may have compiled what is missing here."""
-        with self._lock:
-            self._changes += 1
-            self._known = None
-
-    def forget(self) -> None:
-        """Look into the store again: an entry has turned out to be damaged or deleted."""
-        with self._lock:
-            self._changes += 1
-            self._known = None
-            self._runners.clear()
-
-    def distrust(self, digest: str) -> None:
-        """Never use a specialisation again, whatever the store says: its results were wrong."""
-        with self._lock:
-            self._distrusted.add(digest)
-            self._runners = {k: runner for k, runner in self._runners.items() if k[0] != digest}
-
-    def is_distrusted(self, found: Entry) -> bool:
-        """Return whether the results of an entry's library were wrong in this process."""
-        return found.digest in self._distrusted
-
-    def runner(self, found: Entry, releases_gil: bool, load: Callable[[], T]) -> T:
-        """Return the loaded library of a specialisation, which its calls share."""
-        with self._lock:
-            runner: T | None = self._runners.get((found.digest, releases_gil))
-            if runner is None:
-                runner = self._runners[found.digest, releases_gil] = load()
-                self._counted.add(found.digest)
-            return runner
-
-    def is_loaded(self, found: StoredEntry, releases_gil: bool) -> bool:
-        """Return whether the library of ``found`` is loaded already."""
-        return (found.entry.digest, releases_gil) in self._runners
-
-    @property
-    def count(self) -> int:
-        """Return how many dynamic kernels this process has made or loaded; the store has more."""
-        with self._lock:
-            known = [one for one in (self._known or {}).values() if self._is_usable(one)]
-            return sum(one.entry.digest in self._counted for one in known)
-
-    # -- which there should be --
 
     def plan(self, schema: OpSchema, key: KernelKey) -> tuple[Plan | None, bool]:
         """Return what to compile for a call that no specialisation serves, and whether it passes.
@@ -241,7 +88,7 @@ class Specialisations:
             return None, False
         with self._lock:
             history = self._history(family.pattern.digest)
-            group = self._groups.setdefault(_rank_digest(key, family), _Group())
+            group = self._groups.setdefault(_rank_digest(key, family), Group())
             found = self._next(schema, key, family, history, group)
             if family.values not in history.calls:
                 history.calls.append(family.values)
@@ -260,7 +107,7 @@ class Specialisations:
             family = family_of(schema, key)
             if family.values:
                 with self._lock:
-                    self._groups.setdefault(_rank_digest(key, family), _Group()).static += 1
+                    self._groups.setdefault(_rank_digest(key, family), Group()).static += 1
 
     def seen(self, schema: OpSchema, key: KernelKey) -> History | None:
         """Return the family of a rare call, and remember the call; ``None`` if it can have none."""
@@ -281,9 +128,9 @@ class Specialisations:
         key: KernelKey,
         family: Family,
         history: History,
-        group: _Group,
+        group: Group,
     ) -> _Next:
-        if history.kernels >= _MOST_KERNELS or self.count >= config.dynamic_cap:
+        if history.kernels >= _MOST_KERNELS or self.kernels.count >= config.dynamic_cap:
             return _Next(refused=True)
         is_expected = False
         if config.dynamic is True or history.kernels == _MOST_KERNELS - 1:
@@ -308,23 +155,23 @@ class Specialisations:
             static: How many static kernels the op has.
         """
         with self._lock:
-            group = self._groups.get(_rank_digest(key, family_of(schema, key)), _Group())
+            group = self._groups.get(_rank_digest(key, family_of(schema, key)), Group())
         return self._refusal(schema, key, static, group)
 
     def foreseen_refusal(self, schema: OpSchema, key: KernelKey, static: int) -> str | None:
         """Return why a call that was not made would get no kernel; arguments as for ``refusal``."""
         family = family_of(schema, key)
         with self._lock:
-            group = self._groups.get(_rank_digest(key, family), _Group())
+            group = self._groups.get(_rank_digest(key, family), Group())
             if config.dynamic is not False and family.values:
                 history = self._families.get(family.pattern.digest, History())
                 found = self._next(schema, key, family, history, group)
                 if found.plan is not None or history.is_compiling:
                     return None
-                group = _Group(group.static, group.refused or found.refused, group.sizes)
+                group = Group(group.static, group.refused or found.refused, group.sizes)
         return self._refusal(schema, key, static, group)
 
-    def _refusal(self, schema: OpSchema, key: KernelKey, static: int, group: _Group) -> str | None:
+    def _refusal(self, schema: OpSchema, key: KernelKey, static: int, group: Group) -> str | None:
         if config.dynamic is not False and group.refused and group.static >= _MOST_STATIC:
             message = "several sizes cannot share a kernel here, and it has enough static ones"
         elif static >= config.static_cap:
@@ -353,7 +200,7 @@ class Specialisations:
             calls = self._history(family.pattern.digest).calls
             if family.values not in calls:
                 calls.append(family.values)
-                self._groups.setdefault(_rank_digest(key, family), _Group()).static += 1
+                self._groups.setdefault(_rank_digest(key, family), Group()).static += 1
 
     def wait_for(
         self,
@@ -414,10 +261,11 @@ class Specialisations:
     def after_fork(self) -> None:
         """Drop a lock that a thread of the parent may have held, and what was waited for."""
         self._lock = threading.RLock()
+        self.kernels.after_fork()
         for history in self._families.values():
             history.is_compiling, history.waiting = False, deque()
 
-    def _varies(self, group: _Group, key: KernelKey) -> bool:
+    def _varies(self, group: Group, key: KernelKey) -> bool:
         """Return whether a new family's sizes are expected to vary: those of its group do.
 
         In the background, a kernel is asked for after some calls of its family, which show whether
@@ -426,14 +274,14 @@ class Specialisations:
         """
         if config.mode != "sync" or len(group.sizes | {_sizes(key)}) <= _MOST_SURPRISES:
             return False
-        unusable = [one for one in (self._known or {}).values() if not self._is_usable(one)]
+        unusable = self.kernels.unusable()
         failed = {one.entry.key.with_threads(ANY_THREADS).digest for one in unusable}
         return not failed & self._expected
 
     def _with_failed(self, schema: OpSchema, key: KernelKey, plan: Plan) -> _Next:
         """Return ``plan``, unless it has failed before, or a kernel was wrong for such calls."""
         wanted = plan.pattern.with_threads(ANY_THREADS)
-        unusable = [one for one in (self._known or {}).values() if not self._is_usable(one)]
+        unusable = self.kernels.unusable()
         same = [one.entry for one in unusable if one.entry.key.with_threads(ANY_THREADS) == wanted]
         if any(one.status is not Status.READY for one in same):
             return _Next(refused=True, failed=plan.pattern.digest)
@@ -441,10 +289,6 @@ class Specialisations:
         if same or any(serves(schema, one, key) for one in wrong):
             return _Next(refused=True)
         return _Next(plan)
-
-    def _is_usable(self, found: StoredEntry) -> bool:
-        entry = found.entry
-        return entry.status is Status.READY and entry.digest not in self._distrusted
 
     def _history(self, digest: str) -> History:
         if len(self._families) >= _FAMILIES and digest not in self._families:
@@ -485,7 +329,3 @@ def _sizes(key: KernelKey) -> str:
     for _, component in key.arguments:
         add(component)
     return str(found)
-
-
-def _symbols(found: StoredEntry) -> int:
-    return len(found.entry.guards.ranges) if found.entry.guards is not None else 0

@@ -9,16 +9,13 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
-from .._base.data_class import dataclass
 from .._native.table import NativeTable
-from .counters import Counter
 from .kernel import Kernel
+from .key_state import COMPARING, COMPILING, QUEUED, STATES, Decline
+from .native_twin import NativeTwin
 from .specialisations import Specialisations
-
-if TYPE_CHECKING:
-    from .._keys.pattern_program import NativePattern
 
 TableKey = tuple[Any, ...]
 
@@ -27,82 +24,6 @@ DECLINES_LIMIT = 1 << 16
 # How many keys have a kernel at most; beyond it, keys that share a dynamic kernel are forgotten,
 # and found again.
 KERNELS_LIMIT = 1 << 12
-
-
-# The states of a key that has been given to the compile workers, in this order. In the last state,
-# the kernel waits for a call of the key, to be compared on the call's arguments.
-QUEUED, BEING_COMPILED, MEASURING, COMPARING = "queued", "compiling", "measuring", "comparing"
-STATES = (QUEUED, BEING_COMPILED, MEASURING, COMPARING)
-
-
-class Progress(Protocol):
-    """The progress of a key that a kernel is being made for."""
-
-    @property
-    def state(self) -> str:
-        """Return the state of the key, one of ``STATES``."""
-
-
-@dataclass(frozen=True, slots=True)
-class _At:
-    """Progress that stays in one state."""
-
-    state: str
-
-
-BEING_COMPARED: Progress = _At(COMPARING)
-
-
-@dataclass(frozen=True, slots=True)
-class Decline:
-    """The decision to keep the original kernel for a key.
-
-    ``words`` is the key in C++; ``None`` if it has none. ``is_dynamic`` is true if a dynamic
-    specialisation exists for the key, or is being made: the key then does not count as a static
-    one. With a ``pattern``, C++ declines all calls that match the pattern. ``progress`` gives the
-    state of a key that nothing is decided on yet; without ``progress``, the key is queued.
-    ``is_counted_in_python`` is true of a key whose next call Python must see.
-    """
-
-    reason: str
-    message: str
-    count: Counter
-    words: bytes | None = None
-    is_dynamic: bool = False
-    pattern: NativePattern | None = None
-    progress: Progress | None = None
-    is_counted_in_python: bool = False
-
-    @property
-    def is_undecided(self) -> bool:
-        """Return whether the key may still get a kernel: it waits for one, or is counted."""
-        return self.reason in _UNDECIDED
-
-
-# The reason of keys that have been given to the compile workers: nothing is decided yet, and their
-# calls count as misses.
-COMPILING = "compiling"
-# The reason of keys that were not called often enough to be given to the compile workers: their
-# calls are misses, too, and are counted.
-RARE = "rare"
-_UNDECIDED = (COMPILING, RARE)
-# Reasons of keys that have no kernel in use although the compiler was asked. These keys cost as
-# much as keys with a kernel, and an op whose kernels all fail would ask for a kernel for each new
-# size.
-_LOST = frozenset(
-    {
-        "slower",
-        "unmeasured",
-        "mismatch",
-        "crashed",
-        "raised",
-        "compile_failed",
-        "compile_timeout",
-        "does_not_trace",
-        "needs_proxy_executor",
-        "no_kernel_of_its_own",
-    }
-)
 
 
 _close_observers: list[Callable[[], None]] = []
@@ -119,7 +40,7 @@ def tell_of_closed() -> None:
         observer()
 
 
-class Arrival(Protocol):
+class NextCall(Protocol):
     """What takes the next call of a key: a library to be compared, or a rare key to be timed."""
 
     def serve(self, keyset: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
@@ -129,9 +50,10 @@ class Arrival(Protocol):
 class Table:
     """The decisions about the keys of one op.
 
+    More than 12 methods, because each kind of change is one step under the lock.
+
     Attributes:
         kernel: Returns the kernel of a key, or ``None``; called on the hit path.
-        native: The C++ table, once ``attach`` was called.
         candidates: What takes the next call of its key: libraries to be compared, rare keys to be
             timed.
         compiling: How many keys are with the compile workers.
@@ -146,8 +68,8 @@ class Table:
         self.declines: dict[TableKey, Decline] = {}
         # Bound once: looking the method up on every call costs as much as the lookup.
         self.kernel: Callable[[TableKey], Kernel | None] = self.kernels.get
-        self.native: NativeTable | None = None
-        self.candidates: dict[TableKey, Arrival] = {}
+        self._twin = NativeTwin()
+        self.candidates: dict[TableKey, NextCall] = {}
         self.compiling = 0
         self.lost = 0
         self.closed = False
@@ -155,6 +77,11 @@ class Table:
         self._listener: Callable[[], None] | None = None
         self.dynamic = Specialisations()
         self._lock = threading.RLock()
+
+    @property
+    def native(self) -> NativeTable | None:
+        """Return the C++ table, once ``attach`` was called."""
+        return self._twin.table
 
     @property
     def static_count(self) -> int:
@@ -182,16 +109,16 @@ class Table:
     def attach(self) -> NativeTable:
         """Return the C++ twin, made and filled by the first call; the hit path must be loaded."""
         with self._lock:
-            if self.native is None:
-                self.native = NativeTable()
+            if self._twin.table is None:
+                self._twin.table = NativeTable()
                 for kernel in self.kernels.values():
-                    self._put_natively(kernel)
+                    self._twin.put(kernel)
                 for key, decline in self.declines.items():
                     # Not for a key with a candidate: Python must see its next call, and C++ would
                     # run the original.
                     if key not in self.candidates:
-                        self._decline_natively(decline)
-            return self.native
+                        self._twin.decline(decline)
+            return self._twin.table
 
     def tell(self, listener: Callable[[], None] | None) -> None:
         """Call ``listener`` for every decision that is taken back, and for new libraries.
@@ -208,20 +135,20 @@ class Table:
                 return
             if len(self.kernels) >= KERNELS_LIMIT:
                 self.drop_kernels(lambda one: one.is_dynamic)
-            self._leave_pattern(key, kernel)
+            self._twin.leave_pattern(self.kernels.get(key), kernel)
             self.kernels[key] = kernel
             self._undecline(key)
-            self._put_natively(kernel)
+            self._twin.put(kernel)
 
-    def offer(self, key: TableKey, arrival: Arrival) -> None:
-        """Have ``arrival`` take the next call of ``key``; calls beside it run the original."""
+    def offer(self, key: TableKey, taker: NextCall) -> None:
+        """Have ``taker`` take the next call of ``key``; calls beside it run the original."""
         with self._lock:
             decline = self.declines.get(key)
             if self.closed or decline is None or not decline.is_undecided:
                 return  # Something else was decided meanwhile.
-            self.candidates[key] = arrival
-            if self.native is not None and decline.words is not None:
-                self.native.remove(decline.words)
+            self.candidates[key] = taker
+            if self._twin.table is not None and decline.words is not None:
+                self._twin.table.remove(decline.words)
             self._tell()
 
     def drop_kernels(self, which: Callable[[Kernel], bool]) -> None:
@@ -229,7 +156,7 @@ class Table:
         with self._lock:
             for key, kernel in list(self.kernels.items()):
                 if which(kernel):
-                    self._remove_natively(kernel)
+                    self._twin.remove(kernel)
                     del self.kernels[key]
                     self._tell()
 
@@ -244,7 +171,7 @@ class Table:
     def distrust(self, digest: str) -> None:
         """Serve no more calls by the dynamic specialisation whose pattern has this digest."""
         # Not under the table's lock: ``Specialisations`` takes the table's lock after its own.
-        self.dynamic.distrust(digest)
+        self.dynamic.kernels.distrust(digest)
         with self._lock:
             # All dynamic kernels: the next calls find those of other specialisations again.
             self.drop_kernels(lambda kernel: kernel.is_dynamic)
@@ -256,19 +183,19 @@ class Table:
                 return
             if len(self.declines) >= DECLINES_LIMIT:
                 self._forget_declines()  # Bounds memory: declines are found out again.
-            self._leave_pattern(key, decline)
+            self._twin.leave_pattern(self.kernels.get(key), decline)
             kernel = self.kernels.get(key)
             if kernel is not None:
                 # Before Python removes it: a call that finds no kernel in Python must not be served
                 # by C++.
-                self._remove_natively(kernel)
+                self._twin.remove(kernel)
             lost = self.kernels.pop(key, None) is not None
             self._undecline(key)
             self.declines[key] = decline
             if lost:
                 self._tell()
             self._count(decline, 1)
-            self._decline_natively(decline)
+            self._twin.decline(decline)
 
     def forget_declines(self, reason: str) -> None:
         """Let the keys declined for ``reason`` be decided on again."""
@@ -283,13 +210,13 @@ class Table:
             decline = self.declines.get(key)
             self._undecline(key)
             if decline is not None:
-                self._remove_natively(decline)
+                self._twin.remove(decline)
 
     def clear(self) -> None:
         """Release all libraries; a call that is inside of a library ends undisturbed."""
         with self._lock:
-            if self.native is not None:
-                self.native.clear()
+            if self._twin.table is not None:
+                self._twin.table.clear()
             self.kernels.clear()
             self.declines.clear()
             self.candidates.clear()
@@ -302,7 +229,7 @@ class Table:
         with self._lock:
             self.clear()
             self.closed = True  # Kernels that workers still bring are dropped.
-            native, self.native = self.native, None
+            native, self._twin.table = self._twin.table, None
             if native is not None:
                 native.close()
 
@@ -325,62 +252,15 @@ class Table:
     def _count(self, decline: Decline, change: int) -> None:
         if not decline.is_dynamic:
             self.compiling += change * (decline.reason == COMPILING)
-            self.lost += change * (decline.reason in _LOST)
+            self.lost += change * decline.is_lost
 
     def _forget_declines(self) -> None:
         self.declines.clear()
         self.candidates.clear()
         self.compiling = self.lost = 0
-        if self.native is not None:
+        if self._twin.table is not None:
             # All at once: removing them one by one would stall the call that came to the limit.
-            self.native.clear()
+            self._twin.table.clear()
             for kernel in self.kernels.values():
-                self._put_natively(kernel)
+                self._twin.put(kernel)
         self._tell()
-
-    def _put_natively(self, kernel: Kernel) -> None:
-        if self.native is None or kernel.words is None or kernel.native_results is None:
-            return
-        run = kernel.native()
-        if run is None:
-            return
-        if kernel.pattern is None:
-            if not kernel.numbers:
-                looks = kernel.look is not None
-                self.native.put(kernel.words, run, kernel.native_results, looks=looks)
-            return
-        name, program = kernel.pattern.name, kernel.pattern.program
-        self.native.put(
-            name,
-            run,
-            kernel.native_results,
-            program,
-            kernel.numbers,
-            looks=kernel.look is not None,
-        )
-        self.native.remove(kernel.words)  # A key's own entry would come first.
-
-    def _decline_natively(self, decline: Decline) -> None:
-        if self.native is None or decline.words is None or decline.is_counted_in_python:
-            return
-        if decline.pattern is None:
-            self.native.put_decline(decline.words, decline.count.native)
-            return
-        name, program = decline.pattern.name, decline.pattern.program
-        self.native.put_decline(name, decline.count.native, program)
-        self.native.remove(decline.words)
-
-    def _leave_pattern(self, key: TableKey, successor: Kernel | Decline) -> None:
-        """Remove the pattern of the key's kernel from C++: it could not be removed afterwards."""
-        before = self.kernels.get(key)
-        if self.native is None or before is None or before.pattern is None:
-            return
-        if successor.pattern is None or successor.pattern.name != before.pattern.name:
-            self.native.remove_pattern(before.pattern.name)
-
-    def _remove_natively(self, held: Kernel | Decline) -> None:
-        if self.native is None or held.words is None:
-            return
-        self.native.remove(held.words)
-        if held.pattern is not None:
-            self.native.remove_pattern(held.pattern.name)

@@ -32,8 +32,8 @@ from .._compile_service import (
 from .._dispatch import asking_modules
 from .._dispatch.counters import OpStats, add_totals, unfinished_of_others
 from .._dispatch.kernel_cache import KernelCache
+from .._dispatch.key_state import QUEUED
 from .._dispatch.original import OriginalKernel
-from .._dispatch.table import QUEUED
 from .._keys.schema import OpSchema, op_schema, qualified_name
 from ..config import config
 from ..errors import (

@@ -20,7 +20,7 @@ import aoti_eager
 from aoti_eager import CustomOp, stats
 from aoti_eager._autograd.kernel import AutogradKernel
 from aoti_eager._compile_service.worker_pool import CompileService
-from aoti_eager._dispatch.table import Decline
+from aoti_eager._dispatch.key_state import Decline
 from aoti_eager._native.autograd_kernel import NativeAutogradKernel
 from aoti_eager._registration import registry
 from aoti_eager.errors import AotiEagerWarning, CustomOpError, StoreError

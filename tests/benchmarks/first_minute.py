@@ -71,7 +71,7 @@ def one_loop(form: str, seconds: float, served: bool) -> dict[str, Any]:
     begin = time.perf_counter()
     if served:
         import aoti_eager
-        from aoti_eager._dispatch.table import COMPILING, RARE
+        from aoti_eager._dispatch.key_state import COMPILING, RARE
         from aoti_eager._registration import registry
 
         aoti_eager.register(OPS)

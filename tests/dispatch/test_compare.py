@@ -8,8 +8,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from aoti_eager._dispatch.compare import copy_tensor, differences
+from aoti_eager._dispatch.compare import differences
 from aoti_eager._dispatch.reference import float64_reference
+from aoti_eager._dispatch.tensor_copies import copy_tensor
 from aoti_eager._keys.call_template import CallTemplate, call_template
 from aoti_eager._keys.kernel_key import kernel_key
 from aoti_eager._keys.schema import op_schema

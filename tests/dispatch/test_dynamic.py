@@ -17,7 +17,7 @@ from aoti_eager import OpStats, cache, cli
 from aoti_eager._compile_service import queue
 from aoti_eager._compile_service.worker_pool import CompileService
 from aoti_eager._dispatch import live_check
-from aoti_eager._dispatch.table import COMPILING, Decline
+from aoti_eager._dispatch.key_state import COMPILING, Decline
 from aoti_eager._keys.guards import text
 from aoti_eager._registration import registry
 from aoti_eager._store.entry import Status

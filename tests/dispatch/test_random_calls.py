@@ -12,10 +12,10 @@ import torch
 import aoti_eager
 from aoti_eager._base.op_names import find_overload
 from aoti_eager._dispatch import asking, rare
+from aoti_eager._dispatch.key_state import COMPILING
 from aoti_eager._dispatch.payback import Payback
 from aoti_eager._dispatch.rare import Rares
 from aoti_eager._dispatch.specialisations import Specialisations
-from aoti_eager._dispatch.table import COMPILING
 from aoti_eager._keys.kernel_key import kernel_key
 from aoti_eager._keys.pattern_instances import (
     size_class,
@@ -88,7 +88,7 @@ class Op:
     def call(self, arguments: tuple[Any, ...]) -> None:
         schema, dynamic = self._schema, self._specialised
         key = kernel_key(schema, "CPU", schema.bind(arguments, {}))
-        found = dynamic.find(schema, key, self._backend)
+        found = dynamic.kernels.find(schema, key, self._backend)
         if key.digest in self._decided:
             self.hits += 1
             return
@@ -101,7 +101,7 @@ class Op:
         if plan is not None:
             dynamic.start(plan)
             entry = make_entry(key=plan.pattern, guards=plan.guards)
-            dynamic.add(StoredEntry(entry, Path("/nowhere")))
+            dynamic.kernels.add(StoredEntry(entry, Path("/nowhere")))
             self._compared.add((entry.digest, size_class(key)))
         elif dynamic.refusal(schema, key, len(self._decided)) is not None:
             return

@@ -17,12 +17,12 @@ from aoti_eager._compile_service import queue
 from aoti_eager._dispatch import asking
 from aoti_eager._dispatch import payback as payback_module
 from aoti_eager._dispatch import rare as rare_module
+from aoti_eager._dispatch.dynamic_kernels import DynamicKernels
 from aoti_eager._dispatch.kernel_cache import KernelCache
 from aoti_eager._dispatch.kernel_request import KernelRequest
+from aoti_eager._dispatch.key_state import COMPILING, RARE
 from aoti_eager._dispatch.payback import COMPILE_S, SHARE, Payback
 from aoti_eager._dispatch.rare import Rares
-from aoti_eager._dispatch.specialisations import Specialisations
-from aoti_eager._dispatch.table import COMPILING, RARE
 from aoti_eager._keys.dynamic_plan import Plan
 from aoti_eager._registration import registry
 from aoti_eager._store.store import Store
@@ -306,17 +306,17 @@ def test_a_key_of_another_cache_directory_waits_for_its_scope_to_end(
 def test_a_look_that_fails_is_no_reason_not_to_look_at_the_others(
     asked: Asked, rares: Rares, clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    find = Specialisations.find
+    find = DynamicKernels.find
 
     def fail_once(dynamic: Any, schema: Any, key: Any, backend: Any) -> Any:
-        monkeypatch.setattr(Specialisations, "find", find)
+        monkeypatch.setattr(DynamicKernels, "find", find)
         raise OSError("made up")
 
     with aoti_eager.register(["aten::silu", "aten::tanh"]):
         clock.call_s = COMPILE_S * SHARE / 3
         for _ in range(4):
             aten.silu(X), aten.tanh(X)
-        monkeypatch.setattr(Specialisations, "find", fail_once)
+        monkeypatch.setattr(DynamicKernels, "find", fail_once)
         look(rares, clock)
         assert [call.key.op for call, _ in asked] == ["aten::tanh"]
         look(rares, clock)
@@ -338,14 +338,14 @@ def test_no_file_is_read_under_the_lock_that_all_calls_take(
         clock.call_s = COMPILE_S * SHARE / 3
         dynamic = kernels().table.dynamic
         aten.silu(X)
-        dynamic.look_again()  # A worker has brought something.
+        dynamic.kernels.look_again()  # A worker has brought something.
         aten.silu(X)
-        dynamic.look_again()
+        dynamic.kernels.look_again()
         aten.silu(X), aten.silu(X)
         look(rares, clock)
         assert len(asked) == 1
         aten.silu(torch.ones(5))  # Of another family: it is not due yet.
-        dynamic.look_again()
+        dynamic.kernels.look_again()
         rares.ask_for_all()
         assert len(asked) == 2
     assert len(reads) == 4
@@ -499,9 +499,9 @@ def test_the_store_is_read_before_the_lock_is_taken(
     with aoti_eager.register("aten::silu"):
         clock.call_s = COMPILE_S * SHARE / 20
         for again in (lambda: aten.silu(X), lambda: look(rares, clock), rares.ask_for_all):
-            kernels().table.dynamic.look_again()
+            kernels().table.dynamic.kernels.look_again()
             aten.silu(X)
-            kernels().table.dynamic.look_again()
+            kernels().table.dynamic.kernels.look_again()
             again()
         assert len(asked) == 1
     assert len(free) >= 4

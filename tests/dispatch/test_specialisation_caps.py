@@ -69,7 +69,7 @@ def test_dynamic_kernels_that_others_have_left_do_not_count() -> None:
                 aten.silu(torch.ones(size, 3))
                 aten.silu(torch.ones(size, 2, dtype=torch.float64))
             cache = next(iter(registry.caches()))
-            assert cache.table.dynamic.count == 1
+            assert cache.table.dynamic.kernels.count == 1
             kernels = cache.table.kernels.values()
             assert {kernel.is_dynamic for kernel in kernels} == {False, True}
 
@@ -92,7 +92,7 @@ def test_two_kernels_of_one_pattern_are_two_libraries() -> None:
             assert_close(got, want, check_stride=True)
         stats = aoti_eager.stats()[SILU]
         cache = next(iter(registry.caches()))
-        assert cache.table.dynamic.count == 2
+        assert cache.table.dynamic.kernels.count == 2
     assert stats.declined == {}
     assert stats.compiles == 3
 

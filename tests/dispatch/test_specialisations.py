@@ -93,7 +93,7 @@ class Op:
         self.backend = backend_with(*stored)
 
     def find(self, key: KernelKey) -> StoredEntry | None:
-        return self.dynamic.find(SILU, key, self.backend)
+        return self.dynamic.kernels.find(SILU, key, self.backend)
 
     def call(self, key: KernelKey) -> str | list[str]:
         """Return "hit", "static", "pass", or the meanings of the sizes that become symbols."""
@@ -107,7 +107,7 @@ class Op:
             return "static"
         self.dynamic.start(plan)
         entry = make_entry(key=plan.pattern, guards=plan.guards)
-        self.dynamic.add(StoredEntry(entry, Path("/nowhere")))
+        self.dynamic.kernels.add(StoredEntry(entry, Path("/nowhere")))
         meanings = family_of(SILU, key).meanings
         return sorted(meanings[name] for name in symbols_in(plan.pattern))
 
@@ -182,7 +182,7 @@ def test_where_such_a_kernel_could_not_be_made_no_further_one_is_tried(varied_op
     plan = varied_op.plan(sliced(3, 7))
     assert plan is not None
     varied_op.dynamic.start(plan)
-    varied_op.dynamic.add(failed(plan))
+    varied_op.dynamic.kernels.add(failed(plan))
     assert varied_op.call(sliced(3, 7)) == "static"
     assert varied_op.call(tensor_key(torch.empty(5).expand(2, 5))) == "static"
 
@@ -226,10 +226,10 @@ def test_the_last_kernel_of_a_family_has_all_sizes_as_symbols() -> None:
 def test_a_family_that_needs_more_kernels_is_static() -> None:
     op = Op()
     assert calls(op, (4, 5), (6, 5)) == ["static", ["self.size(0)"]]
-    op.dynamic._known = {}  # They are never found: as if their guards did not hold.
+    op.dynamic.kernels._known = {}  # They are never found: as if their guards did not hold.
     for rows in range(7, 9):
         assert isinstance(calls(op, (rows, 5))[0], list)
-        op.dynamic._known = {}
+        op.dynamic.kernels._known = {}
     assert calls(op, (9, 5), (10, 5)) == ["static", "static"]
 
 
@@ -319,7 +319,7 @@ def test_past_the_cap_kernels_are_static() -> None:
             "static",
             ["self.size(0)"],
         ]
-        assert op.dynamic.count == 2
+        assert op.dynamic.kernels.count == 2
         assert calls(op, (4, 4, 4, 4), (5, 4, 4, 4), (9, 5)) == ["static", "static", "hit"]
 
 
@@ -328,9 +328,9 @@ def test_what_other_scripts_have_stored_does_not_count() -> None:
     op = Op(*stored)
     with aoti_eager.config.scope(dynamic_cap=2):
         assert calls(op, (9,), (9, 4)) == ["hit", "hit"]
-        assert op.dynamic.count == 0
-        op.dynamic.runner(stored[0].entry, False, object)
-        assert op.dynamic.count == 1
+        assert op.dynamic.kernels.count == 0
+        op.dynamic.kernels.runner(stored[0].entry, False, object)
+        assert op.dynamic.kernels.count == 1
         assert calls(op, (9, 8, 8), (9, 8, 9)) == ["static", ["self.size(2)"]]
         assert calls(op, (9, 8, 8, 8), (9, 8, 8, 9)) == ["static", "static"]
 
@@ -344,8 +344,8 @@ def test_a_failed_plan_is_not_tried_again() -> None:
     plan = op.plan(key_of(6, 5))
     assert plan is not None
     op.dynamic.start(plan)
-    op.dynamic.add(failed(plan))
-    assert op.dynamic.count == 0
+    op.dynamic.kernels.add(failed(plan))
+    assert op.dynamic.kernels.count == 0
     assert calls(op, (6, 5), (7, 5)) == ["static", "static"]
     # With other sizes as symbols it may work.
     assert calls(op, (4, 6)) == [["self.size(0)", "self.size(1)"]]
@@ -373,11 +373,11 @@ def test_what_is_distrusted_serves_no_call_and_is_not_made_again() -> None:
     found = dynamic(key_of(4, 5), "s0")
     op = Op(found)
     assert op.call(key_of(6, 5)) == "hit"
-    runner = op.dynamic.runner(found.entry, False, object)
-    op.dynamic.distrust(found.entry.digest)
-    assert not op.dynamic.is_loaded(found, False)
-    assert op.dynamic.runner(found.entry, False, object) is not runner
-    op.dynamic.look_again()  # The store may not know yet.
+    runner = op.dynamic.kernels.runner(found.entry, False, object)
+    op.dynamic.kernels.distrust(found.entry.digest)
+    assert not op.dynamic.kernels.is_loaded(found, False)
+    assert op.dynamic.kernels.runner(found.entry, False, object) is not runner
+    op.dynamic.kernels.look_again()  # The store may not know yet.
     assert calls(op, (6, 5), (7, 5), (8, 5)) == ["static"] * 3
 
 
@@ -399,7 +399,7 @@ def test_the_store_is_asked_once() -> None:
     op = Op(dynamic(key_of(4, 5), "s0"))
     assert calls(op, (6, 5), (7, 5), (9, 9)) == ["hit", "hit", "static"]
     assert op.backend.asked == 1
-    op.dynamic.forget()
+    op.dynamic.kernels.forget()
     op.call(key_of(6, 5))
     assert op.backend.asked == 2
 
@@ -525,13 +525,13 @@ def test_after_a_fork_nothing_is_on_its_way() -> None:
 
 def test_calls_share_a_loaded_library() -> None:
     op, found = Op(), dynamic(key_of(4, 5), "s0")
-    assert not op.dynamic.is_loaded(found, False)
-    small = op.dynamic.runner(found.entry, False, object)
-    assert op.dynamic.runner(found.entry, False, object) is small
-    assert op.dynamic.is_loaded(found, False)
+    assert not op.dynamic.kernels.is_loaded(found, False)
+    small = op.dynamic.kernels.runner(found.entry, False, object)
+    assert op.dynamic.kernels.runner(found.entry, False, object) is small
+    assert op.dynamic.kernels.is_loaded(found, False)
     # One that gives up the GIL is opened anew, and its file looked at before.
-    assert not op.dynamic.is_loaded(found, True)
-    assert op.dynamic.runner(found.entry, True, object) is not small
+    assert not op.dynamic.kernels.is_loaded(found, True)
+    assert op.dynamic.kernels.runner(found.entry, True, object) is not small
 
 
 # -- in words --
@@ -614,9 +614,9 @@ def test_libraries_with_the_same_pattern_and_other_guards_are_two_entries(store:
     op = Op(short, long)
     assert op.find(key_of(4096, 5)) == short
     assert op.find(key_of(4097, 5)) == long
-    runners = [op.dynamic.runner(one.entry, False, object) for one in (short, long)]
+    runners = [op.dynamic.kernels.runner(one.entry, False, object) for one in (short, long)]
     assert runners[0] is not runners[1]
-    op.dynamic.distrust(short.entry.digest)
+    op.dynamic.kernels.distrust(short.entry.digest)
     assert op.find(key_of(4096, 5)) is None
     assert op.find(key_of(4097, 5)) == long
 
@@ -674,7 +674,9 @@ def test_the_store_is_read_under_no_lock() -> None:
     counts = []
 
     def read(*args: Any) -> list[StoredEntry]:
-        other = threading.Thread(target=lambda: counts.append(op.dynamic.count), daemon=True)
+        other = threading.Thread(
+            target=lambda: counts.append(op.dynamic.kernels.count), daemon=True
+        )
         other.start()
         other.join(60)
         return find_dynamic(*args)
@@ -693,7 +695,7 @@ def test_what_comes_while_the_store_is_read_is_not_lost() -> None:
         found = [*find_dynamic(*args), *op.backend.published]
         if coming:
             op.backend.published = [coming.pop()]
-            op.dynamic.add(op.backend.published[0])
+            op.dynamic.kernels.add(op.backend.published[0])
         return found
 
     op.backend.published = []

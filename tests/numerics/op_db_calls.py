@@ -24,7 +24,7 @@ from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from aoti_eager._base.op_names import find_overload
-from aoti_eager._dispatch.compare import copy_tensor
+from aoti_eager._dispatch.tensor_copies import copy_tensor
 from aoti_eager._keys.schema import op_schema, qualified_name
 
 Call = tuple[Sequence[Any], dict[str, Any]]
