@@ -64,7 +64,7 @@ def compile_now(
 ) -> None:
     """Make a call's kernel, and decide on its key, before the call returns (mode ``sync``).
 
-    Calls of other threads with the same key run the original meanwhile.
+    Nothing is declined meanwhile: calls of other threads with the same key wait, and then hit.
 
     Args:
         call: The call that missed; its original has run.
@@ -77,15 +77,9 @@ def compile_now(
         StoreError: The store cannot be read or written.
     """
     pending = Pending(call, found, plan, compare=compare)
-    decided = False
-    try:
-        pending.begin()
-        while (delay := pending.run()) is not None:
-            time.sleep(delay)
-        decided = True
-    finally:
-        if not decided:
-            pending.give_up()
+    pending.begin()
+    while (delay := pending.run()) is not None:
+        time.sleep(delay)
 
 
 def decline_meanwhile(call: KernelRequest) -> None:
@@ -137,8 +131,12 @@ class Pending:
             self._record.want(wanted, lambda: self._calls)
 
     def begin(self) -> None:
-        """Keep the original while the kernel is being made."""
+        """Keep the original while the kernel is being made; calls of a key that is awaited wait."""
         call = self._call
+        if self._compare is not None:
+            if self._plan is not None:
+                call.table.dynamic.start(self._plan)
+            return
         if self._plan is not None:
             call.table.dynamic.begin(self._plan)
         call.decline(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 from .._compile_service.cache_context import CacheContext
 from ..config import config
@@ -16,11 +16,15 @@ from .key_state import RARE
 from .payback import payback
 from .table import TableKey
 
-if TYPE_CHECKING:
-    from .rare import Rares
-
 # The shortest time between two looks at one key's count.
 SHORTEST_S = 0.1
+
+
+class Counting(Protocol):
+    """What counts the rare keys of this process."""
+
+    def called_again(self, rare: Rare, taken_s: float) -> None:
+        """Take the second call of a key into account."""
 
 
 class Rare:
@@ -40,7 +44,7 @@ class Rare:
     )
 
     def __init__(
-        self, rares: Rares, call: KernelRequest, context: CacheContext, before: int
+        self, rares: Counting, call: KernelRequest, context: CacheContext, before: int
     ) -> None:
         self._rares = rares
         self.call = call

@@ -228,8 +228,9 @@ def test_a_failure_is_tried_again_after_30_days_and_with_another_compiler(
     assert abs(stored.entry.remembered.at - time.time()) < 600
 
     monkeypatch.setattr("aoti_eager._store.stored_failures.time", Later())
-    assert [failures(), failures()] == [1, 0]
-    monkeypatch.undo()
+    assert failures() == 1
+    monkeypatch.undo()  # The worker has written when it was met, by a clock of its own.
+    assert failures() == 0
     cache.clear()
     assert [failures(), failures()] == [1, 0]
 
