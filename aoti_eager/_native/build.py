@@ -30,7 +30,7 @@ from .._base.file_lock import locked
 from .._base.printable import printable
 from .._base.scratch_directory import scratch_directory
 from .._base.sealed_library import LIBRARY_LIMIT
-from .._base.store_format import remove
+from .._base.store_removal import remove
 from .._base.trusted_files import Directory, open_directory
 from ..errors import NativePathError, UntrustedFileError
 from .library import NativeFile

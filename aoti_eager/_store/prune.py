@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from .._base.store_format import WANTED_FILE, remove
+from .._base.store_format import WANTED_FILE
+from .._base.store_removal import remove
 from ..errors import StoreError
 from .entry import Entry, Status
 from .environment import current_environment

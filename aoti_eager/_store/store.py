@@ -30,15 +30,8 @@ from pathlib import Path
 
 from .._base.file_lock import FileLock
 from .._base.sealed_library import SealedLibrary
-from .._base.store_format import (
-    ENTRY_FILE,
-    LIBRARY_FILE,
-    LOG_FILE,
-    WANTED_FILE,
-    children,
-    is_entry,
-    remove,
-)
+from .._base.store_format import ENTRY_FILE, LIBRARY_FILE, LOG_FILE, WANTED_FILE, children, is_entry
+from .._base.store_removal import remove
 from .._base.trusted_files import Directory
 from .._base.warn_once import log
 from .._keys.kernel_key import KernelKey

@@ -10,8 +10,9 @@ import contextlib
 from collections.abc import Iterator
 from pathlib import Path
 
-from .._base.store_format import is_marked, is_recognised, mark
-from .._base.trusted_files import ADVICE, Directory, open_directory
+from .._base.store_marker import is_marked, is_recognised, mark
+from .._base.trusted_files import Directory, open_directory
+from .._base.trusted_path import ADVICE
 from ..errors import StoreError, StorePermissionError, UntrustedFileError
 from .work_directories import (
     remove_stale_work,

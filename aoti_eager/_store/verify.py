@@ -25,10 +25,10 @@ from .._base.store_format import (
     WANTED_FILE,
     children,
     is_inductor_header,
-    is_marked,
     is_temporary,
-    remove,
 )
+from .._base.store_marker import is_marked
+from .._base.store_removal import remove
 from .._base.trusted_files import Directory, open_directory
 from .._native.build import check_native
 from ..errors import StoreError, StorePermissionError, UntrustedFileError

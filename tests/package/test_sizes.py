@@ -102,7 +102,9 @@ def problems(text: str, name: str) -> list[str]:
         says = ast.get_docstring(scope) or ""
         has_reason = re.search(rf"(^|\s){beginning}, because\s[^\n]\S[^.]*\.\Z", says) is not None
         if is_large and not has_reason:
-            found.append(f"{where}: {beginning.lower()}, and its docstring does not end in a reason")
+            found.append(
+                f"{where}: {beginning.lower()}, and its docstring does not end in a reason"
+            )
         elif f"{beginning}, because" in says and not is_large:
             found.append(f"{where}: says {beginning.lower()!r}, and is not")
     return found

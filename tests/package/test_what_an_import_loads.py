@@ -29,7 +29,7 @@ def test_the_garbage_collector_is_left_as_it_was(collects: bool) -> None:
 OF_AN_IMPORT = {
     *("errors", "config", "_base", "_base.at_exit", "_base.data_class", "_base.gc_pause"),
     *("_base.ownership", "_base.printable", "_base.settings", "_base.trusted_files"),
-    "_base.warn_once",
+    *("_base.trusted_path", "_base.warn_once"),
 }
 # What no hit needs, and no call that is found on disk.
 OF_OTHERS = {
@@ -40,6 +40,7 @@ OF_OTHERS = {
 OF_A_HIT = {
     "_base": "cpp_compiler cpu determinism digest file_lock generated_code late_import"
     " op_library op_names scheduling scratch_directory sealed_library store_format"
+    " store_marker store_removal"
     " torch_compat torch_compat.aotinductor torch_compat.autograd"
     " torch_compat.dispatcher torch_compat.settings torch_compat.tensors"
     " torch_compat.tracing",

@@ -17,7 +17,8 @@ import pytest
 
 import aoti_eager
 from aoti_eager import cache
-from aoti_eager._base.store_format import MARKER, MARKER_FILE, WANTED_FILE
+from aoti_eager._base.store_format import MARKER_FILE, WANTED_FILE
+from aoti_eager._base.store_marker import MARKER
 from aoti_eager._keys.dynamic_plan import Plan
 from aoti_eager._keys.guards import Guards
 from aoti_eager._keys.kernel_key import KernelKey

@@ -16,7 +16,8 @@ import torch
 
 import aoti_eager
 from aoti_eager import cache
-from aoti_eager._base.store_format import MARKER, MARKER_FILE
+from aoti_eager._base.store_format import MARKER_FILE
+from aoti_eager._base.store_marker import MARKER
 from aoti_eager._compile_service import cache_context
 from aoti_eager._keys.kernel_key import ANY_THREADS
 from aoti_eager._store.entry import Entry, Remembered, Status
