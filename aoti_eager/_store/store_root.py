@@ -189,16 +189,17 @@ class StoreRoot:
                     mark(root)
             yield root
 
-    def parts(self, path: Path) -> tuple[str, ...]:
-        """Return the names that lead to ``path`` from the root.
 
-        Raises:
-            StoreError: ``path`` is not in the store.
-        """
-        try:
-            return path.relative_to(self.root).parts
-        except ValueError as error:
-            raise StoreError(f"{path}: is not in the store {self.root}") from error
+def names_below(root: Path, path: Path) -> tuple[str, ...]:
+    """Return the names that lead from a store's directory to ``path``.
+
+    Raises:
+        StoreError: ``path`` is not in the store.
+    """
+    try:
+        return path.relative_to(root).parts
+    except ValueError as error:
+        raise StoreError(f"{path}: is not in the store {root}") from error
 
 
 def _opened(root: Path, *, create: bool = False) -> Directory:

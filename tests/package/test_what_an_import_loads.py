@@ -50,6 +50,7 @@ OF_A_HIT = {
     " size_arguments table_key unsaid_writes",
     "_runner": "abi container kernel_runner tensor_handles",
     "_store": "entry entry_files environment new_entries remembered store store_root"
+    " stored_entries"
     " stored_failures stored_pattern verdict work_directories",
     "_compile_service": "cache_context compile_request device_backends kernel_compiler"
     " native_path queue",

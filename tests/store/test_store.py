@@ -16,6 +16,7 @@ from pathlib import Path
 
 import pytest
 
+from aoti_eager import cache
 from aoti_eager._store.entry import (
     Library,
     Status,
@@ -481,13 +482,20 @@ def test_a_quarantined_entry_keeps_its_library_and_says_why(store: Store, root: 
     assert list((root / "tmp").iterdir()) == []
 
 
-def test_an_entry_whose_library_is_gone_can_be_quarantined(store: Store) -> None:
+@pytest.mark.parametrize("damage", [Path.unlink, lambda path: path.write_bytes(b"cut")])
+def test_a_quarantined_entry_names_no_library_that_is_gone_or_damaged(
+    store: Store, damage: Callable[[Path], object]
+) -> None:
+    """Else ``verify`` would call the record of what went wrong damaged, and remove it."""
     found = publish(store)
-    found.library_path.unlink()
+    damage(found.library_path)
     store.quarantine(found, "mismatch", "output 0 differs")
     again = find(store)
     assert again is not None
     assert again.entry.status is Status.QUARANTINED
+    assert again.entry.library is None
+    assert not again.library_path.exists()
+    assert cache.verify(repair=False, cache_dir=store.root).damaged == ()
 
 
 # --- the root ------------------------------------------------------------------------------------
