@@ -34,7 +34,8 @@ OF_AN_IMPORT = {
 # What no hit needs, and no call that is found on disk.
 OF_OTHERS = {
     *("cache", "cli", "_commands", "_compile_worker", "_runner.runner", "_workloads"),
-    *("_registration.custom_op", "_registration.op_constants", "_store.verify", "_store.prune"),
+    *("_registration.custom_op", "_registration.op_constants", "_registration.op_gradients"),
+    *("_registration.op_kernels", "_registration.op_results", "_store.verify", "_store.prune"),
 }
 # What registers ops and serves a call whose kernel the store has, by room.
 OF_A_HIT = {
