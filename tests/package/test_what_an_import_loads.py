@@ -58,7 +58,7 @@ OF_A_HIT = {
     "_dispatch": "certificates closeness compare counters double_run dynamic_marks kernel"
     " kernel_cache kernel_request live_check miss original python_kernel recheck"
     " recorder reference specialisations static_calls table versions",
-    "_registration": "registered_op registry resolve",
+    "_registration": "miss_imports registered_op registry resolve totals",
 }
 NEVER = {"tomllib", "tomli", "torch._inductor.config", "sympy", "argparse", "tqdm", "elftools"}
 
