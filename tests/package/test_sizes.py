@@ -40,8 +40,7 @@ def data_lines(tree: ast.AST) -> int:
     """
     spans: set[int] = set()
     for node in ast.walk(tree):
-        is_text = isinstance(node, ast.Constant) and isinstance(node.value, str)
-        if is_text or isinstance(node, ast.JoinedStr):
+        if isinstance(node, ast.Constant | ast.JoinedStr) and is_text(node):
             spans |= lines_of(node)
     for node in ast.walk(tree):
         if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant):
@@ -56,6 +55,14 @@ def lines_of(node: ast.AST) -> set[int]:
     """Return the numbers of a node's lines, if it has several."""
     first, last = node.lineno, node.end_lineno  # type: ignore[attr-defined]
     return set(range(first, last + 1)) if last > first else set()
+
+
+def is_text(node: ast.Constant | ast.JoinedStr) -> bool:
+    """Return whether a string has a line for each line of its source: no message is one."""
+    parts = node.values if isinstance(node, ast.JoinedStr) else [node]
+    words = [one.value for one in parts if isinstance(one, ast.Constant)]
+    breaks = sum(one.count("\n") for one in words if isinstance(one, str))
+    return breaks >= max(1, len(lines_of(node)) - 1)
 
 
 def is_plain(node: ast.expr | None) -> bool:
@@ -143,6 +150,8 @@ REASON = '"""A module.\n\nLonger than 350 lines, because it is one thing.\n"""\n
         ('"""Longer than 350 lines, because so. And more."""\n' + LINE * 351, 1),
         # Text for another program and tables do not count.
         ('TEXT = """\n' + "text\n" * 400 + '"""\n', 0),
+        ('TEXT = f"""\n' + "text of {x}\n" * 400 + '"""\n', 0),
+        ("x = f(\n" + "'a message'\n" * 400 + ")\n", 1),
         ("TABLE = [\n" + "1,\n" * 400 + "]\n", 0),
         ("TABLE = [\n" + "f(),\n" * 400 + "]\n", 1),
         ("def f():\n" + f"    {LINE}" * 59, 0),
