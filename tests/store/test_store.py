@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import shutil
@@ -656,6 +657,29 @@ def test_the_work_of_another_host_is_removed_after_a_day(store: Store, root: Pat
         made = path.stat().st_mtime - age_s
         os.utime(path, (made, made))
     assert store.stale_work() == [old]
+
+
+def test_the_work_of_one_dead_process_is_removed_unless_somebody_holds_its_lock(
+    store: Store, root: Path, dead_pid: int
+) -> None:
+    """Containers number their processes alike, and may share a host's name and the store."""
+    publish(store)
+    host = socket.gethostname()
+    held, free, other = (
+        root / "tmp" / f"{host}-{pid}-0123456789{end}"
+        for pid, end in ((dead_pid, "aa"), (dead_pid, "bb"), (dead_pid + 1, "cc"))
+    )
+    for path in (held, free, other):
+        path.mkdir()
+    fd = os.open(held, os.O_RDONLY)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX)
+        store.remove_work_of(dead_pid)
+        assert (held.exists(), free.exists(), other.exists()) == (True, False, True)
+    finally:
+        os.close(fd)
+    store.remove_work_of(dead_pid)
+    assert (held.exists(), other.exists()) == (False, True)
 
 
 def test_there_is_no_stale_work_in_a_store_that_does_not_exist(store: Store) -> None:
