@@ -31,8 +31,8 @@ if TYPE_CHECKING:
         register,
         registered_ops,
         stats,
-        wait,
     )
+    from ._registration.waiting import wait
     from ._runner.runner import ModelContainerRunner
 
 __all__ = [
@@ -79,8 +79,8 @@ _MODULES = {
         "register",
         "registered_ops",
         "stats",
-        "wait",
     ),
+    "_registration.waiting": ("wait",),
     "_dispatch.dynamic_marks": ("mark_dynamic", "mark_static", "unmark"),
     "_registration.op_constants": ("constants", "update_constants"),
     "_runner.runner": ("ModelContainerRunner",),

@@ -14,21 +14,16 @@ from pathlib import Path
 import torch
 
 from ._base.cpu import cpu_features
-from ._keys.guards import text
 from ._keys.kernel_key import ANY_THREADS
 from ._store.entry import Entry, Status
+from ._store.entry_inputs import inputs_in_short
 from ._store.environment import Environment, current_environment
 from ._store.kept_queue import forget_wanted
 from ._store.prune import PruneReport, prune_store
 from ._store.store import BadEntry, Store, StoredEntry
 from ._store.store_root import store_errors
 from ._store.stored_failures import still_holds
-from ._store.verdict import (
-    PathTime,
-    Verdict,
-    Verdicts,
-    clear_verdicts,
-)
+from ._store.verdict import PathTime, Verdict, Verdicts, clear_verdicts
 from ._store.verify import look, mend
 from ._workloads.left_out import forget_runs
 from ._workloads.report import WarmFailure, WarmReport
@@ -317,29 +312,9 @@ def _summary(
         status, reason = "slower", str(losing)
     elif not still_holds(store, found):
         reason = f"{reason or 'mismatch'}, lapsed: tried again"
-    return CacheEntry(entry.key.op, entry.digest, status, reason, _inputs(entry), size, found.path)
-
-
-_SHORT = {"float": "f", "bfloat": "bf", "int": "i", "uint": "u", "complex": "c", "bool": "b8"}
-
-
-def short_dtype(name: str) -> str:
-    """Return ``f32`` for ``float32`` and so on; a name without a short form stays as it is."""
-    kind = name.rstrip("0123456789")
-    return _SHORT[kind] + name[len(kind) :] if kind in _SHORT else name
-
-
-def _inputs(entry: Entry) -> str:
-    texts = []
-    for _, component in entry.key.arguments:
-        listed = component if isinstance(component, tuple | type([])) else [component]
-        for one in listed:
-            if isinstance(one, dict) and "dtype" in one:
-                sizes = ",".join(map(text, one["sizes"]))
-                texts.append(f"{short_dtype(one['dtype'])}[{sizes}]")
-            elif isinstance(one, dict) and "number" in one:
-                texts.append(one["number"])
-    return " ".join(texts)
+    return CacheEntry(
+        entry.key.op, entry.digest, status, reason, inputs_in_short(entry), size, found.path
+    )
 
 
 def _details(

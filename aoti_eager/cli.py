@@ -33,8 +33,8 @@ from ._commands.run_report import align
 from ._dispatch.counters import OpStats, read_totals
 from ._keys.pattern import guard_texts
 from ._store.entry import Remembered
+from ._store.entry_inputs import short_dtype
 from ._store.verdict import Verdict, processor
-from .cache import short_dtype
 from .config import config
 from .errors import AotiEagerError
 
@@ -88,18 +88,7 @@ def _parser() -> argparse.ArgumentParser:
         if name == "verify":
             sub.add_argument("--dry-run", action="store_true", help="only report")
         if name == "prune":
-            sub.add_argument(
-                "--declined",
-                action="store_true",
-                help="remembered failures, and what lost against the original on this processor",
-            )
-            sub.add_argument("--stale", action="store_true", help="entries of other environments")
-            sub.add_argument(
-                "--compiler",
-                metavar="TEXT",
-                help="entries made by a C++ compiler with this in its version, or whose identity "
-                "begins so",
-            )
+            _add_prune_arguments(sub)
         if name == "explain":
             sub.add_argument("op", help="aten::silu, or aten::add.Tensor")
             sub.add_argument(
@@ -119,6 +108,20 @@ def _parser() -> argparse.ArgumentParser:
         verb("demo", demo_verb.main, "Train a small model plain, cold and warm, and compare.")
     )
     return parser
+
+
+def _add_prune_arguments(sub: argparse.ArgumentParser) -> None:
+    sub.add_argument(
+        "--declined",
+        action="store_true",
+        help="remembered failures, and what lost against the original on this processor",
+    )
+    sub.add_argument("--stale", action="store_true", help="entries of other environments")
+    sub.add_argument(
+        "--compiler",
+        metavar="TEXT",
+        help="entries made by a C++ compiler with this in its version, or whose identity begins so",
+    )
 
 
 def _say(line: str) -> None:

@@ -40,6 +40,8 @@ class Config:
 
     Raises:
         ConfigError: The name is unknown, or the value is not one the setting takes.
+
+    More than 12 methods, because settings are attributes, and all of them share scopes and lock.
     """
 
     _scopes: list[dict[str, Any]]

@@ -19,9 +19,10 @@ import pytest
 import torch
 
 import aoti_eager
+from aoti_eager._base.cpp_compiler import compiler_on_path
 from aoti_eager._base.warn_once import forget_warnings
 from aoti_eager._compile_service import cache_context
-from aoti_eager._compile_service.worker_pool import CompileService, compiler_on_path
+from aoti_eager._compile_service.worker_pool import CompileService
 from aoti_eager._dispatch import candidate, recheck
 from aoti_eager._keys.kernel_key import KernelKey
 from aoti_eager._native import build as native_build

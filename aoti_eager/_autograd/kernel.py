@@ -9,29 +9,24 @@ under transforms, traces and autocast, and for the second derivative.
 
 from __future__ import annotations
 
-import os
-import sys
-import threading
 import weakref
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from .._base.torch_compat import autograd
-from .._base.torch_compat import tracing as tracing_compat
 from .._base.torch_compat.dispatcher import OpOverload
 from .._dispatch.kernel import Kernel
 from .._dispatch.kernel_cache import KernelCache
 from .._dispatch.key_state import COMPILING, RARE
 from .._dispatch.table import Table
 from .._functions.gradient import GradientFunction
-from .._keys.key_words import argument_kind, words_of_values
 from .._keys.schema import OpSchema, qualified_name
-from .._native.autograd_kernel import NativeAutogradKernel
 from ..config import config
+from .followed import must_decompose, must_not_save
+from .native_joins import NativeJoins, is_declined
 from .node import (
     GradientNode,
     JoinedCall,
@@ -39,7 +34,6 @@ from .node import (
     listed,
 )
 
-_PLAIN = (Tensor, torch.nn.Parameter)
 # If random numbers were drawn in so many first calls of a key, the function draws them.
 _MOST_DRAWN = 8
 
@@ -71,7 +65,7 @@ class AutogradKernel:
         function_op: str,
         decomposes: bool = False,
     ) -> None:
-        self.op, self._backward = op, backward
+        self.op = op
         keywords = [a.name for a in schema.arguments if a.kwarg_only]
         self._pair = Pair(op, backward, tuple(gradient.signature.tensors), tuple(keywords))
         self._function = function
@@ -79,15 +73,12 @@ class AutogradKernel:
         self._defaults = [a.default if a.has_default else None for a in schema.arguments]
         self._schema = schema
         self._decomposes = decomposes
-        self._function_op = function_op
         self._table: Table | None = None
         self._calls: dict[Any, JoinedCall] = {}
-        self._gate: NativeAutogradKernel | None = None
         self._drawn: Counter[Any] = Counter()
-        self._told_native = False
-        # Guards the C++ kernel and what it was told. Taken after a table's lock, where both are
-        # held.
-        self._gate_lock = threading.RLock()
+        self._native = NativeJoins(
+            schema, qualified_name(backward), function_op, decomposes=decomposes
+        )
         _all.add(self)
 
     def __call__(self, keyset: Any, *args: Any, **kwargs: Any) -> Any:
@@ -98,11 +89,11 @@ class AutogradKernel:
             tensors = [arguments[place] for place in self._pair.tensors]
         needs = [one is not None and one.requires_grad for one in tensors]
         if True not in needs or not torch.is_grad_enabled():
-            if autograd.is_transforming() or (self._decomposes and self._must_decompose(tensors)):
+            if autograd.is_transforming() or (self._decomposes and must_decompose(tensors)):
                 return self._function(*args, **kwargs)
             return autograd.redispatch_below_autograd(self.op, keyset, args, kwargs)
         caches = self._caches()
-        if caches is None or self._must_decompose(tensors) or self._must_not_save(tensors):
+        if caches is None or must_decompose(tensors) or must_not_save(tensors):
             return self._function(*args, **kwargs)
         forward, backward = caches
         if backward.table is not self._table:
@@ -120,18 +111,16 @@ class AutogradKernel:
         if call is None:
             return self._first(key, forward_key, caches, arguments, needs, args, kwargs)
         if backward.lookup(call.key) is not None:
-            if self._gate is not None and not call.is_native:
-                self._tell_native(backward, call, arguments, joined=True)
+            if self._native.kernel is not None and not call.is_native:
+                self._native.tell(backward, call, arguments, joined=True)
             return GradientNode.apply(call, *arguments)  # type: ignore[no-untyped-call]
         result = self._function(*args, **kwargs)
-        if not call.has_gradient or _is_declined(backward, call.key):
-            if self._gate is not None and not call.is_native:
-                self._tell_native(backward, call, arguments, joined=False)
+        if not call.has_gradient or is_declined(backward, call.key):
+            if self._native.kernel is not None and not call.is_native:
+                self._native.tell(backward, call, arguments, joined=False)
         else:
             call.ask(backward, arguments, listed(result))
         return result
-
-    # -- C++ --
 
     def attach_native(self) -> None:
         """Let C++ join forward and backward of compiled calls; no call of the op may run.
@@ -140,25 +129,8 @@ class AutogradKernel:
             NativePathError: C++ cannot take the op over.
         """
         caches = self._caches()
-        if self._gate is not None or caches is None or None in [one.native for one in caches]:
-            return
-        kinds = [argument_kind(argument) for argument in self._schema.arguments]
-        gate = NativeAutogradKernel(
-            self._schema.op,
-            qualified_name(self._backward),
-            self._function_op,
-            kinds,
-            len(self._schema.returns),
-            decomposes=self._decomposes,
-        )
-        try:
-            gate.install()
-        except BaseException:
-            gate.close()
-            raise
-        self._gate = gate
-        for cache in caches:
-            cache.observers.append(self._refreshed)
+        if caches is not None:
+            self._native.attach(caches)
 
     @property
     def name(self) -> str:
@@ -173,7 +145,7 @@ class AutogradKernel:
     @property
     def nodes(self) -> int:
         """Return how many autograd nodes may still call the backward op."""
-        return len(self._pair.alive) + (0 if self._gate is None else self._gate.nodes)
+        return len(self._pair.alive) + self._native.nodes
 
     def explained(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> str | None:
         """Return what becomes of the gradient of a call, in words; ``None`` if none is wanted."""
@@ -184,7 +156,7 @@ class AutogradKernel:
         if caches is None or True not in needs or not torch.is_grad_enabled():
             return None
         forward, backward = caches
-        if self._must_decompose(tensors) or self._must_not_save(tensors):
+        if must_decompose(tensors) or must_not_save(tensors):
             return "autograd follows the function: of such calls it has to"
         if forward.bypassed or backward.bypassed:
             return "autograd follows the function: the op's kernels are switched off"
@@ -219,13 +191,7 @@ class AutogradKernel:
     def close(self) -> None:
         """Take C++'s kernel out of the dispatcher; no call of the op may run."""
         self._listen_to(None)  # A worker may be deciding on a call.
-        with self._gate_lock:
-            gate, self._gate = self._gate, None
-            if gate is not None:
-                gate.close()
-        for cache in self._caches() or ():
-            if self._refreshed in cache.observers:
-                cache.observers.remove(self._refreshed)
+        self._native.close(self._caches())
 
     def _listen_to(self, table: Table | None) -> None:
         """Start over with the calls of ``table``, and be told of its changes."""
@@ -234,66 +200,7 @@ class AutogradKernel:
         if before is not None:
             before.tell(None)
         if table is not None:
-            table.tell(self._decided)
-
-    def _refreshed(self) -> None:
-        """Decide again on all calls: a setting has changed, or what serves the calls."""
-        with self._gate_lock:
-            self._told_native = False
-            if self._gate is not None:
-                self._gate.clear()
-            for call in list(self._calls.values()):
-                call.is_native = False
-
-    def _decided(self) -> None:
-        """Decide again on the calls that C++ knows: a kernel for them may have come or gone."""
-        with self._gate_lock:
-            if self._told_native:
-                self._refreshed()
-
-    def _tell_native(
-        self, backward: KernelCache, call: JoinedCall, arguments: Sequence[Any], *, joined: bool
-    ) -> None:
-        """Let C++ join such calls, or send them to the function, until something else is decided.
-
-        Another thread may decide at any time: a decision from before C++ was told is looked at
-        again.
-        """
-        with self._gate_lock:
-            if self._gate is None or call.is_native:
-                return
-            call.is_native = self._told_native = True
-            self.put(self._gate, call, arguments, declined=not joined)
-            if joined:
-                is_so = backward.lookup(call.key) is not None
-            else:
-                is_so = not call.has_gradient or _is_declined(backward, call.key)
-            if not is_so:
-                self._refreshed()
-
-    def put(
-        self,
-        gate: NativeAutogradKernel,
-        call: JoinedCall,
-        arguments: Sequence[Any],
-        *,
-        declined: bool = False,
-    ) -> None:
-        """Tell C++ of a call: that its kernels are joined, or that its function runs."""
-        words = words_of_values(self._schema, "CPU", arguments)
-        if words is None:
-            return
-        needs = sum(need << index for index, need in enumerate(call.needs))
-        words += needs.to_bytes(8, sys.byteorder)
-        if declined:
-            gate.put_decline(words)
-            return
-        layouts: list[int] = []
-        for (sizes, strides), differentiable in zip(call.layouts, call.differentiable, strict=True):
-            layouts += (differentiable, len(sizes), *sizes, *strides)
-        gate.put(words, layouts)
-
-    # -- Python --
+            table.tell(self._native.decided)
 
     def _by_place(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> list[Any]:
         """Return all arguments in the schema's order, as the dispatcher has filled them in."""
@@ -304,28 +211,6 @@ class AutogradKernel:
             *self._defaults[len(args) : split],
             *(kwargs.get(name, default) for name, default in keywords),
         ]
-
-    @staticmethod
-    def _must_decompose(tensors: Sequence[Tensor | None]) -> bool:
-        return (
-            tracing_compat.is_tracing()
-            or autograd.is_transforming()
-            or torch.is_autocast_enabled("cpu")
-            or any(one is not None and type(one) not in _PLAIN for one in tensors)
-            or any(one is not None and one.device.type != "cpu" for one in tensors)
-        )
-
-    @staticmethod
-    def _must_not_save(tensors: Sequence[Tensor | None]) -> bool:
-        """Return whether the function must run although a kernel exists.
-
-        An inference tensor cannot be saved. And under hooks, the saved tensors must be the same
-        each time, whether a kernel has come meanwhile or not: a checkpoint compares them.
-        """
-        return autograd.has_saved_tensor_hooks() or any(
-            one is not None and (one.is_inference() or one.layout is not torch.strided)
-            for one in tensors
-        )
 
     def _first(
         self,
@@ -364,19 +249,4 @@ def gradients_of(op: OpOverload) -> AutogradKernel | None:
     return next((one for one in list(_all) if one.name == name and one.is_open), None)
 
 
-def _is_declined(cache: KernelCache, key: Any) -> bool:
-    """Return whether a key has no kernel for now: it is with the compiler, or none pays off."""
-    return key in cache.table.declines and key not in cache.table.candidates
-
-
 _all: weakref.WeakSet[AutogradKernel] = weakref.WeakSet()
-
-
-def _after_fork() -> None:
-    for one in list(_all):
-        # A thread of the parent may have held the lock.
-        one._gate_lock = threading.RLock()
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_after_fork)

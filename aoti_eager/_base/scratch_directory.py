@@ -11,7 +11,8 @@ import contextlib
 import os
 from collections.abc import Iterator
 
-from .store_format import children, remove
+from .store_format import children
+from .store_removal import remove
 from .trusted_files import Directory
 
 PREFIX = ".build-"

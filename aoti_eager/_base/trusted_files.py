@@ -2,10 +2,9 @@
 
 Files of a cache directory are loaded into the process, so this module alone decides which of them
 to trust. The rule for a path: every directory on the way belongs to this user or to root, and
-nobody else can write to it. A sticky directory, such as ``/tmp``, may be on the way, because each
-file in it belongs to its maker. The directory at the path is opened once, and everything below it
-is reached relative to that descriptor, one name at a time and never through a link: so nothing can
-be swapped between the check and the use.
+nobody else can write to it (``trusted_path``). The directory at the path is opened once, and
+everything below it is reached relative to that descriptor, one name at a time and never through a
+link: so nothing can be swapped between the check and the use.
 """
 
 from __future__ import annotations
@@ -19,27 +18,15 @@ from pathlib import Path
 from types import TracebackType
 
 from ..errors import UntrustedFileError
-from .ownership import (
-    check_regular,
-    check_status,
-    has_access_list,
-    is_ours,
-    is_unmapped_root,
-    private_group_of,
-)
+from .ownership import check_regular, check_status
+from .trusted_path import ADVICE, walk
 
-# On the way to a directory, the right to search is enough: the parent of a home directory often
-# gives no other right.
-_SEARCH = getattr(os, "O_PATH", os.O_RDONLY) | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _LIST = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 # Without O_NONBLOCK, opening a pipe would wait for the other end.
 _READ = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
 _CREATE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 
-_MOST_LINKS = 40
 _CHUNK = 1 << 20
-
-ADVICE = "set AOTI_EAGER_CACHE_DIR to a new directory of your own"
 
 
 class Directory:
@@ -48,6 +35,8 @@ class Directory:
     Attributes:
         path: The directory's path, for messages.
         fd: The directory's descriptor; closed at the end of the ``with`` block.
+
+    More than 12 methods, because each is one system call, or a few, relative to the descriptor.
     """
 
     __slots__ = ("fd", "path")
@@ -225,7 +214,7 @@ def open_directory(path: Path, *, create: bool = False) -> Directory:
         UntrustedFileError: Others can write to the directory, or put another one in its place.
         OSError: The directory cannot be opened or made.
     """
-    fd, shown = _walk(path, create)
+    fd, shown = walk(path, create)
     try:
         listed = os.open(".", _LIST, dir_fd=fd)
     finally:
@@ -247,7 +236,7 @@ def read_file(path: Path, limit: int) -> bytes:
     This is for files that a user writes with an editor, such as the config file. Errors are those
     of ``open_directory`` and ``Directory.read``.
     """
-    fd, _ = _walk(path.parent, create=False)
+    fd, _ = walk(path.parent, create=False)
     try:
         with Directory(fd, path.parent) as directory:
             file = os.open(path.name, _READ & ~os.O_NOFOLLOW, dir_fd=directory.fd)
@@ -305,79 +294,3 @@ def mount_id(fd: int) -> int | None:
     except (OSError, ValueError):
         pass
     return None
-
-
-# --- the way to a directory ----------------------------------------------------------------------
-
-
-def _walk(path: Path, create: bool) -> tuple[int, Path]:
-    """Return a descriptor of ``path``, for searching, and the path without links."""
-    if not path.is_absolute():
-        raise ValueError(f"{path}: an absolute path is wanted")
-    pending = list(reversed(path.parts[1:]))
-    links = 0
-    fd, shown = os.open("/", _SEARCH), Path("/")
-    try:
-        while pending:
-            # The caller checks the last directory: others may not write to it even if it is sticky.
-            _check_ancestor(path, shown, os.fstat(fd))
-            name = pending.pop()
-            try:
-                child = os.open(name, _SEARCH, dir_fd=fd)
-            except FileNotFoundError:
-                if not create:
-                    raise FileNotFoundError(
-                        errno.ENOENT, os.strerror(errno.ENOENT), str(path)
-                    ) from None
-                with contextlib.suppress(FileExistsError):
-                    os.mkdir(name, 0o700, dir_fd=fd)
-                child = os.open(name, _SEARCH, dir_fd=fd)
-            except OSError as error:
-                if error.errno not in (errno.ELOOP, errno.ENOTDIR):
-                    raise
-                target = _link_target(path, shown / name, fd, name)
-                links += 1
-                if links > _MOST_LINKS:
-                    raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), str(path)) from None
-                pending += reversed([part for part in target.parts if part != "/"])
-                if not target.is_absolute():
-                    continue
-                child, name = os.open("/", _SEARCH), "/"
-            os.close(fd)
-            fd = child
-            shown = shown.parent if name == ".." else shown / name
-    except BaseException:
-        os.close(fd)
-        raise
-    return fd, shown
-
-
-def _link_target(path: Path, link: Path, fd: int, name: str) -> Path:
-    """Return where a link on the way leads; in a sticky directory, anybody may have made one."""
-    status = os.stat(name, dir_fd=fd, follow_symlinks=False)
-    if not stat.S_ISLNK(status.st_mode):
-        raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(path))
-    if not is_ours(status.st_uid):
-        raise UntrustedFileError(
-            path, f"{link} on its way is a link of user {status.st_uid}; {ADVICE}"
-        )
-    return Path(os.readlink(name, dir_fd=fd))
-
-
-def _check_ancestor(path: Path, shown: Path, status: os.stat_result) -> None:
-    if not is_ours(status.st_uid) and not is_unmapped_root(status.st_uid):
-        raise UntrustedFileError(
-            path,
-            f"{shown}, above it, belongs to user {status.st_uid}, who can put another directory "
-            f"in its place; {ADVICE}",
-        )
-    if not status.st_mode & 0o022 or status.st_mode & stat.S_ISVTX:
-        return
-    is_private = not status.st_mode & 0o002 and status.st_gid == private_group_of(os.geteuid())
-    if is_private and not has_access_list(shown):
-        return
-    raise UntrustedFileError(
-        path,
-        f"others can write to {shown} above it (mode {stat.S_IMODE(status.st_mode):o}) and put "
-        f"another directory in its place; {ADVICE}",
-    )

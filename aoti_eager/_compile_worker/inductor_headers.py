@@ -13,12 +13,8 @@ from pathlib import Path
 
 from .._base.file_lock import locked
 from .._base.recorded_files import are_recorded, write_record
-from .._base.store_format import (
-    HEADERS_LOCK,
-    children,
-    is_inductor_header,
-    remove,
-)
+from .._base.store_format import HEADERS_LOCK, children, is_inductor_header
+from .._base.store_removal import remove
 from .._base.trusted_files import Directory, open_directory
 
 _PLACE = ("toolchain", "headers")

@@ -17,6 +17,7 @@ from typing import Any
 import torch
 
 from .._autograd.kernel import AutogradKernel
+from .._autograd.native_joins import put_call
 from .._autograd.node import GradientNode, JoinedCall, Pair
 from .._base.torch_compat import dispatcher
 from .._base.torch_compat.dispatcher import OpOverload
@@ -137,5 +138,5 @@ class MeasuredStep:
             )
             gate.install()
             self._gates.append(gate)
-            gradients.put(gate, self._joined, self._arguments, declined=declined)
+            put_call(gate, own, self._joined, self._arguments, declined=declined)
         return op

@@ -17,7 +17,7 @@ import socket
 from pathlib import Path
 
 from .._base import scheduling
-from .._base.store_format import is_marked
+from .._base.store_marker import is_marked
 from .._base.trusted_files import open_directory
 from .._store.work_directories import remove_scratch, remove_work_of
 

@@ -26,7 +26,8 @@ from .._base.cpu import cpu_features
 from .._base.file_lock import FileLock
 from .._base.recorded_files import are_recorded, write_record
 from .._base.scratch_directory import scratch_directory
-from .._base.store_format import STUB_FILE, STUB_RECORD, remove
+from .._base.store_format import STUB_FILE, STUB_RECORD
+from .._base.store_removal import remove
 from .._base.trusted_files import Directory, open_directory
 from . import inductor_compat as inductor
 

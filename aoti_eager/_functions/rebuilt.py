@@ -54,6 +54,11 @@ class RebuiltFunction:
 
 
 class _Reader:
+    """Turns the components of a document into the values that they describe.
+
+    More than 12 methods, because each kind of component has one of its own.
+    """
+
     def __init__(self, constants: Sequence[Tensor]) -> None:
         self._constants = constants
 

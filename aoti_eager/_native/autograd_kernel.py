@@ -35,7 +35,7 @@ class NativeAutogradKernel:
     ) -> None:
         name, _, overload = op.partition(".")
         self._name = op
-        self._pointer: int | None = functions().ae_gate_new(
+        self._pointer: int | None = functions().ae_autograd_new(
             name.encode(),
             overload.encode(),
             backward.encode(),
@@ -55,7 +55,7 @@ class NativeAutogradKernel:
         Raises:
             NativePathError: The kernel cannot be registered.
         """
-        if functions().ae_gate_install(self._pointer):
+        if functions().ae_autograd_install(self._pointer):
             raise last_error(self._name, "cannot be registered at the autograd key")
 
     def put(self, key: bytes, layouts: Sequence[int]) -> None:
@@ -66,28 +66,29 @@ class NativeAutogradKernel:
             layouts: For each result: whether it is differentiable, its number of dimensions, its
                 sizes, its strides.
         """
-        numbers = (ctypes.c_int64 * len(layouts))(*layouts)
         if self._pointer:
-            functions().ae_gate_put(self._pointer, key, len(key) // 8, ctypes.addressof(numbers))
+            numbers = (ctypes.c_int64 * len(layouts))(*layouts)
+            address = ctypes.addressof(numbers)
+            functions().ae_autograd_put(self._pointer, key, len(key) // 8, address)
 
     @property
     def nodes(self) -> int:
         """Return how many autograd nodes exist that may still call the backward op."""
-        return int(functions().ae_gate_nodes(self._pointer)) if self._pointer else 0
+        return int(functions().ae_autograd_nodes(self._pointer)) if self._pointer else 0
 
     def put_decline(self, key: bytes) -> None:
         """Send calls of ``key`` to the op's function."""
         if self._pointer:
-            functions().ae_gate_put_decline(self._pointer, key, len(key) // 8)
+            functions().ae_autograd_put_decline(self._pointer, key, len(key) // 8)
 
     def clear(self) -> None:
         """Forget all keys: every call is Python's to decide on."""
         if self._pointer:
-            functions().ae_gate_clear(self._pointer)
+            functions().ae_autograd_clear(self._pointer)
 
     def close(self) -> None:
         """Take the kernel out of the dispatcher and free it; no call of the op may be running."""
         pointer, self._pointer = self._pointer, None
         if pointer:
-            functions().ae_gate_uninstall(pointer)
-            functions().ae_gate_delete(pointer)
+            functions().ae_autograd_uninstall(pointer)
+            functions().ae_autograd_delete(pointer)

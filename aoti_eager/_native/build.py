@@ -30,7 +30,7 @@ from .._base.file_lock import locked
 from .._base.printable import printable
 from .._base.scratch_directory import scratch_directory
 from .._base.sealed_library import LIBRARY_LIMIT
-from .._base.store_format import remove
+from .._base.store_removal import remove
 from .._base.trusted_files import Directory, open_directory
 from ..errors import NativePathError, UntrustedFileError
 from .library import NativeFile
@@ -191,15 +191,7 @@ def build(
             seconds = _compile(compiler, work.path / LIBRARY_FILE, timeout_s, start)
             content = work.read(LIBRARY_FILE, LIBRARY_LIMIT)
             sha256 = hashlib.sha256(content).hexdigest()
-            record = {
-                "sha256": sha256,
-                "size_bytes": len(content),
-                "torch": str(torch.__version__),
-                "torch_build": torch.version.git_version,
-                "platform": f"{platform.machine()}-{sys.platform}",
-                "compiler": Path(compiler).name,  # No path: the store may be given to others.
-                "seconds": round(seconds, 1),
-            }
+            record = _record(sha256, len(content), compiler, seconds)
             work.write(RECORD_FILE, json.dumps(record, indent=1).encode())
             os.chmod(LIBRARY_FILE, 0o600, dir_fd=work.fd)
             # A directory of this name is damaged: ``_checked`` would have returned it otherwise.
@@ -215,6 +207,19 @@ def build(
             f"{final}: the native hit path cannot be kept: {error.strerror or error}"
         ) from error
     return NativeFile(final / LIBRARY_FILE, sha256, content)
+
+
+def _record(sha256: str, size_bytes: int, compiler: str, seconds: float) -> dict[str, object]:
+    """Return what is kept beside a library: its digest, and facts for a reader."""
+    return {
+        "sha256": sha256,
+        "size_bytes": size_bytes,
+        "torch": str(torch.__version__),
+        "torch_build": torch.version.git_version,
+        "platform": f"{platform.machine()}-{sys.platform}",
+        "compiler": Path(compiler).name,  # No path: the store may be given to others.
+        "seconds": round(seconds, 1),
+    }
 
 
 def _compile(

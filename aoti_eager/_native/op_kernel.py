@@ -30,7 +30,7 @@ def is_passing() -> bool:
 
 def alive() -> dict[str, int]:
     """Return how many C++ objects there are of each kind; none before ``library.load``."""
-    kinds = ("ops", "kernels", "tables", "entries", "retired", "gates")
+    kinds = ("ops", "kernels", "tables", "entries", "retired", "autograd_kernels")
     counts = (ctypes.c_int64 * len(kinds))()
     if is_loaded():
         functions().ae_alive(counts)

@@ -8,19 +8,18 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
 
-from .._autograd.differentiable import Differentiable, is_differentiable, signature_of
 from .._base.op_library import new_op_library
-from .._base.torch_compat import autograd, dispatcher, tensors
-from .._base.torch_compat import tracing as tracing_compat
+from .._base.torch_compat import dispatcher
 from .._base.torch_compat.dispatcher import OpOverload
 from .._functions.description import PythonFunction
-from .._functions.gradient import GradientOfFunction
 from .._functions.op_functions import define, forget
-from .._keys.schema import Kind, OpSchema, op_schema
-from ..errors import CustomOpError, CustomOpResultError
+from .._keys.schema import op_schema
+from ..errors import CustomOpError
 from . import registry
+from .op_gradients import OpGradients
+from .op_kernels import implement
+from .op_results import with_checked_results
 from .registry import Registration
 
 _made: dict[str, CustomOp] = {}
@@ -150,25 +149,25 @@ class CustomOp(metaclass=_NamesItsOverload):
         self._source = PythonFunction(lambda: function, fixed=True)
         self._library = new_op_library(namespace)
         self._registration: Registration | None = None
-        self._differentiable: Differentiable | None = None
-        self._following: torch.library.Library | None = None
+        self._gradients: OpGradients | None = None
         self._gone = ""
         try:
             self.op: OpOverload = define(
                 self._library, name, schema, self._source, tags=tuple(tags)
             )
-            self._schema = op_schema(self.op)
-            self._run = _checked(name, self._schema, function)
-            self._implement(_dispatch_keys(device_types))
+            known = op_schema(self.op)
+            run = with_checked_results(name, known, function)
+            implement(self._library, self.op, known, run, function, device_types)
             if dispatcher.has_computed_kernel(name, "CPU"):
                 self._registration = registry.register(self.op)
-            if self._has_compiled_gradient():
-                self._add_gradients(namespace)
-            else:
-                self._following = new_op_library(namespace)
-                self._following.impl(  # type: ignore[no-untyped-call]
-                    name.partition("::")[2], self._follow, "Autograd", with_keyset=True
-                )
+            self._gradients = OpGradients(
+                self.op,
+                known,
+                self._source,
+                run,
+                function,
+                may_be_compiled=self._registration is not None,
+            )
         except BaseException:
             self._release("could not be made")
             raise
@@ -218,7 +217,8 @@ class CustomOp(metaclass=_NamesItsOverload):
         Raises:
             RuntimeError: The operator writes to an argument, or returns one.
         """
-        self._remove_gradients()
+        if self._gradients is not None:
+            self._gradients.remove()
         torch.library.register_autograd(
             self.name, backward, setup_context=setup_context, lib=self._library
         )
@@ -245,101 +245,6 @@ class CustomOp(metaclass=_NamesItsOverload):
             del _made[self.name]
             self._release("was taken out by unregister(); make it again by custom_op")
 
-    # -- what is in the dispatcher --
-
-    def _implement(self, dispatch_keys: Sequence[str]) -> None:
-        local = self.name.partition("::")[2]
-        for key in dispatch_keys:
-            self._library.impl(local, self._run, key)  # type: ignore[no-untyped-call]
-        torch.library.register_fake(self.name, self._fake, lib=self._library)
-        # Under vmap, the function's own ops know what to do.
-        self._library.impl(local, self._run, "FuncTorchBatched")  # type: ignore[no-untyped-call]
-        if self._schema.mutated:
-            self._library.impl(  # type: ignore[no-untyped-call]
-                local, self._count_versions, "ADInplaceOrView", with_keyset=True
-            )
-
-    def _fake(self, *args: Any, **kwargs: Any) -> Any:
-        """Return results without data; tensors that the function finds by name are real ones."""
-        with tracing_compat.real_tensors_allowed():
-            return self.__wrapped__(*args, **kwargs)
-
-    def _count_versions(self, keyset: Any, *args: Any, **kwargs: Any) -> Any:
-        """Count the writes to the arguments that the operator mutates, and go on."""
-        written = [
-            value
-            for argument, value in zip(self._schema.arguments, args, strict=False)
-            if argument.mutated
-        ]
-        written += [
-            kwargs[a.name] for a in self._schema.arguments if a.mutated and a.name in kwargs
-        ]
-        for one in _tensors(written, {}):
-            if one.is_inference() and not torch.is_inference_mode_enabled():
-                raise RuntimeError(
-                    f"{self.name}: writes to an inference tensor outside of InferenceMode; make a "
-                    "clone and pass that"
-                )
-            torch.autograd.graph.increment_version(one)
-        return autograd.redispatch_below_versions(self.op, keyset, args, kwargs)
-
-    def _follow(self, keyset: Any, *args: Any, **kwargs: Any) -> Any:
-        """Let autograd follow the function where one of its tensors has a gradient."""
-        if torch.is_grad_enabled():
-            closed_over = self._source.snapshot()[1]
-            if any(one.requires_grad for one in (*_tensors(args, kwargs), *closed_over)):
-                if closed_over and tracing_compat.is_tracing():
-                    raise CustomOpError(
-                        f"{self.name}: its function finds a tensor by name, which a trace with "
-                        "gradients cannot have; make it an argument, or do not compile or export "
-                        "calls of it that want gradients"
-                    )
-                return self._run(*args, **kwargs)
-        if autograd.is_transforming():
-            return self._run(*args, **kwargs)
-        return autograd.redispatch_below_autograd(self.op, keyset, args, kwargs)
-
-    # -- gradients --
-
-    def _has_compiled_gradient(self) -> bool:
-        """Return whether a backward kernel may replace what autograd would do.
-
-        If the function finds a value by name, that value may have changed by the backward pass, and
-        may have a gradient itself: then autograd follows the function.
-        """
-        return (
-            self._registration is not None
-            and is_differentiable(self._schema)
-            and self._source.is_constant
-        )
-
-    def _add_gradients(self, namespace: str) -> None:
-        local = self.name.partition("::")[2]
-        self._differentiable = Differentiable(
-            self.op,
-            self._schema,
-            f"{namespace}::_{local}_backward",
-            function=self.__wrapped__,
-            run=self._run,
-            source=GradientOfFunction(self._source, signature_of(self._schema)),
-            serving=registry.SERVING,
-        )
-        self._attach_native()
-        registry.on_native(self._attach_native)
-
-    def _attach_native(self) -> None:
-        if self._differentiable is not None:
-            self._differentiable.attach_native()
-
-    def _remove_gradients(self) -> None:
-        registry.forget_native(self._attach_native)
-        if self._differentiable is not None:
-            self._differentiable.close()
-            self._differentiable = None
-        if self._following is not None:
-            dispatcher.destroy(self._following)
-            self._following = None
-
     def _release(self, why: str) -> None:
         """Take the operator out of the dispatcher; no call of it may run.
 
@@ -347,7 +252,8 @@ class CustomOp(metaclass=_NamesItsOverload):
             why: What a call says from now on, and what to do instead.
         """
         self._gone = why
-        self._remove_gradients()
+        if self._gradients is not None:
+            self._gradients.remove()
         if self._registration is not None:
             self._registration.unregister()
             self._registration = None
@@ -406,67 +312,3 @@ def _release_older(name: str, function: types.FunctionType) -> None:
         f"torch.ops.{name.replace('::', '.')}"
     )
     del _made[name]
-
-
-def _dispatch_keys(device_types: str | Sequence[str] | None) -> list[str]:
-    if device_types is None:
-        return ["CompositeExplicitAutograd"]
-    listed = [device_types] if isinstance(device_types, str) else device_types
-    return [dispatcher.dispatch_key_of(one) for one in listed]
-
-
-def _checked(name: str, schema: OpSchema, function: Callable[..., Any]) -> Callable[..., Any]:
-    """Return ``function`` with a check of PyTorch's rules for an operator's results."""
-    aliases = any(one.argument is not None or one.is_view for one in schema.returns)
-    kinds = [one.kind for one in schema.returns]
-
-    def run_for_one(*args: Any, **kwargs: Any) -> Any:
-        result = function(*args, **kwargs)
-        if isinstance(result, Tensor) and not tensors.shares_memory((result,), args, kwargs):
-            return result
-        return checked(result, args, kwargs)
-
-    def run(*args: Any, **kwargs: Any) -> Any:
-        return checked(function(*args, **kwargs), args, kwargs)
-
-    def checked(result: Any, args: Any, kwargs: Any) -> Any:
-        results = (
-            () if not kinds else (result,) if len(kinds) == 1 else tuple(_several(name, result))
-        )
-        if len(results) != len(kinds):
-            raise CustomOpResultError(
-                f"{name}: returned {len(results)} results; its schema has {len(kinds)}"
-            )
-        for index, (kind, one) in enumerate(zip(kinds, results, strict=True)):
-            if kind is Kind.TENSOR and not isinstance(one, Tensor):
-                raise CustomOpResultError(
-                    f"{name}: result {index} is {type(one).__name__}; its schema says Tensor"
-                )
-        if not kinds and result is not None:
-            raise CustomOpResultError(
-                f"{name}: returned {type(result).__name__}; its schema says that it returns nothing"
-            )
-        if not aliases and tensors.shares_memory(results, args, kwargs):
-            raise CustomOpResultError(
-                f"{name}: a result is an argument, a view of one or of another result; an "
-                "operator returns new tensors: return a clone"
-            )
-        return result
-
-    return run_for_one if kinds == [Kind.TENSOR] else run
-
-
-def _several(name: str, result: Any) -> Sequence[Any]:
-    if not isinstance(result, tuple | list):
-        raise CustomOpResultError(
-            f"{name}: returned {type(result).__name__}; its schema has several results"
-        )
-    return result
-
-
-def _tensors(args: Sequence[Any], kwargs: dict[str, Any]) -> list[Tensor]:
-    found = []
-    for value in (*args, *kwargs.values()):
-        listed = value if isinstance(value, tuple | list) else (value,)
-        found += [one for one in listed if isinstance(one, Tensor)]
-    return found

@@ -9,38 +9,25 @@ from __future__ import annotations
 
 import os
 import threading
-import time
 import weakref
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 from types import TracebackType
-from typing import TYPE_CHECKING, Any
 
 import torch
 
 from .._base.at_exit import at_exit
-from .._base.late_import import importing
-from .._base.torch_compat import autograd, dispatcher
+from .._base.torch_compat import dispatcher
 from .._base.torch_compat.dispatcher import OpOverload
-from .._base.warn_once import log
-from .._compile_service import (
-    cache_context,
-    device_backends,
-    native_path,
-    queue,
-)
-from .._dispatch import asking_modules
-from .._dispatch.counters import OpStats, add_totals, unfinished_of_others
+from .._compile_service import device_backends, native_path, queue
+from .._dispatch.counters import OpStats, unfinished_of_others
 from .._dispatch.kernel_cache import KernelCache
 from .._dispatch.key_state import QUEUED
 from .._dispatch.original import OriginalKernel
-from .._keys.schema import OpSchema, op_schema, qualified_name
+from .._keys.schema import op_schema, qualified_name
 from ..config import config
-from ..errors import (
-    ConfigError,
-    RegistrationError,
-    StoreError,
-)
+from ..errors import RegistrationError
+from .miss_imports import prepare_for_misses
 from .registered_op import Installed, install
 from .resolve import (
     Op,
@@ -50,14 +37,9 @@ from .resolve import (
     refused_composite,
     resolve,
 )
-
-if TYPE_CHECKING:
-    from .._autograd.differentiable import Differentiable
-
+from .totals import store_totals
 
 _lock = threading.RLock()
-
-
 _observers: list[Callable[[], None]] = []
 _installed: dict[tuple[str, str], Installed] = {}
 # Kernels in callers' libraries; the libraries decide how long the kernels stay.
@@ -150,7 +132,7 @@ def register(ops: Op | Iterable[Op], dispatch_key: str = "CPU") -> Registration:
     native = native_path.prepare()  # before the lock: it may wait for a build
     with _lock:
         if native:
-            _switch_to_native()
+            switch_to_native()
         try:
             for op in wanted:
                 name = qualified_name(op)
@@ -159,7 +141,7 @@ def register(ops: Op | Iterable[Op], dispatch_key: str = "CPU") -> Registration:
         except BaseException:
             registration.unregister()
             raise
-    _prepare_for_misses()
+    prepare_for_misses()
     return registration
 
 
@@ -198,44 +180,6 @@ def registered_ops() -> list[str]:
         return sorted({cache.schema.op for cache in caches()})
 
 
-def wait(timeout_s: float | None = None) -> bool:
-    """Wait for the work in the background, and use its results; return whether all of it is done.
-
-    The work is the kernels that the mode ``background`` has queued, and those that it would queue
-    after more calls (``compile_after``), because a caller that waits for kernels wants them. The
-    kernels are made and measured, and serve from the next call of their key on, which compares them
-    with the original. The work is also the build of the C++ hit path, which then serves ops that
-    were registered before it was built. Like ``register``, call this while no other thread calls
-    the ops.
-
-    Args:
-        timeout_s: Seconds to wait at most; ``None`` for no limit.
-
-    Raises:
-        NativePathError: The build failed, and ``config.strict`` is on; otherwise a failed build
-            gives one warning.
-    """
-    deadline = None if timeout_s is None else time.monotonic() + timeout_s
-    with importing():
-        from .._dispatch import rare
-
-    counted = -1
-    while True:
-        is_full, before, counted = rare.rares.ask_for_all(), counted, len(rare.rares)
-        left = None if deadline is None else max(0.0, deadline - time.monotonic())
-        done = queue.background.wait(left)
-        # If a round has queued nothing, the next one would not either: for example, Python is
-        # ending.
-        if not is_full or not done or counted == before:
-            break
-    left = None if deadline is None else max(0.0, deadline - time.monotonic())
-    done = native_path.wait(left) and done
-    if native_path.prepare(foreground_s=0.0):
-        with _lock:
-            _switch_to_native()
-    return done
-
-
 def caches() -> list[KernelCache]:
     """Return the kernels that are in the dispatcher, those in callers' libraries included."""
     with _lock:
@@ -270,24 +214,6 @@ def stats() -> dict[str, OpStats]:
     return dict(sorted(totals.items()))
 
 
-def _prepare_for_misses() -> None:
-    """Import the modules that ask for kernels, unless calls may find their kernels in the store."""
-    global _is_prepared
-    if _is_prepared or config.mode == "off":
-        return
-    _is_prepared = True
-    context = cache_context.current()
-    try:
-        if context.store.has_entries(context.environment):
-            return
-    except (StoreError, OSError) as error:
-        log.info("%s", error)  # A miss will warn, if there is one.
-    asking_modules.prepare()
-
-
-_is_prepared = False
-
-
 def _hold(op: OpOverload, name: str, dispatch_key: str, holder: object) -> None:
     installed = _installed.get((name, dispatch_key))
     if installed is None:
@@ -299,7 +225,9 @@ def _hold(op: OpOverload, name: str, dispatch_key: str, holder: object) -> None:
         _installed[name, dispatch_key] = installed
         if original is not None:
             try:
-                installed.gradients = _composite_gradients(op, cache.schema, original)
+                from .composite_gradients import composite_gradients
+
+                installed.gradients = composite_gradients(op, cache.schema, original, SERVING)
             except BaseException:
                 del _installed[name, dispatch_key]
                 installed.uninstall()
@@ -307,34 +235,6 @@ def _hold(op: OpOverload, name: str, dispatch_key: str, holder: object) -> None:
             on_native(installed.gradients.attach_native)
             installed.gradients.attach_native()
     installed.set_holder(holder, True)
-
-
-def _composite_gradients(
-    op: OpOverload, schema: OpSchema, original: OriginalKernel
-) -> Differentiable:
-    """Return what is above the kernels of a composite op: its gradients, and the original.
-
-    ``original`` is the op's kernel at the autograd key before ours.
-    """
-    from .._autograd.differentiable import Differentiable, signature_of
-    from .._functions.gradient import GradientOfOp
-
-    keyset = autograd.autograd_keyset()
-
-    def run(*args: Any, **kwargs: Any) -> Any:
-        return original(keyset, args, kwargs)
-
-    local = schema.op.replace("::", "_").replace(".", "_")
-    return Differentiable(
-        op,
-        schema,
-        f"aoti_eager::_{local}_backward",
-        function=run,
-        run=run,
-        source=GradientOfOp(schema.op, signature_of(schema)),
-        serving=SERVING,
-        decomposes=True,
-    )
 
 
 def _release(name: str, dispatch_key: str, holder: object) -> None:
@@ -358,18 +258,19 @@ def _retire(cache: KernelCache) -> None:
     cache.close()
 
 
-def _switch_to_native() -> None:
+def switch_to_native() -> None:
     """Use the C++ hit path from now on; no op is called while ops are registered."""
-    foreign = {(cache.op, cache.dispatch_key) for _, cache in _foreign}
-    for (_, dispatch_key), installed in list(_installed.items()):
-        # A second kernel of ours, in a caller's library, would become the original of C++.
-        if (installed.cache.op, dispatch_key) not in foreign:
-            installed.switch_to_native()
-    for cache in caches():
-        if cache.native is None and not cache.asks_native:
-            cache.refresh()  # Python serves it, and asks C++ now whether to pass calls through.
-    for observer in list(_observers):
-        observer()
+    with _lock:
+        foreign = {(cache.op, cache.dispatch_key) for _, cache in _foreign}
+        for (_, dispatch_key), installed in list(_installed.items()):
+            # A second kernel of ours, in a caller's library, would become the original of C++.
+            if (installed.cache.op, dispatch_key) not in foreign:
+                installed.switch_to_native()
+        for cache in caches():
+            if cache.native is None and not cache.asks_native:
+                cache.refresh()  # Python serves it, and asks C++ now whether to pass calls through.
+        for observer in list(_observers):
+            observer()
 
 
 class _Serving:
@@ -418,22 +319,6 @@ def _room_in_queue() -> None:
         cache.table.forget_declines("queue_full")
 
 
-def _store_totals() -> None:
-    """Add this process's counts to the store's; a process that stored nothing leaves none."""
-    counts = {op: count for op, count in stats().items() if count != OpStats()}
-    try:
-        root = config.cache_dir
-    except ConfigError:
-        return  # ``register`` has raised this error.
-    if not counts or os.getpid() != _pid or root is None or not root.is_dir():
-        return
-    try:
-        cache_context.current().store.create()  # Marks the directory if an older version made it.
-        add_totals(root, counts)
-    except OSError as error:
-        log.info("totals are not stored: %s", error)
-
-
 def _after_fork() -> None:
     global _lock
     _lock = threading.RLock()
@@ -441,9 +326,7 @@ def _after_fork() -> None:
         cache.after_fork()
 
 
-# A forked child starts with its parent's counts, which the parent stores.
-_pid = os.getpid()
-at_exit(_store_totals)
+at_exit(lambda: store_totals(stats()))
 config.on_change(_config_changed)
 device_backends.on_change(_config_changed)
 queue.on_room(_room_in_queue)

@@ -14,29 +14,22 @@ import mmap
 import os
 import threading
 import weakref
-from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Iterator, Mapping
 
 import torch
 from torch import Tensor
 
 from ..errors import (
-    ConstantError,
     LibraryRunError,
     MissingConstantsError,
     RunnerError,
 )
 from . import constants as library_constants
-from .constants import Constant, ConstantKind
+from .constants import ConstantKind
+from .constants_file import constants_of_file, tensors_in_file
 from .container import Container
-from .devices import Stream
+from .devices import Stream, synchronize
 from .instance_pool import InstancePool
-from .library_container import LibraryContainer
-
-_NO_BLOB = (
-    "was not compiled for a file of constants "
-    '(aot_inductor.package_constants_on_disk_format="binary_blob")'
-)
 
 
 class _Buffer:
@@ -62,6 +55,8 @@ class ConstantBuffers:
         pool: The container's instances; a thread that changes what runs read holds all of them.
         name: The library's name, for messages.
         device: The device that the library runs on.
+
+    More than 12 methods, because all of them change the same two buffers under the same lock.
     """
 
     def __init__(
@@ -162,7 +157,7 @@ class ConstantBuffers:
                 self._update(self._inactive, tensors, set(given), user_managed)
             else:
                 with self._pool.all_instances():
-                    self._wait_for_device()
+                    synchronize(self._device)  # Launched kernels still read the constants.
                     self._update(self._active, tensors, set(given), user_managed)
 
     def update_from_blob(self, path: str | os.PathLike[str], use_inactive: bool) -> None:
@@ -173,25 +168,12 @@ class ConstantBuffers:
             OSError: The file cannot be read.
         """
         with self.changing():
-            container = self._container
-            if not isinstance(container, LibraryContainer):
-                raise ConstantError(f"{self._name}: {_NO_BLOB}")
-            try:
-                want = container.blob_size()
-            except LibraryRunError as error:
-                raise ConstantError(f"{self._name}: {_NO_BLOB}") from error
-            size = os.stat(path).st_size
-            wanted = [c for c in container.constants if not c.folded]
-            if size != want:
-                raise ConstantError(
-                    f"{self._name}: {os.fspath(path)} has {size} bytes; the library's "
-                    f"{len(wanted)} constants take {want}",
-                    tuple(c.fqn for c in wanted),
-                )
+            container, wanted, size = constants_of_file(self._name, self._container, path)
             if not wanted:
                 return
             if use_inactive or self._active.loaded:
-                self._update_from_blob(Path(path), size, wanted, use_inactive)
+                tensors = tensors_in_file(self._name, path, size, wanted)
+                self.update(tensors, use_inactive, validate_full_update=True, user_managed=False)
                 return
             # The first load uses the library's own function, which knows every layout.
             with open(path, "rb") as file, self._pool.all_instances():
@@ -243,7 +225,7 @@ class ConstantBuffers:
             if not self._inactive.loaded:
                 return  # There are no constants; the library would not run on the other buffer.
             with self._pool.all_instances():
-                self._wait_for_device()
+                synchronize(self._device)  # Launched kernels still read the constants.
                 folded, self._active.folded = self._active.folded, False  # if it fails halfway
                 self._container.swap()
                 self._active.folded = folded
@@ -281,11 +263,6 @@ class ConstantBuffers:
             self._inactive.has_folded = True
             self._inactive.user_managed = dict(self._active.user_managed)
             container.fold(True, None)
-
-    def _wait_for_device(self) -> None:
-        """Wait for launched kernels: they still read constants that are overwritten next."""
-        if self._device.type != "cpu":
-            torch.get_device_module(self._device).synchronize(self._device)
 
     def _buffer(self, use_inactive: bool) -> _Buffer:
         return self._inactive if use_inactive else self._active
@@ -346,36 +323,6 @@ class ConstantBuffers:
             buffer.user_managed.pop(name, None)
         if user_managed:
             buffer.user_managed.update(tensors)
-
-    def _update_from_blob(
-        self, path: Path, size: int, constants: Sequence[Constant], use_inactive: bool
-    ) -> None:
-        """Update the buffer from the file, one constant after the other.
-
-        The library's own function is not used: it frees the constants that it loaded before and
-        goes on using them.
-        """
-        content = torch.from_file(os.fspath(path), shared=False, size=size, dtype=torch.uint8)
-        found: dict[str, Tensor] = {}
-        begin = 0
-        for constant in constants:
-            if constant.sizes is None or constant.strides is None:
-                raise ConstantError(
-                    f"{self._name}: constant {constant.fqn!r}: the library does not tell its "
-                    "layout before it was loaded into the active buffer",
-                    (constant.fqn,),
-                )
-            # Copied: GPU libraries do not pad, and data must begin at a multiple of its dtype's
-            # size.
-            storage = content[begin : begin + constant.size_bytes].clone()
-            usable = constant.size_bytes // constant.dtype.itemsize * constant.dtype.itemsize
-            found[constant.name] = (
-                storage[:usable]
-                .view(constant.dtype)
-                .as_strided(constant.sizes, constant.strides, constant.storage_offset)
-            )
-            begin += constant.size_bytes
-        self.update(found, use_inactive, validate_full_update=True, user_managed=False)
 
 
 _all_buffers: weakref.WeakSet[ConstantBuffers] = weakref.WeakSet()

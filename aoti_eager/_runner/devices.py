@@ -30,6 +30,12 @@ def on_device(device: torch.device) -> Iterator[None]:
             yield
 
 
+def synchronize(device: torch.device) -> None:
+    """Wait for the kernels that were launched on ``device``; on CPU, none are running."""
+    if device.type != "cpu":
+        torch.get_device_module(device).synchronize(device)
+
+
 def resolve_device(device: str | torch.device) -> torch.device:
     """Return ``device`` with an index where its type has several.
 

@@ -34,7 +34,10 @@ from .tensor_handles import (
 
 
 class LibraryContainer:
-    """The container inside of a library."""
+    """The container inside of a library.
+
+    More than 12 methods, because it asks the C interface for all that ``Container`` has.
+    """
 
     def __init__(
         self, library: KernelLibrary, num_models: int, device: torch.device, cubin_dir: Path | None

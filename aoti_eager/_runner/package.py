@@ -184,7 +184,18 @@ def _members(
     if model_name not in members:
         has = f"it has {', '.join(map(repr, sorted(members)))}" if members else "it has none"
         raise LibraryLoadError(path, f"has no AOTInductor model {model_name!r}; {has}")
-    return members[model_name]
+    found = members[model_name]
+    seen: set[str] = set()
+    for _, name in found:
+        if name in seen:
+            # One would overwrite the other, and the library might read the wrong one.
+            raise LibraryLoadError(
+                path,
+                f"its model has two files called {name!r}, and all files of a model lie side by "
+                "side; make the package again by torch's aoti_compile_and_package",
+            )
+        seen.add(name)
+    return found
 
 
 def _check_sizes(path: Path, members: list[zipfile.ZipInfo], directory: Path) -> int:

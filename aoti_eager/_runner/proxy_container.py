@@ -24,6 +24,8 @@ class ProxyContainer:
 
     A JSON file beside the library lists such ops, and an object calls them by name; the C interface
     has no function to make this object. torch's Python binding holds the GIL during a run.
+
+    More than 12 methods, because it is a whole ``Container`` and must outlive a failed fold.
     """
 
     def __init__(

@@ -2,12 +2,13 @@
 
 ``ModelContainerRunner`` is AOTInductor's runner for Python. Its runs hold no GIL and disable grad;
 a pool in front of the container keeps runs apart from changes of constants and from ``close``.
+
+Longer than 350 lines, because most lines describe the methods of one public class to their users.
 """
 
 from __future__ import annotations
 
 import os
-import re
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -28,13 +29,13 @@ from .constant_buffers import ConstantBuffers
 from .constants import Constant
 from .container import Container
 from .devices import Stream, resolve_device, stream_address
+from .given_inputs import check_given, input_problem
 from .input_checks import first_run, is_settled
 from .instance_pool import InstancePool, Lease
 from .library_container import LibraryContainer
 from .model_container import ModelContainer
 from .package import check_metadata, is_package, unpack
 from .proxy_container import ProxyContainer
-from .tensor_handles import dtype_of_number, has_own_data
 
 
 class ModelContainerRunner:
@@ -64,6 +65,8 @@ class ModelContainerRunner:
         LibraryLoadError: The file is no kernel library for this machine and device.
         MissingSymbolError: It is a shared object of another kind.
         ValueError: ``num_models`` is less than 1, or ``device`` is no device.
+
+    More than 12 methods, because it has those of AOTInductor's C++ runner, under the same names.
     """
 
     def __init__(
@@ -144,7 +147,7 @@ class ModelContainerRunner:
         return self._run(inputs, stream, boxed=True)
 
     def _run(self, inputs: list[Tensor], stream: Any, boxed: bool) -> list[Tensor]:
-        self._validate(inputs)
+        check_given(self._path.name, self._open(), self.device, inputs, in_full=self._check_inputs)
         address = stream_address(self._path.name, self.device, stream)
         while True:
             lease = Lease()
@@ -165,18 +168,16 @@ class ModelContainerRunner:
         self, container: Container, instance: int, inputs: list[Tensor], stream: Stream, boxed: bool
     ) -> list[Tensor]:
         try:
-            # ``_validate`` has checked a thin library's inputs.
+            # ``check_given`` has checked a thin library's inputs.
             checks = self._check_inputs and not isinstance(container, ModelContainer)
             if checks and not is_settled(self._library):
                 with first_run(self._library):
                     return container.run(instance, inputs, stream, boxed)
             return container.run(instance, inputs, stream, boxed)
         except LibraryRunError as error:
-            if error.library_message.startswith("input_handles["):
-                raise InputError(self._input_problem(error.library_message)) from error
-            problem, _, where = error.library_message.partition("\nError in op: ")
-            if where == "input":  # The message does not say which input.
-                raise InputError(f"{self._path.name}: an input: {problem}") from error
+            problem = input_problem(container.input_names, error.library_message)
+            if problem is not None:
+                raise InputError(f"{self._path.name}: {problem}") from error
             raise
 
     # -- constants --
@@ -394,57 +395,3 @@ class ModelContainerRunner:
         if container is None:
             raise closed(self._path)
         return container
-
-    def _validate(self, inputs: list[Tensor]) -> None:
-        container = self._open()
-        names = container.input_names
-        if len(inputs) != len(names):
-            raise InputError(
-                f"{self._path.name}: got {len(inputs)} inputs; {len(names)} are wanted: "
-                f"{', '.join(names)}"
-            )
-        for index, tensor in enumerate(inputs):
-            if not isinstance(tensor, Tensor):
-                raise InputTypeError(
-                    f"{self._path.name}: input {index} ({names[index]}) is "
-                    f"{type(tensor).__name__}; a tensor is wanted"
-                )
-            device = tensor.device
-            # A 0-dim CPU tensor stands for a number on every device.
-            if device != self.device and not (device.type == "cpu" and tensor.dim() == 0):
-                raise InputError(
-                    f"{self._path.name}: input {index} ({names[index]}) is on {device}; the runner "
-                    f"is on {self.device}"
-                )
-            plain = tensor.layout is torch.strided and not tensor.is_nested
-            if not plain or tensor.is_conj() or tensor.is_neg():
-                raise InputError(
-                    f"{self._path.name}: input {index} ({names[index]}) is no plain strided "
-                    "tensor; resolve its layout, conj or neg first"
-                )
-            if not has_own_data(tensor):
-                raise InputError(
-                    f"{self._path.name}: input {index} ({names[index]}) has no data of its own "
-                    f"({type(tensor).__name__}); a plain tensor is wanted"
-                )
-
-        if self._check_inputs and isinstance(container, ModelContainer):
-            problem = container.input_problem(inputs)
-            if problem is not None:
-                raise InputError(f"{self._path.name}: {problem}")
-
-    def _input_problem(self, message: str) -> str:
-        """Return the library's own complaint about an input, with its name and dtypes in words."""
-        index, _, problem = message.removeprefix("input_handles[").partition("]: ")
-        names = self._open().input_names
-        name = names[int(index)] if index.isdigit() and int(index) < len(names) else "?"
-        if problem.startswith("unmatched dtype"):
-            dtypes = [dtype_of_number().get(int(n)) for n in re.findall(r": (\d+)", problem)]
-            if len(dtypes) == 2 and None not in dtypes:
-                problem = f"has dtype {dtypes[1]}; {dtypes[0]} is wanted"
-        elif problem.startswith("dim value is too small"):
-            problem += (
-                "; the library was compiled for a range that begins there (a dynamic dim begins at "
-                "2; aot_inductor.check_lowerbound=False at the compile lifts that)"
-            )
-        return f"{self._path.name}: input {index} ({name}): {problem}"

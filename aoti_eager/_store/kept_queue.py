@@ -16,7 +16,9 @@ from pathlib import Path
 from .._base.at_exit import at_exit
 from .._base.data_class import dataclass
 from .._base.file_lock import locked
-from .._base.store_format import WANTED_FILE, is_marked, remove
+from .._base.store_format import WANTED_FILE
+from .._base.store_marker import is_marked
+from .._base.store_removal import remove
 from .._base.trusted_files import Directory, open_directory
 from .._base.warn_once import log
 from ..config import config

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import dataclass, replace
 
-from .._base.store_format import WANTED_FILE, remove
-from ..errors import StoreError
+from .._base.store_format import WANTED_FILE, children
+from .._base.store_removal import remove
+from .._base.trusted_files import open_directory
+from ..errors import StoreError, UntrustedFileError
 from .entry import Entry, Status
 from .environment import current_environment
 from .kept_queue import read_wanted, update_wanted
 from .new_entries import identity_of
 from .store import Store, StoredEntry
 from .verdict import Verdicts
-from .verify import orphan_verdicts
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +66,29 @@ def prune_store(
         _forget_tries(store)
     orphans = _forget_orphans(store) if stale else 0
     return PruneReport(failures, losers, foreign, made, orphans)
+
+
+def orphan_verdicts(store: Store) -> list[tuple[str, ...]]:
+    """Return the verdicts on keys that have no entry in the store: names from its root.
+
+    Raises:
+        StoreError: The store cannot be read, or others can write to it.
+    """
+    digests = {found.path.parent.name for found in store.scan()}
+    orphans: list[tuple[str, ...]] = []
+    try:
+        with open_directory(store.root) as root, root.directory("verdicts") as verdicts:
+            for processor in children(verdicts, "verdicts"):
+                with contextlib.suppress(OSError), verdicts.directory(processor) as directory:
+                    for name in children(directory, "verdicts", processor):
+                        digest, _, kind = name.partition(".")
+                        if kind == "json" and digest not in digests:
+                            orphans.append(("verdicts", processor, name))
+    except (FileNotFoundError, NotADirectoryError, UntrustedFileError):
+        pass  # There are no verdicts, or only untrusted ones, which ``verify`` reports as damaged.
+    except OSError as error:
+        raise StoreError(error.errno, f"{store.root}: cannot be read: {error.strerror}") from error
+    return orphans
 
 
 def _is_made_by(entry: Entry, compiler: str) -> bool:

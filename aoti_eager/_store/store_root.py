@@ -10,8 +10,9 @@ import contextlib
 from collections.abc import Iterator
 from pathlib import Path
 
-from .._base.store_format import is_marked, is_recognised, mark
-from .._base.trusted_files import ADVICE, Directory, open_directory
+from .._base.store_marker import is_marked, is_recognised, mark
+from .._base.trusted_files import Directory, open_directory
+from .._base.trusted_path import ADVICE
 from ..errors import StoreError, StorePermissionError, UntrustedFileError
 from .work_directories import (
     remove_stale_work,
@@ -188,16 +189,17 @@ class StoreRoot:
                     mark(root)
             yield root
 
-    def parts(self, path: Path) -> tuple[str, ...]:
-        """Return the names that lead to ``path`` from the root.
 
-        Raises:
-            StoreError: ``path`` is not in the store.
-        """
-        try:
-            return path.relative_to(self.root).parts
-        except ValueError as error:
-            raise StoreError(f"{path}: is not in the store {self.root}") from error
+def names_below(root: Path, path: Path) -> tuple[str, ...]:
+    """Return the names that lead from a store's directory to ``path``.
+
+    Raises:
+        StoreError: ``path`` is not in the store.
+    """
+    try:
+        return path.relative_to(root).parts
+    except ValueError as error:
+        raise StoreError(f"{path}: is not in the store {root}") from error
 
 
 def _opened(root: Path, *, create: bool = False) -> Directory:

@@ -20,7 +20,8 @@ from typing import Any
 
 from .._base.data_class import dataclass, field
 from .._base.digest import json_digest
-from .._base.store_format import children, remove
+from .._base.store_format import children
+from .._base.store_removal import remove
 from .._base.trusted_files import Directory, open_directory
 from ..errors import UntrustedFileError
 

@@ -25,15 +25,14 @@ from .._base.store_format import (
     WANTED_FILE,
     children,
     is_inductor_header,
-    is_marked,
     is_temporary,
-    remove,
 )
+from .._base.store_marker import is_marked
+from .._base.store_removal import remove
 from .._base.trusted_files import Directory, open_directory
 from .._native.build import check_native
 from ..errors import StoreError, StorePermissionError, UntrustedFileError
 from .probes import PROBES_LIMIT, decode_probes
-from .store import Store
 from .verdict import (
     FORMAT_VERSION,
     NOT_A_VERDICT,
@@ -129,29 +128,6 @@ def mend(root: Path, findings: Findings) -> None:
         raise StoreError(error.errno, f"{root}: cannot be written: {error.strerror}") from error
 
 
-def orphan_verdicts(store: Store) -> list[Place]:
-    """Return the verdicts on keys that have no entry in the store: names from its root.
-
-    Raises:
-        StoreError: The store cannot be read, or others can write to it.
-    """
-    digests = {found.path.parent.name for found in store.scan()}
-    orphans: list[Place] = []
-    try:
-        with open_directory(store.root) as root, root.directory("verdicts") as verdicts:
-            for processor in children(verdicts, "verdicts"):
-                with contextlib.suppress(OSError), verdicts.directory(processor) as directory:
-                    for name in children(directory, "verdicts", processor):
-                        digest, _, kind = name.partition(".")
-                        if kind == "json" and digest not in digests:
-                            orphans.append(("verdicts", processor, name))
-    except (FileNotFoundError, NotADirectoryError, UntrustedFileError):
-        pass  # There are no verdicts, or only untrusted ones, which ``look`` reports as damaged.
-    except OSError as error:
-        raise StoreError(error.errno, f"{store.root}: cannot be read: {error.strerror}") from error
-    return orphans
-
-
 class _Search:
     """Looks into directories of a store, and notes what it finds."""
 
@@ -183,13 +159,13 @@ class _Search:
     def leftovers(self, directory: Directory, *place: str) -> None:
         """Note the temporary files and directories of dead processes."""
         for name in children(directory, *place):
-            if name.startswith(PREFIX):
+            if is_temporary(name):
+                is_left = _age_s(directory, name) > _TEMPORARY_AGE_S
+            elif name.startswith(PREFIX):
                 # One process at a time builds, and holds the lock; no name is used again.
                 digest = name.removeprefix(PREFIX).partition("-")[0]
                 stem = f"thin-{digest}" if place[-1] == "headers" else digest
                 is_left = _held(directory, f"{stem}.lock") is False
-            elif is_temporary(name):
-                is_left = _age_s(directory, name) > _TEMPORARY_AGE_S
             else:
                 is_left = name.endswith(".tmp") and _age_s(directory, name) > _TEMPORARY_AGE_S
             if is_left:

@@ -24,6 +24,7 @@ from .._keys.checked_key import LONGEST_OP, OP, checked_key
 from .._keys.dynamic_plan import Plan
 from .._keys.guards import Guards
 from .._keys.kernel_key import KernelKey
+from .._keys.pattern import expressions_in
 from ..errors import WorkloadError
 
 HEADER = b"aoti_eager wanted 1"
@@ -126,7 +127,7 @@ class Wanted:
         """
         document = json.loads(self.document)
         key, plan = checked_key(document["key"]), document["plan"]
-        call = WantedCall(key, str(document["schema"]), None if plan is None else _plan(plan))
+        call = WantedCall(key, str(document["schema"]), None if plan is None else _plan(plan, key))
         if (wanted_digest(call), key.op) != (self.digest, self.op):
             raise ValueError(f"is another call than {self.digest}")
         return call
@@ -154,14 +155,29 @@ def wanted_digest(call: WantedCall) -> str:
     return call.key.digest if call.plan is None else call.plan.pattern.digest
 
 
-def _plan(document: Mapping[str, Any]) -> Plan:
+def _plan(document: Mapping[str, Any], key: KernelKey) -> Plan:
+    """Return the plan that a document describes, whose kernel is to serve ``key``.
+
+    Raises:
+        NOT_WANTED: The document describes no plan, or one for other calls.
+    """
+    pattern, guards = checked_key(document["pattern"]), Guards.from_json(document["guards"])
+    if _fixed_parts(pattern) != _fixed_parts(key):
+        raise ValueError(f"is a plan for other calls than those of {key.digest}")
+    for expression in expressions_in(pattern):
+        guards.check(expression)
     return Plan(
         str(document["family"]),
         tuple((int(slot), int(dim)) for slot, dim in document["dims"]),
         tuple(map(str, document["numbers"])),
-        KernelKey.from_json(document["pattern"]),
-        Guards.from_json(document["guards"]),
+        pattern,
+        guards,
     )
+
+
+def _fixed_parts(key: KernelKey) -> tuple[object, ...]:
+    """Return what a key and its patterns have in common."""
+    return key.op, key.dispatch_key, [name for name, _ in key.arguments], dict(key.context)
 
 
 def decode(content: bytes) -> tuple[dict[str, Wanted], int]:

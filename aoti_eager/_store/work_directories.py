@@ -18,12 +18,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from .._base.file_lock import hold, is_locked
-from .._base.store_format import (
-    children,
-    is_marked,
-    remove,
-    remove_marked,
-)
+from .._base.store_format import children
+from .._base.store_marker import is_marked, remove_marked
+from .._base.store_removal import remove
 from .._base.trusted_files import Directory, open_directory
 
 # A work directory of another host, whose processes we cannot ask about, is left alone this long.

@@ -19,7 +19,9 @@ import torch
 
 from .._base.digest import json_digest
 from .._base.file_lock import locked
-from .._base.store_format import RUNS_FILE, is_marked, remove
+from .._base.store_format import RUNS_FILE
+from .._base.store_marker import is_marked
+from .._base.store_removal import remove
 from .._base.trusted_files import Directory, open_directory
 from .._base.warn_once import log
 from .._compile_service.cache_context import CacheContext

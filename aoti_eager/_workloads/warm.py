@@ -13,12 +13,10 @@ import functools
 import os
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
-from concurrent.futures import CancelledError, Executor, Future, ThreadPoolExecutor, wait
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from concurrent.futures import Executor, ThreadPoolExecutor, wait
+from dataclasses import replace
 from pathlib import Path
-from queue import SimpleQueue
-from typing import Any
 
 from .._base.cpu import Target
 from .._base.warn_once import log
@@ -26,9 +24,8 @@ from .._compile_service import cache_context
 from .._compile_service.cache_context import CacheContext
 from .._compile_service.worker_pool import CompileService
 from .._dispatch.certificates import refusal as certificate_refusal
-from .._keys.kernel_key import ANY_THREADS, KernelKey
 from .._keys.schema import parsed_schema
-from .._store.entry import Entry, Status, decode
+from .._store.entry import Entry, Status
 from .._store.store import Store
 from .._store.stored_failures import standing
 from .._store.verdict import NOT_A_VERDICT, decode_verdict
@@ -40,23 +37,11 @@ from ..errors import (
     LockTimeoutError,
     StoreError,
 )
-from .compile_task import (
-    compile_call,
-    compile_here,
-    compile_task,
-    cores,
-    sha256,
-)
+from .compile_answer import Nothing, entry_of, keys_of, received
+from .compile_task import compile_call, compile_here, compile_task, cores
+from .executor_compiles import ExecutorCompiles, Progress
 from .report import WarmFailure, WarmReport
-from .workload import (
-    Call,
-    Workload,
-    distinct,
-    load_workload,
-)
-
-# Called with the number of compiles that have ended, and the number of all compiles.
-Progress = Callable[[int, int], None]
+from .workload import Call, Workload, distinct, load_workload
 
 # Errors of a file system about one name or place in it, and not about itself.
 _OF_ONE_CALL = frozenset(
@@ -69,17 +54,6 @@ _OF_ONE_CALL = frozenset(
         errno.ENOTDIR,
     }
 )
-
-# Limits for an answer, in bytes: an executor's process may be anybody's, and may have gone wrong.
-_LARGEST_ENTRY = 4 << 20
-_LARGEST_LIBRARY = 64 << 20
-_KEPT_LOG = 1 << 20
-# Characters.
-_LONGEST_REASON = 100
-_KEPT_MESSAGE = 10_000
-
-# What reading a document raises that is no entry, besides what ``decode`` says.
-_NOT_AN_ENTRY = (ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError)
 
 
 class Warming:
@@ -161,7 +135,7 @@ class Warming:
         if self._executor is None:
             self._run_here(pending)
         else:
-            _Compiles(self._executor, compile_call).run(self, pending)
+            ExecutorCompiles(self._executor, compile_call).run(self, pending)
 
     def _run_here(self, pending: Sequence[Call]) -> None:
         assert self._jobs is not None
@@ -170,7 +144,7 @@ class Warming:
         service = CompileService(self._context.target, workers=jobs)
         compile_ = functools.partial(compile_here, store=self._context.store, service=service)
         pool = ThreadPoolExecutor(jobs, thread_name_prefix="aoti_eager-warm")
-        compiles = _Compiles(pool, compile_)
+        compiles = ExecutorCompiles(pool, compile_)
         try:
             compiles.run(self, pending)
         finally:
@@ -196,12 +170,12 @@ class Warming:
             StoreError: The store cannot be written.
         """
         try:
-            got = _received(answer)
-            if isinstance(got, _Nothing):
+            got = received(answer)
+            if isinstance(got, Nothing):
                 self.fail(call, got.reason, got.message)
                 return
-            entry = self._checked(call, got)
-            self._publish(entry, got.library, got.log)
+            entry = entry_of(got, call.key, self._environment, self._context.target)
+            _publish(self._context.store, entry, got.library, got.log)
         except EntryDamagedError as error:
             self.fail(call, "wrong_answer", f"{call.key.op}: what came back {error}")
         except CacheFormatError as error:
@@ -249,7 +223,7 @@ class Warming:
             self._declined["uncertified"] += 1
             return True
         store = self._context.store
-        for key in _keys(call.key):
+        for key in keys_of(call.key):
             try:
                 found = store.find(key, self._environment, self._context.features)
                 found = standing(store, found)
@@ -267,53 +241,6 @@ class Warming:
                 return True
         return False
 
-    def _checked(self, call: Call, got: _Made) -> Entry:
-        """Return the entry of an answer, if it is the one that was asked for; it is unchecked.
-
-        Raises:
-            EntryDamagedError: The entry is another one, or its library is.
-            CacheFormatError: A newer version made it.
-        """
-        try:
-            entry = decode(got.entry)
-        except _NOT_AN_ENTRY as error:
-            raise EntryDamagedError(f"is no entry: {error!r:.200}") from error
-        if entry.key not in _keys(call.key):
-            raise EntryDamagedError("is an entry of another call")
-        if entry.environment != self._environment:
-            raise EntryDamagedError("is an entry of another environment")
-        if (entry.target, entry.requires) != (
-            self._context.target.name,
-            self._context.target.requires,
-        ):
-            raise EntryDamagedError(f"is for {entry.target}, not {self._context.target.name}")
-        if entry.guards is not None:
-            raise EntryDamagedError("is a kernel for several sizes, which was not asked for")
-        if entry.status is Status.QUARANTINED:
-            raise EntryDamagedError("is quarantined, which is for a library that served here")
-        if (entry.status is Status.READY) != (got.library is not None):
-            raise EntryDamagedError("has a library and should not, or the other way round")
-        if got.library is not None and (
-            entry.library is None or sha256(got.library) != entry.library.sha256
-        ):
-            raise EntryDamagedError("has a library with another digest")
-        # Whatever the entry says: there was no call whose arguments a result could be compared on.
-        return replace(entry, checked=False)
-
-    def _publish(self, entry: Entry, content: bytes | None, compile_log: str) -> None:
-        store = self._context.store
-        with store.workspace() as work:
-            library = None
-            if content is not None:
-                library = work / "warmed.so"
-                try:
-                    library.write_bytes(content)
-                except OSError as error:
-                    raise StoreError(
-                        error.errno, f"{library}: cannot be written: {error.strerror}"
-                    ) from error
-            store.publish(entry, work, library, compile_log)
-
     def _keep_verdict(self, entry: Entry, document: object) -> None:
         """Keep what a process of ours has measured on this machine."""
         if entry.library is None or not isinstance(document, str):
@@ -324,109 +251,18 @@ class Warming:
                 self._context.verdicts.put(entry.digest, verdict)
 
 
-@dataclass(frozen=True, slots=True)
-class _Made:
-    """An answer with an entry to publish: its document, its library if it has one, the log."""
-
-    entry: bytes
-    library: bytes | None
-    log: str
-    verdict: object
-
-
-@dataclass(frozen=True, slots=True)
-class _Nothing:
-    """An answer without an entry, and why."""
-
-    reason: str
-    message: str
-
-
-def _received(answer: object) -> _Made | _Nothing:
-    """Return what ``compile_call`` should have returned, in its types and of a plausible size.
-
-    Raises:
-        EntryDamagedError: ``answer`` is something else.
-    """
-    if type(answer) is not dict:
-        raise EntryDamagedError(f"is a {type(answer).__name__}, not a dict")
-    if "entry" not in answer:
-        reason, message = answer.get("reason"), answer.get("message")
-        if type(reason) is not str or type(message) is not str or len(reason) > _LONGEST_REASON:
-            raise EntryDamagedError("has neither an entry nor a reason and a message in words")
-        return _Nothing(reason, message[:_KEPT_MESSAGE])
-    entry, library, log_ = answer["entry"], answer.get("library"), answer.get("log")
-    for name, value, largest in (
-        ("entry", entry, _LARGEST_ENTRY),
-        ("library", library, _LARGEST_LIBRARY),
-    ):
-        if value is None and name == "library":
-            continue
-        if type(value) is not bytes:
-            raise EntryDamagedError(f"has a {type(value).__name__} as its {name}, not bytes")
-        if len(value) > largest:
-            raise EntryDamagedError(
-                f"has {len(value)} bytes as its {name}; up to {largest} are taken"
-            )
-    if type(log_) is not str:
-        raise EntryDamagedError(f"has a {type(log_).__name__} as its log, not words")
-    # Cut before it is encoded, too: it may be of any length, and hold what no file can.
-    kept = log_[:_KEPT_LOG].encode("utf-8", "replace")[:_KEPT_LOG].decode("utf-8", "ignore")
-    return _Made(entry, library, kept, answer.get("verdict"))
-
-
-class _Compiles:
-    """The compiles that an executor was given."""
-
-    def __init__(self, executor: Executor, compile_: Callable[..., object]) -> None:
-        self._executor = executor
-        self._compile = compile_
-        self._calls: dict[Future[Any], Call] = {}
-        self._done: SimpleQueue[Future[Any]] = SimpleQueue()
-
-    def unfinished(self) -> list[Future[Any]]:
-        """Return the futures that have no result yet."""
-        return [future for future in self._calls if not future.done()]
-
-    def run(self, warming: Warming, pending: Sequence[Call]) -> None:
-        """Have all of ``pending`` compiled; ``warming`` takes each as soon as it is there."""
-        progress = warming.progress
-        total = len(pending)
-        progress(0, total)
-        try:
-            for call in pending:
-                self._submit(warming, call)
-            progress(total - len(self._calls), total)
-            while self._calls:
-                self._take(warming, self._done.get())
-                progress(total - len(self._calls), total)
-        except BaseException:
-            for future in self._calls:
-                future.cancel()
-            raise
-
-    def _submit(self, warming: Warming, call: Call) -> None:
-        try:
-            future = self._executor.submit(self._compile, warming.task(call))
-        except RuntimeError as error:  # Shut down or broken: it takes no more.
-            warming.fail(call, "executor", f"{call.key.op}: the executor: {error}")
-            return
-        self._calls[future] = call
-        # Not as_completed: it needs more than a future's public interface.
-        future.add_done_callback(self._done.put)
-
-    def _take(self, warming: Warming, future: Future[Any]) -> None:
-        call = self._calls[future]
-        try:
-            answer = future.result()
-        except CancelledError:
-            warming.fail(call, "executor", f"{call.key.op}: the executor cancelled it")
-        except Exception as error:  # noqa: BLE001 - a lost worker is each executor's own exception
-            message = f"{call.key.op}: the executor: {type(error).__name__}: {error}"
-            warming.fail(call, "executor", message)
-        else:
-            warming.take(call, answer)
-        del self._calls[future]
+def _publish(store: Store, entry: Entry, content: bytes | None, compile_log: str) -> None:
+    with store.workspace() as work:
+        library = None
+        if content is not None:
+            library = work / "warmed.so"
+            try:
+                library.write_bytes(content)
+            except OSError as error:
+                raise StoreError(
+                    error.errno, f"{library}: cannot be written: {error.strerror}"
+                ) from error
+        store.publish(entry, work, library, compile_log)
 
 
 def _is_refused(call: Call, target: Target) -> bool:
@@ -439,11 +275,6 @@ def _is_refused(call: Call, target: Target) -> bool:
         return certificate_refusal(schema, call.key, target, required=config.certified) is not None
     except (RuntimeError, ValueError, TypeError, KeyError, AttributeError):
         return False
-
-
-def _keys(key: KernelKey) -> tuple[KernelKey, KernelKey]:
-    """Return the keys that an entry of a call with ``key`` may have."""
-    return key.with_threads(ANY_THREADS), key
 
 
 def warm(
@@ -479,7 +310,7 @@ def warm(
         load_workload(workload)
         if isinstance(workload, str | os.PathLike)
         else Workload(tuple(workload)),
-        _backend_of(cache_dir),
+        _context_of(cache_dir),
         executor=executor,
         jobs=jobs,
         progress=progress,
@@ -488,7 +319,7 @@ def warm(
     return warming.report()
 
 
-def _backend_of(cache_dir: str | os.PathLike[str] | None) -> CacheContext:
+def _context_of(cache_dir: str | os.PathLike[str] | None) -> CacheContext:
     context = cache_context.current()
     if cache_dir is None:
         return context

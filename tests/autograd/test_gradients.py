@@ -301,13 +301,13 @@ def test_a_kernel_that_comes_while_another_call_is_declined_is_not_missed(
         tellers: list[threading.Thread] = []
         put = NativeAutogradKernel.put_decline
 
-        def slow_put(gate: NativeAutogradKernel, key: bytes) -> None:
+        def slow_put(kernel: NativeAutogradKernel, key: bytes) -> None:
             # A worker decides on another key of the op, at the worst of times.
             table = gradient_table(op)
             tellers.append(threading.Thread(target=table._tell))
             tellers[-1].start()
             time.sleep(0.02)
-            put(gate, key)
+            put(kernel, key)
 
         monkeypatch.setattr(NativeAutogradKernel, "put_decline", slow_put)
         for x in xs:
@@ -326,9 +326,11 @@ def test_a_kernel_that_comes_while_another_call_is_declined_is_not_missed(
 
 def gradient_table(op: CustomOp) -> Any:
     """Return the table of the op's gradient."""
-    gradients = op._differentiable._gradients
-    assert gradients is not None
-    return gradients._table
+    assert op._gradients is not None
+    compiled = op._gradients.compiled
+    assert compiled is not None
+    assert compiled._gradients is not None
+    return compiled._gradients._table
 
 
 def go_on_telling(table: Any, done: threading.Event) -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from aoti_eager._base import ownership, trusted_files
+from aoti_eager._base import ownership, trusted_files, trusted_path
 from aoti_eager._base.trusted_files import Directory, open_directory, read_file
 from aoti_eager.errors import UntrustedFileError
 
@@ -39,7 +39,7 @@ def directory(place: Path) -> Iterator[Directory]:
 
 
 def _have_private_group(monkeypatch: pytest.MonkeyPatch, gid: int) -> None:
-    for module in (ownership, trusted_files):
+    for module in (ownership, trusted_path):
         monkeypatch.setattr(module, "private_group_of", lambda uid: gid)
 
 
@@ -181,7 +181,7 @@ def test_an_access_list_gives_more_users_than_the_group_has(
     place.parent.chmod(0o775)
     _have_private_group(monkeypatch, place.stat().st_gid)
     open_directory(place).close()
-    monkeypatch.setattr(trusted_files, "has_access_list", lambda path: True)
+    monkeypatch.setattr(trusted_path, "has_access_list", lambda path: True)
     with pytest.raises(UntrustedFileError):
         open_directory(place)
 

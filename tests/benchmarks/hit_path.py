@@ -24,7 +24,7 @@ from pathlib import Path
 import torch
 
 import aoti_eager
-from aoti_eager._compile_service.worker_pool import compiler_on_path
+from aoti_eager._base.cpp_compiler import compiler_on_path
 from aoti_eager._dispatch.kernel_cache import KernelCache
 from aoti_eager._dispatch.table import Table
 from aoti_eager._keys.kernel_key import kernel_key

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from aoti_eager._compile_service.worker_pool import compiler_on_path
+from aoti_eager._base.cpp_compiler import compiler_on_path
 from aoti_eager._native import build as native_build
 
 pytestmark = pytest.mark.native

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from aoti_eager._compile_service.worker_pool import compiler_on_path
+from aoti_eager._base.cpp_compiler import compiler_on_path
 
 INTERFACE = (
     Path(__file__).parents[2] / "aoti_eager" / "_compile_worker" / "csrc" / "thin_interface.cpp"

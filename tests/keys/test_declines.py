@@ -415,20 +415,20 @@ def publish_text_as_library(op: Any, *args: Any) -> Entry:
 
     schema = op_schema(op)
     key: KernelKey = kernel_key(schema, "CPU", schema.bind(args, {}))
-    backend = cache_context.current()
+    context = cache_context.current()
     entry = Entry(
         Status.READY,
         key,
-        backend.environment,
-        backend.target.name,
-        backend.target.requires,
+        context.environment,
+        context.target.name,
+        context.target.requires,
         outputs=({"output": 0},),
         checked=True,
     )
-    with backend.store.workspace() as work:
+    with context.store.workspace() as work:
         library = work / "text"
         library.write_text("this is no shared object")
-        return backend.store.publish(entry, work, library, "").entry
+        return context.store.publish(entry, work, library, "").entry
 
 
 @pytest.fixture

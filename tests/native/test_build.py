@@ -19,9 +19,9 @@ from pathlib import Path
 import pytest
 
 import aoti_eager
+from aoti_eager._base.cpp_compiler import compiler_on_path
 from aoti_eager._base.trusted_files import Directory
 from aoti_eager._compile_service import native_path
-from aoti_eager._compile_service.worker_pool import compiler_on_path
 from aoti_eager._native import build as native_build
 from aoti_eager._native import library as native_library_module
 from aoti_eager.errors import NativePathError

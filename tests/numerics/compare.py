@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from aoti_eager._compile_service.worker_pool import compiler_on_path
+from aoti_eager._base.cpp_compiler import compiler_on_path
 
 # A result may be this far from the exact value, in units of the last place, whatever eager's is.
 FLOOR_ULP = 2.0

@@ -22,13 +22,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from aoti_eager._base.cpp_compiler import compiler_identity
+from aoti_eager._base.cpp_compiler import compiler_identity, compiler_on_path
 from aoti_eager._base.cpu import cpu_features, cpu_target
 from aoti_eager._base.digest import json_digest
 from aoti_eager._base.op_names import find_overload
 from aoti_eager._base.sealed_library import sealed_file
 from aoti_eager._base.torch_compat.dispatcher import OpOverload
-from aoti_eager._compile_service.worker_pool import CompileService, compiler_on_path
+from aoti_eager._compile_service.worker_pool import CompileService
 from aoti_eager._keys.call_template import CallTemplate, call_template, fresh_results, slot_dtype
 from aoti_eager._keys.declines import call_decline, op_decline
 from aoti_eager._keys.dynamic_plan import Plan, plan_of

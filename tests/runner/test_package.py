@@ -126,10 +126,21 @@ def test_names_do_not_lead_out_of_the_directory(tmp_path: Path) -> None:
     members: dict[str, str | bytes] = {
         f"{MODEL}/x.so": b"",
         f"{MODEL}/../../../../../../evil": b"evil",
-        f"{MODEL}//etc/evil": b"evil",
+        f"{MODEL}//etc/other": b"evil",
     }
     found = unpack(make_package(tmp_path / "evil.pt2", members), "model")
-    assert {path.name for path in found.directory.iterdir()} == {"x.so", "evil"}
+    assert {path.name for path in found.directory.iterdir()} == {"x.so", "evil", "other"}
+
+
+@pytest.mark.parametrize("name", ["x.so", "weights.blob"])
+def test_two_files_that_would_overwrite_each_other_are_refused(tmp_path: Path, name: str) -> None:
+    members: dict[str, str | bytes] = {
+        f"{MODEL}/x.so": b"",
+        f"{MODEL}/a/{name}": b"one",
+        f"{MODEL}/b/{name}": b"two",
+    }
+    path = make_package(tmp_path / "twice.pt2", members)
+    assert refused(path).startswith(f"its model has two files called {name!r}, ")
 
 
 def test_a_name_that_is_no_name_is_refused(tmp_path: Path) -> None:

@@ -30,22 +30,22 @@ X = torch.ones(8, 8)
 def publish(op: Any, *args: Any, status: Status = Status.READY, **fields: Any) -> Entry:
     """Store an entry of a call; its library is a few bytes that are never loaded here."""
     schema = op_schema(op)
-    backend = cache_context.current()
+    context = cache_context.current()
     entry = Entry(
         status,
         fields.pop("key", None) or kernel_key(schema, "CPU", schema.bind(args, {})),
-        fields.pop("environment", backend.environment),
+        fields.pop("environment", context.environment),
         "cpu-test",
         fields.pop("requires", frozenset()),
         outputs=({"output": 0},),
         checked=True,
         **fields,
     )
-    with backend.store.workspace() as work:
+    with context.store.workspace() as work:
         library = work / "bytes"
         library.write_bytes(b"\x7fELF of a test")
         published = library if status is not Status.DECLINED else None
-        return backend.store.publish(entry, work, published, fields.get("message") or "").entry
+        return context.store.publish(entry, work, published, fields.get("message") or "").entry
 
 
 @pytest.fixture
@@ -313,11 +313,11 @@ def test_escape_sequences_of_the_store_are_not_printed_raw(
         message=f"first{HOSTILE}\nsecond\tline",
         provenance=((f"by{HOSTILE}", f"gcc{HOSTILE}"),),
     )
-    backend = cache_context.current()
+    context = cache_context.current()
     assert entry.library is not None
     taken = PathTime(1.0, 2.0, 2.0, 0.01, True)
     verdict = Verdict(entry.library.sha256, times={f"native/2{HOSTILE}": taken})
-    backend.verdicts.put(entry.digest, verdict)
+    context.verdicts.put(entry.digest, verdict)
     # A directory whose name the format does not know is nobody's entry, and is passed over.
     other = cache_dir / "v1" / "0" / f"aten.x{HOSTILE}" / "static" / ("0" * 64) / "cpu"
     other.mkdir(parents=True)

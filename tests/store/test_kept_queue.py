@@ -8,6 +8,7 @@ import os
 import stat
 import subprocess
 import sys
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -17,7 +18,8 @@ import pytest
 
 import aoti_eager
 from aoti_eager import cache
-from aoti_eager._base.store_format import MARKER, MARKER_FILE, WANTED_FILE
+from aoti_eager._base.store_format import MARKER_FILE, WANTED_FILE
+from aoti_eager._base.store_marker import MARKER
 from aoti_eager._keys.dynamic_plan import Plan
 from aoti_eager._keys.guards import Guards
 from aoti_eager._keys.kernel_key import KernelKey
@@ -101,16 +103,69 @@ def test_what_is_written_is_read_and_describes_its_call() -> None:
     assert found[keys[0].digest].call() == call_of(8)
 
 
-def test_a_kernel_for_several_sizes_is_kept_with_its_plan() -> None:
+def plan_of_rows() -> Plan:
+    """Return a plan for ``key_of`` with any number of rows."""
     pattern = key_of().to_json()
-    pattern["arguments"][0][1]["sizes"][0] = {"symbol": "s0"}
-    plan = Plan(
+    pattern["arguments"][0][1]["sizes"][0] = "s0"
+    return Plan(
         "family", ((0, 0),), ("alpha",), KernelKey.from_json(pattern), Guards({"s0": (2, 9)})
     )
+
+
+def test_a_kernel_for_several_sizes_is_kept_with_its_plan() -> None:
+    plan = plan_of_rows()
     one = wanted(WantedCall(key_of(), SCHEMA, plan), 3, 0, NOW)
     found, damaged = decode(encode([one], NOW))
     assert damaged == 0
     assert found[plan.pattern.digest].call() == WantedCall(key_of(), SCHEMA, plan)
+
+
+def plan_for_another_op(plan: dict[str, Any]) -> None:
+    plan["pattern"]["op"] = "aten::relu"
+
+
+def plan_for_another_thread_count(plan: dict[str, Any]) -> None:
+    plan["pattern"]["context"][-1][1] = 3
+
+
+def plan_for_other_arguments(plan: dict[str, Any]) -> None:
+    plan["pattern"]["arguments"][0][0] = "other"
+
+
+def plan_whose_context_is_missing(plan: dict[str, Any]) -> None:
+    plan["pattern"]["context"] = []
+
+
+def plan_with_a_symbol_without_a_range(plan: dict[str, Any]) -> None:
+    plan["pattern"]["arguments"][0][1]["sizes"][0] = "s1"
+
+
+def plan_with_a_size_that_is_no_expression(plan: dict[str, Any]) -> None:
+    plan["pattern"]["arguments"][0][1]["sizes"][0] = ["**", "s0", 2]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        plan_for_another_op,
+        plan_for_another_thread_count,
+        plan_for_other_arguments,
+        plan_whose_context_is_missing,
+        plan_with_a_symbol_without_a_range,
+        plan_with_a_size_that_is_no_expression,
+    ],
+)
+def test_a_plan_that_does_not_fit_its_key_is_no_call(
+    change: Callable[[dict[str, Any]], None],
+) -> None:
+    """A worker would compile the plan's pattern, and the kernel would be stored under it."""
+    one = wanted(WantedCall(key_of(), SCHEMA, plan_of_rows()), 3, 0, NOW)
+    document = json.loads(one.document)
+    change(document["plan"])
+    digest = KernelKey.from_json(document["plan"]["pattern"]).digest
+    changed = replace(one, digest=digest, document=json.dumps(document).encode())
+    assert one.is_call()
+    assert not changed.is_call()
 
 
 @pytest.mark.parametrize(

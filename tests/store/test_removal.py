@@ -12,12 +12,9 @@ from pathlib import Path
 import pytest
 
 from aoti_eager import cache, cli
-from aoti_eager._base.store_format import (
-    MARKER,
-    MARKER_FILE,
-    is_recognised,
-    remove,
-)
+from aoti_eager._base.store_format import MARKER_FILE
+from aoti_eager._base.store_marker import MARKER, is_recognised
+from aoti_eager._base.store_removal import remove
 from aoti_eager._base.trusted_files import Directory, open_directory
 from aoti_eager._store import store_root
 from aoti_eager._store.store import Store

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import shutil
@@ -16,6 +17,7 @@ from pathlib import Path
 
 import pytest
 
+from aoti_eager import cache
 from aoti_eager._store.entry import (
     Library,
     Status,
@@ -481,13 +483,20 @@ def test_a_quarantined_entry_keeps_its_library_and_says_why(store: Store, root: 
     assert list((root / "tmp").iterdir()) == []
 
 
-def test_an_entry_whose_library_is_gone_can_be_quarantined(store: Store) -> None:
+@pytest.mark.parametrize("damage", [Path.unlink, lambda path: path.write_bytes(b"cut")])
+def test_a_quarantined_entry_names_no_library_that_is_gone_or_damaged(
+    store: Store, damage: Callable[[Path], object]
+) -> None:
+    """Else ``verify`` would call the record of what went wrong damaged, and remove it."""
     found = publish(store)
-    found.library_path.unlink()
+    damage(found.library_path)
     store.quarantine(found, "mismatch", "output 0 differs")
     again = find(store)
     assert again is not None
     assert again.entry.status is Status.QUARANTINED
+    assert again.entry.library is None
+    assert not again.library_path.exists()
+    assert cache.verify(repair=False, cache_dir=store.root).damaged == ()
 
 
 # --- the root ------------------------------------------------------------------------------------
@@ -648,6 +657,29 @@ def test_the_work_of_another_host_is_removed_after_a_day(store: Store, root: Pat
         made = path.stat().st_mtime - age_s
         os.utime(path, (made, made))
     assert store.stale_work() == [old]
+
+
+def test_the_work_of_one_dead_process_is_removed_unless_somebody_holds_its_lock(
+    store: Store, root: Path, dead_pid: int
+) -> None:
+    """Containers number their processes alike, and may share a host's name and the store."""
+    publish(store)
+    host = socket.gethostname()
+    held, free, other = (
+        root / "tmp" / f"{host}-{pid}-0123456789{end}"
+        for pid, end in ((dead_pid, "aa"), (dead_pid, "bb"), (dead_pid + 1, "cc"))
+    )
+    for path in (held, free, other):
+        path.mkdir()
+    fd = os.open(held, os.O_RDONLY)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX)
+        store.remove_work_of(dead_pid)
+        assert (held.exists(), free.exists(), other.exists()) == (True, False, True)
+    finally:
+        os.close(fd)
+    store.remove_work_of(dead_pid)
+    assert (held.exists(), other.exists()) == (False, True)
 
 
 def test_there_is_no_stale_work_in_a_store_that_does_not_exist(store: Store) -> None:

@@ -188,10 +188,10 @@ class Op:
 
     def plan_of(self, store: Store) -> Plan | None:
         """Return the plan for a second size."""
-        backend: Any = SimpleNamespace(store=store, environment=ENVIRONMENT, features=FEATURES)
+        context: Any = SimpleNamespace(store=store, environment=ENVIRONMENT, features=FEATURES)
         plan = None
         for rows in (4, 6):
-            assert self._specialised.kernels.find(SILU, key_of(rows, 5), backend) is None
+            assert self._specialised.kernels.find(SILU, key_of(rows, 5), context) is None
             plan, _ = self._specialised.plan(SILU, key_of(rows, 5))
         return plan
 

@@ -15,6 +15,7 @@ from aoti_eager import cache
 from aoti_eager._base.recorded_files import write_record
 from aoti_eager._base.trusted_files import open_directory
 from aoti_eager._store.probes import Probes
+from aoti_eager._store.prune import orphan_verdicts
 from aoti_eager._store.store import Store
 from aoti_eager._store.verdict import (
     Verdict,
@@ -22,7 +23,7 @@ from aoti_eager._store.verdict import (
     clear_verdicts,
     encode_verdict,
 )
-from aoti_eager._store.verify import look, orphan_verdicts
+from aoti_eager._store.verify import look
 from aoti_eager.errors import StoreError
 
 from ..support.entries import files_below, make_entry, publish
@@ -97,6 +98,18 @@ def test_a_whole_store_has_no_findings_and_is_left_alone(root: Path) -> None:
         report = cache.verify(repair=repair, cache_dir=root)
         assert (report.damaged, report.residue) == ((), 0)
     assert state(root) == before
+
+
+@pytest.mark.parametrize(
+    "place", ["", "toolchain/headers/", "toolchain/probes/", "verdicts/some-cpu-0/"]
+)
+def test_a_temporary_file_with_a_build_s_name_is_a_temporary_file(root: Path, place: str) -> None:
+    path = root / f"{place}.build-x.01234567"
+    write(path, b"half a file")
+    report = cache.verify(repair=False, cache_dir=root)
+    assert (report.damaged, report.residue) == ((), 0)
+    os.utime(path, (1.0, 1.0))
+    assert cache.verify(repair=False, cache_dir=root).residue == 1
 
 
 PARTS = [name for names in RECORDED.values() for name in names]

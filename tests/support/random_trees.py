@@ -27,7 +27,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from aoti_eager import cache
-from aoti_eager._base.store_format import MARKER
+from aoti_eager._base.store_marker import MARKER
 from aoti_eager._store.entry import Status
 from aoti_eager._store.store import Store
 from aoti_eager._store.verdict import Verdicts, processor

@@ -16,7 +16,8 @@ import torch
 
 import aoti_eager
 from aoti_eager import cache
-from aoti_eager._base.store_format import MARKER, MARKER_FILE
+from aoti_eager._base.store_format import MARKER_FILE
+from aoti_eager._base.store_marker import MARKER
 from aoti_eager._compile_service import cache_context
 from aoti_eager._keys.kernel_key import ANY_THREADS
 from aoti_eager._store.entry import Entry, Remembered, Status
@@ -147,8 +148,8 @@ def test_a_remembered_failure_is_no_hope_and_a_lapsed_one_is(entry: Entry) -> No
     options = {"status": Status.DECLINED, "reason": "compile_failed"}
     failure = publish(aten.tanh.default, Y, **options)
     assert losers() == [TANH]
-    backend = cache_context.current()
-    backend.store.discard(backend.store._entry_path(failure))
+    context = cache_context.current()
+    context.store.discard(context.store._entry_path(failure))
     publish(aten.tanh.default, Y, remembered=Remembered(0.0, None), **options)
     assert losers() == []
 
@@ -189,15 +190,15 @@ def test_pruning_what_lost_brings_the_op_back(entry: Entry) -> None:
 
 
 def left_out(script: bytes = b"1", *arguments: str) -> tuple[str, ...]:
-    backend = cache_context.current()
-    left_out_module.leave_out([TANH, SILU], run_digest(script, arguments, backend), backend)
+    context = cache_context.current()
+    left_out_module.leave_out([TANH, SILU], run_digest(script, arguments, context), context)
     found, left_out_module.left_out = left_out_module.left_out, ()
     return found
 
 
 def note(script: bytes = b"1", *arguments: str, looked: bool) -> None:
-    backend = cache_context.current()
-    note_run(run_digest(script, arguments, backend), backend.store.root, looked=looked)
+    context = cache_context.current()
+    note_run(run_digest(script, arguments, context), context.store.root, looked=looked)
 
 
 def test_a_script_is_looked_at_first_and_each_eighth_time(entry: Entry) -> None:
@@ -353,6 +354,6 @@ def test_explain_says_what_run_leaves_out(entry: Entry, monkeypatch: pytest.Monk
 def test_a_user_without_a_home_has_no_runs() -> None:
     with aoti_eager.config.scope(cache_dir=Path("/nowhere/to/be/found")):
         assert left_out() == ()
-    backend = replace(cache_context.current(), store=Store(None, lock_timeout_s=1.0))
+    context = replace(cache_context.current(), store=Store(None, lock_timeout_s=1.0))
     assert not left_out_module._was_looked_at("a", None)
-    assert losing([TANH], backend) == []
+    assert losing([TANH], context) == []

@@ -21,11 +21,12 @@ import torch
 
 import aoti_eager
 from aoti_eager import cache
+from aoti_eager._base.cpp_compiler import compiler_on_path
 from aoti_eager._base.cpu import Target
 from aoti_eager._base.output_file import OutputFile
 from aoti_eager._commands import warm as warm_verb
 from aoti_eager._compile_service import cache_context
-from aoti_eager._compile_service.worker_pool import CompileService, compiler_on_path
+from aoti_eager._compile_service.worker_pool import CompileService
 from aoti_eager._keys.guards import Guards
 from aoti_eager._store.entry import Status, decode, encode
 from aoti_eager._store.store import Store

@@ -240,14 +240,14 @@ class AutogradKernel : Counted<AutogradKernel> {
 
  private:
   struct Registered final : c10::OperatorKernel {
-    explicit Registered(AutogradKernel* gate) : gate_(gate) {}
+    explicit Registered(AutogradKernel* kernel) : kernel_(kernel) {}
 
     void operator()(const c10::OperatorHandle& op, c10::DispatchKeySet keys, Stack* stack) {
-      gate_->call(op, keys, stack);
+      kernel_->call(op, keys, stack);
     }
 
    private:
-    AutogradKernel* gate_;
+    AutogradKernel* kernel_;
   };
 
   // Whether a call is known, and as what.

@@ -131,38 +131,39 @@ void ae_op_set_counters(Op* op, Counter* hits, Counter* always_declined) {
 
 // `backward` and `function` are the qualified names of the op of the gradient, and of one that runs
 // the op's function; `results` is the number of tensors that the op returns.
-AutogradKernel* ae_gate_new(
+AutogradKernel* ae_autograd_new(
     const char* name, const char* overload, const char* backward, const char* function,
     const uint8_t* kinds, const uint8_t* mutated, size_t count, size_t results,
     int32_t decomposes) {
-  AutogradKernel* gate = nullptr;
+  AutogradKernel* kernel = nullptr;
   guarded([&] {
     auto& dispatcher = c10::Dispatcher::singleton();
-    gate = new AutogradKernel(
+    kernel = new AutogradKernel(
         dispatcher.findSchemaOrThrow(name, overload), dispatcher.findSchemaOrThrow(backward, ""),
         dispatcher.findSchemaOrThrow(function, ""), arguments_of(kinds, mutated, count), results,
         decomposes != 0);
   });
-  return gate;
+  return kernel;
 }
 
-int32_t ae_gate_install(AutogradKernel* gate) {
-  return guarded([gate] { gate->install(); }) ? 0 : 1;
+int32_t ae_autograd_install(AutogradKernel* kernel) {
+  return guarded([kernel] { kernel->install(); }) ? 0 : 1;
 }
 
 // No call of the op may run.
-void ae_gate_uninstall(AutogradKernel* gate) {
-  guarded([gate] { gate->uninstall(); });
+void ae_autograd_uninstall(AutogradKernel* kernel) {
+  guarded([kernel] { kernel->uninstall(); });
 }
 
-void ae_gate_delete(AutogradKernel* gate) {
-  retire(gate);
+void ae_autograd_delete(AutogradKernel* kernel) {
+  retire(kernel);
 }
 
 // `layouts` has for each result: whether it is differentiable, its dimensions, sizes, strides.
-void ae_gate_put(AutogradKernel* gate, const Word* words, size_t count, const int64_t* layouts) {
+void ae_autograd_put(
+    AutogradKernel* kernel, const Word* words, size_t count, const int64_t* layouts) {
   guarded([&] {
-    std::vector<ResultLayout> results(gate->results());
+    std::vector<ResultLayout> results(kernel->results());
     for (ResultLayout& one : results) {
       one.differentiable = *layouts++ != 0;
       int64_t dimensions = *layouts++;
@@ -170,21 +171,21 @@ void ae_gate_put(AutogradKernel* gate, const Word* words, size_t count, const in
       one.strides.assign(layouts + dimensions, layouts + 2 * dimensions);
       layouts += 2 * dimensions;
     }
-    gate->put(words, count, std::move(results));
+    kernel->put(words, count, std::move(results));
   });
 }
 
 // How many nodes of autograd's there are that call the backward op yet.
-int64_t ae_gate_nodes(const AutogradKernel* gate) {
-  return gate->nodes();
+int64_t ae_autograd_nodes(const AutogradKernel* kernel) {
+  return kernel->nodes();
 }
 
-void ae_gate_put_decline(AutogradKernel* gate, const Word* words, size_t count) {
-  guarded([&] { gate->put_decline(words, count); });
+void ae_autograd_put_decline(AutogradKernel* kernel, const Word* words, size_t count) {
+  guarded([&] { kernel->put_decline(words, count); });
 }
 
-void ae_gate_clear(AutogradKernel* gate) {
-  guarded([gate] { gate->clear(); });
+void ae_autograd_clear(AutogradKernel* kernel) {
+  guarded([kernel] { kernel->clear(); });
 }
 
 // -- tables --
@@ -333,7 +334,7 @@ int32_t ae_recorded_by_typed() {
 
 // -- what there is --
 
-// Ops, registered kernels, tables, entries, what waits for its readers, and gates.
+// Ops, registered kernels, tables, entries, what waits for its readers, kernels at the autograd key.
 void ae_alive(int64_t* counts) {
   { WriteGuard writing; } // frees what can be freed
   counts[0] = Op::alive();

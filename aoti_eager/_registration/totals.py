@@ -1,0 +1,31 @@
+"""Adds what happened to this process's calls to the store's totals, when the process ends."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+
+from .._base.warn_once import log
+from .._compile_service import cache_context
+from .._dispatch.counters import OpStats, add_totals
+from ..config import config
+from ..errors import ConfigError
+
+# A forked child starts with its parent's counts, which the parent stores.
+_pid = os.getpid()
+
+
+def store_totals(counts: Mapping[str, OpStats]) -> None:
+    """Add counts by op to the store's; a process that stored nothing leaves none."""
+    counts = {op: count for op, count in counts.items() if count != OpStats()}
+    try:
+        root = config.cache_dir
+    except ConfigError:
+        return  # ``register`` has raised this error.
+    if not counts or os.getpid() != _pid or root is None or not root.is_dir():
+        return
+    try:
+        cache_context.current().store.create()  # Marks the directory if an older version made it.
+        add_totals(root, counts)
+    except OSError as error:
+        log.info("totals are not stored: %s", error)

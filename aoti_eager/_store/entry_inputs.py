@@ -1,0 +1,28 @@
+"""The inputs of an entry's calls in short, for people: ``f32[8,8] f32[s0,8]``."""
+
+from __future__ import annotations
+
+from .._keys.guards import text
+from .entry import Entry
+
+_SHORT = {"float": "f", "bfloat": "bf", "int": "i", "uint": "u", "complex": "c", "bool": "b8"}
+
+
+def short_dtype(name: str) -> str:
+    """Return ``f32`` for ``float32`` and so on; a name without a short form stays as it is."""
+    kind = name.rstrip("0123456789")
+    return _SHORT[kind] + name[len(kind) :] if kind in _SHORT else name
+
+
+def inputs_in_short(entry: Entry) -> str:
+    """Return dtypes and sizes of the tensors, and the numbers; symbols for sizes that are open."""
+    texts = []
+    for _, component in entry.key.arguments:
+        listed = component if isinstance(component, tuple | type([])) else [component]
+        for one in listed:
+            if isinstance(one, dict) and "dtype" in one:
+                sizes = ",".join(map(text, one["sizes"]))
+                texts.append(f"{short_dtype(one['dtype'])}[{sizes}]")
+            elif isinstance(one, dict) and "number" in one:
+                texts.append(one["number"])
+    return " ".join(texts)
