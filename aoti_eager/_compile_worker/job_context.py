@@ -1,4 +1,4 @@
-"""What surrounds a job: the call behind its request, its settings, its directories."""
+"""What surrounds a job: the entry that may be there already, the settings, the directories."""
 
 from __future__ import annotations
 
@@ -24,8 +24,6 @@ from ..errors import (
     CompileError,
     EntryDamagedError,
 )
-
-Request = Mapping[str, Any]
 
 
 def values_of_symbols(

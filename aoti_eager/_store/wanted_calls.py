@@ -22,7 +22,6 @@ from typing import Any
 from .._base.data_class import dataclass
 from .._keys.checked_key import LONGEST_OP, OP, checked_key
 from .._keys.dynamic_plan import Plan
-from .._keys.guards import Guards
 from .._keys.kernel_key import KernelKey
 from ..errors import WorkloadError
 
@@ -126,7 +125,9 @@ class Wanted:
         """
         document = json.loads(self.document)
         key, plan = checked_key(document["key"]), document["plan"]
-        call = WantedCall(key, str(document["schema"]), None if plan is None else _plan(plan))
+        call = WantedCall(
+            key, str(document["schema"]), None if plan is None else Plan.from_json(plan)
+        )
         if (wanted_digest(call), key.op) != (self.digest, self.op):
             raise ValueError(f"is another call than {self.digest}")
         return call
@@ -142,7 +143,7 @@ class Wanted:
 
 def wanted(call: WantedCall, calls: int, tries: int, at: int) -> Wanted:
     """Return a call as a key of the kept queue."""
-    plan = None if call.plan is None else call.plan.to_json() | {"family": call.plan.family}
+    plan = None if call.plan is None else call.plan.to_json()
     document: dict[str, Any] = {"key": call.key.to_json(), "schema": call.schema, "plan": plan}
     if call.is_rare:
         document["rare"] = True
@@ -152,16 +153,6 @@ def wanted(call: WantedCall, calls: int, tries: int, at: int) -> Wanted:
 
 def wanted_digest(call: WantedCall) -> str:
     return call.key.digest if call.plan is None else call.plan.pattern.digest
-
-
-def _plan(document: Mapping[str, Any]) -> Plan:
-    return Plan(
-        str(document["family"]),
-        tuple((int(slot), int(dim)) for slot, dim in document["dims"]),
-        tuple(map(str, document["numbers"])),
-        KernelKey.from_json(document["pattern"]),
-        Guards.from_json(document["guards"]),
-    )
 
 
 def decode(content: bytes) -> tuple[dict[str, Wanted], int]:
