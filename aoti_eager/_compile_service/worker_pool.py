@@ -68,7 +68,7 @@ class CompileService:
         Raises:
             CompileError: No usable library, with the decline reason.
         """
-        return self._reply(self._complete(request), Compiled)
+        return self._reply(_completed(request, self._target), Compiled)
 
     def publish(self, request: EntryRequest) -> Published | None:
         """Have a worker put an entry into the store; ``None`` if the worker has to wait.
@@ -80,7 +80,7 @@ class CompileService:
             CompileError: No usable library, with the decline reason; the store remembers it.
         """
         kinds: tuple[type[Published | Busy], ...] = (Published, Busy)
-        reply = self._reply(self._complete(request), *kinds)
+        reply = self._reply(_completed(request, self._target), *kinds)
         return reply if isinstance(reply, Published) else None
 
     def measure(self, request: TimesRequest) -> Measured:
@@ -99,11 +99,6 @@ class CompileService:
         """
         options = code_options(self._target, request.threads)
         return self._reply(request.with_options(options), PartsMade).was_made
-
-    def _complete(self, request: C) -> C:
-        if compiler_on_path() is None:
-            raise CompileError("no_compiler", NO_COMPILER, remember=False)
-        return request.with_options(code_options(self._target, request.threads))
 
     def _reply(self, request: Request, *kinds: type[R]) -> R:
         """Return a worker's reply, of one of these kinds."""
@@ -235,6 +230,17 @@ class CompileService:
             with self._lock:
                 self._all.discard(worker)
             worker.kill()  # This closes its pipes.
+
+
+def _completed(request: C, target: Target) -> C:
+    """Return the request with the settings that its code is compiled with.
+
+    Raises:
+        CompileError: This machine has no compiler, or a setting cannot be sent.
+    """
+    if compiler_on_path() is None:
+        raise CompileError("no_compiler", NO_COMPILER, remember=False)
+    return request.with_options(code_options(target, request.threads))
 
 
 def _linger_s() -> float:

@@ -67,7 +67,7 @@ class WorkerProcess:
                     stdin=theirs.fileno(),
                     stdout=subprocess.PIPE,
                     stderr=subprocess.DEVNULL,
-                    env={**os.environ, **self._directories()},
+                    env={**os.environ, **_directories(self._scratch.path)},
                     umask=0o077,
                     pass_fds=self._scratch.descriptors,
                     # A group of its own: Ctrl-C in the terminal is for the script alone.
@@ -94,21 +94,6 @@ class WorkerProcess:
             self._close_pipes()
             message = f"the compile worker cannot be watched: {error}"
             raise CompileError("worker_died", message) from error
-
-    def _directories(self) -> dict[str, str]:
-        """Return the variables that keep the worker and its compilers out of shared directories.
-
-        The compiler's default directory lies below the system's temporary directory, under a name
-        that anybody can foresee, and importing the compiler needs such a directory.
-        """
-        path = self._scratch.path
-        if path is None:
-            return {SCRATCH_VARIABLE: ""}
-        return {
-            SCRATCH_VARIABLE: str(path),
-            "TMPDIR": str(path),
-            "TORCHINDUCTOR_CACHE_DIR": str(path / "inductor"),
-        }
 
     def _reap(self) -> None:
         """Wait for the worker's end, so that a worker that ends by itself leaves nothing behind.
@@ -261,3 +246,18 @@ class WorkerProcess:
         except OSError:  # The worker is dead or hangs, or the socket was closed after its death.
             return False
         return True
+
+
+def _directories(path: Path | None) -> dict[str, str]:
+    """Return the variables that keep the worker and its compilers out of shared directories.
+
+    The compiler's default directory lies below the system's temporary directory, under a name
+    that anybody can foresee, and importing the compiler needs such a directory.
+    """
+    if path is None:
+        return {SCRATCH_VARIABLE: ""}
+    return {
+        SCRATCH_VARIABLE: str(path),
+        "TMPDIR": str(path),
+        "TORCHINDUCTOR_CACHE_DIR": str(path / "inductor"),
+    }
