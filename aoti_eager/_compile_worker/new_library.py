@@ -18,10 +18,10 @@ from .._keys.kernel_key import KernelKey
 from .._keys.pattern_instances import instances
 from .._store.verdict import PathTime
 from ..errors import AotiEagerError, CompileError
-from .job_context import standard_error_in, use_context, use_directories, values_of_symbols
+from .job_context import standard_error_in, use_context, use_directories
 from .library_runs import LibraryRuns, Times, Tried
 from .plain_path import plain_path
-from .relaxed_guards import relaxed_guards
+from .relaxed_guards import relaxed_guards, values_of_symbols
 
 if TYPE_CHECKING:
     from .._keys.schema import OpSchema

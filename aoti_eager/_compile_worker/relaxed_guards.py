@@ -1,18 +1,39 @@
-"""Guards of a dynamic kernel, extended by sizes of 1 for which a trial finds it right."""
+"""Guards of a dynamic kernel: a call's values for them, and the sizes of 1 that a trial adds."""
 
 from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Mapping, Sequence
 
-from .._keys.guards import Guards
+from .._keys.guards import Guards, match
 from .._keys.kernel_key import KernelKey
-from .._keys.pattern import with_values
+from .._keys.key_words import key_words, pattern_words
+from .._keys.pattern import is_pattern, with_values
 from .._keys.pattern_instances import size_symbols, with_ones
+from .._keys.schema import OpSchema
 from ..errors import CompileError
 
 # The most sizes of 1 in one trial of a dynamic specialisation; it serves no calls with more.
 _MOST_ONES = 3
+
+
+def values_of_symbols(
+    schema: OpSchema, key: KernelKey, pattern: KernelKey, guards: Guards
+) -> dict[str, int]:
+    """Return the values of a pattern's symbols in the call that it was compiled for.
+
+    Raises:
+        CompileError: The pattern has no symbols, or does not serve that call.
+    """
+    if not is_pattern(pattern):
+        message = "the code depends on each of the sizes"
+        raise CompileError("not_dynamic", message, remember=True)
+    words, general = key_words(schema, key), pattern_words(schema, pattern)
+    values = None if words is None or general is None else match(words, general, guards)
+    if values is None:
+        message = "its guards do not let the call pass that it is for"
+        raise CompileError("not_dynamic", message, remember=True)
+    return values
 
 
 def relaxed_guards(
