@@ -22,9 +22,9 @@ import aoti_eager
 from aoti_eager._base.cpp_compiler import compiler_on_path
 from aoti_eager._base.warn_once import forget_warnings
 from aoti_eager._compile_service import cache_context
+from aoti_eager._compile_service.requests import Request
 from aoti_eager._compile_service.worker_pool import CompileService
 from aoti_eager._dispatch import candidate, recheck
-from aoti_eager._keys.kernel_key import KernelKey
 from aoti_eager._native import build as native_build
 from aoti_eager._native import library as native_library_module
 from aoti_eager._native import op_kernel
@@ -382,8 +382,8 @@ def no_compiles(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """
     asked: list[str] = []
 
-    def ask(service: CompileService, key: KernelKey, *args: object, **kwargs: object) -> None:
-        asked.append(key.op)
+    def ask(service: CompileService, request: Request) -> None:
+        asked.append(request.what)
         raise AssertionError("the compiler was asked")
 
     for name in ("compile", "publish"):

@@ -16,6 +16,7 @@ import torch
 
 from .._base.cpp_compiler import NO_COMPILER, compiler_on_path
 from .._compile_service import cache_context, native_path
+from .._compile_service.requests import PartsRequest
 from .._compile_service.worker_pool import CompileService
 from .._native import build as native_build
 from ..config import config
@@ -85,9 +86,7 @@ def _build_parts(context: cache_context.CacheContext) -> bool:
     service = CompileService(context.target, workers=1)
     try:
         return service.make_parts(
-            context.toolchain,
-            threads=torch.get_num_threads(),
-            timeout_s=config.compile_timeout_s,
+            PartsRequest(context.store.root, torch.get_num_threads(), config.compile_timeout_s)
         )
     finally:
         service.close()

@@ -6,7 +6,7 @@ import os
 import threading
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from .._keys.dynamic_plan import Plan
     from .device_compile import DeviceBackend
     from .replies import Compiled, Measured, Published
+    from .requested import RequestedCall, RequestedCode
 
 
 class DeviceRunner:
@@ -124,14 +125,10 @@ class KernelCompiler:
                 parallel=False,
                 compiler=self._device_backend.identity,
             )
-        return context.service.compile(
-            template.key,
-            work,
-            context.toolchain,
-            gate=config.gate,
-            dynamic=None if plan is None else plan.to_json(),
-            **self._asked(function),
-        )
+        service = context.service  # First: it imports the modules of requests, with all care.
+        from .requests import LibraryRequest
+
+        return service.compile(LibraryRequest(self._code(template, function, context, plan), work))
 
     def publish(
         self,
@@ -157,22 +154,13 @@ class KernelCompiler:
         Raises:
             CompileError: No usable library, with the decline reason; the store remembers it.
         """
-        target, requires = self.target(context)
-        place = {
-            "root": str(context.store.root),
-            "environment": dict(context.environment.components),
-            "target": target,
-            "requires": sorted(requires),
-        }
         service = context.background_service if background else context.service
-        return service.publish(
-            template.key,
-            place,
-            context.toolchain,
-            gate=config.gate,
-            dynamic=None if plan is None else plan.to_json(),
-            **self._asked(function),
-        )
+        from .requested import EntryOrigin
+        from .requests import EntryRequest
+
+        target, requires = self.target(context)
+        origin = EntryOrigin(context.environment, target, requires)
+        return service.publish(EntryRequest(self._code(template, function, context, plan), origin))
 
     def measure(
         self,
@@ -202,27 +190,51 @@ class KernelCompiler:
         Raises:
             CompileError: The library must not be used, or there is no worker.
         """
-        described = {
-            "path": str(library),
-            "sha256": "" if entry.library is None else entry.library.sha256,
-            "outputs": [dict(output) for output in entry.outputs],
-            "calls_aten": entry.calls_aten,
-            "numbers": list(number_arguments(entry.key)),
-            "digest": entry.digest,
-            "size": size,
-            "compared": compared,
-        }
         service = context.background_service if background else context.service
-        return service.measure(template.key, described, context.toolchain, **self._asked(function))
+        from .requested import BuiltLibrary
+        from .requests import TimesRequest
 
-    def _asked(self, function: Description | None) -> dict[str, Any]:
-        return {
-            "check": config.check,
-            "timeout_s": config.compile_timeout_s,
-            "function": None if function is None else function.document,
-            "schema": str(raw_schema(self._op)),
-            "is_native": self._is_native,
-        }
+        request = TimesRequest(
+            self._call(template, function, context),
+            BuiltLibrary(
+                path=library,
+                sha256="" if entry.library is None else entry.library.sha256,
+                outputs=tuple(dict(output) for output in entry.outputs),
+                calls_aten=entry.calls_aten,
+            ),
+            compared=compared,
+            numbers=number_arguments(entry.key),
+            digest=entry.digest,
+            size=size,
+        )
+        return service.measure(request)
+
+    def _code(
+        self,
+        template: CallTemplate,
+        function: Description | None,
+        context: CacheContext,
+        plan: Plan | None,
+    ) -> RequestedCode:
+        from .requested import RequestedCode
+
+        call = self._call(template, function, context)
+        return RequestedCode(call, gate=config.gate, plan=plan)
+
+    def _call(
+        self, template: CallTemplate, function: Description | None, context: CacheContext
+    ) -> RequestedCall:
+        from .requested import RequestedCall
+
+        return RequestedCall(
+            key=template.key,
+            root=context.store.root,
+            check=config.check,
+            timeout_s=config.compile_timeout_s,
+            function=None if function is None else function.document,
+            schema=str(raw_schema(self._op)),
+            is_native=self._is_native,
+        )
 
     def load(
         self, library: SealedLibrary, entry: Entry, *, numel: int, device: torch.device | None

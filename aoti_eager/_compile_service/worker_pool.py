@@ -10,32 +10,26 @@ import atexit
 import contextlib
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
 from .._base.cpp_compiler import NO_COMPILER, compiler_on_path
 from .._base.cpu import Target
 from .._base.deadline import Deadline
-from .._base.torch_compat.settings import INDUCTOR_CONFIG, inductor_settings
-from .._keys.kernel_key import KernelKey
-from .._native import library as native_library
 from .._store.store import Store
 from ..config import config
 from ..errors import CompileError, ConfigError, StoreError
 from . import share as core_share
-from .replies import (
-    Compiled,
-    Measured,
-    Published,
-    failure,
-)
+from .code_options import code_options
+from .messages import MessageError
+from .replies import Busy, Compiled, Failure, Measured, PartsMade, Published, read_reply
+from .requests import EntryRequest, LibraryRequest, PartsRequest, Request, TimesRequest
 from .worker_process import WorkerProcess
 
-T = TypeVar("T")
+C = TypeVar("C", LibraryRequest, EntryRequest)
+R = TypeVar("R", bound=Compiled | Published | Busy | Measured | PartsMade)
 
-# The first run of one small kernel takes milliseconds; a child that takes this long hangs.
-TRIAL_TIMEOUT_S = 60.0
 _END_TIMEOUT_S = 2.0
 
 
@@ -68,221 +62,88 @@ class CompileService:
         if ends_at_exit:
             atexit.register(self.end)
 
-    def compile(
-        self,
-        key: KernelKey,
-        work: Path,
-        toolchain: Path,
-        *,
-        check: bool,
-        timeout_s: float,
-        function: dict[str, Any] | None = None,
-        schema: str = "",
-        gate: bool = False,
-        dynamic: dict[str, Any] | None = None,
-        is_native: bool = False,
-    ) -> Compiled:
-        """Compile ``key`` in a worker and return the library, somewhere in ``work``.
-
-        Args:
-            key: The call; its thread count is the one that the code may use.
-            work: An empty directory of the store; everything temporary goes there.
-            toolchain: Directory of what is kept between compiles (precompiled headers).
-            check: Whether the trial run compares results.
-            timeout_s: Seconds that the worker has before it is killed; waits for a core do not
-                count.
-            function: The user's function behind the op, as data; the op need not exist in the
-                worker then.
-            schema: That op's schema in words.
-            gate: Whether the library is timed against the original, too.
-            dynamic: ``_keys.dynamic_plan.Plan.to_json``, for a dynamic specialisation.
-            is_native: Whether the C++ hit path serves the op: then only this path is timed.
+    def compile(self, request: LibraryRequest) -> Compiled:
+        """Return a library that a worker has compiled, somewhere in the request's directory.
 
         Raises:
             CompileError: No usable library, with the decline reason.
         """
-        request = self._compile_request(key, toolchain, check, function, schema, is_native)
-        request |= {"kind": "compile", "gate": gate, "work": str(work)}
-        request |= _dynamic_request(dynamic)
-        return self._answer(request, key.op, timeout_s, Compiled.read)
+        return self._reply(_completed(request, self._target), Compiled)
 
-    def publish(
-        self,
-        key: KernelKey,
-        place: Mapping[str, Any],
-        toolchain: Path,
-        *,
-        check: bool,
-        timeout_s: float,
-        function: dict[str, Any] | None = None,
-        schema: str = "",
-        gate: bool = False,
-        dynamic: dict[str, Any] | None = None,
-        is_native: bool = False,
-    ) -> Published | None:
-        """Have a worker put the entry of ``key`` into the store; ``None`` if it has to wait.
+    def publish(self, request: EntryRequest) -> Published | None:
+        """Have a worker put an entry into the store; ``None`` if the worker has to wait.
 
         The worker has to wait while another process compiles this key, or a key that shares its
         lock.
 
-        Args:
-            key: As for ``compile``.
-            place: The store's ``root``, and what an entry says of where it was made:
-                ``environment`` (its components by name), ``target``, ``requires``.
-            toolchain: As for ``compile``.
-            check: As for ``compile``.
-            timeout_s: As for ``compile``.
-            function: As for ``compile``.
-            schema: As for ``compile``.
-            gate: As for ``compile``.
-            dynamic: As for ``compile``.
-            is_native: As for ``compile``.
-
         Raises:
             CompileError: No usable library, with the decline reason; the store remembers it.
         """
-        request = self._compile_request(key, toolchain, check, function, schema, is_native)
-        request |= {"kind": "publish", "gate": gate, "store": place}
-        request |= _dynamic_request(dynamic)
-        return self._answer(request, key.op, timeout_s, Published.read)
+        kinds: tuple[type[Published | Busy], ...] = (Published, Busy)
+        reply = self._reply(_completed(request, self._target), *kinds)
+        return reply if isinstance(reply, Published) else None
 
-    def measure(
-        self,
-        key: KernelKey,
-        library: Mapping[str, Any],
-        toolchain: Path,
-        *,
-        check: bool,
-        timeout_s: float,
-        function: dict[str, Any] | None = None,
-        schema: str = "",
-        is_native: bool = False,
-    ) -> Measured:
+    def measure(self, request: TimesRequest) -> Measured:
         """Have a worker run an existing library for the first time here, and return its times.
-
-        Args:
-            key: The call, with the thread count to measure with.
-            library: The library's ``path``, ``sha256``, and ``outputs`` and ``calls_aten`` as an
-                entry has them; the ``digest`` of the entry and the ``size`` class, under which a
-                worker that outlives us keeps what it has found; and whether the library was
-                ``compared`` here before.
-            toolchain: Where the C++ hit path is looked for, if this process has not loaded it.
-            check: As for ``compile``.
-            timeout_s: As for ``compile``.
-            function: As for ``compile``.
-            schema: As for ``compile``.
-            is_native: As for ``compile``.
 
         Raises:
             CompileError: The library must not be used, or there is no worker to try it.
         """
-        request = self._request(key, toolchain, check, function, schema, is_native)
-        request |= {"kind": "measure", "library": library, "numbers": library.get("numbers")}
-        return self._answer(request, key.op, timeout_s, Measured.read)
+        return self._reply(request, Measured)
 
-    def make_parts(self, toolchain: Path, *, threads: int, timeout_s: float) -> bool:
+    def make_parts(self, request: PartsRequest) -> bool:
         """Make what all libraries share, unless it exists; return whether it was made.
-
-        Args:
-            toolchain: As for ``compile``.
-            threads: The thread count of the calls to come.
-            timeout_s: As for ``compile``.
 
         Raises:
             CompileError: What libraries share cannot be made or kept.
         """
-        request = {
-            "kind": "parts",
-            "toolchain": str(toolchain),
-            "options": self._options(threads),
-            "timeout_s": timeout_s,
-        }
-        what = "what kernel libraries share"
-        return self._answer(request, what, timeout_s, lambda answer: bool(answer["was_made"]))
+        options = code_options(self._target, request.threads)
+        return self._reply(request.with_options(options), PartsMade).was_made
 
-    def _compile_request(
-        self,
-        key: KernelKey,
-        toolchain: Path,
-        check: bool,
-        function: dict[str, Any] | None,
-        schema: str,
-        is_native: bool,
-    ) -> dict[str, Any]:
-        if compiler_on_path() is None:
-            raise CompileError("no_compiler", NO_COMPILER, remember=False)
-        return {
-            **self._request(key, toolchain, check, function, schema, is_native),
-            "options": self._options(dict(key.context)["threads"]),
-        }
-
-    @staticmethod
-    def _request(
-        key: KernelKey,
-        toolchain: Path,
-        check: bool,
-        function: dict[str, Any] | None,
-        schema: str,
-        is_native: bool,
-    ) -> dict[str, Any]:
-        native = native_library.loaded()
-        return {
-            "key": key.to_json(),
-            "toolchain": str(toolchain),
-            "threads": dict(key.context)["threads"],
-            "native": None if native is None else [str(native[0]), native[1]],
-            "is_native": is_native,
-            "check": check,
-            "trial_timeout_s": TRIAL_TIMEOUT_S,
-            "function": function,
-            "schema": schema,
-        }
-
-    def _answer(
-        self,
-        request: dict[str, Any],
-        what: str,
-        timeout_s: float,
-        read: Callable[[dict[str, Any]], T],
-    ) -> T:
+    def _reply(self, request: Request, *kinds: type[R]) -> R:
+        """Return a worker's reply, of one of these kinds."""
         with self._lock:
             self._running += 1
         try:
-            answer = self._asked(request, what, timeout_s)
+            answer = self._asked(request)
         finally:
             with self._lock:
                 self._running -= 1
                 self._idle_again.notify_all()
         try:
-            problem = failure(answer, what) if "reason" in answer else None
-            if problem is None:
-                return read(answer)
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            reply = read_reply(answer)
+            if isinstance(reply, kinds):
+                return reply
+            if not isinstance(reply, Failure):
+                raise MessageError(f"it is the reply {reply.kind!r}")
+        except MessageError as error:
             # A worker of another version, say, that was installed over ours while the script runs.
-            message = f"{what}: the compile worker gave an answer of another kind: {error!r}"
+            message = f"{request.what}: the compile worker gave an answer of another kind: {error}"
             raise CompileError("worker_died", message, remember=False) from error
-        raise problem
+        raise reply.error(request.what)
 
-    def _asked(self, request: dict[str, Any], what: str, timeout_s: float) -> dict[str, Any]:
-        deadline = Deadline(timeout_s)
-        root = Path(request["toolchain"]).parent
+    def _asked(self, request: Request) -> dict[str, Any]:
+        deadline = Deadline(request.timeout_s)
         for _ in range(2):
             if self.ended:
                 break
-            with self._worker(root) as worker:
+            with self._worker(request.root) as worker:
                 answer = worker.ask(request, deadline)
             if answer is not None:
                 return answer
             if worker.lingers:
                 break
-            if "store" in request:  # The dead worker cannot remove what it was working on there.
-                Store(root, lock_timeout_s=0.0).remove_work_of(worker.pid)
+            if isinstance(request, EntryRequest):
+                # The dead worker cannot remove what it was working on in the store.
+                Store(request.root, lock_timeout_s=0.0).remove_work_of(worker.pid)
             if deadline.left() <= 0:
                 raise CompileError(
-                    "compile_timeout", f"{what}: no library after {timeout_s:g} s", remember=False
+                    "compile_timeout",
+                    f"{request.what}: no library after {request.timeout_s:g} s",
+                    remember=False,
                 )
         died = "Python is ending" if self.ended else "the compile worker died twice"
-        raise CompileError("worker_died", f"{what}: {died}", remember=False)
+        raise CompileError("worker_died", f"{request.what}: {died}", remember=False)
 
     def close(self) -> None:
         """End all workers; what they were compiling is lost."""
@@ -329,27 +190,6 @@ class CompileService:
         self._running = 0
         self._slots = threading.BoundedSemaphore(self._limit)
 
-    def _options(self, threads: int) -> dict[str, Any]:
-        settings = inductor_settings()
-        for name, value in settings.items():
-            if not isinstance(value, str | int | float | bool | None):
-                raise CompileError(
-                    "setting_not_portable",
-                    f"{INDUCTOR_CONFIG}.{name} is {value!r}, which cannot be sent to the "
-                    "compile worker",
-                    remember=False,
-                )
-        ours: dict[str, Any] = {
-            "cpp.threads": threads,
-            # Elements per thread; Inductor's 512 cost more to hand out than to compute.
-            "cpp.min_chunk_size": 4096,
-            # Otherwise each library has debug tables that take three megabytes and half a second.
-            "aot_inductor.enable_line_tables": False,
-        }
-        if self._target.march != "native":
-            ours["cpp.march"] = self._target.march
-        return {**ours, **settings}
-
     @contextlib.contextmanager
     def _worker(self, root: Path) -> Iterator[WorkerProcess]:
         with self._slots:
@@ -392,12 +232,19 @@ class CompileService:
             worker.kill()  # This closes its pipes.
 
 
+def _completed(request: C, target: Target) -> C:
+    """Return the request with the settings that its code is compiled with.
+
+    Raises:
+        CompileError: This machine has no compiler, or a setting cannot be sent.
+    """
+    if compiler_on_path() is None:
+        raise CompileError("no_compiler", NO_COMPILER, remember=False)
+    return request.with_options(code_options(target, request.threads))
+
+
 def _linger_s() -> float:
     try:
         return float(config.linger_s)
     except ConfigError:  # ``register`` has already reported the wrong setting.
         return 0.0
-
-
-def _dynamic_request(dynamic: dict[str, Any] | None) -> dict[str, Any]:
-    return {} if dynamic is None else {"dynamic": dynamic, "numbers": dynamic["numbers"]}

@@ -21,9 +21,8 @@ from .._base.cpu import Target
 from .._base.deadline import Deadline
 from .._store.work_directories import SCRATCH_VARIABLE, Scratch
 from ..errors import CompileError
+from .requests import Linger, Request
 
-# Requests that a worker can finish without us: it puts the result into the store itself.
-_LINGERING = frozenset({"publish", "measure"})
 # A script that has given SIGPIPE its default meaning must not end because a worker did.
 _NO_SIGNAL = getattr(socket, "MSG_NOSIGNAL", 0)
 
@@ -68,7 +67,7 @@ class WorkerProcess:
                     stdin=theirs.fileno(),
                     stdout=subprocess.PIPE,
                     stderr=subprocess.DEVNULL,
-                    env={**os.environ, **self._directories()},
+                    env={**os.environ, **_directories(self._scratch.path)},
                     umask=0o077,
                     pass_fds=self._scratch.descriptors,
                     # A group of its own: Ctrl-C in the terminal is for the script alone.
@@ -95,21 +94,6 @@ class WorkerProcess:
             self._close_pipes()
             message = f"the compile worker cannot be watched: {error}"
             raise CompileError("worker_died", message) from error
-
-    def _directories(self) -> dict[str, str]:
-        """Return the variables that keep the worker and its compilers out of shared directories.
-
-        The compiler's default directory lies below the system's temporary directory, under a name
-        that anybody can foresee, and importing the compiler needs such a directory.
-        """
-        path = self._scratch.path
-        if path is None:
-            return {SCRATCH_VARIABLE: ""}
-        return {
-            SCRATCH_VARIABLE: str(path),
-            "TMPDIR": str(path),
-            "TORCHINDUCTOR_CACHE_DIR": str(path / "inductor"),
-        }
 
     def _reap(self) -> None:
         """Wait for the worker's end, so that a worker that ends by itself leaves nothing behind.
@@ -145,7 +129,7 @@ class WorkerProcess:
             return False
         return True
 
-    def ask(self, request: dict[str, Any], deadline: Deadline) -> dict[str, Any] | None:
+    def ask(self, request: Request, deadline: Deadline) -> dict[str, Any] | None:
         """Return the answer, or ``None`` if the worker died or the deadline passed."""
         with self._lock:
             self._asking = True
@@ -158,12 +142,12 @@ class WorkerProcess:
             if not self.is_alive():
                 self.kill()  # This closes the pipes.
 
-    def _ask(self, request: dict[str, Any], deadline: Deadline) -> dict[str, Any] | None:
-        if not self._send(request, deadline):
+    def _ask(self, request: Request, deadline: Deadline) -> dict[str, Any] | None:
+        if not self._send(request.to_json(), deadline):
             self.kill()
             return None
         with self._lock:
-            self._works_alone = request.get("kind") in _LINGERING
+            self._works_alone = request.works_alone
         assert self._process.stdout is not None
         pipe = self._process.stdout.fileno()
         buffer = b""
@@ -216,7 +200,7 @@ class WorkerProcess:
         Returns:
             Whether the worker does so; false if it has no request that it can finish by itself.
         """
-        message = json.dumps({"kind": "linger", "until": time.monotonic() + seconds})
+        message = json.dumps(Linger(time.monotonic() + seconds).to_json())
         with self._lock:
             if not self._works_alone or self._ended or not self.is_alive():
                 return False
@@ -262,3 +246,18 @@ class WorkerProcess:
         except OSError:  # The worker is dead or hangs, or the socket was closed after its death.
             return False
         return True
+
+
+def _directories(path: Path | None) -> dict[str, str]:
+    """Return the variables that keep the worker and its compilers out of shared directories.
+
+    The compiler's default directory lies below the system's temporary directory, under a name
+    that anybody can foresee, and importing the compiler needs such a directory.
+    """
+    if path is None:
+        return {SCRATCH_VARIABLE: ""}
+    return {
+        SCRATCH_VARIABLE: str(path),
+        "TMPDIR": str(path),
+        "TORCHINDUCTOR_CACHE_DIR": str(path / "inductor"),
+    }

@@ -1,4 +1,4 @@
-"""What surrounds a job: the call behind its request, its settings, its directories."""
+"""What surrounds a job: the entry that may be there already, the settings, the directories."""
 
 from __future__ import annotations
 
@@ -10,41 +10,13 @@ from pathlib import Path
 from typing import Any
 
 from .._base.cpu import cpu_features
-from .._keys.guards import Guards, match
 from .._keys.kernel_key import ANY_THREADS, KernelKey
-from .._keys.key_words import key_words, pattern_words
-from .._keys.pattern import (
-    is_pattern,
-)
-from .._keys.schema import OpSchema
 from .._store.environment import Environment
 from .._store.store import Store, StoredEntry
 from .._store.stored_failures import standing
 from ..errors import (
-    CompileError,
     EntryDamagedError,
 )
-
-Request = Mapping[str, Any]
-
-
-def values_of_symbols(
-    schema: OpSchema, key: KernelKey, pattern: KernelKey, guards: Guards
-) -> dict[str, int]:
-    """Return the values of a pattern's symbols in the call that it was compiled for.
-
-    Raises:
-        CompileError: The pattern has no symbols, or does not serve that call.
-    """
-    if not is_pattern(pattern):
-        message = "the code depends on each of the sizes"
-        raise CompileError("not_dynamic", message, remember=True)
-    words, general = key_words(schema, key), pattern_words(schema, pattern)
-    values = None if words is None or general is None else match(words, general, guards)
-    if values is None:
-        message = "its guards do not let the call pass that it is for"
-        raise CompileError("not_dynamic", message, remember=True)
-    return values
 
 
 def stored_entry(store: Store, key: KernelKey, environment: Environment) -> StoredEntry | None:

@@ -97,22 +97,8 @@ def lower(
         **options,
         "aot_inductor.output_path": str(work),
     }
-    facts = _GeneratedCode()
-    op = inductor.kernel_formula(op)
     try:
-        try:
-            library, traced = _compile_thin(
-                op, template, outputs, work, headers, options, facts, dims
-            )
-        except Exception as error:
-            if not any(isinstance(one, NotThinError) for one in error_chain(error)):
-                raise
-            if dims is not None:
-                raise CompileError(
-                    "not_dynamic", f"no thin library: {error}", remember=is_deterministic(error)
-                ) from error
-            facts = _GeneratedCode()
-            library = _compile_full(op, template, outputs, options, facts)
+        library, traced, facts = _compile(op, template, outputs, work, headers, options, dims)
         pattern, guards = compiled_pattern(template, traced) if dims is not None else (None, None)
     except CompileError:
         raise
@@ -129,6 +115,32 @@ def lower(
         pattern=pattern,
         guards=guards,
     )
+
+
+def _compile(
+    op: OpOverload,
+    template: CallTemplate,
+    outputs: list[dict[str, Any]],
+    work: Path,
+    headers: Path,
+    options: dict[str, Any],
+    dims: Sequence[tuple[int, int]] | None,
+) -> tuple[Any, list[Any], _GeneratedCode]:
+    """Return a thin library, or a full one where no thin one is possible, and its facts."""
+    op = inductor.kernel_formula(op)
+    facts = _GeneratedCode()
+    try:
+        thin, traced = _compile_thin(op, template, outputs, work, headers, options, facts, dims)
+        return thin, traced, facts
+    except Exception as error:
+        if not any(isinstance(one, NotThinError) for one in error_chain(error)):
+            raise
+        if dims is not None:
+            raise CompileError(
+                "not_dynamic", f"no thin library: {error}", remember=is_deterministic(error)
+            ) from error
+        facts = _GeneratedCode()
+        return _compile_full(op, template, outputs, options, facts), [], facts
 
 
 def _without_holes(library: Path) -> tuple[Path, str]:

@@ -19,7 +19,7 @@ import sys
 import threading
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 # No module here imports torch: the script may have ended before that import is done.
 from .._base import scheduling
@@ -27,7 +27,12 @@ from .._store.work_directories import SCRATCH_VARIABLE, remove_scratch
 from .parent_watch import ParentWatch, watch_parent
 
 if TYPE_CHECKING:
+    from .._compile_service.messages import MessageError
+    from .._compile_service.requests import Linger, Request
     from .jobs import CompileJobs
+
+    # ``None`` is the end; an error says why a line is no request.
+    Requests = queue.Queue[Request | MessageError | None]
 
 # Seconds without a request after which a worker ends.
 IDLE_S = 60.0
@@ -58,7 +63,7 @@ def main() -> None:
     from .jobs import CompileJobs
 
     jobs = CompileJobs(vector_bits, scratch)
-    requests: queue.Queue[dict[str, Any] | None] = queue.Queue()
+    requests: Requests = queue.Queue()
     lingers = threading.Event()
     watch.ready()  # Before a request is read: it must not take one to linger for none.
     arguments = (requests, jobs, lingers, watch)
@@ -79,21 +84,37 @@ def main() -> None:
 
 
 def _read_requests(
-    requests: queue.Queue[dict[str, Any] | None],
+    requests: Requests,
     jobs: CompileJobs,
     lingers: threading.Event,
     watch: ParentWatch,
 ) -> None:
+    from .._compile_service.requests import Linger
+
     for line in sys.stdin:
-        request = json.loads(line)
-        if request["kind"] == "linger":
+        request = _decoded(line)
+        if isinstance(request, Linger):
             jobs.lingers = True
             lingers.set()
             watch.let_go()
             requests.put(None)  # After what has come until now, nothing is begun.
-            _end_at(request["until"], jobs, watch)
-        requests.put(request)
+            _end_at(request.until, jobs, watch)
+        else:
+            requests.put(request)
     _end(jobs, watch)
+
+
+def _decoded(line: str) -> Request | Linger | MessageError:
+    """Return the message in a line, or the error that says why the line has none."""
+    from .._compile_service.messages import MessageError
+    from .._compile_service.requests import read_request
+
+    try:
+        return read_request(json.loads(line))
+    except MessageError as error:
+        return error
+    except (ValueError, RecursionError) as error:
+        return MessageError(f"no JSON: {error}")
 
 
 def _watch(parent: int, jobs: CompileJobs, lingers: threading.Event, watch: ParentWatch) -> None:

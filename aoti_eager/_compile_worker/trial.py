@@ -24,7 +24,8 @@ from .._keys.kernel_key import KernelKey
 from .._runner.kernel_runner import LibraryRunner
 from . import fork_server
 from .made_up_values import distinct_numbers, numbers_within
-from .trial_runs import LibraryRaised, Original, Trial
+from .original_runs import Original
+from .trial_runs import LibraryRaised, Trial
 
 
 def serve() -> None:

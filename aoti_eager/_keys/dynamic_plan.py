@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from .._base.data_class import dataclass
@@ -37,13 +38,29 @@ class Plan:
     guards: Guards
 
     def to_json(self) -> dict[str, Any]:
-        """Return the plan as JSON values, for a request to a compile worker."""
+        """Return the plan as JSON values, for a compile worker and for the kept queue."""
         return {
             "dims": [list(place) for place in self.dims],
             "numbers": list(self.numbers),
             "pattern": self.pattern.to_json(),
             "guards": self.guards.to_json(),
+            "family": self.family,
         }
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> Plan:
+        """Return the plan that ``to_json`` wrote.
+
+        Raises:
+            ValueError, TypeError, KeyError, AttributeError: ``values`` are no plan.
+        """
+        return cls(
+            str(values["family"]),
+            tuple((int(slot), int(dim)) for slot, dim in values["dims"]),
+            tuple(map(str, values["numbers"])),
+            KernelKey.from_json(values["pattern"]),
+            Guards.from_json(values["guards"]),
+        )
 
 
 def plan_of(digest: str, family: Family, names: set[str]) -> Plan:

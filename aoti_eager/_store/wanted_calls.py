@@ -22,7 +22,6 @@ from typing import Any
 from .._base.data_class import dataclass
 from .._keys.checked_key import LONGEST_OP, OP, checked_key
 from .._keys.dynamic_plan import Plan
-from .._keys.guards import Guards
 from .._keys.kernel_key import KernelKey
 from .._keys.pattern import expressions_in
 from ..errors import WorkloadError
@@ -143,7 +142,7 @@ class Wanted:
 
 def wanted(call: WantedCall, calls: int, tries: int, at: int) -> Wanted:
     """Return a call as a key of the kept queue."""
-    plan = None if call.plan is None else call.plan.to_json() | {"family": call.plan.family}
+    plan = None if call.plan is None else call.plan.to_json()
     document: dict[str, Any] = {"key": call.key.to_json(), "schema": call.schema, "plan": plan}
     if call.is_rare:
         document["rare"] = True
@@ -161,18 +160,13 @@ def _plan(document: Mapping[str, Any], key: KernelKey) -> Plan:
     Raises:
         NOT_WANTED: The document describes no plan, or one for other calls.
     """
-    pattern, guards = checked_key(document["pattern"]), Guards.from_json(document["guards"])
-    if _fixed_parts(pattern) != _fixed_parts(key):
+    checked_key(document["pattern"])
+    plan = Plan.from_json(document)
+    if _fixed_parts(plan.pattern) != _fixed_parts(key):
         raise ValueError(f"is a plan for other calls than those of {key.digest}")
-    for expression in expressions_in(pattern):
-        guards.check(expression)
-    return Plan(
-        str(document["family"]),
-        tuple((int(slot), int(dim)) for slot, dim in document["dims"]),
-        tuple(map(str, document["numbers"])),
-        pattern,
-        guards,
-    )
+    for expression in expressions_in(plan.pattern):
+        plan.guards.check(expression)
+    return plan
 
 
 def _fixed_parts(key: KernelKey) -> tuple[object, ...]:

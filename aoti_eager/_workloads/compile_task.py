@@ -17,6 +17,8 @@ from typing import Any
 
 from .._base.cpp_compiler import compiler_identity
 from .._base.cpu import Target, cpu_features, cpu_target
+from .._compile_service.requested import RequestedCall, RequestedCode
+from .._compile_service.requests import LibraryRequest
 from .._compile_service.worker_pool import CompileService
 from .._keys.kernel_key import KernelKey
 from .._store.entry import Library, encode
@@ -129,16 +131,16 @@ def compile_here(task: str, *, store: Store, service: CompileService) -> Answer:
     try:
         # In the store: it is private to us, and verify removes what a killed process leaves.
         with store.workspace() as work:
-            compiled = service.compile(
+            call = RequestedCall(
                 key,
-                work,
-                store.root / "toolchain",
+                store.root,
                 check=request["check"],
-                gate=request["gate"],
                 timeout_s=request["timeout_s"],
                 function=request["function"],
                 schema=request["schema"],
             )
+            code = RequestedCode(call, gate=request["gate"])
+            compiled = service.compile(LibraryRequest(code, work))
             content = compiled.library.read_bytes()
             if sha256(content) != compiled.sha256:
                 raise OSError(f"{compiled.library}: is not the library that was tried")

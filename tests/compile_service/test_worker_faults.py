@@ -5,6 +5,7 @@ Real workers in mode ``background``; what they are doing is seen from outside (`
 
 from __future__ import annotations
 
+import json
 import signal
 import sys
 import textwrap
@@ -20,6 +21,7 @@ import torch
 import aoti_eager
 from aoti_eager import cache
 from aoti_eager._compile_service import cache_context, worker_process
+from aoti_eager._compile_service.replies import Busy, PartsMade, Published
 from aoti_eager.errors import AotiEagerWarning
 
 from ..conftest import assert_close
@@ -244,6 +246,7 @@ def test_a_full_disk_is_one_warning_and_nothing_is_remembered(
 
 # -- garbage --
 
+PUBLISHED = Published(Path("/nowhere"), compiled=True).to_json()
 # What a shell says in place of a worker, after it has read the request.
 GARBAGE = {
     "exits at once": None,
@@ -251,17 +254,19 @@ GARBAGE = {
     "words": "echo Segmentation fault",
     "bytes": r"printf '\377\376\000\n'",
     "half a line": """printf '{"entry": "/'""",
-    "a line too many": """echo '{"busy": true}'; echo '{"busy": true}'""",
+    "a line too many": "\n".join(2 * [f"echo '{json.dumps(Busy().to_json())}'"]),
     "a line without end": "cat /dev/zero",
     "a deep one": "head -c 200000 /dev/zero | tr '\\0' '['; echo",
     "a number": "echo 7",
     "a list": "echo '[]'",
     "null": "echo null",
     "nothing in it": "echo '{}'",
-    "another type": """echo '{"entry": 7, "compiled": true}'""",
+    "another type": f"echo '{json.dumps({**PUBLISHED, 'entry': 7})}'",
+    "another version": f"echo '{json.dumps({**PUBLISHED, 'version': '0'})}'",
+    "another reply": f"echo '{json.dumps(PartsMade(True).to_json())}'",
     "a failure without a reason": """echo '{"reason": null}'""",
     "a failure without words": """echo '{"reason": "raised"}'""",
-    "no entry": """echo '{"entry": "/nowhere", "compiled": true}'""",
+    "no entry": f"echo '{json.dumps(PUBLISHED)}'",
 }
 
 

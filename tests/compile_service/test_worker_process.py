@@ -20,6 +20,7 @@ from aoti_eager._base import child_process
 from aoti_eager._base.cpu import cpu_features, cpu_target
 from aoti_eager._base.deadline import Deadline
 from aoti_eager._compile_service import worker_process
+from aoti_eager._compile_service.requests import PartsRequest
 from aoti_eager._compile_service.worker_process import WorkerProcess
 from aoti_eager._native import build as native_build
 from aoti_eager._store.store import Store
@@ -42,7 +43,8 @@ def test_a_long_request_to_a_worker_that_does_not_read_ends_in_time(
     sleeper: WorkerProcess,
 ) -> None:
     start = time.monotonic()
-    assert sleeper.ask({"long": "x" * (4 << 20)}, Deadline(0.3)) is None
+    request = PartsRequest(config.cache_dir, 1, 60.0, {"long": "x" * (4 << 20)})
+    assert sleeper.ask(request, Deadline(0.3)) is None
     assert time.monotonic() - start < 20.0
     assert not sleeper.is_alive()
 
@@ -53,13 +55,14 @@ from pathlib import Path
 from aoti_eager._compile_service import cache_context
 from aoti_eager._base.deadline import Deadline
 from aoti_eager._store.store import Store
+from aoti_eager._compile_service.requests import PartsRequest
 from aoti_eager._compile_service.worker_process import WorkerProcess
 
 signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # as command line tools do
 worker = WorkerProcess(cache_context.current().target, 0, Path.cwd() / "store")
 os.kill(worker._process.pid, signal.SIGKILL)
 worker._process.wait()
-print(worker.ask({}, Deadline(5.0)), flush=True)
+print(worker.ask(PartsRequest(Path("store"), 1, 5.0), Deadline(5.0)), flush=True)
 """
 
 

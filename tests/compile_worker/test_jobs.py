@@ -16,7 +16,8 @@ from aoti_eager import cache
 from aoti_eager._base.child_process import LONGEST_ANSWER
 from aoti_eager._base.printable import shortened
 from aoti_eager._compile_service import cache_context
-from aoti_eager._compile_service.replies import failure
+from aoti_eager._compile_service.replies import Failure, Measured
+from aoti_eager._compile_service.requests import PartsRequest
 from aoti_eager._compile_worker.jobs import CompileJobs
 from aoti_eager._store.new_entries import LONGEST_MESSAGE
 from aoti_eager.errors import CompileError
@@ -51,10 +52,10 @@ def test_whatever_went_wrong_is_told_in_an_answer_that_is_read(
 
     monkeypatch.setattr(CompileJobs, "_make_parts", fail)
     jobs = CompileJobs(0)
-    line = jobs.answer_line({"kind": "parts", "toolchain": str(tmp_path / "toolchain")})
+    line = jobs.answer_line(PartsRequest(tmp_path, 1, 60.0))
     assert len(line) <= LONGEST_ANSWER
     assert line.count("\n") == 1
-    told = failure(json.loads(line), "this")
+    told = Failure.from_json(json.loads(line)).error("this")
     assert told.reason == "compile_failed"
     assert len(str(told)) <= LONGEST_MESSAGE + len("this: ")
 
@@ -62,11 +63,10 @@ def test_whatever_went_wrong_is_told_in_an_answer_that_is_read(
 def test_an_answer_that_nobody_would_read_is_a_failure(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(
-        CompileJobs, "_make_parts", lambda jobs, request: {"outputs": ["x" * LONGEST_ANSWER]}
-    )
-    line = CompileJobs(0).answer_line({"kind": "parts", "toolchain": str(tmp_path / "toolchain")})
-    assert failure(json.loads(line), "this").reason == "compile_failed"
+    long = Measured({}, compared=False, unmeasured="x" * LONGEST_ANSWER)
+    monkeypatch.setattr(CompileJobs, "_make_parts", lambda jobs, request: long)
+    line = CompileJobs(0).answer_line(PartsRequest(tmp_path, 1, 60.0))
+    assert Failure.from_json(json.loads(line)).reason == "compile_failed"
 
 
 @pytest.fixture

@@ -10,8 +10,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from aoti_eager._compile_worker.made_up_data import WIDE, data_sets, made_up_input
+from aoti_eager._compile_worker.made_up_data import data_sets, made_up_input
 from aoti_eager._compile_worker.made_up_values import float_values, int_values
+from aoti_eager._compile_worker.slot_filler import WIDE
 from aoti_eager._keys.call_template import TensorSlot, call_template
 from aoti_eager._keys.kernel_key import kernel_key
 from aoti_eager._keys.schema import parsed_schema

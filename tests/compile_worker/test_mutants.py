@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from aoti_eager._compile_worker.jobs import trial_server
+from aoti_eager._compile_worker.library_runs import trial_server
 
 from ..mutants.built import (
     FOUND,

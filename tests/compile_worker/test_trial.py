@@ -15,7 +15,7 @@ import torch
 
 import aoti_eager
 from aoti_eager._compile_worker.fork_server import ForkServer
-from aoti_eager._compile_worker.jobs import trial_server
+from aoti_eager._compile_worker.library_runs import trial_server
 from aoti_eager._keys.kernel_key import kernel_key
 from aoti_eager._keys.schema import op_schema
 

@@ -16,7 +16,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from aoti_eager._compile_worker import trial_runs
-from aoti_eager._compile_worker.trial_runs import Original, Trial
+from aoti_eager._compile_worker.original_runs import Original
+from aoti_eager._compile_worker.trial_runs import Trial
 from aoti_eager._keys.call_template import call_template
 from aoti_eager._keys.kernel_key import kernel_key
 from aoti_eager._keys.schema import parsed_schema

@@ -16,7 +16,7 @@ import torch
 
 import aoti_eager
 from aoti_eager._compile_worker.fork_server import ForkServer
-from aoti_eager._compile_worker.jobs import trial_server
+from aoti_eager._compile_worker.library_runs import trial_server
 
 from ..support.child_patches import patch_children
 from .test_trial import X, request

@@ -16,6 +16,7 @@ import torch
 import aoti_eager
 from aoti_eager import OpStats
 from aoti_eager._compile_service import cache_context, queue
+from aoti_eager._compile_service.requests import EntryRequest
 from aoti_eager._compile_service.worker_pool import CompileService
 from aoti_eager._dispatch import resumed
 from aoti_eager._dispatch.kernel_cache import KernelCache
@@ -122,8 +123,8 @@ def test_a_key_of_an_earlier_process_is_not_asked_for_without_end(
     """The longer it is busy the more seldom."""
     asked: list[str] = []
 
-    def publish(service: Any, key: Any, *_: Any, **__: Any) -> None:
-        asked.append(key.digest)
+    def publish(service: Any, request: EntryRequest) -> None:
+        asked.append(request.code.call.key.digest)
 
     monkeypatch.setattr(CompileService, "publish", publish)
     with (

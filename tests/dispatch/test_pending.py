@@ -11,6 +11,7 @@ import threading
 import time
 import warnings
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -22,6 +23,7 @@ import aoti_eager
 from aoti_eager import OpStats
 from aoti_eager._compile_service import cache_context, queue
 from aoti_eager._compile_service.replies import Measured, Published
+from aoti_eager._compile_service.requests import TimesRequest
 from aoti_eager._compile_service.worker_pool import CompileService
 from aoti_eager._dispatch import candidate, decision, making
 from aoti_eager._dispatch import pending as pending_module
@@ -102,8 +104,8 @@ def measured(monkeypatch: pytest.MonkeyPatch, *answers: dict[str, PathTime]) -> 
     """Answer measurements, one after another, the last one for good; return who asked."""
     asked: list[Any] = []
 
-    def measure(service: Any, key: Any, library: Any, *rest: Any, **more: Any) -> Measured:
-        asked.append(key)
+    def measure(service: Any, request: TimesRequest) -> Measured:
+        asked.append(request.call.key)
         return Measured(answers[min(len(asked), len(answers)) - 1], compared=True)
 
     monkeypatch.setattr(CompileService, "measure", measure)
@@ -166,13 +168,13 @@ def test_how_far_a_key_has_come_is_told_apart(monkeypatch: pytest.MonkeyPatch) -
     for state, name in steps.items():
         asked = getattr(CompileService, name)
 
-        def held(*args: Any, state: str = state, asked: Any = asked, **more: Any) -> Any:
+        def held(service: Any, request: Any, state: str = state, asked: Any = asked) -> Any:
             reached[state].set()
             assert may_go_on[state].wait(60.0)
             if state == "measuring":
                 return Measured(both(wins()), compared=True)
             # Without times: they are wanted next.
-            return asked(*args, **{**more, "gate": False})
+            return asked(service, replace(request, code=replace(request.code, gate=False)))
 
         monkeypatch.setattr(CompileService, name, held)
 
@@ -212,8 +214,9 @@ def test_a_stored_kernel_that_lacks_a_measurement_comes_before_all_compiles(
     gate, begun = threading.Event(), threading.Event()
     for name in ("publish", "measure"):
 
-        def asked(service: Any, key: Any, *rest: Any, name: str = name, **more: Any) -> Any:
-            order.append(f"{name} {key.arguments[0][1]['sizes'][0]}")
+        def asked(service: Any, request: Any, name: str = name) -> Any:
+            call = request.call if isinstance(request, TimesRequest) else request.code.call
+            order.append(f"{name} {call.key.arguments[0][1]['sizes'][0]}")
             begun.set()
             assert gate.wait(60.0)
             if name == "measure":
@@ -241,8 +244,8 @@ def test_what_was_tried_on_this_processor_is_only_timed(monkeypatch: pytest.Monk
     """As a kernel is that serves another number of threads, or another hit path."""
     asked: list[Any] = []
 
-    def measure(service: Any, key: Any, library: Any, *rest: Any, **more: Any) -> Measured:
-        asked.append(library["compared"])
+    def measure(service: Any, request: TimesRequest) -> Measured:
+        asked.append(request.compared)
         return Measured(both(wins()), compared=True)
 
     monkeypatch.setattr(CompileService, "measure", measure)

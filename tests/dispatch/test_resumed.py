@@ -27,6 +27,7 @@ from aoti_eager._base import warn_once
 from aoti_eager._base.store_format import WANTED_FILE
 from aoti_eager._compile_service import cache_context, queue
 from aoti_eager._compile_service.replies import Measured
+from aoti_eager._compile_service.requests import EntryRequest, TimesRequest
 from aoti_eager._compile_service.worker_pool import CompileService
 from aoti_eager._dispatch import resumed
 from aoti_eager._keys.kernel_key import KernelKey
@@ -109,8 +110,8 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[KernelKey]:
     """The keys that a worker was asked for, one after another; none of them is made."""
     keys: list[KernelKey] = []
 
-    def publish(service: Any, key: KernelKey, *rest: Any, **more: Any) -> Any:
-        keys.append(key)
+    def publish(service: Any, request: EntryRequest) -> Any:
+        keys.append(request.code.call.key)
         raise CompileError("compile_timeout", "not in this test", remember=False)
 
     monkeypatch.setattr(CompileService, "publish", publish)
@@ -313,8 +314,8 @@ def test_a_stored_kernel_without_a_measurement_is_measured(
         aten.silu(SILU[:1]), aten.silu(SILU)
     measured: list[KernelKey] = []
 
-    def measure(service: Any, key: KernelKey, *rest: Any, **more: Any) -> Measured:
-        measured.append(key)
+    def measure(service: Any, request: TimesRequest) -> Measured:
+        measured.append(request.call.key)
         time = PathTime(1.0, 2.0, 2.2, 0.0, True)
         return Measured({"python": time, "native": time}, compared=True)
 

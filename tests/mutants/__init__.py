@@ -11,8 +11,10 @@ _TRIAL = (
     *(
         "_compile_worker/trial.py",
         "_compile_worker/trial_runs.py",
+        "_compile_worker/original_runs.py",
         "_compile_worker/made_up_data.py",
     ),
+    *("_compile_worker/slot_filler.py", "_compile_worker/crossed_values.py"),
     *("_compile_worker/made_up_numbers.py", "_compile_worker/made_up_values.py"),
     *("_dispatch/compare.py", "_dispatch/closeness.py", "_dispatch/reference.py"),
 )

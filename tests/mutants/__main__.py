@@ -19,7 +19,7 @@ import sys
 from collections import Counter
 from pathlib import Path
 
-from aoti_eager._compile_worker.jobs import trial_server
+from aoti_eager._compile_worker.library_runs import trial_server
 
 from . import trial_digest
 from .built import (

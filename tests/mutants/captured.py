@@ -36,10 +36,11 @@ def _link(source, command, work, parts, stub):
     (work / "captured.json").write_text(_json.dumps(command))
     return library
 """,
-    "aoti_eager._compile_worker.jobs": f"""
+    "aoti_eager._compile_worker.library_runs": f"""
 import hashlib as _hashlib
 import json as _json
 import shutil as _shutil
+from pathlib import Path
 
 class ForkServer(ForkServer):
     def run(self, request):

@@ -28,6 +28,8 @@ from aoti_eager._base.digest import json_digest
 from aoti_eager._base.op_names import find_overload
 from aoti_eager._base.sealed_library import sealed_file
 from aoti_eager._base.torch_compat.dispatcher import OpOverload
+from aoti_eager._compile_service.requested import RequestedCall, RequestedCode
+from aoti_eager._compile_service.requests import LibraryRequest
 from aoti_eager._compile_service.worker_pool import CompileService
 from aoti_eager._keys.call_template import CallTemplate, call_template, fresh_results, slot_dtype
 from aoti_eager._keys.declines import call_decline, op_decline
@@ -207,7 +209,7 @@ class Kernels:
         if reason is not None:
             raise DeclinedError(reason)
         identity = [
-            None if plan is None else plan.to_json(),
+            None if plan is None else _open_parts(plan),
             key.to_json(),
             current_environment().digest,
             compiler_identity(),
@@ -229,14 +231,11 @@ class Kernels:
         staged.mkdir()
         with self._store.workspace() as work:
             try:
-                made = self._service.compile(
-                    key,
-                    work,
-                    self._store.root / "toolchain",
-                    check=False,
-                    timeout_s=COMPILE_TIMEOUT_S,
-                    dynamic=None if plan is None else plan.to_json(),
+                call = RequestedCall(
+                    key, self._store.root, check=False, timeout_s=COMPILE_TIMEOUT_S
                 )
+                code = RequestedCode(call, plan=plan)
+                made = self._service.compile(LibraryRequest(code, work))
             except CompileError as error:
                 if not error.remember:
                     shutil.rmtree(staged)
@@ -249,6 +248,11 @@ class Kernels:
         with contextlib.suppress(OSError):  # Another process was faster.
             staged.rename(place)
         shutil.rmtree(staged, ignore_errors=True)
+
+
+def _open_parts(plan: Plan) -> dict[str, Any]:
+    """Return what of a plan affects the code."""
+    return {name: value for name, value in plan.to_json().items() if name != "family"}
 
 
 def _number_plan(schema: OpSchema, key: KernelKey) -> Plan:

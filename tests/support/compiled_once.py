@@ -15,6 +15,8 @@ from typing import Any
 
 from aoti_eager._base.digest import json_digest
 from aoti_eager._compile_service.replies import Compiled
+from aoti_eager._compile_service.requested import RequestedCode
+from aoti_eager._compile_service.requests import LibraryRequest
 from aoti_eager._keys.guards import Guards
 from aoti_eager._keys.kernel_key import KernelKey
 from aoti_eager._store.environment import current_environment
@@ -27,21 +29,17 @@ Compile = Callable[..., Compiled]
 def remembering(compile_: Compile, directory: Path) -> Compile:
     """Return ``CompileService.compile`` with its libraries and lasting failures kept."""
 
-    def compile_once(
-        service: Any, key: KernelKey, work: Path, toolchain: Path, **options: Any
-    ) -> Compiled:
-        ignored = ["timeout_s"] if options.get("gate") else ["timeout_s", "is_native"]
-        request = {name: value for name, value in options.items() if name not in ignored}
+    def compile_once(service: Any, request: LibraryRequest) -> Compiled:
         kept = directory / json_digest(
-            [key.to_json(), current_environment().digest, service._target.name, request]
+            [current_environment().digest, service._target.name, _asked(request.code)]
         )
         if not kept.exists():
-            _keep(kept, lambda: compile_(service, key, work, toolchain, **options))
+            _keep(kept, lambda: compile_(service, request))
         document = json.loads((kept / "document.json").read_text())
         if "error" in document:
             raise CompileError(**document["error"], remember=True)
         pattern, guards = document["pattern"], document["guards"]
-        library = work / "copied.so"
+        library = request.work / "copied.so"
         shutil.copyfile(kept / "library", library)
         return Compiled(
             **{
@@ -55,6 +53,16 @@ def remembering(compile_: Compile, directory: Path) -> Compile:
         )
 
     return compile_once
+
+
+def _asked(code: RequestedCode) -> dict[str, Any]:
+    """Return what decides which library comes out, and with which times."""
+    call = code.call.to_json()
+    for name in ("root", "timeout_s", "native", "trial_timeout_s"):
+        del call[name]
+    if not code.gate:
+        del call["is_native"]
+    return {**code.to_json(), "call": call}
 
 
 def _keep(kept: Path, compile_: Callable[[], Compiled]) -> None:

@@ -26,6 +26,7 @@ from aoti_eager._base.cpu import Target
 from aoti_eager._base.output_file import OutputFile
 from aoti_eager._commands import warm as warm_verb
 from aoti_eager._compile_service import cache_context
+from aoti_eager._compile_service.requests import LibraryRequest
 from aoti_eager._compile_service.worker_pool import CompileService
 from aoti_eager._keys.guards import Guards
 from aoti_eager._store.entry import Status, decode, encode
@@ -187,10 +188,10 @@ def test_a_failure_that_another_process_may_not_have_is_tried_again(
 ) -> None:
     compile_ = CompileService.compile
 
-    def fail(self: Any, key: Any, *args: Any, **options: Any) -> Any:
-        if key.op == "aten::tanh":
+    def fail(self: CompileService, request: LibraryRequest) -> Any:
+        if request.what == "aten::tanh":
             raise CompileError("compile_timeout", "aten::tanh: no library", remember=False)
-        return compile_(self, key, *args, **options)
+        return compile_(self, request)
 
     with monkeypatch.context() as patch:
         patch.setattr(CompileService, "compile", fail)
@@ -455,9 +456,11 @@ def test_an_executor_does_not_measure_what_nobody_believes(
     measured: list[bool] = []
     compile_ = CompileService.compile
 
-    def tell(self: Any, *args: Any, **options: Any) -> Any:
-        measured.append(options["gate"])
-        return compile_(self, *args, **{**options, "gate": False})
+    def tell(self: CompileService, request: LibraryRequest) -> Any:
+        measured.append(request.code.gate)
+        code = dataclasses.replace(request.code, gate=False)
+        ungated = dataclasses.replace(request, code=code)
+        return compile_(self, ungated)
 
     monkeypatch.setattr(CompileService, "compile", tell)
     with aoti_eager.config.scope(gate=True):
