@@ -57,6 +57,12 @@ def remembering(compile_: Compile, directory: Path) -> Compile:
     return compile_once
 
 
+def remember_here(worker_pool: Any, directory: str) -> None:
+    """Have this process, a child of a test's, compile as its test does."""
+    service = worker_pool.CompileService
+    service.compile = remembering(service.compile, Path(directory))
+
+
 def _keep(kept: Path, compile_: Callable[[], Compiled]) -> None:
     staged = kept.with_name(f"{kept.name}.{os.getpid()}")
     staged.mkdir(parents=True)
