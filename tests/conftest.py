@@ -31,7 +31,7 @@ from aoti_eager._native import op_kernel
 from aoti_eager._registration import registry
 from aoti_eager._runner.runner import ModelContainerRunner
 
-from .support import compiled_once, processes, runner_libraries
+from .support import compiled_once, forked_python, processes, runner_libraries
 
 # A fifth of every compile, and of what a hit costs, but nothing of what is computed; the one test
 # that measures a hit takes it away again.
@@ -357,8 +357,12 @@ def _compile_once(
 ) -> None:
     """Copy what the run has compiled before; not where a test is about compiling."""
     if request.node.get_closest_marker("compiles") is None:
-        compile_ = compiled_once.remembering(CompileService.compile, run_dir / "compiled")
+        kept = run_dir / "compiled"
+        compile_ = compiled_once.remembering(CompileService.compile, kept)
         monkeypatch.setattr(CompileService, "compile", compile_)
+        publish = compiled_once.remembering_entries(CompileService.publish, kept)
+        monkeypatch.setattr(CompileService, "publish", publish)
+        monkeypatch.setenv(forked_python.REMEMBER_VARIABLE, str(kept))
 
 
 @pytest.fixture(scope="session", autouse=True)

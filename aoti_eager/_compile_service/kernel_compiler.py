@@ -86,49 +86,34 @@ class KernelCompiler:
         """Return whether our worker processes try and measure a compiled library."""
         return self._device_backend is None
 
-    def compile(
-        self,
-        template: CallTemplate,
-        function: Description | None,
-        context: CacheContext,
-        work: Path,
-        plan: Plan | None = None,
-    ) -> Compiled:
-        """Return a new library, somewhere in ``work``.
+    def compile_on_device(self, template: CallTemplate, work: Path) -> Compiled:
+        """Return a new library of the device's compile backend, made on this thread.
 
         Args:
             template: The call.
-            function: The user's function behind the op; ``None`` for an op that a worker has.
-            context: The store and the workers.
-            work: An empty directory of the store.
-            plan: For a dynamic specialisation.
+            work: An empty directory of the store; the library is somewhere in it.
 
         Raises:
             CompileError: No usable library, with the decline reason.
         """
-        if self._device_backend is not None:
-            from .replies import Compiled
+        from .replies import Compiled
 
-            made = self._device_backend.compile(
-                self._op, template, work, timeout_s=config.compile_timeout_s
-            )
-            try:
-                sha256 = library_digest(Path(os.path.realpath(made.library)))
-            except OSError as error:
-                message = f"{self._op}: the library of its backend cannot be used: {error}"
-                raise CompileError("library_unloadable", message) from error
-            return Compiled(
-                library=made.library,
-                sha256=sha256,
-                outputs=made.outputs,
-                calls_aten=False,
-                parallel=False,
-                compiler=self._device_backend.identity,
-            )
-        service = context.service  # First: it imports the modules of requests, with all care.
-        from .requests import LibraryRequest
-
-        return service.compile(LibraryRequest(self._code(template, function, context, plan), work))
+        backend = self._device_backend
+        assert backend is not None
+        made = backend.compile(self._op, template, work, timeout_s=config.compile_timeout_s)
+        try:
+            sha256 = library_digest(Path(os.path.realpath(made.library)))
+        except OSError as error:
+            message = f"{self._op}: the library of its backend cannot be used: {error}"
+            raise CompileError("library_unloadable", message) from error
+        return Compiled(
+            library=made.library,
+            sha256=sha256,
+            outputs=made.outputs,
+            calls_aten=False,
+            parallel=False,
+            compiler=backend.identity,
+        )
 
     def publish(
         self,
@@ -142,10 +127,10 @@ class KernelCompiler:
         """Have a worker put the call's entry into the store, and wait for the worker.
 
         Args:
-            template: As for ``compile``.
-            function: As for ``compile``.
-            context: As for ``compile``.
-            plan: As for ``compile``.
+            template: The call.
+            function: The user's function behind the op; ``None`` for an op that a worker has.
+            context: The store and the workers.
+            plan: For a dynamic specialisation.
             background: Whether the worker has a low priority; else it has the script's own.
 
         Returns:
@@ -178,8 +163,8 @@ class KernelCompiler:
 
         Args:
             template: The call.
-            function: As for ``compile``.
-            context: As for ``compile``.
+            function: As for ``publish``.
+            context: As for ``publish``.
             library: The library's file.
             entry: The library's entry.
             background: Whether the worker has a low priority.

@@ -221,11 +221,15 @@ class CompileService:
                         worker.kill()  # The worker is dead; this closes its pipes.
 
     def _idle_worker(self) -> WorkerProcess | None:
-        """Return an idle worker that is alive, if any; dead workers do not cost a request a try."""
+        """Return an idle worker that is alive and finds the present compiler, if there is one.
+
+        Other idle workers end: dead workers do not cost a request a try.
+        """
+        compiler = compiler_on_path()
         while True:
             with self._lock:
                 worker = self._idle.pop() if self._idle else None
-            if worker is None or worker.is_alive():
+            if worker is None or (worker.is_alive() and worker.compiler == compiler):
                 return worker
             with self._lock:
                 self._all.discard(worker)

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from .._base.child_process import LONGEST_ANSWER, child_command
+from .._base.cpp_compiler import compiler_on_path
 from .._base.cpu import Target
 from .._base.deadline import Deadline
 from .._store.work_directories import SCRATCH_VARIABLE, Scratch
@@ -36,6 +37,7 @@ class WorkerProcess:
         root: The store in which the worker may write before it knows of a request.
 
     Attributes:
+        compiler: The C++ compiler that the worker finds: the one at its start.
         lingers: Whether the worker was released, and ends by itself.
 
     Raises:
@@ -52,6 +54,7 @@ class WorkerProcess:
                 remember=False,
             )
         arguments = (os.getpid(), target.vector_bits, nice)
+        self.compiler = compiler_on_path()
         self._scratch = Scratch(root)
         try:
             # Not a pipe: a worker that hangs before it reads would block the writer of a long

@@ -210,7 +210,7 @@ class Making:
             if found is not None:
                 return found
             call.cache.counters.compiles.add()
-            made = call.toolchain.compile(call.template, call.function, self._context, work)
+            made = call.toolchain.compile_on_device(call.template, work)
             target, requires = call.toolchain.target(self._context)
             entry = ready_entry(
                 call.key,

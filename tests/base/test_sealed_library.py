@@ -22,6 +22,7 @@ from aoti_eager._runner.kernel_runner import LibraryRunner
 from aoti_eager._store.store import Store, StoredEntry
 from aoti_eager.errors import EntryDamagedError, UntrustedFileError
 
+from ..support import forked_python
 from ..support.entries import publish
 
 aten = torch.ops.aten
@@ -276,7 +277,7 @@ def test_what_becomes_of_the_files_never_touches_a_running_process(
 
     cache = tmp_path / "copy"
     shutil.copytree(warm, cache)
-    done = subprocess.run(
+    done = forked_python.run(
         [sys.executable, "-c", RUNNING, what],
         env={
             **os.environ,

@@ -15,6 +15,8 @@ from aoti_eager import OpStats
 from aoti_eager._commands.run import DEFAULT_OPS
 from aoti_eager._commands.run_report import format_table, number_unfinished, summary
 
+from ..support import forked_python
+
 Result = subprocess.CompletedProcess[str]
 
 SILU = """
@@ -41,13 +43,16 @@ def write(tmp_path: Path) -> Callable[[str], Path]:
 
 
 def plain(*command: str | Path, cwd: Path | None = None) -> Result:
-    return subprocess.run(
-        [sys.executable, *map(str, command)], capture_output=True, text=True, cwd=cwd
-    )
+    return forked_python.run([sys.executable, *command], capture_output=True, text=True, cwd=cwd)
 
 
 def run(*arguments: str | Path, cwd: Path | None = None) -> Result:
     return plain("-m", "aoti_eager", "run", *arguments, cwd=cwd)
+
+
+def started(*command: str | Path, cwd: Path | None = None) -> Result:
+    """What a Python that is started does: tests compare what ``__main__`` is with that."""
+    return subprocess.run([sys.executable, *command], capture_output=True, text=True, cwd=cwd)
 
 
 def test_the_script_sees_what_it_sees_under_python_itself(write, tmp_path):
@@ -60,7 +65,7 @@ def test_the_script_sees_what_it_sees_under_python_itself(write, tmp_path):
     write("VALUE = 7\n", "neighbour.py")
     relative = script.relative_to(tmp_path)
     arguments = ("--steps", "3", "--", "--ops", "a b")
-    expected = plain(relative, *arguments, cwd=tmp_path)
+    expected = started(relative, *arguments, cwd=tmp_path)
     assert "__main__" in expected.stdout
     got = run("--ops", "aten::silu", relative, *arguments, cwd=tmp_path)
     assert (got.returncode, got.stdout) == (0, expected.stdout)
@@ -71,7 +76,7 @@ def test_a_link_gives_the_path_of_what_it_points_to(write, tmp_path):
     write("", "neighbour.py")
     link = tmp_path / "link.py"
     link.symlink_to(script)
-    assert run("--ops", "aten::silu", link).stdout == plain(link).stdout != ""
+    assert run("--ops", "aten::silu", link).stdout == started(link).stdout != ""
 
 
 @pytest.mark.full

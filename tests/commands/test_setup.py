@@ -12,6 +12,8 @@ import pytest
 from aoti_eager._base.cpp_compiler import compiler_on_path
 from aoti_eager._native import build as native_build
 
+from ..support import forked_python
+
 pytestmark = pytest.mark.native
 
 # The real compiler, but for what takes long: the C++ path is one that was built before, and the
@@ -62,7 +64,7 @@ class Machine:
     def run(self, *arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
         """Run Python with the settings as they ship, but for what says so."""
         shipped = {k: v for k, v in os.environ.items() if not k.startswith(("AOTI_EAGER", "CXX"))}
-        return subprocess.run(
+        return forked_python.run(
             [sys.executable, *arguments],
             env={
                 **shipped,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import subprocess
 import sys
 import threading
 import time
@@ -16,6 +15,8 @@ import pytest
 import aoti_eager
 from aoti_eager._compile_service import queue as queue_module
 from aoti_eager._compile_service.queue import QUEUE_LIMIT, Background
+
+from ..support import forked_python
 
 
 class Job:
@@ -387,7 +388,7 @@ def test_a_forked_child_has_a_queue_of_its_own(monkeypatch: pytest.MonkeyPatch) 
 
 def run(script: str) -> Any:
     """Run a script to its end."""
-    return subprocess.run(
+    return forked_python.run(
         [sys.executable, "-c", script], capture_output=True, text=True, timeout=60
     )
 

@@ -26,7 +26,7 @@ from aoti_eager._native import build as native_build
 from aoti_eager._store.store import Store
 from aoti_eager.errors import CompileError
 
-from ..support import processes
+from ..support import forked_python, processes
 from ..support.workers import until
 
 
@@ -67,7 +67,7 @@ print(worker.ask(PartsRequest(Path("store"), 1, 5.0), Deadline(5.0)), flush=True
 
 
 def test_a_dead_worker_does_not_end_a_script_that_wants_to_end_by_sigpipe(tmp_path: Path) -> None:
-    done = subprocess.run(
+    done = forked_python.run(
         [sys.executable, "-c", DEAD], cwd=tmp_path, capture_output=True, text=True, timeout=60
     )
     assert (done.returncode, done.stdout) == (0, "None\n"), done.stderr

@@ -186,14 +186,16 @@ def test_a_function_of_the_scripts_is_timed_too(server: ForkServer, shared_cache
 def compiled(op: Any, function: Any, cache: KernelCache, *args: Any) -> Compiled:
     """Compile a call as a miss does, with the gate as it is set, and return what came out."""
     from aoti_eager._compile_service import cache_context
+    from aoti_eager._compile_service.requests import LibraryRequest
     from aoti_eager._keys.call_template import call_template
 
     schema = op_schema(op)
-    backend = cache_context.current()
+    context = cache_context.current()
     more = cache.key_context(cache.toolchain, function)
     key = kernel_key(schema, "CPU", schema.bind(args, {}), more=more)
-    with backend.store.workspace() as work:
-        return cache.toolchain.compile(call_template(schema, key), function, backend, work)
+    with context.store.workspace() as work:
+        code = cache.toolchain._code(call_template(schema, key), function, context, None)
+        return context.service.compile(LibraryRequest(code, work))
 
 
 @pytest.mark.full

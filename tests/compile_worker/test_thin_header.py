@@ -5,13 +5,13 @@ from __future__ import annotations
 import json
 import os
 import stat
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from ..support import forked_python
 from ..support.toolchains import DAMAGES, Damage
 
 # Says its version; precompiles when it is let; fails when it is told to.
@@ -63,7 +63,7 @@ def fake(tmp_path: Path) -> Path:
 
 def run(fake: Path, *statements: str) -> dict[str, Any]:
     program = "\n".join([PROGRAM, *statements, "print(json.dumps(answer))"])
-    done = subprocess.run(
+    done = forked_python.run(
         [sys.executable, "-c", program],
         capture_output=True,
         text=True,

@@ -45,7 +45,7 @@ from aoti_eager._store.wanted_calls import (
 )
 from aoti_eager.errors import CompileError
 
-from ..support import processes
+from ..support import forked_python, processes
 from ..support.child_patches import patch_children
 from ..support.workers import until
 
@@ -430,7 +430,7 @@ def test_three_short_scripts_have_all_kernels_between_them(cache_dir: Path) -> N
 
 def command(cache_dir: Path, *arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
     settings = {"AOTI_EAGER_MODE": "background", **variables}
-    return subprocess.run(
+    return forked_python.run(
         [sys.executable, "-m", "aoti_eager", *arguments],
         capture_output=True,
         text=True,
@@ -501,7 +501,7 @@ def test_run_with_wait_finishes_before_it_returns(cache_dir: Path, script: Path)
 def test_an_interrupt_while_it_waits_ends_it_and_keeps_the_rest(
     cache_dir: Path, script: Path
 ) -> None:
-    running = subprocess.Popen(
+    running = forked_python.popen(
         [sys.executable, "-m", "aoti_eager", "run", "--wait", "--ops", "aten::silu", str(script)],
         stderr=subprocess.PIPE,
         text=True,

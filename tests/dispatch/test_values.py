@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import math
 import statistics
-import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -21,6 +20,8 @@ import torch
 from torch import Tensor
 
 import aoti_eager
+
+from ..support import forked_python
 
 pytestmark = pytest.mark.dynamic
 
@@ -274,7 +275,7 @@ assert (tiny * 1.0).item() != 0 and float(tiny[0]) / 2 != 0
 
 @pytest.mark.compiles
 def test_a_library_flushes_no_denormals(cache_dir: Path) -> None:
-    done = subprocess.run(
+    done = forked_python.run(
         [sys.executable, "-c", FLUSHES], capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stderr

@@ -5,7 +5,6 @@ from __future__ import annotations
 import gc
 import json
 import os
-import subprocess
 import sys
 import weakref
 from pathlib import Path
@@ -19,7 +18,7 @@ from aoti_eager._registration import registry
 from aoti_eager.errors import ConstantError, UnknownConstantError, UnsupportedFunctionError
 
 from ..conftest import assert_close
-from ..support import function_ops
+from ..support import forked_python, function_ops
 from ..support.function_ops import call, closing_over, op_of
 
 ROOT = Path(__file__).parents[2]
@@ -130,7 +129,7 @@ print(json.dumps({
 def test_a_later_process_is_served_and_another_number_is_another_key(cache_dir: Path) -> None:
     def run(eps: str) -> Any:
         environment = {**os.environ, "PYTHONPATH": str(ROOT), "AOTI_EAGER_MODE": "sync"}
-        done = subprocess.run(
+        done = forked_python.run(
             [sys.executable, "-c", SCRIPT, eps], capture_output=True, text=True, env=environment
         )
         assert done.returncode == 0, done.stderr

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -22,6 +21,7 @@ from aoti_eager._registration import registry
 from aoti_eager._store.entry import Entry, Status
 
 from ..conftest import assert_close
+from ..support import forked_python
 from ..support.failing_library import make_fail
 
 pytestmark = pytest.mark.both_paths
@@ -534,7 +534,7 @@ with aoti_eager.config.scope(cache_dir={str(shared_cache)!r}), aoti_eager.regist
     torch.ops.aten.silu(x), torch.ops.aten.silu(x)
 print(aoti_eager.stats()["aten::silu"].declined)
 """
-    out = subprocess.run(
+    out = forked_python.run(
         [sys.executable, "-c", code], check=True, capture_output=True, text=True, cwd=shared_cache
     ).stdout
     assert "{'setting_not_portable': 2}" in out

@@ -26,6 +26,8 @@ from aoti_eager._native import build as native_build
 from aoti_eager._native import library as native_library_module
 from aoti_eager.errors import NativePathError
 
+from ..support import forked_python
+
 pytestmark = pytest.mark.native
 
 
@@ -238,7 +240,7 @@ def run(
     before: str = "",
     after: str = "",
 ) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
+    return forked_python.run(
         [sys.executable, "-c", f"{before}\n{SCRIPT}\n{after}", *arguments],
         env=environment(cache_dir, compiler, native),
         capture_output=True,
@@ -441,7 +443,7 @@ def test_a_build_that_fails_is_one_warning_and_the_python_path(
 def test_many_processes_build_once(native: str, warm: Path, tmp_path: Path, built: Path) -> None:
     compiler = Compiler(tmp_path / "bin", built, before="sleep 1")
     processes = [
-        subprocess.Popen(
+        forked_python.popen(
             [sys.executable, "-c", PATIENT + SCRIPT, "wait"],
             env=environment(warm, compiler.path, native),
             stdout=subprocess.PIPE,
@@ -471,7 +473,7 @@ def test_a_killed_build_leaves_nothing_that_the_next_one_does_not_clear(
 ) -> None:
     pid = tmp_path / "pid"
     slow = Compiler(tmp_path / "bin", built, before=f'echo $$ > "{pid}"; sleep 5')
-    process = subprocess.Popen(
+    process = forked_python.popen(
         [sys.executable, "-c", SCRIPT, "wait"],
         env=environment(warm, slow.path, "1"),
         stdout=subprocess.DEVNULL,
@@ -487,7 +489,7 @@ def test_a_killed_build_leaves_nothing_that_the_next_one_does_not_clear(
 
 
 def test_cache_only_builds_nothing(warm: Path, compiler: Compiler) -> None:
-    done = subprocess.run(
+    done = forked_python.run(
         [sys.executable, "-c", SCRIPT, "wait"],
         env={**environment(warm, compiler.path, "auto"), "AOTI_EAGER_MODE": "cache_only"},
         capture_output=True,

@@ -18,6 +18,8 @@ import pytest
 
 from aoti_eager._base.store_format import MARKER_FILE
 
+from ..support import forked_python
+
 README = Path(__file__).parents[2] / "README.md"
 OPS = ("aten::native_layer_norm", "aten::var_mean.correction")
 
@@ -57,7 +59,7 @@ def run(
     script = cwd / "example.py"
     lines = [one for one in example().splitlines() if not leaving_out or leaving_out not in one]
     script.write_text("\n".join(lines), encoding="utf-8")
-    done = subprocess.run(
+    done = forked_python.run(
         [sys.executable, str(script)],
         env=environment,
         cwd=cwd,

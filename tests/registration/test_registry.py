@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-import subprocess
 import sys
 import warnings
 from collections.abc import Iterator
@@ -22,6 +21,7 @@ from aoti_eager.errors import (
 )
 
 from ..conftest import assert_close
+from ..support import forked_python
 
 pytestmark = pytest.mark.both_paths
 
@@ -269,7 +269,7 @@ with aoti_eager.register(["aten::silu", "aten::add.Tensor"]):
 new = {m for m in set(sys.modules) - before if m.startswith(("torch._inductor", "torch._dynamo"))}
 assert not new, new
 """
-    subprocess.run([sys.executable, "-c", code], check=True, cwd=cache_dir)
+    forked_python.run([sys.executable, "-c", code], check=True, cwd=cache_dir)
 
 
 @pytest.mark.parametrize("op", ["aten::add", "aten::mul", "aten::div", "aten::eq"])

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -16,6 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import aoti_eager
 
 from ..conftest import assert_close
+from ..support import forked_python
 
 pytestmark = pytest.mark.both_paths
 
@@ -249,7 +249,7 @@ print(repr(wrapped_number(2.5)), torch.ones(2) * 2.5)
 
 def test_an_op_is_registered_under_the_modes_of_its_thread(cache_dir: Path) -> None:
     """What the first registration makes once for the process is made of real tensors."""
-    done = subprocess.run(
+    done = forked_python.run(
         [sys.executable, "-c", REGISTERED_UNDER_MODES],
         env={
             **os.environ,

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import platform
 import shutil
-import subprocess
 import sys
 import tempfile
 import zipfile
@@ -24,6 +23,7 @@ from aoti_eager._runner.package import (
 )
 from aoti_eager.errors import LibraryLoadError
 
+from ..support import forked_python
 from ..support.runner_libraries import Libraries
 
 CPU = torch.device("cpu")
@@ -438,7 +438,7 @@ if os.fork() == 0:
 os.wait()
 print([directory.exists(), str(directory)])
 """
-    done = subprocess.run(
+    done = forked_python.run(
         [sys.executable, "-c", script], capture_output=True, text=True, check=True
     )
     existed, directory = json.loads(done.stdout.replace("'", '"').replace("True", "true"))

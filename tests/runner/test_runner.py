@@ -6,7 +6,6 @@ import gc
 import json
 import os
 import shutil
-import subprocess
 import sys
 import zipfile
 from collections.abc import Callable
@@ -33,7 +32,7 @@ from aoti_eager.errors import (
     RunnerError,
 )
 
-from ..support import runner_libraries
+from ..support import forked_python, runner_libraries
 from ..support.runner_libraries import (
     HERE,
     HOOKED_WEIGHT,
@@ -253,7 +252,7 @@ def test_bad_files_are_load_errors_and_the_process_lives(
 ) -> None:
     work = tmp_path / "work"
     work.mkdir()
-    done = subprocess.run(
+    done = forked_python.run(
         [sys.executable, "-c", LOAD_BAD_FILES, libraries.directory, work],
         capture_output=True,
         text=True,

@@ -24,6 +24,8 @@ from aoti_eager._store.entry import Entry, Status
 from aoti_eager._store.environment import Environment, current_environment
 from aoti_eager._store.verdict import PathTime, Verdict
 
+from ..support import forked_python
+
 X = torch.ones(8, 8)
 
 
@@ -266,8 +268,8 @@ with aoti_eager.register("aten::silu"):
         "AOTI_EAGER_MODE": "cache_only",
     }
     for _ in range(2):
-        subprocess.run([sys.executable, "-c", code], check=True, env=environment, cwd=cache_dir)
-    out = subprocess.run(
+        forked_python.run([sys.executable, "-c", code], check=True, env=environment, cwd=cache_dir)
+    out = forked_python.run(
         [sys.executable, "-m", "aoti_eager", "stats", "--json"],
         check=True,
         env=environment,

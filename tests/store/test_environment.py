@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import platform
-import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -17,6 +16,8 @@ import torch
 from aoti_eager._base.cpu import cpu_features, cpu_target
 from aoti_eager._store import environment
 from aoti_eager._store.environment import Environment, current_environment
+
+from ..support import forked_python
 
 # Both machines that the package is built for first; elsewhere a target is this very CPU.
 ON_X86 = pytest.mark.skipif(
@@ -45,7 +46,7 @@ def in_new_process(*statements: str, cwd: Path | None = None, **variables: str) 
             "print(json.dumps(answer))",
         ]
     )
-    done = subprocess.run(
+    done = forked_python.run(
         [sys.executable, "-W", "error", "-c", program],
         capture_output=True,
         text=True,

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import runpy
 import shutil
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,8 @@ import pytest
 from aoti_eager._store.entry import Status
 from aoti_eager._store.store import BadEntry, Store, StoredEntry
 from aoti_eager.errors import CacheFormatError, EntryDamagedError
+
+from ..support import forked_python
 
 FIXTURES = Path(__file__).parents[2] / "cache_fixtures"
 STORES = ("good", "damaged", "foreign", "future")
@@ -168,7 +169,7 @@ def contents(directory: Path) -> dict[str, bytes]:
 
 def test_making_the_fixtures_again_gives_the_same_bytes(tmp_path: Path) -> None:
     out = tmp_path / "made"
-    subprocess.run([sys.executable, str(FIXTURES / "make.py"), str(out)], check=True)
+    forked_python.run([sys.executable, str(FIXTURES / "make.py"), str(out)], check=True)
     assert sorted(os.listdir(out)) == sorted(STORES)
     assert contents(out) == contents(FIXTURES)
 

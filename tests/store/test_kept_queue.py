@@ -6,7 +6,6 @@ import contextlib
 import json
 import os
 import stat
-import subprocess
 import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -41,6 +40,8 @@ from aoti_eager._store.wanted_calls import (
     merged,
     wanted,
 )
+
+from ..support import forked_python
 
 NOW = 1_800_000_000
 SCHEMA = "aten::silu(Tensor self) -> Tensor"
@@ -540,7 +541,7 @@ elif sys.argv[2] == "gone":
 @pytest.mark.parametrize("how", ["as usual", "fork", "read-only", "gone"])
 def test_the_end_of_a_process_is_quiet_whatever_it_finds(how: str, root: Path) -> None:
     (root / "locks").mkdir(mode=0o700)
-    done = subprocess.run(
+    done = forked_python.run(
         [sys.executable, "-W", "error", "-c", ENDS, str(root), how],
         capture_output=True,
         text=True,

@@ -30,7 +30,7 @@ from aoti_eager._store.verdict import Verdict, Verdicts
 from aoti_eager.errors import AotiEagerWarning, EntryDamagedError, StoreError
 
 from ..conftest import assert_close
-from ..support import entries, processes
+from ..support import entries, forked_python, processes
 from ..support.toolchains import copy_toolchain
 from ..support.workers import Marked, until, work
 
@@ -212,7 +212,7 @@ def test_what_a_script_and_its_worker_leave_that_are_killed_together_goes_with_t
         "AOTI_EAGER_MODE": "background",
         "AOTI_EAGER_CACHE_DIR": str(cache_dir),
     }
-    script = subprocess.Popen(
+    script = forked_python.popen(
         [sys.executable, "-c", COMPILES, "5"], env=environment, stdout=subprocess.PIPE, text=True
     )
     until(lambda: work(cache_dir) and marked.compiles(), "a kernel is compiled", 120)
@@ -226,7 +226,7 @@ def test_what_a_script_and_its_worker_leave_that_are_killed_together_goes_with_t
     assert script.stdout is not None
     script.stdout.close()
     assert [path for path in left if path.exists()] == left
-    done = subprocess.run(
+    done = forked_python.run(
         [sys.executable, "-c", COMPILES, "6"],
         env=environment,
         capture_output=True,

@@ -40,6 +40,7 @@ from aoti_eager.errors import (
     StorePermissionError,
 )
 
+from ..support import forked_python
 from ..support.entries import (
     ENVIRONMENT,
     FEATURES,
@@ -708,7 +709,7 @@ sys.stdin.readline()
 def holder(root: Path) -> Iterator[subprocess.Popen[str]]:
     """Another process that holds the lock of the key."""
     argv = [sys.executable, "-c", HOLDER, str(root), json.dumps(make_key().to_json())]
-    with subprocess.Popen(
+    with forked_python.popen(
         argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     ) as process:
         assert process.stdout is not None

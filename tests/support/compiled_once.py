@@ -5,25 +5,33 @@ A test has an empty store of its own, and most of them want the same few kernels
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import os
 import shutil
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from aoti_eager._base.cpp_compiler import compiler_identity
+from aoti_eager._base.cpu import cpu_features
 from aoti_eager._base.digest import json_digest
-from aoti_eager._compile_service.replies import Compiled
+from aoti_eager._compile_service.replies import Compiled, Published
 from aoti_eager._compile_service.requested import RequestedCode
-from aoti_eager._compile_service.requests import LibraryRequest
+from aoti_eager._compile_service.requests import EntryRequest, LibraryRequest
 from aoti_eager._keys.guards import Guards
-from aoti_eager._keys.kernel_key import KernelKey
-from aoti_eager._store.environment import current_environment
-from aoti_eager._store.verdict import path_times
-from aoti_eager.errors import CompileError
+from aoti_eager._keys.kernel_key import ANY_THREADS, KernelKey
+from aoti_eager._store.entry import decode, encode
+from aoti_eager._store.environment import Environment, current_environment
+from aoti_eager._store.store import Store, StoredEntry
+from aoti_eager._store.stored_failures import met_now
+from aoti_eager._store.verdict import Verdicts, decode_verdict, encode_verdict, path_times
+from aoti_eager.errors import CompileError, LockTimeoutError, StoreError
 
 Compile = Callable[..., Compiled]
+Publish = Callable[..., Published | None]
 
 
 def remembering(compile_: Compile, directory: Path) -> Compile:
@@ -55,6 +63,102 @@ def remembering(compile_: Compile, directory: Path) -> Compile:
     return compile_once
 
 
+def remembering_entries(publish: Publish, directory: Path) -> Publish:
+    """Return ``CompileService.publish`` with the entries of calls that wait kept.
+
+    In the background, a worker makes each entry: a test of the background is about this worker.
+    """
+
+    def publish_once(service: Any, request: EntryRequest) -> Published | None:
+        if service._nice:
+            return publish(service, request)
+        said = [service._target.name, compiler_identity(), _asked(request.code)]
+        kept = directory / json_digest([request.origin.environment.digest, *said])
+        if not kept.exists():
+            return _keep_entry(kept, request, lambda: publish(service, request))
+        try:
+            return _copied_entry(kept, request)
+        except LockTimeoutError:
+            return None
+        except StoreError:  # Read-only, say: the worker tells what is wrong.
+            return publish(service, request)
+
+    return publish_once
+
+
+def _keep_entry(
+    kept: Path, request: EntryRequest, publish: Callable[[], Published | None]
+) -> Published | None:
+    """Have a worker make an entry; keep the entry if it was made now, or has failed for good."""
+    code, store = request.code, Store(request.root, lock_timeout_s=0.0)
+    try:
+        published = publish()
+    except CompileError as error:
+        if error.remember:
+            pattern = code.call.key if code.plan is None else code.plan.pattern
+            failed = _found(store, pattern, request.origin.environment)
+            if failed is not None:
+                said = {"reason": error.reason, "message": str(error), "log": error.log}
+                _write(kept, store, failed, {"error": said})
+        raise
+    if published is not None and published.compiled:
+        stored = store.read(published.entry)
+        _write(kept, store, stored, {"error": None})
+    return published
+
+
+def _found(store: Store, key: KernelKey, environment: Environment) -> StoredEntry | None:
+    """Return the entry of a key, ready or not."""
+    for one in (key.with_threads(ANY_THREADS), key):
+        found = store.find(one, environment, cpu_features())
+        if found is not None:
+            return found
+    return None
+
+
+def _write(kept: Path, store: Store, stored: StoredEntry, document: dict[str, Any]) -> None:
+    staged = kept.with_name(f"{kept.name}.{os.getpid()}.{threading.get_ident()}")
+    staged.mkdir(parents=True)
+    entry = stored.entry
+    (staged / "entry.json").write_bytes(encode(entry))
+    if entry.library is not None:
+        shutil.copyfile(stored.library_path, staged / "library")
+        verdict = Verdicts(store.root).get(entry.digest, entry.library.sha256)
+        document["verdict"] = encode_verdict(verdict)
+    (staged / "document.json").write_text(json.dumps(document))
+    try:
+        staged.rename(kept)
+    except OSError:  # Another worker of the run was faster.
+        shutil.rmtree(staged)
+
+
+def _copied_entry(kept: Path, request: EntryRequest) -> Published:
+    """Put a kept entry into the store of a request, as the worker would."""
+    document = json.loads((kept / "document.json").read_text())
+    entry, key = decode((kept / "entry.json").read_bytes()), request.code.call.key
+    if entry.remembered is not None:
+        entry = dataclasses.replace(entry, remembered=met_now(entry.remembered.compiler))
+    store = Store(request.root, lock_timeout_s=0.0)
+    with store.locked(key):
+        found = None
+        if request.code.plan is None:
+            found = _found(store, key, request.origin.environment)
+        if found is not None:
+            return Published(found.path, compiled=False)
+        error = document["error"]
+        with store.workspace() as work:
+            library = None
+            if entry.library is not None:
+                library = work / "copied.so"
+                shutil.copyfile(kept / "library", library)
+            stored = store.publish(entry, work, library, "" if error is None else error["log"])
+    if error is not None:
+        raise CompileError(**error, remember=True)
+    with contextlib.suppress(OSError):
+        Verdicts(store.root).put(entry.digest, decode_verdict(document["verdict"]))
+    return Published(stored.path, compiled=True)
+
+
 def _asked(code: RequestedCode) -> dict[str, Any]:
     """Return what decides which library comes out, and with which times."""
     call = code.call.to_json()
@@ -63,6 +167,13 @@ def _asked(code: RequestedCode) -> dict[str, Any]:
     if not code.gate:
         del call["is_native"]
     return {**code.to_json(), "call": call}
+
+
+def remember_here(worker_pool: Any, directory: str) -> None:
+    """Have this process, a child of a test's, compile as its test does."""
+    service = worker_pool.CompileService
+    service.compile = remembering(service.compile, Path(directory))
+    service.publish = remembering_entries(service.publish, Path(directory))
 
 
 def _keep(kept: Path, compile_: Callable[[], Compiled]) -> None:

@@ -1,4 +1,4 @@
-"""Scripts that tests run in processes of their own."""
+"""Scripts that tests run in processes of their own, forked where that shows the same."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ import sys
 import textwrap
 from pathlib import Path
 from typing import Any
+
+from . import forked_python
 
 # Two ops, three keys; prints what happened as one line of JSON.
 WORK = """
@@ -50,7 +52,7 @@ def start(
     own = {"AOTI_EAGER_CACHE_DIR": str(cache_dir), **variables}
     environment = {**simplest, **os.environ, **own}
     environment = {name: value for name, value in environment.items() if value}
-    return subprocess.Popen(
+    return forked_python.popen(
         [sys.executable, "-c", script],
         stdin=stdin,
         stdout=subprocess.PIPE,
@@ -87,7 +89,7 @@ def run(cache_dir: Path, script: str = WORK, **variables: str) -> dict[str, Any]
 
 def run_script(code: str, cache_dir: Path, **variables: str) -> subprocess.CompletedProcess[str]:
     """Run an indented script, with this process' environment, and return how it ended."""
-    return subprocess.run(
+    return forked_python.run(
         [sys.executable, "-c", textwrap.dedent(code)],
         env={**os.environ, "AOTI_EAGER_CACHE_DIR": str(cache_dir), **variables},
         cwd=cache_dir.parent,

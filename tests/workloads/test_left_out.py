@@ -42,6 +42,7 @@ from aoti_eager._workloads.left_out import (
 
 from ..store.test_cache import publish
 from ..store.test_prune import LOSES, WINS, measured
+from ..support import forked_python
 
 X = torch.ones(8, 8)
 Y = torch.ones(4, 8)
@@ -335,7 +336,7 @@ def test_a_run_that_did_not_come_to_its_end_was_no_look(run: Run) -> None:
 
 def test_all_ops_goes_with_no_other_choice(run: Run) -> None:
     command = [sys.executable, "-m", "aoti_eager", "run", "--all-ops", "--ops", "aten::tanh", "x"]
-    done = subprocess.run(command, capture_output=True, text=True)
+    done = forked_python.run(command, capture_output=True, text=True)
     assert done.returncode == 2
     assert "not allowed with argument" in done.stderr
 

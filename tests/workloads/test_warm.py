@@ -50,7 +50,7 @@ from aoti_eager.errors import (
 )
 
 from ..conftest import assert_close, make_cache_dir
-from ..support import processes
+from ..support import forked_python, processes
 from ..support.function_ops import call, op_of, scale
 
 X = torch.linspace(-2, 2, 64).reshape(8, 8)
@@ -593,7 +593,7 @@ def workload(tmp_path: Path, cache_dir: Path) -> Path:
 
 def verb(*arguments: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "aoti_eager", *arguments]
-    return subprocess.run(command, capture_output=True, text=True)
+    return forked_python.run(command, capture_output=True, text=True)
 
 
 def processes_with(cache_dir: Path) -> list[int]:

@@ -28,6 +28,7 @@ from aoti_eager._workloads.workload import (
 )
 from aoti_eager.errors import OutputFileError, WorkloadError
 
+from ..support import forked_python
 from ..support.entries import files_below
 from ..support.function_ops import call, closing_over, op_of
 
@@ -408,7 +409,7 @@ def run(tmp_path: Path) -> Run:
         if "--mode" not in options:
             given += ("--mode", "cache_only")
         command = [sys.executable, "-m", "aoti_eager", "run", *given, str(script)]
-        return subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
+        return forked_python.run(command, capture_output=True, text=True, cwd=tmp_path)
 
     return run_
 
