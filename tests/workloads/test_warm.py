@@ -701,8 +701,8 @@ def test_a_failure_is_the_exit_status_and_is_named(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    def fail(self: Any, key: Any, *args: Any, **options: Any) -> Any:
-        raise CompileError("no_compiler", f"{key.op}: no C++ compiler", remember=False)
+    def fail(self: CompileService, request: LibraryRequest) -> Any:
+        raise CompileError("no_compiler", f"{request.what}: no C++ compiler", remember=False)
 
     monkeypatch.setattr(CompileService, "compile", fail)
     path = write(tmp_path / "workload", calls)
