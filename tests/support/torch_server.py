@@ -85,6 +85,7 @@ def become(request: Request) -> None:
         del os.environ[name]
     os.environ.update(request["env"])
     os.chdir(request["cwd"])
+    os.umask(request["umask"])
     sys.orig_argv[:] = request["command"]
     sys.argv[:] = request["argv"]
     kind, what = request["main"]
