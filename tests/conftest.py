@@ -21,7 +21,7 @@ import torch
 import aoti_eager
 from aoti_eager._base.cpp_compiler import compiler_on_path
 from aoti_eager._base.warn_once import forget_warnings
-from aoti_eager._compile_service import cache_context
+from aoti_eager._compile_service import cache_context, worker_process
 from aoti_eager._compile_service.requests import Request
 from aoti_eager._compile_service.worker_pool import CompileService
 from aoti_eager._dispatch import candidate, recheck
@@ -157,9 +157,12 @@ print("{}")
 
 
 @pytest.fixture(scope="session")
-def libraries(run_dir: Path, shared_cache_dir: Path) -> runner_libraries.Libraries:
-    """Libraries for runners, compiled once in a run."""
-    return runner_libraries.build(run_dir)
+def libraries(
+    run_dir: Path, shared_cache_dir: Path, request: pytest.FixtureRequest
+) -> runner_libraries.Libraries:
+    """Libraries for runners, compiled once in a run, or in an earlier one."""
+    kept = kept_toolchain(request.config).with_name("runner-libraries")
+    return runner_libraries.build(run_dir, kept)
 
 
 @pytest.fixture
@@ -201,9 +204,14 @@ def make_cache_dir(path: Path, shared_cache_dir: Path) -> Path:
 
 
 @pytest.fixture
-def cache_dir(tmp_path: Path, shared_cache_dir: Path) -> Path:
-    """An empty store of this test's own."""
-    return make_cache_dir(tmp_path / "cache", shared_cache_dir)
+def cache_dir(tmp_path: Path, shared_cache_dir: Path, request: pytest.FixtureRequest) -> Path:
+    """An empty store of this test's own; of those marked ``shipped``, one that they share."""
+    if request.node.get_closest_marker("shipped") is None:
+        return make_cache_dir(tmp_path / "cache", shared_cache_dir)
+    path = shared_cache_dir.with_name("shipped-cache")
+    with contextlib.suppress(FileExistsError):
+        make_cache_dir(path, shared_cache_dir)
+    return path
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
@@ -284,7 +292,7 @@ def pytest_report_header(config: pytest.Config) -> str:
 @pytest.fixture
 def hit_path(request: pytest.FixtureRequest) -> str:
     """Which hit path serves: ``"python"`` or ``"native"``."""
-    if request.node.get_closest_marker("native") is not None:
+    if any(request.node.get_closest_marker(name) for name in ("native", "shipped")):
         return "native"
     return str(getattr(request, "param", os.environ.get("AE_TEST_PATH", "python")))
 
@@ -316,25 +324,17 @@ def settings(
         if sum(op_kernel.alive().values()):
             gc.collect()  # What earlier tests on the other hit path have left.
     alive_before = sum(op_kernel.alive().values())
-    native = "1" if hit_path == "native" else "0"
-    monkeypatch.setenv("AOTI_EAGER_NATIVE", native)  # for processes that the test starts
-    monkeypatch.setenv("AOTI_EAGER_MODE", "sync")
-    # Most tests are about what kernels do, and take small ones, which lose.
-    monkeypatch.setenv("AOTI_EAGER_GATE", "0")
+    if request.node.get_closest_marker("compiles") is None:
+        # Workers behind all else that runs on a busy machine would keep tests waiting for minutes;
+        # and so those of the mode ``sync`` serve, whose start takes seconds.
+        monkeypatch.setattr(cache_context, "_BACKGROUND_NICE", 0)
     # What a test's processes leave unfinished is not to go on beside the next test.
     monkeypatch.setenv("AOTI_EAGER_LINGER_S", "0")
-    # And a kernel that an earlier test left behind is not to serve what the next one counts.
-    dynamic = "auto" if request.node.get_closest_marker("dynamic") is not None else "0"
-    monkeypatch.setenv("AOTI_EAGER_DYNAMIC", dynamic)
-    # However busy the machine is, a kernel is compared in the first call after it has come.
-    monkeypatch.setattr(candidate, "LIVE_CHECK_LIMIT_S", 10.0)
-    # And the calls that are compared again are, however little time there is for that.
-    monkeypatch.setattr(recheck, "LIMIT_S", 10.0)
-    monkeypatch.setattr(recheck, "PARTS", 0)
+    chosen: dict[str, Any] = {"cache_dir": cache_dir}
+    if request.node.get_closest_marker("shipped") is None:
+        chosen |= simplest_settings(hit_path, request.node, monkeypatch)
     threads = torch.get_num_threads()
-    with aoti_eager.config.scope(
-        mode="sync", gate=False, cache_dir=cache_dir, native=native, dynamic=dynamic
-    ):
+    with aoti_eager.config.scope(**chosen):
         yield
     # In the key: what later tests compile, their own processes would not find.
     threads_left = torch.get_num_threads()
@@ -351,6 +351,29 @@ def settings(
         assert sum(op_kernel.alive().values()) <= alive_before, op_kernel.alive()
 
 
+def simplest_settings(
+    hit_path: str, test: pytest.Item, monkeypatch: pytest.MonkeyPatch
+) -> dict[str, Any]:
+    """Return the settings of tests that say nothing of settings, and set them for processes."""
+    native = "1" if hit_path == "native" else "0"
+    # A kernel that an earlier test left behind is not to serve what the next one counts.
+    dynamic = "auto" if test.get_closest_marker("dynamic") is not None else "0"
+    for name, value in (
+        ("NATIVE", native),
+        ("MODE", "sync"),
+        # Most tests are about what kernels do, and take small ones, which lose.
+        ("GATE", "0"),
+        ("DYNAMIC", dynamic),
+    ):
+        monkeypatch.setenv(f"AOTI_EAGER_{name}", value)
+    # However busy the machine is, a kernel is compared in the first call after it has come.
+    monkeypatch.setattr(candidate, "LIVE_CHECK_LIMIT_S", 10.0)
+    # And the calls that are compared again are, however little time there is for that.
+    monkeypatch.setattr(recheck, "LIMIT_S", 10.0)
+    monkeypatch.setattr(recheck, "PARTS", 0)
+    return {"mode": "sync", "gate": False, "native": native, "dynamic": dynamic}
+
+
 @pytest.fixture(autouse=True)
 def _compile_once(
     request: pytest.FixtureRequest, run_dir: Path, monkeypatch: pytest.MonkeyPatch
@@ -363,6 +386,22 @@ def _compile_once(
         publish = compiled_once.remembering_entries(CompileService.publish, kept)
         monkeypatch.setattr(CompileService, "publish", publish)
         monkeypatch.setenv(forked_python.REMEMBER_VARIABLE, str(kept))
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _patient_workers() -> Iterator[None]:
+    """Keep workers while tests need none: to start one takes as long as four compiles."""
+    module = "aoti_eager._compile_worker.main"
+    first = f"import {module}; {module}.IDLE_S = 600.0; from {module} import"
+
+    def patient_command(*program: str) -> list[str]:
+        *options, code = child_command(*program)
+        return [*options, code.replace(f"from {module} import", first)]
+
+    child_command = worker_process.child_command
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(worker_process, "child_command", patient_command)
+        yield
 
 
 @pytest.fixture(scope="session", autouse=True)

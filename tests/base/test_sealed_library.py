@@ -22,7 +22,7 @@ from aoti_eager._runner.kernel_runner import LibraryRunner
 from aoti_eager._store.store import Store, StoredEntry
 from aoti_eager.errors import EntryDamagedError, UntrustedFileError
 
-from ..support import forked_python
+from ..support import forked_python, processes
 from ..support.entries import publish
 
 aten = torch.ops.aten
@@ -250,18 +250,25 @@ print(json.dumps({
 
 
 @pytest.fixture(scope="module")
-def warm(tmp_path_factory: pytest.TempPathFactory, shared_cache_dir: Path) -> Iterator[Path]:
+def warm(
+    tmp_path_factory: pytest.TempPathFactory,
+    run_dir: Path,
+    shared_cache_dir: Path,
+    native_library: None,
+) -> Iterator[Path]:
     """A store with one kernel and the C++ hit path, which tests copy."""
     import shutil
 
-    from ..support import processes
+    from ..support import toolchains
 
     path = tmp_path_factory.mktemp("sealed") / "cache"
     path.mkdir(mode=0o700)
     (path / "toolchain").mkdir(mode=0o700)
     (path / "toolchain" / "headers").symlink_to(shared_cache_dir / "toolchain" / "headers")
+    toolchains.share_native(path, shared_cache_dir)
     script = RUNNING.partition("before =")[0] + "\nprint('{}')"
-    processes.run(path, script, AOTI_EAGER_NATIVE="1")
+    kept = {forked_python.REMEMBER_VARIABLE: str(run_dir / "compiled")}
+    processes.run(path, script, AOTI_EAGER_NATIVE="1", **kept)
     (path / "toolchain" / "headers").unlink()
     yield path
     shutil.rmtree(path)

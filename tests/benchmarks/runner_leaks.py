@@ -177,7 +177,7 @@ def main() -> None:
             libraries = Libraries(namespace.libraries)
         else:
             (Path(directory) / "shared-cache").mkdir()
-            libraries = runner_libraries.build(Path(directory))
+            libraries = runner_libraries.build(Path(directory), Path(directory, "kept"))
         print(f"{'phase':<26}{'times':>8}{'MB':>8}{'bytes each':>12}{'files':>7}   halves, MB")
         done = []
         for phase in phases(libraries, namespace.share):

@@ -61,6 +61,15 @@ def test_a_script_is_where_it_is_started(tmp_path: Path) -> None:
         assert "__main__" in forked[1]
 
 
+def test_a_script_has_the_umask_of_its_test() -> None:
+    before = os.umask(0o027)
+    try:
+        started, forked = both("-c", "import os; print(oct(os.umask(0)))")
+    finally:
+        os.umask(before)
+    assert forked == started == (0, "0o27\n", "")
+
+
 def test_an_error_has_its_status_and_its_traceback() -> None:
     """Above it, the traceback has the lines of ours by which the script was run."""
     for code in ("1 / 0", "raise KeyboardInterrupt"):

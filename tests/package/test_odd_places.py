@@ -19,6 +19,7 @@ import pytest
 from aoti_eager._base.store_format import MARKER_FILE
 
 from ..support import forked_python
+from ..support.toolchains import share_native
 
 README = Path(__file__).parents[2] / "README.md"
 OPS = ("aten::native_layer_norm", "aten::var_mean.correction")
@@ -98,11 +99,14 @@ def where(tmp_path: Path) -> Path:
 
 
 @pytest.fixture(scope="module")
-def filled(tmp_path_factory: pytest.TempPathFactory, shared_cache_dir: Path) -> Path:
+def filled(
+    tmp_path_factory: pytest.TempPathFactory, shared_cache_dir: Path, native_library: None
+) -> Path:
     """A cache that the example has filled, for tests to copy."""
     base = tmp_path_factory.mktemp("odd")
     cache = base / "cache"
     share_headers(cache, shared_cache_dir)
+    share_native(cache, shared_cache_dir)
     run(cache, base)
     (cache / "toolchain" / "headers").unlink()
     return cache

@@ -1,10 +1,10 @@
 """Pythons for tests that start many: forked from one that has imported torch, which takes a second.
 
-``run`` and ``Popen`` take what ``subprocess`` takes. A child is as a new process is for what a
-script does: nothing of ours is imported, and variables, directory, arguments, standard files, exit
-status and ``atexit`` are its own. For tests about a process's start they are not: what a fresh
-interpreter imports, its flags and warning filters, process groups, limits, who its parent is. Those
-use ``subprocess``.
+``run`` and ``popen`` take what ``subprocess`` takes. A child is as a new process is for what a
+script does: nothing of ours is imported, and variables, directory, umask, arguments, standard
+files, warning filters, exit status and ``atexit`` are its own. A child is not for tests about the
+start of a process: what a fresh interpreter imports, its options, process groups, limits, who its
+parent is. Those use ``subprocess``.
 """
 
 from __future__ import annotations
@@ -122,6 +122,7 @@ class _Forked(subprocess.Popen[Any]):
             "env": environment,
             "cwd": os.path.abspath(options["cwd"] or os.getcwd()),
             "start_new_session": options["start_new_session"],
+            "umask": _umask(),
             "remember": kept and [compiled_once.__file__, kept],
         }
         try:
@@ -151,6 +152,12 @@ class _Forked(subprocess.Popen[Any]):
         self.returncode = os.waitstatus_to_exitcode(_number(self._end))
         os.close(self._end)
         self._end = None
+
+
+def _umask() -> int:
+    before = os.umask(0o077)
+    os.umask(before)
+    return before
 
 
 def _is_ready(pipe: int, timeout: float | None) -> bool:

@@ -1,6 +1,7 @@
 """Kernel libraries for tests of the runner, and what they are run and watched with.
 
-They are made once a pytest run, in processes of their own.
+They are made once a pytest run, in processes of their own, and kept for the next run, which takes
+them if torch, the compiler, the processor and this file are the same.
 
 A test process never imports Inductor: ``build`` starts this module as a script, once for each half
 of the packages.
@@ -10,7 +11,9 @@ from __future__ import annotations
 
 import ctypes
 import functools
+import hashlib
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -26,6 +29,9 @@ import torch
 from filelock import FileLock
 from torch import Tensor, nn
 
+from aoti_eager._base.cpp_compiler import compiler_identity
+from aoti_eager._base.cpu import cpu_features
+from aoti_eager._base.digest import json_digest
 from aoti_eager._runner.runner import ModelContainerRunner
 
 HERE = Path(__file__).parent
@@ -304,10 +310,18 @@ class Libraries:
         return path
 
 
-def build(run_dir: Path) -> Libraries:
-    """Return the libraries, made by the first of a run's processes that asks."""
+def build(run_dir: Path, kept: Path) -> Libraries:
+    """Return the libraries, made by the first of a run's processes that asks.
+
+    Args:
+        run_dir: What the run's processes share.
+        kept: Where a run leaves its libraries for the next one.
+    """
     directory = run_dir / "runner-libraries"
     with FileLock(run_dir / "runner-libraries.lock"):
+        found = kept / _digest()
+        if not directory.exists() and found.exists():
+            shutil.copytree(found, directory)
         if not directory.exists():
             work = run_dir / "runner-libraries.new"
             work.mkdir()
@@ -328,7 +342,23 @@ def build(run_dir: Path) -> Libraries:
                 output, _ = child.communicate(timeout=400)
                 assert child.returncode == 0, output
             work.rename(directory)
+            shutil.rmtree(kept, ignore_errors=True)
+            # Not what Inductor keeps for itself.
+            shutil.copytree(directory, kept / "new", ignore=shutil.ignore_patterns("inductor"))
+            (kept / "new").rename(found)
     return Libraries(directory)
+
+
+def _digest() -> str:
+    """Return the digest of all that the libraries are made of."""
+    sources = [HERE / "runner_libraries.py", HERE / "thin_library.cpp"]
+    return json_digest(
+        [
+            *(hashlib.sha256(source.read_bytes()).hexdigest() for source in sources),
+            *(torch.__version__, str(torch.version.git_version), torch.__file__, sys.version),
+            *(str(compiler_identity()), os.environ.get("CXX", ""), sorted(cpu_features())),
+        ]
+    )
 
 
 def compile_cpp(source: Path, target: Path, *options: str) -> Path:
@@ -360,9 +390,10 @@ def _compile(directory: Path, headers: Path, names: list[str]) -> None:
     """Compile packages, in a process of its own."""
     import torch._inductor
 
-    from aoti_eager._compile_worker import inductor_compat
+    from aoti_eager._compile_worker import inductor_compat, inductor_headers
 
-    # Those that the rest of the run uses.
+    # Those that the rest of the run uses; however busy the machine is, they are waited for.
+    inductor_headers._LOCK_TIMEOUT_S = 400.0
     inductor_compat.use_headers(headers)
     # Not to compile and run a program for each instruction set that the CPU says it has.
     torch._inductor.config.cpp.vec_isa_ok = True

@@ -85,17 +85,19 @@ def become(request: Request) -> None:
         del os.environ[name]
     os.environ.update(request["env"])
     os.chdir(request["cwd"])
+    os.umask(request["umask"])
     sys.orig_argv[:] = request["command"]
     sys.argv[:] = request["argv"]
     kind, what = request["main"]
     places = {"code": "", "module": os.getcwd(), "script": os.path.dirname(os.path.realpath(what))}
     sys.path[0] = places[kind]
     # Those of ``-W`` come before Python's own, and after those that torch puts before all.
-    torchs = warnings.filters[: len(warnings.filters) - len(FILTERS)]
+    filters: list[Any] = warnings.filters  # type: ignore[assignment]
+    torchs = filters[: len(filters) - len(FILTERS)]
     sys.warnoptions[:] = request["warnings"]
-    warnings.filters[:] = FILTERS
+    filters[:] = FILTERS
     warnings._processoptions(sys.warnoptions)  # type: ignore[attr-defined]
-    warnings.filters[:0] = torchs
+    filters[:0] = torchs
     warnings._filters_mutated()  # type: ignore[attr-defined]
     if request["remember"] is not None:
         sys.meta_path.insert(0, _Remembering(*request["remember"]))
