@@ -158,7 +158,7 @@ class CompileJobs:
                     key if plan is None else plan.pattern,
                     *made_for,
                     reason=error.reason,
-                    message=str(error),
+                    message=f"{key.op}: {error}",  # As the script says it now.
                     remembered=met_now(compiler_identity()),
                     guards=None if plan is None else plan.guards,
                 )

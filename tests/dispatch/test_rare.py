@@ -14,7 +14,7 @@ import torch
 import aoti_eager
 from aoti_eager import OpStats
 from aoti_eager._compile_service import queue
-from aoti_eager._dispatch import asking
+from aoti_eager._dispatch import asking, rare_key
 from aoti_eager._dispatch import payback as payback_module
 from aoti_eager._dispatch import rare as rare_module
 from aoti_eager._dispatch.dynamic_kernels import DynamicKernels
@@ -65,7 +65,7 @@ def in_background() -> Iterator[None]:
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     clock = Clock()
-    for module in ("rare", "miss"):
+    for module in ("rare", "rare_key", "miss"):
         time = SimpleNamespace(thread_time=clock.thread_time, sleep=lambda s: None)
         monkeypatch.setattr(f"aoti_eager._dispatch.{module}.time", time)
     return clock
@@ -74,7 +74,9 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
 @pytest.fixture
 def rares(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> Rares:
     """Keys that are counted, without a thread, and a rule that has seen no compile."""
-    monkeypatch.setattr(rare_module, "payback", Payback())
+    rule = Payback()
+    for module in (rare_module, rare_key):
+        monkeypatch.setattr(module, "payback", rule)
     made = Rares(clock, has_thread=False)
     monkeypatch.setattr(rare_module, "rares", made)
     return made

@@ -301,9 +301,11 @@ def test_in_other_modes_nothing_is_gone_on_with(
 ) -> None:
     leave(cache_dir, call_of(SILU[:1]))
     with aoti_eager.config.scope(mode=mode), aoti_eager.register("aten::silu"):
-        aten.silu(SILU)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # In mode ``sync``: no kernel for the call's own key.
+            aten.silu(SILU)
         assert queue.background.wait(60.0)
-    assert asked == []
+    assert sizes(asked) == ([8] if mode == "sync" else [])
 
 
 def test_a_stored_kernel_without_a_measurement_is_measured(

@@ -22,11 +22,11 @@ def test_keys_whose_compiles_fail_count_too(monkeypatch: pytest.MonkeyPatch) -> 
     """An op of which every kernel fails must not ask for each new shape for ever."""
     asked = []
 
-    def compile_(*args: object, **more: object) -> None:
+    def publish(*args: object, **more: object) -> None:
         asked.append(args)
         raise CompileError("mismatch", "as on some machines", remember=True)
 
-    monkeypatch.setattr(CompileService, "compile", compile_)
+    monkeypatch.setattr(CompileService, "publish", publish)
     with aoti_eager.config.scope(static_cap=3, dynamic=False), aoti_eager.register(SILU):
         for size in range(2, 12):
             aten.silu(torch.ones(size))
@@ -39,10 +39,10 @@ def test_keys_whose_compiles_fail_count_too(monkeypatch: pytest.MonkeyPatch) -> 
 def test_what_explain_foresees_is_what_happens(
     options: dict[str, object], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def compile_(*args: object, **more: object) -> None:
+    def publish(*args: object, **more: object) -> None:
         raise CompileError("mismatch", "as on some machines", remember=True)
 
-    monkeypatch.setattr(CompileService, "compile", compile_)
+    monkeypatch.setattr(CompileService, "publish", publish)
     shapes = [(size, 3) for size in range(2, 12)] + [(1, 1), (0, 1), (4,), (5,)]
     seen = set()
     with aoti_eager.config.scope(**options), aoti_eager.register(SILU):

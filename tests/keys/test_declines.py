@@ -236,7 +236,7 @@ def test_calls_that_the_compile_rules_out_are_remembered_by_the_store(
     def never(*args: object, **kwargs: object) -> None:
         raise AssertionError("a remembered decline was compiled again")
 
-    monkeypatch.setattr(CompileService, "compile", never)
+    monkeypatch.setattr(CompileService, "publish", never)
     assert_declines(op, reason, call)  # registered anew, with empty tables
 
 
