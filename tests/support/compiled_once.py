@@ -66,7 +66,7 @@ def remembering(compile_: Compile, directory: Path) -> Compile:
 def remembering_entries(publish: Publish, directory: Path) -> Publish:
     """Return ``CompileService.publish`` with the entries of calls that wait kept.
 
-    A worker that stands behind the script (only tests marked ``compiles`` have one) makes each entry.
+    A worker of low priority (only tests marked ``compiles`` have one) makes each entry anew.
     """
 
     def publish_once(service: Any, request: EntryRequest) -> Published | None:

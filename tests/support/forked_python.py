@@ -93,8 +93,15 @@ class Server:
 
 
 def _at_start(environment: Mapping[str, str]) -> dict[str, str]:
-    """Return the variables that count while a process starts."""
-    return {name: value for name, value in environment.items() if name.startswith(_AT_START)}
+    """Return the variables that count while a process starts.
+
+    Inductor reads its own later: the server has not imported Inductor, which sets one itself.
+    """
+    return {
+        name: value
+        for name, value in environment.items()
+        if name.startswith(_AT_START) and not name.startswith("TORCHINDUCTOR_")
+    }
 
 
 server = Server()
