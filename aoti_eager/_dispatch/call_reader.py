@@ -81,13 +81,7 @@ def read_call(
         words = words_of_values(schema, cache.dispatch_key, values)
         return ReadCall(refusal=Refusal(error.reason, str(error)), words=words)
     except UnsupportedFunctionError as error:
-        # Refused for good: neither Python nor C++ looks at what a refused function uses.
-        refused = function is not None and function.is_refused
-        words = words_of_values(schema, cache.dispatch_key, values) if refused else None
-        message = f"{schema.op}: its function {error}"
-        if function is not None and function.refusal is not None:
-            warn_of_function(schema.op, message)
-        return ReadCall(refusal=Refusal("unsupported_function", message), words=words)
+        return _function_refused(cache, values, error)
     refusal = _refusal(cache, key, template, overlaps=overlaps)
     if refusal is not None:
         return ReadCall(refusal=refusal, words=words)
@@ -107,6 +101,20 @@ def read_call(
         device=next((tensor.device for tensor in inputs if tensor.device.type != "cpu"), None),
     )
     return ReadCall(request, words=words, inputs=inputs)
+
+
+def _function_refused(
+    cache: Cache, values: Sequence[Any], error: UnsupportedFunctionError
+) -> ReadCall:
+    """Return a call whose op has a Python function that no worker can have."""
+    schema, function = cache.schema, cache.function
+    # Refused for good: neither Python nor C++ looks at what a refused function uses.
+    refused = function is not None and function.is_refused
+    words = words_of_values(schema, cache.dispatch_key, values) if refused else None
+    message = f"{schema.op}: its function {error}"
+    if function is not None and function.refusal is not None:
+        warn_of_function(schema.op, message)
+    return ReadCall(refusal=Refusal("unsupported_function", message), words=words)
 
 
 def _refusal(

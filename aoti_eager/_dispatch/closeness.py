@@ -181,6 +181,8 @@ def judged(
         overflowed: Whether a step of the original has turned finite numbers into infinities.
         is_drawn: Whether the inputs are made up: the original may be accurate on these few by
             chance. A user's own call must be no worse off with the kernel.
+
+    Longer than 60 lines, because each rule uses what the rules before it have left open.
     """
     exact = truth.exact
     mine, theirs = have.to(exact.dtype), want.to(exact.dtype)

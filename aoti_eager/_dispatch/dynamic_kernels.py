@@ -20,7 +20,10 @@ T = TypeVar("T")
 
 
 class DynamicKernels:
-    """The dynamic kernels of one op in one table."""
+    """The dynamic kernels of one op in one table.
+
+    More than 12 methods, because each is one step under the lock.
+    """
 
     def __init__(self) -> None:
         self._known: dict[str, StoredEntry] | None = None

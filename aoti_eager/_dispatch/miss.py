@@ -46,7 +46,11 @@ _FORKED = Refusal("forked", "the compile workers are the parent's")
 
 
 class Miss:
-    """One call whose key is not in the table: find, or make and compare, its kernel, or decline."""
+    """One call whose key is not in the table: find, or make and compare, its kernel, or decline.
+
+    More than 12 methods, because the call's result, and what the call counts as, are found out on
+    each way.
+    """
 
     def __init__(
         self,

@@ -33,6 +33,7 @@ from ..errors import StoreError
 from .asking import Asked, ask, is_asking_at_once
 from .kernel_request import KernelRequest
 from .key_state import RARE
+from .look_thread import LookThread
 from .payback import payback
 from .rare_key import SHORTEST_S, Rare
 from .table import Table, TableKey, on_close
@@ -46,8 +47,6 @@ RARES_LIMIT = 2048
 _MOST_KEPT = 64
 # The longest time between two looks at one key's count.
 _LONGEST_S = 4.0
-# The thread ends after so many seconds without anything to look at.
-_IDLE_S = 10.0
 # After so many keys, a look releases the GIL.
 _AT_ONCE = 32
 # Outcomes of asking after which the kernel is asked for again.
@@ -64,6 +63,8 @@ class Rares:
 
     Attributes:
         calls_before: Gives how often a key was called in earlier runs, by op and digest.
+
+    More than 12 methods, because calls and the thread change the keys under one lock.
     """
 
     def __init__(
@@ -74,8 +75,7 @@ class Rares:
         self._has_thread = has_thread
         self._kept: dict[tuple[int, TableKey], Rare] = {}
         self._changed = threading.Condition(threading.RLock())
-        self._thread: threading.Thread | None = None
-        self._wakes_at = 0.0
+        self._thread = LookThread(self.look, self._next_at, clock, self._changed)
 
     def __len__(self) -> int:
         return len(self._kept)
@@ -283,6 +283,15 @@ class Rares:
         if rare.holds:
             rare.call.table.forget_decline(rare.call.table_key)
 
+    def _wake(self, at: float) -> None:
+        if self._has_thread:
+            self._thread.wake(at)
+
+    def _next_at(self) -> float:
+        """Return when the next key is to be looked at; infinity if none is."""
+        kept = list(self._kept.values())
+        return min((one.looked_at + one.pause_s for one in kept), default=math.inf)
+
     def _make_room(self) -> None:
         """Drop the half of the keys whose calls have taken the least time."""
         with self._changed:
@@ -297,46 +306,6 @@ class Rares:
                 if self._kept.get(rare.place) is rare:
                     self._drop(rare)
         queue.tell_of_room()
-
-    # -- the thread --
-
-    def _wake(self, at: float) -> None:
-        """Have the thread look at the time ``at``, or sooner."""
-        if not self._has_thread:
-            return
-        if self._thread is None or not self._thread.is_alive():
-            thread = threading.Thread(target=self._run, name="aoti_eager-rare", daemon=True)
-            self._wakes_at = at
-            try:
-                thread.start()
-            except RuntimeError as error:  # The system has no thread for us, or Python ends.
-                log.info("no thread to look at counts: %s", error)
-                return
-            self._thread = thread
-        elif at < self._wakes_at:
-            self._wakes_at = at
-            self._changed.notify_all()
-
-    def _run(self) -> None:
-        idle_since: float | None = None
-        while True:
-            with self._changed:
-                now = self._clock()
-                if self._wakes_at > now:
-                    self._changed.wait(self._wakes_at - now)
-                    continue
-            self.look()
-            with self._changed:
-                now = self._clock()
-                at = min(
-                    (one.looked_at + one.pause_s for one in list(self._kept.values())),
-                    default=math.inf,
-                )
-                self._wakes_at = max(min(at, now + _IDLE_S), now + SHORTEST_S)
-                idle_since = None if at < math.inf else idle_since or now
-                if idle_since is not None and now - idle_since >= _IDLE_S:
-                    self._thread = None
-                    return
 
 
 def _read_ahead(call: KernelRequest, context: CacheContext) -> None:

@@ -62,6 +62,8 @@ class Specialisations:
     Attributes:
         kernels: The dynamic kernels that there are.
         static_calls: The calls that got a static kernel each.
+
+    More than 12 methods, because each is one step under the lock of the families.
     """
 
     def __init__(self) -> None:

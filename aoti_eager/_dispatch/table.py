@@ -50,8 +50,6 @@ class NextCall(Protocol):
 class Table:
     """The decisions about the keys of one op.
 
-    More than 12 methods, because each kind of change is one step under the lock.
-
     Attributes:
         kernel: Returns the kernel of a key, or ``None``; called on the hit path.
         candidates: What takes the next call of its key: libraries to be compared, rare keys to be
@@ -61,6 +59,8 @@ class Table:
         dynamic: The op's dynamic specialisations.
         closed: Whether the table is out of use: nothing is looked up or kept in it.
         goes_on: Whether the keys of the op that earlier processes wanted have been looked at.
+
+    More than 12 methods, because each kind of change is one step under the lock.
     """
 
     def __init__(self) -> None:
