@@ -55,9 +55,11 @@ OF_A_HIT = {
     " stored_failures stored_pattern verdict work_directories",
     "_compile_service": "cache_context compile_request device_backends kernel_compiler"
     " native_path queue",
-    "_dispatch": "certificates closeness compare counters double_run dynamic_marks kernel"
-    " kernel_cache kernel_request live_check miss original python_kernel recheck"
-    " recorder reference specialisations static_calls table versions",
+    "_dispatch": "argument_watch asking_modules call_reader certificates closeness compare"
+    " counters decision double_run dynamic_kernels dynamic_marks family_history gate kernel"
+    " kernel_cache kernel_loading kernel_lookup kernel_request key_state live_check miss"
+    " native_twin original python_kernel quarantine recheck recorder reference"
+    " specialisations static_calls table tensor_copies tensor_pairs unserved_calls versions",
     "_registration": "miss_imports registered_op registry resolve totals",
 }
 NEVER = {"tomllib", "tomli", "torch._inductor.config", "sympy", "argparse", "tqdm", "elftools"}
