@@ -99,15 +99,26 @@ class Compiled:
 
 @dataclass(frozen=True, slots=True)
 class Published:
-    """An entry that a worker has found in the store, or (``compiled``) made and put there."""
+    """An entry that a worker has found in the store, or (``compiled``) made and put there.
+
+    ``times`` and ``unmeasured`` are as in ``Compiled``; only an entry that was made has them.
+    """
 
     entry: Path
     compiled: bool
+    times: dict[str, PathTime] = field(default_factory=dict)
+    unmeasured: str = ""
     kind = "published"
 
     def to_json(self) -> Document:
         """Return the reply as a JSON object."""
-        return {**_head(self), "entry": str(self.entry), "compiled": self.compiled}
+        return {
+            **_head(self),
+            "entry": str(self.entry),
+            "compiled": self.compiled,
+            "times": _times(self.times),
+            "unmeasured": self.unmeasured,
+        }
 
     @classmethod
     def from_json(cls, values: object) -> Published:
@@ -117,7 +128,12 @@ class Published:
             MessageError: ``values`` have another form, or come from another version.
         """
         fields = Fields.of_message(values, "the reply")
-        return cls(fields.read("entry", path), compiled=fields.read("compiled", flag))
+        return cls(
+            fields.read("entry", path),
+            compiled=fields.read("compiled", flag),
+            times=fields.read("times", path_times),
+            unmeasured=fields.read("unmeasured", text),
+        )
 
 
 @dataclass(frozen=True, slots=True)

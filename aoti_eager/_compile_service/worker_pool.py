@@ -128,14 +128,17 @@ class CompileService:
             if self.ended:
                 break
             with self._worker(request.root) as worker:
-                answer = worker.ask(request, deadline)
+                try:
+                    answer = worker.ask(request, deadline)
+                except BaseException:  # Ctrl-C, of which the worker dies.
+                    worker.kill()
+                    self._remove_work(request, worker)
+                    raise
             if answer is not None:
                 return answer
             if worker.lingers:
                 break
-            if isinstance(request, EntryRequest):
-                # The dead worker cannot remove what it was working on in the store.
-                Store(request.root, lock_timeout_s=0.0).remove_work_of(worker.pid)
+            self._remove_work(request, worker)
             if deadline.left() <= 0:
                 raise CompileError(
                     "compile_timeout",
@@ -144,6 +147,12 @@ class CompileService:
                 )
         died = "Python is ending" if self.ended else "the compile worker died twice"
         raise CompileError("worker_died", f"{request.what}: {died}", remember=False)
+
+    @staticmethod
+    def _remove_work(request: Request, worker: WorkerProcess) -> None:
+        """Remove what a dead worker was working on in the store, and cannot remove itself."""
+        if isinstance(request, EntryRequest):
+            Store(request.root, lock_timeout_s=0.0).remove_work_of(worker.pid)
 
     def close(self) -> None:
         """End all workers; what they were compiling is lost."""

@@ -180,7 +180,7 @@ class CompileJobs:
             raise CompileError("worker_died", "the process that asked is gone", remember=False)
         stored = store.publish(entry, work, made.library, "", sha256=made.sha256)
         _put_verdict(request, store, stored, made)
-        return Published(stored.path, compiled=True)
+        return Published(stored.path, True, made.times, made.unmeasured)
 
     # -- what all libraries have in common --
 

@@ -113,8 +113,8 @@ def _decoded(line: str) -> Request | Linger | MessageError:
         return read_request(json.loads(line))
     except MessageError as error:
         return error
-    except (ValueError, RecursionError) as error:
-        return MessageError(f"no JSON: {error}")
+    except Exception as error:  # noqa: BLE001 - whatever a line holds: the reader goes on
+        return MessageError(f"no message: {error!r}")
 
 
 def _watch(parent: int, jobs: CompileJobs, lingers: threading.Event, watch: ParentWatch) -> None:

@@ -15,11 +15,12 @@ from .._store.entry import Entry, Status
 from .._store.verdict import PathTime
 from ..config import config
 from ..errors import (
-    AotiEagerError,
     CompileError,
+    EntryDamagedError,
     LockTimeoutError,
     RunnerError,
     StoreError,
+    UntrustedFileError,
 )
 from .gate import Gate, Judged
 from .kernel import Kernel
@@ -53,7 +54,7 @@ def kernel_or_refusal(
     The caller compares the kernel with the original before it serves, if ``Gate.wants_check``.
 
     Raises:
-        StoreError: The library is not the one that was stored, or there is no memory for a copy.
+        EntryDamagedError: The library is not the one that was stored.
     """
     found, entry = judged.found, judged.found.entry
     if entry.status is not Status.READY:
@@ -63,9 +64,9 @@ def kernel_or_refusal(
         return Refusal(*refused(judged.taken, judged.verdict.unmeasured), entry)
     try:
         kernel = load(call, found, context)
-    except StoreError:
+    except EntryDamagedError:
         raise
-    except (RunnerError, OSError) as error:
+    except (RunnerError, OSError) as error:  # No memory for a copy, say.
         return Refusal("library_unloadable", str(error))
     if kernel.parallel and cache_context.is_forked():
         return Refusal("forked", "OpenMP's threads stayed with the parent")
@@ -96,12 +97,13 @@ def refused(taken: PathTime | None, unmeasured: str = "") -> tuple[str, str]:
     return "slower", f"its library takes {taken}"
 
 
-def refusal_of(op: str, error: Exception) -> Refusal:
+def refusal_of(op: str, error: Exception, *, uses_store: bool = False) -> Refusal:
     """Return why a key keeps its original after an error of ours; what users can mend is warned of.
 
     Args:
         op: The op.
         error: What was raised while the key's kernel was looked up, made or loaded.
+        uses_store: Whether an error of the system can only come from the store's files.
     """
     if isinstance(error, CompileError):
         if error.log:
@@ -114,11 +116,12 @@ def refusal_of(op: str, error: Exception) -> Refusal:
     if isinstance(error, LockTimeoutError):
         warn_once("locked", f"{error}; originals run instead")
         return Refusal("locked", str(error))
-    if isinstance(error, OSError):
+    if isinstance(error, StoreError | UntrustedFileError) or (
+        uses_store and isinstance(error, OSError)
+    ):
+        log.info("%s: %s", op, error)
         warn_once("store", f"{error}; kernels are not kept, originals run instead")
         return Refusal("store_unwritable", str(error))
-    if isinstance(error, AotiEagerError):
-        return Refusal("library_unloadable", str(error))
     log.error("%s: internal error", op, exc_info=error)
     warn_once("internal_error", f"{op}: {error!r}; the original runs instead")
     return Refusal("internal_error", repr(error))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Mapping
 from dataclasses import replace
 
 from .._base.data_class import dataclass
@@ -115,11 +116,18 @@ class Gate:
             size=size,
         )
         compared = judged.verdict.compared or measured.compared
-        verdict = replace(judged.verdict, compared=compared)
-        verdict = verdict.with_times(measured.times, call.threads, size, measured.unmeasured)
-        self.keep(verdict, found, context)
+        judged = replace(judged, verdict=replace(judged.verdict, compared=compared))
+        judged = self.with_times(judged, measured.times, measured.unmeasured)
+        self.keep(judged.verdict, found, context)
+        return judged
+
+    def with_times(self, judged: Judged, times: Mapping[str, PathTime], unmeasured: str) -> Judged:
+        """Return what is known after the library was timed, or could not be."""
+        entry, threads = judged.found.entry, self._call.threads
+        size = self._call.size(entry)
+        verdict = judged.verdict.with_times(times, threads, size, unmeasured)
         # If the C++ hit path could not be timed, the times of Python's count: it is the slower one.
-        taken = self.time(verdict, found.entry) or verdict.time("python", call.threads, size)
+        taken = self.time(verdict, entry) or verdict.time("python", threads, size)
         return replace(judged, verdict=verdict, taken=taken)
 
     def keep_check(self, judged: Judged, context: CacheContext) -> None:

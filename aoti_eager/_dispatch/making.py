@@ -7,22 +7,28 @@ for a key that an earlier process has left. The caller decides what becomes of t
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from .._compile_service.cache_context import CacheContext
 from .._keys.dynamic_plan import Plan
 from .._keys.kernel_key import ANY_THREADS
 from .._store.kept_queue import record_of
-from .._store.new_entries import ready_entry
+from .._store.new_entries import failed_entry, is_remembered, ready_entry
 from .._store.store import StoredEntry
+from .._store.stored_failures import met_now
 from .._store.stored_pattern import serves
 from ..config import config
-from ..errors import CompileError
+from ..errors import CompileError, StoreError
 from .gate import Gate, Judged
 from .kernel_lookup import find
 from .kernel_request import KernelRequest
 from .key_state import BEING_COMPILED, MEASURING, QUEUED
 from .payback import payback
+
+if TYPE_CHECKING:
+    from .._compile_service.replies import Published
 
 # The first and the longest wait until a key that another process compiles is asked for again.
 _SHORTEST_BUSY_S, _LONGEST_BUSY_S = 0.25, 2.0
@@ -46,7 +52,7 @@ class Making:
 
     Attributes:
         digest: The key's name in the kept queue.
-        state: The state of the key, one of ``table.STATES``.
+        state: The state of the key, one of ``key_state.STATES``.
         compiled: Whether a worker has compiled its library for this process.
     """
 
@@ -68,6 +74,8 @@ class Making:
         self._busy_s = 0.0
         self._retries = 0
         self._vanished = 0
+        self._has_begun = False
+        self._reply: Published | None = None
         self.digest = call.key.digest if plan is None else plan.pattern.digest
         self.state = QUEUED
         self.compiled = False
@@ -92,9 +100,12 @@ class Making:
                 return made
             found = self._found = made
         judged = self._gate.judge(found, self._context)
+        if self._is_awaited and self._reply is not None and judged.is_unknown:
+            # Times of a busy moment are in no verdict; a call that waits takes them as they are.
+            judged = self._gate.with_times(judged, self._reply.times, self._reply.unmeasured)
         if self._gate.needs_worker(judged, is_awaited=self._is_awaited):
             self.state = MEASURING
-            judged = self._gate.measure(judged, self._context, background=not self._is_awaited)
+            judged = self._measured(judged)
             unsettled = judged.taken is None or judged.taken.is_doubtful
             # A call that waits takes the times as they are.
             waits = judged.gated and unsettled and not self._is_awaited
@@ -102,6 +113,31 @@ class Making:
                 self._retries += 1
                 return float(4 ** (self._retries - 1))
         return judged
+
+    def _measured(self, judged: Judged) -> Judged:
+        """Return what is known after a worker has tried and timed a stored library.
+
+        Raises:
+            CompileError: The library must not be used, or no worker could tell.
+        """
+        if not self._is_awaited:
+            return self._gate.measure(judged, self._context, background=True)
+        try:
+            return self._gate.measure(judged, self._context, background=False)
+        except CompileError as error:  # The call has its result, and the library is declined.
+            return replace(judged, verdict=replace(judged.verdict, unmeasured=str(error)))
+
+    def _begin_awaited(self) -> None:
+        """Look whether the store can be written, before a worker starts, and count the plan.
+
+        Raises:
+            StoreError: The store cannot be written, or the key's lock is held for too long.
+        """
+        with self._context.store.locked(self._call.key):
+            pass
+        if self._plan is not None and not self._has_begun:
+            self._call.table.dynamic.start(self._plan)
+        self._has_begun = True
 
     def _made(self) -> StoredEntry | float:
         """Return the key's entry, found or made now, or the seconds to wait."""
@@ -125,20 +161,27 @@ class Making:
             # Python is ending: nothing more of the queue is begun.
             raise CompileError("worker_died", f"{call.key.op}: Python is ending", remember=False)
         self.state = BEING_COMPILED
+        if self._is_awaited:
+            self._begin_awaited()
         record.tried(self.digest)
         start = time.monotonic()
-        published = call.toolchain.publish(
-            call.template,
-            call.function,
-            context,
-            self._plan,
-            background=not self._is_awaited,
-        )
+        try:
+            published = call.toolchain.publish(
+                call.template,
+                call.function,
+                context,
+                self._plan,
+                background=not self._is_awaited,
+            )
+        except CompileError as error:
+            if self._is_awaited and error.reason == "store_unwritable":
+                raise StoreError(str(error)) from error
+            raise
         record.tried(self.digest, -1)  # The compile has ended, so it was not begun in vain.
         if published is None:
             return self._busy()
         if published.compiled:
-            self.compiled = True
+            self.compiled, self._reply = True, published
             payback.observe(time.monotonic() - start)
             call.cache.counters.compiles.add()
         let_others_run()
@@ -209,14 +252,25 @@ class Making:
             found = find(call, self._context)
             if found is not None:
                 return found
+            made_for = (self._context.environment, *call.toolchain.target(self._context))
+            try:
+                made = call.toolchain.compile_on_device(call.template, work)
+            except CompileError as error:
+                if is_remembered(error):
+                    failure = failed_entry(
+                        call.key,
+                        *made_for,
+                        reason=error.reason,
+                        message=str(error),
+                        remembered=met_now(None),
+                    )
+                    store.publish(failure, work, None, error.log)
+                raise
+            self.compiled = True
             call.cache.counters.compiles.add()
-            made = call.toolchain.compile_on_device(call.template, work)
-            target, requires = call.toolchain.target(self._context)
             entry = ready_entry(
                 call.key,
-                self._context.environment,
-                target,
-                requires,
+                *made_for,
                 outputs=made.outputs,
                 calls_aten=made.calls_aten,
                 parallel=made.parallel,

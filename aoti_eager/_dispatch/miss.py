@@ -22,7 +22,7 @@ from ..errors import (
 from .argument_watch import ArgumentWatch
 from .asking_modules import compiling, prepare_in_call, prepare_unless_forked
 from .call_reader import read_call
-from .decision import Refusal, kernel_or_refusal, refusal_of
+from .decision import Refusal, kernel_or_refusal, put, refusal_of
 from .gate import Gate
 from .kernel import Kernel
 from .kernel_lookup import find
@@ -145,8 +145,10 @@ class Miss:
         if isinstance(kernel, Refusal):
             return self._decline_and_run_original(kernel)
         if not gate.wants_check(found.entry, judged.verdict):
-            return self._run(kernel)
-        if not prepare_unless_forked():
+            return self._run(call, kernel)
+        if awaits:
+            prepare_in_call()
+        elif not prepare_unless_forked():
             message = "its comparison was not imported before the fork"
             return self._decline_and_run_original(Refusal("forked", message))
         from .candidate import Candidate
@@ -160,10 +162,10 @@ class Miss:
             return result
         return self._offer(call, candidate)
 
-    def _run(self, kernel: Kernel) -> Any:
+    def _run(self, call: KernelRequest, kernel: Kernel) -> Any:
         """Return the kernel's result; the kernel serves the key's calls from now on."""
         was_native = kernel.native() is not None
-        self._table.put(self._table_key, kernel)
+        put(call, kernel)
         self._counted = True
         try:
             return self._cache.python_kernel(self._keyset, *self._args, **self._kwargs)
@@ -172,8 +174,7 @@ class Miss:
             raise
         finally:
             if kernel.native() is not None and not was_native:
-                # C++ takes some kernels after their first run.
-                self._table.put(self._table_key, kernel)
+                put(call, kernel)  # C++ takes some kernels after their first run.
 
     def _offer(self, call: KernelRequest, candidate: Candidate) -> Any:
         """Return the original's result; a library that a worker has tried is compared with it."""
@@ -253,7 +254,7 @@ class Miss:
             plan: For a dynamic specialisation.
         """
         prepare_in_call()
-        before = live.copies() if call.checks else []
+        before = live.copies()  # Though ``check`` is off: it may be on when the kernel comes.
         if not self._run_first(call):
             return self._result
         from .pending import compile_now

@@ -126,7 +126,8 @@ class Pending:
         self.count: Counter = call.cache.counters.pending()
         self._record = record_of(self._context.store.root)
         self._calls_before = self._record.calls_before(call.key.op, self._making.digest)
-        if call.toolchain.works_in_background:  # Else the script's own compiler makes it.
+        # A call that waits leaves nothing undone; and a device's compiler is the script's own.
+        if compare is None and call.toolchain.works_in_background:
             wanted = WantedCall(call.key, str(raw_schema(call.cache.op)), plan)
             self._record.want(wanted, lambda: self._calls)
 
@@ -134,8 +135,6 @@ class Pending:
         """Keep the original while the kernel is being made; calls of a key that is awaited wait."""
         call = self._call
         if self._compare is not None:
-            if self._plan is not None:
-                call.table.dynamic.start(self._plan)
             return
         if self._plan is not None:
             call.table.dynamic.begin(self._plan)
@@ -169,7 +168,7 @@ class Pending:
 
     @property
     def state(self) -> str:
-        """Return the state of the key, one of ``table.STATES``."""
+        """Return the state of the key, one of ``key_state.STATES``."""
         return self._making.state
 
     def run(self) -> float | None:
@@ -187,7 +186,8 @@ class Pending:
         finally:  # Whatever has happened: otherwise the family would wait forever.
             if delay is None:
                 self._record.release(self._making.digest)
-            if delay is None and plan is not None and not call.table.closed:
+            ends = delay is None and self._compare is None and not call.table.closed
+            if ends and plan is not None:
                 call.table.dynamic.end(plan, call.table.forget_decline)
         return delay
 
@@ -202,7 +202,7 @@ class Pending:
         except Exception as error:
             if self._raises and isinstance(error, StoreError):
                 raise
-            self._refuse(refusal_of(self._call.key.op, error))
+            self._refuse(refusal_of(self._call.key.op, error, uses_store=True))
             if self._raises:
                 raise
         return None
@@ -223,7 +223,7 @@ class Pending:
         if self._plan is not None and error.remember:
             # The next call of this key asks for a static kernel.
             log.info("%s: no dynamic kernel (%s): %s", call.key.op, error.reason, error)
-            call.table.dynamic.kernels.forget()
+            call.table.dynamic.kernels.look_again()
             call.table.forget_decline(call.table_key)
             return
         self._refuse(refusal_of(call.key.op, error))
@@ -239,6 +239,8 @@ class Pending:
         kernel = kernel_or_refusal(call, judged, context)
         let_others_run()
         if isinstance(kernel, Refusal):
+            if kernel.reason == "library_unloadable" and self._making.compiled:
+                raise CompileError(kernel.reason, f"{call.key.op}: {kernel.message}")
             self._refuse(kernel)
             return None
         gate = Gate(call)
