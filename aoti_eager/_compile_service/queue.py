@@ -88,7 +88,7 @@ class Background:
         """
         with self._condition:
             if self._writer is None:
-                self._writer = ThreadPoolExecutor(1, "aoti_eager-errand")
+                self._writer = ThreadPoolExecutor(1, "aoti_eager-write")
             try:
                 self._writer.submit(_logged, background_write)
             except RuntimeError:  # Python is ending.

@@ -59,7 +59,7 @@ class MeasuredStep:
         pair = Pair(stand_in, backward, tuple(signature.tensors), tuple(signature.keywords))
         self._joined = JoinedCall(pair, self._needs, results)
         self._library: torch.library.Library | None = None
-        self._gates: list[NativeAutogradKernel] = []
+        self._kernels: list[NativeAutogradKernel] = []
         self._steps: dict[tuple[str, bool], Step] = {}
 
     def eager(self, *_: Any) -> Any:
@@ -133,10 +133,10 @@ class MeasuredStep:
         library.impl(f"{name}_function", run, "CompositeImplicitAutograd")  # type: ignore[no-untyped-call]
         if path == "native":
             kinds = [argument_kind(argument) for argument in own.arguments]
-            gate = NativeAutogradKernel(
+            kernel = NativeAutogradKernel(
                 own.op, backward.name, f"{namespace}::{name}_function", kinds, signature.results
             )
-            gate.install()
-            self._gates.append(gate)
-            put_call(gate, own, self._joined, self._arguments, declined=declined)
+            kernel.install()
+            self._kernels.append(kernel)
+            put_call(kernel, own, self._joined, self._arguments, declined=declined)
         return op
