@@ -39,6 +39,7 @@ def test_a_finalizer_that_calls_an_op_inside_of_our_locks_does_not_wait_for_itse
 
 
 @pytest.mark.full
+@pytest.mark.compiles  # The handler comes during the compile.
 @pytest.mark.both_paths(costly=True)
 def test_a_signal_handler_may_call_registered_ops_during_a_compile_and_a_hit(
     shared_cache_dir: Path, cache_dir: Path
