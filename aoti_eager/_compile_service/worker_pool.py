@@ -132,13 +132,13 @@ class CompileService:
                     answer = worker.ask(request, deadline)
                 except BaseException:  # Ctrl-C, of which the worker dies.
                     worker.kill()
-                    self._remove_work(request, worker)
+                    _remove_work(request, worker)
                     raise
             if answer is not None:
                 return answer
             if worker.lingers:
                 break
-            self._remove_work(request, worker)
+            _remove_work(request, worker)
             if deadline.left() <= 0:
                 raise CompileError(
                     "compile_timeout",
@@ -147,12 +147,6 @@ class CompileService:
                 )
         died = "Python is ending" if self.ended else "the compile worker died twice"
         raise CompileError("worker_died", f"{request.what}: {died}", remember=False)
-
-    @staticmethod
-    def _remove_work(request: Request, worker: WorkerProcess) -> None:
-        """Remove what a dead worker was working on in the store, and cannot remove itself."""
-        if isinstance(request, EntryRequest):
-            Store(request.root, lock_timeout_s=0.0).remove_work_of(worker.pid)
 
     def close(self) -> None:
         """End all workers; what they were compiling is lost."""
@@ -243,6 +237,12 @@ class CompileService:
             with self._lock:
                 self._all.discard(worker)
             worker.kill()  # This closes its pipes.
+
+
+def _remove_work(request: Request, worker: WorkerProcess) -> None:
+    """Remove what a dead worker was working on in the store, and cannot remove itself."""
+    if isinstance(request, EntryRequest):
+        Store(request.root, lock_timeout_s=0.0).remove_work_of(worker.pid)
 
 
 def _completed(request: C, target: Target) -> C:
