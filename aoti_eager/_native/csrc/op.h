@@ -9,11 +9,9 @@
 #pragma once
 
 #include <ATen/core/dispatch/Dispatcher.h>
-#include <ATen/ScalarOps.h>
 #include <ATen/core/grad_mode.h>
 #include <ATen/record_function.h>
 
-#include <forward_list>
 #include <memory>
 #include <optional>
 #include <string>
@@ -22,33 +20,13 @@
 #include <vector>
 
 #include "call.h"
+#include "inputs.h"
 #include "key.h"
+#include "passing.h"
 #include "registration.h"
 #include "torch_compat.h"
 
 namespace aoti_eager {
-
-using Handles = c10::SmallVector<AtenTensorHandle, 8>;
-
-// Calls of this thread are for originals as long as it lives.
-class Passing {
- public:
-  explicit Passing(bool wanted) : wanted_(wanted) {
-    if (wanted_) {
-      ++Epochs::place().passing;
-    }
-  }
-  ~Passing() {
-    if (wanted_) {
-      --Epochs::place().passing;
-    }
-  }
-  Passing(const Passing&) = delete;
-  Passing& operator=(const Passing&) = delete;
-
- private:
-  bool wanted_;
-};
 
 enum class State : int32_t {
   kServe = 0,
@@ -300,46 +278,6 @@ inline void Op::call_original(
     // Its library is gone. The Python kernel finds what there is instead, or says what to do.
     registration_.call_python(op, keys, stack);
   }
-}
-
-// Tensors as handles: those of the call are as good as any.
-class Inputs {
- public:
-  void add(const at::Tensor& tensor) {
-    const at::Tensor* input = &tensor;
-    if (C10_UNLIKELY(tensor.unsafeGetTensorImpl()->is_wrapped_number())) {
-      // It has the default dtype at times; libraries take the widest of its kind.
-      constexpr at::ScalarType kWidest[] = {at::kBool, at::kLong, at::kDouble, at::kComplexDouble};
-      at::ScalarType wanted = kWidest[number_kind(tensor.scalar_type())];
-      if (wanted != tensor.scalar_type()) {
-        Passing pass(true); // The conversion is an op, and may be this very one.
-        input = &converted_.emplace_front(tensor.to(wanted));
-      }
-    }
-    push(input);
-  }
-
-  void add_number(double value) {
-    push(&converted_.emplace_front(
-        at::detail::scalar_tensor_static(c10::Scalar(value), at::kDouble, at::kCPU)));
-  }
-
-  Handles handles;
-
- private:
-  void push(const at::Tensor* tensor) {
-    handles.push_back(reinterpret_cast<AtenTensorHandle>(const_cast<at::Tensor*>(tensor)));
-  }
-
-  std::forward_list<at::Tensor> converted_; // pointers into it stay good
-};
-
-inline double number_of(const c10::IValue& value) {
-  return value.toDouble();
-}
-
-inline double number_of(const TypedValue& value) {
-  return boxed(value).toDouble();
 }
 
 inline AOTIRuntimeError Op::run_library(
