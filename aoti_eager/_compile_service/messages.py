@@ -22,6 +22,8 @@ from .._store.environment import CODE_VERSION
 MESSAGE_VERSION = 1
 # Most characters of a refused value that an error repeats.
 _LONGEST_VALUE = 100
+# What a number of 400 digits, or a list in a list in a list, raises.
+_TOO_LARGE = (OverflowError, RecursionError)
 
 Document = dict[str, Any]
 T = TypeVar("T")
@@ -86,7 +88,7 @@ class Fields:
         value = self._document[name]
         try:
             return read(value)
-        except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
+        except (LookupError, TypeError, ValueError, AttributeError, *_TOO_LARGE) as error:
             problem = shortened(str(error), 2 * _LONGEST_VALUE)
             raise MessageError(
                 f"{self._what}: {name} is {_shown(value)}, of another kind: {problem}"

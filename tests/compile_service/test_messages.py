@@ -180,6 +180,14 @@ def test_what_is_no_message_is_refused(read: Any, message: Any, value: Any) -> N
         read(value)
 
 
+def test_a_number_that_is_too_large_for_a_float_is_refused() -> None:
+    call = RequestedCall(KEY, ROOT, check=False, timeout_s=1.0, native=None)
+    document = written(LibraryRequest(RequestedCode(call), ROOT))
+    document["code"]["call"]["timeout_s"] = 10**400
+    with pytest.raises(MessageError, match="too large to convert to float"):
+        read_request(document)
+
+
 @by_kind
 def test_a_message_of_another_version_is_refused(
     read: Any, message: Any, monkeypatch: pytest.MonkeyPatch
