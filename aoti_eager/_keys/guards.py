@@ -11,7 +11,7 @@ C++. Values are 64-bit integers; an expression that overflows or divides by zero
 
 from __future__ import annotations
 
-from collections.abc import Container, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from .._base.data_class import dataclass
@@ -91,14 +91,6 @@ class Guards:
         missing = set(symbols_of(expression)) - set(self.ranges)
         if missing:
             raise ValueError(f"symbols without a range: {sorted(missing)}")
-
-    def with_least(self, names: Container[str], least: int) -> Guards:
-        """Return the guards with the lower bound ``least`` for the symbols ``names``."""
-        ranges = {
-            name: (least if name in names else low, high)
-            for name, (low, high) in self.ranges.items()
-        }
-        return Guards(ranges, self.conditions)
 
     def hold(self, symbols: Mapping[str, int]) -> bool:
         """Return whether the symbols' values are within their ranges and meet all conditions."""
