@@ -53,7 +53,7 @@ class Making:
     Attributes:
         digest: The key's name in the kept queue.
         state: The state of the key, one of ``key_state.STATES``.
-        compiled: Whether a worker has compiled its library for this process.
+        compiled: Whether its library was compiled for this process.
     """
 
     def __init__(
@@ -103,6 +103,9 @@ class Making:
         if self._is_awaited and self._reply is not None and judged.is_unknown:
             # Times of a busy moment are in no verdict; a call that waits takes them as they are.
             judged = self._gate.with_times(judged, self._reply.times, self._reply.unmeasured)
+        was_timed_in_vain = self._reply is not None and bool(self._reply.unmeasured)
+        if self._is_awaited and was_timed_in_vain:
+            return judged
         if self._gate.needs_worker(judged, is_awaited=self._is_awaited):
             self.state = MEASURING
             judged = self._measured(judged)

@@ -55,6 +55,25 @@ def test_a_new_library_is_not_timed_a_second_time(monkeypatch: pytest.MonkeyPatc
         assert (made, stats().hits) == ([True], 1)
 
 
+def test_a_new_library_that_could_not_be_timed_is_not_timed_again(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    publish = CompileService.publish
+
+    def publish_untimed(service: Any, request: Any) -> Any:
+        published = publish(service, request)
+        forget_verdicts()
+        return replace(published, times={}, unmeasured="made up")
+
+    monkeypatch.setattr(CompileService, "publish", publish_untimed)
+    monkeypatch.setattr(CompileService, "measure", lambda *_: pytest.fail("timed again"))
+    with aoti_eager.config.scope(gate=True), aoti_eager.register("aten::silu"):
+        check()
+        explained = aoti_eager.explain("aten::silu", X)
+        assert explained.reason == "unmeasured"
+        assert "made up" in str(explained.message)
+
+
 def test_a_stored_library_that_cannot_be_timed_is_declined_as_that(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

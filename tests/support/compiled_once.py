@@ -64,7 +64,7 @@ def remembering(compile_: Compile, directory: Path) -> Compile:
 
 
 def remembering_entries(publish: Publish, directory: Path) -> Publish:
-    """Return ``CompileService.publish`` with the entries of calls that wait kept.
+    """Return ``CompileService.publish`` with its entries and lasting failures kept.
 
     A worker of low priority (only tests marked ``compiles`` have one) makes each entry anew.
     """
