@@ -52,6 +52,22 @@ class CustomOpResultError(AotiEagerError, RuntimeError, TypeError):
     """The function behind an operator has returned something that an operator cannot return."""
 
 
+class FuseError(AotiEagerError, TypeError):
+    """``fuse`` was given something that is no module and no function, or matched nothing."""
+
+
+class RegionStoppedError(AotiEagerError, RuntimeError):
+    """A region of ``fuse(..., strict=True)`` cannot be served.
+
+    Attributes:
+        reason: One of the reasons in docs/regions.md, or a decline reason.
+    """
+
+    def __init__(self, message: str, reason: str) -> None:
+        super().__init__(message)
+        self.reason = reason
+
+
 class OriginalKernelError(AotiEagerError, RuntimeError):
     """The kernel that was registered before ours is gone, so a call cannot reach it."""
 

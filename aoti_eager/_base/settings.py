@@ -210,6 +210,19 @@ SETTINGS: dict[str, Setting] = {
             "compare calls that a kernel serves with the original once more: few, and short ones",
         ),
         Setting(
+            "rerecord",
+            True,
+            _flag,
+            "record calls of a region that a library serves once more: numbers 2, 4, 8, ... 1024, "
+            "and each 1024th",
+        ),
+        Setting(
+            "region_cap",
+            8,
+            _count,
+            "most kinds of arguments that one region is recorded for; past it, the region stops",
+        ),
+        Setting(
             "strict",
             False,
             _flag,

@@ -112,7 +112,7 @@ class Candidate:
         kwargs: Mapping[str, Any],
     ) -> Any:
         call = self._call
-        elsewhere = call.toolchain.works_in_background
+        elsewhere = call.toolchain.works_in_background and not call.cache.compares_always
         if Gate(call).is_on and not self._kernel.gated:
             call.table.forget_decline(call.table_key)  # The library has to be measured first.
             return original()

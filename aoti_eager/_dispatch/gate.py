@@ -95,6 +95,7 @@ class Gate:
         """
         size = self._call.size(entry)
         checked = (entry.checked and size is None) or verdict.is_checked(size)
+        checked = checked and not self._call.cache.compares_always
         return (self._call.checks and not checked) or self._call.cache.original.overridden
 
     def measure(self, judged: Judged, context: CacheContext, *, background: bool) -> Judged:

@@ -65,6 +65,7 @@ class Kernel:
         quiet: For Python: one item for each call that the kernel serves before ``look`` takes a
             call.
         look: Serves a call and compares it with the original once more; ``None`` for never.
+        is_looked_at: Whether the hit paths count the calls, and have ``look`` take some of them.
         gated: Whether it may serve while the setting ``gate`` is on; set by the code that knows its
             times.
         saves_us: Measured microseconds that a call saves with the kernel; 0 if it was not measured.
@@ -74,6 +75,7 @@ class Kernel:
         "certified",
         "gated",
         "is_dynamic",
+        "is_looked_at",
         "lock",
         "look",
         "native",
@@ -110,6 +112,7 @@ class Kernel:
         self.saves_us = 0.0
         self.quiet: Iterator[None] = itertools.repeat(None)
         self.look: Look | None = None
+        self.is_looked_at = False
         self.is_dynamic = False
         self.numbers = b""
         self.pattern: NativePattern | None = None

@@ -47,9 +47,15 @@ class KernelCache(UnservedCalls):
         above: Our other kernel for the same op and key, if one is registered already.
         is_composite: Whether the original is made of other ops, each of which autocasts by itself.
 
+    Attributes:
+        compares_always: Whether each process compares a library with the original before the
+            library serves, however long a call takes and whatever other processes have found.
+
     Raises:
         RuntimeError: The op has no kernel at that key.
     """
+
+    compares_always = False
 
     def __init__(
         self,

@@ -48,7 +48,7 @@ def load(call: KernelRequest, found: StoredEntry, context: CacheContext) -> Kern
         kernel.take_numbers(call_template(schema, call.key, number_arguments(entry.key)))
     kernel.pattern = call.pattern(entry)
     # A dynamic specialisation is shared with calls of other sizes.
-    is_small = call.numel <= LIMIT_NUMEL or kernel.is_dynamic
+    is_small = call.numel <= LIMIT_NUMEL or kernel.is_dynamic or call.cache.compares_always
     if is_small and call.toolchain.works_in_background and call.cache.dispatch_key == "CPU":
         Recheck(call, entry).attach(kernel)
     return kernel

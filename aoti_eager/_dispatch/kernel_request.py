@@ -49,6 +49,7 @@ class Cache(Protocol):
     toolchain: KernelCompiler
     function: PythonFunction | None
     counts_writes: bool
+    compares_always: bool
     native: NativeOp | None
 
     def run_failed(self, error: RuntimeError, keyset: Any, args: Any, kwargs: Any) -> Any:

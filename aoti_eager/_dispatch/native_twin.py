@@ -26,7 +26,7 @@ class NativeTwin:
             return
         if kernel.pattern is None:
             if not kernel.numbers:
-                looks = kernel.look is not None
+                looks = kernel.is_looked_at
                 self.table.put(kernel.words, run, kernel.native_results, looks=looks)
             return
         name, program = kernel.pattern.name, kernel.pattern.program
@@ -36,7 +36,7 @@ class NativeTwin:
             kernel.native_results,
             program,
             kernel.numbers,
-            looks=kernel.look is not None,
+            looks=kernel.is_looked_at,
         )
         self.table.remove(kernel.words)  # A key's own entry would come first.
 

@@ -58,6 +58,8 @@ _used_until_ns = time.monotonic_ns()
 _rest_until_ns = 0
 # Threads with a call that C++ sent to be compared, and whose kernel Python does not have yet.
 _wanting: set[int] = set()
+# Threads whose next look is not put off.
+_at_once: set[int] = set()
 
 
 def next_look(number: int) -> int:
@@ -109,6 +111,16 @@ def wanted() -> Iterator[None]:
         _wanting.discard(get_ident())
 
 
+@contextlib.contextmanager
+def at_once() -> Iterator[None]:
+    """Put off no look of this thread in the block, whatever looks have taken before."""
+    _at_once.add(get_ident())
+    try:
+        yield
+    finally:
+        _at_once.discard(get_ident())
+
+
 class Recheck:
     """Compares calls that one kernel serves.
 
@@ -126,15 +138,22 @@ class Recheck:
         self._slow_calls = 0
 
     def attach(self, kernel: Kernel) -> None:
-        """Have ``kernel`` call ``serve`` when a look is due: in its second call, or at once."""
+        """Have ``kernel`` call ``serve`` when a look is due: in its second call, or at once.
+
+        Where each process compares anyhow (``KernelCache.compares_always``), who calls the op says
+        when a look is due.
+        """
         kernel.look = self.serve
+        if self._call.cache.compares_always:
+            return  # The caller says when.
+        kernel.is_looked_at = True
         kernel.look_after(0 if get_ident() in _wanting else 1)
 
     def serve(
         self, kernel: Kernel, keyset: Any, args: Sequence[Any], kwargs: Mapping[str, Any]
     ) -> Any:
         """Return the result of a call, which is compared if there is time for that."""
-        rests = time.monotonic_ns() < _rest_until_ns
+        rests = time.monotonic_ns() < _rest_until_ns and get_ident() not in _at_once
         gap = put_off(self._number) if rests else next_look(self._number) - self._number
         self._number += gap
         kernel.look_after(gap - 1)
@@ -171,7 +190,8 @@ class Recheck:
         if cache.counts_writes:
             slots = call.template.slots
             count_writes(t for slot, t in zip(slots, look.inputs, strict=True) if slot.mutated)
-        if time.perf_counter() - begin > LIMIT_S:
+        limit_s = float("inf") if cache.compares_always else LIMIT_S
+        if time.perf_counter() - begin > limit_s:
             self._leave_alone(kernel)
             problems = []
         else:
@@ -181,7 +201,7 @@ class Recheck:
                 self._failed(kernel, error)
                 problems = []
             cache.counters.rechecks.add()
-            if look.taken_s > LIMIT_S:
+            if look.taken_s > limit_s:
                 self._leave_alone(kernel)
         if not problems:
             cache.counters.hits.add()
@@ -209,7 +229,8 @@ class Recheck:
                 if state != self._call.table_key[0]:
                     return None  # Another thread has just changed what the function uses.
                 inputs += constants
-            if sum(tensor.numel() for tensor in inputs) > LIMIT_NUMEL:
+            is_large = sum(tensor.numel() for tensor in inputs) > LIMIT_NUMEL
+            if is_large and not cache.compares_always:
                 return None
             return _Look(cache, self._call.template, keyset, args, kwargs, inputs)
 

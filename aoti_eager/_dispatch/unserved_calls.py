@@ -92,6 +92,25 @@ class UnservedCalls:
         Raises:
             RunnerError: The op writes to an argument, and the library may have begun to.
         """
+        if self.schema.mutated:
+            self._refuse_after_failure(error, args, kwargs)
+            raise RunnerError(
+                f"{self.schema.op}: the kernel library failed after it may have written to an "
+                f"argument, so the original cannot run instead: {error}"
+            ) from error
+        # First: where the original raises, too, the arguments are at fault, and not the library.
+        result = self.original(keyset, args, kwargs)
+        self._refuse_after_failure(error, args, kwargs)
+        warn_once(
+            "run_failed",
+            f"{self.schema.op}: a kernel library failed, the original runs from now on: {error}",
+        )
+        return result
+
+    def _refuse_after_failure(
+        self, error: RuntimeError, args: Sequence[Any], kwargs: Mapping[str, Any]
+    ) -> None:
+        """Decline the calls of a key whose library has raised in a call."""
         self.counters.failures.add()
         try:
             key = self.key(*args, **kwargs)
@@ -104,16 +123,6 @@ class UnservedCalls:
                 # C++ has served it by a library that it shares with other keys.
                 self.table.drop_kernels(lambda one: one.is_dynamic)
             self.decline(key, "run_failed", str(error), words).count.add()
-        if self.schema.mutated:
-            raise RunnerError(
-                f"{self.schema.op}: the kernel library failed after it may have written to an "
-                f"argument, so the original cannot run instead: {error}"
-            ) from error
-        warn_once(
-            "run_failed",
-            f"{self.schema.op}: a kernel library failed, the original runs from now on: {error}",
-        )
-        return self.original(keyset, args, kwargs)
 
     def native_way(self) -> Callable[[Any, Any, Any], Any] | None:
         """Return what takes a call that C++ has sent to Python for a reason, if it has.

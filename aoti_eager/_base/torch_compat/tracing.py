@@ -20,6 +20,23 @@ def is_tracing() -> bool:
     return bool(torch._C._len_torch_dispatch_stack()) or torch.compiler.is_compiling()
 
 
+def is_plain_eager() -> bool:
+    """Return whether this thread runs plain eager code: no trace, mode, autocast or functorch.
+
+    These questions have no public functions, but for ``is_autocast_enabled`` and ``is_compiling``.
+    This is called in each call of a region.
+    """
+    c = torch._C
+    return not (
+        c._len_torch_dispatch_stack()
+        or c._len_torch_function_stack()
+        or torch.is_autocast_enabled("cpu")
+        or c._get_tracing_state() is not None
+        or c._functorch.peek_interpreter_stack() is not None
+        or torch.compiler.is_compiling()
+    )
+
+
 # The fake modes that a call is under, and which tensors they take, have no public name.
 @contextlib.contextmanager
 def real_tensors_allowed() -> Iterator[None]:

@@ -1,0 +1,22 @@
+"""Containers of tensors: lists, dicts and classes that libraries have registered with pytree.
+
+``torch.utils._pytree`` has no public name for these functions: ``torch.utils.pytree`` of newer
+versions imports other modules first. Checked with torch 2.13.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from torch.utils import _pytree
+
+
+def flatten(value: Any) -> tuple[list[Any], Any]:
+    """Return the leaves of a value within containers, and how the containers are put together."""
+    return _pytree.tree_flatten(value)
+
+
+def unflatten(leaves: Sequence[Any], spec: Any) -> Any:
+    """Return the value that ``flatten`` has taken apart, with other leaves."""
+    return _pytree.tree_unflatten(leaves, spec)

@@ -1,0 +1,77 @@
+"""What stands in place of a module's ``forward`` while the module is a region."""
+
+from __future__ import annotations
+
+import functools
+import types
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from .region import Region
+from .target import Target
+
+
+class FusedForward:
+    """The ``forward`` of one module instance: each call goes through a region.
+
+    A copy of the module has a region of its own; a pickle of the module has the module's plain
+    forward, and can be loaded without this package.
+
+    Args:
+        module: The module.
+        path: The module's path in the fused model.
+        make: Makes the region, also for copies of the module.
+    """
+
+    def __init__(
+        self,
+        module: torch.nn.Module,
+        path: str,
+        make: Callable[[Target, str], Region],
+    ) -> None:
+        self._module = module
+        self._path = path
+        self._make = make
+        # An instance's own forward, if somebody has set one; else the class's.
+        self.before = vars(module).get("forward")
+        plain = types.MethodType(type(module).forward, module)
+        self.plain: Callable[..., Any] = plain if self.before is None else self.before
+        self.region = make(Target(self.plain, module), path)
+        functools.update_wrapper(self, self.plain, updated=())
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Return what the module's forward returns."""
+        return self.region.call(args, kwargs)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Any:
+        copy = memo.get(id(self._module))
+        if not isinstance(copy, torch.nn.Module):
+            return self
+        if self.before is not None:
+            return self.plain  # As if this module had not been fused.
+        return FusedForward(copy, self._path, self._make)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # The loaded module has no forward of its own yet: this finds the class's, bound.
+        return getattr, (self._module, "forward")
+
+    def place(self) -> None:
+        """Put this in place of the module's forward."""
+        self._module.forward = self  # type: ignore[method-assign,assignment]
+
+    def remove(self) -> None:
+        """Put the module's forward back, unless somebody has replaced this meanwhile."""
+        self.region.is_on = False
+        if not self.is_placed:
+            return
+        if self.before is None:
+            del vars(self._module)["forward"]
+        else:
+            self._module.forward = self.before
+
+    @property
+    def is_placed(self) -> bool:
+        """Return whether the module's calls come here."""
+        return vars(self._module).get("forward") is self

@@ -1,0 +1,216 @@
+"""Generates the function that checks a region's state and collects a library's inputs.
+
+The function is generated, because it runs in each call of a region: a loop over a hundred modules
+would cost more than a small model. It answers what a tape cannot: whether Python state would make
+the next call take another way through the code.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .._base.generated_code import run_generated
+from .target import Target, own_attributes, tensors_of
+
+_PLAIN = (bool, int, float, complex, str, bytes, type(None), torch.dtype, torch.device, torch.Size)
+_CONTAINERS = (tuple, list, dict, set, frozenset)
+# Attributes of attributes are looked at so deep: ``self.config.rope.theta``.
+_DEPTH = 3
+
+# Returns the inputs of a library for the tensors of a call; ``None`` if the state has changed.
+Read = Callable[[Sequence[Tensor]], "list[Tensor] | None"]
+
+
+class StateReader:
+    """The state of a target at the time of a recording, and where its tensors are.
+
+    Args:
+        target: The region's target.
+        mentioned: Names that the code mentions which ran during the recording: only attributes of
+            these names can have been read.
+
+    Attributes:
+        paths: The path of each tensor, by the address of its ``TensorImpl``.
+    """
+
+    def __init__(self, target: Target, mentioned: frozenset[str]) -> None:
+        self.paths: dict[int, str] = {}
+        self._sources: dict[str, str] = {}  # path -> the source that reads the tensor
+        self._names: dict[str, Any] = {"ae_same": same}
+        self._known: dict[int, str] = {}
+        self._checks: list[tuple[str, str]] = []  # what is checked, in words, and its source
+        self._shapes: dict[str, str] = {}  # path -> the source that checks the tensor's sizes
+        self._mentioned = mentioned
+        self._seen: set[int] = set()
+        self._add_global_hooks()
+        for path, module in target.modules():
+            self._add_module(path, module, is_root=module is target.module)
+        for one in target.references():
+            is_global = isinstance(one.holder, dict)
+            holder = self._name(one.holder)
+            source = f"{holder}[{one.name!r}]" if is_global else f"{holder}.cell_contents"
+            self._add_value(one.name, source, one.value, _DEPTH)
+
+    def generate(self, name: str, inputs: Sequence[int | str]) -> tuple[Read, Callable[[], str]]:
+        """Return the function, and one that says in words what has changed.
+
+        Args:
+            name: What tracebacks show.
+            inputs: For each input of the library: the index among a call's tensors, or a path.
+        """
+        # C++ compares the metadata of the inputs; nobody compares those of the tensors beside.
+        unread = [(path, source) for path, source in self._shapes.items() if path not in inputs]
+        checks = [*self._checks, *unread]
+        condition = " and ".join(f"({source})" for _, source in checks) or "True"
+        given = ", ".join(f"{one}={one}" for one in self._names)
+        listed = ", ".join(
+            self._sources[one] if isinstance(one, str) else f"t[{one}]" for one in inputs
+        )
+        source = f"""
+def read(t, *, {given}):
+    if {condition}:
+        return [{listed}]
+    return None
+
+def changed(*, {given}):
+    return [{", ".join(f"({source})" for _, source in checks)}]
+"""
+        names = dict(self._names)
+        run_generated(source, f"state of {name}", names)
+        return names["read"], lambda: _first_change([text for text, _ in checks], names["changed"])
+
+    # -- what is checked --
+
+    def _name(self, value: Any) -> str:
+        """Return a name for an object in the generated code; the object is kept alive."""
+        name = self._known.get(id(value))
+        if name is None:
+            name = self._known[id(value)] = f"o{len(self._known)}"
+            self._names[name] = value
+        return name
+
+    def _check(self, text: str, source: str) -> None:
+        self._checks.append((text, source))
+
+    def _add_global_hooks(self) -> None:
+        module = torch.nn.modules.module
+        hooks = [module._global_forward_hooks, module._global_forward_pre_hooks]
+        names = " or ".join(map(self._name, hooks))
+        self._check("hooks for all modules", f"not ({names})")
+
+    def _add_module(self, path: str, module: torch.nn.Module, *, is_root: bool) -> None:
+        state = vars(module)
+        mine, dot = self._name(state), f"{path}." if path else ""
+        self._check(f"the attributes of {path or 'the module'}", f"len({mine}) == {len(state)}")
+        self._check(f"{dot}training", f"{mine}['training'] is {module.training}")
+        if not is_root:
+            hooks = [state["_forward_hooks"], state["_forward_pre_hooks"]]
+            names = " or ".join(map(self._name, hooks))
+            self._check(f"the hooks of {path}", f"not ({names})")
+        for table in ("_modules", "_parameters", "_buffers"):
+            held = state[table]
+            name, text = self._name(held), f"the {table[1:]} of {path or 'the module'}"
+            if not held:
+                self._check(text, f"not {name}")
+            elif table == "_modules":
+                self._check(text, f"{name} == {self._name(dict(held))}")
+            else:
+                self._check(text, f"len({name}) == {len(held)}")
+        for table, name, tensor in tensors_of(module):
+            source = f"{self._name(state[table]) if table else mine}[{name!r}]"
+            if tensor is None:
+                self._check(dot + name, f"{source} is None")
+            else:
+                self._add_tensor(dot + name, source, tensor)
+        for name, value in own_attributes(module):
+            if name in self._mentioned and not isinstance(value, Tensor):
+                self._add_value(dot + name, f"{mine}[{name!r}]", value, _DEPTH)
+
+    def _add_tensor(self, path: str, source: str, tensor: Tensor) -> None:
+        impl = tensor._cdata
+        first = self.paths.get(impl)
+        if first is not None:
+            # Tied: each place must still hold one and the same tensor.
+            self._check(f"{path} (tied)", f"{source} is {self._sources[first]}")
+            return
+        self.paths[impl], self._sources[path] = path, source
+        self._shapes[path] = f"{source}.shape == {self._name(tuple(tensor.shape))}"
+
+    def _add_value(self, path: str, source: str, value: Any, depth: int) -> None:
+        if type(value) in (Tensor, torch.nn.Parameter):
+            self._add_tensor(path, source, value)
+            return
+        if isinstance(value, _PLAIN):
+            known = self._name(value)
+            self._check(path, f"{source} is {known} or ae_same({source}, {known})")
+            return
+        if isinstance(value, _CONTAINERS):
+            tensors = _tensors_in(value, source)
+            for one, inner in tensors:
+                self._add_tensor(inner.replace(source, path, 1), inner, one)
+            known = self._name(copied(value))
+            self._check(path, f"ae_same({source}, {known})")
+            return
+        self._check(path, f"{source} is {self._name(value)}")
+        if isinstance(value, torch.nn.Module) or id(value) in self._seen or depth == 0:
+            return  # Modules are looked at as modules.
+        attributes = getattr(value, "__dict__", None)
+        if isinstance(attributes, dict) and not isinstance(value, type) and not callable(value):
+            self._seen.add(id(value))
+            inner = self._name(attributes)
+            for name, one in list(attributes.items()):
+                if name in self._mentioned:
+                    self._add_value(f"{path}.{name}", f"{inner}[{name!r}]", one, depth - 1)
+
+
+def same(value: Any, known: Any) -> bool:
+    """Return whether two plain values, or containers of them, are equal and of the same types."""
+    if value is known:
+        return True
+    if type(value) is not type(known):
+        return False
+    if isinstance(value, float | complex):
+        return repr(value) == repr(known)  # NaN equals NaN, and -0.0 differs from 0.0.
+    if isinstance(value, list | tuple):
+        return len(value) == len(known) and all(map(same, value, known))
+    if isinstance(value, dict):
+        return list(value) == list(known) and all(map(same, value.values(), known.values()))
+    if isinstance(value, _PLAIN) or isinstance(value, set | frozenset):
+        return bool(value == known)
+    return False
+
+
+def copied(value: Any) -> Any:
+    """Return a copy of containers within containers; everything else is the object itself."""
+    kind = type(value)
+    if kind is list or kind is tuple:
+        return kind([copied(one) for one in value])
+    if kind is dict:
+        return {name: copied(one) for name, one in value.items()}
+    return set(value) if kind is set else value
+
+
+def _tensors_in(value: Any, source: str) -> list[tuple[Tensor, str]]:
+    found = []
+    if isinstance(value, list | tuple):
+        items: list[tuple[Any, Any]] = list(enumerate(value))
+    else:
+        items = list(value.items()) if isinstance(value, dict) else []
+    for name, one in items:
+        inner = f"{source}[{name!r}]"
+        if type(one) in (Tensor, torch.nn.Parameter):
+            found.append((one, inner))
+        elif isinstance(one, list | tuple | dict):
+            found += _tensors_in(one, inner)
+    return found
+
+
+def _first_change(texts: Sequence[str], hold: Callable[[], Sequence[Any]]) -> str:
+    try:
+        return next((text for text, holds in zip(texts, hold(), strict=True) if not holds), "")
+    except (KeyError, IndexError, AttributeError, TypeError, ValueError) as error:
+        return f"{error!r}"

@@ -1,0 +1,268 @@
+"""One region: what becomes of a call of its forward.
+
+    call -> key of the arguments -> variant with the same state -> op of its tape -> results    (hit)
+         \-> no variant: the forward runs and is recorded -> tape -> op -> store or queue
+         \-> declined, pending, gradients wanted, a trace: the forward runs
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .._base.determinism import is_deterministic
+from .._base.torch_compat import tracing
+from .._base.warn_once import warn_once
+from .._native import library as native_library
+from ..errors import RegionStoppedError
+from .arguments import UnreadableArgumentError, read_arguments
+from .current_settings import settings
+from .recorded_call import RecordedCallResult, is_recording, record_call
+from .region_kernel import Frame, region_kernel
+from .results import fresh_tensors
+from .stop import Stop
+from .target import Target
+from .variant import Variant
+
+Call = tuple[Sequence[Any], Mapping[str, Any], list[Tensor]]
+
+
+class Region:
+    """A module or a function whose calls one kernel library may serve, for each key.
+
+    Args:
+        target: What is called.
+        path: The module's path in the fused model, or the function's name.
+        strict: Whether a call in which the region stops raises.
+        dry_run: Whether calls are recorded, and nothing is compiled or served.
+
+    Attributes:
+        calls: How many calls came here.
+        waits_for_gradients: How many of them ran as they are because they need gradients.
+        dry_run_of: What a dry run has recorded, in words; empty if it has recorded nothing.
+        stops: Why libraries were given up, for each mode of the module (``training``).
+        is_on: Whether calls may be served; a region that was undone passes all calls on.
+        on_stop: Called when the region is given up in the present mode: its children are tried.
+    """
+
+    def __init__(
+        self, target: Target, path: str, *, strict: bool = False, dry_run: bool = False
+    ) -> None:
+        self.target = target
+        self.path = path
+        self.strict = strict
+        self.dry_run = dry_run
+        self.dry_run_of = ""
+        self.calls = 0
+        self.waits_for_gradients = 0
+        self.stops: dict[bool | None, Stop] = {}
+        self.is_on = True
+        self.on_stop: Callable[[Region], None] = lambda region: None
+        self._variants: dict[Any, list[Variant]] = {}
+        self._lock = threading.RLock()
+
+    def call(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+        """Return what the forward returns for these arguments, computed by a library if one serves.
+
+        Raises:
+            RegionStoppedError: The region stops in this call, and is strict.
+        """
+        forward = self.target.forward
+        if (
+            not self.is_on
+            or self.target.training in self.stops
+            or not tracing.is_plain_eager()
+            or not native_library.is_loaded()
+            or settings.is_off
+            or self.dry_run_of
+            or is_recording()
+        ):
+            return forward(*args, **kwargs)
+        self.calls += 1
+        try:
+            key, given = read_arguments(args, kwargs)
+        except UnreadableArgumentError as error:
+            self._stop(Stop("unsupported_argument", f"an argument is {error}"))
+            return forward(*args, **kwargs)
+        call = args, kwargs, given
+        for variant in self._variants.get(key, ()):
+            inputs = variant.inputs(given)
+            if inputs is not None:
+                return self._run(variant, inputs, call)
+        return self._record(key, call)
+
+    @property
+    def variants(self) -> list[Variant]:
+        """Return all variants that were recorded."""
+        return [one for listed in list(self._variants.values()) for one in listed]
+
+    # -- a call with a variant --
+
+    def _run(self, variant: Variant, inputs: list[Tensor], call: Call) -> Any:
+        args, kwargs, given = call
+        forward = self.target.forward
+        if _wants_gradients(inputs):
+            self.waits_for_gradients += 1
+            return forward(*args, **kwargs)
+        variant.calls += 1
+        if variant.stop is not None:
+            return forward(*args, **kwargs)
+        kernel = variant.kernel
+        if kernel.has_candidate or variant.is_to_be_recorded(again=settings.rerecord):
+            return self._record_again(variant, inputs, call)
+        gate = settings.gate
+        if not kernel.is_serving and kernel.is_open:
+            return self._record_again(variant, inputs, call)
+        if not kernel.may_serve or (gate and kernel.is_serving and variant.times_plain):
+            self._look_for_refusal(variant)
+            if not gate:
+                return forward(*args, **kwargs)
+            begin = time.perf_counter()
+            result = forward(*args, **kwargs)
+            variant.add_time(time.perf_counter() - begin, served=False)
+            return result
+        kept: list[Any] = []
+
+        def run() -> list[Tensor]:
+            kept.append(forward(*args, **kwargs))
+            return fresh_tensors(kept[0], given)
+
+        frame = Frame(run)
+        begin = 0.0 if variant.is_timed or not gate else time.perf_counter()
+        fresh = kernel.call(inputs, frame)
+        if frame.has_run:
+            return kept[0]
+        variant.hits += 1
+        if begin:
+            variant.add_time(time.perf_counter() - begin, served=True)
+            if variant.stop is not None:
+                self._stop(variant.stop)
+        return variant.build(fresh, given)
+
+    def _look_for_refusal(self, variant: Variant) -> None:
+        """Give the variant up if its library was refused for good."""
+        refusal = variant.kernel.refusal
+        if refusal is not None:
+            variant.stop = Stop(refusal.reason, refusal.message)
+            self._stop(variant.stop)
+
+    # -- recordings --
+
+    def _record(self, key: Any, call: Call) -> Any:
+        """Return the forward's result; the call becomes a variant if a library may serve it."""
+        args, kwargs, given = call
+        if self._wants_gradients_at_all(given):
+            self.waits_for_gradients += 1
+            return self.target.forward(*args, **kwargs)
+        if len(self.variants) >= settings.region_cap:
+            self._stop(Stop("too_many_signatures", self._what_varies(key)))
+            return self.target.forward(*args, **kwargs)
+        recorded = record_call(self.target, args, kwargs, given)
+        if recorded is None:  # Somebody else watches this thread: a later call is recorded.
+            return self.target.forward(*args, **kwargs)
+        try:
+            self._keep(key, recorded, given)
+        except Stop as stop:
+            self._stop(stop)
+        except Exception as error:
+            if settings.strict:
+                raise
+            self._failed(error)
+        return recorded.result
+
+    def _keep(self, key: Any, recorded: RecordedCallResult, given: list[Tensor]) -> None:
+        """Make a variant of a recorded call, and ask the store for its library."""
+        tape, state, results = recorded.read()
+        if self.dry_run:
+            count = sum(isinstance(one, str) for one in tape.inputs)
+            self.dry_run_of = f"{len(tape.tape.calls)} calls of ops, {count} parameters and buffers"
+            return
+        kernel = region_kernel(tape.tape)
+        variant = Variant(tape, kernel, state, results, f"{self.path or self.target.name}")
+        inputs = variant.inputs(given)
+        if inputs is None:
+            raise Stop("not_recorded", f"its state changes by itself: {variant.what_changed()}")
+        kernel.add_key(inputs)
+        with self._lock:
+            self._variants.setdefault(key, []).append(variant)
+        kernel.offer(inputs, results.fresh)
+
+    def _record_again(self, variant: Variant, inputs: list[Tensor], call: Call) -> Any:
+        """Return the forward's result; the tape of this call must be the variant's."""
+        args, kwargs, given = call
+        recorded = record_call(self.target, args, kwargs, given)
+        if recorded is None:
+            return self.target.forward(*args, **kwargs)
+        try:
+            tape, _, results = recorded.read()
+            difference = variant.differs(tape, results)
+            if difference:
+                raise Stop("tape_differs", difference)
+            variant.kernel.offer(inputs, results.fresh)
+        except Stop as stop:
+            self._forget(stop)
+        except Exception as error:
+            if settings.strict:
+                raise
+            self._failed(error)
+        self._look_for_refusal(variant)
+        return recorded.result
+
+    # -- the end --
+
+    def _forget(self, stop: Stop) -> None:
+        where = f"{self.path or 'the module'} ({self.target.name})"
+        warn_once(
+            f"region {id(self)}",
+            f"fuse: {where} is not served any more: two calls with equal arguments and attributes "
+            f"made different calls of ops: {stop}",
+        )
+        self._stop(stop)
+
+    def _failed(self, error: Exception) -> None:
+        where = f"{self.path or 'the module'} ({self.target.name})"
+        warn_once(f"region failed {type(error).__name__}", f"fuse: {where}: {error!r}")
+        if is_deterministic(error):
+            self._stop(Stop("not_recorded", repr(error)))
+
+    def _stop(self, stop: Stop) -> None:
+        """Give the region up in the present mode, and have its children tried.
+
+        Raises:
+            RegionStoppedError: The region is strict.
+        """
+        with self._lock:
+            if self.target.training in self.stops:
+                return
+            self.stops[self.target.training] = stop
+        self.on_stop(self)
+        if self.strict:
+            where = self.path or self.target.name
+            raise RegionStoppedError(f"fuse: {where} stops ({stop.reason}): {stop}", stop.reason)
+
+    # -- gradients --
+
+    def _wants_gradients_at_all(self, given: Sequence[Tensor]) -> bool:
+        if not torch.is_grad_enabled():
+            return False
+        if any(tensor.requires_grad for tensor in given):
+            return True
+        return any(
+            one.requires_grad for _, module in self.target.modules() for one in module.parameters()
+        )
+
+    def _what_varies(self, key: Any) -> str:
+        seen = list(self._variants)
+        known = {repr(one) for listed in seen for one in listed}
+        new = [one for one in key if repr(one) not in known] if isinstance(key, tuple) else []
+        shown = ", ".join(repr(one) for one in new[:3]) or "the attributes of its modules"
+        return f"{len(self.variants)} were recorded (region_cap); new in this call: {shown}"
+
+
+def _wants_gradients(inputs: Sequence[Tensor]) -> bool:
+    return torch.is_grad_enabled() and any(tensor.requires_grad for tensor in inputs)

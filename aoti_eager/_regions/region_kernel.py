@@ -1,0 +1,213 @@
+"""The op of one tape: its kernel cache decides on the tape's library as on any op's.
+
+Regions with equal tapes share the op, and so the library: twelve equal layers of a model have one.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from threading import get_ident
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .._base.op_library import new_op_library
+from .._base.torch_compat.dispatcher import OpOverload
+from .._dispatch import recheck
+from .._dispatch.kernel_cache import KernelCache
+from .._dispatch.key_state import COMPILING, RARE, Decline
+from .._dispatch.table import TableKey
+from .._functions.op_functions import define
+from .._functions.tape import NAMESPACE, SCHEMA, Tape, TapeFunction
+from .._registration import registry
+
+_lock = threading.RLock()
+_kernels: dict[str, RegionKernel] = {}  # by the tape's digest; kept until the process ends
+
+
+class Frame:
+    """One call of a region that goes through the op of its tape.
+
+    If no library serves the call, the op's original asks the frame for the forward's results, once.
+
+    Args:
+        run: Returns the new tensors among the results of the region's forward.
+
+    Attributes:
+        has_run: Whether the forward's results were asked for.
+    """
+
+    __slots__ = ("_run", "has_run")
+
+    def __init__(self, run: Callable[[], list[Tensor]]) -> None:
+        self._run = run
+        self.has_run = False
+
+    def run(self) -> list[Tensor]:
+        """Return the new tensors among the forward's results."""
+        self.has_run = True
+        return self._run()
+
+
+# Thread ident -> the call that this thread has sent into an op. A dict, because a hit looks nowhere.
+_frames: dict[int, Frame] = {}
+
+
+class RegionCache(KernelCache):
+    """The kernel cache of a tape's op.
+
+    A tape holds for the metadata and the settings of its recording: for any other key, the op's
+    original runs, and no kernel is made.
+
+    Attributes:
+        recorded: The keys that the tape was recorded for.
+    """
+
+    # A region's forward is Python code: each process compares a library with it once.
+    compares_always = True
+
+    def __init__(self, op: OpOverload) -> None:
+        self.recorded: set[TableKey] = set()
+        self._keyset: Any = None  # of the op's calls: all are alike
+        super().__init__(op, "CPU")
+
+    def miss(
+        self, key: TableKey, keyset: Any, args: Sequence[Any], kwargs: Mapping[str, Any]
+    ) -> Any:
+        """Return the call's result, and decide on its key if the tape was recorded for the key."""
+        self._keyset = keyset
+        if key not in self.recorded:
+            self.counters.misses.add()
+            return self.original(keyset, args, kwargs)
+        return super().miss(key, keyset, args, kwargs)
+
+
+    def compare(self, inputs: list[Tensor]) -> None:
+        """Compare the library with the original on these inputs, if it serves their key."""
+        kernel = self.lookup(self.key(inputs))
+        if kernel is not None and kernel.look is not None and self._keyset is not None:
+            with recheck.at_once():
+                kernel.look(kernel, self._keyset, (inputs,), {})
+
+
+class RegionKernel:
+    """The op of one tape.
+
+    Args:
+        tape: The tape.
+    """
+
+    def __init__(self, tape: Tape) -> None:
+        self.tape = tape
+        self._replay: Callable[[Sequence[Tensor]], list[Tensor]] | None = None
+        self._library = new_op_library(NAMESPACE)
+        self.op: OpOverload = define(self._library, tape.op_name, SCHEMA, TapeFunction(tape))
+        local = tape.op_name.partition("::")[2]
+        self._library.impl(local, self._original, "CompositeExplicitAutograd")  # type: ignore[no-untyped-call]
+        # No gradient passes through a library; who needs gradients does not call the op.
+        self._library.impl(local, torch.library.fallthrough_kernel, "Autograd")  # type: ignore[no-untyped-call]
+        self._library.impl(local, torch.library.fallthrough_kernel, "ADInplaceOrView")  # type: ignore[no-untyped-call]
+        self.cache = RegionCache(self.op)
+        self._registration = registry.register_cache(self.cache)
+
+    def _original(self, inputs: list[Tensor]) -> list[Tensor]:
+        """Return what the op computes: by the forward of the call under way, or by a replay."""
+        frame = _frames.get(get_ident())
+        if frame is not None and not frame.has_run:
+            return frame.run()
+        # A comparison runs the tape once more, in double precision for example.
+        if self._replay is None:
+            self._replay = self.tape.replay_function()
+        return self._replay(inputs)
+
+    def add_key(self, inputs: list[Tensor]) -> None:
+        """Note that the tape was recorded for the metadata of ``inputs`` and the present settings."""
+        self.cache.recorded.add(self.cache.key(inputs))
+
+    def call(self, inputs: list[Tensor], frame: Frame) -> list[Tensor]:
+        """Return the library's results; those of the frame if no library serves."""
+        ident = get_ident()
+        before = _frames.get(ident)
+        _frames[ident] = frame
+        try:
+            results: list[Tensor] = self.op(inputs)
+            return results
+        finally:
+            if before is None:
+                del _frames[ident]
+            else:
+                _frames[ident] = before
+
+    def offer(self, inputs: list[Tensor], expected: list[Tensor]) -> None:
+        """Have the op look for, make, or compare its library, in a call with known results.
+
+        Args:
+            inputs: The call's inputs.
+            expected: What the region's forward has returned for them.
+        """
+        frame = Frame(lambda: expected)
+        if self.cache.table.kernels:
+            ident = get_ident()
+            _frames[ident] = frame
+            try:
+                self.cache.compare(inputs)
+            finally:
+                _frames.pop(ident, None)
+        elif self.may_serve:
+            self.call(inputs, frame)
+
+    @property
+    def is_serving(self) -> bool:
+        """Return whether a library serves."""
+        return bool(self.cache.table.kernels) and not self.cache.bypassed
+
+    @property
+    def is_open(self) -> bool:
+        """Return whether nothing at all is known of the tape's library: nobody was asked."""
+        return not self.cache.table.declines and not self.cache.bypassed
+
+    @property
+    def has_candidate(self) -> bool:
+        """Return whether a library waits to be compared in a call."""
+        return bool(self.cache.table.candidates)
+
+    @property
+    def may_serve(self) -> bool:
+        """Return whether a call may be served, or brings the tape nearer to a decision."""
+        cache, table = self.cache, self.cache.table
+        if table.kernels or table.candidates:
+            return not cache.bypassed
+        if cache.bypassed:
+            return False
+        return all(one.reason == RARE for one in list(table.declines.values()))
+
+    @property
+    def refusal(self) -> Decline | None:
+        """Return why no library will serve, if all keys were decided on in that way."""
+        declines = list(self.cache.table.declines.values())
+        if self.cache.table.kernels or not declines:
+            return None
+        return None if any(one.is_undecided for one in declines) else declines[-1]
+
+    @property
+    def is_compiling(self) -> bool:
+        """Return whether a worker has been asked for the library."""
+        return any(one.reason == COMPILING for one in list(self.cache.table.declines.values()))
+
+
+def region_kernel(tape: Tape) -> RegionKernel:
+    """Return the op of a tape; equal tapes have one."""
+    digest = tape.digest
+    with _lock:
+        found = _kernels.get(digest)
+        if found is None:
+            found = _kernels[digest] = RegionKernel(tape)
+        return found
+
+
+def kernels() -> list[RegionKernel]:
+    """Return the ops of all tapes of this process."""
+    with _lock:
+        return list(_kernels.values())

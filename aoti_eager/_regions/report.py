@@ -1,0 +1,98 @@
+"""What ``fuse`` says about each region: served, on the way, or stopped and why."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from .._base.data_class import dataclass
+from .._keys.declines import REASONS
+from .stop import STOPS
+
+if TYPE_CHECKING:
+    from .region import Region
+
+
+@dataclass(frozen=True, slots=True)
+class RegionState:
+    """One region at the moment of the report.
+
+    Attributes:
+        path: The module's path in the fused model; empty for the model itself.
+        name: The name of the module's class, or of the function.
+        state: ``"not called"``, ``"recorded"``, ``"compiling"``, ``"comparing"``, ``"served"``,
+            ``"needs gradients"``, ``"stopped"``, or ``"undone"``.
+        reason: Why the region stopped, one of docs/regions.md or docs/declines.md; else empty.
+        message: The reason in words.
+        calls: How often the region was called.
+        hits: How many calls a library has served.
+        speed: How many times as fast as the forward a served call is; ``None`` if not measured.
+    """
+
+    path: str
+    name: str
+    state: str
+    reason: str
+    message: str
+    calls: int
+    hits: int
+    speed: float | None
+
+    def __str__(self) -> str:
+        words = [self.state]
+        if self.reason:
+            words.append(f"({self.reason}): {self.message or explanation(self.reason)}")
+        elif self.message:
+            words.append(f"({self.message})")
+        counts = f"{self.calls} calls, {self.hits} served"
+        if self.speed is not None:
+            counts += f", {self.speed:.2f} times as fast"
+        return f"{self.path or '(the model)'}  {self.name}  {' '.join(words)}; {counts}"
+
+
+def explanation(reason: str) -> str:
+    """Return what a reason means."""
+    return STOPS.get(reason) or REASONS.get(reason, reason)
+
+
+def region_state(region: Region) -> RegionState:
+    """Return the state of a region."""
+    variants = region.variants
+    hits = sum(one.hits for one in variants)
+    speeds = [one.speed for one in variants if one.speed is not None and one.hits]
+    stop = region.stops.get(region.target.training) or next(iter(region.stops.values()), None)
+    state, message = "not called", ""
+    if not region.is_on:
+        state = "undone"
+    elif any(one.kernel.is_serving and one.stop is None for one in variants):
+        state = "served"
+    elif stop is not None:
+        state = "stopped"
+    elif any(one.kernel.has_candidate for one in variants):
+        state = "comparing"
+    elif any(one.kernel.is_compiling for one in variants):
+        state = "compiling"
+    elif variants or region.dry_run_of:
+        state, message = "recorded", region.dry_run_of
+    elif region.waits_for_gradients:
+        state = "needs gradients"
+        message = "call it under torch.inference_mode() or torch.no_grad()"
+    is_stopped = state == "stopped" and stop is not None
+    return RegionState(
+        path=region.path,
+        name=region.target.name,
+        state=state,
+        reason=stop.reason if is_stopped and stop is not None else "",
+        message=str(stop) if is_stopped else message,
+        calls=region.calls,
+        hits=hits,
+        speed=max(speeds, default=None),
+    )
+
+
+def report_text(states: Sequence[RegionState]) -> str:
+    """Return a report's text: a line a region, and what to do if none is served."""
+    if not states:
+        return "fuse: no module was matched"
+    lines = [str(one) for one in states]
+    return "\n".join(lines)

@@ -1,0 +1,53 @@
+"""A snapshot of the attributes of a region's modules, to see whether a call has changed one."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from .reader import copied, same
+from .target import Target, own_attributes
+
+_DEPTH = 3
+
+
+class Snapshot:
+    """The attributes at the time when this was made."""
+
+    def __init__(self, target: Target) -> None:
+        self._target = target
+        self._before = _attributes(target)
+
+    def change(self) -> str | None:
+        """Return the path of an attribute that has changed since, or ``None``."""
+        now = _attributes(self._target)
+        for path, value in now.items():
+            if path not in self._before or not same(value, self._before[path]):
+                return path
+        return next((path for path in self._before if path not in now), None)
+
+
+def _attributes(target: Target) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    seen: set[int] = set()
+    for path, module in target.modules():
+        dot = f"{path}." if path else ""
+        found[f"{dot}training"] = module.training
+        for name, value in own_attributes(module):
+            _add(found, dot + name, value, seen, _DEPTH)
+        for name, child in module._modules.items():
+            found[f"{dot}{name} (module)"] = child
+    for one in target.references():
+        _add(found, one.name, one.value, seen, _DEPTH)
+    return found
+
+
+def _add(found: dict[str, Any], path: str, value: Any, seen: set[int], depth: int) -> None:
+    found[path] = copied(value)
+    inner = getattr(value, "__dict__", None)
+    is_module = isinstance(value, torch.nn.Module | type) or callable(value)
+    if depth and isinstance(inner, dict) and not is_module and id(value) not in seen:
+        seen.add(id(value))
+        for name, one in list(inner.items()):
+            _add(found, f"{path}.{name}", one, seen, depth - 1)

@@ -1,0 +1,38 @@
+"""The reasons for which a region stops: then the original forward runs, and its children are tried.
+
+docs/regions.md explains every reason to a user; a test checks that both lists are the same.
+"""
+
+from __future__ import annotations
+
+STOPS: dict[str, str] = {
+    "no_recorder": "there is no C++ path in this process, which records what eager does",
+    "unsupported_argument": "an argument is no tensor, number or string, nor a list of these",
+    "unsupported_result": "a result is no tensor, number or string, nor in a container that "
+    "torch.utils._pytree knows",
+    "unknown_tensor": "it reads a tensor that is no argument, parameter, buffer or attribute",
+    "data_leaves": "it takes the data of a tensor to Python",
+    "python_state": "it reads a clock, or draws random numbers in Python",
+    "writes_attribute": "it changes an attribute of a module, or of an object that a module has",
+    "hooks": "a module within it has hooks, or all modules have",
+    "result_is_shared": "a result shares memory with an argument, a parameter or another result",
+    "too_small": "it is a single call of an op",
+    "too_large": "it makes more calls of ops, or keeps more memory, than a recording holds",
+    "tape_differs": "two calls with equal arguments made different calls of ops",
+    "too_many_signatures": "its arguments keep changing in size, type or value",
+    "contains_excluded": "a module within it is excluded",
+    "replaced": "its forward was replaced by somebody else",
+    "not_recorded": "it could not be recorded",
+}
+
+
+class Stop(Exception):  # noqa: N818 - it is no error: the original forward runs
+    """A region is given up.
+
+    Attributes:
+        reason: One of ``STOPS``, or a decline reason of ``_keys.declines.REASONS``.
+    """
+
+    def __init__(self, reason: str, message: str) -> None:
+        super().__init__(message)
+        self.reason = reason

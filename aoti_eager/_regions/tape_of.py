@@ -1,0 +1,175 @@
+"""Turns a recording of one eager call into a tape, and finds out where its tensors come from."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor
+
+from .._base.data_class import dataclass
+from .._base.digest import Component
+from .._base.op_names import find_overload
+from .._functions.tape import Tape
+from .._functions.tape_call import TapeCall, tape_call
+from .._functions.tape_rules import refusal
+from .._keys.aliasing import shares_storage, storage_key
+from .._keys.kernel_key import scalar_component
+from .._native.recorder import RecordedCall, RecordedTensor, UnreadValue
+from ..errors import TapeError, UnknownOpError, UnsupportedArgumentError
+from .stop import Stop
+
+if TYPE_CHECKING:
+    from .._native.recorder import Recording
+    from .reader import StateReader
+    from .results import Results
+
+# Ops that give memory without values; a tape keeps only those whose memory it uses.
+_EMPTY = ("aten::empty", "aten::new_empty")
+
+
+@dataclass(frozen=True, slots=True)
+class RecordedTape:
+    """A tape, and where its inputs are in a call.
+
+    Attributes:
+        tape: The tape.
+        inputs: For each input: the index among a call's tensors, or a path in the region's target.
+    """
+
+    tape: Tape
+    inputs: tuple[int | str, ...]
+
+
+def tape_of(
+    recording: Recording, given: Sequence[Tensor], state: StateReader, results: Results
+) -> RecordedTape:
+    """Return the tape of a recorded call.
+
+    Args:
+        recording: What was recorded.
+        given: The tensors among the call's arguments.
+        state: The state of the region's target, before the call.
+        results: The call's results.
+
+    Raises:
+        Stop: No library may serve the call.
+    """
+    if recording.stopped is not None:
+        raise Stop("too_large", recording.stopped)
+    writer = _Writer(given, state.paths)
+    calls = [writer.call(one) for one in _used(recording.calls)]
+    outputs = [writer.output(tensor) for tensor in results.fresh]
+    try:
+        tape = Tape.of(len(writer.inputs), calls, outputs)
+    except TapeError as error:
+        raise Stop("not_recorded", str(error)) from error
+    found = refusal(tape)
+    if found is not None:
+        raise Stop(*found)
+    if len(tape.calls) < 2:
+        raise Stop("too_small", "a single call of an op" if tape.calls else "no call of an op")
+    if not results.fresh:
+        raise Stop("unsupported_result", "no result is a new tensor")
+    if _are_shared(results.fresh, given):
+        raise Stop("result_is_shared", "a result shares memory with an argument or another result")
+    return RecordedTape(tape, tuple(writer.inputs))
+
+
+class _Writer:
+    """Finds the source of each tensor of a recording."""
+
+    def __init__(self, given: Sequence[Tensor], paths: Mapping[int, str]) -> None:
+        self.inputs: list[int | str] = []
+        self._known: dict[int, Component] = {}  # address of a TensorImpl -> source
+        self._given = {tensor._cdata: index for index, tensor in reversed([*enumerate(given)])}
+        self._paths = paths
+        self._count = 0
+
+    def call(self, call: RecordedCall) -> TapeCall:
+        """Return a recorded call as it is written on a tape."""
+        name = f"{call.op}.{call.overload}" if call.overload else call.op
+        if call.raised:
+            raise Stop("not_recorded", f"{name} raised an error")
+        for value in call.arguments:
+            if isinstance(value, UnreadValue):
+                reason = "random" if value.type_name == "Generator" else "not_recorded"
+                raise Stop(reason, f"{name} takes a {value.type_name}")
+        is_constant = call.op == "aten::lift_fresh"
+        try:
+            written = tape_call(
+                find_overload(name),
+                call.arguments,
+                lambda one: _constant(one) if is_constant else self._source(one, name),
+            )
+        except (UnsupportedArgumentError, UnknownOpError, TapeError) as error:
+            raise Stop("not_recorded", f"{name}: {error}") from error
+        place = 0
+        for result in call.results:
+            for one in result if isinstance(result, list) else [result]:
+                if isinstance(one, RecordedTensor):
+                    self._known.setdefault(one.impl, {"result": [self._count, place]})
+                place += 1
+        self._count += 1
+        return written
+
+    def output(self, tensor: Tensor) -> Component:
+        """Return the source of a result of the region."""
+        source = self._known.get(tensor._cdata)
+        if source is None:
+            raise Stop("unknown_tensor", "a result was not made by a call of an op")
+        return source
+
+    def _source(self, tensor: RecordedTensor, op: str) -> Component:
+        if tensor.number is not None:
+            return {"number": scalar_component(tensor.number)}
+        known = self._known.get(tensor.impl)
+        if known is None:
+            place = self._given.get(tensor.impl, self._paths.get(tensor.impl))
+            if place is None:
+                raise Stop(
+                    "unknown_tensor",
+                    f"{op} reads a tensor of {list(tensor.sizes or ())} that is no argument, "
+                    "parameter, buffer or attribute",
+                )
+            known = self._known[tensor.impl] = {"input": len(self.inputs)}
+            self.inputs.append(place)
+        return known
+
+
+def _constant(tensor: RecordedTensor) -> Component:
+    """Return the source of what ``torch.tensor`` has made of Python's numbers."""
+    if tensor.data is None or tensor.sizes is None:
+        raise Stop("unknown_tensor", "it makes a tensor of more than 64 numbers of Python's")
+    dtype = str(tensor.dtype).removeprefix("torch.")
+    values = [scalar_component(value) for value in tensor.data]
+    return {"data": {"dtype": dtype, "sizes": list(tensor.sizes), "values": values}}
+
+
+def _used(calls: Sequence[RecordedCall]) -> list[RecordedCall]:
+    """Return the calls without those that make memory which nothing uses.
+
+    ``torch.tensor`` makes such memory: its values are a constant of the tape.
+    """
+    read: set[int] = set()
+    for call in calls:
+        if call.op != "aten::lift_fresh":
+            read.update(one.impl for one in _tensors(call.arguments))
+    return [
+        call
+        for call in calls
+        if call.op not in _EMPTY or any(one.impl in read for one in _tensors(call.results))
+    ]
+
+
+def _tensors(values: Sequence[Any]) -> Iterator[RecordedTensor]:
+    for value in values:
+        for one in value if isinstance(value, list) else [value]:
+            if isinstance(one, RecordedTensor):
+                yield one
+
+
+def _are_shared(fresh: Sequence[Tensor], given: Sequence[Tensor]) -> bool:
+    keys = [storage_key(tensor) for tensor in fresh]
+    kept = [key for key in keys if key is not None]
+    return len(set(kept)) < len(kept) or shares_storage(fresh, given)

@@ -1,0 +1,122 @@
+"""What a region is: a module, or a function with the modules and tensors that it refers to."""
+
+from __future__ import annotations
+
+import types
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .._base.data_class import dataclass
+
+# Attributes that every module has, and whose values are looked at in other ways than an attribute.
+_OWN = frozenset(
+    """
+    training _parameters _buffers _non_persistent_buffers_set _backward_pre_hooks _backward_hooks
+    _is_full_backward_hook _forward_hooks _forward_hooks_with_kwargs _forward_hooks_always_called
+    _forward_pre_hooks _forward_pre_hooks_with_kwargs _state_dict_hooks _state_dict_pre_hooks
+    _load_state_dict_pre_hooks _load_state_dict_post_hooks _modules forward
+    """.split()  # noqa: SIM905 - a list of names to read, not to parse
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Reference:
+    """An object that a function refers to.
+
+    Attributes:
+        name: The name in the function.
+        holder: A closure's cell, or the function's global names.
+        value: The object at this moment.
+    """
+
+    name: str
+    holder: Any
+    value: Any
+
+
+class Target:
+    """A module or a function whose calls are a region.
+
+    Args:
+        forward: The function that runs a call: a module's own ``forward``, bound, or a function.
+        module: The module; ``None`` for a function.
+    """
+
+    def __init__(self, forward: Callable[..., Any], module: torch.nn.Module | None) -> None:
+        self.forward = forward
+        self.module = module
+
+    @property
+    def name(self) -> str:
+        """Return the name of the module's class, or of the function."""
+        if self.module is not None:
+            return type(self.module).__name__
+        return str(getattr(self.forward, "__qualname__", type(self.forward).__name__))
+
+    @property
+    def training(self) -> bool | None:
+        """Return whether the module is in training mode; ``None`` for a function."""
+        return None if self.module is None else self.module.training
+
+    def references(self) -> list[Reference]:
+        """Return the objects that a function refers to by its closure and by global names."""
+        if self.module is not None:
+            return []
+        function = self.forward
+        found = []
+        if isinstance(function, types.MethodType):
+            found.append(Reference("self", {"self": function.__self__}, function.__self__))
+            function = function.__func__
+        if not isinstance(function, types.FunctionType):
+            return found
+        code = function.__code__
+        for name, cell in zip(code.co_freevars, function.__closure__ or (), strict=True):
+            try:
+                found.append(Reference(name, cell, cell.cell_contents))
+            except ValueError:  # The cell is empty: the name is bound later.
+                continue
+        space = function.__globals__
+        found += [
+            Reference(name, space, space[name]) for name in sorted(code.co_names) if name in space
+        ]
+        return found
+
+    def modules(self) -> list[tuple[str, torch.nn.Module]]:
+        """Return the paths of all modules that a call may run, with the modules, each once."""
+        if self.module is not None:
+            return list(self.module.named_modules())
+        seen: set[torch.nn.Module] = set()
+        found = []
+        for one in self.references():
+            if isinstance(one.value, torch.nn.Module):
+                found += list(one.value.named_modules(memo=seen, prefix=one.name))
+        return found
+
+
+def own_attributes(module: torch.nn.Module) -> Iterator[tuple[str, Any]]:
+    """Give the attributes of a module that no module of ``torch.nn`` has by itself."""
+    for name, value in list(vars(module).items()):
+        if name not in _OWN:
+            yield name, value
+
+
+def tensors_of(module: torch.nn.Module) -> Iterator[tuple[str, str, Tensor | None]]:
+    """Give the dict that holds a tensor of a module, the tensor's name, and the tensor."""
+    for table in ("_parameters", "_buffers"):
+        for name, tensor in list(vars(module)[table].items()):
+            yield table, name, tensor
+    for name, value in own_attributes(module):
+        if type(value) in (Tensor, torch.nn.Parameter):
+            yield "", name, value
+
+
+def hooked(module: torch.nn.Module, *, is_root: bool) -> bool:
+    """Return whether hooks run inside of a region's call.
+
+    The hooks of a region's own module run around its forward.
+    """
+    state = vars(module)
+    return not is_root and bool(state["_forward_hooks"] or state["_forward_pre_hooks"])

@@ -1,0 +1,133 @@
+"""One recorded way through a region: its tape, its guard, and what is known of its library."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from torch import Tensor
+
+from .reader import Read, StateReader
+from .region_kernel import RegionKernel
+from .results import Results
+from .stop import Stop
+from .tape_of import RecordedTape
+
+# So many calls of each kind are timed, the served and the plain in turn.
+_TIMED = 3
+# A library that serves beats the forward by more than noise.
+_WINS = 0.97
+# Calls beyond this number are recorded again at each multiple of it.
+_LAST_POWER = 1024
+
+
+class Variant:
+    """One recorded way through a region, for one key of arguments.
+
+    Args:
+        recorded: The tape and where its inputs are.
+        kernel: The op of the tape.
+        state: The state of the region's target at the recording.
+        results: The results of the recorded call.
+        name: The region's name, for tracebacks.
+
+    Attributes:
+        kernel: The op of the tape.
+        calls: How often the variant was called.
+        hits: How many of these calls the library has served.
+        stop: Why no library serves the variant; ``None`` while one may.
+    """
+
+    def __init__(
+        self,
+        recorded: RecordedTape,
+        kernel: RegionKernel,
+        state: StateReader,
+        results: Results,
+        name: str,
+    ) -> None:
+        self.kernel = kernel
+        self.calls = 1
+        self.hits = 0
+        self.stop: Stop | None = None
+        self.build = results.builder()
+        self._recorded = recorded
+        self._results = results.shape()
+        self._read: Read
+        self._read, self._changed = state.generate(name, recorded.inputs)
+        self._next_record = 2
+        self._plain_s: list[float] = []
+        self._served_s: list[float] = []
+
+    @property
+    def listing(self) -> str:
+        """Return the tape as text."""
+        return self._recorded.tape.listing()
+
+    def inputs(self, given: Sequence[Tensor]) -> list[Tensor] | None:
+        """Return the library's inputs for a call's tensors; ``None`` if the state is another one."""
+        try:
+            return self._read(given)
+        except (KeyError, IndexError, AttributeError, TypeError, ValueError):
+            return None  # An attribute or a part of a list that was read is gone.
+
+    def what_changed(self) -> str:
+        """Return in words which part of the state is another one than at the recording."""
+        return self._changed()
+
+    def is_to_be_recorded(self, *, again: bool) -> bool:
+        """Return whether this call is recorded; ``again`` if recordings go on after the second."""
+        return self.calls >= self._next_record and (again or self._next_record == 2)
+
+    def differs(self, recorded: RecordedTape, results: Results) -> str:
+        """Return the first difference of another recording, in words; empty if there is none."""
+        self._next_record = (
+            2 * self._next_record
+            if self._next_record < _LAST_POWER
+            else (self.calls // _LAST_POWER + 1) * _LAST_POWER
+        )
+        mine, theirs = self._recorded, recorded
+        if mine == theirs:
+            same = results.shape() == self._results
+            return "" if same else "its results are put together in another way"
+        if mine.inputs != theirs.inputs:
+            return "it reads other tensors"
+        for number, (one, other) in enumerate(
+            zip(mine.tape.calls, theirs.tape.calls, strict=False)
+        ):
+            if one != other:
+                same = one.op == other.op
+                what = f"{one.op} with other arguments" if same else f"{other.op}, not {one.op}"
+                return f"call {number} is {what}"
+        return f"it has {len(theirs.tape.calls)} calls, not {len(mine.tape.calls)}"
+
+    # -- times in this process --
+
+    @property
+    def times_plain(self) -> bool:
+        """Return whether this call is to run the forward, because its time is wanted."""
+        return len(self._plain_s) <= len(self._served_s) and len(self._plain_s) < _TIMED
+
+    @property
+    def is_timed(self) -> bool:
+        """Return whether enough calls of both kinds were timed."""
+        return len(self._served_s) >= _TIMED
+
+    def add_time(self, seconds: float, *, served: bool) -> None:
+        """Keep the time of a call; a served one that completes the times may end the serving."""
+        times = self._served_s if served else self._plain_s
+        if len(times) < _TIMED or not served:
+            times.append(seconds)
+            del times[:-_TIMED]
+        if served and self.is_timed and self._plain_s:
+            plain, mine = min(self._plain_s), min(self._served_s)
+            if mine > _WINS * plain:
+                message = f"a served call takes {1e6 * mine:.0f} us, the forward {1e6 * plain:.0f}"
+                self.stop = Stop("slower", message)
+
+    @property
+    def speed(self) -> float | None:
+        """Return how many times as fast as the forward a served call is, if both were timed."""
+        if not self._plain_s or not self._served_s:
+            return None
+        return min(self._plain_s) / max(min(self._served_s), 1e-9)

@@ -1,0 +1,77 @@
+"""Watches the Python code that runs during a recording: what it mentions, and what it must not do.
+
+The dispatcher does not see everything that a forward does: ``tolist`` reads memory without a call
+of an op, and a clock is not torch's. ``sys.setprofile`` sees each call of a function of Python's or
+C's in one thread, changes nothing, and is on for the calls that are recorded only.
+"""
+
+from __future__ import annotations
+
+import sys
+import types
+from collections.abc import Callable
+from typing import Any
+
+from torch import Tensor
+
+# Methods that hand a tensor's data, or where the data lie, to Python without a call of an op.
+_LEAKS = frozenset(
+    """
+    tolist numpy data_ptr untyped_storage storage _typed_storage _to_dlpack __dlpack__
+    share_memory_ _share_fd_cpu_ _share_filename_cpu_
+    """.split()  # noqa: SIM905 - a list of names to read, not to parse
+)
+# Modules of C whose functions give another result in each call.
+_FICKLE = frozenset({"time", "_random", "_datetime", "_ctypes"})
+
+
+class Watch:
+    """The Python code that a call runs.
+
+    Attributes:
+        mentioned: The names that the code mentions.
+        leak: A call that takes data to Python, in words; empty if there was none.
+        fickle: A call whose result changes from call to call, in words; empty if there was none.
+    """
+
+    def __init__(self) -> None:
+        self.leak = ""
+        self.fickle = ""
+        self._codes: set[types.CodeType] = set()
+
+    @property
+    def mentioned(self) -> frozenset[str]:
+        """Return the names that the code mentions which ran."""
+        found: set[str] = set()
+        for code in self._codes:
+            found.update(code.co_names)
+            # Names that reach getattr as text.
+            found.update(one for one in code.co_consts if isinstance(one, str))
+        return frozenset(found)
+
+    @staticmethod
+    def is_possible() -> bool:
+        """Return whether nobody else watches this thread: a debugger, a profiler, coverage."""
+        return sys.getprofile() is None
+
+    def run(self, call: Callable[[], Any]) -> Any:
+        """Return what ``call`` returns, watched."""
+        sys.setprofile(self._see)
+        try:
+            return call()
+        finally:
+            sys.setprofile(None)
+
+    def _see(self, frame: types.FrameType, event: str, arg: Any) -> None:
+        if event == "call":
+            self._codes.add(frame.f_code)
+        elif event == "c_call":
+            name, module = getattr(arg, "__name__", ""), getattr(arg, "__module__", None)
+            if name in _LEAKS and (isinstance(arg.__self__, Tensor) or "torch" in str(module)):
+                self.leak = f"{name} in {_place(frame)}"
+            elif module in _FICKLE or type(getattr(arg, "__self__", None)).__module__ in _FICKLE:
+                self.fickle = f"{name} in {_place(frame)}"
+
+
+def _place(frame: types.FrameType) -> str:
+    return f"{frame.f_code.co_qualname if sys.version_info >= (3, 11) else frame.f_code.co_name} ({frame.f_code.co_filename}, line {frame.f_lineno})"
