@@ -44,6 +44,8 @@ RECORD_FILE = "native.json"
 # No flags for this CPU alone: a machine with another CPU may use the same store.
 _FLAGS = (
     *("-std=c++20", "-O2", "-g0", "-w", "-fPIC", "-shared"),
+    # As torch is built: without it, some of torch's classes have members that torch does not set.
+    "-DNDEBUG",
     # No symbols that could clash with another library's.
     *("-fvisibility=hidden", "-fvisibility-inlines-hidden"),
     # Torch's headers then include only the ops that they use and not all 3,000, which saves half of

@@ -73,6 +73,11 @@ _FUNCTIONS: dict[str, tuple[Any, tuple[Any, ...]]] = {
     "ae_recorded_key": (_SIZE, (_POINTER, _SIZE)),
     "ae_recorded_by_typed": (ctypes.c_int32, ()),
     "ae_alive": (None, (_POINTER,)),
+    "ae_recording_begin": (_POINTER, (_SIZE, _SIZE)),
+    "ae_recording_end": (_POINTER, (_POINTER, _POINTER)),
+    "ae_recording_delete": (None, (_POINTER,)),
+    "ae_is_recording": (ctypes.c_int32, ()),
+    "ae_recordings_alive": (ctypes.c_int64, ()),
 }
 
 _library: Any = None

@@ -7,32 +7,13 @@
 #include "intrinsics.h"
 
 #include "gradient.h"
+#include "guarded.h"
 #include "op.h"
+#include "recorder_functions.h"
 #include "typed.h"
 
 namespace aoti_eager {
 namespace {
-
-std::string& last_error() {
-  static thread_local std::string message;
-  return message;
-}
-
-// No exception crosses the C interface.
-template <class Function>
-bool guarded(Function&& function) {
-  try {
-    function();
-    return true;
-  } catch (const c10::Error& error) {
-    last_error() = error.what_without_backtrace();
-  } catch (const std::exception& error) {
-    last_error() = error.what();
-  } catch (...) {
-    last_error() = "unknown exception";
-  }
-  return false;
-}
 
 std::vector<Argument> arguments_of(const uint8_t* kinds, const uint8_t* mutated, size_t count) {
   std::vector<Argument> arguments;

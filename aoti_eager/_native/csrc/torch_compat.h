@@ -175,13 +175,26 @@ class UnboxedKernel {
   void* sym_function_;
 };
 
+// Returns the dispatcher's own record of an op: which kernel a set of keys has.
+inline const c10::impl::OperatorEntry& entry_of(const c10::OperatorHandle& op) {
+  return (op.*revealed(OfDefinition{}))->op;
+}
+
 // Returns the C++ signature by which an op is called, if the dispatcher knows one: of a function
 // that has been registered for it.
 inline const c10::impl::CppSignature* signature_of(const c10::OperatorHandle& op, bool is_sym) {
-  const c10::impl::OperatorEntry& entry = (op.*revealed(OfDefinition{}))->op;
+  const c10::impl::OperatorEntry& entry = entry_of(op);
   const auto& found =
       is_sym ? entry.*revealed(OfSymSignature{}) : entry.*revealed(OfSignature{});
   return found.has_value() ? &found->signature : nullptr;
+}
+
+// Whether two of an op's kernels were registered as one. The public comparison leaves the functor
+// out, by which alone one of Python's kernels differs from another.
+inline bool is_same_kernel(const c10::KernelFunction& one, const c10::KernelFunction& other) {
+  return one._equalsBoxedAndUnboxed(other) &&
+      (one.*revealed(OfBoxed{}).*revealed(OfFunctor{})).get() ==
+      (other.*revealed(OfBoxed{}).*revealed(OfFunctor{})).get();
 }
 
 // Adds a function for C++ values to a boxed kernel; it gets the same functor.
