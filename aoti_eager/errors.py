@@ -88,6 +88,10 @@ class UnsupportedFunctionError(AotiEagerError, TypeError):
     """A function of the user's uses something that no key can hold; calls of its op decline."""
 
 
+class TapeError(AotiEagerError, ValueError):
+    """A document is no tape, or a call cannot be written on one; the message says where."""
+
+
 class CompileError(AotiEagerError, RuntimeError):
     """No usable kernel library came out of a compile.
 

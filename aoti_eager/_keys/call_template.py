@@ -102,7 +102,7 @@ class CallTemplate:
             elif argument.name in self.repeated:
                 value = resolved(self.repeated[argument.name], lambda one: product(one, sizes))
             else:
-                value = None if component is None else _DECODERS[argument.kind](component)
+                value = argument_value(argument.kind, component)
             if argument.kwarg_only:
                 kwargs[argument.name] = value
             else:
@@ -166,6 +166,14 @@ _DECODERS: dict[Kind, Callable[[Any], Any]] = {
     Kind.DEVICE: torch.device,
     Kind.MEMORY_FORMAT: lambda name: getattr(torch, name),
 }
+
+
+def argument_value(kind: Kind, component: Component) -> Any:
+    """Return the value that ``kernel_key.argument_component`` spelled, for a kind without tensors.
+
+    A component of another form raises whatever its conversion raises.
+    """
+    return None if component is None else _DECODERS[kind](component)
 
 
 # Where one result of an op comes from, as ``_functions.tracing.trace_outputs`` says it.

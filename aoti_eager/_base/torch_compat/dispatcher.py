@@ -77,6 +77,12 @@ def raw_schema(op: Any) -> Any:
     return op._schema
 
 
+def op_function(op: OpOverload) -> Callable[..., Any]:
+    """Return the C++ function behind an overload: a call saves the overload's Python method."""
+    function: Callable[..., Any] = op._op
+    return function
+
+
 def has_op(name: str) -> bool:
     """Return whether the dispatcher lists an overload of this qualified name.
 
