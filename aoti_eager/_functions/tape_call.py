@@ -134,7 +134,8 @@ def _tensor_sources(
     def one(value: Any) -> Component:
         if value is None:
             return None
-        return source(value) if isinstance(value, Tensor) else {"number": scalar_component(value)}
+        is_number = isinstance(value, bool | int | float | complex)
+        return {"number": scalar_component(value)} if is_number else source(value)
 
     return one(value) if argument.kind is Kind.TENSOR else [one(each) for each in value]
 
