@@ -75,11 +75,9 @@ class Region:
         forward = self.target.forward
         if (
             not self.is_on
-            or self.target.training in self.stops
-            or not tracing.is_plain_eager()
-            or not native_library.is_loaded()
             or settings.is_off
-            or self.dry_run_of
+            or (self.stops and self.target.training in self.stops)
+            or not tracing.is_plain_eager()
             or is_recording()
         ):
             return forward(*args, **kwargs)
@@ -126,22 +124,19 @@ class Region:
             result = forward(*args, **kwargs)
             variant.add_time(time.perf_counter() - begin, served=False)
             return result
-        kept: list[Any] = []
-
-        def run() -> list[Tensor]:
-            kept.append(forward(*args, **kwargs))
-            return fresh_tensors(kept[0], given)
-
-        frame = Frame(run)
-        begin = 0.0 if variant.is_timed or not gate else time.perf_counter()
-        fresh = kernel.call(inputs, frame)
+        frame = Frame(forward, args, kwargs, given)
+        if variant.is_timed or not gate:
+            fresh = kernel.call(inputs, frame)
+        else:
+            begin = time.perf_counter()
+            fresh = kernel.call(inputs, frame)
+            if not frame.has_run:
+                variant.add_time(time.perf_counter() - begin, served=True)
+                if variant.stop is not None:
+                    self._stop(variant.stop)
         if frame.has_run:
-            return kept[0]
+            return frame.result
         variant.hits += 1
-        if begin:
-            variant.add_time(time.perf_counter() - begin, served=True)
-            if variant.stop is not None:
-                self._stop(variant.stop)
         return variant.build(fresh, given)
 
     def _look_for_refusal(self, variant: Variant) -> None:
@@ -156,6 +151,8 @@ class Region:
     def _record(self, key: Any, call: Call) -> Any:
         """Return the forward's result; the call becomes a variant if a library may serve it."""
         args, kwargs, given = call
+        if self.dry_run_of or not native_library.is_loaded():
+            return self.target.forward(*args, **kwargs)
         if self._wants_gradients_at_all(given):
             self.waits_for_gradients += 1
             return self.target.forward(*args, **kwargs)

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from .._base.op_library import new_op_library
-from .._base.torch_compat.dispatcher import OpOverload
+from .._base.torch_compat.dispatcher import OpOverload, op_function
 from .._dispatch import recheck
 from .._dispatch.kernel_cache import KernelCache
 from .._dispatch.key_state import COMPILING, RARE, Decline
@@ -22,6 +22,7 @@ from .._dispatch.table import TableKey
 from .._functions.op_functions import define
 from .._functions.tape import NAMESPACE, SCHEMA, Tape, TapeFunction
 from .._registration import registry
+from .results import fresh_tensors
 
 _lock = threading.RLock()
 _kernels: dict[str, RegionKernel] = {}  # by the tape's digest; kept until the process ends
@@ -33,22 +34,34 @@ class Frame:
     If no library serves the call, the op's original asks the frame for the forward's results, once.
 
     Args:
-        run: Returns the new tensors among the results of the region's forward.
+        forward: The region's forward.
+        args: The call's positional arguments.
+        kwargs: The call's keyword arguments.
+        given: The tensors among the arguments.
 
     Attributes:
         has_run: Whether the forward's results were asked for.
+        result: What the forward has returned.
     """
 
-    __slots__ = ("_run", "has_run")
+    __slots__ = ("_args", "_forward", "_given", "_kwargs", "has_run", "result")
 
-    def __init__(self, run: Callable[[], list[Tensor]]) -> None:
-        self._run = run
+    def __init__(
+        self,
+        forward: Callable[..., Any],
+        args: Sequence[Any],
+        kwargs: Mapping[str, Any],
+        given: Sequence[Tensor],
+    ) -> None:
+        self._forward, self._args, self._kwargs, self._given = forward, args, kwargs, given
         self.has_run = False
+        self.result: Any = None
 
     def run(self) -> list[Tensor]:
         """Return the new tensors among the forward's results."""
         self.has_run = True
-        return self._run()
+        self.result = self._forward(*self._args, **self._kwargs)
+        return fresh_tensors(self.result, self._given)
 
 
 # Thread ident -> the call that this thread has sent into an op. A dict, because a hit looks nowhere.
@@ -111,6 +124,7 @@ class RegionKernel:
         self._library.impl(local, torch.library.fallthrough_kernel, "ADInplaceOrView")  # type: ignore[no-untyped-call]
         self.cache = RegionCache(self.op)
         self._registration = registry.register_cache(self.cache)
+        self._call = op_function(self.op)
 
     def _original(self, inputs: list[Tensor]) -> list[Tensor]:
         """Return what the op computes: by the forward of the call under way, or by a replay."""
@@ -132,7 +146,7 @@ class RegionKernel:
         before = _frames.get(ident)
         _frames[ident] = frame
         try:
-            results: list[Tensor] = self.op(inputs)
+            results: list[Tensor] = self._call(inputs)
             return results
         finally:
             if before is None:
@@ -147,7 +161,7 @@ class RegionKernel:
             inputs: The call's inputs.
             expected: What the region's forward has returned for them.
         """
-        frame = Frame(lambda: expected)
+        frame = Frame(lambda: expected, (), {}, ())
         if self.cache.table.kernels:
             ident = get_ident()
             _frames[ident] = frame

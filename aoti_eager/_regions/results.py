@@ -85,6 +85,8 @@ def fresh_tensors(result: Any, given: Sequence[Tensor]) -> list[Tensor]:
 
     Results that no library can give are left out: the caller has the result itself.
     """
+    if type(result) is Tensor and not given:
+        return [result]
     try:
         return Results(result, given).fresh
     except Stop:
