@@ -192,6 +192,7 @@ class Region:
     def _record_again(self, variant: Variant, inputs: list[Tensor], call: Call) -> Any:
         """Return the forward's result; the tape of this call must be the variant's."""
         args, kwargs, given = call
+        begin = time.perf_counter()
         recorded = record_call(self.target, args, kwargs, given)
         if recorded is None:
             return self.target.forward(*args, **kwargs)
@@ -207,6 +208,7 @@ class Region:
             if settings.strict:
                 raise
             self._failed(error)
+        variant.put_off(time.perf_counter() - begin)
         self._look_for_refusal(variant)
         return recorded.result
 

@@ -17,8 +17,10 @@ from .tape_of import RecordedTape
 _TIMED = 3
 # A library that serves beats the forward by more than noise.
 _WINS = 0.97
-# Calls beyond this number are recorded again at each multiple of it.
+# Beyond this number of calls, one in so many is recorded again, and fewer where that would take more
+# than this share of the time of served calls.
 _LAST_POWER = 1024
+_SHARE = 0.01
 
 
 class Variant:
@@ -79,13 +81,17 @@ class Variant:
         """Return whether this call is recorded; ``again`` if recordings go on after the second."""
         return self.calls >= self._next_record and (again or self._next_record == 2)
 
+    def put_off(self, taken_s: float) -> None:
+        """Choose the next call to be recorded, after one that has taken ``taken_s`` seconds."""
+        if self.calls < _LAST_POWER:
+            self._next_record = 1 << self.calls.bit_length()
+            return
+        served_s = min(self._served_s, default=taken_s)
+        gap = max(_LAST_POWER, int(taken_s / (_SHARE * served_s)))
+        self._next_record = self.calls + gap
+
     def differs(self, recorded: RecordedTape, results: Results) -> str:
         """Return the first difference of another recording, in words; empty if there is none."""
-        self._next_record = (
-            2 * self._next_record
-            if self._next_record < _LAST_POWER
-            else (self.calls // _LAST_POWER + 1) * _LAST_POWER
-        )
         mine, theirs = self._recorded, recorded
         if mine == theirs:
             same = results.shape() == self._results
