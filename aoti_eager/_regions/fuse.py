@@ -17,14 +17,13 @@ from .choice import Choice, Pattern
 from .current_settings import settings
 from .fused_forward import FusedForward
 from .region import Region
+from .region_kernel import sweep
 from .report import RegionState, region_state, report_text
 from .target import Target
 
 _Patterns = Pattern | Iterable[Pattern] | None
 
 _lock = threading.RLock()
-# Fused models, as long as they live.
-_fused: weakref.WeakKeyDictionary[torch.nn.Module, FusionReport] = weakref.WeakKeyDictionary()
 
 
 class FusionReport:
@@ -33,7 +32,11 @@ class FusionReport:
     ``print`` it for a line a region.
     """
 
-    def __init__(self, choice: Choice, *, dry_run: bool, strict: bool) -> None:
+    def __init__(
+        self, model: torch.nn.Module | None, choice: Choice, *, dry_run: bool, strict: bool
+    ) -> None:
+        # Not the model itself: the report may be kept for longer.
+        self._model = None if model is None else weakref.ref(model)
         self.choice = choice
         self.options = (choice, dry_run, strict)
         self._dry_run, self._strict = dry_run, strict
@@ -54,16 +57,22 @@ class FusionReport:
     def __repr__(self) -> str:
         return f"<FusionReport of {len(self.regions)} regions; print it>"
 
+    def is_of(self, model: torch.nn.Module) -> bool:
+        """Return whether this is the report of a model."""
+        return self._model is not None and self._model() is model
+
     def undo(self) -> None:
-        """Give every module its own forward back; a second call does nothing."""
+        """Give every module its own forward back; a second call does nothing.
+
+        Libraries that no other model uses are released, unless a thread is calling one.
+        """
         with _lock:
             self._is_undone = True
             for one in self._forwards:
                 one.remove()
             for region in self._functions:
-                region.is_on = False
-            for model in [model for model, report in _fused.items() if report is self]:
-                del _fused[model]
+                region.close()
+        sweep()
 
     def __enter__(self) -> FusionReport:
         return self
@@ -81,19 +90,23 @@ class FusionReport:
     def add(self, path: str, module: torch.nn.Module) -> None:
         """Make a region of a module, unless the module is one."""
         with _lock:
-            if self._is_undone or isinstance(vars(module).get("forward"), FusedForward):
+            before = vars(module).get("forward")
+            if self._is_undone or (isinstance(before, FusedForward) and not before.is_copy):
                 return
-            forward = FusedForward(module, path, self._region)
+            if isinstance(before, FusedForward):
+                before.remove()
+            forward = FusedForward(module, path, self)
             self._forwards.append(forward)
             forward.place()
 
     def add_function(self, function: Callable[..., Any], name: str) -> Region:
         """Return a region for the calls of a function."""
-        region = self._region(Target(function, None), name)
+        region = self.region(Target(function, None), name)
         self._functions.append(region)
         return region
 
-    def _region(self, target: Target, path: str) -> Region:
+    def region(self, target: Target, path: str) -> Region:
+        """Return a new region with this report's options; copies of modules have such regions."""
         region = Region(target, path, strict=self._strict, dry_run=self._dry_run)
         region.on_stop = self._try_children
         return region
@@ -159,7 +172,8 @@ def fuse(
     choice = Choice(_patterns("include", include), _patterns("exclude", exclude))
     registry.prepare()
     settings.refresh()
-    report = FusionReport(choice, dry_run=dry_run, strict=strict)
+    is_module = isinstance(target, torch.nn.Module)
+    report = FusionReport(target if is_module else None, choice, dry_run=dry_run, strict=strict)
     if not isinstance(target, torch.nn.Module):
         if not callable(target) or isinstance(target, type):
             raise FuseError(
@@ -169,7 +183,7 @@ def fuse(
             raise FuseError("fuse: include and exclude are for modules, and a function has none")
         return FusedFunction(target, report)
     with _lock:
-        before = _fused.get(target)
+        before = _report_of(target)
         if before is not None:
             if before.options != report.options:
                 raise FuseError(
@@ -181,8 +195,17 @@ def fuse(
             report.add(path, module)
         if not report.regions:
             raise FuseError(f"fuse: no module of the {type(target).__name__} matches: {choice}")
-        _fused[target] = report
     return report
+
+
+def _report_of(model: torch.nn.Module) -> FusionReport | None:
+    """Return the report of a model that is fused already."""
+    for module in model.modules():
+        forward = vars(module).get("forward")
+        if isinstance(forward, FusedForward) and forward.report.is_of(model):
+            report: FusionReport = forward.report
+            return report
+    return None
 
 
 def _patterns(name: str, given: _Patterns) -> tuple[Pattern, ...]:

@@ -5,12 +5,22 @@ from __future__ import annotations
 import functools
 import types
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 
 from .region import Region
 from .target import Target
+
+
+class Regions(Protocol):
+    """What a fused forward needs of the report that it belongs to."""
+
+    def region(self, target: Target, path: str) -> Region:
+        """Return a new region."""
+
+    def is_of(self, model: torch.nn.Module) -> bool:
+        """Return whether this is the report of a model."""
 
 
 class FusedForward:
@@ -22,23 +32,27 @@ class FusedForward:
     Args:
         module: The module.
         path: The module's path in the fused model.
-        make: Makes the region, also for copies of the module.
+        report: The report of the fused model.
+        is_copy: Whether the module is a copy of the fused one, and has no part in the report.
     """
 
     def __init__(
         self,
         module: torch.nn.Module,
         path: str,
-        make: Callable[[Target, str], Region],
+        report: Regions,
+        *,
+        is_copy: bool = False,
     ) -> None:
         self._module = module
         self._path = path
-        self._make = make
+        self.report = report
+        self.is_copy = is_copy
         # An instance's own forward, if somebody has set one; else the class's.
         self.before = vars(module).get("forward")
         plain = types.MethodType(type(module).forward, module)
         self.plain: Callable[..., Any] = plain if self.before is None else self.before
-        self.region = make(Target(self.plain, module), path)
+        self.region = report.region(Target(self.plain, module), path)
         functools.update_wrapper(self, self.plain, updated=())
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
@@ -51,7 +65,7 @@ class FusedForward:
             return self
         if self.before is not None:
             return self.plain  # As if this module had not been fused.
-        return FusedForward(copy, self._path, self._make)
+        return FusedForward(copy, self._path, self.report, is_copy=True)
 
     def __reduce__(self) -> tuple[Any, ...]:
         # The loaded module has no forward of its own yet: this finds the class's, bound.
@@ -63,7 +77,7 @@ class FusedForward:
 
     def remove(self) -> None:
         """Put the module's forward back, unless somebody has replaced this meanwhile."""
-        self.region.is_on = False
+        self.region.close()
         if not self.is_placed:
             return
         if self.before is None:

@@ -1,14 +1,15 @@
-"""One region: what becomes of a call of its forward.
+r"""One region: what becomes of a call of its forward.
 
-    call -> key of the arguments -> variant with the same state -> op of its tape -> results    (hit)
-         \-> no variant: the forward runs and is recorded -> tape -> op -> store or queue
-         \-> declined, pending, gradients wanted, a trace: the forward runs
+call -> key of the arguments -> variant with the same state -> op of its tape -> results    (hit)
+     \-> no variant: the forward runs and is recorded -> tape -> op -> store or queue
+     \-> declined, pending, gradients wanted, a trace: the forward runs
 """
 
 from __future__ import annotations
 
 import threading
 import time
+import weakref
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -23,8 +24,7 @@ from ..errors import RegionStoppedError
 from .arguments import UnreadableArgumentError, read_arguments
 from .current_settings import settings
 from .recorded_call import RecordedCallResult, is_recording, record_call
-from .region_kernel import Frame, region_kernel
-from .results import fresh_tensors
+from .region_kernel import Frame, acquire, release
 from .stop import Stop
 from .target import Target
 from .variant import Variant
@@ -64,6 +64,7 @@ class Region:
         self.is_on = True
         self.on_stop: Callable[[Region], None] = lambda region: None
         self._variants: dict[Any, list[Variant]] = {}
+        self._releases: list[weakref.finalize[..., Region]] = []  # of the variants' kernels
         self._lock = threading.RLock()
 
     def call(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
@@ -93,6 +94,12 @@ class Region:
             if inputs is not None:
                 return self._run(variant, inputs, call)
         return self._record(key, call)
+
+    def close(self) -> None:
+        """Pass all calls on from now on, and let go of the libraries."""
+        self.is_on = False
+        for one in self._releases:
+            one()
 
     @property
     def variants(self) -> list[Variant]:
@@ -179,7 +186,8 @@ class Region:
             count = sum(isinstance(one, str) for one in tape.inputs)
             self.dry_run_of = f"{len(tape.tape.calls)} calls of ops, {count} parameters and buffers"
             return
-        kernel = region_kernel(tape.tape)
+        kernel = acquire(tape.tape)
+        self._releases.append(weakref.finalize(self, release, kernel))
         variant = Variant(tape, kernel, state, results, f"{self.path or self.target.name}")
         inputs = variant.inputs(given)
         if inputs is None:

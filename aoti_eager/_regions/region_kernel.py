@@ -5,6 +5,7 @@ Regions with equal tapes share the op, and so the library: twelve equal layers o
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from threading import get_ident
@@ -14,18 +15,22 @@ import torch
 from torch import Tensor
 
 from .._base.op_library import new_op_library
+from .._base.torch_compat import dispatcher
 from .._base.torch_compat.dispatcher import OpOverload, op_function
 from .._dispatch import recheck
 from .._dispatch.kernel_cache import KernelCache
 from .._dispatch.key_state import COMPILING, RARE, Decline
 from .._dispatch.table import TableKey
-from .._functions.op_functions import define
+from .._functions.op_functions import define, forget
 from .._functions.tape import NAMESPACE, SCHEMA, Tape, TapeFunction
 from .._registration import registry
 from .results import fresh_tensors
 
 _lock = threading.RLock()
-_kernels: dict[str, RegionKernel] = {}  # by the tape's digest; kept until the process ends
+_kernels: dict[str, RegionKernel] = {}  # by the tape's digest
+# Kernels that no region has any more. They are taken out of the dispatcher by ``sweep``, because a
+# garbage collection, which may have released them, runs in the middle of anything.
+_unused: list[RegionKernel] = []
 
 
 class Frame:
@@ -64,10 +69,6 @@ class Frame:
         return fresh_tensors(self.result, self._given)
 
 
-# Thread ident -> the call that this thread has sent into an op. A dict, because a hit looks nowhere.
-_frames: dict[int, Frame] = {}
-
-
 class RegionCache(KernelCache):
     """The kernel cache of a tape's op.
 
@@ -96,7 +97,6 @@ class RegionCache(KernelCache):
             return self.original(keyset, args, kwargs)
         return super().miss(key, keyset, args, kwargs)
 
-
     def compare(self, inputs: list[Tensor]) -> None:
         """Compare the library with the original on these inputs, if it serves their key."""
         kernel = self.lookup(self.key(inputs))
@@ -110,25 +110,36 @@ class RegionKernel:
 
     Args:
         tape: The tape.
+
+    Attributes:
+        tape: The tape.
+        cache: The op's kernel cache.
+        users: How many variants have the kernel.
+
+    More than 12 methods, because the states of a tape's library are one each.
     """
 
     def __init__(self, tape: Tape) -> None:
         self.tape = tape
+        self.users = 0
+        # Thread ident -> the call that this thread has sent into the op.
+        self._frames: dict[int, Frame] = {}
+        self._is_closed = False
         self._replay: Callable[[Sequence[Tensor]], list[Tensor]] | None = None
         self._library = new_op_library(NAMESPACE)
-        self.op: OpOverload = define(self._library, tape.op_name, SCHEMA, TapeFunction(tape))
+        op = define(self._library, tape.op_name, SCHEMA, TapeFunction(tape))
         local = tape.op_name.partition("::")[2]
         self._library.impl(local, self._original, "CompositeExplicitAutograd")  # type: ignore[no-untyped-call]
         # No gradient passes through a library; who needs gradients does not call the op.
-        self._library.impl(local, torch.library.fallthrough_kernel, "Autograd")  # type: ignore[no-untyped-call]
-        self._library.impl(local, torch.library.fallthrough_kernel, "ADInplaceOrView")  # type: ignore[no-untyped-call]
-        self.cache = RegionCache(self.op)
+        for key in ("Autograd", "ADInplaceOrView"):
+            self._library.impl(local, torch.library.fallthrough_kernel, key)  # type: ignore[no-untyped-call]
+        self.cache = RegionCache(op)
         self._registration = registry.register_cache(self.cache)
-        self._call = op_function(self.op)
+        self._call = op_function(op)
 
     def _original(self, inputs: list[Tensor]) -> list[Tensor]:
         """Return what the op computes: by the forward of the call under way, or by a replay."""
-        frame = _frames.get(get_ident())
+        frame = self._frames.get(get_ident())
         if frame is not None and not frame.has_run:
             return frame.run()
         # A comparison runs the tape once more, in double precision for example.
@@ -136,23 +147,35 @@ class RegionKernel:
             self._replay = self.tape.replay_function()
         return self._replay(inputs)
 
+    def close(self) -> bool:
+        """Take the op out of the dispatcher; return whether that was possible, with no call in it."""
+        self._is_closed = True  # First: a thread that comes now sees that, or has a frame.
+        if self._frames:
+            return False
+        self._registration.unregister()
+        forget(self.tape.op_name)
+        dispatcher.destroy(self._library)
+        return True
+
     def add_key(self, inputs: list[Tensor]) -> None:
         """Note that the tape was recorded for the metadata of ``inputs`` and the present settings."""
         self.cache.recorded.add(self.cache.key(inputs))
 
     def call(self, inputs: list[Tensor], frame: Frame) -> list[Tensor]:
         """Return the library's results; those of the frame if no library serves."""
-        ident = get_ident()
-        before = _frames.get(ident)
-        _frames[ident] = frame
+        ident, frames = get_ident(), self._frames
+        before = frames.get(ident)
+        frames[ident] = frame
         try:
+            if self._is_closed:
+                return frame.run()
             results: list[Tensor] = self._call(inputs)
             return results
         finally:
             if before is None:
-                del _frames[ident]
+                del frames[ident]
             else:
-                _frames[ident] = before
+                frames[ident] = before
 
     def offer(self, inputs: list[Tensor], expected: list[Tensor]) -> None:
         """Have the op look for, make, or compare its library, in a call with known results.
@@ -162,15 +185,17 @@ class RegionKernel:
             expected: What the region's forward has returned for them.
         """
         frame = Frame(lambda: expected, (), {}, ())
-        if self.cache.table.kernels:
-            ident = get_ident()
-            _frames[ident] = frame
-            try:
+        if not self.cache.table.kernels:
+            if self.may_serve:
+                self.call(inputs, frame)
+            return
+        ident = get_ident()
+        self._frames[ident] = frame
+        try:
+            if not self._is_closed:
                 self.cache.compare(inputs)
-            finally:
-                _frames.pop(ident, None)
-        elif self.may_serve:
-            self.call(inputs, frame)
+        finally:
+            self._frames.pop(ident, None)
 
     @property
     def is_serving(self) -> bool:
@@ -211,17 +236,37 @@ class RegionKernel:
         return any(one.reason == COMPILING for one in list(self.cache.table.declines.values()))
 
 
-def region_kernel(tape: Tape) -> RegionKernel:
-    """Return the op of a tape; equal tapes have one."""
+def acquire(tape: Tape) -> RegionKernel:
+    """Return the op of a tape, for one more user; equal tapes have one op."""
+    sweep()
     digest = tape.digest
     with _lock:
         found = _kernels.get(digest)
         if found is None:
             found = _kernels[digest] = RegionKernel(tape)
+        found.users += 1
         return found
 
 
-def kernels() -> list[RegionKernel]:
-    """Return the ops of all tapes of this process."""
+def release(kernel: RegionKernel) -> None:
+    """Give up one use of a tape's op; ``sweep`` takes out ops without users."""
     with _lock:
-        return list(_kernels.values())
+        kernel.users -= 1
+        if kernel.users == 0:
+            _kernels.pop(kernel.tape.digest, None)
+            _unused.append(kernel)
+
+
+def sweep() -> None:
+    """Take the ops without users out of the dispatcher, but for those that threads are calling."""
+    with _lock:
+        _unused[:] = [kernel for kernel in _unused if not kernel.close()]
+
+
+def _after_fork() -> None:
+    global _lock
+    _lock = threading.RLock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)

@@ -26,7 +26,7 @@ STOPS: dict[str, str] = {
 }
 
 
-class Stop(Exception):  # noqa: N818 - it is no error: the original forward runs
+class Stop(Exception):
     """A region is given up.
 
     Attributes:

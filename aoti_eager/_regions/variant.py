@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 from torch import Tensor
 
@@ -17,8 +16,8 @@ from .tape_of import RecordedTape
 _TIMED = 3
 # A library that serves beats the forward by more than noise.
 _WINS = 0.97
-# Beyond this number of calls, one in so many is recorded again, and fewer where that would take more
-# than this share of the time of served calls.
+# Beyond this number of calls, one in so many is recorded again; fewer, where recordings would take
+# more than this share of the time of served calls.
 _LAST_POWER = 1024
 _SHARE = 0.01
 
@@ -67,7 +66,7 @@ class Variant:
         return self._recorded.tape.listing()
 
     def inputs(self, given: Sequence[Tensor]) -> list[Tensor] | None:
-        """Return the library's inputs for a call's tensors; ``None`` if the state is another one."""
+        """Return the library's inputs for a call's tensors; ``None`` if the state has changed."""
         try:
             return self._read(given)
         except (KeyError, IndexError, AttributeError, TypeError, ValueError):

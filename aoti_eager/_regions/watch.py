@@ -74,4 +74,5 @@ class Watch:
 
 
 def _place(frame: types.FrameType) -> str:
-    return f"{frame.f_code.co_qualname if sys.version_info >= (3, 11) else frame.f_code.co_name} ({frame.f_code.co_filename}, line {frame.f_lineno})"
+    code = frame.f_code
+    return f"{code.co_name} ({code.co_filename}, line {frame.f_lineno})"
