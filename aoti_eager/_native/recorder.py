@@ -4,9 +4,10 @@ A recording lists the calls that a ``TorchDispatchMode`` would be called for. A 
 Dynamo; ``csrc/recorder.h`` is told of the calls by PyTorch's profiling callbacks, which are there
 while a thread records, and at no other time.
 
-The list differs from a mode's where torch makes a call only because a mode is there (``detach``
-for ``x.data``, and for a result that autograd saves), and where a lazily conjugated or negated
-tensor is resolved for an op: here, the op is given the tensor as it is.
+The list is of what torch does without a mode, which is something else in few places: a mode makes
+torch call ``detach`` for ``x.data`` and for a result that autograd saves, and take another way
+through some composite ops (``quantile``, ``linalg.eigvals``, ``max_pool1d``, which is recorded as
+itself). A lazily conjugated or negated tensor is given to an op as it is.
 
 While a thread records, each tensor that a call took or gave is held weakly: the tensor's header
 stays, so that its address belongs to no other tensor, and its data is freed as if nothing was

@@ -152,6 +152,16 @@ def test_a_replay_of_the_calls_gives_the_same_values(program: str) -> None:
         assert torch.equal(replayed[leaf._cdata], leaf)
 
 
+def test_a_composite_op_that_computes_by_itself_is_recorded_as_itself() -> None:
+    """With a mode there, torch takes another way; without one, a step would be left out."""
+    results: list[torch.Tensor] = []
+    for state in STATES.values():
+        with state():
+            recording = recorded(lambda: results.append(F.max_pool1d(x, 2)))
+            assert ops(recording) == ["aten::max_pool1d"]
+            assert torch.equal(replay(recording, [x])[results[-1]._cdata], results[-1])
+
+
 # --- values ---------------------------------------------------------------------------------------
 
 

@@ -71,10 +71,14 @@ inline Part part_of(const c10::OperatorHandle& op, c10::ArrayRef<const c10::IVal
   if (functionality >= Key::AutocastCPU) { // Above autocast is functorch.
     return functionality <= Key::AutocastCUDA ? Part::kAnew : Part::kSteps;
   }
-  // Its kernel at the autograd key does all that there is to do.
+  // Two ops of torch's whose first kernel does the work itself, and no op that a mode would see.
   static const c10::OperatorName kDetached("aten::detach_", "");
+  static const c10::OperatorName kPooled("aten::max_pool1d", "");
   if (op.operator_name() == kDetached && functionality != Key::ADInplaceOrView) {
-    return Part::kSteps;
+    return Part::kSteps; // It has no values.
+  }
+  if (op.operator_name() == kPooled) {
+    return Part::kItself; // Its only step would be `empty`.
   }
   const c10::KernelFunction& kernel = entry.lookup(keys);
   for (Key composite : {Key::CompositeImplicitAutograd, Key::CompositeImplicitAutogradNestedTensor}) {
