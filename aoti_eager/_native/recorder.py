@@ -1,8 +1,13 @@
 """Records the ops that one thread calls, with their arguments, results and tensors.
 
-A recording lists the calls that a ``TorchDispatchMode`` would be called for, and imports nothing for
-that: ``csrc/recorder.h`` is told of them by PyTorch's profiling callbacks. There are no callbacks
-while nothing is recorded.
+A recording lists the calls that a ``TorchDispatchMode`` would be called for. A mode would import
+Dynamo; ``csrc/recorder.h`` is told of the calls by PyTorch's profiling callbacks, which are there
+while a thread records, and at no other time.
+
+The list is of what torch does without a mode, which is something else in few places: a mode makes
+torch call ``detach`` for ``x.data`` and for a result that autograd saves, and take another way
+through some composite ops (``quantile``, ``linalg.eigvals``, ``max_pool1d``, which is recorded as
+itself). A lazily conjugated or negated tensor is given to an op as it is.
 
 While a thread records, each tensor that a call took or gave is held weakly: the tensor's header
 stays, so that its address belongs to no other tensor, and its data is freed as if nothing was
@@ -19,6 +24,7 @@ from typing import Any
 import torch
 
 from .._base.data_class import dataclass
+from .._base.torch_compat.tensors import LAYOUTS
 from ..errors import NativePathError
 from .library import functions, is_loaded, last_error
 
@@ -26,16 +32,6 @@ MAX_CALLS = 20_000
 MAX_SIZE_BYTES = 1 << 30
 
 # By the numbers that PyTorch stores in place of them.
-_LAYOUTS = (
-    torch.strided,
-    torch.sparse_coo,
-    torch.sparse_csr,
-    torch._mkldnn,
-    torch.sparse_csc,
-    torch.sparse_bsr,
-    torch.sparse_bsc,
-    torch.jagged,
-)
 _MEMORY_FORMATS = (
     torch.contiguous_format,
     torch.preserve_format,
@@ -97,7 +93,7 @@ class RecordedTensor:
 
 @dataclass(frozen=True, slots=True)
 class UnreadValue:
-    """A value of a call that has no text: a ``Generator``, a symbolic size, an object of a class."""
+    """A value of a call that has no text: a generator, a symbolic size, an object of a class."""
 
     type_name: str
 
@@ -180,16 +176,7 @@ class Recording:
         found = json.loads(document.decode(errors="surrogateescape"))
         self.stopped = found["stopped"]
         tensors = self.tensors = [_tensor(i, one) for i, one in enumerate(found["tensors"])]
-        self.calls = [
-            RecordedCall(
-                op,
-                overload,
-                [_value(one, tensors) for one in arguments],
-                [_value(one, tensors) for one in results],
-                raised,
-            )
-            for op, overload, arguments, results, raised in found["calls"]
-        ]
+        self.calls = [_call(one, tensors) for one in found["calls"]]
 
 
 def record(*, max_calls: int = MAX_CALLS, max_size_bytes: int = MAX_SIZE_BYTES) -> Recording:
@@ -231,7 +218,7 @@ def _value(spelled: Any, tensors: list[RecordedTensor]) -> Any:
     if kind == "dtype":
         return getattr(torch, value)
     if kind == "layout":
-        return _LAYOUTS[value]
+        return LAYOUTS[value]
     if kind == "memory_format":
         return _MEMORY_FORMATS[value]
     if kind == "device":
@@ -239,22 +226,40 @@ def _value(spelled: Any, tensors: list[RecordedTensor]) -> Any:
     return UnreadValue(value)
 
 
+def _call(spelled: list[Any], tensors: list[RecordedTensor]) -> RecordedCall:
+    op, overload, arguments, results, raised = spelled
+    if op == "aten::_reshape_alias":
+        # A short cut of ``reshape`` for a view, which torch does not take while there is a mode.
+        op, arguments = "aten::view", arguments[:2]
+    return RecordedCall(
+        op,
+        overload,
+        [_value(one, tensors) for one in arguments],
+        [_value(one, tensors) for one in results],
+        raised,
+    )
+
+
 def _tensor(index: int, spelled: list[Any]) -> RecordedTensor:
-    impl, storage, version, after, dtype, sizes, strides, offset, layout, device = spelled[:10]
-    *flags, number, data = spelled[10:]
+    impl, storage, version, version_after, dtype, sizes, strides, offset, layout = spelled[:9]
+    device, requires_grad, conj, neg, inference, changed, number, data = spelled[9:]
     return RecordedTensor(
-        index,
-        impl,
-        storage,
-        None if version < 0 else version,
-        None if after < 0 else after,
-        getattr(torch, dtype),
-        None if sizes is None else tuple(sizes),
-        None if strides is None else tuple(strides),
-        offset,
-        None if layout < 0 else _LAYOUTS[layout],
-        torch.device(device) if device else None,
-        *flags,
-        _value(number, []),
-        _value(data, []),
+        index=index,
+        impl=impl,
+        storage=storage,
+        version=None if version < 0 else version,
+        version_after=None if version_after < 0 else version_after,
+        dtype=getattr(torch, dtype),
+        sizes=None if sizes is None else tuple(sizes),
+        strides=None if strides is None else tuple(strides),
+        offset=offset,
+        layout=None if layout < 0 else LAYOUTS[layout],
+        device=torch.device(device) if device else None,
+        requires_grad=requires_grad,
+        conj=conj,
+        neg=neg,
+        inference=inference,
+        changed=changed,
+        number=_value(number, []),
+        data=_value(data, []),
     )

@@ -65,5 +65,17 @@ def wrapped_number(value: complex) -> torch.Tensor:
     return wrapped
 
 
+# All layouts, by the numbers that stand for them in a call's values; one has no public name.
+LAYOUTS: tuple[torch.layout, ...] = (
+    torch.strided,
+    torch.sparse_coo,
+    torch.sparse_csr,
+    torch._mkldnn,  # type: ignore[attr-defined]
+    torch.sparse_csc,
+    torch.sparse_bsr,
+    torch.sparse_bsc,
+    torch.jagged,
+)
+
 # All dtypes of this build. Collected once, because torch has more than a thousand names.
 DTYPES = frozenset(one for one in vars(torch).values() if one.__class__ is torch.dtype)

@@ -16,6 +16,8 @@
 #include <memory>
 #include <string>
 #include <thread>
+#include <utility>
+#include <vector>
 
 #include "counters.h"
 #include "guarded.h"
@@ -33,23 +35,23 @@ inline Recording*& current_recording() {
   return recording;
 }
 
-// What a call that has begun leaves for its end.
-struct OpenCall final : at::ObserverContext {
-  OpenCall(uint64_t recording, c10::OperatorHandle op, bool is_recorded, size_t calls)
-      : recording(recording), op(std::move(op)), is_recorded(is_recorded), calls(calls) {}
-
-  uint64_t recording;
-  c10::OperatorHandle op;
-  bool is_recorded; // Else one of the calls inside of it must be.
-  size_t calls; // so many were recorded before
-  int exceptions = std::uncaught_exceptions();
-};
-
 // How a call is recorded.
 enum class Part {
   kItself,
   kSteps, // The calls inside of it are, if there are any.
-  kAnew, // One of the calls inside of it is the same op again.
+  kAnew, // The calls inside of it are, and one of them is the same op again.
+};
+
+// What a call that has begun leaves for its end.
+struct OpenCall final : at::ObserverContext {
+  OpenCall(uint64_t recording, c10::OperatorHandle op, Part part, size_t awaited)
+      : recording(recording), op(std::move(op)), part(part), awaited(awaited) {}
+
+  uint64_t recording;
+  c10::OperatorHandle op;
+  Part part;
+  size_t awaited; // So many ops were to be called again before this one.
+  int exceptions = std::uncaught_exceptions();
 };
 
 // Returns how a call with these arguments is recorded.
@@ -66,13 +68,17 @@ inline Part part_of(const c10::OperatorHandle& op, c10::ArrayRef<const c10::IVal
   if (functionality == Key::Undefined) {
     return Part::kItself;
   }
-  if (functionality >= Key::AutocastCPU) { // and functorch's
-    return Part::kAnew;
+  if (functionality >= Key::AutocastCPU) { // Above autocast is functorch.
+    return functionality <= Key::AutocastCUDA ? Part::kAnew : Part::kSteps;
   }
-  // Its kernel at the autograd key does all that there is to do.
+  // Two ops of torch's whose first kernel does the work itself, and no op that a mode would see.
   static const c10::OperatorName kDetached("aten::detach_", "");
+  static const c10::OperatorName kPooled("aten::max_pool1d", "");
   if (op.operator_name() == kDetached && functionality != Key::ADInplaceOrView) {
-    return Part::kSteps;
+    return Part::kSteps; // It has no values.
+  }
+  if (op.operator_name() == kPooled) {
+    return Part::kItself; // Its only step would be `empty`.
   }
   const c10::KernelFunction& kernel = entry.lookup(keys);
   for (Key composite : {Key::CompositeImplicitAutograd, Key::CompositeImplicitAutogradNestedTensor}) {
@@ -210,6 +216,7 @@ class Recording : Counted<Recording> {
   at::CallbackHandle handle_ = at::INVALID_CALLBACK_HANDLE;
   bool is_inside_ = false; // of a call that is recorded
   size_t calls_ = 0;
+  std::vector<c10::OperatorHandle> awaited_; // to be called again, the innermost last
   std::string stopped_;
   std::string calls_text_;
   std::string text_;
@@ -234,12 +241,17 @@ inline std::unique_ptr<at::ObserverContext> Recording::start(const at::RecordFun
     return nullptr; // no op: a range of the profiler's
   }
   auto arguments = last_of(call.inputs(), op->schema().arguments().size());
+  if (!awaited_.empty() && awaited_.back() == *op) {
+    awaited_.pop_back();
+  }
   Part part = part_of(*op, arguments);
   if (part == Part::kSteps) {
     return nullptr;
   }
-  size_t before = calls_;
-  if (part == Part::kItself) {
+  size_t awaited = awaited_.size();
+  if (part == Part::kAnew) {
+    awaited_.push_back(*op);
+  } else {
     if (++calls_ > most_calls_) {
       stop("too many calls: more than " + std::to_string(most_calls_));
       return nullptr;
@@ -255,7 +267,7 @@ inline std::unique_ptr<at::ObserverContext> Recording::start(const at::RecordFun
     write_values(arguments, op->schema().arguments());
     is_inside_ = true;
   }
-  return std::make_unique<OpenCall>(number_, std::move(*op), part == Part::kItself, before);
+  return std::make_unique<OpenCall>(number_, std::move(*op), part, awaited);
 }
 
 inline void Recording::end_call(const at::RecordFunction& call, const OpenCall& open) {
@@ -263,9 +275,13 @@ inline void Recording::end_call(const at::RecordFunction& call, const OpenCall& 
     return;
   }
   bool has_raised = std::uncaught_exceptions() > open.exceptions;
-  if (!open.is_recorded) {
-    if (!has_raised && calls_ == open.calls) {
-      stop(c10::toString(open.op.operator_name()) + " was called, and none of its steps was seen");
+  if (open.part == Part::kAnew) {
+    bool was_called = awaited_.size() <= open.awaited;
+    while (awaited_.size() > open.awaited) {
+      awaited_.pop_back();
+    }
+    if (!has_raised && !was_called) {
+      stop(c10::toString(open.op.operator_name()) + " ran under autocast by a kernel that hides it");
     }
     return;
   }

@@ -114,10 +114,11 @@ class SeenTensors {
 
     // -1 for tensors that have none.
     static int64_t version_of(const c10::TensorImpl& tensor) {
-      return tensor.version_counter().enabled() ? tensor.version_counter().current_version() : -1;
+      const c10::VariableVersion& counter = tensor.version_counter();
+      return counter.enabled() ? static_cast<int64_t>(counter.current_version()) : -1;
     }
 
-    // The order is that of `_tensor` in recorder.py.
+    // The order is that in which `_tensor` of `recorder.py` reads.
     void write(std::string& text) const {
       int64_t version_after = -1;
       if (auto alive = impl.lock()) {
