@@ -24,12 +24,22 @@ class SeenCalls(TorchDispatchMode):
     def __torch_dispatch__(
         self, op: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
+        if torch.is_inference_mode_enabled() and _is_composite(op):
+            with self:
+                return op.decompose(*args, **(kwargs or {}))
         arguments = [_spelled(one) for one in op_schema(op).bind(args, kwargs or {})]
         result = op(*args, **(kwargs or {}))
         results = result if isinstance(result, tuple) else (result,)
         given = [_spelled(one) for one in results[: len(op_schema(op).returns)]]
         self.calls.append((op.name(), arguments, given))
         return result
+
+
+def _is_composite(op: Any) -> bool:
+    """Return whether an op consists of others: outside of inference mode, a mode sees these."""
+    has = torch._C._dispatch_has_kernel_for_dispatch_key
+    pooled = op.name() == "aten::max_pool1d"  # See csrc/recorder.h.
+    return has(op.name(), "CompositeImplicitAutograd") and not has(op.name(), "CPU") and not pooled
 
 
 def seen_by_mode(function: Callable[[], object]) -> list[Any]:

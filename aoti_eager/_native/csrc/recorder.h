@@ -54,7 +54,8 @@ struct OpenCall final : at::ObserverContext {
   int exceptions = std::uncaught_exceptions();
 };
 
-// Returns how a call with these arguments is recorded.
+// Returns how a call with these arguments is recorded. In inference mode, a `TorchDispatchMode` sees
+// composite ops; their steps are recorded here, so that a recording is the same with and without.
 inline Part part_of(const c10::OperatorHandle& op, c10::ArrayRef<const c10::IValue> arguments) {
   using Key = c10::DispatchKey;
   using Keys = c10::DispatchKeySet;
@@ -65,16 +66,14 @@ inline Part part_of(const c10::OperatorHandle& op, c10::ArrayRef<const c10::IVal
   const c10::impl::OperatorEntry& entry = entry_of(op);
   Keys keys = entry.dispatchKeyExtractor().getDispatchKeySetBoxed(&stack) - kPassing;
   Key functionality = (keys - kModeAndBelow).highestFunctionalityKey();
-  if (functionality == Key::Undefined) {
-    return Part::kItself;
-  }
   if (functionality >= Key::AutocastCPU) { // Above autocast is functorch.
     return functionality <= Key::AutocastCUDA ? Part::kAnew : Part::kSteps;
   }
   // Two ops of torch's whose first kernel does the work itself, and no op that a mode would see.
   static const c10::OperatorName kDetached("aten::detach_", "");
   static const c10::OperatorName kPooled("aten::max_pool1d", "");
-  if (op.operator_name() == kDetached && functionality != Key::ADInplaceOrView) {
+  if (op.operator_name() == kDetached && functionality != Key::ADInplaceOrView &&
+      functionality != Key::Undefined) {
     return Part::kSteps; // It has no values.
   }
   if (op.operator_name() == kPooled) {
