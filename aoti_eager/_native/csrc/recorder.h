@@ -66,6 +66,9 @@ inline Part part_of(const c10::OperatorHandle& op, c10::ArrayRef<const c10::IVal
   const c10::impl::OperatorEntry& entry = entry_of(op);
   Keys keys = entry.dispatchKeyExtractor().getDispatchKeySetBoxed(&stack) - kPassing;
   Key functionality = (keys - kModeAndBelow).highestFunctionalityKey();
+  if (functionality == Key::Undefined && (keys.empty() || !c10::InferenceMode::is_enabled())) {
+    return Part::kItself;
+  }
   if (functionality >= Key::AutocastCPU) { // Above autocast is functorch.
     return functionality <= Key::AutocastCUDA ? Part::kAnew : Part::kSteps;
   }
