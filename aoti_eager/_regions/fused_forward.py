@@ -10,7 +10,7 @@ from typing import Any, Protocol
 import torch
 
 from .region import Region
-from .target import Target
+from .target import Fused, Target
 
 
 class Regions(Protocol):
@@ -23,7 +23,7 @@ class Regions(Protocol):
         """Return whether this is the report of a model."""
 
 
-class FusedForward:
+class FusedForward(Fused):
     """The ``forward`` of one module instance: each call goes through a region.
 
     A copy of the module has a region of its own; a pickle of the module has the module's plain

@@ -44,6 +44,7 @@ class Region:
     Attributes:
         calls: How many calls came here.
         waits_for_gradients: How many of them ran as they are because they need gradients.
+        capped: Why no further kinds of arguments are recorded; ``None`` while they are.
         dry_run_of: What a dry run has recorded, in words; empty if it has recorded nothing.
         stops: Why libraries were given up, for each mode of the module (``training``).
         is_on: Whether calls may be served; a region that was undone passes all calls on.
@@ -58,6 +59,7 @@ class Region:
         self.strict = strict
         self.dry_run = dry_run
         self.dry_run_of = ""
+        self.capped: Stop | None = None
         self.calls = 0
         self.waits_for_gradients = 0
         self.stops: dict[bool | None, Stop] = {}
@@ -91,8 +93,14 @@ class Region:
         call = args, kwargs, given
         for variant in self._variants.get(key, ()):
             inputs = variant.inputs(given)
-            if inputs is not None:
+            if inputs is None or (variant.is_contested and not variant.has_key(inputs)):
+                continue
+            try:
                 return self._run(variant, inputs, call)
+            except (RuntimeError, AttributeError):
+                if all(tensor is not None for tensor in inputs):
+                    raise
+                continue  # A parameter has been set to None.
         return self._record(key, call)
 
     def close(self) -> None:
@@ -142,6 +150,9 @@ class Region:
                 if variant.stop is not None:
                     self._stop(variant.stop)
         if frame.has_run:
+            # Parameters have other dtypes or layouts than at the recording: the next such call is
+            # recorded as a variant of its own.
+            variant.is_contested |= not variant.has_key(inputs)
             return frame.result
         variant.hits += 1
         return variant.build(fresh, given)
@@ -164,7 +175,8 @@ class Region:
             self.waits_for_gradients += 1
             return self.target.forward(*args, **kwargs)
         if len(self.variants) >= settings.region_cap:
-            self._stop(Stop("too_many_signatures", self._what_varies(key)))
+            if self.capped is None:
+                self.capped = Stop("too_many_signatures", self._what_varies(key))
             return self.target.forward(*args, **kwargs)
         recorded = record_call(self.target, args, kwargs, given)
         if recorded is None:  # Somebody else watches this thread: a later call is recorded.

@@ -161,6 +161,10 @@ class RegionKernel:
         """Note that the tape was recorded for the metadata of ``inputs`` and the present settings."""
         self.cache.recorded.add(self.cache.key(inputs))
 
+    def has_key(self, inputs: list[Tensor]) -> bool:
+        """Return whether the tape was recorded for the metadata of ``inputs``, settings included."""
+        return self.cache.key(inputs) in self.cache.recorded
+
     def call(self, inputs: list[Tensor], frame: Frame) -> list[Tensor]:
         """Return the library's results; those of the frame if no library serves."""
         ident, frames = get_ident(), self._frames

@@ -22,7 +22,8 @@ class RegionState:
         name: The name of the module's class, or of the function.
         state: ``"not called"``, ``"recorded"``, ``"compiling"``, ``"comparing"``, ``"served"``,
             ``"needs gradients"``, ``"stopped"``, or ``"undone"``.
-        reason: Why the region stopped, one of docs/regions.md or docs/declines.md; else empty.
+        reason: Why the region stopped, or why further kinds of arguments are not served, one of
+            docs/regions.md or docs/declines.md; else empty.
         message: The reason in words.
         calls: How often the region was called.
         hits: How many calls a library has served.
@@ -77,13 +78,13 @@ def region_state(region: Region) -> RegionState:
     elif region.waits_for_gradients:
         state = "needs gradients"
         message = "call it under torch.inference_mode() or torch.no_grad()"
-    is_stopped = state == "stopped" and stop is not None
+    stop = stop if state == "stopped" else region.capped
     return RegionState(
         path=region.path,
         name=region.target.name,
         state=state,
-        reason=stop.reason if is_stopped and stop is not None else "",
-        message=str(stop) if is_stopped else message,
+        reason=stop.reason if stop is not None else "",
+        message=str(stop) if stop is not None else message,
         calls=region.calls,
         hits=hits,
         speed=max(speeds, default=None),

@@ -19,7 +19,8 @@ STOPS: dict[str, str] = {
     "too_small": "it is a single call of an op",
     "too_large": "it makes more calls of ops, or keeps more memory, than a recording holds",
     "tape_differs": "two calls with equal arguments made different calls of ops",
-    "too_many_signatures": "its arguments keep changing in size, type or value",
+    "too_many_signatures": "its arguments or attributes keep changing: no more kinds of calls are "
+    "recorded (region_cap)",
     "contains_excluded": "a module within it is excluded",
     "replaced": "its forward was replaced by somebody else",
     "not_recorded": "it could not be recorded",

@@ -22,6 +22,12 @@ _OWN = frozenset(
 )
 
 
+class Fused:
+    """Base of what ``fuse`` puts in place of a module's forward: it changes nothing of the module."""
+
+    __slots__ = ()
+
+
 @dataclass(frozen=True, slots=True)
 class Reference:
     """An object that a function refers to.

@@ -36,6 +36,8 @@ class Variant:
         kernel: The op of the tape.
         calls: How often the variant was called.
         hits: How many of these calls the library has served.
+        is_contested: Whether calls with inputs of other metadata have come: then a call is the
+            variant's only if the tape was recorded for such inputs.
         stop: Why no library serves the variant; ``None`` while one may.
     """
 
@@ -51,6 +53,7 @@ class Variant:
         self.calls = 1
         self.hits = 0
         self.stop: Stop | None = None
+        self.is_contested = False
         self.build = results.builder()
         self._recorded = recorded
         self._results = results.shape()
@@ -71,6 +74,10 @@ class Variant:
             return self._read(given)
         except (KeyError, IndexError, AttributeError, TypeError, ValueError):
             return None  # An attribute or a part of a list that was read is gone.
+
+    def has_key(self, inputs: list[Tensor]) -> bool:
+        """Return whether the tape was recorded for the metadata of these inputs."""
+        return self.kernel.has_key(inputs)
 
     def what_changed(self) -> str:
         """Return in words which part of the state is another one than at the recording."""

@@ -75,8 +75,7 @@ inline Part part_of(const c10::OperatorHandle& op, c10::ArrayRef<const c10::IVal
   // Two ops of torch's whose first kernel does the work itself, and no op that a mode would see.
   static const c10::OperatorName kDetached("aten::detach_", "");
   static const c10::OperatorName kPooled("aten::max_pool1d", "");
-  if (op.operator_name() == kDetached && functionality != Key::ADInplaceOrView &&
-      functionality != Key::Undefined) {
+  if (op.operator_name() == kDetached && functionality != Key::ADInplaceOrView) {
     return Part::kSteps; // It has no values.
   }
   if (op.operator_name() == kPooled) {
