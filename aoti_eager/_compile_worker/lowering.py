@@ -20,8 +20,8 @@ from torch.fx.experimental.proxy_tensor import make_fx
 
 from .._base.determinism import error_chain, is_compilers_own, is_deterministic
 from .._base.sealed_library import LIBRARY_LIMIT
-from .._base.torch_compat.dispatcher import OpOverload
 from .._base.torch_compat.tracing import fake_mode
+from .._functions.rebuilt import RebuiltTape
 from .._functions.tracing import (
     call_module,
     does_not_trace,
@@ -37,9 +37,11 @@ from . import inductor_compat as inductor
 from .float_division import step_rounding
 from .float_flags import contraction
 from .graph_checks import check_graph
+from .index_checks import has_unchecked_calls, with_caught_checks, with_checked_calls
 from .row_sums import in_blocks
 from .symbolic import compiled_pattern, symbolic_program
 from .thin_codegen import NotThinError, ThinWrapper, compiler_into
+from .traced_tape import traced_tape
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +70,7 @@ class Lowered:
 
 
 def lower(
-    op: OpOverload,
+    op: Any,
     template: CallTemplate,
     work: Path,
     headers: Path,
@@ -78,7 +80,7 @@ def lower(
     """Compile the call of ``template`` and return its library, inside ``work``.
 
     Args:
-        op: The overload.
+        op: The overload, or a function or tape that was rebuilt from its document.
         template: The call; its tensors are faked, no data exists.
         work: An empty directory for everything that is generated.
         headers: The directory of precompiled headers.
@@ -118,7 +120,7 @@ def lower(
 
 
 def _compile(
-    op: OpOverload,
+    op: Any,
     template: CallTemplate,
     outputs: list[dict[str, Any]],
     work: Path,
@@ -127,10 +129,13 @@ def _compile(
     dims: Sequence[tuple[int, int]] | None,
 ) -> tuple[Any, list[Any], _GeneratedCode]:
     """Return a thin library, or a full one where no thin one is possible, and its facts."""
-    op = inductor.kernel_formula(op)
-    facts = _GeneratedCode()
+    formula = traced_tape(op) if isinstance(op, RebuiltTape) else inductor.kernel_formula(op)
+    kind = _kind(template, op)
+    facts = _GeneratedCode(kind, is_thin=True)
     try:
-        thin, traced = _compile_thin(op, template, outputs, work, headers, options, facts, dims)
+        thin, traced = _compile_thin(
+            formula, template, outputs, work, headers, options, facts, dims
+        )
         return thin, traced, facts
     except Exception as error:
         if not any(isinstance(one, NotThinError) for one in error_chain(error)):
@@ -139,8 +144,15 @@ def _compile(
             raise CompileError(
                 "not_dynamic", f"no thin library: {error}", remember=is_deterministic(error)
             ) from error
-        facts = _GeneratedCode()
-        return _compile_full(op, template, outputs, options, facts), [], facts
+        facts = _GeneratedCode(kind, is_thin=False)
+        return _compile_full(formula, template, outputs, options, facts), [], facts
+
+
+def _kind(template: CallTemplate, op: Any) -> str:
+    """Return what is compiled: ``"op"``, ``"function"`` or ``"tape"``."""
+    if isinstance(op, RebuiltTape):
+        return "tape"
+    return "function" if any(name == "function" for name, _ in template.key.context) else "op"
 
 
 def _without_holes(library: Path) -> tuple[Path, str]:
@@ -164,7 +176,7 @@ def _without_holes(library: Path) -> tuple[Path, str]:
 
 
 def _compile_thin(
-    op: OpOverload,
+    op: Any,
     template: CallTemplate,
     outputs: list[dict[str, Any]],
     work: Path,
@@ -184,7 +196,7 @@ def _compile_thin(
 
 
 def _compile_full(
-    op: OpOverload,
+    op: Any,
     template: CallTemplate,
     outputs: list[dict[str, Any]],
     options: dict[str, Any],
@@ -216,7 +228,7 @@ def _may_be_a_header(error: BaseException) -> bool:
 
 
 def _program(
-    op: OpOverload, template: CallTemplate, outputs: list[dict[str, Any]]
+    op: Any, template: CallTemplate, outputs: list[dict[str, Any]]
 ) -> tuple[Any, tuple[Tensor, ...]]:
     """Return the call as an exported program and its fake inputs."""
     with fake_mode(), torch.no_grad():
@@ -236,12 +248,25 @@ def _program(
 
 
 class _GeneratedCode:
-    """Properties of the generated C++; raises where the code must not be used at all."""
+    """Properties of the generated C++; raises where the code must not be used at all.
 
-    calls_aten = False
-    parallel = False
+    Args:
+        kind: What the code is of: ``"op"``, ``"function"`` or ``"tape"``.
+        is_thin: Whether the code goes into a thin library.
+    """
 
-    def inspect(self, wrapper: str, kernels: str, proxy_executor: bool) -> None:
+    def __init__(self, kind: str, *, is_thin: bool) -> None:
+        self._kind = kind
+        self._is_thin = is_thin
+        self.calls_aten = False
+        self.parallel = False
+
+    def inspect(self, wrapper: str, kernels: str, proxy_executor: bool) -> tuple[str, str]:
+        """Return the two sources as they are to be compiled.
+
+        Raises:
+            CompileError: No library may be made of the sources.
+        """
         body = _run_body(wrapper)
         if proxy_executor or "aoti_torch_call_dispatcher" in body:
             raise CompileError(
@@ -249,7 +274,10 @@ class _GeneratedCode:
                 "a part of the graph has no C shim to be called through",
                 remember=True,
             )
-        if not re.search(r'extern "C"\s+void\s+\w+\s*\(', kernels):
+        calls = re.findall(r"aoti_torch_(?:cpu|cuda|xpu|item)_\w+\(", body)
+        # Two ops of a region in one library save a dispatch, even without a kernel.
+        enough = self._kind == "tape" and len(calls) > 1
+        if not enough and not re.search(r'extern "C"\s+void\s+\w+\s*\(', kernels):
             raise CompileError("no_kernel_of_its_own", "no C++ kernel came out", remember=True)
         if re.search(r"\b(floor_divide|remainder)_integral\(", kernels):
             raise CompileError(
@@ -258,14 +286,25 @@ class _GeneratedCode:
                 "thread's kernel does, too",
                 remember=True,
             )
-        if "TORCH_CHECK(" in kernels:
-            raise CompileError(
-                "error_depends_on_data",
-                "the generated code checks data, and a failed check would end the process",
-                remember=True,
-            )
-        self.calls_aten = bool(re.search(r"aoti_torch_(cpu|cuda|xpu|item)_\w+\(", body))
+        self.calls_aten = bool(calls)
         self.parallel = "#pragma omp parallel" in kernels
+        return self._checked(wrapper, kernels)
+
+    def _checked(self, wrapper: str, kernels: str) -> tuple[str, str]:
+        """Return the sources with checks of indices that fail in order."""
+        unchecked = self._kind != "op" and has_unchecked_calls(wrapper)
+        if "TORCH_CHECK(" not in kernels and not unchecked:
+            return wrapper, kernels
+        is_known = re.search(r"(?<!AOTI_)TORCH_CHECK\(", kernels) is None
+        if self._kind != "op" and self._is_thin and is_known:
+            caught = with_caught_checks(kernels)
+            if caught is not None:
+                return with_checked_calls(wrapper), caught
+        raise CompileError(
+            "error_depends_on_data",
+            "the generated code checks data, and a failed check would end the process",
+            remember=True,
+        )
 
 
 def _run_body(wrapper: str) -> str:
