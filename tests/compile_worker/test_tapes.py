@@ -129,10 +129,7 @@ def test_inspect_prints_the_listing(cache_dir: Path, capsys: pytest.CaptureFixtu
     (entry,) = cache.list()
     assert cli.main(["inspect", entry.digest]) == 0
     printed = capsys.readouterr().out
-    assert (
-        "  tape\n    i0: float32 [64, 17]" in printed
-        or "  tape\n    i0: float32 [2, 17]" in printed
-    )
+    assert "\n  tape\n    i0: float32 [2, 17]\n" in printed
     assert "aten::addmm(" in printed
     assert "float32 [2, 64]" in printed
 
