@@ -34,6 +34,7 @@ from ._dispatch.counters import OpStats, read_totals
 from ._keys.pattern import guard_texts
 from ._store.entry import Remembered
 from ._store.entry_inputs import short_dtype
+from ._store.new_entries import TAPE
 from ._store.verdict import Verdict, processor
 from .config import config
 from .errors import AotiEagerError
@@ -170,7 +171,12 @@ def _inspect(namespace: argparse.Namespace) -> int:
         if entry.library is not None:
             _say(f"  library   {entry.library.size_bytes} bytes, sha256 {entry.library.sha256}")
         for name, value in entry.provenance:
-            _say(f"  {name:<9} {value}")
+            if name == TAPE:
+                print("  tape")
+                for line in value.splitlines():
+                    _say(f"    {line}")
+            else:
+                _say(f"  {name:<9} {value}")
         if entry.remembered is not None:
             _say(f"  failed    {_failed_text(entry.remembered)}")
         print("  key")

@@ -14,12 +14,10 @@ import torch
 from .._base.torch_compat.dispatcher import OpOverload, raw_schema
 from .._functions.tracing import storage_identity
 from .._keys.call_template import CallTemplate
-from .._keys.declines import DATA_DEPENDENT_ERRORS, INTEGER_DIVISION
+from .._keys.declines import DATA_DEPENDENT_ERRORS, INTEGER_DIVISION, WRITES_STATISTICS
+from .._keys.index_ops import INDEX_OPS
 from .._keys.unsaid_writes import unsaid_write
 from ..errors import CompileError
-
-# Ops with these names write to running statistics although their schemas do not say so.
-_WRITES_STATISTICS = ("batch_norm", "instance_norm")
 
 
 def check_graph(exported: Any, template: CallTemplate) -> None:
@@ -50,13 +48,13 @@ def check_graph(exported: Any, template: CallTemplate) -> None:
 
 def _check_node(node: Any, target: Any) -> None:
     name = raw_schema(target).name.partition("::")[2]
-    if name in DATA_DEPENDENT_ERRORS:
+    if name in DATA_DEPENDENT_ERRORS and name not in INDEX_OPS:
         raise _refusal("error_depends_on_data", f"the function calls {target}")
     if name in INTEGER_DIVISION and _is_integral(node):
         raise _refusal("error_depends_on_data", f"the function divides integers ({target})")
     if name.startswith("as_strided"):
         raise _refusal("reads_storage_offset", f"the function calls {target}")
-    if any(part in name for part in _WRITES_STATISTICS):
+    if any(part in name for part in WRITES_STATISTICS):
         named = _arguments(node, target)
         if named.get("training") or named.get("train") or named.get("use_input_stats"):
             raise _refusal(
@@ -77,7 +75,7 @@ def _draws_nothing(node: Any) -> bool:
     """
     name = raw_schema(node.target).name.partition("::")[2]
     named = _arguments(node, node.target)
-    if name == "scaled_dot_product_attention":
+    if name.lstrip("_").startswith("scaled_dot_product"):
         return bool(named.get("dropout_p") == 0)
     if name in ("dropout", "feature_dropout", "alpha_dropout", "feature_alpha_dropout"):
         return named.get("train") is False or bool(named.get("p") == 0)

@@ -263,7 +263,7 @@ def forget_headers() -> None:
     inductor_config.aot_inductor.precompile_headers = False
 
 
-def inspect_generated_code(inspect: Callable[[str, str, bool], None]) -> Callable[[], None]:
+def inspect_generated_code(inspect: Callable[[str, str, bool], object]) -> Callable[[], None]:
     """Have ``inspect`` see the generated C++ before it is compiled, until the result is called.
 
     ``inspect`` gets the wrapper's source, the kernels' source, and whether the proxy executor is

@@ -31,6 +31,8 @@ from .._compile_service.requests import (
     Request,
     TimesRequest,
 )
+from .._functions.call_target import is_tape
+from .._functions.tape import Tape
 from .._keys.pattern_instances import size_class
 from .._store.new_entries import (
     LONGEST_MESSAGE,
@@ -175,6 +177,7 @@ class CompileJobs:
             lost_signs=made.lost_signs,
             checked=False,
             guards=made.guards,
+            tape=_listing(request),
         )
         if self.ending:
             raise CompileError("worker_died", "the process that asked is gone", remember=False)
@@ -231,6 +234,15 @@ class CompileJobs:
             if self.scratch is not None:
                 os.environ["TMPDIR"] = str(self.scratch)
             tempfile.tempdir = None
+
+
+def _listing(request: EntryRequest) -> str:
+    """Return the listing of a region's tape; nothing for any other call."""
+    call = request.code.call
+    if not is_tape(call.function):
+        return ""
+    ((_, inputs),) = call.key.arguments
+    return Tape.from_document(call.function or {}).listing(inputs)
 
 
 def _put_verdict(request: EntryRequest, store: Store, stored: StoredEntry, made: Compiled) -> None:

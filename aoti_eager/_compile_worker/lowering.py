@@ -20,8 +20,8 @@ from torch.fx.experimental.proxy_tensor import make_fx
 
 from .._base.determinism import error_chain, is_compilers_own, is_deterministic
 from .._base.sealed_library import LIBRARY_LIMIT
-from .._base.torch_compat.dispatcher import OpOverload
 from .._base.torch_compat.tracing import fake_mode
+from .._functions.rebuilt import RebuiltTape
 from .._functions.tracing import (
     call_module,
     does_not_trace,
@@ -36,10 +36,12 @@ from ..errors import CompileError
 from . import inductor_compat as inductor
 from .float_division import step_rounding
 from .float_flags import contraction
+from .generated_code import GeneratedCode
 from .graph_checks import check_graph
 from .row_sums import in_blocks
 from .symbolic import compiled_pattern, symbolic_program
 from .thin_codegen import NotThinError, ThinWrapper, compiler_into
+from .traced_tape import traced_tape
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +70,7 @@ class Lowered:
 
 
 def lower(
-    op: OpOverload,
+    op: Any,
     template: CallTemplate,
     work: Path,
     headers: Path,
@@ -78,7 +80,7 @@ def lower(
     """Compile the call of ``template`` and return its library, inside ``work``.
 
     Args:
-        op: The overload.
+        op: The overload, or a function or tape that was rebuilt from its document.
         template: The call; its tensors are faked, no data exists.
         work: An empty directory for everything that is generated.
         headers: The directory of precompiled headers.
@@ -118,19 +120,22 @@ def lower(
 
 
 def _compile(
-    op: OpOverload,
+    op: Any,
     template: CallTemplate,
     outputs: list[dict[str, Any]],
     work: Path,
     headers: Path,
     options: dict[str, Any],
     dims: Sequence[tuple[int, int]] | None,
-) -> tuple[Any, list[Any], _GeneratedCode]:
+) -> tuple[Any, list[Any], GeneratedCode]:
     """Return a thin library, or a full one where no thin one is possible, and its facts."""
-    op = inductor.kernel_formula(op)
-    facts = _GeneratedCode()
+    formula = traced_tape(op) if isinstance(op, RebuiltTape) else inductor.kernel_formula(op)
+    kind = _kind(template, op)
+    facts = GeneratedCode(kind, is_thin=True)
     try:
-        thin, traced = _compile_thin(op, template, outputs, work, headers, options, facts, dims)
+        thin, traced = _compile_thin(
+            formula, template, outputs, work, headers, options, facts, dims
+        )
         return thin, traced, facts
     except Exception as error:
         if not any(isinstance(one, NotThinError) for one in error_chain(error)):
@@ -139,8 +144,15 @@ def _compile(
             raise CompileError(
                 "not_dynamic", f"no thin library: {error}", remember=is_deterministic(error)
             ) from error
-        facts = _GeneratedCode()
-        return _compile_full(op, template, outputs, options, facts), [], facts
+        facts = GeneratedCode(kind, is_thin=False)
+        return _compile_full(formula, template, outputs, options, facts), [], facts
+
+
+def _kind(template: CallTemplate, op: Any) -> str:
+    """Return what is compiled: ``"op"``, ``"function"`` or ``"tape"``."""
+    if isinstance(op, RebuiltTape):
+        return "tape"
+    return "function" if any(name == "function" for name, _ in template.key.context) else "op"
 
 
 def _without_holes(library: Path) -> tuple[Path, str]:
@@ -164,13 +176,13 @@ def _without_holes(library: Path) -> tuple[Path, str]:
 
 
 def _compile_thin(
-    op: OpOverload,
+    op: Any,
     template: CallTemplate,
     outputs: list[dict[str, Any]],
     work: Path,
     headers: Path,
     options: dict[str, Any],
-    facts: _GeneratedCode,
+    facts: GeneratedCode,
     dims: Sequence[tuple[int, int]] | None,
 ) -> tuple[Any, list[Any]]:
     traced: list[Any] = []
@@ -184,11 +196,11 @@ def _compile_thin(
 
 
 def _compile_full(
-    op: OpOverload,
+    op: Any,
     template: CallTemplate,
     outputs: list[dict[str, Any]],
     options: dict[str, Any],
-    facts: _GeneratedCode,
+    facts: GeneratedCode,
 ) -> Any:
     def attempt(options: dict[str, Any]) -> Any:
         program, inputs = _program(op, template, outputs)
@@ -216,7 +228,7 @@ def _may_be_a_header(error: BaseException) -> bool:
 
 
 def _program(
-    op: OpOverload, template: CallTemplate, outputs: list[dict[str, Any]]
+    op: Any, template: CallTemplate, outputs: list[dict[str, Any]]
 ) -> tuple[Any, tuple[Tensor, ...]]:
     """Return the call as an exported program and its fake inputs."""
     with fake_mode(), torch.no_grad():
@@ -233,45 +245,6 @@ def _program(
             raise
         except Exception as error:
             raise does_not_trace(error) from error
-
-
-class _GeneratedCode:
-    """Properties of the generated C++; raises where the code must not be used at all."""
-
-    calls_aten = False
-    parallel = False
-
-    def inspect(self, wrapper: str, kernels: str, proxy_executor: bool) -> None:
-        body = _run_body(wrapper)
-        if proxy_executor or "aoti_torch_call_dispatcher" in body:
-            raise CompileError(
-                "needs_proxy_executor",
-                "a part of the graph has no C shim to be called through",
-                remember=True,
-            )
-        if not re.search(r'extern "C"\s+void\s+\w+\s*\(', kernels):
-            raise CompileError("no_kernel_of_its_own", "no C++ kernel came out", remember=True)
-        if re.search(r"\b(floor_divide|remainder)_integral\(", kernels):
-            raise CompileError(
-                "error_depends_on_data",
-                "the generated code divides integers, and notes a zero divisor where another "
-                "thread's kernel does, too",
-                remember=True,
-            )
-        if "TORCH_CHECK(" in kernels:
-            raise CompileError(
-                "error_depends_on_data",
-                "the generated code checks data, and a failed check would end the process",
-                remember=True,
-            )
-        self.calls_aten = bool(re.search(r"aoti_torch_(cpu|cuda|xpu|item)_\w+\(", body))
-        self.parallel = "#pragma omp parallel" in kernels
-
-
-def _run_body(wrapper: str) -> str:
-    """Return the wrapper's part that runs in a call; all other code is equal in each library."""
-    start = max(wrapper.rfind("::run_impl("), wrapper.rfind("void run_graph("))
-    return wrapper[start:] if start >= 0 else wrapper
 
 
 def _compile_error(error: Exception) -> CompileError:

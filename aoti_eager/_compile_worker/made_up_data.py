@@ -17,6 +17,7 @@ from torch import Tensor
 from .._keys.call_template import TensorSlot
 from . import made_up_numbers as families
 from .crossed_values import CrossedValues
+from .input_ranges import InputRanges
 from .made_up_numbers import Family, numbers
 from .slot_filler import SMALL, SlotFiller, extent
 
@@ -33,6 +34,9 @@ SPARSE = "one special value in a row"
 
 # In functions of more tensors than this, values at the ends of the range leave it on the way.
 _MOST_EXTREME = 4
+
+# In so many inputs of a region, one special value is tried.
+_MOST_ALONE = 5
 
 _NAN, _INF = math.nan, math.inf
 
@@ -55,7 +59,12 @@ class DataSet:
 
 
 def data_sets(
-    slots: Sequence[TensorSlot], own: Sequence[float], *, mixes: bool, largest: int = 0
+    slots: Sequence[TensorSlot],
+    own: Sequence[float],
+    *,
+    mixes: bool,
+    largest: int = 0,
+    ranges: InputRanges | None = None,
 ) -> Iterator[DataSet]:
     """Give the data sets of a call: those that find most faults first, as many as time allows.
 
@@ -66,8 +75,9 @@ def data_sets(
             numbers of all magnitudes depends on their order, so such a call gets one kind of
             number at a time.
         largest: The number of elements of the largest result.
+        ranges: The values that the inputs may have.
     """
-    made = _Maker(SlotFiller(slots, own))
+    made = _Maker(SlotFiller(slots, own, ranges))
     yield from _always(made)
     spent = 0.0
     elements = max([largest, *(extent(slot) for slot in slots)]) * (len(slots) + 1)
@@ -82,7 +92,7 @@ def data_sets(
         yield DataSet(found.name, runs, found.make, found.ordinary)
 
 
-def made_up_input(slot: TensorSlot, data: str, seed: int) -> Tensor:
+def made_up_input(slot: TensorSlot, data: str, seed: int, scale: float = 1.0) -> Tensor:
     """Return a tensor with the slot's sizes, strides and dtype.
 
     Args:
@@ -91,13 +101,19 @@ def made_up_input(slot: TensorSlot, data: str, seed: int) -> Tensor:
             slots. Other slots get zeros and ones, the values that most integer arguments (an index,
             a flag) may have.
         seed: Slots with different seeds get different values.
+        scale: By how much floating-point numbers are multiplied.
     """
     generator = torch.Generator().manual_seed(seed)
-    return SlotFiller([slot], ()).simple(0, data, SMALL, generator, seed, 0)
+    ranges = InputRanges() if scale == 1.0 else InputRanges(scales={0: scale})
+    return SlotFiller([slot], (), ranges).simple(0, data, SMALL, generator, seed, 0)
 
 
 def _always(made: _Maker) -> Iterator[DataSet]:
     for name in ALWAYS:
+        if name == "special" and made.filler.ranges.is_region:
+            # In many steps, special values everywhere leave nothing but NaN.
+            yield DataSet(name, min(len(made.filler.floats), _MOST_ALONE), made.one_special)
+            continue
         yield DataSet(name, 1, made.all_simple(name), ordinary=name == "normal")
 
 
@@ -217,6 +233,21 @@ class _Maker:
             made.append(
                 self.filler.shaped(i, base[:count] * by * (1 + torch.where(which > 1, steps, 0.0)))
             )
+        return made
+
+    def one_special(self, run: int, kind: str) -> list[Tensor]:
+        """Return ordinary inputs with one special value in one of them, another in each run."""
+        generator = torch.Generator().manual_seed(4000 + run)
+        made = []
+        for i in range(len(self.filler.slots)):
+            if i != self.filler.floats[run % len(self.filler.floats)]:
+                made.append(self.filler.filled(i, families.ordinary, generator, kind, run))
+                continue
+            flat = self.filler.drawn(i, families.ordinary, generator)
+            if len(flat):
+                place = int(torch.randint(0, len(flat), (), generator=generator))
+                flat[place] = (_NAN, _INF, -0.0, -_INF, 1e4)[run % 5]
+            made.append(self.filler.shaped(i, flat))
         return made
 
     def sparse(self, step: int) -> Callable[[int, str], list[Tensor]]:

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from .._base.torch_compat import settings as torch_settings
-from .._functions.call_target import call_target
+from .._functions.call_target import call_target, is_constant
 from .._keys.call_template import call_template
 from .._keys.kernel_key import KernelKey
 from .._native import build as native_build
@@ -40,7 +40,7 @@ def _measure(request: Mapping[str, Any]) -> dict[str, Any]:
     numbers = request.get("numbers") or ()
     template = call_template(schema, key, numbers)
     native = None
-    if request["function"] is None or request["function"]["constant"]:
+    if request["function"] is None or is_constant(request["function"]):
         # The library that the caller has, or that it may have later.
         if request["native"] is not None:
             native = native_library.read(Path(request["native"][0]), request["native"][1])

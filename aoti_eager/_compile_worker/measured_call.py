@@ -32,6 +32,7 @@ from .._keys.schema import Kind, OpSchema
 from .._registration.registered_op import Installed
 from .._runner.kernel_runner import RELEASE_GIL_NUMEL, LibraryRunner
 from ..config import config
+from .input_ranges import matrix_scales
 from .made_up_data import made_up_input
 from .measured_step import MeasuredStep
 from .rounds import Side, waited_ns
@@ -66,7 +67,12 @@ class MeasuredCall:
         self._schema = template.schema
         self._mutates = any(slot.mutated for slot in template.slots)
         torch.manual_seed(0)
-        self._fresh = [made_up_input(s, "normal", i) for i, s in enumerate(template.slots)]
+        tape = getattr(target, "tape", None)
+        scales = {} if tape is None else matrix_scales(tape, template.slots)
+        self._fresh = [
+            made_up_input(slot, "normal", i, scales.get(i, 1.0))
+            for i, slot in enumerate(template.slots)
+        ]
         self._constants = self._fresh[len(self._fresh) - template.constants :]
         self._function: Callable[..., Any] | None = None
         self._function_library: torch.library.Library | None = None

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from .._keys.call_template import TensorSlot, slot_dtype
 from . import made_up_numbers as families
+from .input_ranges import InputRanges
 from .made_up_numbers import Family, numbers
 from .made_up_values import float_values, int_values, number_values
 
@@ -40,6 +41,7 @@ class SlotFiller:
     Args:
         slots: What the inputs must look like.
         own: The call's own numbers.
+        ranges: The values that the inputs may have.
 
     Attributes:
         slots: The slots, in order; a slot is named by its place.
@@ -51,8 +53,14 @@ class SlotFiller:
         values: The structured values of each dtype.
     """
 
-    def __init__(self, slots: Sequence[TensorSlot], own: Sequence[float]) -> None:
+    def __init__(
+        self,
+        slots: Sequence[TensorSlot],
+        own: Sequence[float],
+        ranges: InputRanges | None = None,
+    ) -> None:
         self.slots = slots
+        self.ranges = InputRanges() if ranges is None else ranges
         self.own = own
         self.dtypes = [slot_dtype(slot) for slot in slots]
         self.extents = [extent(slot) for slot in slots]
@@ -100,6 +108,11 @@ class SlotFiller:
 
     def drawn(self, i: int, family: Family, generator: torch.Generator) -> Tensor:
         """Return the flat values of a floating-point or complex tensor, drawn from a family."""
+        scale = self.ranges.scales.get(i)
+        made = self._unscaled(i, family, generator)
+        return made if scale is None else made * scale
+
+    def _unscaled(self, i: int, family: Family, generator: torch.Generator) -> Tensor:
         dtype, count = self.dtypes[i], self.extents[i]
         fi = torch.finfo(dtype)
         if family in (families.ordinary, families.positive) and not dtype.is_complex:
@@ -116,6 +129,8 @@ class SlotFiller:
         if slot.number_kind:
             known = number_values(slot.number_kind)
             return torch.tensor([known[(run + i) % len(known) if run else 0]])
+        if i in self.ranges.most:
+            return torch.randint(0, self.ranges.most[i] + 1, (count,), generator=generator)
         if dtype is torch.bool or kind == SMALL or self.holds_places(i):
             return torch.randint(0, 2, (count,), generator=generator)
         values = self.values[dtype]

@@ -98,18 +98,19 @@ class ThinWrapper(inductor.CppWrapperCpu):
 
 
 def compiler_into(
-    work: Path, headers: Path, inspect: Callable[[str, str, bool], None]
+    work: Path, headers: Path, inspect: Callable[[str, str, bool], tuple[str, str]]
 ) -> Callable[[Any, str, str, bool], str]:
     """Return a function that compiles a graph's two sources into a library in ``work``.
 
     Args:
         work: An empty directory.
         headers: The directory of precompiled headers.
-        inspect: Sees the sources first; an error that it raises ends the compile.
+        inspect: Sees the sources first, and returns them as they are compiled; an error that it
+            raises ends the compile.
     """
 
     def compile_(graph: Any, wrapper: str, kernels: str, proxy_executor: bool) -> str:
-        inspect(wrapper, kernels, proxy_executor)
+        wrapper, kernels = inspect(wrapper, kernels, proxy_executor)
         if graph.constants:
             raise NotThinError("the graph has constants")
         command = compile_command(work)

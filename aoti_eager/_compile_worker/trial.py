@@ -9,20 +9,24 @@ glibc has one, so that a write past a buffer ends the child at once and not anot
 from __future__ import annotations
 
 import ast
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from .._base.determinism import is_deterministic
 from .._base.sealed_library import sealed_file
 from .._base.torch_compat.settings import set_deterministic_algorithms
 from .._functions.call_target import call_target
+from .._functions.tape import Tape
 from .._keys.call_template import CallTemplate, call_template
 from .._keys.kernel_key import KernelKey
 from .._runner.kernel_runner import LibraryRunner
 from . import fork_server
+from .input_ranges import InputRanges, integer_limits, matrix_scales
+from .made_up_data import made_up_input
 from .made_up_values import distinct_numbers, numbers_within
 from .original_runs import Original
 from .trial_runs import LibraryRaised, Trial
@@ -50,11 +54,13 @@ def _try_library(request: Mapping[str, Any]) -> dict[str, Any]:
         # Not remembered: the cause may be a mount option or a missing system library.
         return {"reason": "library_unloadable", "message": str(error), "remember": False}
     is_function = request.get("function") is not None
+    tape = getattr(op, "tape", None)
     if is_function and not template.constants:
         op = op.with_constants_for_good([])  # Its source is compiled once.
     call = Original(template, op, outputs, is_function=is_function)
-    trial = Trial(call, runner.run, _own_numbers(request, template))
     with torch.no_grad():
+        ranges = None if tape is None else _region_ranges(tape, call)
+        trial = Trial(call, runner.run, _own_numbers(request, template, tape), ranges)
         try:
             problem = trial.problem()
         except LibraryRaised as raised:
@@ -68,11 +74,27 @@ def _try_library(request: Mapping[str, Any]) -> dict[str, Any]:
     return answer | ({"lost_signs": trial.lost_signs} if trial.lost_signs else {})
 
 
-def _own_numbers(request: Mapping[str, Any], template: CallTemplate) -> tuple[float, ...]:
+def _region_ranges(tape: Tape, call: Original) -> InputRanges:
+    slots = call.template.slots
+    ordinary = [made_up_input(slot, "normal", place) for place, slot in enumerate(slots)]
+
+    def accepts(inputs: Sequence[Tensor]) -> bool:
+        return call.results(inputs) is not None
+
+    limits = integer_limits(slots, ordinary, accepts)
+    return InputRanges(matrix_scales(tape, slots), limits, is_region=True)
+
+
+def _own_numbers(
+    request: Mapping[str, Any], template: CallTemplate, tape: Tape | None
+) -> tuple[float, ...]:
     """Return the numbers of the call and of the function that it calls."""
     function = request.get("function")
     args, kwargs = template.arguments([None] * len(template.slots))
-    found = [*numbers_within([args, list(kwargs.values())]), *numbers_within(function)]
+    found = [*numbers_within([args, list(kwargs.values())])]
+    if tape is not None:
+        return distinct_numbers([*found, *numbers_within(list(tape.numbers()))])
+    found += numbers_within(function)
     for source in _sources(function):
         literals = [n.value for n in ast.walk(ast.parse(source)) if isinstance(n, ast.Constant)]
         found += numbers_within(literals)

@@ -20,8 +20,10 @@ from .._dispatch.double_run import (
     is_double,
     to_single,
 )
+from .._dispatch.reference import RUNS
 from .._dispatch.tensor_copies import copy_mutated, copy_tensor
 from .._dispatch.tensor_pairs import Pair, compared_pairs
+from .input_ranges import InputRanges
 from .made_up_data import ALWAYS, SPARSE, DataSet, data_sets
 from .original_runs import Original
 from .slot_filler import POSITIVE, SMALL, WIDE
@@ -34,8 +36,12 @@ _SERIAL_BELOW = 1 << 16
 _MOST_CPU_S = 0.3
 # In a function's last binades, what overflows depends on the order of its steps.
 _REACH = 2.0**12
-# Runs on ordinary data, to find out how exact the original is.
-_RUNS_JUDGED = 8
+# For a region: as many data as fit in the time of so many calls in eager mode, if that is more.
+_MOST_EAGER_CALLS = 20
+# Runs on ordinary data, to find out how exact the original is; a region's runs are long.
+_RUNS_JUDGED, _REGION_RUNS_JUDGED = 8, 2
+# With so many runs with errors of each kind.
+_REGION_SPREAD = 2
 
 Run = Callable[[list[Tensor]], list[Tensor]]
 # A run's inputs, the inputs after the original's run, and the original's results.
@@ -53,13 +59,22 @@ class Trial:
         original: The call.
         run: The library.
         own: The call's own numbers.
+        ranges: The values that the inputs may have.
 
     Attributes:
         compared: In how many data sets something was compared.
         lost_signs: Elements of pointwise results that are zero in both runs, of different signs.
     """
 
-    def __init__(self, original: Original, run: Run, own: Sequence[float]) -> None:
+    def __init__(
+        self,
+        original: Original,
+        run: Run,
+        own: Sequence[float],
+        ranges: InputRanges | None = None,
+    ) -> None:
+        self._ranges = InputRanges() if ranges is None else ranges
+        self._most_cpu_s = _MOST_CPU_S
         self.compared = 0
         self.lost_signs = 0
         self._original = original
@@ -83,7 +98,7 @@ class Trial:
                 # while they wait.
                 start = time.thread_time()
             # A function that also takes long in eager is tried on fewer data.
-            elif time.thread_time() - start > _MOST_CPU_S:
+            elif time.thread_time() - start > self._most_cpu_s:
                 break
             found = self._differences(data)
             self.compared += found is not None
@@ -94,13 +109,18 @@ class Trial:
     def _data_sets(self) -> Iterable[DataSet]:
         template = self._original.template
         slots = template.slots
-        first = next(iter(data_sets(slots, self._own, mixes=True))).make(0, SMALL)
+        ranges = self._ranges
+        first = next(iter(data_sets(slots, self._own, mixes=True, ranges=ranges))).make(0, SMALL)
         if max((one.numel() for one in first), default=0) < _SERIAL_BELOW:
             torch.set_num_threads(1)
         self._mixes = self._original.mixes(first)
+        start = time.thread_time()
         results = self._original.results([copy_tensor(one) for one in first]) or ()
+        if ranges.is_region:
+            eager_s = time.thread_time() - start
+            self._most_cpu_s = max(_MOST_CPU_S, _MOST_EAGER_CALLS * eager_s)
         self._largest = max((one.numel() for one in results), default=0)
-        return data_sets(slots, self._own, mixes=self._mixes, largest=self._largest)
+        return data_sets(slots, self._own, mixes=self._mixes, largest=self._largest, ranges=ranges)
 
     def _differences(self, data: DataSet) -> list[str] | None:
         """Return what differs in some runs; ``None`` where the original refuses all of the data."""
@@ -233,8 +253,10 @@ class Trial:
         shares: dict[tuple[bool, int], list[Tensor]] = {}
         steps: dict[tuple[bool, int], list[bool]] = {}
         elements = 0
-        for data in data_sets(template.slots, self._own, mixes=True):
-            for number in range(min(data.runs, 2)):
+        is_region = self._ranges.is_region
+        most = _REGION_RUNS_JUDGED if is_region else _RUNS_JUDGED
+        for data in data_sets(template.slots, self._own, mixes=True, ranges=self._ranges):
+            for number in range(min(data.runs, 1 if is_region else 2)):
                 made = self._single(self._accepted(data, number))
                 if made is None:
                     continue
@@ -242,7 +264,7 @@ class Trial:
                 reference = self._original.reference(inputs)
                 _, pairs = compared_pairs(template, expected, expected, theirs, theirs)
                 for pair in pairs:
-                    known = truth_of(pair, reference)
+                    known = truth_of(pair, reference, runs=_REGION_SPREAD if is_region else RUNS)
                     if known is None:
                         continue
                     name = pair.of_inputs, pair.index
@@ -250,9 +272,7 @@ class Trial:
                     if data.ordinary:
                         steps.setdefault(name, []).append(is_step(known.exact))
                     elements += pair.want.numel()
-            if elements > _MOST_JUDGED or sum(map(len, shares.values())) >= _RUNS_JUDGED * len(
-                shares
-            ):
+            if elements > _MOST_JUDGED or sum(map(len, shares.values())) >= most * len(shares):
                 break
         for name, found in shares.items():
             whole = steps.get(name, [])

@@ -19,6 +19,9 @@ Found = tuple[list[Tensor], list[Tensor]]
 
 Given = tuple[Sequence[Tensor], Sequence[Tensor]]
 
+# Beyond so many, errors are repeated: drawing them would take longer than the run. The count is a
+# prime, so that no row's errors are like the next row's.
+_MOST_DRAWN = 131_071
 
 _WIDE = {
     torch.float16: torch.float64,
@@ -181,9 +184,17 @@ def with_noise(tensor: Any, eps: float, generator: torch.Generator | None) -> An
         return tensor
     if tensor.dtype not in (torch.float64, torch.complex128) or not tensor.numel():
         return tensor
+    if tensor.numel() > _MOST_DRAWN:
+        factors = _factors((_MOST_DRAWN,), eps, generator)
+        count = -(-tensor.numel() // _MOST_DRAWN)
+        return tensor * factors.repeat(count)[: tensor.numel()].view(tensor.shape)
+    return tensor * _factors(tuple(tensor.shape), eps, generator)
+
+
+def _factors(shape: tuple[int, ...], eps: float, generator: torch.Generator | None) -> Tensor:
     # Errors of both signs, none near zero. Not all of one size: equal errors would cancel.
-    drawn = 2 * torch.rand(tensor.shape, generator=generator, dtype=torch.float64) - 1
-    return tensor * (1 + eps * (drawn + drawn.sign()) / 2)
+    drawn = 2 * torch.rand(shape, generator=generator, dtype=torch.float64) - 1
+    return 1 + eps * (drawn + drawn.sign()) / 2
 
 
 def all_finite(value: Any) -> bool:

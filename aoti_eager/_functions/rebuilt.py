@@ -20,6 +20,7 @@ from .gradient import GradientFunction, GradientSignature
 from .state import (
     resolve_name,
 )
+from .tape import Tape
 
 
 class RebuiltFunction:
@@ -51,6 +52,31 @@ class RebuiltFunction:
             reader.function(self._document["function"]) if op is None else find_overload(op),
             GradientSignature(**gradient),
         )
+
+
+class RebuiltTape:
+    """A tape as a function that takes the list of its inputs; see ``RebuiltFunction``.
+
+    Args:
+        tape: The tape.
+        instead: Functions to call instead of ops, by the ops' qualified names.
+    """
+
+    differentiates = False
+
+    def __init__(self, tape: Tape, instead: Mapping[str, Callable[..., Any]] | None = None) -> None:
+        self.tape = tape
+        self._replay = tape.replay_function(instead)
+
+    def with_constants(
+        self, constants: Sequence[Tensor], args: Sequence[Any], kwargs: Mapping[str, Any]
+    ) -> list[Tensor]:
+        """Return the tape's results; a tape has no constants."""
+        return self._replay(*args, **kwargs)
+
+    def with_constants_for_good(self, constants: Sequence[Tensor]) -> Callable[..., Any]:
+        """Return the function of the inputs, for many calls; a tape has no constants."""
+        return self._replay
 
 
 class _Reader:

@@ -9,7 +9,7 @@ serve.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from torch import Tensor
@@ -123,13 +123,25 @@ class Tape:
             raise TapeError("the document of a tape is not in its canonical form")
         return tape
 
-    def replay_function(self) -> Replay:
+    def numbers(self) -> Iterator[Component]:
+        """Give the numbers among the calls' arguments, and in place of tensors, as components."""
+        for call in self.calls:
+            tensors = {
+                argument.name for argument in schema_of(call.op).arguments if argument.is_tensor
+            }
+            yield from (component for name, component in call.arguments if name not in tensors)
+            yield from (source["number"] for _, source in call.sources() if "number" in source)
+
+    def replay_function(self, instead: Mapping[str, Callable[..., Any]] | None = None) -> Replay:
         """Return the tape as a function of its inputs, for many replays.
+
+        Args:
+            instead: Functions to call instead of ops, by the ops' qualified names.
 
         Raises:
             TapeError: This process lacks one of the ops.
         """
-        return replay_function(self.inputs, self.calls, self.outputs)
+        return replay_function(self.inputs, self.calls, self.outputs, instead)
 
     def replay(self, inputs: Sequence[Tensor]) -> list[Tensor]:
         """Return the tape's results for ``inputs``, computed by its ops in eager mode."""

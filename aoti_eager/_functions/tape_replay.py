@@ -7,7 +7,7 @@ replay holds no more memory than the eager call did.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -24,13 +24,24 @@ from .tape_call import TapeCall, overload_of, schema_of
 Replay = Callable[[Sequence[Tensor]], list[Tensor]]
 
 
-def replay_function(inputs: int, calls: Sequence[TapeCall], outputs: Sequence[Component]) -> Replay:
+def replay_function(
+    inputs: int,
+    calls: Sequence[TapeCall],
+    outputs: Sequence[Component],
+    instead: Mapping[str, Callable[..., Any]] | None = None,
+) -> Replay:
     """Return the function that replays a tape of ``inputs`` inputs.
+
+    Args:
+        inputs: The number of inputs.
+        calls: The calls.
+        outputs: The sources of the results.
+        instead: Functions to call instead of ops, by the ops' qualified names.
 
     Raises:
         TapeError: This process lacks one of the ops.
     """
-    writer = _Writer(inputs, calls, outputs)
+    writer = _Writer(inputs, calls, outputs, instead or {})
     run_generated(writer.source(), "replay of a tape", writer.names)
     function: Replay = writer.names["replay"]
     return function
@@ -40,9 +51,14 @@ class _Writer:
     """Writes the source of a replay, and collects the values that the source names."""
 
     def __init__(
-        self, inputs: int, calls: Sequence[TapeCall], outputs: Sequence[Component]
+        self,
+        inputs: int,
+        calls: Sequence[TapeCall],
+        outputs: Sequence[Component],
+        instead: Mapping[str, Callable[..., Any]],
     ) -> None:
         self._inputs, self._calls, self._outputs = inputs, calls, outputs
+        self._instead = instead
         self.names: dict[str, Any] = {}
         # The call after which each result is needed no more; the outputs are needed for good.
         self._last: dict[str, int] = {}
@@ -67,7 +83,7 @@ class _Writer:
     def _call(self, number: int, call: TapeCall) -> list[str]:
         schema = schema_of(call.op)
         function = f"f_{call.op.replace('::', '_').replace('.', '_')}"
-        self.names[function] = op_function(overload_of(call.op))
+        self.names[function] = self._instead.get(call.op) or op_function(overload_of(call.op))
         given = dict(call.arguments)
         values, by_name = [], False
         for argument in schema.arguments:

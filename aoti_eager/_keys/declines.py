@@ -79,8 +79,8 @@ REMEMBERED = frozenset(
 DEPENDS_ON_THREADS = frozenset({"crashed", "raised", "mismatch"})
 
 # No tag marks these ops, so they are listed by name. A base name stands for all overloads.
-_UNINITIALISED = r"(new_)?empty(_like|_strided|_permuted|_quantized)?$|_empty_affine\w*$"
-_CHANGES_METADATA = frozenset(
+UNINITIALISED = r"(new_)?empty(_like|_strided|_permuted|_quantized)?$|_empty_affine\w*$"
+CHANGES_METADATA = frozenset(
     {"resize", "resize_", "resize_as_", "resize_as_sparse_", "set", "set_", "_resize_output_"}
 )
 _READS_STORAGE_OFFSET = frozenset({"as_strided_copy", "as_strided_scatter"})
@@ -112,7 +112,7 @@ _UNSUPPORTED_DTYPE = r"q|bits|float4|u?int[1-7]$"
 # In training, these ops write to running statistics, which their schemas do not declare. Arguments
 # that are not declared as written to are not copied before a kernel is compared with the original,
 # so the statistics would be written twice.
-_WRITES_STATISTICS = ("batch_norm", "instance_norm")
+WRITES_STATISTICS = ("batch_norm", "instance_norm")
 _STATISTICS = frozenset({"running_mean", "running_var"})
 INTEGER_DIVISION = frozenset(
     """
@@ -127,9 +127,9 @@ def op_decline(op: OpOverload, schema: OpSchema) -> str | None:
     tags = op.tags
     if torch.Tag.nondeterministic_seeded in tags:
         return "random"
-    if re.match(_UNINITIALISED, name):
+    if re.match(UNINITIALISED, name):
         return "uninitialised"
-    if torch.Tag.inplace_view in tags or name in _CHANGES_METADATA:
+    if torch.Tag.inplace_view in tags or name in CHANGES_METADATA:
         return "changes_metadata"
     if name in DATA_DEPENDENT_ERRORS:
         return "error_depends_on_data"
@@ -194,7 +194,7 @@ def _makes_bytes_of_floats(key: KernelKey) -> bool:
 def _writes_statistics(key: KernelKey, template: CallTemplate) -> bool:
     """Return whether the call updates statistics that the schema does not declare as written to."""
     name = key.op.partition("::")[2].partition(".")[0]
-    if not any(part in name for part in _WRITES_STATISTICS):
+    if not any(part in name for part in WRITES_STATISTICS):
         return False
     arguments = dict(key.arguments)
     if arguments.get("training") is False or arguments.get("use_input_stats") is False:

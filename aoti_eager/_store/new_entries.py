@@ -21,6 +21,10 @@ IDENTITY = "compiler_identity"
 # In the provenance, too: how many zeros in the trial had another sign than the original's. Such
 # zeros decline nothing.
 LOST_SIGNS = "lost_signs_of_zero"
+# In the provenance of a region's entry: the tape's listing, for a reader.
+TAPE = "tape"
+# Most characters of a listing that are kept.
+_LONGEST_LISTING = 100_000
 # Most characters of a failure's message that are kept and sent: a compiler's messages about a graph
 # may have megabytes.
 LONGEST_MESSAGE = 4000
@@ -41,6 +45,7 @@ def ready_entry(
     portable: bool = False,
     guards: Guards | None = None,
     lost_signs: int = 0,
+    tape: str = "",
 ) -> Entry:
     """Return the entry of a library that was compiled for ``key``.
 
@@ -58,6 +63,7 @@ def ready_entry(
         portable: Whether the code is not AOTInductor's and depends on no thread count.
         guards: The guards of a dynamic specialisation, whose ``key`` is a pattern.
         lost_signs: How many zeros in the trial had another sign than the original's.
+        tape: The listing of the tape that a region's library was compiled from.
     """
     # Code without parallel regions is the same for every thread count. Exception: code compiled for
     # one thread, which may have no parallel regions for that reason only.
@@ -75,6 +81,7 @@ def ready_entry(
             ("compiler", compiler),
             *([] if identity is None else [(IDENTITY, identity)]),
             *([(LOST_SIGNS, str(lost_signs))] if lost_signs else []),
+            *([(TAPE, shortened(tape, _LONGEST_LISTING))] if tape else []),
         ),
         guards=guards,
     )

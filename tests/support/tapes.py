@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,8 +12,12 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
+import aoti_eager
+from aoti_eager._base.op_library import new_op_library
+from aoti_eager._base.torch_compat.dispatcher import destroy
 from aoti_eager._base.torch_compat.tracing import dispatch_mode
-from aoti_eager._functions.tape import Tape
+from aoti_eager._functions.op_functions import define, forget
+from aoti_eager._functions.tape import SCHEMA, Tape, TapeFunction
 from aoti_eager._functions.tape_call import TapeCall, data_source, tape_call
 from aoti_eager._functions.tape_replay import flat_results
 from aoti_eager._keys.schema import op_schema
@@ -185,3 +190,18 @@ class GraphLayer(torch.nn.Module):
         """Return new values of the nodes ``(nodes, width)``; edges are two lists of numbers."""
         sent = torch.relu(self.message(nodes))[sources]
         return nodes + torch.zeros_like(nodes).index_add(0, targets, sent)
+
+
+@contextlib.contextmanager
+def registered(tape: Tape) -> Iterator[Any]:
+    """Give the op of a region that runs the tape, registered to be served."""
+    library = new_op_library(tape.op_name.partition("::")[0])
+    replay = tape.replay_function()
+    op = define(library, tape.op_name, SCHEMA, TapeFunction(tape))
+    library.impl(tape.op_name.partition("::")[2], lambda inputs: replay(inputs), "CPU")
+    try:
+        with aoti_eager.register(tape.op_name):
+            yield op
+    finally:
+        forget(tape.op_name)
+        destroy(library)

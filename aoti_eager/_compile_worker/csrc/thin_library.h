@@ -5,7 +5,9 @@
 #pragma once
 
 #include <array>
+#include <atomic>
 #include <cstdint>
+#include <exception>
 #include <optional>
 
 #include <c10/util/generic_math.h>
@@ -76,6 +78,27 @@ class Inputs {
 
  private:
   const AtenTensorHandle* handles_;
+};
+
+// The first exception of a kernel's loops, which must not leave a parallel region: code by
+// `index_checks.py` keeps it, and throws it again behind the region.
+class CaughtCheck {
+ public:
+  // In a handler.
+  void keep() noexcept {
+    if (!is_taken_.exchange(true)) {
+      error_ = std::current_exception();
+    }
+  }
+  void rethrow() const {
+    if (error_) {
+      std::rethrow_exception(error_);
+    }
+  }
+
+ private:
+  std::atomic<bool> is_taken_{false};
+  std::exception_ptr error_;
 };
 
 } // namespace aoti_eager

@@ -1,0 +1,112 @@
+"""Which values a trial gives to a region's inputs, so that ordinary data stay ordinary in it.
+
+A region may have dozens of layers. Weights with values of size one would make its numbers grow by
+a power of ten in each layer, and most integers are no places in an embedding. So matrices get
+smaller numbers, and for each integer input the largest number is found that the original takes.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from .._functions.tape import Tape
+from .._functions.tape_call import schema_of
+from .._keys.call_template import TensorSlot
+
+# Arguments of these names are multiplied with, and summed over.
+_MATRICES = frozenset({"mat2", "batch2", "weight", "vec"})
+_MULTIPLY = frozenset(
+    "addmm mm bmm baddbmm addmv mv convolution _convolution linear".split()  # noqa: SIM905
+)
+
+
+@dataclass(frozen=True, slots=True)
+class InputRanges:
+    """What is known of the values that the inputs of a call may have, by slot.
+
+    Attributes:
+        scales: By how much the numbers of a slot are multiplied.
+        most: The largest integer that a slot takes; integers in it are not negative.
+        is_region: Whether the call is a region's.
+    """
+
+    scales: Mapping[int, float] = field(default_factory=dict)
+    most: Mapping[int, int] = field(default_factory=dict)
+    is_region: bool = False
+
+
+def matrix_scales(tape: Tape, slots: Sequence[TensorSlot]) -> dict[int, float]:
+    """Return for each input that the tape multiplies with the scale that keeps sums of size one."""
+    scales = {}
+    for place in _multiplied(tape):
+        sizes = slots[place].component["sizes"]
+        terms = math.prod(sizes[1:])
+        if len(sizes) > 1 and terms > 1:
+            scales[place] = 1 / math.sqrt(terms)
+    return scales
+
+
+def _multiplied(tape: Tape) -> Iterator[int]:
+    """Give the inputs that the tape multiplies with, also by way of views."""
+    inputs: dict[tuple[int, int], int] = {}
+    for number, call in enumerate(tape.calls):
+        schema = schema_of(call.op)
+        is_view = any(one.is_view for one in schema.returns)
+        multiplies = call.op.partition("::")[2].partition(".")[0] in _MULTIPLY
+        for name, source in call.sources():
+            place = source.get("input", inputs.get(tuple(source.get("result", ()))))
+            if place is None:
+                continue
+            if is_view:
+                inputs.update({(number, n): place for n in range(max(1, len(schema.returns)))})
+            elif multiplies and name in _MATRICES:
+                yield place
+
+
+def integer_limits(
+    slots: Sequence[TensorSlot],
+    ordinary: Sequence[Tensor],
+    accepts: Callable[[Sequence[Tensor]], bool],
+) -> dict[int, int]:
+    """Return the largest number that the original takes in each slot of integers, where it refuses.
+
+    Args:
+        slots: The slots.
+        ordinary: Inputs that the original takes; integers are zeros and ones.
+        accepts: Returns whether the original takes some inputs.
+    """
+    limits = {}
+    for place, (slot, given) in enumerate(zip(slots, ordinary, strict=True)):
+        if slot.number_kind or given.is_floating_point() or given.is_complex():
+            continue
+        if given.dtype is torch.bool or not given.numel():
+            continue
+
+        def takes(number: int, place: int = place, given: Tensor = given) -> bool:
+            tried = list(ordinary)
+            tried[place] = torch.full_like(given, number)
+            return accepts(tried)
+
+        most = _most(min(torch.iinfo(given.dtype).max, 1 << 40), takes)
+        if most is not None:
+            limits[place] = most
+    return limits
+
+
+def _most(end: int, takes: Callable[[int], bool]) -> int | None:
+    """Return the largest number below ``end`` that is taken; ``None`` if ``end`` itself is."""
+    if takes(end):
+        return None
+    low, high = 1, 2  # Ordinary inputs have ones.
+    while high < end and takes(high):
+        low, high = high, 2 * high
+    high = min(high, end)
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if takes(middle) else (low, middle)
+    return low

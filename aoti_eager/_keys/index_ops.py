@@ -1,0 +1,19 @@
+"""Ops that raise for an index out of range, and whose compiled code raises for the same indices.
+
+A library's code checks each index before it is used, and a check that fails makes the run fail in
+order (``_compile_worker.index_checks``); then the original runs and raises its own error. This
+serves functions and tapes. Other ops of ``declines.DATA_DEPENDENT_ERRORS`` stay declined: compiled
+code accepts what the original refuses, for example negative numbers in ``index_copy``.
+"""
+
+from __future__ import annotations
+
+# By base name. ``index`` counts negative numbers from the end in both, the others refuse them in
+# both.
+INDEX_OPS = frozenset(
+    "embedding gather index scatter scatter_ scatter_add scatter_add_".split()  # noqa: SIM905
+)
+
+# A tape's calls of these are traced as others' (``_compile_worker.traced_tape``): by themselves,
+# compiled code would accept negative numbers.
+TAPE_INDEX_OPS = frozenset({"index_add", "index_add_", "index_select"})
