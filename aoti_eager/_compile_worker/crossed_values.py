@@ -101,7 +101,7 @@ class CrossedValues:
                 return values
             limit = torch.finfo(dtype).max ** (1 / 3)
             return values[values.abs() < limit]
-        if kind == SMALL or self._filler.holds_places(i):
+        if kind == SMALL or self._filler.holds_places(i) or i in self._filler.ranges.most:
             return None
         return values[values > 0] if kind == POSITIVE else values
 

@@ -1,0 +1,121 @@
+"""The values that a trial gives to a region's inputs, and the region's float64 reference."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from aoti_eager._compile_worker.input_ranges import (
+    InputRanges,
+    integer_limits,
+    matrix_scales,
+)
+from aoti_eager._compile_worker.made_up_data import data_sets
+from aoti_eager._dispatch.reference import float64_reference
+from aoti_eager._functions.rebuilt import RebuiltTape
+from aoti_eager._keys.call_template import CallTemplate, call_template
+from aoti_eager._keys.kernel_key import kernel_key
+from aoti_eager._keys.schema import parsed_schema
+
+from ..conftest import assert_close
+from ..support.tapes import Recorded, tape_of
+
+WORDS, PLACES = torch.randn(40, 16), torch.randn(9, 16)
+
+
+def template_of(one: Recorded) -> CallTemplate:
+    schema = parsed_schema(one.tape.schema)
+    return call_template(schema, kernel_key(schema, "CPU", [one.inputs]))
+
+
+def takes(one: Recorded) -> Callable[[Sequence[Tensor]], bool]:
+    def accepts(inputs: Sequence[Tensor]) -> bool:
+        try:
+            one.tape.replay(inputs)
+        except Exception:  # noqa: BLE001 - the original refuses the data
+            return False
+        return True
+
+    return accepts
+
+
+def mixed(words: Tensor, places: Tensor, counts: Tensor) -> Tensor:
+    x = torch.embedding(WORDS, words + 1) + torch.embedding(PLACES, places)
+    return x * counts[:, None]
+
+
+def test_integers_are_as_large_as_the_original_takes() -> None:
+    given = [torch.zeros(4, dtype=torch.int64) for _ in range(3)]
+    one = tape_of(mixed, given, [WORDS, PLACES])
+    template = template_of(one)
+    assert integer_limits(template.slots, one.inputs, takes(one)) == {0: 38, 1: 8}
+
+
+def test_the_data_of_a_region_are_within_the_ranges() -> None:
+    given = [torch.zeros(64, dtype=torch.int64) for _ in range(3)]
+    one = tape_of(mixed, given, [WORDS, PLACES])
+    ranges = InputRanges(most={0: 38, 1: 8}, is_region=True)
+    slots = template_of(one).slots
+    largest = [0, 0]
+    for data in data_sets(slots, (), mixes=True, ranges=ranges):
+        for run in range(data.runs):
+            inputs = data.make(run, "wide")
+            assert takes(one)(inputs)
+            largest = [max(n, int(t.max())) for n, t in zip(largest, inputs, strict=False)]
+    assert largest == [38, 8]
+
+
+def test_special_values_are_in_one_input_at_a_time() -> None:
+    one = tape_of(torch.addmm, [torch.randn(4), torch.randn(4, 4), torch.randn(4, 4)])
+    slots = template_of(one).slots
+    (special,) = (
+        data
+        for data in data_sets(slots, (), mixes=True, ranges=InputRanges(is_region=True))
+        if data.name == "special"
+    )
+    assert special.runs == 3
+    for run in range(special.runs):
+        odd = [not bool(one.isfinite().all()) for one in special.make(run, "wide")]
+        assert sum(odd) <= 1
+        assert odd[run] is (run != 2)  # The third special value is a zero.
+
+
+def test_matrices_keep_numbers_of_size_one() -> None:
+    weight, square, kernel = torch.randn(8, 16), torch.randn(8, 8), torch.randn(6, 6, 3, 3)
+
+    def function(x: Tensor, image: Tensor) -> tuple[Tensor, Tensor]:
+        y = torch.nn.functional.linear(torch.embedding(WORDS, x), weight)
+        return torch.mm(y, square), torch.conv2d(image, kernel)
+
+    arguments: list[Any] = [torch.zeros(4, dtype=torch.int64), torch.randn(1, 6, 8, 8)]
+    one = tape_of(function, arguments, [WORDS, weight, square, kernel])
+    scales = matrix_scales(one.tape, template_of(one).slots)
+    # In the order of inputs: tokens, image, words, weight, square, kernel.
+    assert scales == {
+        3: pytest.approx(1 / 4),
+        4: pytest.approx(1 / math.sqrt(8)),
+        5: pytest.approx(1 / math.sqrt(54)),
+    }
+
+
+def test_a_replay_in_double_leaves_casts_to_lower_precision_out() -> None:
+    def normed(x: Tensor) -> Tensor:
+        wide = x.float()
+        scale = torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + 1e-6)
+        return (wide * scale).to(torch.bfloat16) * x
+
+    x = torch.randn(4, 16).to(torch.bfloat16)
+    one = tape_of(normed, [x])
+    found = float64_reference(
+        template_of(one), one.inputs, RebuiltTape(one.tape), [{"outputs": [0]}]
+    )
+    assert found is not None
+    exact = x.double()
+    exact = exact * torch.rsqrt(exact.pow(2).mean(-1, keepdim=True) + 1e-6) * exact
+    assert found[0][0].dtype is torch.float64
+    assert_close(found[0][0], exact, rtol=1e-12, atol=1e-12)
