@@ -23,7 +23,8 @@ if TYPE_CHECKING:
     )
     from ._dispatch.counters import OpStats
     from ._dispatch.dynamic_marks import mark_dynamic, mark_static, unmark
-    from ._regions.fuse import FusionReport, fuse
+    from ._regions.fuse import fuse
+    from ._regions.report import FusionReport
     from ._registration.custom_op import CustomOp, custom_op
     from ._registration.op_constants import constants, update_constants
     from ._registration.registry import (
@@ -68,7 +69,8 @@ __all__ = [
 # Module -> what it has of these. All but settings and errors is imported when it is used first: who
 # imports the package and has no use for it pays next to nothing.
 _MODULES = {
-    "_regions.fuse": ("FusionReport", "fuse"),
+    "_regions.fuse": ("fuse",),
+    "_regions.report": ("FusionReport",),
     "_registration.custom_op": ("CustomOp", "custom_op", "made_op"),  # The last for pickles.
     "_compile_service.device_backends": (
         "load_runner",

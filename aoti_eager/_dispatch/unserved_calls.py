@@ -58,6 +58,7 @@ class UnservedCalls:
     bypassed: bool
     asks_native: bool
     native: NativeOp | None
+    compares_always: bool
     _always: Counter | None
     _counts_bypass: bool
 
@@ -93,36 +94,19 @@ class UnservedCalls:
             RunnerError: The op writes to an argument, and the library may have begun to.
         """
         if self.schema.mutated:
-            self._refuse_after_failure(error, args, kwargs)
+            _refuse_after_failure(self, error, args, kwargs)
             raise RunnerError(
                 f"{self.schema.op}: the kernel library failed after it may have written to an "
                 f"argument, so the original cannot run instead: {error}"
             ) from error
         # First: where the original raises, too, the arguments are at fault, and not the library.
         result = self.original(keyset, args, kwargs)
-        self._refuse_after_failure(error, args, kwargs)
+        _refuse_after_failure(self, error, args, kwargs)
         warn_once(
             "run_failed",
             f"{self.schema.op}: a kernel library failed, the original runs from now on: {error}",
         )
         return result
-
-    def _refuse_after_failure(
-        self, error: RuntimeError, args: Sequence[Any], kwargs: Mapping[str, Any]
-    ) -> None:
-        """Decline the calls of a key whose library has raised in a call."""
-        self.counters.failures.add()
-        try:
-            key = self.key(*args, **kwargs)
-        except RuntimeError:  # As in ``no_key``; C++ reads what Python is not told.
-            self.counters.declined("run_failed").add()
-        else:
-            kernel = self.table.kernel(key)
-            words = None if kernel is None else kernel.words
-            if kernel is None or kernel.is_dynamic:
-                # C++ has served it by a library that it shares with other keys.
-                self.table.drop_kernels(lambda one: one.is_dynamic)
-            self.decline(key, "run_failed", str(error), words).count.add()
 
     def native_way(self) -> Callable[[Any, Any, Any], Any] | None:
         """Return what takes a call that C++ has sent to Python for a reason, if it has.
@@ -229,3 +213,21 @@ class UnservedCalls:
         # because an original may be a Python kernel that calls the op again.
         with self._flight_lock:
             return self._in_flight.setdefault(key, threading.RLock())
+
+
+def _refuse_after_failure(
+    cache: UnservedCalls, error: RuntimeError, args: Sequence[Any], kwargs: Mapping[str, Any]
+) -> None:
+    """Decline the calls of a key whose library has raised in a call."""
+    cache.counters.failures.add()
+    try:
+        key = cache.key(*args, **kwargs)
+    except RuntimeError:  # As in ``no_key``; C++ reads what Python is not told.
+        cache.counters.declined("run_failed").add()
+    else:
+        kernel = cache.table.kernel(key)
+        words = None if kernel is None else kernel.words
+        if kernel is None or kernel.is_dynamic:
+            # C++ has served it by a library that it shares with other keys.
+            cache.table.drop_kernels(lambda one: one.is_dynamic)
+        cache.decline(key, "run_failed", str(error), words).count.add()

@@ -102,14 +102,14 @@ def overload_of(op: str) -> OpOverload:
 
 
 def tape_call(
-    op: OpOverload, values: Sequence[Any], source: Callable[[Tensor], Component]
+    op: OpOverload, values: Sequence[Any], source: Callable[[Any], Component]
 ) -> TapeCall:
     """Return a call as it is written on a tape.
 
     Args:
         op: The overload.
         values: One value for each argument, in schema order (``OpSchema.bind``).
-        source: Gives the source of a tensor.
+        source: Gives the source of a tensor, or of a recorded tensor.
 
     Raises:
         UnsupportedArgumentError: An argument has a type that no key can hold.
@@ -129,7 +129,7 @@ def tape_call(
 
 
 def _tensor_sources(
-    argument: Argument, value: Any, source: Callable[[Tensor], Component]
+    argument: Argument, value: Any, source: Callable[[Any], Component]
 ) -> Component:
     def one(value: Any) -> Component:
         if value is None:

@@ -3,119 +3,19 @@
 from __future__ import annotations
 
 import functools
-import threading
-import weakref
 from collections.abc import Callable, Iterable
-from types import TracebackType
 from typing import Any
 
 import torch
 
-from .._registration import registry
+from .._registration.preparation import prepare
 from ..errors import FuseError
 from .choice import Choice, Pattern
 from .current_settings import settings
-from .fused_forward import FusedForward
-from .region import Region
-from .region_kernel import sweep
-from .report import RegionState, region_state, report_text
-from .target import Target
+from .fusion import Fusion, fusion_of
+from .report import FusionReport
 
 _Patterns = Pattern | Iterable[Pattern] | None
-
-_lock = threading.RLock()
-
-
-class FusionReport:
-    """The regions of one call of ``fuse``; also a context manager that undoes them at its end.
-
-    ``print`` it for a line a region.
-    """
-
-    def __init__(
-        self, model: torch.nn.Module | None, choice: Choice, *, dry_run: bool, strict: bool
-    ) -> None:
-        # Not the model itself: the report may be kept for longer.
-        self._model = None if model is None else weakref.ref(model)
-        self.choice = choice
-        self.options = (choice, dry_run, strict)
-        self._dry_run, self._strict = dry_run, strict
-        self._forwards: list[FusedForward] = []
-        self._functions: list[Region] = []
-        self._is_undone = False
-
-    @property
-    def regions(self) -> list[RegionState]:
-        """Return the state of each region, from the root down."""
-        with _lock:
-            regions = [one.region for one in self._forwards] + self._functions
-        return [region_state(one) for one in regions]
-
-    def __str__(self) -> str:
-        return report_text(self.regions)
-
-    def __repr__(self) -> str:
-        return f"<FusionReport of {len(self.regions)} regions; print it>"
-
-    def is_of(self, model: torch.nn.Module) -> bool:
-        """Return whether this is the report of a model."""
-        return self._model is not None and self._model() is model
-
-    def undo(self) -> None:
-        """Give every module its own forward back; a second call does nothing.
-
-        Libraries that no other model uses are released, unless a thread is calling one.
-        """
-        with _lock:
-            self._is_undone = True
-            for one in self._forwards:
-                one.remove()
-            for region in self._functions:
-                region.close()
-        sweep()
-
-    def __enter__(self) -> FusionReport:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.undo()
-
-    # -- regions --
-
-    def add(self, path: str, module: torch.nn.Module) -> None:
-        """Make a region of a module, unless the module is one."""
-        with _lock:
-            before = vars(module).get("forward")
-            if self._is_undone or (isinstance(before, FusedForward) and not before.is_copy):
-                return
-            if isinstance(before, FusedForward):
-                before.remove()
-            forward = FusedForward(module, path, self)
-            self._forwards.append(forward)
-            forward.place()
-
-    def add_function(self, function: Callable[..., Any], name: str) -> Region:
-        """Return a region for the calls of a function."""
-        region = self.region(Target(function, None), name)
-        self._functions.append(region)
-        return region
-
-    def region(self, target: Target, path: str) -> Region:
-        """Return a new region with this report's options; copies of modules have such regions."""
-        region = Region(target, path, strict=self._strict, dry_run=self._dry_run)
-        region.on_stop = self._try_children
-        return region
-
-    def _try_children(self, region: Region) -> None:
-        module = region.target.module
-        if module is not None:
-            for path, child in self.choice.inside(module, region.path):
-                self.add(path, child)
 
 
 class FusedFunction:
@@ -125,9 +25,9 @@ class FusedFunction:
         report: What became of the function; ``report.undo()`` has the function itself run.
     """
 
-    def __init__(self, function: Callable[..., Any], report: FusionReport) -> None:
-        self.report = report
-        self._region = report.add_function(function, getattr(function, "__qualname__", ""))
+    def __init__(self, function: Callable[..., Any], fusion: Fusion) -> None:
+        self.report = FusionReport(fusion)
+        self._region = fusion.add_function(function, getattr(function, "__qualname__", ""))
         functools.update_wrapper(self, function)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
@@ -170,42 +70,33 @@ def fuse(
         ConfigError: A setting holds a value that it does not take.
     """
     choice = Choice(_patterns("include", include), _patterns("exclude", exclude))
-    registry.prepare()
+    prepare()
     settings.refresh()
-    is_module = isinstance(target, torch.nn.Module)
-    report = FusionReport(target if is_module else None, choice, dry_run=dry_run, strict=strict)
-    if not isinstance(target, torch.nn.Module):
-        if not callable(target) or isinstance(target, type):
+    if isinstance(target, torch.nn.Module):
+        return _fused_module(target, Fusion(target, choice, dry_run=dry_run, strict=strict))
+    if not callable(target) or isinstance(target, type):
+        raise FuseError(
+            f"fuse: got {type(target).__name__}; a torch.nn.Module or a function is wanted"
+        )
+    if include is not None or exclude is not None:
+        raise FuseError("fuse: include and exclude are for modules, and a function has none")
+    return FusedFunction(target, Fusion(None, choice, dry_run=dry_run, strict=strict))
+
+
+def _fused_module(model: torch.nn.Module, fusion: Fusion) -> FusionReport:
+    before = fusion_of(model)
+    if before is not None:
+        if before.options != fusion.options:
             raise FuseError(
-                f"fuse: got {type(target).__name__}; a torch.nn.Module or a function is wanted"
+                "fuse: the model is fused already, with other options; call undo() of the report "
+                "that fuse returned then"
             )
-        if include is not None or exclude is not None:
-            raise FuseError("fuse: include and exclude are for modules, and a function has none")
-        return FusedFunction(target, report)
-    with _lock:
-        before = _report_of(target)
-        if before is not None:
-            if before.options != report.options:
-                raise FuseError(
-                    "fuse: the model is fused already, with other options; call undo() of the "
-                    "report that fuse returned then"
-                )
-            return before
-        for path, module in choice.regions(target, ""):
-            report.add(path, module)
-        if not report.regions:
-            raise FuseError(f"fuse: no module of the {type(target).__name__} matches: {choice}")
-    return report
-
-
-def _report_of(model: torch.nn.Module) -> FusionReport | None:
-    """Return the report of a model that is fused already."""
-    for module in model.modules():
-        forward = vars(module).get("forward")
-        if isinstance(forward, FusedForward) and forward.report.is_of(model):
-            report: FusionReport = forward.report
-            return report
-    return None
+        return FusionReport(before)
+    fusion.add_all(model)
+    if not fusion.regions:
+        choice = fusion.options[0]
+        raise FuseError(f"fuse: no module of the {type(model).__name__} matches: {choice}")
+    return FusionReport(fusion)
 
 
 def _patterns(name: str, given: _Patterns) -> tuple[Pattern, ...]:

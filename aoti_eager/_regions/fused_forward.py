@@ -14,13 +14,13 @@ from .target import Fused, Target
 
 
 class Regions(Protocol):
-    """What a fused forward needs of the report that it belongs to."""
+    """What a fused forward needs of the regions that it belongs to."""
 
     def region(self, target: Target, path: str) -> Region:
         """Return a new region."""
 
     def is_of(self, model: torch.nn.Module) -> bool:
-        """Return whether this is the report of a model."""
+        """Return whether these are the regions of a model."""
 
 
 class FusedForward(Fused):
@@ -32,27 +32,27 @@ class FusedForward(Fused):
     Args:
         module: The module.
         path: The module's path in the fused model.
-        report: The report of the fused model.
-        is_copy: Whether the module is a copy of the fused one, and has no part in the report.
+        regions: The regions of the fused model.
+        is_copy: Whether the module is a copy of the fused one, and is none of its regions.
     """
 
     def __init__(
         self,
         module: torch.nn.Module,
         path: str,
-        report: Regions,
+        regions: Regions,
         *,
         is_copy: bool = False,
     ) -> None:
         self._module = module
         self._path = path
-        self.report = report
+        self.regions = regions
         self.is_copy = is_copy
         # An instance's own forward, if somebody has set one; else the class's.
         self.before = vars(module).get("forward")
         plain = types.MethodType(type(module).forward, module)
         self.plain: Callable[..., Any] = plain if self.before is None else self.before
-        self.region = report.region(Target(self.plain, module), path)
+        self.region = regions.region(Target(self.plain, module), path)
         functools.update_wrapper(self, self.plain, updated=())
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
@@ -65,7 +65,7 @@ class FusedForward(Fused):
             return self
         if self.before is not None:
             return self.plain  # As if this module had not been fused.
-        return FusedForward(copy, self._path, self.report, is_copy=True)
+        return FusedForward(copy, self._path, self.regions, is_copy=True)
 
     def __reduce__(self) -> tuple[Any, ...]:
         # The loaded module has no forward of its own yet: this finds the class's, bound.
@@ -73,7 +73,7 @@ class FusedForward(Fused):
 
     def place(self) -> None:
         """Put this in place of the module's forward."""
-        self._module.forward = self  # type: ignore[method-assign,assignment]
+        self._module.forward = self
 
     def remove(self) -> None:
         """Put the module's forward back, unless somebody has replaced this meanwhile."""

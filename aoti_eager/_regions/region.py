@@ -171,12 +171,12 @@ class Region:
         args, kwargs, given = call
         if self.dry_run_of or not native_library.is_loaded():
             return self.target.forward(*args, **kwargs)
-        if self._wants_gradients_at_all(given):
+        if _wants_gradients_at_all(self.target, given):
             self.waits_for_gradients += 1
             return self.target.forward(*args, **kwargs)
         if len(self.variants) >= settings.region_cap:
             if self.capped is None:
-                self.capped = Stop("too_many_signatures", self._what_varies(key))
+                self.capped = Stop("too_many_signatures", _what_varies(key, list(self._variants)))
             return self.target.forward(*args, **kwargs)
         recorded = record_call(self.target, args, kwargs, given)
         if recorded is None:  # Somebody else watches this thread: a later call is recorded.
@@ -264,23 +264,21 @@ class Region:
             where = self.path or self.target.name
             raise RegionStoppedError(f"fuse: {where} stops ({stop.reason}): {stop}", stop.reason)
 
-    # -- gradients --
 
-    def _wants_gradients_at_all(self, given: Sequence[Tensor]) -> bool:
-        if not torch.is_grad_enabled():
-            return False
-        if any(tensor.requires_grad for tensor in given):
-            return True
-        return any(
-            one.requires_grad for _, module in self.target.modules() for one in module.parameters()
-        )
+def _wants_gradients_at_all(target: Target, given: Sequence[Tensor]) -> bool:
+    """Return whether a call may need gradients, as far as is known before it is recorded."""
+    if not torch.is_grad_enabled():
+        return False
+    if any(tensor.requires_grad for tensor in given):
+        return True
+    return any(one.requires_grad for _, module in target.modules() for one in module.parameters())
 
-    def _what_varies(self, key: Any) -> str:
-        seen = list(self._variants)
-        known = {repr(one) for listed in seen for one in listed}
-        new = [one for one in key if repr(one) not in known] if isinstance(key, tuple) else []
-        shown = ", ".join(repr(one) for one in new[:3]) or "the attributes of its modules"
-        return f"{len(self.variants)} were recorded (region_cap); new in this call: {shown}"
+
+def _what_varies(key: Any, known: Sequence[Any]) -> str:
+    """Return which parts of a key no earlier key has, in words."""
+    seen = {repr(one) for listed in known for one in listed}
+    new = [repr(one) for one in key if repr(one) not in seen]
+    return "new in this call: " + (", ".join(new[:3]) or "the attributes of its modules")
 
 
 def _wants_gradients(inputs: Sequence[Tensor]) -> bool:

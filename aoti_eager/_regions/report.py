@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from types import TracebackType
+from typing import TYPE_CHECKING, Protocol
 
 from .._base.data_class import dataclass
 from .._keys.declines import REASONS
@@ -51,6 +52,16 @@ class RegionState:
         return f"{self.path or '(the model)'}  {self.name}  {' '.join(words)}; {counts}"
 
 
+class Regions(Protocol):
+    """What a report needs of the regions that it is about."""
+
+    def states(self) -> Sequence[RegionState]:
+        """Return the state of each region."""
+
+    def undo(self) -> None:
+        """Give every module its own forward back."""
+
+
 def explanation(reason: str) -> str:
     """Return what a reason means."""
     return STOPS.get(reason) or REASONS.get(reason, reason)
@@ -91,9 +102,46 @@ def region_state(region: Region) -> RegionState:
     )
 
 
-def report_text(states: Sequence[RegionState]) -> str:
-    """Return a report's text: a line a region, and what to do if none is served."""
-    if not states:
-        return "fuse: no module was matched"
-    lines = [str(one) for one in states]
-    return "\n".join(lines)
+class FusionReport:
+    """What is known of the regions of one call of ``fuse``; a context manager that undoes them.
+
+    ``print`` it for a line a region.
+    """
+
+    def __init__(self, fusion: Regions) -> None:
+        self._fusion = fusion
+
+    @property
+    def regions(self) -> Sequence[RegionState]:
+        """Return the state of each region, from the root down."""
+        return self._fusion.states()
+
+    def __str__(self) -> str:
+        return "\n".join(map(str, self.regions))
+
+    def __repr__(self) -> str:
+        return f"<FusionReport of {len(self.regions)} regions; print it>"
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, FusionReport) and other._fusion is self._fusion
+
+    def __hash__(self) -> int:
+        return id(self._fusion)
+
+    def undo(self) -> None:
+        """Give every module its own forward back; a second call does nothing.
+
+        Libraries that no other model uses are released, unless a thread is calling one.
+        """
+        self._fusion.undo()
+
+    def __enter__(self) -> FusionReport:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.undo()

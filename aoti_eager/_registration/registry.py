@@ -145,25 +145,6 @@ def register(ops: Op | Iterable[Op], dispatch_key: str = "CPU") -> Registration:
     return registration
 
 
-def prepare() -> bool:
-    """Return whether calls can be served; the C++ hit path serves from now on if there is one.
-
-    Call it while no other thread calls the ops.
-
-    Raises:
-        ConfigError: A setting holds a value that it does not take.
-    """
-    config.validate()
-    if not can_serve():
-        return False
-    native = native_path.prepare()  # before the lock: it may wait for a build
-    if native:
-        with _lock:
-            switch_to_native()
-    prepare_for_misses()
-    return True
-
-
 def register_cache(cache: KernelCache) -> Registration:
     """Serve the calls of an op that this package has just defined, and that nobody calls yet.
 

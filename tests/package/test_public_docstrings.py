@@ -114,7 +114,11 @@ def test_every_argument_is_spoken_of(name: str) -> None:
 
 
 # Handles, which nobody makes but the function that is named.
-MADE_BY_US = {"aoti_eager.Registration": "register", "aoti_eager.CustomOp": "custom_op"}
+MADE_BY_US = {
+    "aoti_eager.Registration": "register",
+    "aoti_eager.CustomOp": "custom_op",
+    "aoti_eager.FusionReport": "fuse",
+}
 
 
 @pytest.mark.parametrize("name", PUBLIC)

@@ -9,14 +9,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from torch.utils import _pytree
+import torch
 
 
 def flatten(value: Any) -> tuple[list[Any], Any]:
     """Return the leaves of a value within containers, and how the containers are put together."""
-    return _pytree.tree_flatten(value)
+    return torch.utils._pytree.tree_flatten(value)
 
 
 def unflatten(leaves: Sequence[Any], spec: Any) -> Any:
     """Return the value that ``flatten`` has taken apart, with other leaves."""
-    return _pytree.tree_unflatten(leaves, spec)
+    return torch.utils._pytree.tree_unflatten(leaves, spec)

@@ -1,0 +1,115 @@
+"""The regions of one call of ``fuse``: made, tried from the root down, and undone."""
+
+from __future__ import annotations
+
+import threading
+import weakref
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from .choice import Choice
+from .fused_forward import FusedForward
+from .region import Region
+from .region_kernel import sweep
+from .report import RegionState, region_state
+from .target import Target
+
+_lock = threading.RLock()
+
+
+class Fusion:
+    """The regions of one model, or of one function.
+
+    Args:
+        model: The model; ``None`` for a function.
+        choice: Which of its modules may be regions.
+        dry_run: Whether calls are recorded, and nothing is compiled or served.
+        strict: Whether a call in which a region stops raises.
+
+    Attributes:
+        options: The choice and the two flags.
+    """
+
+    def __init__(
+        self, model: torch.nn.Module | None, choice: Choice, *, dry_run: bool, strict: bool
+    ) -> None:
+        # Not the model itself: a report may be kept for longer.
+        self._model = None if model is None else weakref.ref(model)
+        self.options = (choice, dry_run, strict)
+        self._forwards: list[FusedForward] = []
+        self._functions: list[Region] = []
+        self._is_undone = False
+
+    def is_of(self, model: torch.nn.Module) -> bool:
+        """Return whether these are the regions of a model."""
+        return self._model is not None and self._model() is model
+
+    @property
+    def regions(self) -> list[Region]:
+        """Return all regions, from the root down."""
+        with _lock:
+            return [one.region for one in self._forwards] + self._functions
+
+    def states(self) -> list[RegionState]:
+        """Return the state of each region."""
+        return [region_state(one) for one in self.regions]
+
+    def add_all(self, model: torch.nn.Module) -> None:
+        """Make regions of the largest modules that may be regions."""
+        with _lock:
+            for path, module in self.options[0].regions(model, ""):
+                self._add(path, module)
+
+    def add_function(self, function: Callable[..., Any], name: str) -> Region:
+        """Return a region for the calls of a function."""
+        region = self.region(Target(function, None), name)
+        self._functions.append(region)
+        return region
+
+    def region(self, target: Target, path: str) -> Region:
+        """Return a new region with these options; copies of modules have such regions, too."""
+        _, dry_run, strict = self.options
+        region = Region(target, path, strict=strict, dry_run=dry_run)
+        region.on_stop = self._try_children
+        return region
+
+    def undo(self) -> None:
+        """Give every module its own forward back; a second call does nothing."""
+        with _lock:
+            self._is_undone = True
+            for one in self._forwards:
+                one.remove()
+            for region in self._functions:
+                region.close()
+        sweep()
+
+    def _add(self, path: str, module: torch.nn.Module) -> None:
+        before = vars(module).get("forward")
+        if self._is_undone or (isinstance(before, FusedForward) and not before.is_copy):
+            return
+        if isinstance(before, FusedForward):
+            before.remove()
+        forward = FusedForward(module, path, self)
+        self._forwards.append(forward)
+        forward.place()
+
+    def _try_children(self, region: Region) -> None:
+        module = region.target.module
+        if module is None:
+            return
+        with _lock:
+            for path, child in self.options[0].inside(module, region.path):
+                self._add(path, child)
+
+
+def fusion_of(model: torch.nn.Module) -> Fusion | None:
+    """Return the regions of a model that is fused already."""
+    for module in model.modules():
+        forward = vars(module).get("forward")
+        if isinstance(forward, FusedForward) and forward.regions.is_of(model):
+            found = forward.regions
+            assert isinstance(found, Fusion)
+            return found
+    return None
