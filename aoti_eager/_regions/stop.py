@@ -14,6 +14,7 @@ STOPS: dict[str, str] = {
     "data_leaves": "it takes the data of a tensor to Python",
     "python_state": "it reads a clock, or draws random numbers in Python",
     "writes_attribute": "it changes an attribute of a module, or of an object that a module has",
+    "overridden": "an op's kernel was replaced by somebody, and the compile worker has torch's own",
     "hooks": "a module within it has hooks, or all modules have",
     "result_is_shared": "a result shares memory with an argument, a parameter or another result",
     "too_small": "it is a single call of an op",

@@ -17,6 +17,7 @@ from .._keys.aliasing import shares_storage, storage_key
 from .._keys.kernel_key import scalar_component
 from .._native.recorder import RecordedCall, RecordedTensor, UnreadValue
 from ..errors import TapeError, UnknownOpError, UnsupportedArgumentError
+from .overrides import first_overridden
 from .stop import Stop
 
 if TYPE_CHECKING:
@@ -57,6 +58,9 @@ def tape_of(
     """
     if recording.stopped is not None:
         raise Stop("too_large", recording.stopped)
+    overridden = first_overridden(recording.calls)
+    if overridden is not None:
+        raise Stop("overridden", f"{overridden} is not torch's own kernel in this process")
     writer = _Writer(given, state.paths)
     calls = [writer.call(one) for one in _used(recording.calls)]
     outputs = [writer.output(tensor) for tensor in results.fresh]

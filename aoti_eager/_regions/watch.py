@@ -10,6 +10,7 @@ from __future__ import annotations
 import sys
 import types
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from torch import Tensor
@@ -37,6 +38,9 @@ class Watch:
     def __init__(self) -> None:
         self.leak = ""
         self.fickle = ""
+        # A frame of this package's own work: what a registered op's kernel does is no part of the
+        # forward.
+        self._ours: types.FrameType | None = None
         self._codes: set[types.CodeType] = set()
 
     @property
@@ -63,7 +67,12 @@ class Watch:
             sys.setprofile(None)
 
     def _see(self, frame: types.FrameType, event: str, arg: Any) -> None:
-        if event == "call":
+        if self._ours is not None:
+            if event == "return" and frame is self._ours:
+                self._ours = None
+        elif event == "call" and _is_ours(frame.f_code.co_filename):
+            self._ours = frame
+        elif event == "call":
             self._codes.add(frame.f_code)
         elif event == "c_call":
             name, module = getattr(arg, "__name__", ""), getattr(arg, "__module__", None)
@@ -71,6 +80,16 @@ class Watch:
                 self.leak = f"{name} in {_place(frame)}"
             elif module in _FICKLE or type(getattr(arg, "__self__", None)).__module__ in _FICKLE:
                 self.fickle = f"{name} in {_place(frame)}"
+
+
+_ROOMS = str(Path(__file__).parents[1])
+_HERE = str(Path(__file__).parent)
+
+
+def _is_ours(file: str) -> bool:
+    """Return whether code does this package's own work; a region's call runs a user's forward."""
+    generated = file.startswith("<aoti_eager ")
+    return generated or (file.startswith(_ROOMS) and not file.startswith(_HERE))
 
 
 def _place(frame: types.FrameType) -> str:

@@ -277,3 +277,27 @@ def test_pickles_are_loaded_without_the_package(shared_cache: Path) -> None:
     assert b"aoti_eager" not in content
     loaded = pickle.loads(content)  # noqa: S301 - our own
     assert_same(loaded(x), want)
+
+
+def test_an_op_whose_kernel_somebody_has_replaced_stops_a_region() -> None:
+    model, x = seeded(Policy), inputs(4, 5)
+    plain = model(x)
+    with torch.library._scoped_library("aten", "IMPL") as library:
+        library.impl("tanh", lambda x: torch.zeros_like(x), "CPU")
+        want = model(x)
+        with fuse(model) as report:
+            for _ in range(4):
+                assert_same(model(x), want)
+            assert report.regions[0].reason == "overridden"
+            assert "aten::tanh" in report.regions[0].message
+    assert not torch.equal(want, plain)
+
+
+def test_ops_that_are_served_one_by_one_are_served_within_a_region(shared_cache: Path) -> None:
+    model, x = seeded(Policy), inputs(4, 5)
+    want = model(x)
+    with aoti_eager.register("aten::tanh"):
+        for _ in range(4):
+            assert_same(model(x), want)
+        with fuse(model) as report:
+            assert_served(report, lambda: model(x), want)
