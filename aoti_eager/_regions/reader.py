@@ -7,7 +7,7 @@ the next call take another way through the code.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Container, Sequence
 from typing import Any
 
 import torch
@@ -37,7 +37,7 @@ class StateReader:
         paths: The path of each tensor, by the address of its ``TensorImpl``.
     """
 
-    def __init__(self, target: Target, mentioned: frozenset[str]) -> None:
+    def __init__(self, target: Target, mentioned: Container[str]) -> None:
         self.paths: dict[int, str] = {}
         self._sources: dict[str, str] = {}  # path -> the source that reads the tensor
         self._names: dict[str, Any] = {"ae_same": same, "ae_count": attribute_count}
@@ -65,11 +65,15 @@ class StateReader:
         # C++ compares the metadata of the inputs; nobody compares those of the tensors beside.
         unread = [(path, source) for path, source in self._shapes.items() if path not in inputs]
         checks = [*self._checks, *unread]
+        # A parameter may be set to None.
+        taken = [one for one in inputs if isinstance(one, str)]
+        checks += [
+            (one, f"(i{n} := {self._sources[one]}) is not None") for n, one in enumerate(taken)
+        ]
         condition = " and ".join(f"({source})" for _, source in checks) or "True"
         given = ", ".join(f"{one}={one}" for one in self._names)
-        listed = ", ".join(
-            self._sources[one] if isinstance(one, str) else f"t[{one}]" for one in inputs
-        )
+        places = {one: f"i{n}" for n, one in enumerate(taken)}
+        listed = ", ".join(places[one] if isinstance(one, str) else f"t[{one}]" for one in inputs)
         source = f"""
 def read(t, *, {given}):
     if {condition}:

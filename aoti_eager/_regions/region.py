@@ -95,12 +95,7 @@ class Region:
             inputs = variant.inputs(given)
             if inputs is None or (variant.is_contested and not variant.has_key(inputs)):
                 continue
-            try:
-                return self._run(variant, inputs, call)
-            except (RuntimeError, AttributeError):
-                if all(tensor is not None for tensor in inputs):
-                    raise
-                continue  # A parameter has been set to None.
+            return self._run(variant, inputs, call)
         return self._record(key, call)
 
     def close(self) -> None:

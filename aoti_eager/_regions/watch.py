@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import sys
 import types
-from collections.abc import Callable
+from collections.abc import Callable, Container
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 # Methods that hand a tensor's data, or where the data lie, to Python without a call of an op.
@@ -24,6 +25,18 @@ _LEAKS = frozenset(
 )
 # Modules of C whose functions give another result in each call.
 _FICKLE = frozenset({"time", "_random", "_datetime", "_ctypes"})
+
+
+# They read attributes whose names are values.
+_BY_NAME = (getattr, vars, hasattr)
+_TORCH = str(Path(torch.__file__).parent)
+
+
+class _All:
+    """Contains every name."""
+
+    def __contains__(self, name: object) -> bool:
+        return True
 
 
 class Watch:
@@ -41,15 +54,20 @@ class Watch:
         # A frame of this package's own work: what a registered op's kernel does is no part of the
         # forward.
         self._ours: types.FrameType | None = None
+        self._reads_by_name = False
         self._codes: set[types.CodeType] = set()
 
     @property
-    def mentioned(self) -> frozenset[str]:
-        """Return the names that the code mentions which ran."""
+    def mentioned(self) -> Container[str]:
+        """Return the names that the code mentions which ran; all names if one was made at run time.
+
+        A name may reach ``getattr`` as a text that the code has put together.
+        """
+        if self._reads_by_name:
+            return _All()
         found: set[str] = set()
         for code in self._codes:
             found.update(code.co_names)
-            # Names that reach getattr as text.
             found.update(one for one in code.co_consts if isinstance(one, str))
         return frozenset(found)
 
@@ -75,6 +93,10 @@ class Watch:
         elif event == "call":
             self._codes.add(frame.f_code)
         elif event == "c_call":
+            if arg in _BY_NAME:
+                # torch's own code reads no attribute of a user's in that way.
+                self._reads_by_name |= not frame.f_code.co_filename.startswith(_TORCH)
+                return
             name, module = getattr(arg, "__name__", ""), getattr(arg, "__module__", None)
             if name in _LEAKS and (isinstance(arg.__self__, Tensor) or "torch" in str(module)):
                 self.leak = f"{name} in {_place(frame)}"

@@ -360,3 +360,48 @@ def test_other_settings_of_torch_are_kinds_of_their_own() -> None:
             torch.set_default_dtype(torch.float32)
         assert_same(model(x), want)
         assert _root(report).state == "served"
+
+
+def test_attributes_that_are_read_by_names_made_at_run_time_are_guarded() -> None:
+    class Named(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.by_0, self.by_1 = 2.0, 3.0
+
+        def forward(self, x: Tensor) -> Tensor:
+            return (x * getattr(self, f"by_{x.dim()}")).sin() + 1
+
+    model, x = Named(), inputs(3)
+    with fuse(model) as report:
+        assert_same(served(report, lambda: model(x)), (x * 3.0).sin() + 1)
+        model.by_1 = 5.0
+        assert_same(model(x), (x * 5.0).sin() + 1)
+
+
+def test_attributes_of_objects_and_items_of_lists_are_guarded() -> None:
+    class Config:
+        def __init__(self) -> None:
+            self.scale = 2.0
+            self.steps = [1.0, 2.0]
+
+    class Configured(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.config = Config()
+
+        def forward(self, x: Tensor) -> Tensor:
+            for step in self.config.steps:
+                x = (x * self.config.scale + step).sin()
+            return x
+
+    model, plain, x = Configured(), Configured(), inputs(3)
+    with fuse(model) as report:
+        served(report, lambda: model(x))
+        for change in (
+            lambda one: setattr(one.config, "scale", 3.0),
+            lambda one: one.config.steps.append(4.0),
+            lambda one: setattr(one, "config", Config()),
+        ):
+            change(model)  # type: ignore[no-untyped-call]
+            change(plain)  # type: ignore[no-untyped-call]
+            calls_alike(model, plain, x)
