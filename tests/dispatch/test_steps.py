@@ -1,4 +1,4 @@
-"""What threads of ours do beside the script is divided into steps of some hundred function calls."""
+"""The work of our threads beside the script is divided into steps of some hundred calls."""
 
 from __future__ import annotations
 
