@@ -149,6 +149,9 @@ else:
             space = {n: f for n, f in fields.items() if f.default is not MISSING}
             space |= {n: f for n, f in fields.items() if n not in space}
             space |= {"__annotations__": owner.__annotations__, "__module__": owner.__module__}
+            # Of a class without a docstring, ``dataclasses`` writes down the signature, which takes
+            # as long as compiling a module.
+            space["__doc__"] = owner.__qualname__
             twin = type(owner.__name__, (), space)
             twin = dataclasses.dataclass(init=False, repr=False, eq=False)(twin)
             for name in ("__dataclass_fields__", "__dataclass_params__"):

@@ -110,11 +110,12 @@ def process_times(session: int) -> dict[int, tuple[int, int]]:
     """
     times = {}
     found = [session]
+    proc = str(_PROC)  # Joining paths by ``Path`` takes as long as reading the files.
     for process in found:  # The list grows while the loop runs.
         with contextlib.suppress(ValueError, IndexError):
-            words = _read(_PROC / str(process) / "schedstat").split()
+            words = _read(f"{proc}/{process}/schedstat").split()
             times[process] = int(words[0]), int(words[1])
-            children = _read(_PROC / str(process) / "task" / str(process) / "children")
+            children = _read(f"{proc}/{process}/task/{process}/children")
             found += [int(child) for child in children.split()]
     return times
 
@@ -125,7 +126,7 @@ def waits(session: int) -> tuple[int, int]:
     return sum(run for run, _ in times), sum(waited for _, waited in times)
 
 
-def _read(path: Path) -> bytes:
+def _read(path: str) -> bytes:
     try:
         file = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     except OSError:

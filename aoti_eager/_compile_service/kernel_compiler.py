@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from .._base.digest import Component
+from .._base.handover import let_others_run
 from .._base.sealed_library import SealedLibrary, copy_for_good, library_digest
 from .._base.torch_compat.dispatcher import OpOverload, raw_schema
 from .._keys.call_template import CallTemplate
@@ -145,7 +146,9 @@ class KernelCompiler:
 
         target, requires = self.target(context)
         origin = EntryOrigin(context.environment, target, requires)
-        return service.publish(EntryRequest(self._code(template, function, context, plan), origin))
+        request = EntryRequest(self._code(template, function, context, plan), origin)
+        let_others_run()
+        return service.publish(request)
 
     def measure(
         self,
@@ -192,6 +195,7 @@ class KernelCompiler:
             digest=entry.digest,
             size=size,
         )
+        let_others_run()
         return service.measure(request)
 
     def _code(

@@ -13,6 +13,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Protocol
 
+from .._base.handover import beside_script, let_others_run
 from .._base.warn_once import log
 from ..config import config
 
@@ -123,6 +124,10 @@ class Background:
             thread.join(max(0.0, deadline - time.monotonic()))
 
     def _serve(self) -> None:
+        with beside_script():
+            self._serve_jobs()
+
+    def _serve_jobs(self) -> None:
         while (job := self._next()) is not None:
             delay = None
             try:
@@ -150,6 +155,7 @@ class Background:
                 waiting = list(self._queue.items())
             # Ranked outside of the lock, because calls that miss take the lock, too.
             best = max((j for j, at in waiting if at <= now), key=_rank, default=None)
+            let_others_run()
             with self._condition:
                 if self._ending:
                     return None
@@ -163,6 +169,7 @@ class Background:
 
 
 def _rank(job: Job) -> tuple[int, ...]:
+    let_others_run()
     try:
         return job.rank
     except Exception:  # noqa: BLE001 - without its thread all other jobs wait for good
@@ -172,7 +179,8 @@ def _rank(job: Job) -> tuple[int, ...]:
 
 def _logged(background_write: Callable[[], None]) -> None:
     try:
-        background_write()
+        with beside_script():
+            background_write()
     except Exception:  # noqa: BLE001 - nobody asks what became of it
         log.exception("a background write failed")
 

@@ -12,11 +12,14 @@ import threading
 import time
 
 from .._base import scheduling
+from .._base.handover import beside_script, let_others_run
 
 # A window of so long in each period. The system takes no changes within a tenth of a second.
 PERIOD_S, WINDOW_S = 1.0, 0.12
-# A worker gets windows if it waited for more than this share of the time in which it had work.
+# A worker gets windows if it waited for more than this share of the time in which it had work ...
 _WAITING = 0.3
+# ... unless it ran for this share of the time: then it has a core, for which its processes wait.
+_HAS_CORE = 0.6
 # How often the end of a window is tried at once: another process's change may put it off.
 _MOST_TRIES, _TRY_S = 100, 0.02
 
@@ -32,8 +35,9 @@ class Share:
     def __init__(self, period_s: float = PERIOD_S, window_s: float = WINDOW_S) -> None:
         self._period_s = period_s
         self._window_s = window_s
-        # Session -> how long it had run and waited. Sessions that had a window last are last.
-        self._sessions: dict[int, tuple[int, int]] = {}
+        # Session -> the time of the last look in seconds, and how long the session had run and
+        # waited by then, in nanoseconds. Sessions that had a window last are last.
+        self._sessions: dict[int, tuple[float, int, int]] = {}
         # Sessions that still have the script's priority: the system has refused the change.
         self._to_lower: set[int] = set()
         self._changed = threading.Condition()
@@ -44,8 +48,9 @@ class Share:
         if not scheduling.has_groups():
             return
         lowered = scheduling.give_way(session)
+        let_others_run()
         with self._changed:
-            self._sessions[session] = scheduling.waits(session)
+            self._sessions[session] = time.monotonic(), *scheduling.waits(session)
             if not lowered:
                 self._to_lower.add(session)
             if self._thread is None or not self._thread.is_alive():
@@ -64,12 +69,19 @@ class Share:
             self._changed.notify_all()
 
     def _run(self) -> None:
+        with beside_script():
+            self._open_windows()
+
+    def _open_windows(self) -> None:
         while self._has_work():
             time.sleep(self._period_s - self._window_s)
             with self._changed:
                 for session in [one for one in self._sessions if not scheduling.is_there(one)]:
                     del self._sessions[session]
-                waiting = [one for one in self._sessions if self._waits(one)]
+                sessions = list(self._sessions)
+            # Not under the lock, which ``begin`` waits for: the system's files are read.
+            waiting = [one for one in sessions if self._waits(one)]
+            with self._changed:
                 late = self._to_lower - set(waiting)
             for session in late:
                 self._lower(session)
@@ -96,10 +108,20 @@ class Share:
             return False
 
     def _waits(self, session: int) -> bool:
-        before = self._sessions[session]
-        now = self._sessions[session] = scheduling.waits(session)
-        run, waited = (mine - theirs for mine, theirs in zip(now, before, strict=True))
-        return waited > _WAITING * (run + waited)
+        """Return whether a session waited for a core that it did not have, since the last time.
+
+        The processes of a session that has a core to itself may wait for each other.
+        """
+        let_others_run()
+        now = time.monotonic(), *scheduling.waits(session)
+        with self._changed:
+            before = self._sessions.get(session)
+            if before is None:  # It has ended meanwhile.
+                return False
+            self._sessions[session] = now
+        passed, run, waited = (new - old for new, old in zip(now, before, strict=True))
+        has_core = run > _HAS_CORE * 1e9 * passed
+        return not has_core and waited > _WAITING * (run + waited)
 
     def _close(self, session: int) -> None:
         for _ in range(_MOST_TRIES):

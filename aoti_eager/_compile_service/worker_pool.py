@@ -17,6 +17,7 @@ from typing import Any, TypeVar
 from .._base.cpp_compiler import NO_COMPILER, compiler_on_path
 from .._base.cpu import Target
 from .._base.deadline import Deadline
+from .._base.handover import let_others_run
 from .._store.store import Store
 from ..config import config
 from ..errors import CompileError, ConfigError, StoreError
@@ -110,6 +111,7 @@ class CompileService:
             with self._lock:
                 self._running -= 1
                 self._idle_again.notify_all()
+        let_others_run()
         try:
             reply = read_reply(answer)
             if isinstance(reply, kinds):
@@ -207,6 +209,7 @@ class CompileService:
                         worker.kill()
             if self._nice:
                 core_share.share.begin(worker.pid)
+            let_others_run()
             try:
                 yield worker
             except BaseException:

@@ -20,6 +20,7 @@ from .._base.child_process import LONGEST_ANSWER, child_command
 from .._base.cpp_compiler import compiler_on_path
 from .._base.cpu import Target
 from .._base.deadline import Deadline
+from .._base.handover import let_others_run
 from .._store.work_directories import SCRATCH_VARIABLE, Scratch
 from ..errors import CompileError
 from .requests import Linger, Request
@@ -56,6 +57,7 @@ class WorkerProcess:
         arguments = (os.getpid(), target.vector_bits, nice)
         self.compiler = compiler_on_path()
         self._scratch = Scratch(root)
+        let_others_run()
         try:
             # Not a pipe: a worker that hangs before it reads would block the writer of a long
             # request.
@@ -137,6 +139,7 @@ class WorkerProcess:
         with self._lock:
             self._asking = True
         deadline.follow(self.pid)
+        let_others_run()
         try:
             return self._ask(request, deadline)
         finally:
@@ -243,6 +246,7 @@ class WorkerProcess:
 
     def _send(self, message: dict[str, Any], deadline: Deadline) -> bool:
         data = json.dumps(message).encode() + b"\n"
+        let_others_run()
         try:
             self._requests.settimeout(max(0.001, deadline.left()))
             self._requests.sendall(data, _NO_SIGNAL)

@@ -7,6 +7,7 @@ import enum
 from collections.abc import Iterator
 from threading import get_ident
 
+from .._base.handover import let_others_run
 from .._compile_service.cache_context import CacheContext
 from .._keys.dynamic_plan import Plan
 from .kernel_request import KernelRequest
@@ -49,9 +50,11 @@ def ask(
         )
         if waits:
             return Asked.QUEUED
+        let_others_run()
         plan, passes = dynamic.plan(schema, key)
         if passes:
             return Asked.PASSES
+        let_others_run()
     if plan is None and for_family:
         return Asked.NO_PLAN
     if plan is None:

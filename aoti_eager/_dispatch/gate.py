@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 from .._base.data_class import dataclass
+from .._base.handover import let_others_run
 from .._compile_service.cache_context import CacheContext
 from .._store.entry import Entry, Status
 from .._store.store import StoredEntry
@@ -116,9 +117,11 @@ class Gate:
             compared=judged.verdict.compared,
             size=size,
         )
+        let_others_run()
         compared = judged.verdict.compared or measured.compared
         judged = replace(judged, verdict=replace(judged.verdict, compared=compared))
         judged = self.with_times(judged, measured.times, measured.unmeasured)
+        let_others_run()
         self.keep(judged.verdict, found, context)
         return judged
 
@@ -138,9 +141,12 @@ class Gate:
         """
         if not self._call.cache.original.overridden:
             size = self._call.size(judged.found.entry)
+            let_others_run()
             self.keep(judged.verdict.with_check(size), judged.found, context)
 
     def keep(self, verdict: Verdict, found: StoredEntry, context: CacheContext) -> None:
         """Write a verdict into the store; if it cannot be written, only this process has it."""
+        digest = found.entry.digest
+        let_others_run()
         with contextlib.suppress(OSError):
-            context.verdicts.put(found.entry.digest, verdict)
+            context.verdicts.put(digest, verdict)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from .._base.handover import let_others_run
 from .._compile_service.cache_context import CacheContext
 from .._keys.call_template import call_template
 from .._keys.kernel_key import ANY_THREADS
@@ -28,12 +29,14 @@ def load(call: KernelRequest, found: StoredEntry, context: CacheContext) -> Kern
 
     def load_library() -> Any:
         with context.store.sealed_library(found) as library:
+            let_others_run()
             return call.toolchain.load(library, entry, numel=call.numel, device=call.device)
 
     if entry.guards is None:
         runner = load_library()
     else:
         runner = call.table.dynamic.kernels.runner(entry, call.releases_gil, load_library)
+    let_others_run()
     schema = call.cache.schema
     plain = all(
         argument.kind is Kind.TENSOR and isinstance(component, dict) and "dtype" in component
@@ -46,7 +49,9 @@ def load(call: KernelRequest, found: StoredEntry, context: CacheContext) -> Kern
     kernel.is_dynamic = entry.guards is not None
     if kernel.is_dynamic:
         kernel.take_numbers(call_template(schema, call.key, number_arguments(entry.key)))
+    let_others_run()
     kernel.pattern = call.pattern(entry)
+    let_others_run()
     # A dynamic specialisation is shared with calls of other sizes.
     is_small = call.numel <= LIMIT_NUMEL or kernel.is_dynamic or call.cache.compares_always
     if is_small and call.toolchain.works_in_background and call.cache.dispatch_key == "CPU":

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 
+from .._base.handover import let_others_run
 from .._compile_service.cache_context import CacheContext
 from .._keys.kernel_key import ANY_THREADS
 from .._store.entry import Status
@@ -28,6 +29,7 @@ def find(call: KernelRequest, context: CacheContext) -> StoredEntry | None:
     for key in (call.key.with_threads(ANY_THREADS), call.key):
         try:
             found = context.store.find(key, environment, context.features)
+            let_others_run()
             found = standing(context.store, found)
             if found is not None and found.entry.status is Status.READY:
                 found = context.store.check_library(found)

@@ -7,6 +7,8 @@ import math
 import threading
 from collections.abc import Callable
 
+from .._base.handover import beside_script
+
 log = logging.getLogger("aoti_eager")
 
 # The thread ends after so many seconds without anything to look at.
@@ -62,7 +64,8 @@ class LookThread:
                 if self._wakes_at > now:
                     self._changed.wait(self._wakes_at - now)
                     continue
-            self._look()
+            with beside_script():
+                self._look()
             with self._changed:
                 now, at = self._clock(), self._next_at()
                 self._wakes_at = max(min(at, now + _IDLE_S), now + _SHORTEST_S)

@@ -11,6 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from .._base.handover import let_others_run
 from .._compile_service.cache_context import CacheContext
 from .._keys.dynamic_plan import Plan
 from .._keys.kernel_key import ANY_THREADS
@@ -99,6 +100,7 @@ class Making:
                 self.state = QUEUED
                 return made
             found = self._found = made
+        let_others_run()
         judged = self._gate.judge(found, self._context)
         if self._is_awaited and self._reply is not None and judged.is_unknown:
             # Times of a busy moment are in no verdict; a call that waits takes them as they are.
@@ -151,6 +153,7 @@ class Making:
         if self._plan is not None:
             call.table.dynamic.kernels.look_again()
             found = find(call, self._context)
+            let_others_run()
             if found is not None:
                 return found
         return self._published()
@@ -241,6 +244,7 @@ class Making:
             CompileError: The entry is another key's, whose library must not see our arguments.
         """
         found, key = self._context.store.read(path), self._call.key
+        let_others_run()
         is_own = found.entry.key in (key, key.with_threads(ANY_THREADS))
         if not is_own and not serves(self._call.cache.schema, found, key):
             raise CompileError(
@@ -283,8 +287,3 @@ class Making:
                 portable=True,
             )
             return store.publish(entry, work, made.library, "", sha256=made.sha256)
-
-
-def let_others_run() -> None:
-    """Release the GIL, which this thread holds between two waits, so that the script gets it."""
-    time.sleep(0)

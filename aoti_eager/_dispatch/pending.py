@@ -6,6 +6,7 @@ import logging
 import time
 from collections.abc import Callable
 
+from .._base.handover import let_others_run
 from .._base.torch_compat.dispatcher import raw_schema
 from .._compile_service import cache_context, queue
 from .._compile_service.cache_context import CacheContext
@@ -22,7 +23,7 @@ from .decision import Refusal, kernel_or_refusal, put, refusal_of
 from .gate import Gate
 from .kernel_request import KernelRequest
 from .key_state import COMPILING
-from .making import Making, let_others_run
+from .making import Making
 
 log = logging.getLogger("aoti_eager")
 
@@ -46,9 +47,11 @@ def compile_later(
     if not queue.background.has_room:
         return False
     pending = Pending(call, found, plan, context, calls)
+    let_others_run()
     submitted = False
     try:
         pending.begin()  # The table first: a worker must not finish before it.
+        let_others_run()
         submitted = queue.background.submit(pending)
     finally:
         if not submitted:  # Also on Ctrl-C: otherwise the key would never be decided on.

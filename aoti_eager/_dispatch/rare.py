@@ -17,6 +17,7 @@ import threading
 import time
 from collections.abc import Callable
 
+from .._base.handover import let_others_run
 from .._base.torch_compat.dispatcher import raw_schema
 from .._compile_service import queue
 from .._compile_service.cache_context import CacheContext
@@ -47,7 +48,7 @@ RARES_LIMIT = 2048
 _MOST_KEPT = 64
 # The longest time between two looks at one key's count.
 _LONGEST_S = 4.0
-# After so many keys, a look releases the GIL.
+# After so many keys, a look hands the interpreter over.
 _AT_ONCE = 32
 # Outcomes of asking after which the kernel is asked for again.
 _NOT_NOW = (Asked.FULL, Asked.NO_PLAN)
@@ -174,7 +175,7 @@ class Rares:
             kept = list(self._kept.values())
         for number, rare in enumerate(kept):
             if number % _AT_ONCE == _AT_ONCE - 1:
-                time.sleep(0)  # Releases the GIL, so that the script gets it.
+                let_others_run()
             if rare.call.table.closed or rare.looked_at + rare.pause_s <= now:
                 _read_ahead(rare.call, rare.context)
                 with self._changed:
@@ -183,6 +184,7 @@ class Rares:
                     except Exception:  # For example, the store cannot be read; other keys go on.
                         log.exception("%s: a look at its count failed", rare.call.key.op)
                         rare.looked_at = now
+                let_others_run()
         if len(self._kept) >= RARES_LIMIT:
             self._make_room()
 
@@ -261,6 +263,7 @@ class Rares:
         if found is not None:  # It has come since the key's first call, for other keys.
             self._drop(rare)
             return Asked.FOUND
+        let_others_run()
         calls = max(1, rare.calls)
         asked = ask(call, rare.context, for_family=for_family, calls=calls)
         if asked is Asked.PASSES:
@@ -301,7 +304,7 @@ class Rares:
             order = sorted(kept, key=lambda one: (_spent(one), random.random()))
         for number, rare in enumerate(order[: len(order) // 2]):
             if number % _AT_ONCE == _AT_ONCE - 1:
-                time.sleep(0)
+                let_others_run()
             with self._changed:
                 if self._kept.get(rare.place) is rare:
                     self._drop(rare)

@@ -14,6 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from .._base.data_class import dataclass, field
+from .._base.handover import let_others_run
 from .._base.sealed_library import LIBRARY_LIMIT
 from .._base.store_format import (
     ENTRY_FILE,
@@ -98,6 +99,7 @@ def read_entry(parent: Directory, name: str) -> StoredEntry:
         if isinstance(error, StoreError):
             raise
         raise unreadable("cannot be read", path, error) from error
+    let_others_run()
     try:
         return StoredEntry(decode(document), path)
     except (EntryDamagedError, CacheFormatError) as error:

@@ -212,3 +212,17 @@ raise KeyboardInterrupt
     done = subprocess.run([sys.executable, "-c", text], stderr=subprocess.PIPE, text=True)
     assert done.returncode == -signal.SIGINT
     assert done.stderr.endswith("KeyboardInterrupt\n")
+
+
+def test_what_dataclasses_makes_for_a_copy_takes_no_signature(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A signature takes milliseconds of Python, in which a script's calls wait."""
+    made = point(data_class)(1)
+
+    def signature(*arguments: object, **options: object) -> None:
+        raise AssertionError("a signature was made")
+
+    monkeypatch.setattr(inspect, "signature", signature)
+    assert dataclasses.replace(made, x=3).x == 3
+    assert dataclasses.asdict(made)["x"] == 1

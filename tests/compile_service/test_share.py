@@ -266,6 +266,31 @@ def test_who_has_a_core_gets_none(
     assert changes == [(session, 19)]
 
 
+@pytest.mark.usefixtures("groups")
+def test_processes_that_wait_for_each_other_on_a_core_of_their_own_get_none(
+    start: Callable[[str], int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[int] = []
+    changes: list[tuple[int, int]] = []
+
+    def waits(session: int) -> tuple[int, int]:
+        asked.append(session)
+        now = time.monotonic_ns()
+        return now, 2 * now  # One of three runs.
+
+    def set_group_nice(session: int, nice: int) -> bool:
+        changes.append((session, nice))
+        return True
+
+    monkeypatch.setattr(scheduling, "waits", waits)
+    monkeypatch.setattr(scheduling, "set_group_nice", set_group_nice)
+    session, share = start(SPIN), Share(period_s=0.15, window_s=0.1)
+    share.begin(session)
+    until(lambda: len(asked) > 4)
+    share.end(session)
+    assert changes == [(session, 19)]
+
+
 def test_without_groups_there_are_no_windows_and_priorities_stay(
     start: Callable[[str], int], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

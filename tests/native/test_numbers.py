@@ -62,7 +62,7 @@ CODES = dict(
             {f"{kind.title()}Number": n for kind, n in key_words._NUMBER_KINDS.items()},
         ),
         (
-            "key.h",
+            "values.h",
             "ArgumentKind",
             {
                 "Value": key_words.VALUE,

@@ -39,7 +39,7 @@ OF_OTHERS = {
 }
 # What registers ops and serves a call whose kernel the store has, by room.
 OF_A_HIT = {
-    "_base": "cpp_compiler cpu determinism digest file_lock generated_code late_import"
+    "_base": "cpp_compiler cpu determinism digest file_lock generated_code handover late_import"
     " op_library op_names scheduling scratch_directory sealed_library store_format"
     " store_marker store_removal"
     " torch_compat torch_compat.aotinductor torch_compat.autograd"

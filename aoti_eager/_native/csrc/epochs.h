@@ -173,7 +173,8 @@ thread_local PlaceHolder place_holder;
 
 } // namespace
 
-inline Participant& Epochs::take_place() {
+// Once in a thread: kept out of what each call does.
+[[gnu::noinline]] inline Participant& Epochs::take_place() {
   Participant* found = nullptr;
   for (Participant* place = places_.load(std::memory_order_acquire); place; place = place->next) {
     bool taken = false;
@@ -223,13 +224,14 @@ class ReadGuard {
   explicit ReadGuard(Participant& place) : place_(place) {
     Epochs::instance().enter(place_);
   }
-  ~ReadGuard() {
+  // Inlined, as `end`: a stay that a function is given a pointer to is in memory on each call.
+  [[gnu::always_inline]] ~ReadGuard() {
     end();
   }
   ReadGuard(const ReadGuard&) = delete;
   ReadGuard& operator=(const ReadGuard&) = delete;
 
-  void end() {
+  [[gnu::always_inline]] void end() {
     if (!ended_) {
       ended_ = true;
       Epochs::instance().leave(place_);

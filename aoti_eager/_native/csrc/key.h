@@ -11,16 +11,15 @@
 #include <ATen/core/Tensor.h>
 #include <ATen/core/stack.h>
 #include <c10/core/DefaultDtype.h>
-#include <c10/util/SmallVector.h>
 
 #include <algorithm>
 #include <bit>
 #include <cstring>
 #include <string>
-#include <utility>
 #include <vector>
 
 #include "float_mode.h"
+#include "overlap.h"
 #include "table.h"
 #include "torch_compat.h"
 #include "values.h"
@@ -49,28 +48,16 @@ enum Tag : Word {
 
 enum NumberKind : Word { kBoolNumber, kIntNumber, kFloatNumber, kComplexNumber };
 
-// What a schema says of an argument, by the numbers of `_keys/key_words.py`.
-enum class ArgumentKind : uint8_t {
-  kValue = 0, // spelled by the IValue's own type
-  kTensor = 1,
-  kTensors = 2,
-  kOpaque = 3, // only whether it is there counts
-};
-
-struct Argument {
-  ArgumentKind kind;
-  bool mutated;
-
-  bool is_tensor() const {
-    return kind == ArgumentKind::kTensor || kind == ArgumentKind::kTensors;
-  }
-};
-
 namespace {
 
 inline Word float_bits(double value) {
   // All NaNs are one, the zeros are two.
   return value != value ? 0x7FF8000000000000ull : std::bit_cast<Word>(value);
+}
+
+// Of a tensor that is neither negated nor conjugated.
+inline Word tensor_word(at::ScalarType type, size_t dimensions) {
+  return kTensor | Word(type) << 8 | Word(dimensions) << 32;
 }
 
 inline Word number_kind(at::ScalarType type) {
@@ -81,19 +68,6 @@ inline Word number_kind(at::ScalarType type) {
     return kComplexNumber;
   }
   return c10::isFloatingType(type) ? kFloatNumber : kIntNumber;
-}
-
-// First address that a tensor touches and the one past its last.
-inline std::pair<uintptr_t, uintptr_t> memory_range(const at::Tensor& tensor) {
-  if (tensor.numel() == 0) {
-    return {0, 0};
-  }
-  int64_t last = 0;
-  for (int64_t i = 0; i < tensor.dim(); ++i) {
-    last += (tensor.sizes()[i] - 1) * tensor.strides()[i];
-  }
-  auto start = reinterpret_cast<uintptr_t>(tensor.const_data_ptr());
-  return {start, start + (last + 1) * tensor.element_size()};
 }
 
 } // namespace
@@ -109,24 +83,36 @@ class KeyWriter {
   template <class Values>
   bool write(const std::vector<Argument>& arguments, const Values& values, bool mutates) {
     for (size_t i = 0; i < arguments.size(); ++i) {
-      if (!write_argument(arguments[i], values[i])) {
+      if (!write_one(arguments[i], values[i])) {
         return false;
       }
     }
-    if (mutates && !sink_.put(kOverlap | Word(mutation_overlaps(arguments, values)) << 8)) {
+    if (mutates && !sink_.put(overlap(arguments, values))) {
       return false;
     }
     return sink_.put(context()) && is_precision_told();
   }
 
+  // Writes the words of one argument; as above.
+  template <class Value>
+  [[gnu::noinline]] bool write_argument(const Argument& argument, const Value& value) {
+    return write_one(argument, value);
+  }
+
+  // The word that says whether what an op writes to meets its other arguments.
+  template <class Values>
+  static Word overlap(const std::vector<Argument>& arguments, const Values& values) {
+    return kOverlap | Word(mutation_overlaps(arguments, values)) << 8;
+  }
+
   static Word context() {
     return kContext | Word(c10::get_default_dtype_as_scalartype()) << 8 |
-        Word(settings.deterministicAlgorithms()) << 16 | Word(!is_usual_float_mode()) << 17 |
+        Word(is_deterministic()) << 16 | Word(!is_usual_float_mode()) << 17 |
         Word(matmul_precision()) << 24 | Word(at::get_num_threads()) << 32;
   }
 
  private:
-  bool write_argument(const Argument& argument, const c10::IValue& value) {
+  bool write_one(const Argument& argument, const c10::IValue& value) {
     switch (argument.kind) {
       case ArgumentKind::kTensor:
         return write_tensor(value);
@@ -148,7 +134,7 @@ class KeyWriter {
     return false;
   }
 
-  bool write_argument(const Argument& argument, const TypedValue& value) {
+  bool write_one(const Argument&, const TypedValue& value) {
     switch (value.type) {
       case Type::kTensor:
         return write_tensor(value.as<at::Tensor>());
@@ -266,8 +252,8 @@ class KeyWriter {
       return false;
     }
     c10::IntArrayRef sizes = impl.sizes();
-    Word word = kTensor | Word(type) << 8 | Word(tensor.is_neg()) << 16 |
-        Word(tensor.is_conj()) << 17 | Word(sizes.size()) << 32;
+    Word word = tensor_word(type, sizes.size()) | Word(tensor.is_neg()) << 16 |
+        Word(tensor.is_conj()) << 17;
     return sink_.put(word, sizes, impl.strides()) && (!with_device_ || write_place(tensor));
   }
 
@@ -305,39 +291,6 @@ class KeyWriter {
   bool write_device(c10::Device device) {
     return sink_.put(
         kDevice | Word(uint8_t(device.type())) << 8 | Word(uint8_t(device.index())) << 32);
-  }
-
-  // Whether a mutated tensor's addresses meet those of another argument. Tensors on other devices
-  // than the CPU have addresses of their own, which never equal the CPU's by more than chance.
-  template <class Values>
-  static bool mutation_overlaps(const std::vector<Argument>& arguments, const Values& values) {
-    c10::SmallVector<std::pair<uintptr_t, uintptr_t>, 8> mutated;
-    c10::SmallVector<std::pair<uintptr_t, uintptr_t>, 8> others;
-    for (size_t i = 0; i < arguments.size(); ++i) {
-      if (!arguments[i].is_tensor()) {
-        continue;
-      }
-      auto& ranges = arguments[i].mutated ? mutated : others;
-      each_tensor(values[i], [&ranges](const at::Tensor& tensor) {
-        ranges.push_back(memory_range(tensor));
-      });
-    }
-    auto meet = [](const auto& one, const auto& other) {
-      return one.first < other.second && other.first < one.second;
-    };
-    for (size_t i = 0; i < mutated.size(); ++i) {
-      for (size_t j = 0; j < i; ++j) {
-        if (meet(mutated[i], mutated[j])) {
-          return true;
-        }
-      }
-      for (const auto& other : others) {
-        if (meet(mutated[i], other)) {
-          return true;
-        }
-      }
-    }
-    return false;
   }
 
   Sink& sink_;

@@ -56,7 +56,7 @@ class Looks {
     std::atomic<uint64_t> number{2}; // of the call that is due
   };
 
-  static bool decide(Part& part) {
+  [[gnu::noinline]] static bool decide(Part& part) {
     int64_t now = std::chrono::steady_clock::now().time_since_epoch() / std::chrono::nanoseconds(1);
     bool rests = now < rest_until().load(std::memory_order_relaxed);
     uint64_t number = part.number.load(std::memory_order_relaxed);

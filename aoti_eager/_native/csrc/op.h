@@ -22,6 +22,7 @@
 #include "call.h"
 #include "inputs.h"
 #include "key.h"
+#include "match.h"
 #include "passing.h"
 #include "registration.h"
 #include "torch_compat.h"
@@ -116,6 +117,8 @@ class Op : Counted<Op> {
   template <class Call>
   Entry* find_written(EntryTable* current, const Call& call) const;
   template <class Call>
+  void record(const Call& call) const;
+  template <class Call>
   Way look_up(const Call& call);
   template <class Call>
   bool run(const Entry& entry, const Call& call);
@@ -198,12 +201,9 @@ template <class Call>
   if (current == nullptr) {
     return nullptr;
   }
-  if (Entry* last = current->last()) {
-    Expected expected(last->words().data(), last->words().size());
-    if (KeyWriter<Expected>(expected, with_device_).write(arguments_, call, mutates_) &&
-        expected.is_at_end()) {
-      return last;
-    }
+  Entry* last = current->last();
+  if (last != nullptr && has_key(last->words(), arguments_, call, mutates_, with_device_)) {
+    return last;
   }
   return find_written(current, call);
 }
@@ -212,8 +212,18 @@ template <class Call>
 template <class Call>
 [[gnu::noinline]] Entry* Op::find_written(EntryTable* current, const Call& call) const {
   Words words;
-  bool has_key = KeyWriter<Words>(words, with_device_).write(arguments_, call, mutates_);
-  return has_key ? current->find(words.data(), words.size()) : nullptr;
+  bool is_written = KeyWriter<Words>(words, with_device_).write(arguments_, call, mutates_);
+  return is_written ? current->find(words.data(), words.size()) : nullptr;
+}
+
+// Keeps the key of a call for `recorded_key`, and raises.
+template <class Call>
+[[gnu::noinline]] void Op::record(const Call& call) const {
+  Words words;
+  bool is_written = KeyWriter<Words>(words, with_device_).write(arguments_, call, mutates_);
+  recorded_key().words.assign(words.begin(), is_written ? words.end() : words.begin());
+  recorded_key().is_typed = std::is_same_v<Call, TypedCall>;
+  TORCH_CHECK(false, "the key is recorded");
 }
 
 template <class Call>
@@ -236,11 +246,7 @@ Way Op::look_up(const Call& call) {
     return Way::kPython;
   }
   if (C10_UNLIKELY(now == State::kRecord)) {
-    Words words;
-    bool has_key = KeyWriter<Words>(words, with_device_).write(arguments_, call, mutates_);
-    recorded_key().words.assign(words.begin(), has_key ? words.end() : words.begin());
-    recorded_key().is_typed = std::is_same_v<Call, TypedCall>;
-    TORCH_CHECK(false, "the key is recorded");
+    record(call);
   }
   ReadGuard reading(place);
   Entry* entry = find(table.load(std::memory_order_seq_cst), call);

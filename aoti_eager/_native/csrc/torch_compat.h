@@ -5,6 +5,8 @@
 #include <ATen/Context.h>
 #include <ATen/core/dispatch/Dispatcher.h>
 #include <c10/core/DeviceType.h>
+#include <c10/core/DispatchKeySet.h>
+#include <c10/core/TensorImpl.h>
 
 #include <array>
 #include <unordered_map>
@@ -44,6 +46,24 @@ inline at::Float32MatmulPrecision matmul_precision() {
   return settings.*precision_member();
 }
 
+using DeterministicMember = bool at::Context::*;
+
+DeterministicMember deterministic_member();
+
+template <DeterministicMember member>
+struct RevealDeterministic {
+  friend DeterministicMember deterministic_member() {
+    return member;
+  }
+};
+
+template struct RevealDeterministic<&at::Context::_deterministic_algorithms>;
+
+// As the public getter, which is a call.
+inline bool is_deterministic() {
+  return settings.*deterministic_member();
+}
+
 // What the settings of `torch.backends.fp32_precision` and its kin say, by backend and operation. The
 // public getter looks three of them up in a table; values in it stay where they are.
 using Precisions = std::unordered_map<
@@ -76,16 +96,9 @@ inline const std::array<const at::Float32Precision*, 3> precision_places = [] {
       of(at::Float32Backend::GENERIC, at::Float32Op::ALL)};
 }();
 
-// Whether the matmul precision of a key is that by which the CPU multiplies: the newer settings go
-// their own way, and then torch refuses to tell the older one.
-inline bool is_precision_told() {
-  static_assert(static_cast<int>(at::Float32Precision::NONE) == 0);
-  const auto& places = precision_places;
-  if ((static_cast<int>(*places[0]) | static_cast<int>(*places[1]) |
-       static_cast<int>(*places[2])) == 0) [[likely]] {
-    return true;
-  }
-  for (const at::Float32Precision* place : places) {
+// Whether the newer settings, of which one is not "none", say the same as the older one.
+[[gnu::noinline]] inline bool do_precisions_agree() {
+  for (const at::Float32Precision* place : precision_places) {
     if (*place == at::Float32Precision::NONE) {
       continue;
     }
@@ -97,6 +110,57 @@ inline bool is_precision_told() {
   }
   return true;
 }
+
+// Whether the matmul precision of a key is that by which the CPU multiplies: the newer settings go
+// their own way, and then torch refuses to tell the older one.
+[[gnu::always_inline]] inline bool is_precision_told() {
+  static_assert(static_cast<int>(at::Float32Precision::NONE) == 0);
+  const auto& places = precision_places;
+  if ((static_cast<int>(*places[0]) | static_cast<int>(*places[1]) |
+       static_cast<int>(*places[2])) == 0) [[likely]] {
+    return true;
+  }
+  return do_precisions_agree();
+}
+
+// -- tensors without a detour --
+
+// A tensor of which the getters of sizes, strides and layout give what is kept in it: its class says
+// nothing of its own, and it is strided, has memory, stands for no number, and is no view that is
+// negated or conjugated. The getters ask for each of these again and again, and what asks is told in
+// protected bits.
+class PlainTensor : public c10::TensorImpl {
+ public:
+  [[gnu::always_inline]] static bool is(const at::Tensor& tensor) {
+    // Not one of this class: it is here for its access, and adds nothing.
+    const auto& impl = static_cast<const PlainTensor&>(*tensor.unsafeGetTensorImpl());
+    bool is_usual = !impl.is_wrapped_number_ && impl.sizes_strides_policy_ == 0 &&
+        !impl.has_symbolic_sizes_strides_ && !impl.layout_policy_;
+    return is_usual && (impl.key_set() & kUnusual).empty() && impl.unsafe_storage();
+  }
+
+  [[gnu::always_inline]] static const PlainTensor& of(const at::Tensor& tensor) {
+    return static_cast<const PlainTensor&>(*tensor.unsafeGetTensorImpl());
+  }
+
+  at::ScalarType type() const {
+    return c10::typeMetaToScalarType(data_type_);
+  }
+  size_t dimensions() const {
+    return sizes_and_strides_.size();
+  }
+  const int64_t* sizes() const {
+    return sizes_and_strides_.sizes_data();
+  }
+  const int64_t* strides() const {
+    return sizes_and_strides_.strides_data();
+  }
+
+ private:
+  static constexpr c10::DispatchKeySet kUnusual = c10::sparse_ks | c10::sparse_csr_ks |
+      c10::mkldnn_ks | c10::DispatchKeySet(c10::DispatchKey::Negative) |
+      c10::DispatchKeySet(c10::DispatchKey::Conjugate);
+};
 
 // -- kernels without boxes --
 //

@@ -18,6 +18,23 @@
 
 namespace aoti_eager {
 
+// What a schema says of an argument, by the numbers of `_keys/key_words.py`.
+enum class ArgumentKind : uint8_t {
+  kValue = 0, // spelled by the IValue's own type
+  kTensor = 1,
+  kTensors = 2,
+  kOpaque = 3, // only whether it is there counts
+};
+
+struct Argument {
+  ArgumentKind kind;
+  bool mutated;
+
+  bool is_tensor() const {
+    return kind == ArgumentKind::kTensor || kind == ArgumentKind::kTensors;
+  }
+};
+
 // By torch's signatures: the type of an argument without reference.
 #define AOTI_EAGER_TYPES(type)                                    \
   type(Tensor, at::Tensor)                                        \
