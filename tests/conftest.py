@@ -28,6 +28,7 @@ from aoti_eager._dispatch import candidate, recheck
 from aoti_eager._native import build as native_build
 from aoti_eager._native import library as native_library_module
 from aoti_eager._native import op_kernel
+from aoti_eager._native import runner as native_runner
 from aoti_eager._registration import registry
 from aoti_eager._runner.runner import ModelContainerRunner
 
@@ -323,6 +324,8 @@ def settings(
         request.getfixturevalue("native_library")
         if sum(op_kernel.alive().values()):
             gc.collect()  # What earlier tests on the other hit path have left.
+    else:  # Another test may have loaded it: then runners would go through it.
+        monkeypatch.setattr(native_runner, "can_run", lambda: False)
     alive_before = sum(op_kernel.alive().values())
     if request.node.get_closest_marker("compiles") is None:
         # Workers behind all else that runs on a busy machine would keep tests waiting for minutes;

@@ -78,6 +78,11 @@ _FUNCTIONS: dict[str, tuple[Any, tuple[Any, ...]]] = {
     "ae_recording_delete": (None, (_POINTER,)),
     "ae_is_recording": (ctypes.c_int32, ()),
     "ae_recordings_alive": (ctypes.c_int64, ()),
+    "ae_python_set": (None, (_POINTER,)),
+    "ae_runner_new": (_POINTER, (_POINTER, _POINTER, _POINTER)),
+    "ae_runner_delete": (None, (_POINTER,)),
+    "ae_runner_function": (_POINTER, (ctypes.c_int32,)),
+    "ae_runners_alive": (ctypes.c_int64, ()),
 }
 
 _library: Any = None

@@ -176,10 +176,12 @@ class KernelLibrary:
         Raises:
             LibraryRunError: ``code`` is not zero.
         """
-        if code == 0:
-            return
-        message = self.last_error()
-        raise LibraryRunError(f"{self.name}: {doing} failed: {message}", message)
+        if code != 0:
+            raise self.error(doing, self.last_error())
+
+    def error(self, doing: str, message: str) -> LibraryRunError:
+        """Return the error of a call that failed with the library's ``message``."""
+        return LibraryRunError(f"{self.name}: {doing} failed: {message}", message)
 
     def call(self, name: str, doing: str, *arguments: Any) -> None:
         """Call a C function.
@@ -193,11 +195,7 @@ class KernelLibrary:
         """Return the message of this thread's last failed call."""
         text = ctypes.c_char_p()
         self._last_error(ctypes.byref(text))
-        message = (text.value or b"").decode(errors="replace").strip()
-        if "API call failed" in message:
-            # The library only knows which of torch's functions failed; torch knows why.
-            message = f"{message}: {last_torch_error()}"
-        return message or "the library gave no message"
+        return complete_message(text.value or b"")
 
     def close(self) -> None:
         """Give the library back to the loader; nothing in the library may be in use.
@@ -277,6 +275,15 @@ def number_of(library: KernelLibrary, name: str, kind: Any, *arguments: Any) -> 
     number = kind()
     library.call(name, name, *arguments, ctypes.byref(number))
     return int(number.value)
+
+
+def complete_message(said: bytes) -> str:
+    """Return a library's message about its last failure in this thread, with torch's own part."""
+    message = said.decode(errors="replace").strip()
+    if "API call failed" in message:
+        # The library only knows which of torch's functions failed; torch knows why.
+        message = f"{message}: {last_torch_error()}"
+    return message or "the library gave no message"
 
 
 def closed(path: Path) -> RunnerError:

@@ -23,6 +23,7 @@ from .tensor_handles import (
 )
 
 if TYPE_CHECKING:
+    from .._native.runner import RunnerLibrary
     from .constants import Constant
     from .devices import Stream
 
@@ -37,6 +38,13 @@ class Container(Protocol):
 
     def run(self, instance: int, inputs: list[Tensor], stream: Stream, boxed: bool) -> list[Tensor]:
         """Run one instance; with ``boxed``, take the inputs over and empty the list."""
+
+    def native_library(self, in_full: bool) -> RunnerLibrary | None:
+        """Return what C++ calls to run an instance; ``None`` if C++ cannot.
+
+        Args:
+            in_full: Whether C++ is to check dtypes, sizes and strides where the library does not.
+        """
 
     def update(self, tensors: Mapping[str, Tensor], inactive: bool, user_managed: bool) -> None:
         """Put constants, by their names in the library, into a buffer."""

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from typing import NoReturn
 
 import torch
 from torch import Tensor
 
-from ..errors import InputError, InputTypeError
+from ..errors import InputError, InputTypeError, LibraryRunError
 from .container import Container
 from .model_container import ModelContainer
 from .tensor_handles import dtype_of_number, has_own_data
@@ -36,26 +37,49 @@ def check_given(
             f"{name}: got {len(inputs)} inputs; {len(names)} are wanted: {', '.join(names)}"
         )
     for index, tensor in enumerate(inputs):
-        which = f"{name}: input {index} ({names[index]})"
         if not isinstance(tensor, Tensor):
-            raise InputTypeError(f"{which} is {type(tensor).__name__}; a tensor is wanted")
-        # A 0-dim CPU tensor stands for a number on every device.
-        if tensor.device != device and not (tensor.device.type == "cpu" and tensor.dim() == 0):
-            raise InputError(f"{which} is on {tensor.device}; the runner is on {device}")
-        plain = tensor.layout is torch.strided and not tensor.is_nested
-        if not plain or tensor.is_conj() or tensor.is_neg():
-            raise InputError(
-                f"{which} is no plain strided tensor; resolve its layout, conj or neg first"
-            )
-        if not has_own_data(tensor):
-            raise InputError(
-                f"{which} has no data of its own ({type(tensor).__name__}); a plain tensor is "
+            raise InputTypeError(
+                f"{name}: input {index} ({names[index]}) is {type(tensor).__name__}; a tensor is "
                 "wanted"
             )
+        problem = _kind_problem(tensor, device)
+        if problem is not None:
+            raise InputError(f"{name}: input {index} ({names[index]}) {problem}")
     if in_full and isinstance(container, ModelContainer):
         problem = container.input_problem(inputs)
         if problem is not None:
             raise InputError(f"{name}: {problem}")
+
+
+def _kind_problem(tensor: Tensor, device: torch.device) -> str | None:
+    """Return why C code cannot read a tensor on ``device``, or ``None``."""
+    # A 0-dim CPU tensor stands for a number on every device.
+    if tensor.device != device and not (tensor.device.type == "cpu" and tensor.dim() == 0):
+        return f"is on {tensor.device}; the runner is on {device}"
+    plain = tensor.layout is torch.strided and not tensor.is_nested
+    if not plain or tensor.is_conj() or tensor.is_neg():
+        return "is no plain strided tensor; resolve its layout, conj or neg first"
+    if not has_own_data(tensor):
+        return f"has no data of its own ({type(tensor).__name__}); a plain tensor is wanted"
+    return None
+
+
+def raise_in_words(name: str, names: Sequence[str], error: LibraryRunError) -> NoReturn:
+    """Raise what a failed run of a library raises.
+
+    Args:
+        name: The library's name.
+        names: The names of the inputs.
+        error: The error of the run.
+
+    Raises:
+        InputError: The library complains about an input.
+        LibraryRunError: It complains about something else; this is ``error``.
+    """
+    problem = input_problem(names, error.library_message)
+    if problem is not None:
+        raise InputError(f"{name}: {problem}") from error
+    raise error
 
 
 def input_problem(names: Sequence[str], message: str) -> str | None:

@@ -4,6 +4,8 @@ Both kinds of request are served in the order in which they come. So calls that 
 starve a swap of constants, and swaps do not starve calls. (The lock in AOTInductor's own container
 prefers readers, so a swap can starve there.)
 
+Runs in C++ take instances by themselves, as long as nobody waits: see ``lend_to_native``.
+
 Ctrl-C may come between any two steps of the main thread. So the caller first makes a ``Lease``,
 which records what a thread holds, and may give a lease back at any moment and any number of times.
 """
@@ -11,13 +13,15 @@ which records what a thread holds, and may give a lease back at any moment and a
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import os
 import threading
 import weakref
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from threading import get_ident
 
+from .._native.runner import FREE, Cells
 from ..errors import RunnerError
 
 
@@ -44,8 +48,11 @@ class InstancePool:
         self.count = count
         self._name = name
         self._forked = False
+        self.cells: Cells = (ctypes.c_int64 * (count + 1))()
         self._reset()
         _pools.add(self)
+
+        self._may_lend: Callable[[], bool] | None = None
 
     def _reset(self) -> None:
         # Re-entrant: a signal handler may run the library.
@@ -53,11 +60,13 @@ class InstancePool:
         self._available = deque(range(self.count))
         self._holders: list[Lease | None] = [None] * self.count
         self._waiters: deque[Lease] = deque()
+        ctypes.memset(self.cells, 0, ctypes.sizeof(self.cells))
+        self.is_lending = False
 
     @property
     def available(self) -> int:
         """Return how many instances are free at this moment."""
-        return len(self._available)
+        return len(self._available) + self.cells[: self.count].count(FREE)
 
     def borrow(self, lease: Lease) -> int:
         """Return a free instance, the one that was given back longest ago; wait if there is none.
@@ -70,8 +79,10 @@ class InstancePool:
                 during runs.
         """
         with self._lock:
+            self._recall()
             if self._available and not self._waiters:
                 self._take(lease)
+                self._lend()
                 return lease.instance
             self._refuse_after_fork()
             if self._holds(lease.ident):
@@ -105,6 +116,38 @@ class InstancePool:
                 if lease in self._waiters:
                     self._waiters.remove(lease)
                 self._grant()
+            self._lend()
+
+    @property
+    def is_in_use(self) -> bool:
+        """Return whether a thread has an instance."""
+        in_python = any(holder is not None for holder in self._holders)
+        return in_python or any(cell > 0 for cell in self.cells[: self.count])
+
+    def lend_to_native(self, may_lend: Callable[[], bool]) -> None:
+        """Let C++ take free instances as long as nobody waits, from the next lease's end on.
+
+        Args:
+            may_lend: Whether C++ may run instances at this moment. It may turn false only while
+                somebody has all instances.
+        """
+        self._may_lend = may_lend
+
+    def stop_lending(self) -> None:
+        """Keep all instances from C++ from now on; none may run there."""
+        with self._lock:
+            self._recall()
+            self._may_lend = None
+
+    def collect(self) -> None:
+        """Take over what C++ has given back: to be called after each run in C++ if not lending.
+
+        A run that ends while C++ may take no instance leaves its instance to somebody who waits.
+        """
+        with self._lock:
+            self._recall()
+            self._grant()
+            self._lend()
 
     @contextlib.contextmanager
     def all_instances(self) -> Iterator[None]:
@@ -119,6 +162,7 @@ class InstancePool:
                 with self._lock:
                     self._refuse_after_fork()
                     self.refuse_inside_of_a_run()
+                    self._recall()
                     turn = self._enqueue(lease)
                     self._grant()
                 turn.acquire()
@@ -146,7 +190,9 @@ class InstancePool:
             )
 
     def _holds(self, ident: int) -> bool:
-        return any(holder is not None and holder.ident == ident for holder in self._holders)
+        if any(holder is not None and holder.ident == ident for holder in self._holders):
+            return True
+        return ident in self.cells[: self.count]
 
     def _refuse_after_fork(self) -> None:
         if self._forked:
@@ -154,6 +200,31 @@ class InstancePool:
                 f"{self._name}: this process was forked while another thread ran the library or "
                 "changed its constants, and locks inside of it stay held; load it again here"
             )
+
+    def _recall(self) -> None:
+        """Keep C++ from taking instances, and take back those that are free; the lock is held."""
+        if self._may_lend is None:
+            return
+        self.is_lending = False
+        self.cells[self.count] = 0
+        for instance in range(self.count):
+            if self.cells[instance] == FREE:
+                # No call between these steps, as in ``_take``.
+                self.cells[instance] = 0
+                self._available.append(instance)
+        if self._forked:
+            self._available.clear()
+
+    def _lend(self) -> None:
+        """Leave the free instances to C++, if it may take any; the lock is held."""
+        if self._may_lend is None or self._waiters or self._forked or not self._may_lend():
+            return
+        while self._available:
+            # No call between these steps, as in ``_take``.
+            self.cells[self._available[0]] = FREE
+            del self._available[0]
+        self.is_lending = True
+        self.cells[self.count] = 1
 
     def _enqueue(self, lease: Lease) -> threading.Lock:
         turn = threading.Lock()
@@ -201,7 +272,7 @@ _pools: weakref.WeakSet[InstancePool] = weakref.WeakSet()
 def _after_fork() -> None:
     # The threads that held instances, or waited, do not exist in this process.
     for pool in list(_pools):
-        pool._forked = pool._forked or any(holder is not None for holder in pool._holders)
+        pool._forked = pool._forked or pool.is_in_use
         pool._reset()
         if pool._forked:
             pool._available.clear()

@@ -12,9 +12,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .._native.runner import RunnerLibrary
 from ..errors import LibraryRunError
 from .abi import (
     CONTAINER,
+    LAST_ERROR,
     MODEL,
     KernelLibrary,
     NamedHandle,
@@ -27,6 +29,7 @@ from .devices import Stream, on_device
 from .tensor_handles import (
     borrowed_handle,
     delete_handles,
+    device_type_number,
     dtype_of_number,
     new_handles,
     tensor_behind,
@@ -55,6 +58,7 @@ class LibraryContainer:
                 str(cubin_dir).encode() if cubin_dir is not None else None,
             )
         self._handle = handle.value
+        self._num_models = num_models
         self._run = library.function(f"{CONTAINER}Run")
         self.input_names: tuple[str, ...] = self._names("Input")
         self.output_names: tuple[str, ...] = self._names("Output")
@@ -72,6 +76,21 @@ class LibraryContainer:
             )
 
         return run_library(call, self._library.check, inputs, num_outputs, boxed)
+
+    def native_library(self, in_full: bool) -> RunnerLibrary:
+        """Return what C++ calls; the container chooses the instance, so all have one handle."""
+        assert self._handle is not None
+        return RunnerLibrary(
+            container_run=self._library.address(f"{CONTAINER}Run"),
+            model_run=0,
+            last_error=self._library.address(LAST_ERROR),
+            inputs=len(self.input_names),
+            outputs=len(self.output_names),
+            device_type=device_type_number(self._device.type),
+            device_index=-1 if self._device.index is None else self._device.index,
+            handles=[self._handle] * self._num_models,
+            wanted=None,
+        )
 
     def update(self, tensors: Mapping[str, Tensor], inactive: bool, user_managed: bool) -> None:
         """Put constants into a buffer: copies, or pointers to the user's memory."""

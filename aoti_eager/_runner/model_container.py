@@ -11,12 +11,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .._native.runner import RunnerLibrary, WantedInput
 from ..errors import LibraryLoadError
-from .abi import MODEL, KernelLibrary
+from .abi import LAST_ERROR, MODEL, KernelLibrary
 from .constants import Constant, ConstantKind
 from .container import named_handles, run_library
 from .devices import Stream
-from .tensor_handles import new_handles
+from .tensor_handles import device_type_number, dtype_numbers, new_handles
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,6 +105,24 @@ class ModelContainer:
             inputs,
             len(self.output_names),
             boxed,
+        )
+
+    def native_library(self, in_full: bool) -> RunnerLibrary | None:
+        """Return what C++ calls, and each model's handle; ``None`` for dtypes without a number."""
+        numbers = dtype_numbers()
+        if any(one.dtype not in numbers for one in self._inputs):
+            return None
+        wanted = [WantedInput(numbers[i.dtype], i.sizes, i.strides) for i in self._inputs]
+        return RunnerLibrary(
+            container_run=0,
+            model_run=self._library.address(f"{MODEL}Run"),
+            last_error=self._library.address(LAST_ERROR),
+            inputs=len(self.input_names),
+            outputs=len(self.output_names),
+            device_type=device_type_number("cpu"),
+            device_index=-1,
+            handles=list(self._models),
+            wanted=wanted if in_full else None,
         )
 
     def input_problem(self, inputs: Sequence[Tensor]) -> str | None:

@@ -71,6 +71,9 @@ class ProxyContainer:
                         self._folding_thread = None
         return self._run(inputs, boxed)
 
+    def native_library(self, in_full: bool) -> None:
+        """Return ``None``: only torch's runner can make the object that calls ops by name."""
+
     def _run_and_fold(self, inputs: list[Tensor], boxed: bool) -> list[Tensor]:
         self._open()
         try:

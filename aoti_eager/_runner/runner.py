@@ -18,8 +18,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .._native import runner as native_runner
 from ..errors import (
-    InputError,
     InputTypeError,
     LibraryLoadError,
     LibraryRunError,
@@ -29,11 +29,12 @@ from .constant_buffers import ConstantBuffers
 from .constants import Constant
 from .container import Container
 from .devices import Stream, resolve_device, stream_address
-from .given_inputs import check_given, input_problem
+from .given_inputs import check_given, raise_in_words
 from .input_checks import first_run, is_settled
 from .instance_pool import InstancePool, Lease
 from .library_container import LibraryContainer
 from .model_container import ModelContainer
+from .native_runs import NativeRuns, native_runs
 from .package import check_metadata, is_package, unpack
 from .proxy_container import ProxyContainer
 
@@ -94,6 +95,8 @@ class ModelContainerRunner:
         self._pool = InstancePool(num_models, self._path.name)
         self._pid = os.getpid()
         self._container: Container | None = None
+        self._native_runs: NativeRuns | None = None
+        self._has_native_runs = False  # whether it is known if there are any
         self._container = self._load(Path(cubin_dir) if cubin_dir is not None else directory)
         self._buffers = ConstantBuffers(self._container, self._pool, self._path.name, self.device)
         if package is not None and package.weights is not None:
@@ -116,6 +119,11 @@ class ModelContainerRunner:
             LibraryRunError: The library raised; its message.
             RunnerError: The runner is closed.
         """
+        native = self._native_runs
+        if native is not None and stream is None and type(inputs) is list:
+            outputs = native.run(inputs)
+            if outputs is not None:
+                return outputs
         if isinstance(inputs, Tensor):
             raise InputTypeError(
                 f"{self._path.name}: got a tensor; a list of tensors is wanted, run([x])"
@@ -144,6 +152,11 @@ class ModelContainerRunner:
                 f"{self._path.name}: boxed_run takes a list, which it empties; got "
                 f"{type(inputs).__name__}"
             )
+        native = self._native_runs
+        if native is not None and stream is None:
+            outputs = native.run(inputs, boxed=True)
+            if outputs is not None:
+                return outputs
         return self._run(inputs, stream, boxed=True)
 
     def _run(self, inputs: list[Tensor], stream: Any, boxed: bool) -> list[Tensor]:
@@ -173,12 +186,18 @@ class ModelContainerRunner:
             if checks and not is_settled(self._library):
                 with first_run(self._library):
                     return container.run(instance, inputs, stream, boxed)
+            if not self._has_native_runs and native_runner.can_run():
+                self._begin_native_runs(container)
             return container.run(instance, inputs, stream, boxed)
         except LibraryRunError as error:
-            problem = input_problem(container.input_names, error.library_message)
-            if problem is not None:
-                raise InputError(f"{self._path.name}: {problem}") from error
-            raise
+            raise_in_words(self._path.name, container.input_names, error)
+
+    def _begin_native_runs(self, container: Container) -> None:
+        """Have C++ do what it can from the next run on; this thread has an instance."""
+        self._native_runs = native_runs(
+            self._library, container, self._pool, self._buffers, self.device, self._check_inputs
+        )
+        self._has_native_runs = True
 
     # -- constants --
 
@@ -349,6 +368,8 @@ class ModelContainerRunner:
                 return
             with self._pool.all_instances():
                 container, self._container = self._container, None
+                if self._native_runs is not None:
+                    self._native_runs.close()
                 self._buffers.close()
                 container.close()
             self._library.close()
@@ -370,6 +391,8 @@ class ModelContainerRunner:
         # A forked child must not delete its copy of a GPU's objects.
         if container is not None and self._pid == os.getpid() and not sys.is_finalizing():
             self._container = None
+            if self._native_runs is not None:
+                self._native_runs.close()
             container.close()
             self._library.close()
 

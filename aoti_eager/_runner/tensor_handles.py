@@ -116,8 +116,8 @@ def borrowed_handle(tensor: Tensor) -> int:
         (ctypes.c_int64 * ndim)(*tensor.shape),
         (ctypes.c_int64 * ndim)(*tensor.stride()),
         0,
-        _dtype_numbers()[tensor.dtype],
-        _device_type_number(tensor.device.type),
+        dtype_numbers()[tensor.dtype],
+        device_type_number(tensor.device.type),
         tensor.device.index or 0,
         handle,
     )
@@ -135,9 +135,11 @@ def dtype_of_number() -> dict[int, Any]:
 
 
 @functools.cache
-def _dtype_numbers() -> dict[Any, int]:
+def dtype_numbers() -> dict[Any, int]:
+    """Return the numbers that the C interface has for dtypes."""
     return {dtype: number for number, dtype in dtype_of_number().items()}
 
 
-def _device_type_number(device_type: str) -> int:
+def device_type_number(device_type: str) -> int:
+    """Return the number that the C interface has for a type of devices."""
     return int(getattr(_shim(), f"aoti_torch_device_type_{device_type}")())

@@ -44,6 +44,8 @@ from ..support.runner_libraries import (
     watched_tensor,
 )
 
+pytestmark = pytest.mark.both_paths
+
 # -- what there are --
 
 

@@ -57,6 +57,8 @@ from ..support.runner_libraries import (
     watched_tensor,
 )
 
+pytestmark = pytest.mark.both_paths
+
 # -- loading --
 
 

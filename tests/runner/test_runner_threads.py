@@ -23,6 +23,7 @@ import torch
 from torch import Tensor
 
 import aoti_eager
+from aoti_eager._native import runner as native_runner
 from aoti_eager._runner.runner import ModelContainerRunner
 from aoti_eager.errors import LibraryRunError, RunnerError
 
@@ -47,6 +48,8 @@ from ..support.runner_libraries import (
     thin_inputs,
     waiting,
 )
+
+pytestmark = pytest.mark.both_paths
 
 # -- instances --
 
@@ -92,6 +95,7 @@ def test_a_run_past_the_last_instance_waits(load: Load, threads: ThreadPoolExecu
 
 
 def test_instances_take_turns(load: Load, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(native_runner, "can_run", lambda: False)  # C++ calls no ``container.run``.
     runner = loaded_thin(load, 3)
     container = runner._container
     assert container is not None

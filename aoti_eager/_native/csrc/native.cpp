@@ -10,6 +10,7 @@
 #include "guarded.h"
 #include "op.h"
 #include "recorder_functions.h"
+#include "runner_functions.h"
 #include "typed.h"
 
 namespace aoti_eager {
