@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from ._dispatch.counters import OpStats
     from ._dispatch.dynamic_marks import mark_dynamic, mark_static, unmark
     from ._regions.fuse import FusionReport, fuse
+    from ._regions.whole_script import disable, enable
     from ._registration.custom_op import CustomOp, custom_op
     from ._registration.op_constants import constants, update_constants
     from ._registration.registry import (
@@ -48,6 +49,8 @@ __all__ = [
     "config",
     "constants",
     "custom_op",
+    "disable",
+    "enable",
     "errors",
     "explain",
     "fuse",
@@ -69,6 +72,7 @@ __all__ = [
 # imports the package and has no use for it pays next to nothing.
 _MODULES = {
     "_regions.fuse": ("FusionReport", "fuse"),
+    "_regions.whole_script": ("disable", "enable"),
     "_registration.custom_op": ("CustomOp", "custom_op", "made_op"),  # The last for pickles.
     "_compile_service.device_backends": (
         "load_runner",

@@ -29,7 +29,7 @@ from ._commands import (
     warm as warm_verb,
 )
 from ._commands.explain import explain
-from ._commands.run_report import align
+from ._commands.columns import align
 from ._dispatch.counters import OpStats, read_totals
 from ._keys.pattern import guard_texts
 from ._store.entry import Remembered

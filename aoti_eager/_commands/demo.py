@@ -24,7 +24,7 @@ from .._base.child_process import interpreter_options
 from .._base.printable import printable_lines
 from .._dispatch.counters import OpStats
 from .run import add_ops_argument, chosen_ops
-from .run_report import align
+from .columns import align
 
 DEFAULT_STEPS = 60
 

@@ -22,7 +22,7 @@ from .._workloads.workload import load_workload
 from ..config import config
 from ..errors import WorkloadError
 from .kept import KeptWarming
-from .run_report import align
+from .columns import align
 
 INTERRUPTED = 130  # What a shell says of a command that Ctrl-C ended.
 _SHOWN_FAILURES = 10

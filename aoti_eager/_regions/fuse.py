@@ -30,7 +30,13 @@ class FusionReport:
     """The regions of one call of ``fuse``; also a context manager that undoes them at its end.
 
     ``print`` it for a line a region.
+
+    Attributes:
+        gives_way: Whether a later call of ``fuse`` may take the modules over: nobody has asked for
+            these regions by name.
     """
+
+    gives_way = False
 
     def __init__(
         self, model: torch.nn.Module | None, choice: Choice, *, dry_run: bool, strict: bool
@@ -47,8 +53,8 @@ class FusionReport:
     @property
     def regions(self) -> list[RegionState]:
         """Return the state of each region, from the root down."""
-        with _lock:
-            regions = [one.region for one in self._forwards] + self._functions
+        # No lock: a garbage collection may ask, in the middle of anything.
+        regions = [one.region for one in list(self._forwards)] + self._functions
         return [region_state(one) for one in regions]
 
     def __str__(self) -> str:
@@ -91,7 +97,7 @@ class FusionReport:
         """Make a region of a module, unless the module is one."""
         with _lock:
             before = vars(module).get("forward")
-            if self._is_undone or (isinstance(before, FusedForward) and not before.is_copy):
+            if self._is_undone or (isinstance(before, FusedForward) and _stays(before, self)):
                 return
             if isinstance(before, FusedForward):
                 before.remove()
@@ -184,18 +190,31 @@ def fuse(
         return FusedFunction(target, report)
     with _lock:
         before = _report_of(target)
-        if before is not None:
+        if before is not None and before.gives_way:
+            before.undo()
+        elif before is not None:
             if before.options != report.options:
                 raise FuseError(
                     "fuse: the model is fused already, with other options; call undo() of the "
                     "report that fuse returned then"
                 )
             return before
-        for path, module in choice.regions(target, ""):
-            report.add(path, module)
+        add_regions(report, target)
         if not report.regions:
             raise FuseError(f"fuse: no module of the {type(target).__name__} matches: {choice}")
     return report
+
+
+def add_regions(report: FusionReport, model: torch.nn.Module) -> None:
+    """Make regions of the largest modules of a model that may be regions."""
+    with _lock:
+        for path, module in report.choice.regions(model, ""):
+            report.add(path, module)
+
+
+def _stays(forward: FusedForward, report: FusionReport) -> bool:
+    """Return whether a fused module stays in its report, and cannot be a region of ``report``."""
+    return not forward.is_copy and (report.gives_way or not forward.report.gives_way)
 
 
 def _report_of(model: torch.nn.Module) -> FusionReport | None:

@@ -16,6 +16,8 @@ from .target import Fused, Target
 class Regions(Protocol):
     """What a fused forward needs of the report that it belongs to."""
 
+    gives_way: bool
+
     def region(self, target: Target, path: str) -> Region:
         """Return a new region."""
 

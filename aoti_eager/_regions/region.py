@@ -68,6 +68,8 @@ class Region:
         self._variants: dict[Any, list[Variant]] = {}
         self._releases: list[weakref.finalize[..., Region]] = []  # of the variants' kernels
         self._lock = threading.RLock()
+        # The dict and the name of the parameter that wanted a gradient in the last such call.
+        self._trained: tuple[dict[str, Any], str] | None = None
 
     def call(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
         """Return what the forward returns for these arguments, computed by a library if one serves.
@@ -85,6 +87,9 @@ class Region:
         ):
             return forward(*args, **kwargs)
         self.calls += 1
+        if self._trains():
+            self.waits_for_gradients += 1
+            return forward(*args, **kwargs)
         try:
             key, given = read_arguments(args, kwargs)
         except UnreadableArgumentError as error:
@@ -271,9 +276,24 @@ class Region:
             return False
         if any(tensor.requires_grad for tensor in given):
             return True
-        return any(
-            one.requires_grad for _, module in self.target.modules() for one in module.parameters()
-        )
+        for _, module in self.target.modules():
+            parameters = vars(module)["_parameters"]
+            for name, one in list(parameters.items()):
+                if one is not None and one.requires_grad:
+                    self._trained = parameters, name
+                    return True
+        return False
+
+    def _trains(self) -> bool:
+        """Return whether the parameter that wanted a gradient last wants one in this call, too.
+
+        Most calls of a training are told by this one look: the others cost a list of all modules.
+        """
+        if self._trained is None or not torch.is_grad_enabled():
+            return False
+        parameters, name = self._trained
+        found = parameters.get(name)
+        return found is not None and found.requires_grad
 
     def _what_varies(self, key: Any) -> str:
         seen = list(self._variants)
