@@ -59,7 +59,24 @@ class FusedForward(Fused):
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Return what the module's forward returns."""
+        if torch.compiler.is_compiling():  # First: a tracer follows the plain forward alone.
+            return self.plain(*args, **kwargs)
         return self.region.call(args, kwargs)
+
+    @property
+    def __class__(self) -> Any:
+        """Return the class of the plain forward: TorchScript asks for it before it reads the code."""
+        return type(self.plain)
+
+    @__class__.setter
+    def __class__(self, value: Any) -> None:
+        raise TypeError("the class of a fused forward cannot be changed")
+
+    def __getattr__(self, name: str) -> Any:
+        # TorchScript and export read the code of a forward: __code__, __globals__, __func__.
+        if name == "plain":  # Not set yet: this object is being made.
+            raise AttributeError(name)
+        return getattr(self.plain, name)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Any:
         copy = memo.get(id(self._module))
