@@ -23,7 +23,9 @@ if TYPE_CHECKING:
     )
     from ._dispatch.counters import OpStats
     from ._dispatch.dynamic_marks import mark_dynamic, mark_static, unmark
+    from ._regions.explanation import RegionExplanation
     from ._regions.fuse import FusionReport, fuse
+    from ._regions.report import RegionState
     from ._regions.whole_script import disable, enable
     from ._registration.custom_op import CustomOp, custom_op
     from ._registration.op_constants import constants, update_constants
@@ -44,6 +46,8 @@ __all__ = [
     "FusionReport",
     "ModelContainerRunner",
     "OpStats",
+    "RegionExplanation",
+    "RegionState",
     "Registration",
     "cache",
     "config",
@@ -72,6 +76,8 @@ __all__ = [
 # imports the package and has no use for it pays next to nothing.
 _MODULES = {
     "_regions.fuse": ("FusionReport", "fuse"),
+    "_regions.explanation": ("RegionExplanation",),
+    "_regions.report": ("RegionState",),
     "_regions.whole_script": ("disable", "enable"),
     "_registration.custom_op": ("CustomOp", "custom_op", "made_op"),  # The last for pickles.
     "_compile_service.device_backends": (

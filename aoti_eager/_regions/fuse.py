@@ -129,16 +129,19 @@ class FusedFunction:
 
     Attributes:
         report: What became of the function; ``report.undo()`` has the function itself run.
+        region: The region of the function's calls.
     """
 
     def __init__(self, function: Callable[..., Any], report: FusionReport) -> None:
         self.report = report
-        self._region = report.add_function(function, getattr(function, "__qualname__", ""))
+        self.region = report.add_function(function, getattr(function, "__qualname__", ""))
         functools.update_wrapper(self, function)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Return what the function returns."""
-        return self._region.call(args, kwargs)
+        if torch.compiler.is_compiling():  # First: a tracer follows the plain function alone.
+            return self.region.target.forward(*args, **kwargs)
+        return self.region.call(args, kwargs)
 
 
 def fuse(
@@ -178,8 +181,8 @@ def fuse(
     choice = Choice(_patterns("include", include), _patterns("exclude", exclude))
     registry.prepare()
     settings.refresh()
-    is_module = isinstance(target, torch.nn.Module)
-    report = FusionReport(target if is_module else None, choice, dry_run=dry_run, strict=strict)
+    model = target if isinstance(target, torch.nn.Module) else None
+    report = FusionReport(model, choice, dry_run=dry_run, strict=strict)
     if not isinstance(target, torch.nn.Module):
         if not callable(target) or isinstance(target, type):
             raise FuseError(
@@ -222,8 +225,8 @@ def _report_of(model: torch.nn.Module) -> FusionReport | None:
     for module in model.modules():
         forward = vars(module).get("forward")
         if isinstance(forward, FusedForward) and forward.report.is_of(model):
-            report: FusionReport = forward.report
-            return report
+            assert isinstance(forward.report, FusionReport)
+            return forward.report
     return None
 
 

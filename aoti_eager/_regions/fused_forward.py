@@ -16,7 +16,9 @@ from .target import Fused, Target
 class Regions(Protocol):
     """What a fused forward needs of the report that it belongs to."""
 
-    gives_way: bool
+    @property
+    def gives_way(self) -> bool:
+        """Return whether a later call of ``fuse`` may take the modules over."""
 
     def region(self, target: Target, path: str) -> Region:
         """Return a new region."""
@@ -65,7 +67,7 @@ class FusedForward(Fused):
 
     @property
     def __class__(self) -> Any:
-        """Return the class of the plain forward: TorchScript asks for it before it reads the code."""
+        """Return the class of the plain forward, which TorchScript asks for."""
         return type(self.plain)
 
     @__class__.setter
@@ -92,7 +94,7 @@ class FusedForward(Fused):
 
     def place(self) -> None:
         """Put this in place of the module's forward."""
-        self._module.forward = self  # type: ignore[method-assign,assignment]
+        self._module.forward = self
 
     def remove(self) -> None:
         """Put the module's forward back, unless somebody has replaced this meanwhile."""

@@ -188,7 +188,7 @@ def same(value: Any, known: Any) -> bool:
         return len(value) == len(known) and all(map(same, value, known))
     if isinstance(value, dict):
         return list(value) == list(known) and all(map(same, value.values(), known.values()))
-    if isinstance(value, _PLAIN) or isinstance(value, set | frozenset):
+    if isinstance(value, (*_PLAIN, set, frozenset)):
         return bool(value == known)
     return False
 

@@ -13,7 +13,6 @@ import weakref
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from .._base.determinism import is_deterministic
@@ -23,6 +22,7 @@ from .._native import library as native_library
 from ..errors import RegionStoppedError
 from .arguments import UnreadableArgumentError, read_arguments
 from .current_settings import settings
+from .gradients import GradientNeed, wants_gradients
 from .recorded_call import RecordedCallResult, is_recording, record_call
 from .region_kernel import Frame, acquire, release
 from .stop import Stop
@@ -48,6 +48,8 @@ class Region:
         dry_run_of: What a dry run has recorded, in words; empty if it has recorded nothing.
         stops: Why libraries were given up, for each mode of the module (``training``).
         is_on: Whether calls may be served; a region that was undone passes all calls on.
+        by_key: What was recorded, by the key of a call's arguments.
+        needs_gradients: Whether a call needs gradients.
         on_stop: Called when the region is given up in the present mode: its children are tried.
     """
 
@@ -65,11 +67,10 @@ class Region:
         self.stops: dict[bool | None, Stop] = {}
         self.is_on = True
         self.on_stop: Callable[[Region], None] = lambda region: None
-        self._variants: dict[Any, list[Variant]] = {}
+        self.by_key: dict[Any, list[Variant]] = {}
+        self.needs_gradients = GradientNeed(target)
         self._releases: list[weakref.finalize[..., Region]] = []  # of the variants' kernels
         self._lock = threading.RLock()
-        # The dict and the name of the parameter that wanted a gradient in the last such call.
-        self._trained: tuple[dict[str, Any], str] | None = None
 
     def call(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
         """Return what the forward returns for these arguments, computed by a library if one serves.
@@ -87,7 +88,7 @@ class Region:
         ):
             return forward(*args, **kwargs)
         self.calls += 1
-        if self._trains():
+        if self.needs_gradients.is_as_before():
             self.waits_for_gradients += 1
             return forward(*args, **kwargs)
         try:
@@ -96,7 +97,7 @@ class Region:
             self._stop(Stop("unsupported_argument", f"an argument is {error}"))
             return forward(*args, **kwargs)
         call = args, kwargs, given
-        for variant in self._variants.get(key, ()):
+        for variant in self.by_key.get(key, ()):
             inputs = variant.inputs(given)
             if inputs is None or (variant.is_contested and not variant.has_key(inputs)):
                 continue
@@ -117,14 +118,14 @@ class Region:
     @property
     def variants(self) -> list[Variant]:
         """Return all variants that were recorded."""
-        return [one for listed in list(self._variants.values()) for one in listed]
+        return [one for listed in list(self.by_key.values()) for one in listed]
 
     # -- a call with a variant --
 
     def _run(self, variant: Variant, inputs: list[Tensor], call: Call) -> Any:
         args, kwargs, given = call
         forward = self.target.forward
-        if _wants_gradients(inputs):
+        if wants_gradients(inputs):
             self.waits_for_gradients += 1
             return forward(*args, **kwargs)
         variant.calls += 1
@@ -176,12 +177,12 @@ class Region:
         args, kwargs, given = call
         if self.dry_run_of or not native_library.is_loaded():
             return self.target.forward(*args, **kwargs)
-        if self._wants_gradients_at_all(given):
+        if self.needs_gradients.is_there(given):
             self.waits_for_gradients += 1
             return self.target.forward(*args, **kwargs)
         if len(self.variants) >= settings.region_cap:
             if self.capped is None:
-                self.capped = Stop("too_many_signatures", self._what_varies(key))
+                self.capped = Stop("too_many_signatures", what_varies(self, key))
             return self.target.forward(*args, **kwargs)
         recorded = record_call(self.target, args, kwargs, given)
         if recorded is None:  # Somebody else watches this thread: a later call is recorded.
@@ -211,7 +212,7 @@ class Region:
             raise Stop("not_recorded", f"its state changes by itself: {variant.what_changed()}")
         kernel.add_key(inputs)
         with self._lock:
-            self._variants.setdefault(key, []).append(variant)
+            self.by_key.setdefault(key, []).append(variant)
         kernel.offer(inputs, results.fresh)
 
     def _record_again(self, variant: Variant, inputs: list[Tensor], call: Call) -> Any:
@@ -269,39 +270,10 @@ class Region:
             where = self.path or self.target.name
             raise RegionStoppedError(f"fuse: {where} stops ({stop.reason}): {stop}", stop.reason)
 
-    # -- gradients --
 
-    def _wants_gradients_at_all(self, given: Sequence[Tensor]) -> bool:
-        if not torch.is_grad_enabled():
-            return False
-        if any(tensor.requires_grad for tensor in given):
-            return True
-        for _, module in self.target.modules():
-            parameters = vars(module)["_parameters"]
-            for name, one in list(parameters.items()):
-                if one is not None and one.requires_grad:
-                    self._trained = parameters, name
-                    return True
-        return False
-
-    def _trains(self) -> bool:
-        """Return whether the parameter that wanted a gradient last wants one in this call, too.
-
-        Most calls of a training are told by this one look: the others cost a list of all modules.
-        """
-        if self._trained is None or not torch.is_grad_enabled():
-            return False
-        parameters, name = self._trained
-        found = parameters.get(name)
-        return found is not None and found.requires_grad
-
-    def _what_varies(self, key: Any) -> str:
-        seen = list(self._variants)
-        known = {repr(one) for listed in seen for one in listed}
-        new = [one for one in key if repr(one) not in known] if isinstance(key, tuple) else []
-        shown = ", ".join(repr(one) for one in new[:3]) or "the attributes of its modules"
-        return f"{len(self.variants)} were recorded (region_cap); new in this call: {shown}"
-
-
-def _wants_gradients(inputs: Sequence[Tensor]) -> bool:
-    return torch.is_grad_enabled() and any(tensor.requires_grad for tensor in inputs)
+def what_varies(region: Region, key: Any) -> str:
+    """Return in words what is new in a call, beside the kinds of calls that were recorded."""
+    known = {repr(one) for listed in list(region.by_key) for one in listed}
+    new = [one for one in key if repr(one) not in known] if isinstance(key, tuple) else []
+    shown = ", ".join(repr(one) for one in new[:3]) or "the attributes of its modules"
+    return f"{len(region.variants)} were recorded (region_cap); new in this call: {shown}"

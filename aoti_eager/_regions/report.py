@@ -79,6 +79,8 @@ def region_state(region: Region) -> RegionState:
     state, message = "not called", ""
     if not region.is_on:
         state = "undone"
+    elif region.target.training in region.stops:
+        state = "stopped"
     elif any(one.kernel.is_serving and one.stop is None for one in variants):
         state = "served"
     elif stop is not None:

@@ -18,7 +18,7 @@ import torch
 from .._base.torch_compat import compile_start, tracing
 from .target import Fused
 
-# A root is found by this one of its calls: most modules that are called once are never called again.
+# A root is found by this one of its calls: what is called once is often never called again.
 _CALL = 2
 # The search pauses after so many calls of modules without a root: 20 ms, all in all.
 _PATIENCE = 20_000

@@ -23,7 +23,7 @@ _OWN = frozenset(
 
 
 class Fused:
-    """Base of what ``fuse`` puts in place of a module's forward: it changes nothing of the module."""
+    """Base of what ``fuse`` puts in place of a module's forward: it changes nothing else."""
 
     __slots__ = ()
 

@@ -139,7 +139,7 @@ class Variant:
 
     @property
     def times_s(self) -> tuple[float | None, float | None]:
-        """Return the seconds of the forward and of a served call, at best; ``None`` if not timed."""
+        """Return the seconds of forward and served call, at best; ``None`` if not timed."""
         return min(self._plain_s, default=None), min(self._served_s, default=None)
 
     @property

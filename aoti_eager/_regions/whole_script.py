@@ -14,6 +14,7 @@ from .._registration import registry
 from .choice import Choice
 from .current_settings import settings
 from .fuse import FusionReport, add_regions
+from .region_kernel import sweep
 from .report import RegionState
 from .root_search import RootSearch
 
@@ -74,13 +75,14 @@ def enable(*, regions: bool) -> None:
 
 
 def disable() -> None:
-    """Give the modules that ``enable`` has fused their own forwards back, and look for no others."""
+    """Give the modules that ``enable`` has fused their forwards back, and look for no others."""
     with _roots.lock:
         search, _roots.search = _roots.search, None
     if search is not None:
         search.stop()
     for report in list(_roots.reports):
         report.undo()
+    sweep()  # The libraries of models that are gone.
 
 
 def region_states() -> dict[str, list[RegionState]]:

@@ -23,7 +23,7 @@ class _ImportWatch:
     is_registered = False
 
     def find_spec(self, name: str, path: Any = None, target: Any = None) -> None:
-        """Find nothing; register with Dynamo as soon as the module that takes callbacks is there."""
+        """Find nothing; register with Dynamo as soon as the module with the callbacks is there."""
         if not self.is_registered and name.startswith(_DYNAMO):
             self.register()
 
@@ -48,7 +48,7 @@ def on_compile_start(tell: Callable[[], None]) -> Callable[[], None]:
     """Have ``tell`` called before each compile of Dynamo's; return the function that ends that."""
     _told.append(tell)
     if not _watch.register() and _watch not in sys.meta_path:
-        sys.meta_path.insert(0, _watch)  # type: ignore[arg-type]
+        sys.meta_path.insert(0, _watch)
 
     def end() -> None:
         if tell in _told:

@@ -10,8 +10,8 @@ from typing import Any
 
 import torch
 
-# The global forward pre-hooks that this package has set. They change no call of a module, so they do
-# not count as hooks. While the list and torch's dict change, the list is never the longer one: a
+# The global forward pre-hooks that this package has set. They change no call of a module, so they
+# do not count as hooks. While the list and torch's dict change, the list is never the longer one: a
 # foreign hook is never taken for ours.
 own_module_hooks: list[int] = []
 # The code of a module's call; it has no public name.
@@ -117,7 +117,7 @@ def watch_module_calls(see: Callable[[torch.nn.Module, Any], None]) -> Callable[
 
 
 def is_outermost_module_call(frame: types.FrameType | None) -> bool:
-    """Return whether no call of a module surrounds the call of a module that ``frame`` is inside of.
+    """Return whether no other call of a module surrounds the one that ``frame`` is inside of.
 
     Only the stack knows: a depth that is counted would need a hook after each call, too.
     """
