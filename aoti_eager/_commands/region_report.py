@@ -36,7 +36,8 @@ def regions_text(counts: Mapping[str, OpStats]) -> str:
         rows += [_row(root, path, number, one) for (path, number, one) in _kinds(listed)]
     lines = align(rows, left=(0, 1, 2, 7))
     total = sum((count for op, count in counts.items() if is_region(op)), OpStats())
-    made = f"{total.compiles} libraries were compiled for regions"
+    libraries = "1 library was" if total.compiles == 1 else f"{total.compiles} libraries were"
+    made = f"{libraries} compiled for regions"
     saved = f"; their calls have saved about {total.saved_s:.2g} s" if total.saved_s else ""
     return "\n".join([*lines, made + saved])
 
