@@ -23,8 +23,10 @@ if TYPE_CHECKING:
     )
     from ._dispatch.counters import OpStats
     from ._dispatch.dynamic_marks import mark_dynamic, mark_static, unmark
+    from ._regions.explanation import RegionExplanation
     from ._regions.fuse import fuse
-    from ._regions.report import FusionReport
+    from ._regions.report import FusionReport, RegionState
+    from ._regions.whole_script import disable, enable
     from ._registration.custom_op import CustomOp, custom_op
     from ._registration.op_constants import constants, update_constants
     from ._registration.registry import (
@@ -44,11 +46,15 @@ __all__ = [
     "FusionReport",
     "ModelContainerRunner",
     "OpStats",
+    "RegionExplanation",
+    "RegionState",
     "Registration",
     "cache",
     "config",
     "constants",
     "custom_op",
+    "disable",
+    "enable",
     "errors",
     "explain",
     "fuse",
@@ -70,7 +76,9 @@ __all__ = [
 # imports the package and has no use for it pays next to nothing.
 _MODULES = {
     "_regions.fuse": ("fuse",),
-    "_regions.report": ("FusionReport",),
+    "_regions.explanation": ("RegionExplanation",),
+    "_regions.report": ("FusionReport", "RegionState"),
+    "_regions.whole_script": ("disable", "enable"),
     "_registration.custom_op": ("CustomOp", "custom_op", "made_op"),  # The last for pickles.
     "_compile_service.device_backends": (
         "load_runner",

@@ -17,6 +17,7 @@ from ._base.cpu import cpu_features
 from ._keys.kernel_key import ANY_THREADS
 from ._store.entry import Entry, Status
 from ._store.entry_inputs import inputs_in_short
+from ._store.entry_tape import tape_in_short
 from ._store.environment import Environment, current_environment
 from ._store.kept_queue import forget_wanted
 from ._store.prune import PruneReport, prune_store
@@ -68,6 +69,8 @@ class CacheEntry:
             the sizes that a dynamic specialisation leaves open, ``f32[s0,8]``.
         size_bytes: Bytes of all the entry's files.
         path: The entry's directory.
+        region: What a region's library computes, in short: ``8 ops: addmm x3, tanh x2``; empty for
+            the entries of ops, and where no library was made.
     """
 
     op: str
@@ -77,6 +80,7 @@ class CacheEntry:
     inputs: str
     size_bytes: int
     path: Path
+    region: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -313,7 +317,14 @@ def _summary(
     elif not still_holds(store, found):
         reason = f"{reason or 'mismatch'}, lapsed: tried again"
     return CacheEntry(
-        entry.key.op, entry.digest, status, reason, inputs_in_short(entry), size, found.path
+        entry.key.op,
+        entry.digest,
+        status,
+        reason,
+        inputs_in_short(entry),
+        size,
+        found.path,
+        tape_in_short(entry),
     )
 
 

@@ -28,8 +28,8 @@ from ._commands import (
 from ._commands import (
     warm as warm_verb,
 )
+from ._commands.columns import align
 from ._commands.explain import explain
-from ._commands.run_report import align
 from ._dispatch.counters import OpStats, read_totals
 from ._keys.pattern import guard_texts
 from ._store.entry import Remembered
@@ -140,20 +140,27 @@ def _list(namespace: argparse.Namespace) -> int:
         print(json.dumps([dataclasses.asdict(e) | {"path": str(e.path)} for e in entries]))
         return 0
     rows = [
-        (e.op, e.digest[:12], e.status, f"{e.size_bytes / 1024:.0f}", e.inputs, e.reason or "")
+        (e.op, e.digest[:12], e.status, f"{e.size_bytes / 1024:.0f}", _what(e), e.reason or "")
         for e in entries
     ]
-    header = ("op", "key", "status", "KiB", "inputs", "reason")
+    header = ("op", "key", "status", "KiB", "inputs, or ops of a region", "reason")
     print("\n".join(align([header, *rows], left=(0, 1, 2, 4, 5))))
     size = sum(e.size_bytes for e in entries)
     _say(f"{len(entries)} entries, {size / 2**20:.1f} MiB, in {config.cache_dir}")
     return 0
 
 
+def _what(entry: cache.CacheEntry) -> str:
+    """Return the inputs of an op's entry, and the ops of a region's, which has many inputs."""
+    return entry.region or entry.inputs
+
+
 def _inspect(namespace: argparse.Namespace) -> int:
     for details in cache.inspect(namespace.digest):
         entry, summary = details.entry, details.summary
         _say(f"{entry.key.op}  {entry.digest}")
+        if summary.region:
+            _say(f"  region    {summary.region}")
         _say(f"  path      {summary.path}")
         # For a failure of this environment, the summary also says whether it has lapsed.
         reason = summary.reason if summary.status == entry.status.value else entry.reason
@@ -246,9 +253,15 @@ def _stats(namespace: argparse.Namespace) -> int:
     if namespace.json:
         print(json.dumps({op: dataclasses.asdict(counts) for op, counts in totals.items()}))
         return 0
-    rows = [_stats_row(op, counts) for op, counts in sorted(totals.items())]
-    header = ("op", "hits", "misses", "compiles", "failures", "declines", "reasons")
-    print("\n".join(align([header, *rows], left=(0, 6))))
+    regions = {one.op: one.region for one in cache.list() if one.region}
+    header = ("op", "hits", "misses", "compiles", "failures", "declines", "reasons", "region")
+    rows: list[tuple[str, ...]] = [header]
+    rows += [
+        (*_stats_row(op, counts), regions.get(op, "")) for op, counts in sorted(totals.items())
+    ]
+    if not any(row[-1] for row in rows[1:]):
+        rows = [row[:-1] for row in rows]
+    print("\n".join(align(rows, left=(0, 6, 7))))
     _say(f"{len(totals)} ops, all processes that used {config.cache_dir}")
     return 0
 

@@ -23,8 +23,8 @@ from typing import Any
 from .._base.child_process import interpreter_options
 from .._base.printable import printable_lines
 from .._dispatch.counters import OpStats
+from .columns import align
 from .run import add_ops_argument, chosen_ops
-from .run_report import align
 
 DEFAULT_STEPS = 60
 

@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from typing import Any
+from typing import overload as typed_overload
+
+import torch
 
 from .._autograd.kernel import gradients_of
 from .._base.op_names import (
@@ -30,6 +33,8 @@ from .._keys.pattern_instances import (
     size_class,
 )
 from .._keys.schema import OpSchema, op_schema
+from .._regions.explanation import RegionExplanation, explain_region
+from .._regions.fuse import FusedFunction
 from .._registration.registry import find_cache
 from .._store.entry import Entry, Status
 from .._store.environment import Environment
@@ -107,25 +112,37 @@ class Explanation:
         return "\n".join(lines)
 
 
+@typed_overload
 def explain(
-    op: str | OpOverload | OpOverloadPacket,
-    *args: Any,
-    dispatch_key: str = "CPU",
-    **kwargs: Any,
-) -> Explanation:
+    op: torch.nn.Module | FusedFunction, *args: Any, **kwargs: Any
+) -> RegionExplanation: ...
+
+
+@typed_overload
+def explain(
+    op: str | OpOverload | OpOverloadPacket, *args: Any, dispatch_key: str = "CPU", **kwargs: Any
+) -> Explanation: ...
+
+
+def explain(
+    op: Any, *args: Any, dispatch_key: str = "CPU", **kwargs: Any
+) -> Explanation | RegionExplanation:
     """Return what happens to the call ``op(*args, **kwargs)``; nothing is run, loaded or counted.
 
     Args:
-        op: As for ``register``; of several overloads, PyTorch picks by the arguments.
+        op: As for ``register``; of several overloads, PyTorch picks by the arguments. Or a module
+            or function that was fused: then what is returned is a ``RegionExplanation``.
         args: The call's positional arguments.
         dispatch_key: The dispatch key that the call would be sent to.
         kwargs: The call's keyword arguments.
 
     Raises:
         UnknownOpError: There is no op of that name.
-        RegistrationError: ``op`` is no op.
+        RegistrationError: ``op`` is no op, and nothing that was fused.
         RuntimeError: PyTorch takes no such call.
     """
+    if isinstance(op, torch.nn.Module | FusedFunction):
+        return explain_region(op, args, kwargs)
     if isinstance(op, str):
         op = find_overload(op) if "." in op.partition("::")[2] else find_packet(op)
     if not isinstance(op, OpOverload | OpOverloadPacket):

@@ -75,6 +75,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="register all ops of the default list, also those whose kernels all lose here",
     )
+    parser.add_argument(
+        "--fuse",
+        action="store_true",
+        help="also serve each module that the script itself calls, whole, from its third call on",
+    )
     parser.add_argument("--mode", choices=MODES, help="as the setting mode")
     parser.add_argument("--cache-dir", metavar="DIR", help="as the setting cache_dir")
     parser.add_argument("--workers", metavar="N", help="as the setting workers")
@@ -131,6 +136,10 @@ def main(options: argparse.Namespace) -> int:
         recording = None if options.record is None else _start_recording(options.record)
         cache_context.current()  # Now: exit handlers registered after ours run before ours.
         run = _register(options, source)
+        if options.fuse:
+            from .._regions.whole_script import enable
+
+            enable(regions=True)
     except AotiEagerError as error:
         return _usage_error(str(error))
     # At exit, and registered first so that the report comes last: threads that the script left

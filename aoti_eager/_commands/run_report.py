@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 
 from .._base.output_file import OutputFile
-from .._base.printable import printable, printable_lines
+from .._base.printable import printable_lines
 from .._base.warn_once import log
 from .._compile_service import cache_context, queue
 from .._dispatch.counters import OpStats
@@ -22,6 +22,8 @@ from .._workloads import left_out as left_out_module
 from .._workloads.workload import Recorder, write_workload
 from ..config import config
 from ..errors import OutputFileError
+from .columns import align
+from .region_report import is_region, regions_text
 
 
 class RunReport:
@@ -67,11 +69,15 @@ class RunReport:
             # If both streams go to one file, the table comes last. The script may have closed the
             # stream.
             sys.stdout.flush()
-        table = format_table(counts, registered=registered_ops())
+        ops = {op: count for op, count in counts.items() if not is_region(op)}
+        registered = [op for op in registered_ops() if not is_region(op)]
+        table = format_table(ops, registered=registered)
         place = config.cache_dir or "in no directory: this user has no home"
         say(f"\naoti_eager: {config.mode} mode, cache {place}\n{table}")
+        if self._options.fuse:
+            say(regions_text(counts))
         left_out = say_left_out(left_out_module.left_out)
-        for line in (*summary(counts), left_out, self._unfinished(counts), recorded):
+        for line in (*summary(ops), left_out, self._unfinished(counts), recorded):
             if line is not None:
                 say(line)
         if self._counts_file is not None:
@@ -136,8 +142,9 @@ class RunReport:
                 command += [f"--{name.replace('_', '-')}", str(value)]
         for ops in options.ops or ():
             command += ["--ops", ops]
-        if options.all_ops:
-            command.append("--all-ops")
+        for name in ("all_ops", "fuse"):
+            if getattr(options, name):
+                command.append(f"--{name.replace('_', '-')}")
         return [*command, options.script, *options.arguments]
 
 
@@ -200,24 +207,6 @@ def format_table(counts: Mapping[str, OpStats], *, registered: Sequence[str]) ->
     never = len(set(registered) - set(called))
     lines.append(f"{len(registered)} {ops} registered, {never} of them never called")
     return "\n".join(lines)
-
-
-def align(rows: Sequence[Sequence[str]], *, left: Sequence[int] = ()) -> list[str]:
-    """Return one line a row, in columns of even width; each cell is made printable.
-
-    Args:
-        rows: Rows of equal length.
-        left: Columns to align left; the others are aligned right.
-    """
-    shown = [[printable(cell) for cell in row] for row in rows]
-    widths = [max(map(len, column)) for column in zip(*shown, strict=True)]
-    return [
-        "  ".join(
-            cell.ljust(width) if column in left else cell.rjust(width)
-            for column, (cell, width) in enumerate(zip(row, widths, strict=True))
-        ).rstrip()
-        for row in shown
-    ]
 
 
 def _row(op: str, count: OpStats) -> tuple[str, ...]:

@@ -21,8 +21,8 @@ from .._workloads.warm import Warming
 from .._workloads.workload import load_workload
 from ..config import config
 from ..errors import WorkloadError
+from .columns import align
 from .kept import KeptWarming
-from .run_report import align
 
 INTERRUPTED = 130  # What a shell says of a command that Ctrl-C ended.
 _SHOWN_FAILURES = 10

@@ -23,16 +23,19 @@ class FusedFunction:
 
     Attributes:
         report: What became of the function; ``report.undo()`` has the function itself run.
+        region: The region of the function's calls.
     """
 
     def __init__(self, function: Callable[..., Any], fusion: Fusion) -> None:
         self.report = FusionReport(fusion)
-        self._region = fusion.add_function(function, getattr(function, "__qualname__", ""))
+        self.region = fusion.add_function(function, getattr(function, "__qualname__", ""))
         functools.update_wrapper(self, function)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Return what the function returns."""
-        return self._region.call(args, kwargs)
+        if torch.compiler.is_compiling():  # First: a tracer follows the plain function alone.
+            return self.region.target.forward(*args, **kwargs)
+        return self.region.call(args, kwargs)
 
 
 def fuse(
@@ -85,7 +88,9 @@ def fuse(
 
 def _fused_module(model: torch.nn.Module, fusion: Fusion) -> FusionReport:
     before = fusion_of(model)
-    if before is not None:
+    if before is not None and before.gives_way:
+        before.undo()
+    elif before is not None:
         if before.options != fusion.options:
             raise FuseError(
                 "fuse: the model is fused already, with other options; call undo() of the report "

@@ -16,6 +16,10 @@ from .target import Fused, Target
 class Regions(Protocol):
     """What a fused forward needs of the regions that it belongs to."""
 
+    @property
+    def gives_way(self) -> bool:
+        """Return whether a later call of ``fuse`` may take the modules over."""
+
     def region(self, target: Target, path: str) -> Region:
         """Return a new region."""
 
@@ -57,7 +61,24 @@ class FusedForward(Fused):
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Return what the module's forward returns."""
+        if torch.compiler.is_compiling():  # First: a tracer follows the plain forward alone.
+            return self.plain(*args, **kwargs)
         return self.region.call(args, kwargs)
+
+    @property
+    def __class__(self) -> Any:
+        """Return the class of the plain forward, which TorchScript asks for."""
+        return type(self.plain)
+
+    @__class__.setter
+    def __class__(self, value: Any) -> None:
+        raise TypeError("the class of a fused forward cannot be changed")
+
+    def __getattr__(self, name: str) -> Any:
+        # TorchScript and export read the code of a forward: __code__, __globals__, __func__.
+        if name == "plain":  # Not set yet: this object is being made.
+            raise AttributeError(name)
+        return getattr(self.plain, name)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Any:
         copy = memo.get(id(self._module))

@@ -30,7 +30,11 @@ class Fusion:
 
     Attributes:
         options: The choice and the two flags.
+        gives_way: Whether a later call of ``fuse`` may take the modules over: nobody has asked for
+            these regions by name.
     """
+
+    gives_way = False
 
     def __init__(
         self, model: torch.nn.Module | None, choice: Choice, *, dry_run: bool, strict: bool
@@ -49,8 +53,8 @@ class Fusion:
     @property
     def regions(self) -> list[Region]:
         """Return all regions, from the root down."""
-        with _lock:
-            return [one.region for one in self._forwards] + self._functions
+        # No lock: a garbage collection may ask, in the middle of anything.
+        return [one.region for one in list(self._forwards)] + list(self._functions)
 
     def states(self) -> list[RegionState]:
         """Return the state of each region."""
@@ -87,13 +91,17 @@ class Fusion:
 
     def _add(self, path: str, module: torch.nn.Module) -> None:
         before = vars(module).get("forward")
-        if self._is_undone or (isinstance(before, FusedForward) and not before.is_copy):
+        if self._is_undone or (isinstance(before, FusedForward) and self._stays(before)):
             return
         if isinstance(before, FusedForward):
             before.remove()
         forward = FusedForward(module, path, self)
         self._forwards.append(forward)
         forward.place()
+
+    def _stays(self, forward: FusedForward) -> bool:
+        """Return whether a module that is fused already cannot be a region of these."""
+        return not forward.is_copy and (self.gives_way or not forward.regions.gives_way)
 
     def _try_children(self, region: Region) -> None:
         module = region.target.module

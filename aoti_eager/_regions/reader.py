@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from .._base.generated_code import run_generated
+from .._base.torch_compat import tracing
 from .target import Fused, Target, own_attributes, tensors_of
 
 _PLAIN = (bool, int, float, complex, str, bytes, type(None), torch.dtype, torch.device, torch.Size)
@@ -102,9 +103,10 @@ def changed(*, {given}):
 
     def _add_global_hooks(self) -> None:
         module = torch.nn.modules.module
-        hooks = [module._global_forward_hooks, module._global_forward_pre_hooks]
-        names = " or ".join(map(self._name, hooks))
-        self._check("hooks for all modules", f"not ({names})")
+        after, before = module._global_forward_hooks, module._global_forward_pre_hooks
+        own = self._name(tracing.own_module_hooks)
+        source = f"not {self._name(after)} and len({self._name(before)}) == len({own})"
+        self._check("hooks for all modules", source)
 
     def _add_module(self, path: str, module: torch.nn.Module, *, is_root: bool) -> None:
         state = vars(module)

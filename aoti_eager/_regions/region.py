@@ -13,7 +13,6 @@ import weakref
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from .._base.determinism import is_deterministic
@@ -23,6 +22,7 @@ from .._native import library as native_library
 from ..errors import RegionStoppedError
 from .arguments import UnreadableArgumentError, read_arguments
 from .current_settings import settings
+from .gradients import GradientNeed, wants_gradients
 from .recorded_call import RecordedCallResult, is_recording, record_call
 from .region_kernel import Frame, acquire, release
 from .stop import Stop
@@ -48,6 +48,8 @@ class Region:
         dry_run_of: What a dry run has recorded, in words; empty if it has recorded nothing.
         stops: Why libraries were given up, for each mode of the module (``training``).
         is_on: Whether calls may be served; a region that was undone passes all calls on.
+        by_key: What was recorded, by the key of a call's arguments.
+        needs_gradients: Whether a call needs gradients.
         on_stop: Called when the region is given up in the present mode: its children are tried.
     """
 
@@ -65,7 +67,8 @@ class Region:
         self.stops: dict[bool | None, Stop] = {}
         self.is_on = True
         self.on_stop: Callable[[Region], None] = lambda region: None
-        self._variants: dict[Any, list[Variant]] = {}
+        self.by_key: dict[Any, list[Variant]] = {}
+        self.needs_gradients = GradientNeed(target)
         self._releases: list[weakref.finalize[..., Region]] = []  # of the variants' kernels
         self._lock = threading.RLock()
 
@@ -85,13 +88,16 @@ class Region:
         ):
             return forward(*args, **kwargs)
         self.calls += 1
+        if self.needs_gradients.is_as_before():
+            self.waits_for_gradients += 1
+            return forward(*args, **kwargs)
         try:
             key, given = read_arguments(args, kwargs)
         except UnreadableArgumentError as error:
             self._stop(Stop("unsupported_argument", f"an argument is {error}"))
             return forward(*args, **kwargs)
         call = args, kwargs, given
-        for variant in self._variants.get(key, ()):
+        for variant in self.by_key.get(key, ()):
             inputs = variant.inputs(given)
             if inputs is None or (variant.is_contested and not variant.has_key(inputs)):
                 continue
@@ -107,14 +113,14 @@ class Region:
     @property
     def variants(self) -> list[Variant]:
         """Return all variants that were recorded."""
-        return [one for listed in list(self._variants.values()) for one in listed]
+        return [one for listed in list(self.by_key.values()) for one in listed]
 
     # -- a call with a variant --
 
     def _run(self, variant: Variant, inputs: list[Tensor], call: Call) -> Any:
         args, kwargs, given = call
         forward = self.target.forward
-        if _wants_gradients(inputs):
+        if wants_gradients(inputs):
             self.waits_for_gradients += 1
             return forward(*args, **kwargs)
         variant.calls += 1
@@ -166,12 +172,12 @@ class Region:
         args, kwargs, given = call
         if self.dry_run_of or not native_library.is_loaded():
             return self.target.forward(*args, **kwargs)
-        if _wants_gradients_at_all(self.target, given):
+        if self.needs_gradients.is_there(given):
             self.waits_for_gradients += 1
             return self.target.forward(*args, **kwargs)
         if len(self.variants) >= settings.region_cap:
             if self.capped is None:
-                self.capped = Stop("too_many_signatures", _what_varies(key, list(self._variants)))
+                self.capped = Stop("too_many_signatures", what_varies(self, key))
             return self.target.forward(*args, **kwargs)
         recorded = record_call(self.target, args, kwargs, given)
         if recorded is None:  # Somebody else watches this thread: a later call is recorded.
@@ -201,7 +207,7 @@ class Region:
             raise Stop("not_recorded", f"its state changes by itself: {variant.what_changed()}")
         kernel.add_key(inputs)
         with self._lock:
-            self._variants.setdefault(key, []).append(variant)
+            self.by_key.setdefault(key, []).append(variant)
         kernel.offer(inputs, results.fresh)
 
     def _record_again(self, variant: Variant, inputs: list[Tensor], call: Call) -> Any:
@@ -260,21 +266,9 @@ class Region:
             raise RegionStoppedError(f"fuse: {where} stops ({stop.reason}): {stop}", stop.reason)
 
 
-def _wants_gradients_at_all(target: Target, given: Sequence[Tensor]) -> bool:
-    """Return whether a call may need gradients, as far as is known before it is recorded."""
-    if not torch.is_grad_enabled():
-        return False
-    if any(tensor.requires_grad for tensor in given):
-        return True
-    return any(one.requires_grad for _, module in target.modules() for one in module.parameters())
-
-
-def _what_varies(key: Any, known: Sequence[Any]) -> str:
-    """Return which parts of a key no earlier key has, in words."""
-    seen = {repr(one) for listed in known for one in listed}
-    new = [repr(one) for one in key if repr(one) not in seen]
-    return "new in this call: " + (", ".join(new[:3]) or "the attributes of its modules")
-
-
-def _wants_gradients(inputs: Sequence[Tensor]) -> bool:
-    return torch.is_grad_enabled() and any(tensor.requires_grad for tensor in inputs)
+def what_varies(region: Region, key: Any) -> str:
+    """Return in words what is new in a call, beside the kinds of calls that were recorded."""
+    known = {repr(one) for listed in list(region.by_key) for one in listed}
+    new = [one for one in key if repr(one) not in known] if isinstance(key, tuple) else []
+    shown = ", ".join(repr(one) for one in new[:3]) or "the attributes of its modules"
+    return f"{len(region.variants)} were recorded (region_cap); new in this call: {shown}"

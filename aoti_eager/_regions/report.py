@@ -29,6 +29,9 @@ class RegionState:
         calls: How often the region was called.
         hits: How many calls a library has served.
         speed: How many times as fast as the forward a served call is; ``None`` if not measured.
+        plain_s: Seconds that the forward takes, at best; ``None`` if not measured.
+        served_s: Seconds that a served call of the same kind takes, at best.
+        ops: The ops of the region's tapes, as ``stats()`` and the verb ``list`` name them.
     """
 
     path: str
@@ -39,13 +42,19 @@ class RegionState:
     calls: int
     hits: int
     speed: float | None
+    plain_s: float | None = None
+    served_s: float | None = None
+    ops: tuple[str, ...] = ()
+
+    @property
+    def why(self) -> str:
+        """Return the reason and what it means, or another remark; empty if there is none."""
+        if self.reason:
+            return f"({self.reason}): {self.message or explanation(self.reason)}"
+        return f"({self.message})" if self.message else ""
 
     def __str__(self) -> str:
-        words = [self.state]
-        if self.reason:
-            words.append(f"({self.reason}): {self.message or explanation(self.reason)}")
-        elif self.message:
-            words.append(f"({self.message})")
+        words = [self.state, *filter(None, [self.why])]
         counts = f"{self.calls} calls, {self.hits} served"
         if self.speed is not None:
             counts += f", {self.speed:.2f} times as fast"
@@ -71,11 +80,18 @@ def region_state(region: Region) -> RegionState:
     """Return the state of a region."""
     variants = region.variants
     hits = sum(one.hits for one in variants)
-    speeds = [one.speed for one in variants if one.speed is not None and one.hits]
+    timed = max(
+        (one for one in variants if one.speed is not None and one.hits),
+        key=lambda one: one.speed or 0.0,
+        default=None,
+    )
+    plain_s, served_s = (None, None) if timed is None else timed.times_s
     stop = region.stops.get(region.target.training) or next(iter(region.stops.values()), None)
     state, message = "not called", ""
     if not region.is_on:
         state = "undone"
+    elif region.target.training in region.stops:
+        state = "stopped"
     elif any(one.kernel.is_serving and one.stop is None for one in variants):
         state = "served"
     elif stop is not None:
@@ -98,7 +114,10 @@ def region_state(region: Region) -> RegionState:
         message=str(stop) if stop is not None else message,
         calls=region.calls,
         hits=hits,
-        speed=max(speeds, default=None),
+        speed=None if timed is None else timed.speed,
+        plain_s=plain_s,
+        served_s=served_s,
+        ops=tuple(dict.fromkeys(one.kernel.tape.op_name for one in variants)),
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import types
 from typing import Any
 
 import torch
@@ -45,9 +46,10 @@ def _attributes(target: Target) -> dict[str, Any]:
 
 def _add(found: dict[str, Any], path: str, value: Any, seen: set[int], depth: int) -> None:
     found[path] = copied(value)
+    if isinstance(value, torch.nn.Module | type | types.ModuleType) or callable(value):
+        return  # A module of Python's, torch for example, holds the whole program.
     inner = getattr(value, "__dict__", None)
-    is_module = isinstance(value, torch.nn.Module | type) or callable(value)
-    if depth and isinstance(inner, dict) and not is_module and id(value) not in seen:
+    if depth and isinstance(inner, dict) and id(value) not in seen:
         seen.add(id(value))
         for name, one in list(inner.items()):
             _add(found, f"{path}.{name}", one, seen, depth - 1)

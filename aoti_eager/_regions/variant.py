@@ -138,8 +138,12 @@ class Variant:
                 self.stop = Stop("slower", message)
 
     @property
+    def times_s(self) -> tuple[float | None, float | None]:
+        """Return the seconds of forward and served call, at best; ``None`` if not timed."""
+        return min(self._plain_s, default=None), min(self._served_s, default=None)
+
+    @property
     def speed(self) -> float | None:
         """Return how many times as fast as the forward a served call is, if both were timed."""
-        if not self._plain_s or not self._served_s:
-            return None
-        return min(self._plain_s) / max(min(self._served_s), 1e-9)
+        plain_s, served_s = self.times_s
+        return None if plain_s is None or served_s is None else plain_s / max(served_s, 1e-9)

@@ -94,6 +94,20 @@ def test_a_function_is_served(shared_cache: Path) -> None:
     assert_same(fast(x, noise=0.5), want)
 
 
+def test_a_function_that_names_torch_is_served(shared_cache: Path) -> None:
+    model, x = seeded(Policy), inputs(4, 5)
+
+    def act(x: Tensor) -> Tensor:
+        return torch.tanh(model(x)).clamp(-0.5, 0.5)
+
+    want = act(x)
+    fast = fuse(act)
+    try:
+        assert_served(fast.report, lambda: fast(x), want)
+    finally:
+        fast.report.undo()
+
+
 def test_results_in_containers_and_arguments_among_them_are_handed_back(
     shared_cache: Path,
 ) -> None:

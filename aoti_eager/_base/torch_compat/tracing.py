@@ -3,10 +3,19 @@
 from __future__ import annotations
 
 import contextlib
+import sys
+import types
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
+
+# The global forward pre-hooks that this package has set. They change no call of a module, so they
+# do not count as hooks. While the list and torch's dict change, the list is never the longer one: a
+# foreign hook is never taken for ours.
+own_module_hooks: list[int] = []
+# The code of a module's call; it has no public name.
+_MODULE_CALL = torch.nn.Module._call_impl.__code__
 
 
 def is_tracing() -> bool:
@@ -84,9 +93,48 @@ def data_dependent_errors() -> tuple[type[Exception], ...]:
 
 
 def has_global_module_hooks() -> bool:
-    """Return whether global hooks are set, which run around every module's forward."""
+    """Return whether somebody has set global hooks, which run around every module's forward."""
     module = torch.nn.modules.module
-    return bool(module._global_forward_hooks or module._global_forward_pre_hooks)
+    before = len(module._global_forward_pre_hooks)
+    return bool(module._global_forward_hooks) or before != len(own_module_hooks)
+
+
+def watch_module_calls(see: Callable[[torch.nn.Module, Any], None]) -> Callable[[], None]:
+    """Have ``see`` called before each call of a module; return the function that ends that.
+
+    Args:
+        see: Gets the module and its positional arguments, and returns ``None``.
+    """
+    handle = torch.nn.modules.module.register_module_forward_pre_hook(see)
+    own_module_hooks.append(handle.id)
+
+    def end() -> None:
+        if handle.id in own_module_hooks:
+            own_module_hooks.remove(handle.id)
+        handle.remove()
+
+    return end
+
+
+def is_outermost_module_call(frame: types.FrameType | None) -> bool:
+    """Return whether no other call of a module surrounds the one that ``frame`` is inside of.
+
+    Only the stack knows: a depth that is counted would need a hook after each call, too.
+    """
+    calls = 0
+    while frame is not None:
+        if frame.f_code is _MODULE_CALL:
+            calls += 1
+            if calls == 2:
+                return False
+        frame = frame.f_back
+    return True
+
+
+def is_compiled_module(module: torch.nn.Module) -> bool:
+    """Return whether a module is what ``torch.compile`` has made of another one."""
+    dynamo = sys.modules.get("torch._dynamo.eval_frame")
+    return dynamo is not None and isinstance(module, dynamo.OptimizedModule)
 
 
 def dispatch_mode(handler: Callable[[Any, Any, Any], Any]) -> Any:
