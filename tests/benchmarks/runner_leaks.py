@@ -1,7 +1,8 @@
 """Whether runners leak: ``python -m tests.benchmarks.runner_leaks [--json FILE]``.
 
 Each phase does one thing often, after a tenth as many times to warm up, and says by how much the
-process's resident memory grew, in MB and in bytes each time, and how many files stayed open.
+process's resident memory grew, in MB and in bytes each time, and how many files stayed open. With
+``--native``, runs go through the C++ path.
 """
 
 from __future__ import annotations
@@ -21,6 +22,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+import aoti_eager
+from aoti_eager._compile_service import native_path
+from aoti_eager._native import runner as native_runner
 from aoti_eager._runner.runner import ModelContainerRunner
 from aoti_eager.errors import InputError, LibraryRunError
 
@@ -171,7 +175,12 @@ def main() -> None:
     parser.add_argument("--json", type=Path, help="write the figures to this file")
     parser.add_argument("--libraries", type=Path, help="where the tests have compiled them")
     parser.add_argument("--share", type=float, default=1.0, help="how much of it to do")
+    parser.add_argument("--native", action="store_true", help="run in C++ where it can")
     namespace = parser.parse_args()
+    if namespace.native:
+        aoti_eager.config.native = "1"
+        native_path.prepare()
+        assert native_runner.can_run(), "the C++ path cannot run libraries here"
     with tempfile.TemporaryDirectory() as directory:
         if namespace.libraries is not None:
             libraries = Libraries(namespace.libraries)
@@ -189,7 +198,8 @@ def main() -> None:
                 flush=True,
             )
         if namespace.json is not None:
-            figures = {"share": namespace.share, "phases": [asdict(phase) for phase in done]}
+            figures = {"share": namespace.share, "native": namespace.native}
+            figures["phases"] = [asdict(phase) for phase in done]
             namespace.json.write_text(json.dumps(figures, indent=1))
 
 
