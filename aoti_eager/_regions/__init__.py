@@ -1,5 +1,5 @@
 """Whole modules and functions, each served by one kernel library: ``fuse``.
 
 Never imports a tracer or a compiler: the script's process records what eager does, no more.
-Begin reading at ``fuse``, then ``region``: one call of a region.
+Begin with ``fuse``, then ``region``: one call of a region.
 """

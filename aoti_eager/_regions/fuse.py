@@ -31,7 +31,14 @@ class FusionReport:
 
     ``print`` it for a line a region.
 
+    Args:
+        model: The model; ``None`` for a function.
+        choice: Which modules may be regions.
+        dry_run: Whether calls are recorded, and nothing is compiled or served.
+        strict: Whether a call in which a region stops raises.
+
     Attributes:
+        options: What ``fuse`` was asked for.
         gives_way: Whether a later call of ``fuse`` may take the modules over: nobody has asked for
             these regions by name.
     """
@@ -64,7 +71,7 @@ class FusionReport:
         return f"<FusionReport of {len(self.regions)} regions; print it>"
 
     def is_of(self, model: torch.nn.Module) -> bool:
-        """Return whether this is the report of a model."""
+        """Return whether this is the report of ``model``."""
         return self._model is not None and self._model() is model
 
     def undo(self) -> None:
@@ -94,7 +101,7 @@ class FusionReport:
     # -- regions --
 
     def add(self, path: str, module: torch.nn.Module) -> None:
-        """Make a region of a module, unless the module is one."""
+        """Make a region of ``module``, at ``path`` in the model, unless the module is one."""
         with _lock:
             before = vars(module).get("forward")
             if self._is_undone or (isinstance(before, FusedForward) and _stays(before, self)):
@@ -106,13 +113,16 @@ class FusionReport:
             forward.place()
 
     def add_function(self, function: Callable[..., Any], name: str) -> Region:
-        """Return a region for the calls of a function."""
+        """Return a region for the calls of ``function``, which the report calls ``name``."""
         region = self.region(Target(function, None), name)
         self._functions.append(region)
         return region
 
     def region(self, target: Target, path: str) -> Region:
-        """Return a new region with this report's options; copies of modules have such regions."""
+        """Return a new region of ``target``, at ``path``, with this report's options.
+
+        Copies of modules have such regions, too.
+        """
         region = Region(target, path, strict=self._strict, dry_run=self._dry_run)
         region.on_stop = self._try_children
         return region
@@ -191,8 +201,13 @@ def fuse(
         if include is not None or exclude is not None:
             raise FuseError("fuse: include and exclude are for modules, and a function has none")
         return FusedFunction(target, report)
+    return _fused_model(target, report)
+
+
+def _fused_model(model: torch.nn.Module, report: FusionReport) -> FusionReport:
+    """Return the report of a model that is fused now, or was fused with the same options."""
     with _lock:
-        before = _report_of(target)
+        before = _report_of(model)
         if before is not None and before.gives_way:
             before.undo()
         elif before is not None:
@@ -202,9 +217,10 @@ def fuse(
                     "report that fuse returned then"
                 )
             return before
-        add_regions(report, target)
+        add_regions(report, model)
         if not report.regions:
-            raise FuseError(f"fuse: no module of the {type(target).__name__} matches: {choice}")
+            kind, choice = type(model).__name__, report.choice
+            raise FuseError(f"fuse: no module of the {kind} matches: {choice}")
     return report
 
 

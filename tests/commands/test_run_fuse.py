@@ -169,9 +169,7 @@ def test_equal_layers_are_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     ]
     assert re.split(r"  +", lines[2])[1:] == ["Layer x12", "served", "36", "24", "2.000", "1.000"]
     assert "(random): " in lines[1]
-    assert lines[-1] == (
-        "1 library was compiled for regions; their calls have saved about 0.5 s"
-    )
+    assert lines[-1] == ("1 library was compiled for regions; their calls have saved about 0.5 s")
 
 
 def test_a_script_without_modules_is_told_so(monkeypatch: pytest.MonkeyPatch) -> None:
