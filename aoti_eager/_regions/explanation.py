@@ -177,7 +177,7 @@ def _of_variant(variant: Variant, *, needs: bool) -> tuple[str, str | None, str]
 
 
 def _times(variant: Variant) -> str:
-    plain_s, served_s = variant.times_s
+    plain_s, served_s = variant.times.plain_s, variant.times.served_s
     if plain_s is None or served_s is None:
         return "its calls were not timed in this process"
     return f"the forward takes {1e3 * plain_s:.3f} ms, a served call {1e3 * served_s:.3f}"

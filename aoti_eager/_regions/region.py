@@ -132,22 +132,22 @@ class Region:
         gate = settings.gate
         if not kernel.is_serving and kernel.is_open:
             return self._record_again(variant, inputs, call)
-        if not kernel.may_serve or (gate and kernel.is_serving and variant.times_plain):
+        if not kernel.may_serve or (gate and kernel.is_serving and variant.times.wants_plain):
             self._look_for_refusal(variant)
             if not gate:
                 return forward(*args, **kwargs)
             begin = time.perf_counter()
             result = forward(*args, **kwargs)
-            variant.add_time(time.perf_counter() - begin, served=False)
+            variant.times.add(time.perf_counter() - begin, served=False)
             return result
         frame = Frame(forward, args, kwargs, given)
-        if variant.is_timed or not gate:
+        if variant.times.is_complete or not gate:
             fresh = kernel.call(inputs, frame)
         else:
             begin = time.perf_counter()
             fresh = kernel.call(inputs, frame)
             if not frame.has_run:
-                variant.add_time(time.perf_counter() - begin, served=True)
+                variant.stop = variant.times.add(time.perf_counter() - begin, served=True)
                 if variant.stop is not None:
                     self._stop(variant.stop)
         if frame.has_run:

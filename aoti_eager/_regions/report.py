@@ -81,11 +81,10 @@ def region_state(region: Region) -> RegionState:
     variants = region.variants
     hits = sum(one.hits for one in variants)
     timed = max(
-        (one for one in variants if one.speed is not None and one.hits),
+        (one.times for one in variants if one.times.speed is not None and one.hits),
         key=lambda one: one.speed or 0.0,
         default=None,
     )
-    plain_s, served_s = (None, None) if timed is None else timed.times_s
     stop = region.stops.get(region.target.training) or next(iter(region.stops.values()), None)
     state, message = "not called", ""
     if not region.is_on:
@@ -115,8 +114,8 @@ def region_state(region: Region) -> RegionState:
         calls=region.calls,
         hits=hits,
         speed=None if timed is None else timed.speed,
-        plain_s=plain_s,
-        served_s=served_s,
+        plain_s=None if timed is None else timed.plain_s,
+        served_s=None if timed is None else timed.served_s,
         ops=tuple(dict.fromkeys(one.kernel.tape.op_name for one in variants)),
     )
 

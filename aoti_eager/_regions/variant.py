@@ -6,16 +6,13 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
+from .call_times import CallTimes
 from .reader import Read, StateReader
 from .region_kernel import RegionKernel
 from .results import Results
 from .stop import Stop
 from .tape_of import RecordedTape
 
-# So many calls of each kind are timed, the served and the plain in turn.
-_TIMED = 3
-# A library that serves beats the forward by more than noise.
-_WINS = 0.97
 # Beyond this number of calls, one in so many is recorded again; fewer, where recordings would take
 # more than this share of the time of served calls.
 _LAST_POWER = 1024
@@ -38,6 +35,8 @@ class Variant:
         hits: How many of these calls the library has served.
         is_contested: Whether calls with inputs of other metadata have come: then a call is the
             variant's only if the tape was recorded for such inputs.
+        times: The times of the variant's calls.
+        build: Puts results together, of a library's results and the call's own tensors.
         stop: Why no library serves the variant; ``None`` while one may.
     """
 
@@ -54,14 +53,13 @@ class Variant:
         self.hits = 0
         self.stop: Stop | None = None
         self.is_contested = False
+        self.times = CallTimes()
         self.build = results.builder()
         self._recorded = recorded
         self._results = results.shape()
         self._read: Read
         self._read, self._changed = state.generate(name, recorded.inputs)
         self._next_record = 2
-        self._plain_s: list[float] = []
-        self._served_s: list[float] = []
 
     @property
     def listing(self) -> str:
@@ -92,7 +90,7 @@ class Variant:
         if self.calls < _LAST_POWER:
             self._next_record = 1 << self.calls.bit_length()
             return
-        served_s = min(self._served_s, default=taken_s)
+        served_s = self.times.served_s or taken_s
         gap = max(_LAST_POWER, int(taken_s / (_SHARE * served_s)))
         self._next_record = self.calls + gap
 
@@ -112,38 +110,3 @@ class Variant:
                 what = f"{one.op} with other arguments" if same else f"{other.op}, not {one.op}"
                 return f"call {number} is {what}"
         return f"it has {len(theirs.tape.calls)} calls, not {len(mine.tape.calls)}"
-
-    # -- times in this process --
-
-    @property
-    def times_plain(self) -> bool:
-        """Return whether this call is to run the forward, because its time is wanted."""
-        return len(self._plain_s) <= len(self._served_s) and len(self._plain_s) < _TIMED
-
-    @property
-    def is_timed(self) -> bool:
-        """Return whether enough calls of both kinds were timed."""
-        return len(self._served_s) >= _TIMED
-
-    def add_time(self, seconds: float, *, served: bool) -> None:
-        """Keep the time of a call; a served one that completes the times may end the serving."""
-        times = self._served_s if served else self._plain_s
-        if len(times) < _TIMED or not served:
-            times.append(seconds)
-            del times[:-_TIMED]
-        if served and self.is_timed and self._plain_s:
-            plain, mine = min(self._plain_s), min(self._served_s)
-            if mine > _WINS * plain:
-                message = f"a served call takes {1e6 * mine:.0f} us, the forward {1e6 * plain:.0f}"
-                self.stop = Stop("slower", message)
-
-    @property
-    def times_s(self) -> tuple[float | None, float | None]:
-        """Return the seconds of forward and served call, at best; ``None`` if not timed."""
-        return min(self._plain_s, default=None), min(self._served_s, default=None)
-
-    @property
-    def speed(self) -> float | None:
-        """Return how many times as fast as the forward a served call is, if both were timed."""
-        plain_s, served_s = self.times_s
-        return None if plain_s is None or served_s is None else plain_s / max(served_s, 1e-9)

@@ -229,6 +229,39 @@ def test_the_python_that_compiles_models_runs(place: dict[str, str], tmp_path: P
     run_pages(HEAVY, place, tmp_path)
 
 
+# Scripts of regions, and options that make them small.
+REGIONS = {
+    "fused_policy.py": ["--steps", "20"],
+    "fused_convolutions.py": ["--size", "8"],
+    "fused_encoder.py": ["--width", "16", "--layers", "1", "--length", "4"],
+}
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "fused_policy.py",
+        *(pytest.param(one, marks=pytest.mark.full) for one in REGIONS if one != "fused_policy.py"),
+    ],
+)
+def test_a_script_of_regions_runs_and_is_served(
+    name: str, place: dict[str, str], tmp_path: Path
+) -> None:
+    command = [sys.executable, str(ROOT / "docs" / "examples" / name), *REGIONS[name]]
+    environment = {**place, **AT_ONCE}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=tmp_path)
+    assert done.returncode == 0, done.stdout + done.stderr
+    times, report = done.stdout.splitlines()
+    assert re.fullmatch(r"plain [\d.]+ [mu]s, served [\d.]+ [mu]s", times)
+    assert re.search(r"  served; \d+ calls, [1-9]\d* served", report)
+    assert "Warning" not in done.stderr, done.stderr
+
+
+def test_every_script_of_regions_is_run() -> None:
+    names = {path.name for path in (ROOT / "docs" / "examples").glob("fused_*.py")}
+    assert names - {"fused_adamw.py"} == REGIONS.keys()
+
+
 @pytest.mark.full
 @pytest.mark.parametrize("block", to_run("bash"), ids=lambda one: f"{one.page.stem}-{one.line}")
 def test_a_command_runs(block: Block, place: dict[str, str], tmp_path: Path) -> None:

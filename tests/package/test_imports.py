@@ -46,8 +46,8 @@ BELOW = {
     # The worker's program. It is started, never imported.
     "_compile_worker": "_registration _autograd _dispatch _compile_service _store _runner"
     " _functions _keys _native config _base errors",
-    "_commands": "_registration _workloads _autograd _dispatch _compile_service _store _keys"
-    " _native config _base errors",
+    "_commands": "_regions _registration _workloads _autograd _dispatch _compile_service _store"
+    " _functions _keys _native config _base errors",
     "cli": "_commands cache _dispatch _store _keys config _base errors",
     "__main__": "cli",
     # The public face: what it shows, wherever that lives.
