@@ -146,19 +146,14 @@ def register(ops: Op | Iterable[Op], dispatch_key: str = "CPU") -> Registration:
 
 
 def register_cache(cache: KernelCache) -> Registration:
-    """Serve the calls of an op that this package has just defined, and that nobody calls yet.
-
-    Args:
-        cache: The op's kernel cache.
-    """
-    name, dispatch_key = cache.schema.op, cache.dispatch_key
-    registration = Registration(dispatch_key)
+    """Serve the calls of an op that this package has just defined, and that nobody calls yet."""
+    registration = Registration(cache.dispatch_key)
     with _lock:
         installed = Installed(cache.op, cache)
         installed.install(None)
-        _installed[name, dispatch_key] = installed
+        _installed[cache.schema.op, cache.dispatch_key] = installed
         installed.set_holder(registration._token, True)
-        registration.ops = (name,)
+    registration.ops = (cache.schema.op,)
     return registration
 
 
