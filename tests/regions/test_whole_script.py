@@ -106,7 +106,7 @@ def test_what_is_known_outlives_the_model() -> None:
     for _ in range(2):
         run()
         gc.collect()
-    assert not whole_script._roots.reports
+    assert not whole_script._roots.fusions
     assert {one.name for one in states()} == {"Policy"}
     assert sum(one.calls for one in states()) == 6
 
