@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from typing import overload as typed_overload
 
 import torch
@@ -33,8 +33,6 @@ from .._keys.pattern_instances import (
     size_class,
 )
 from .._keys.schema import OpSchema, op_schema
-from .._regions.explanation import RegionExplanation, explain_region
-from .._regions.fuse import FusedFunction
 from .._registration.registry import find_cache
 from .._store.entry import Entry, Status
 from .._store.environment import Environment
@@ -44,6 +42,10 @@ from .._store.verdict import PathTime
 from .._workloads import left_out as left_out_module
 from ..config import config
 from ..errors import AotiEagerError, UnsupportedArgumentError, UnsupportedFunctionError
+
+if TYPE_CHECKING:
+    from .._regions.explanation import RegionExplanation
+    from .._regions.fuse import FusedFunction
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,8 +143,12 @@ def explain(
         RegistrationError: ``op`` is no op, and nothing that was fused.
         RuntimeError: PyTorch takes no such call.
     """
-    if isinstance(op, torch.nn.Module | FusedFunction):
-        return explain_region(op, args, kwargs)
+    if not isinstance(op, str | OpOverload | OpOverloadPacket):
+        # Not at the top: who explains an op, or runs another verb, has no use for regions.
+        from .._regions.explanation import explain_region, may_be_region
+
+        if may_be_region(op):
+            return explain_region(op, args, kwargs)
     if isinstance(op, str):
         op = find_overload(op) if "." in op.partition("::")[2] else find_packet(op)
     if not isinstance(op, OpOverload | OpOverloadPacket):

@@ -5,12 +5,14 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 from .._dispatch.counters import OpStats
 from .._functions.tape import NAMESPACE
-from .._regions.report import RegionState
-from .._regions.whole_script import region_states
 from .columns import align
+
+if TYPE_CHECKING:
+    from .._regions.report import RegionState
 
 # Layers of a list: all of one kind are one line.
 _NUMBER = re.compile(r"(?<=\.)\d+(?=\.|$)")
@@ -27,6 +29,8 @@ def regions_text(counts: Mapping[str, OpStats]) -> str:
     Args:
         counts: What ``stats()`` returns.
     """
+    from .._regions.whole_script import region_states  # Not at the top: see run.
+
     states = region_states()
     if not states:
         return "no module was called twice, so none was fused"

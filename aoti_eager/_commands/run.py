@@ -137,6 +137,7 @@ def main(options: argparse.Namespace) -> int:
         cache_context.current()  # Now: exit handlers registered after ours run before ours.
         run = _register(options, source)
         if options.fuse:
+            # Not at the top: who runs a script without it has no use for regions.
             from .._regions.whole_script import enable
 
             enable(regions=True)

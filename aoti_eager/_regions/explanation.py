@@ -64,6 +64,11 @@ class RegionExplanation:
         return "\n".join(lines)
 
 
+def may_be_region(target: Any) -> bool:
+    """Return whether ``explain_region`` takes a target."""
+    return isinstance(target, torch.nn.Module | FusedFunction)
+
+
 def explain_region(
     target: torch.nn.Module | FusedFunction, args: Sequence[Any], kwargs: Mapping[str, Any]
 ) -> RegionExplanation:

@@ -1,6 +1,6 @@
 """Finds the root modules of a script: those whose call is the outermost module's on its thread.
 
-A global hook of torch's sees each call of a module and costs about a microsecond; so the search
+A global hook of torch's sees each call of a module and costs two microseconds; so the search
 pauses when it finds nothing, and goes on when a module is built. It ends where ``torch.compile`` is
 used: compiled code would guard on the hook, and be compiled again without it.
 """
@@ -20,7 +20,7 @@ from .target import Fused
 
 # A root is found by this one of its calls: what is called once is often never called again.
 _CALL = 2
-# The search pauses after so many calls of modules without a root: 20 ms, all in all.
+# The search pauses after so many calls of modules without a root: 40 ms, all in all.
 _PATIENCE = 20_000
 # A module that gets a part has the search go on for so many calls, and so often at most.
 _PATIENCE_AGAIN, _MOST_AGAIN = 2_000, 32

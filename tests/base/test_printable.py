@@ -11,7 +11,7 @@ import pytest
 
 from aoti_eager._base import warn_once as warn_once_module
 from aoti_eager._base.printable import printable, printable_lines
-from aoti_eager._commands.run_report import align
+from aoti_eager._commands.columns import align
 from aoti_eager.errors import AotiEagerWarning
 
 HOSTILE = "\x1b]0;owned\x07\x9b2J\x7f\u202egnp.exe\u2066\u200b\ud800"

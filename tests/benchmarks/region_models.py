@@ -16,8 +16,9 @@ from torch import Tensor, nn
 WORDS, WIDTH, LAYERS, HEADS, INNER = 1000, 256, 4, 8, 1024
 
 Case = tuple[nn.Module, tuple[Any, ...], dict[str, Any]]
-TOKENS = {"1x1": (1, 1), "1x16": (1, 16), "2x128": (2, 128)}
-BATCHES = {"1": (1,), "64": (64,)}
+Sizes = dict[str, tuple[int, ...]]
+TOKENS: Sizes = {"1x1": (1, 1), "1x16": (1, 16), "2x128": (2, 128)}
+BATCHES: Sizes = {"1": (1,), "64": (64,)}
 
 
 class GruCell(nn.Module):
@@ -144,7 +145,7 @@ def _whisper(batch: int, tokens: int) -> Case:
 
 
 # Name -> how it is made from a size, and the sizes.
-MODELS: dict[str, tuple[Callable[..., Case], dict[str, tuple[int, ...]]]] = {
+MODELS: dict[str, tuple[Callable[..., Case], Sizes]] = {
     "policy": (policy, BATCHES),
     "gru": (gru, BATCHES),
     "conv": (conv, BATCHES),

@@ -179,7 +179,7 @@ def row_of(processes: Processes, name: str, size: str, rounds: int) -> dict[str,
 
 
 def _median(found: list[dict[str, Any]], name: str) -> float:
-    return statistics.median(one[name] for one in found)
+    return float(statistics.median(one[name] for one in found))
 
 
 HEADER = (

@@ -154,7 +154,7 @@ def test_equal_layers_are_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
             state("h2.out"),
         ]
     }
-    monkeypatch.setattr("aoti_eager._commands.region_report.region_states", lambda: states)
+    monkeypatch.setattr("aoti_eager._regions.whole_script.region_states", lambda: states)
     counts = {
         "aoti_eager_region::t_1": OpStats(hits=24, compiles=1, saved_s=0.5),
         "aten::silu": OpStats(hits=9, compiles=7),
