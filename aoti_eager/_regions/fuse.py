@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import os
 import threading
 import weakref
 from collections.abc import Callable, Iterable
@@ -48,8 +49,11 @@ class FusionReport:
     def regions(self) -> list[RegionState]:
         """Return the state of each region, from the root down."""
         with _lock:
-            regions = [one.region for one in self._forwards] + self._functions
-        return [region_state(one) for one in regions]
+            states = [
+                region_state(one.region, is_placed=one.is_placed or self._is_undone)
+                for one in self._forwards
+            ]
+            return states + [region_state(one) for one in self._functions]
 
     def __str__(self) -> str:
         return report_text(self.regions)
@@ -196,6 +200,15 @@ def fuse(
         if not report.regions:
             raise FuseError(f"fuse: no module of the {type(target).__name__} matches: {choice}")
     return report
+
+
+def _after_fork() -> None:
+    global _lock
+    _lock = threading.RLock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)
 
 
 def _report_of(model: torch.nn.Module) -> FusionReport | None:
