@@ -13,6 +13,10 @@ from .region import Region
 from .target import Fused, Target
 
 
+# Attributes of a bound method that torch.export and torch.jit look at.
+_OF_METHODS = frozenset({"__code__", "__defaults__", "__kwdefaults__", "__func__", "__globals__"})
+
+
 class Regions(Protocol):
     """What a fused forward needs of the report that it belongs to."""
 
@@ -57,7 +61,15 @@ class FusedForward(Fused):
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Return what the module's forward returns."""
+        if torch.compiler.is_compiling():  # First: Dynamo traces what a region does up to here.
+            return self.plain(*args, **kwargs)
         return self.region.call(args, kwargs)
+
+    def __getattr__(self, name: str) -> Any:
+        # torch.export reads the code of a module's forward.
+        if name in _OF_METHODS:
+            return getattr(self.plain, name)
+        raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Any:
         copy = memo.get(id(self._module))

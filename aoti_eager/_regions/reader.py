@@ -163,8 +163,11 @@ def changed(*, {given}):
         self._add_classes(module)
 
     def _add_classes(self, value: Any) -> None:
+        own = getattr(value, "__dict__", {})
         for owner, name, plain in class_attributes(value):
             text = f"{name} of {owner.__qualname__}"
+            if name in self._mentioned and name not in own:
+                self._check(text, f"{name!r} not in {self._name(own)}")
             if name in self._mentioned and text not in self._classes:
                 self._classes.add(text)
                 self._add_value(text, f"{self._name(owner)}.__dict__[{name!r}]", plain, 0)
@@ -191,8 +194,8 @@ def changed(*, {given}):
             tensors = _tensors_in(value, source)
             for one, inner in tensors:
                 self._add_tensor(inner.replace(source, path, 1), inner, one)
-            known = self._name(copied(value))
-            self._check(path, f"ae_same({source}, {known})")
+            kept = self._name(copied(value))
+            self._check(path, f"ae_same({source}, {kept})")
             return
         self._check(path, f"{source} is {self._name(value)}")
         if not has_state(value) or id(value) in self._seen or depth == 0:
@@ -201,8 +204,8 @@ def changed(*, {given}):
         inner = getattr(value, "__dict__", {})
         for name, one in object_attributes(value).items():
             if name in self._mentioned:
-                known = self._name(inner if name in inner else value)
-                text = f"{known}[{name!r}]" if name in inner else f"{known}.{name}"
+                holder = self._name(inner if name in inner else value)
+                text = f"{holder}[{name!r}]" if name in inner else f"{holder}.{name}"
                 self._add_value(f"{path}.{name}", text, one, depth - 1)
         self._add_classes(value)
 

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from threading import get_ident
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from .._base.torch_compat.tracing import has_global_module_hooks
@@ -57,6 +58,9 @@ class RecordedCallResult:
             Stop: No library may serve the call.
         """
         target, watch = self._target, self._watch
+        odd = next((one for one in self._given if one.layout is not torch.strided), None)
+        if odd is not None:
+            raise Stop("unsupported_argument", f"an argument is {odd.layout}")
         if watch.leak:
             raise Stop("data_leaves", f"it calls {watch.leak}")
         if watch.fickle:

@@ -67,6 +67,8 @@ def region_state(region: Region, *, is_placed: bool = True) -> RegionState:
         state = "undone"
     elif not is_placed:
         state, stop = "stopped", Stop("replaced", STOPS["replaced"])
+    elif region.target.training in region.stops:
+        state = "stopped"
     elif any(one.kernel.is_serving and one.stop is None for one in variants):
         state = "served"
     elif stop is not None:
