@@ -12,6 +12,9 @@ import torch
 from .region import Region
 from .target import Fused, Target
 
+# Attributes of a bound method that torch.export and torch.jit look at.
+_OF_METHODS = frozenset({"__code__", "__defaults__", "__kwdefaults__", "__func__", "__globals__"})
+
 
 class Regions(Protocol):
     """What a fused forward needs of the regions that it belongs to."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 import weakref
 from collections.abc import Callable
@@ -58,7 +59,11 @@ class Fusion:
 
     def states(self) -> list[RegionState]:
         """Return the state of each region."""
-        return [region_state(one) for one in self.regions]
+        states = [
+            region_state(one.region, is_placed=one.is_placed or self._is_undone)
+            for one in list(self._forwards)
+        ]
+        return states + [region_state(one) for one in list(self._functions)]
 
     def add_all(self, model: torch.nn.Module) -> None:
         """Make regions of the largest modules that may be regions."""
@@ -121,3 +126,12 @@ def fusion_of(model: torch.nn.Module) -> Fusion | None:
             assert isinstance(found, Fusion)
             return found
     return None
+
+
+def _after_fork() -> None:
+    global _lock
+    _lock = threading.RLock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)

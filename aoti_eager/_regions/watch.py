@@ -7,9 +7,13 @@ C's in one thread, changes nothing, and is on for the calls that are recorded on
 
 from __future__ import annotations
 
+import io
+import opcode
+import os
+import random
 import sys
 import types
-from collections.abc import Callable, Container
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,23 +24,16 @@ from torch import Tensor
 _LEAKS = frozenset(
     """
     tolist numpy data_ptr untyped_storage storage _typed_storage _to_dlpack __dlpack__
-    share_memory_ _share_fd_cpu_ _share_filename_cpu_
+    share_memory_ _share_fd_cpu_ _share_filename_cpu_ apply_ map_ map2_
     """.split()  # noqa: SIM905 - a list of names to read, not to parse
 )
 # Modules of C whose functions give another result in each call.
 _FICKLE = frozenset({"time", "_random", "_datetime", "_ctypes"})
-
-
-# They read attributes whose names are values.
-_BY_NAME = (getattr, vars, hasattr)
-_TORCH = str(Path(torch.__file__).parent)
-
-
-class _All:
-    """Contains every name."""
-
-    def __contains__(self, name: object) -> bool:
-        return True
+# Methods of a generator that no op's call shows.
+_SEEDS = frozenset({"manual_seed", "seed", "set_state", "set_offset"})
+_WRITES = frozenset({"print", "write", "writelines"})
+_STORE_GLOBAL, _STORE_OUTER = opcode.opmap["STORE_GLOBAL"], opcode.opmap["STORE_DEREF"]
+_TORCH = os.path.join(os.path.dirname(torch.__file__), "")
 
 
 class Watch:
@@ -46,6 +43,7 @@ class Watch:
         mentioned: The names that the code mentions.
         leak: A call that takes data to Python, in words; empty if there was none.
         fickle: A call whose result changes from call to call, in words; empty if there was none.
+        effect: A call that prints or writes, in words; empty if there was none.
     """
 
     def __init__(self) -> None:
@@ -54,22 +52,44 @@ class Watch:
         # A frame of this package's own work: what a registered op's kernel does is no part of the
         # forward.
         self._ours: types.FrameType | None = None
-        self._reads_by_name = False
+        self.effect = ""
         self._codes: set[types.CodeType] = set()
 
     @property
-    def mentioned(self) -> Container[str]:
-        """Return the names that the code mentions which ran; all names if one was made at run time.
-
-        A name may reach ``getattr`` as a text that the code has put together.
-        """
-        if self._reads_by_name:
-            return _All()
+    def mentioned(self) -> frozenset[str]:
+        """Return the names that the code mentions which ran."""
         found: set[str] = set()
         for code in self._codes:
             found.update(code.co_names)
+            # Names that reach getattr as text.
             found.update(one for one in code.co_consts if isinstance(one, str))
         return frozenset(found)
+
+    @property
+    def own(self) -> frozenset[str]:
+        """Return the names that code outside of torch mentions."""
+        return frozenset(
+            name for code in self._codes if not _is_torch(code) for name in code.co_names
+        )
+
+    @property
+    def stored(self) -> str:
+        """Return a name outside of the call that the code writes to; empty if there is none."""
+        # The arguments of instructions are at odd places.
+        inner = {name for code in self._codes for name in code.co_cellvars}
+        for code in self._codes:
+            operations = code.co_code[::2]
+            if not {_STORE_GLOBAL, _STORE_OUTER} & set(operations) or _is_torch(code):
+                continue
+            for place, operation in enumerate(operations):
+                argument = code.co_code[2 * place + 1]
+                if operation == _STORE_GLOBAL:
+                    return f"{code.co_names[argument]} in {code.co_name}"
+                if operation == _STORE_OUTER:
+                    name = _local_name(code, argument)
+                    if name in code.co_freevars and name not in inner:
+                        return f"{name} in {code.co_name}"
+        return ""
 
     @staticmethod
     def is_possible() -> bool:
@@ -93,15 +113,38 @@ class Watch:
         elif event == "call":
             self._codes.add(frame.f_code)
         elif event == "c_call":
-            if arg in _BY_NAME:
-                # torch's own code reads no attribute of a user's in that way.
-                self._reads_by_name |= not frame.f_code.co_filename.startswith(_TORCH)
-                return
             name, module = getattr(arg, "__name__", ""), getattr(arg, "__module__", None)
             if name in _LEAKS and (isinstance(arg.__self__, Tensor) or "torch" in str(module)):
                 self.leak = f"{name} in {_place(frame)}"
-            elif module in _FICKLE or type(getattr(arg, "__self__", None)).__module__ in _FICKLE:
+            elif module in _FICKLE or _is_fickle(name, getattr(arg, "__self__", None)):
                 self.fickle = f"{name} in {_place(frame)}"
+            elif name in _WRITES and _is_output(module, getattr(arg, "__self__", None)):
+                self.effect = f"{name} in {_place(frame)}"
+
+
+def _is_fickle(name: str, owner: Any) -> bool:
+    if isinstance(owner, torch.Generator):
+        return name in _SEEDS
+    return isinstance(owner, random.Random) or type(owner).__module__ in _FICKLE
+
+
+def _is_output(module: Any, owner: Any) -> bool:
+    return module == "posix" or (module == "builtins" and owner is not None) or _is_file(owner)
+
+
+def _is_file(owner: Any) -> bool:
+    return isinstance(owner, io.IOBase) and not isinstance(owner, io.StringIO | io.BytesIO)
+
+
+def _is_torch(code: types.CodeType) -> bool:
+    return code.co_filename.startswith(_TORCH)
+
+
+def _local_name(code: types.CodeType, place: int) -> str:
+    """Return the name of a variable that functions share, by its place among all variables."""
+    names = [*code.co_varnames, *(one for one in code.co_cellvars if one not in code.co_varnames)]
+    names += code.co_freevars
+    return names[place] if place < len(names) else ""
 
 
 _ROOMS = str(Path(__file__).parents[1])
