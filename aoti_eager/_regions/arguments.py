@@ -51,7 +51,14 @@ def _key(value: Any, tensors: list[Tensor], depth: int) -> Any:
     kind = type(value)
     if kind in _TENSORS:
         tensors.append(value)
-        return (value.dtype, value.shape, value.stride(), value.device)
+        return (
+            value.dtype,
+            value.shape,
+            value.stride(),
+            value.device,
+            value.requires_grad,
+            kind is Tensor,
+        )
     if kind in _PLAIN:
         return (kind, value)
     if kind is float:

@@ -108,16 +108,17 @@ def _explained(region: Region, args: Sequence[Any], kwargs: Mapping[str, Any]) -
     message = _why_plain(region)
     if message:
         return RegionExplanation(path, name, "declined", None, message)
-    stop = region.stops.get(region.target.training)
-    if stop is not None:
-        message = f"{explanation(stop.reason)}: {stop}"
-        return RegionExplanation(path, name, "declined", stop.reason, message)
     try:
         key, given = read_arguments(args, kwargs)
     except UnreadableArgumentError as error:
         reason, message = "unsupported_argument", f"an argument is {error}"
         return RegionExplanation(path, name, "declined", reason, message)
     shown, changed = tuple(repr(one) for one in key), ""
+    key = region.target.training, key
+    stopped = region.stopped.get(key)
+    if stopped is not None:
+        message = f"{explanation(stopped.stop.reason)}: {stopped.stop}"
+        return RegionExplanation(path, name, "declined", stopped.stop.reason, message, shown)
     for variant in list(region.by_key.get(key, ())):
         inputs = variant.inputs(given)
         if inputs is None:
@@ -128,7 +129,7 @@ def _explained(region: Region, args: Sequence[Any], kwargs: Mapping[str, Any]) -
         if variant.is_contested and not variant.has_key(inputs):
             changed = changed or "the types or sizes of parameters"
             continue
-        op, listing = variant.kernel.tape.op_name, variant.listing
+        op, listing = variant.kernel.name, variant.listing
         found = _of_variant(variant, needs=wants_gradients(inputs))
         return RegionExplanation(path, name, *found, shown, op, listing)
     if region.needs_gradients.is_there(given):

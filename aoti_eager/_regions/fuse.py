@@ -12,6 +12,7 @@ from .._registration.preparation import prepare
 from ..errors import FuseError
 from .choice import Choice, Pattern
 from .current_settings import settings
+from .fused_forward import FusedForward
 from .fusion import Fusion, fusion_of
 from .report import FusionReport
 
@@ -97,6 +98,12 @@ def _fused_module(model: torch.nn.Module, fusion: Fusion) -> FusionReport:
                 "that fuse returned then"
             )
         return FusionReport(before)
+    forward = vars(model).get("forward")
+    if isinstance(forward, FusedForward) and not forward.is_copy and not forward.regions.gives_way:
+        raise FuseError(
+            f"fuse: the {type(model).__name__} is a part of a model that is fused already; call "
+            "undo() of that model's report first, or choose modules by include there"
+        )
     fusion.add_all(model)
     if not fusion.regions:
         choice = fusion.options[0]

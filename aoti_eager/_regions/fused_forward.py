@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 import types
 from collections.abc import Callable
@@ -25,6 +26,9 @@ class Regions(Protocol):
 
     def region(self, target: Target, path: str) -> Region:
         """Return a new region."""
+
+    def for_copy(self) -> Regions:
+        """Return what a copy of a module has in place of these regions."""
 
     def is_of(self, model: torch.nn.Module) -> bool:
         """Return whether these are the regions of a model."""
@@ -84,14 +88,17 @@ class FusedForward(Fused):
         return getattr(self.plain, name)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Any:
-        copy = memo.get(id(self._module))
-        if not isinstance(copy, torch.nn.Module):
-            return self
         if self.before is not None:
-            return self.plain  # As if this module had not been fused.
-        return FusedForward(copy, self._path, self.regions, is_copy=True)
+            return copy.deepcopy(self.before, memo)  # As if this module had not been fused.
+        module = memo.get(id(self._module))
+        if not isinstance(module, torch.nn.Module):
+            # Somebody copies the forward alone: as a bound method, with its module.
+            return copy.deepcopy(self.plain, memo)
+        return FusedForward(module, self._path, self.regions.for_copy(), is_copy=True)
 
     def __reduce__(self) -> tuple[Any, ...]:
+        if self.before is not None:
+            return functools.partial, (self.before,)
         # The loaded module has no forward of its own yet: this finds the class's, bound.
         return getattr, (self._module, "forward")
 

@@ -40,7 +40,6 @@ class Fusion:
     def __init__(
         self, model: torch.nn.Module | None, choice: Choice, *, dry_run: bool, strict: bool
     ) -> None:
-        # Not the model itself: a report may be kept for longer.
         self._model = None if model is None else weakref.ref(model)
         self.options = (choice, dry_run, strict)
         self._forwards: list[FusedForward] = []
@@ -83,6 +82,11 @@ class Fusion:
         region = Region(target, path, strict=strict, dry_run=dry_run)
         region.on_stop = self._try_children
         return region
+
+    def for_copy(self) -> Fusion:
+        """Return what a copy of a module has in place of these regions."""
+        choice, dry_run, strict = self.options
+        return Fusion(None, choice, dry_run=dry_run, strict=strict)
 
     def undo(self) -> None:
         """Give every module its own forward back; a second call does nothing."""

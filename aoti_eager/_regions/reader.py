@@ -16,6 +16,7 @@ from torch import Tensor
 
 from .._base.generated_code import run_generated
 from .._base.torch_compat import tracing
+from .stop import Stop
 from .target import (
     Fused,
     Target,
@@ -35,6 +36,8 @@ _SETTINGS = {
 }
 # With these, code reads attributes whose names it does not mention.
 _BY_NAME = frozenset({"getattr", "hasattr", "attrgetter", "vars", "__dict__", "__getattribute__"})
+# Containers with more items are not compared in each call.
+_MOST_ITEMS = 256
 # Attributes of attributes are looked at so deep: ``self.config.rope.theta``.
 _DEPTH = 3
 
@@ -142,6 +145,9 @@ def changed(*, {given}):
         count = attribute_count(state)
         what = f"the attributes of {path or 'the module'}"
         self._check(what, f"len({mine}) == {count} or ae_count({mine}) == {count}")
+        own = state.get("forward")
+        if own is not None and not isinstance(own, Fused):
+            self._check(f"{dot}forward", f"{mine}['forward'] is {self._name(own)}")
         self._check(f"{dot}training", f"{mine}['training'] is {module.training}")
         if not is_root:
             hooks = [state["_forward_hooks"], state["_forward_pre_hooks"]]
@@ -153,7 +159,8 @@ def changed(*, {given}):
             if not held:
                 self._check(text, f"not {name}")
             elif table == "_modules":
-                self._check(text, f"{name} == {self._name(dict(held))}")
+                names, values = self._name(list(held)), self._name(list(held.values()))
+                self._check(text, f"list({name}) == {names} and list({name}.values()) == {values}")
             else:
                 self._check(text, f"len({name}) == {len(held)}")
         for table, name, tensor in tensors_of(module):
@@ -195,6 +202,11 @@ def changed(*, {given}):
         if isinstance(value, _PLAIN):
             known = self._name(value)
             self._check(path, f"{source} is {known} or ae_same({source}, {known})")
+            return
+        if isinstance(value, _CONTAINERS) and len(value) > _MOST_ITEMS:
+            if path.rpartition(".")[2] in self._mentioned:
+                raise Stop("large_attribute", f"{path} has {len(value)} items")
+            self._check(path, f"{source} is {self._name(value)}")
             return
         if isinstance(value, _CONTAINERS):
             tensors = _tensors_in(value, source)
@@ -251,20 +263,26 @@ class _Copy:
         self.plain = plain
 
 
-def copied(value: Any) -> Any:
-    """Return a copy of containers within containers; everything else is the object itself."""
+def copied(value: Any, depth: int = 8) -> Any:
+    """Return a copy of containers within containers; everything else is the object itself.
+
+    Raises:
+        Stop: Containers lie too deep in each other, or in themselves.
+    """
     kind = type(value)
+    if kind not in (list, tuple, dict) and not _is_other(kind):
+        return set(value) if kind is set else value
+    if depth == 0:
+        raise Stop("large_attribute", "an attribute has containers within containers, too deep")
     if kind is list or kind is tuple:
-        return kind([copied(one) for one in value])
+        return kind([copied(one, depth - 1) for one in value])
     if kind is dict:
-        return {name: copied(one) for name, one in value.items()}
-    if kind is set:
-        return set(value)
-    return _Copy(kind, copied(_as_plain(value))) if _is_other(kind) else value
+        return {name: copied(one, depth - 1) for name, one in list(value.items())}
+    return _Copy(kind, copied(_as_plain(value), depth - 1))
 
 
 def _is_other(kind: type) -> bool:
-    return issubclass(kind, list | dict | set | deque | bytearray)
+    return kind is not set and issubclass(kind, list | dict | set | deque | bytearray)
 
 
 def _as_plain(value: Any) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from threading import get_ident
 from typing import Any
@@ -134,12 +135,20 @@ def record_call(
         args: The call's positional arguments.
         kwargs: The call's keyword arguments.
         given: The tensors among the arguments.
+
+    Raises:
+        Stop: The call cannot be recorded; the forward has not run.
     """
     watch = Watch()
     if not watch.is_possible():
         return None
-    before, ident = Snapshot(target), get_ident()
-    arguments = Arguments(args, kwargs)
+    ident = get_ident()
+    try:
+        before, arguments = Snapshot(target), Arguments(args, kwargs)
+    except Stop:
+        raise
+    except Exception as error:
+        raise Stop("not_recorded", f"its attributes cannot be looked at: {error!r}") from error
     _recording.add(ident)
     try:
         with recorder.record() as recording:
@@ -147,3 +156,11 @@ def record_call(
     finally:
         _recording.discard(ident)
     return RecordedCallResult(target, given, result, recording, watch, before, arguments)
+
+
+def _after_fork() -> None:
+    _recording.clear()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)

@@ -7,6 +7,7 @@ call -> key of the arguments -> variant with the same state -> op of its tape ->
 
 from __future__ import annotations
 
+import itertools
 import os
 import threading
 import time
@@ -34,6 +35,12 @@ from .variant import Variant
 # module may warn, or make a mask and keep it.
 _PASSING = 2
 
+# After so many calls of a key that is not served, a region without a library passes all calls on.
+_GIVEN_UP = 1000
+# And so does a region with more keys that are not served.
+_MOST_STOPPED = 64
+_warnings = itertools.count()
+
 # Of all regions, and never held for long; a forked child has another one.
 _lock = threading.RLock()
 
@@ -51,14 +58,17 @@ class Region:
 
     Attributes:
         calls: How many calls came here.
+        plain_calls: How many of them ran as they are for a mode, a trace, autocast, or a setting.
         waits_for_gradients: How many of them ran as they are because they need gradients.
         capped: Why no further kinds of arguments are recorded; ``None`` while they are.
         dry_run_of: What a dry run has recorded, in words; empty if it has recorded nothing.
-        stops: Why libraries were given up, for each mode of the module (``training``).
+        stops: The first reason for which calls are not served, for each mode of the module
+            (``training``).
+        stopped: Which keys are not served, and why.
         is_on: Whether calls may be served; a region that was undone passes all calls on.
         by_key: What was recorded, by the key of a call's arguments.
         needs_gradients: Whether a call needs gradients.
-        on_stop: Called when the region is given up in the present mode: its children are tried.
+        on_stop: Called when a key is not served, the first time in a mode: children are tried.
     """
 
     def __init__(
@@ -72,7 +82,11 @@ class Region:
         self.capped: Stop | None = None
         self.calls = 0
         self.waits_for_gradients = 0
+        self.plain_calls = 0
         self.stops: dict[bool | None, Stop] = {}
+        self.stopped: dict[Any, StoppedKey] = {}
+        self._given_up: set[bool | None] = set()
+        self._being_recorded: set[Any] = set()
         self.is_on = True
         self.on_stop: Callable[[Region], None] = lambda region: None
         self.by_key: dict[Any, list[Variant]] = {}
@@ -86,30 +100,38 @@ class Region:
         Raises:
             RegionStoppedError: The region stops in this call, and is strict.
         """
-        forward = self.target.forward
+        forward, training = self.target.forward, self.target.training
+        self.calls += 1
         if (
             not self.is_on
             or settings.is_off
-            or (self.stops and self.target.training in self.stops)
-            or not tracing.is_plain_eager()
+            or training in self._given_up
             or is_recording()
+            or not tracing.is_plain_eager()
         ):
+            self.plain_calls += 1
             return forward(*args, **kwargs)
-        self.calls += 1
         if self.needs_gradients.is_as_before():
             self.waits_for_gradients += 1
             return forward(*args, **kwargs)
         try:
-            key, given = read_arguments(args, kwargs)
+            own, given = read_arguments(args, kwargs)
         except UnreadableArgumentError as error:
-            self._stop(Stop("unsupported_argument", f"an argument is {error}"))
+            key: Any = training, str(error)
+            if key in self.stopped:
+                self._pass(key)
+            else:
+                self._stop(key, Stop("unsupported_argument", f"an argument is {error}"))
+            return forward(*args, **kwargs)
+        key = training, own
+        if key in self.stopped and not self._pass(key):
             return forward(*args, **kwargs)
         call = args, kwargs, given
         for variant in self.by_key.get(key, ()):
             inputs = variant.inputs(given)
             if inputs is None or (variant.is_contested and not variant.has_key(inputs)):
                 continue
-            return self._run(variant, inputs, call)
+            return self._run(variant, inputs, key, call)
         return self._record(key, call)
 
     def close(self) -> None:
@@ -117,6 +139,8 @@ class Region:
         self.is_on = False
         for one in self._releases:
             one()
+        self.by_key = {}
+        self.stopped = {}
 
     @property
     def variants(self) -> list[Variant]:
@@ -125,7 +149,7 @@ class Region:
 
     # -- a call with a variant --
 
-    def _run(self, variant: Variant, inputs: list[Tensor], call: Call) -> Any:
+    def _run(self, variant: Variant, inputs: list[Tensor], key: Any, call: Call) -> Any:
         args, kwargs, given = call
         forward = self.target.forward
         if wants_gradients(inputs):
@@ -136,10 +160,10 @@ class Region:
             return forward(*args, **kwargs)
         kernel = variant.kernel
         if kernel.has_candidate or variant.is_to_be_recorded(again=settings.rerecord):
-            return self._record_again(variant, inputs, call)
+            return self._record_again(variant, inputs, key, call)
         gate = settings.gate
         if not kernel.is_serving and kernel.is_open:
-            return self._record_again(variant, inputs, call)
+            return self._record_again(variant, inputs, key, call)
         if not kernel.may_serve or (gate and kernel.is_serving and variant.times.wants_plain):
             self._look_for_refusal(variant)
             if not gate:
@@ -157,7 +181,7 @@ class Region:
             if not frame.has_run:
                 variant.stop = variant.times.add(time.perf_counter() - begin, served=True)
                 if variant.stop is not None:
-                    self._stop(variant.stop)
+                    self._note(variant.stop)
         if frame.has_run:
             # Parameters have other dtypes or layouts than at the recording: the next such call is
             # recorded as a variant of its own.
@@ -171,7 +195,7 @@ class Region:
         refusal = variant.kernel.refusal
         if refusal is not None:
             variant.stop = Stop(refusal.reason, refusal.message)
-            self._stop(variant.stop)
+            self._note(variant.stop)
 
     # -- recordings --
 
@@ -187,19 +211,35 @@ class Region:
             if self.capped is None:
                 self.capped = Stop("too_many_signatures", what_varies(self, key))
             return self.target.forward(*args, **kwargs)
-        recorded = record_call(self.target, args, kwargs, given)
-        if recorded is None:  # Somebody else watches this thread: a later call is recorded.
+        with _lock:
+            is_taken = key in self._being_recorded  # by another thread
+            self._being_recorded.add(key)
+        if is_taken:
+            return self.target.forward(*args, **kwargs)
+        try:
+            return self._recorded(key, call)
+        finally:
+            self._being_recorded.discard(key)
+
+    def _recorded(self, key: Any, call: Call) -> Any:
+        args, kwargs, given = call
+        try:
+            recorded = record_call(self.target, args, kwargs, given)
+        except Stop as stop:  # Before the forward ran.
+            self._stop(key, stop)
+            recorded = None
+        if recorded is None:  # Or somebody else watches this thread: a later call is recorded.
             return self.target.forward(*args, **kwargs)
         try:
             self._keep(key, recorded, given)
         except Stop as stop:
             self._passing += stop.reason in MAY_PASS
             if stop.reason not in MAY_PASS or self._passing > _PASSING or self.dry_run:
-                self._stop(stop)
+                self._stop(key, stop)
         except Exception as error:
             if settings.strict:
                 raise
-            self._failed(error)
+            self._failed(key, error)
         return recorded.result
 
     def _keep(self, key: Any, recorded: RecordedCallResult, given: list[Tensor]) -> None:
@@ -211,22 +251,28 @@ class Region:
             count = sum(isinstance(one, str) for one in tape.inputs)
             self.dry_run_of = f"{len(tape.tape.calls)} calls of ops, {count} parameters and buffers"
             return
-        kernel = acquire(tape.tape)
-        self._releases.append(weakref.finalize(self, release, kernel))
-        variant = Variant(tape, kernel, state, results, f"{self.path or self.target.name}")
-        inputs = variant.inputs(given)
+        read, changed = state.generate(f"{self.path or self.target.name}", tape.inputs)
+        inputs = read(given)
         if inputs is None:
-            raise Stop("not_recorded", f"its state changes by itself: {variant.what_changed()}")
-        kernel.add_key(inputs)
+            raise Stop("not_recorded", f"its state changes by itself: {changed()}")
+        kernel = acquire(tape.tape, inputs)
+        self._releases.append(weakref.finalize(self, release, kernel))
+        variant = Variant(tape, kernel, read, changed, results)
         with _lock:
             self.by_key.setdefault(key, []).append(variant)
         kernel.offer(inputs, results.fresh)
 
-    def _record_again(self, variant: Variant, inputs: list[Tensor], call: Call) -> Any:
+    def _record_again(self, variant: Variant, inputs: list[Tensor], key: Any, call: Call) -> Any:
         """Return the forward's result; the tape of this call must be the variant's."""
         args, kwargs, given = call
+        if not variant.has_key(inputs):
+            variant.is_contested = True  # Parameters, or settings of torch's, are others.
+            return self._record(key, call)
         begin = time.perf_counter()
-        recorded = record_call(self.target, args, kwargs, given)
+        try:
+            recorded = record_call(self.target, args, kwargs, given)
+        except Stop:
+            recorded = None
         if recorded is None:
             return self.target.forward(*args, **kwargs)
         try:
@@ -236,34 +282,63 @@ class Region:
                 raise Stop("tape_differs", difference)
             variant.kernel.offer(inputs, results.fresh)
         except Stop as stop:
-            self._forget(stop)
+            variant.stop = stop
+            self._forget(key, stop)
         except Exception as error:
             if settings.strict:
                 raise
-            self._failed(error)
+            self._failed(key, error)
         variant.put_off(time.perf_counter() - begin)
         self._look_for_refusal(variant)
         return recorded.result
 
     # -- the end --
 
-    def _forget(self, stop: Stop) -> None:
+    def _forget(self, key: Any, stop: Stop) -> None:
         where = f"{self.path or 'the module'} ({self.target.name})"
-        warn_once(
-            f"region {id(self)}",
-            f"fuse: {where} is not served any more: two calls with equal arguments and attributes "
-            f"made different calls of ops: {stop}",
-        )
-        self._stop(stop)
+        if stop.reason == "tape_differs":
+            warn_once(
+                f"region {next(_warnings)}",
+                f"fuse: {where} is not served any more: two calls with equal arguments and "
+                f"attributes made different calls of ops: {stop}",
+            )
+        self._stop(key, stop)
 
-    def _failed(self, error: Exception) -> None:
+    def _failed(self, key: Any, error: Exception) -> None:
         where = f"{self.path or 'the module'} ({self.target.name})"
         warn_once(f"region failed {type(error).__name__}", f"fuse: {where}: {error!r}")
         if is_deterministic(error):
-            self._stop(Stop("not_recorded", repr(error)))
+            self._stop(key, Stop("not_recorded", repr(error)))
 
-    def _stop(self, stop: Stop) -> None:
-        """Give the region up in the present mode, and have its children tried.
+    def _pass(self, key: Any) -> bool:
+        """Count a call that is not served; return whether the call is recorded once more."""
+        found = self.stopped[key]
+        found.calls += 1
+        if found.calls >= _GIVEN_UP and not any(one.stop is None for one in self.variants):
+            self._given_up.add(self.target.training)
+        if found.calls != found.due:
+            return False
+        found.due *= 4
+        return True
+
+    def _stop(self, key: Any, stop: Stop) -> None:
+        """Serve no calls of a key, but try again after some calls.
+
+        Raises:
+            RegionStoppedError: The region is strict.
+        """
+        with _lock:
+            before = self.stopped.get(key)
+            if before is None:
+                self.stopped[key] = StoppedKey(stop)
+            else:
+                before.stop = stop
+            if len(self.stopped) > _MOST_STOPPED:
+                self._given_up.add(self.target.training)
+        self._note(stop)
+
+    def _note(self, stop: Stop) -> None:
+        """Have the children tried, if this is the first stop in the present mode.
 
         Raises:
             RegionStoppedError: The region is strict.
@@ -278,10 +353,27 @@ class Region:
             raise RegionStoppedError(f"fuse: {where} stops ({stop.reason}): {stop}", stop.reason)
 
 
+class StoppedKey:
+    """Why the calls of a key are not served.
+
+    Attributes:
+        stop: The reason.
+        calls: How many calls were not served.
+        due: The number of the call that is recorded once more: a hook may be gone.
+    """
+
+    __slots__ = ("calls", "due", "stop")
+
+    def __init__(self, stop: Stop) -> None:
+        self.stop = stop
+        self.calls = 0
+        self.due = 64
+
+
 def what_varies(region: Region, key: Any) -> str:
     """Return in words what is new in a call, beside the kinds of calls that were recorded."""
-    known = {repr(one) for listed in list(region.by_key) for one in listed}
-    new = [one for one in key if repr(one) not in known] if isinstance(key, tuple) else []
+    known = {repr(one) for _, listed in list(region.by_key) for one in listed}
+    new = [one for one in key[1] if repr(one) not in known]
     shown = ", ".join(repr(one) for one in new[:3]) or "the attributes of its modules"
     return f"{len(region.variants)} were recorded (region_cap); new in this call: {shown}"
 

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .._base.digest import json_digest
 from .._base.op_library import new_op_library
 from .._base.torch_compat import dispatcher
 from .._base.torch_compat.dispatcher import OpOverload, op_function
@@ -23,11 +24,13 @@ from .._dispatch.key_state import COMPILING, RARE, Decline
 from .._dispatch.table import TableKey
 from .._functions.op_functions import define, forget
 from .._functions.tape import NAMESPACE, SCHEMA, Tape, TapeFunction
+from .._keys.kernel_key import call_context, tensor_component
 from .._registration import registry
 from .results import fresh_tensors
 
 _lock = threading.RLock()
-_kernels: dict[str, RegionKernel] = {}  # by the tape's digest
+_kernels: dict[str, RegionKernel] = {}  # by the op's name
+_DIGITS = 24
 # Kernels that no region has any more. They are taken out of the dispatcher by ``sweep``, because a
 # garbage collection, which may have released them, runs in the middle of anything.
 _unused: list[RegionKernel] = []
@@ -106,29 +109,35 @@ class RegionCache(KernelCache):
 
 
 class RegionKernel:
-    """The op of one tape.
+    """The op of one tape, for inputs of one kind.
+
+    The name of the op stands for both, so that nothing that is decided for inputs of one kind
+    holds for others: two models may have equal tapes, and weights of other sizes.
 
     Args:
         tape: The tape.
+        name: The op's qualified name.
 
     Attributes:
         tape: The tape.
+        name: The op's qualified name.
         cache: The op's kernel cache.
         users: How many variants have the kernel.
 
     More than 12 methods, because the states of a tape's library are one each.
     """
 
-    def __init__(self, tape: Tape) -> None:
+    def __init__(self, tape: Tape, name: str) -> None:
         self.tape = tape
+        self.name = name
         self.users = 0
         # Thread ident -> the call that this thread has sent into the op.
         self._frames: dict[int, Frame] = {}
         self._is_closed = False
         self._replay: Callable[[Sequence[Tensor]], list[Tensor]] | None = None
         self._library = new_op_library(NAMESPACE)
-        op = define(self._library, tape.op_name, SCHEMA, TapeFunction(tape))
-        local = tape.op_name.partition("::")[2]
+        op = define(self._library, name, SCHEMA, TapeFunction(tape))
+        local = name.partition("::")[2]
         self._library.impl(local, self._original, "CompositeExplicitAutograd")  # type: ignore[no-untyped-call]
         # No gradient passes through a library; who needs gradients does not call the op.
         for key in ("Autograd", "ADInplaceOrView"):
@@ -153,9 +162,17 @@ class RegionKernel:
         if self._frames:
             return False
         self._registration.unregister()
-        forget(self.tape.op_name)
+        forget(self.name)
         dispatcher.destroy(self._library)
         return True
+
+    def reopen(self) -> None:
+        """Take calls again, after a ``close`` that was not possible."""
+        self._is_closed = False
+
+    def forget_calls(self) -> None:
+        """Forget the calls under way: in a forked child, their threads are gone."""
+        self._frames.clear()
 
     def add_key(self, inputs: list[Tensor]) -> None:
         """Note that the tape was recorded for such ``inputs``, and for the present settings."""
@@ -176,10 +193,7 @@ class RegionKernel:
             results: list[Tensor] = self._call(inputs)
             return results
         finally:
-            if before is None:
-                del frames[ident]
-            else:
-                frames[ident] = before
+            _restore(frames, ident, before)
 
     def offer(self, inputs: list[Tensor], expected: list[Tensor]) -> None:
         """Have the op look for, make, or compare its library, in a call with known results.
@@ -193,13 +207,14 @@ class RegionKernel:
             if self.may_serve:
                 self.call(inputs, frame)
             return
-        ident = get_ident()
-        self._frames[ident] = frame
+        ident, frames = get_ident(), self._frames
+        before = frames.get(ident)
+        frames[ident] = frame
         try:
             if not self._is_closed:
                 self.cache.compare(inputs)
         finally:
-            self._frames.pop(ident, None)
+            _restore(frames, ident, before)
 
     @property
     def is_serving(self) -> bool:
@@ -240,36 +255,59 @@ class RegionKernel:
         return any(one.reason == COMPILING for one in list(self.cache.table.declines.values()))
 
 
-def acquire(tape: Tape) -> RegionKernel:
-    """Return the op of a tape, for one more user; equal tapes have one op."""
+def _restore(frames: dict[int, Frame], ident: int, before: Frame | None) -> None:
+    if before is None:
+        frames.pop(ident, None)
+    else:
+        frames[ident] = before
+
+
+def op_name(tape: Tape, inputs: Sequence[Tensor]) -> str:
+    """Return the qualified name of the op that runs a tape on such inputs, in each process."""
+    dtype, deterministic, precision, _, is_usual = call_context()
+    parts = [tape.digest, [tensor_component(one) for one in inputs]]
+    digest = json_digest([*parts, str(dtype), deterministic, precision, is_usual])
+    return f"{NAMESPACE}::t_{digest[:_DIGITS]}"
+
+
+def acquire(tape: Tape, inputs: Sequence[Tensor]) -> RegionKernel:
+    """Return the op of a tape for such inputs, for one more user; equal ones have one op."""
     sweep()
-    digest = tape.digest
+    name = op_name(tape, inputs)
     with _lock:
-        found = _kernels.get(digest)
+        found = _kernels.get(name)
         if found is None:
-            found = _kernels[digest] = RegionKernel(tape)
+            # One that a thread was still calling when it lost its last user is taken back.
+            found = next((one for one in _unused if one.name == name), None) or RegionKernel(
+                tape, name
+            )
+            _unused[:] = [one for one in _unused if one is not found]
+            found.reopen()
+            _kernels[name] = found
         found.users += 1
         return found
 
 
 def release(kernel: RegionKernel) -> None:
-    """Give up one use of a tape's op; ``sweep`` takes out ops without users."""
+    """Give up one use of an op; ``sweep`` takes out ops without users."""
     with _lock:
         kernel.users -= 1
-        if kernel.users == 0:
-            _kernels.pop(kernel.tape.digest, None)
+        if kernel.users == 0 and _kernels.get(kernel.name) is kernel:
+            del _kernels[kernel.name]
             _unused.append(kernel)
 
 
 def sweep() -> None:
     """Take the ops without users out of the dispatcher, but for those that threads are calling."""
     with _lock:
-        _unused[:] = [kernel for kernel in _unused if not kernel.close()]
+        _unused[:] = [kernel for kernel in _unused if kernel.users or not kernel.close()]
 
 
 def _after_fork() -> None:
     global _lock
     _lock = threading.RLock()
+    for kernel in [*_kernels.values(), *_unused]:
+        kernel.forget_calls()
 
 
 if hasattr(os, "register_at_fork"):

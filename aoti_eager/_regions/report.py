@@ -91,11 +91,9 @@ def region_state(region: Region, *, is_placed: bool = True) -> RegionState:
         state = "undone"
     elif not is_placed:
         state, stop = "stopped", Stop("replaced", STOPS["replaced"])
-    elif region.target.training in region.stops:
-        state = "stopped"
     elif any(one.kernel.is_serving and one.stop is None for one in variants):
         state = "served"
-    elif stop is not None:
+    elif region.target.training in region.stops:
         state = "stopped"
     elif any(one.kernel.has_candidate for one in variants):
         state = "comparing"
@@ -118,7 +116,7 @@ def region_state(region: Region, *, is_placed: bool = True) -> RegionState:
         speed=None if timed is None else timed.speed,
         plain_s=None if timed is None else timed.plain_s,
         served_s=None if timed is None else timed.served_s,
-        ops=tuple(dict.fromkeys(one.kernel.tape.op_name for one in variants)),
+        ops=tuple(dict.fromkeys(one.kernel.name for one in variants)),
     )
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
+
 from .reader import copied, same
 from .target import (
     Target,
@@ -45,6 +47,8 @@ def _attributes(target: Target) -> dict[str, Any]:
             found[f"{name} of {owner.__qualname__}"] = copied(value)
         for _, name, tensor in tensors_of(module):
             found[dot + name] = tensor
+            if tensor is not None and tensor.layout is torch.strided:
+                found[f"{dot}{name} (memory)"] = tensor.data_ptr()
         for name, child in module._modules.items():
             found[f"{dot}{name} (module)"] = child
     for one in target.references():

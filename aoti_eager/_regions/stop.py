@@ -6,7 +6,6 @@ docs/regions.md explains every reason to a user; a test checks that both lists a
 from __future__ import annotations
 
 STOPS: dict[str, str] = {
-    "no_recorder": "there is no C++ path in this process, which records what eager does",
     "unsupported_argument": "an argument is no tensor, number or string, nor a list of these",
     "unsupported_result": "a result is no tensor, number or string, nor in a container that "
     "torch.utils._pytree knows",
@@ -17,6 +16,8 @@ STOPS: dict[str, str] = {
     "writes_argument": "it changes a list or dict that is an argument, or returns it",
     "writes_attribute": "it changes an attribute of a module, or of an object that a module has",
     "overridden": "an op's kernel was replaced by somebody, and the compile worker has torch's own",
+    "large_attribute": "it reads an attribute with more than 256 items",
+    "argument_is_state": "an argument is a parameter, a buffer or an attribute of its own",
     "hooks": "a module within it has hooks, or all modules have",
     "result_is_shared": "a result shares memory with an argument, a parameter or another result",
     "result_needs_gradients": "a result requires gradients, in a call that asks for none",
@@ -25,7 +26,6 @@ STOPS: dict[str, str] = {
     "tape_differs": "two calls with equal arguments made different calls of ops",
     "too_many_signatures": "its arguments or attributes keep changing: no more kinds of calls are "
     "recorded (region_cap)",
-    "contains_excluded": "a module within it is excluded",
     "replaced": "its forward was replaced by somebody else",
     "not_recorded": "it could not be recorded",
 }

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 # Ops that give memory without values; a tape keeps only those whose memory it uses.
 _EMPTY = ("aten::empty", "aten::new_empty")
 
-# Ops that change a tensor's sizes in place, which ``linear`` and ``matmul`` call on their own results:
+# Ops that change a tensor's sizes in place. ``linear`` and ``matmul`` call them on their results:
 # where no input is changed, the tape has the view that the tensor becomes.
 _VIEWS = {
     "aten::squeeze_": "aten::squeeze",
@@ -70,6 +70,11 @@ def tape_of(
     overridden = first_overridden(recording.calls)
     if overridden is not None:
         raise Stop("overridden", f"{overridden} is not torch's own kernel in this process")
+    if any(tensor._cdata in state.paths for tensor in given):
+        raise Stop("argument_is_state", "an argument is a parameter, a buffer or an attribute")
+    elsewhere = next((one for one in recording.tensors if str(one.device) != "cpu"), None)
+    if elsewhere is not None:
+        raise Stop("unsupported_device", f"it has a tensor on {elsewhere.device}")
     writer = _Writer(given, state.paths)
     calls = [writer.call(one) for one in _used(recording.calls)]
     outputs = [writer.output(tensor) for tensor in results.fresh]
@@ -77,6 +82,8 @@ def tape_of(
         tape = Tape.of(len(writer.inputs), calls, outputs)
     except TapeError as error:
         raise Stop("not_recorded", str(error)) from error
+    if not writer.inputs:
+        raise Stop("unknown_tensor", "no tensor is an input of it")
     found = refusal(tape)
     if found is not None:
         raise Stop(*found)

@@ -85,20 +85,11 @@ class Target:
         if isinstance(function, types.MethodType):
             found.append(Reference("self", {"self": function.__self__}, function.__self__))
             function = function.__func__
-        if not isinstance(function, types.FunctionType):
-            return found
-        found += _held(_numbered("default", function.__defaults__ or ()))
-        found += _held(function.__kwdefaults__ or {})
-        code = function.__code__
-        for name, cell in zip(code.co_freevars, function.__closure__ or (), strict=True):
-            try:
-                found.append(Reference(name, cell, cell.cell_contents))
-            except ValueError:  # The cell is empty: the name is bound later.
-                continue
-        space = function.__globals__
-        found += [
-            Reference(name, space, space[name]) for name in sorted(code.co_names) if name in space
-        ]
+        seen: set[int] = set()
+        while isinstance(function, types.FunctionType) and id(function) not in seen:
+            seen.add(id(function))
+            found += _referred(function)
+            function = getattr(function, "__wrapped__", None)  # Below a decorator.
         return found
 
     def modules(self) -> list[tuple[str, torch.nn.Module]]:
@@ -116,6 +107,21 @@ class Target:
                 if isinstance(value, torch.nn.Module):
                     found += list(value.named_modules(memo=seen, prefix=path))
         return found
+
+
+def _referred(function: types.FunctionType) -> list[Reference]:
+    """Return what a function refers to by its defaults, its closure and global names."""
+    found = _held(_numbered("default", function.__defaults__ or ()))
+    found += _held(function.__kwdefaults__ or {})
+    code = function.__code__
+    for name, cell in zip(code.co_freevars, function.__closure__ or (), strict=True):
+        try:
+            found.append(Reference(name, cell, cell.cell_contents))
+        except ValueError:  # The cell is empty: the name is bound later.
+            continue
+    space = function.__globals__
+    names = sorted(code.co_names)
+    return found + [Reference(name, space, space[name]) for name in names if name in space]
 
 
 def _numbered(what: str, values: Sequence[Any]) -> dict[str, Any]:

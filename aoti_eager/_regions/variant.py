@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from torch import Tensor
 
 from .call_times import CallTimes
-from .reader import Read, StateReader
+from .reader import Read
 from .region_kernel import RegionKernel
 from .results import Results
 from .stop import Stop
@@ -25,9 +25,9 @@ class Variant:
     Args:
         recorded: The tape and where its inputs are.
         kernel: The op of the tape.
-        state: The state of the region's target at the recording.
+        read: Checks the state of the region's target, and collects the tape's inputs.
+        changed: Says in words which part of the state has changed.
         results: The results of the recorded call.
-        name: The region's name, for tracebacks.
 
     Attributes:
         kernel: The op of the tape.
@@ -44,9 +44,9 @@ class Variant:
         self,
         recorded: RecordedTape,
         kernel: RegionKernel,
-        state: StateReader,
+        read: Read,
+        changed: Callable[[], str],
         results: Results,
-        name: str,
     ) -> None:
         self.kernel = kernel
         self.calls = 1
@@ -57,8 +57,7 @@ class Variant:
         self.build = results.builder()
         self._recorded = recorded
         self._results = results.shape()
-        self._read: Read
-        self._read, self._changed = state.generate(name, recorded.inputs)
+        self._read, self._changed = read, changed
         self._next_record = 2
 
     @property
@@ -70,8 +69,8 @@ class Variant:
         """Return the library's inputs for a call's tensors; ``None`` if the state has changed."""
         try:
             return self._read(given)
-        except (KeyError, IndexError, AttributeError, TypeError, ValueError):
-            return None  # An attribute or a part of a list that was read is gone.
+        except (LookupError, AttributeError, TypeError, ValueError, RuntimeError, Stop):
+            return None  # An attribute, or a part of a list, is gone or has another form.
 
     def has_key(self, inputs: list[Tensor]) -> bool:
         """Return whether the tape was recorded for the metadata of these inputs."""

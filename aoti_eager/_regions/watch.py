@@ -102,7 +102,8 @@ class Watch:
         try:
             return call()
         finally:
-            sys.setprofile(None)
+            if sys.getprofile() == self._see:  # Else the forward has set another one.
+                sys.setprofile(None)
 
     def _see(self, frame: types.FrameType, event: str, arg: Any) -> None:
         if self._ours is not None:
