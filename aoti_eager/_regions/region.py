@@ -257,6 +257,7 @@ class Region:
             raise Stop("not_recorded", f"its state changes by itself: {changed()}")
         kernel = acquire(tape.tape, inputs)
         self._releases.append(weakref.finalize(self, release, kernel))
+        kernel.add_key(inputs)
         variant = Variant(tape, kernel, read, changed, results)
         with _lock:
             self.by_key.setdefault(key, []).append(variant)

@@ -91,8 +91,6 @@ def tape_of(
         raise Stop("too_small", "a single call of an op" if tape.calls else "no call of an op")
     if not results.fresh:
         raise Stop("unsupported_result", "no result is a new tensor")
-    if any(tensor.requires_grad for tensor in results.fresh):
-        raise Stop("unsupported_result", "a result requires gradients")
     if _are_shared(results.fresh, given):
         raise Stop("result_is_shared", "a result shares memory with an argument or another result")
     return RecordedTape(tape, tuple(writer.inputs))
