@@ -17,6 +17,7 @@ from torch import Tensor
 from aoti_eager._base.torch_compat.python_tensors import tensor_objects
 from aoti_eager._native import runner as native_runner
 from aoti_eager._native.runner import FREE
+from aoti_eager._runner.instance_pool import InstancePool, Lease
 from aoti_eager._runner.native_runs import NativeRuns
 from aoti_eager._runner.runner import ModelContainerRunner
 from aoti_eager.errors import (
@@ -328,6 +329,34 @@ def test_eight_threads_share_two_instances_while_constants_change(
     assert any(served)
     runner.run(thin_inputs())
     assert list(runner._pool.cells) == [FREE, FREE, 1]
+
+
+@pytest.mark.parametrize("wants_all", [False, True], ids=["one", "all"])
+def test_a_thread_gets_what_a_signal_handler_lends_while_it_begins_to_wait(
+    monkeypatch: pytest.MonkeyPatch, wants_all: bool
+) -> None:
+    pool = InstancePool(1, "x")
+    pool.lend_to_native(lambda: True)
+    pool.collect()
+    assert pool.is_lending
+    pool.cells[0] = threading.get_ident() + 1  # Another thread runs it in C++.
+    enqueue = pool._enqueue
+
+    def interrupted(lease: Lease) -> Any:
+        pool.cells[0] = FREE  # The run ends, and a handler's run gives the instance back.
+        pool._lend()
+        return enqueue(lease)
+
+    monkeypatch.setattr(pool, "_enqueue", interrupted)
+    if wants_all:
+        with pool.all_instances():
+            assert list(pool.cells) == [0, 0]
+    else:
+        lease = Lease()
+        assert pool.borrow(lease) == 0
+        assert list(pool.cells) == [0, 0]
+        pool.give_back(lease)
+    assert list(pool.cells) == [FREE, 1]
 
 
 @pytest.mark.parametrize("when", ["after the run", "while the instance is collected"])
