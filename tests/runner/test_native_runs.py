@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import gc
 import itertools
+import json
 import os
+import subprocess
+import sys
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -29,6 +33,7 @@ from aoti_eager.errors import (
 )
 
 from ..support.runner_libraries import (
+    HERE,
     NAN,
     TIMEOUT_S,
     Libraries,
@@ -452,3 +457,22 @@ def test_cpp_frees_a_runner_that_nobody_holds(libraries: Libraries) -> None:
     del runner
     gc.collect()
     assert native_runner.alive() == before
+
+
+@pytest.mark.full
+def test_a_run_costs_no_more_than_torchs(machine: Any, tmp_path: Path) -> None:
+    """By ``python -m tests.benchmarks.runner_run``; without checks, which are the library's own."""
+    command = [sys.executable, "-m", "tests.benchmarks.runner_run", "--rounds", "40"]
+    report = tmp_path / "run.json"
+    with machine.alone():
+        subprocess.run(
+            [*command, "--json", report],
+            cwd=HERE.parents[1],
+            check=True,
+            capture_output=True,
+            timeout=400,
+        )
+    rows = [row for row in json.loads(report.read_text())["rows"] if not row["checked"]]
+    assert len(rows) == 2
+    # Some 0.9 and 0.95 on a quiet machine; more is the noise of a busy one.
+    assert all(row["ratios"]["run, C++"] <= 1.1 for row in rows), rows
