@@ -42,6 +42,13 @@ class InstancePool:
     """``count`` instances, numbered from 0.
 
     A thread that holds an instance never waits for another one: it could be waiting for itself.
+
+    Attributes:
+        count: As given.
+        cells: Whose each instance is, as ``NativeRunner`` reads it.
+        is_lending: Whether C++ may take free instances at this moment.
+
+    More than 12 methods, because threads and C++ take the same instances, under one lock.
     """
 
     def __init__(self, count: int, name: str) -> None:
@@ -95,6 +102,9 @@ class InstancePool:
                 self._take(lease)
                 return lease.instance
             turn = self._enqueue(lease)
+            # Once more: before there was a waiter, a signal handler's run may have lent instances.
+            self._recall()
+            self._grant()
         turn.acquire()
         return lease.instance
 
@@ -117,12 +127,6 @@ class InstancePool:
                     self._waiters.remove(lease)
                 self._grant()
             self._lend()
-
-    @property
-    def is_in_use(self) -> bool:
-        """Return whether a thread has an instance."""
-        in_python = any(holder is not None for holder in self._holders)
-        return in_python or any(cell > 0 for cell in self.cells[: self.count])
 
     def lend_to_native(self, may_lend: Callable[[], bool]) -> None:
         """Let C++ take free instances as long as nobody waits, from the next lease's end on.
@@ -162,8 +166,8 @@ class InstancePool:
                 with self._lock:
                     self._refuse_after_fork()
                     self.refuse_inside_of_a_run()
-                    self._recall()
                     turn = self._enqueue(lease)
+                    self._recall()  # Nobody lends an instance while somebody waits.
                     self._grant()
                 turn.acquire()
                 yield
@@ -272,7 +276,9 @@ _pools: weakref.WeakSet[InstancePool] = weakref.WeakSet()
 def _after_fork() -> None:
     # The threads that held instances, or waited, do not exist in this process.
     for pool in list(_pools):
-        pool._forked = pool._forked or pool.is_in_use
+        in_python = any(holder is not None for holder in pool._holders)
+        in_cpp = any(cell > 0 for cell in pool.cells[: pool.count])
+        pool._forked = pool._forked or in_python or in_cpp
         pool._reset()
         if pool._forked:
             pool._available.clear()

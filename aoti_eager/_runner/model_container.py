@@ -96,16 +96,13 @@ class ModelContainer:
         model = self._models[instance]
         # AOTInductor's container switches grad off; a model by itself need not.
         with torch.no_grad():
-            return self._run_model(model, inputs, boxed)
-
-    def _run_model(self, model: int, inputs: list[Tensor], boxed: bool) -> list[Tensor]:
-        return run_library(
-            lambda handles, outputs: int(self._run(model, handles, outputs)),
-            self._library.check,
-            inputs,
-            len(self.output_names),
-            boxed,
-        )
+            return run_library(
+                lambda handles, outputs: int(self._run(model, handles, outputs)),
+                self._library.check,
+                inputs,
+                len(self.output_names),
+                boxed,
+            )
 
     def native_library(self, in_full: bool) -> RunnerLibrary | None:
         """Return what C++ calls, and each model's handle; ``None`` for dtypes without a number."""

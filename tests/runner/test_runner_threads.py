@@ -407,13 +407,14 @@ def test_runs_swaps_and_errors_of_many_threads_mix_and_lose_nothing(
 
 
 @pytest.mark.full
-def test_memory_stays_flat(libraries: Libraries, tmp_path: Path) -> None:
+def test_memory_stays_flat(libraries: Libraries, tmp_path: Path, hit_path: str) -> None:
     """A hundredth of ``python -m tests.benchmarks.runner_leaks``, in a process of its own."""
     report = tmp_path / "leaks.json"
     subprocess.run(
         [
             *(sys.executable, "-m", "tests.benchmarks.runner_leaks", "--share", "0.01"),
             *("--libraries", libraries.directory, "--json", report),
+            *(["--native"] if hit_path == "native" else []),
         ],
         cwd=HERE.parents[1],
         check=True,

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import ctypes
 import functools
-import os
 import sysconfig
 from dataclasses import dataclass
 
@@ -56,9 +55,10 @@ def tensor_objects() -> TensorObjects | None:
             or ctypes.c_void_p.from_address(place).value != probe._cdata
         ):
             return None
-    path = os.path.join(os.path.dirname(torch.__file__), "lib", "libtorch_python.so")
     try:
-        wrap = ctypes.cast(getattr(ctypes.CDLL(path), _WRAP), ctypes.c_void_p).value
+        # Looked for in the libraries, too, that the module depends on.
+        functions = ctypes.CDLL(torch._C.__file__)
+        wrap = ctypes.cast(getattr(functions, _WRAP), ctypes.c_void_p).value
     except (OSError, AttributeError):
         return None
     plain = torch.Tensor, torch.nn.Parameter
