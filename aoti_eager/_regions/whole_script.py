@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 import threading
 import weakref
 from dataclasses import replace
@@ -33,7 +34,8 @@ class RootReport(FusionReport):
 
     def __del__(self) -> None:
         """Keep what is known: a garbage collection ends the model and this report together."""
-        _keep(self)
+        if not sys.is_finalizing():
+            _keep(self)
 
 
 class _Roots:
