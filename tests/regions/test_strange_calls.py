@@ -218,7 +218,9 @@ def test_a_parameter_of_a_subclass_runs_as_it_is() -> None:
         calls = 0
 
         @classmethod
-        def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        def __torch_function__(
+            cls, func: Any, types: Any, args: Any = (), kwargs: Any = None
+        ) -> Any:
             Logged.calls += 1
             return super().__torch_function__(func, types, args, kwargs or {})
 
@@ -558,7 +560,9 @@ def test_what_the_first_calls_alone_do_does_not_stop_a_module() -> None:
 
 
 def test_a_vector_times_a_matrix_is_served() -> None:
-    model, plain = (seeded(lambda: nn.Sequential(nn.Linear(5, 3, bias=False), nn.Tanh())) for _ in "ab")
+    model, plain = (
+        seeded(lambda: nn.Sequential(nn.Linear(5, 3, bias=False), nn.Tanh())) for _ in "ab"
+    )
     x = inputs(5)
     with fuse(model) as report:
         assert_served(report, lambda: model(x), plain(x))
