@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import os
 import threading
 import weakref
 from collections.abc import Callable, Iterable
@@ -61,8 +62,11 @@ class FusionReport:
     def regions(self) -> list[RegionState]:
         """Return the state of each region, from the root down."""
         # No lock: a garbage collection may ask, in the middle of anything.
-        regions = [one.region for one in list(self._forwards)] + self._functions
-        return [region_state(one) for one in regions]
+        states = [
+            region_state(one.region, is_placed=one.is_placed or self._is_undone)
+            for one in list(self._forwards)
+        ]
+        return states + [region_state(one) for one in self._functions]
 
     def __str__(self) -> str:
         return report_text(self.regions)
@@ -234,6 +238,15 @@ def add_regions(report: FusionReport, model: torch.nn.Module) -> None:
 def _stays(forward: FusedForward, report: FusionReport) -> bool:
     """Return whether a fused module stays in its report, and cannot be a region of ``report``."""
     return not forward.is_copy and (report.gives_way or not forward.report.gives_way)
+
+
+def _after_fork() -> None:
+    global _lock
+    _lock = threading.RLock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)
 
 
 def _report_of(model: torch.nn.Module) -> FusionReport | None:

@@ -7,6 +7,7 @@ the next call take another way through the code.
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -15,10 +16,25 @@ from torch import Tensor
 
 from .._base.generated_code import run_generated
 from .._base.torch_compat import tracing
-from .target import Fused, Target, own_attributes, tensors_of
+from .target import (
+    Fused,
+    Target,
+    class_attributes,
+    has_state,
+    object_attributes,
+    own_attributes,
+    tensors_of,
+)
 
 _PLAIN = (bool, int, float, complex, str, bytes, type(None), torch.dtype, torch.device, torch.Size)
-_CONTAINERS = (tuple, list, dict, set, frozenset)
+_CONTAINERS = (tuple, list, dict, set, frozenset, deque)
+# Settings of the thread that code may ask for: the name that asks, and the source that answers.
+_SETTINGS = {
+    "is_grad_enabled": "ae_torch.is_grad_enabled()",
+    "is_inference_mode_enabled": "ae_torch.is_inference_mode_enabled()",
+}
+# With these, code reads attributes whose names it does not mention.
+_BY_NAME = frozenset({"getattr", "hasattr", "attrgetter", "vars", "__dict__", "__getattribute__"})
 # Attributes of attributes are looked at so deep: ``self.config.rope.theta``.
 _DEPTH = 3
 
@@ -33,21 +49,33 @@ class StateReader:
         target: The region's target.
         mentioned: Names that the code mentions which ran during the recording: only attributes of
             these names can have been read.
+        own: The names among them that code outside of torch mentions.
 
     Attributes:
         paths: The path of each tensor, by the address of its ``TensorImpl``.
     """
 
-    def __init__(self, target: Target, mentioned: frozenset[str]) -> None:
+    def __init__(
+        self, target: Target, mentioned: frozenset[str], own: frozenset[str] = frozenset()
+    ) -> None:
         self.paths: dict[int, str] = {}
         self._sources: dict[str, str] = {}  # path -> the source that reads the tensor
-        self._names: dict[str, Any] = {"ae_same": same, "ae_count": attribute_count}
+        self._names: dict[str, Any] = {
+            "ae_same": same,
+            "ae_count": attribute_count,
+            "ae_torch": torch,
+        }
         self._known: dict[int, str] = {}
         self._checks: list[tuple[str, str]] = []  # what is checked, in words, and its source
         self._shapes: dict[str, str] = {}  # path -> the source that checks the tensor's sizes
         self._mentioned = mentioned
+        self._reads_by_name = bool(own & _BY_NAME)
         self._seen: set[int] = set()
+        self._classes: set[str] = set()  # attributes of classes that are checked
         self._add_global_hooks()
+        for name, source in _SETTINGS.items():
+            if name in mentioned:
+                self._check(name, f"{source} is {getattr(torch, name)()}")
         for path, module in target.modules():
             self._add_module(path, module, is_root=module is target.module)
         for one in target.references():
@@ -131,8 +159,20 @@ def changed(*, {given}):
             else:
                 self._add_tensor(dot + name, source, tensor)
         for name, value in own_attributes(module):
-            if name in self._mentioned and not isinstance(value, Tensor):
+            is_read = name in self._mentioned or self._reads_by_name
+            if is_read and not isinstance(value, Tensor):
                 self._add_value(dot + name, f"{mine}[{name!r}]", value, _DEPTH)
+        self._add_classes(module)
+
+    def _add_classes(self, value: Any) -> None:
+        own = getattr(value, "__dict__", {})
+        for owner, name, plain in class_attributes(value):
+            text = f"{name} of {owner.__qualname__}"
+            if name in self._mentioned and name not in own:
+                self._check(text, f"{name!r} not in {self._name(own)}")
+            if name in self._mentioned and text not in self._classes:
+                self._classes.add(text)
+                self._add_value(text, f"{self._name(owner)}.__dict__[{name!r}]", plain, 0)
 
     def _add_tensor(self, path: str, source: str, tensor: Tensor) -> None:
         impl = tensor._cdata
@@ -156,19 +196,20 @@ def changed(*, {given}):
             tensors = _tensors_in(value, source)
             for one, inner in tensors:
                 self._add_tensor(inner.replace(source, path, 1), inner, one)
-            known = self._name(copied(value))
-            self._check(path, f"ae_same({source}, {known})")
+            kept = self._name(copied(value))
+            self._check(path, f"ae_same({source}, {kept})")
             return
         self._check(path, f"{source} is {self._name(value)}")
-        if isinstance(value, torch.nn.Module) or id(value) in self._seen or depth == 0:
+        if not has_state(value) or id(value) in self._seen or depth == 0:
             return  # Modules are looked at as modules.
-        attributes = getattr(value, "__dict__", None)
-        if isinstance(attributes, dict) and not isinstance(value, type) and not callable(value):
-            self._seen.add(id(value))
-            inner = self._name(attributes)
-            for name, one in list(attributes.items()):
-                if name in self._mentioned:
-                    self._add_value(f"{path}.{name}", f"{inner}[{name!r}]", one, depth - 1)
+        self._seen.add(id(value))
+        inner = getattr(value, "__dict__", {})
+        for name, one in object_attributes(value).items():
+            if name in self._mentioned:
+                holder = self._name(inner if name in inner else value)
+                text = f"{holder}[{name!r}]" if name in inner else f"{holder}.{name}"
+                self._add_value(f"{path}.{name}", text, one, depth - 1)
+        self._add_classes(value)
 
 
 def attribute_count(state: dict[str, Any]) -> int:
@@ -180,17 +221,30 @@ def same(value: Any, known: Any) -> bool:
     """Return whether two plain values, or containers of them, are equal and of the same types."""
     if value is known:
         return True
+    if isinstance(known, _Copy):
+        mine = copied(value)
+        return type(mine) is _Copy and mine.kind is known.kind and same(mine.plain, known.plain)
     if type(value) is not type(known):
         return False
     if isinstance(value, float | complex):
         return repr(value) == repr(known)  # NaN equals NaN, and -0.0 differs from 0.0.
-    if isinstance(value, list | tuple):
+    if isinstance(value, list | tuple | deque):
         return len(value) == len(known) and all(map(same, value, known))
     if isinstance(value, dict):
         return list(value) == list(known) and all(map(same, value.values(), known.values()))
     if isinstance(value, (*_PLAIN, set, frozenset)):
         return bool(value == known)
     return False
+
+
+class _Copy:
+    """The contents of a container of a class of its own."""
+
+    __slots__ = ("kind", "plain")
+
+    def __init__(self, kind: type, plain: Any) -> None:
+        self.kind = kind
+        self.plain = plain
 
 
 def copied(value: Any) -> Any:
@@ -200,7 +254,19 @@ def copied(value: Any) -> Any:
         return kind([copied(one) for one in value])
     if kind is dict:
         return {name: copied(one) for name, one in value.items()}
-    return set(value) if kind is set else value
+    if kind is set:
+        return set(value)
+    return _Copy(kind, copied(_as_plain(value))) if _is_other(kind) else value
+
+
+def _is_other(kind: type) -> bool:
+    return issubclass(kind, list | dict | set | deque | bytearray)
+
+
+def _as_plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return dict(dict.items(value))
+    return set(value) if isinstance(value, set) else list(value)
 
 
 def _tensors_in(value: Any, source: str) -> list[tuple[Tensor, str]]:

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from threading import get_ident
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from .._base.torch_compat.tracing import has_global_module_hooks
 from .._native import recorder
+from .arguments import UnreadableArgumentError, read_arguments
 from .reader import StateReader
 from .results import Results
 from .snapshot import Snapshot
@@ -42,8 +44,10 @@ class RecordedCallResult:
         recording: recorder.Recording,
         watch: Watch,
         before: Snapshot,
+        arguments: Arguments,
     ) -> None:
         self.result = result
+        self._arguments = arguments
         self._target, self._given = target, given
         self._recording, self._watch, self._before = recording, watch, before
 
@@ -54,10 +58,17 @@ class RecordedCallResult:
             Stop: No library may serve the call.
         """
         target, watch = self._target, self._watch
+        odd = next((one for one in self._given if one.layout is not torch.strided), None)
+        if odd is not None:
+            raise Stop("unsupported_argument", f"an argument is {odd.layout}")
         if watch.leak:
             raise Stop("data_leaves", f"it calls {watch.leak}")
         if watch.fickle:
             raise Stop("python_state", f"it calls {watch.fickle}")
+        if watch.effect:
+            raise Stop("side_effect", f"it calls {watch.effect}")
+        if watch.stored:
+            raise Stop("side_effect", f"it changes {watch.stored}")
         changed = self._before.change()
         if changed is not None:
             raise Stop("writes_attribute", f"it changes {changed}")
@@ -67,8 +78,50 @@ class RecordedCallResult:
             if hooked(module, is_root=module is target.module):
                 raise Stop("hooks", f"{path} has forward hooks")
         results = Results(self.result, self._given)
-        state = StateReader(target, watch.mentioned)
-        return tape_of(self._recording, self._given, state, results), state, results
+        state = StateReader(target, watch.mentioned, watch.own)
+        tape = tape_of(self._recording, self._given, state, results)
+        if any(tensor.requires_grad for tensor in results.fresh):
+            raise Stop("result_needs_gradients", "a result requires gradients")
+        self._arguments.check(self._given, self.result)
+        return tape, state, results
+
+
+class Arguments:
+    """The arguments of a call, as they were before the call.
+
+    Args:
+        args: The positional arguments.
+        kwargs: The keyword arguments.
+    """
+
+    def __init__(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
+        self._args, self._kwargs = args, kwargs
+        self._key, _ = read_arguments(args, kwargs)
+
+    def check(self, given: Sequence[Tensor], result: Any) -> None:
+        """Raise if the call has changed a list or dict among them, or returns one.
+
+        Raises:
+            Stop: It has.
+        """
+        try:
+            key, tensors = read_arguments(self._args, self._kwargs)
+        except UnreadableArgumentError as error:
+            raise Stop("writes_argument", f"it puts into an argument {error}") from error
+        if key != self._key or any(a is not b for a, b in zip(tensors, given, strict=True)):
+            raise Stop("writes_argument", "it changes a list or dict that is an argument")
+        mine = {id(one) for one in _containers([*self._args, *self._kwargs.values()])}
+        if any(id(one) in mine for one in _containers([result])):
+            raise Stop("writes_argument", "it returns a list or dict that is an argument")
+
+
+def _containers(values: Iterable[Any]) -> Iterator[Any]:
+    """Give the lists and dicts among values, and those within them."""
+    for one in values:
+        if isinstance(one, list | dict):
+            yield one
+        if isinstance(one, list | tuple | dict):
+            yield from _containers(one.values() if isinstance(one, dict) else one)
 
 
 def record_call(
@@ -86,10 +139,11 @@ def record_call(
     if not watch.is_possible():
         return None
     before, ident = Snapshot(target), get_ident()
+    arguments = Arguments(args, kwargs)
     _recording.add(ident)
     try:
         with recorder.record() as recording:
             result = watch.run(lambda: target.forward(*args, **kwargs))
     finally:
         _recording.discard(ident)
-    return RecordedCallResult(target, given, result, recording, watch, before)
+    return RecordedCallResult(target, given, result, recording, watch, before, arguments)

@@ -7,6 +7,7 @@ call -> key of the arguments -> variant with the same state -> op of its tape ->
 
 from __future__ import annotations
 
+import os
 import threading
 import time
 import weakref
@@ -25,9 +26,16 @@ from .current_settings import settings
 from .gradients import GradientNeed, wants_gradients
 from .recorded_call import RecordedCallResult, is_recording, record_call
 from .region_kernel import Frame, acquire, release
-from .stop import Stop
+from .stop import MAY_PASS, Stop
 from .target import Target
 from .variant import Variant
+
+# So many recordings that change attributes or print do not stop a region: the first calls of a
+# module may warn, or make a mask and keep it.
+_PASSING = 2
+
+# Of all regions, and never held for long; a forked child has another one.
+_lock = threading.RLock()
 
 Call = tuple[Sequence[Any], Mapping[str, Any], list[Tensor]]
 
@@ -70,7 +78,7 @@ class Region:
         self.by_key: dict[Any, list[Variant]] = {}
         self.needs_gradients = GradientNeed(target)
         self._releases: list[weakref.finalize[..., Region]] = []  # of the variants' kernels
-        self._lock = threading.RLock()
+        self._passing = 0  # recordings with effects that may be those of the first calls
 
     def call(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
         """Return what the forward returns for these arguments, computed by a library if one serves.
@@ -190,7 +198,9 @@ class Region:
         try:
             self._keep(key, recorded, given)
         except Stop as stop:
-            self._stop(stop)
+            self._passing += stop.reason in MAY_PASS
+            if stop.reason not in MAY_PASS or self._passing > _PASSING or self.dry_run:
+                self._stop(stop)
         except Exception as error:
             if settings.strict:
                 raise
@@ -200,6 +210,8 @@ class Region:
     def _keep(self, key: Any, recorded: RecordedCallResult, given: list[Tensor]) -> None:
         """Make a variant of a recorded call, and ask the store for its library."""
         tape, state, results = recorded.read()
+        if not self.is_on:
+            return  # Undone in this very call.
         if self.dry_run:
             count = sum(isinstance(one, str) for one in tape.inputs)
             self.dry_run_of = f"{len(tape.tape.calls)} calls of ops, {count} parameters and buffers"
@@ -211,7 +223,7 @@ class Region:
         if inputs is None:
             raise Stop("not_recorded", f"its state changes by itself: {variant.what_changed()}")
         kernel.add_key(inputs)
-        with self._lock:
+        with _lock:
             self.by_key.setdefault(key, []).append(variant)
         kernel.offer(inputs, results.fresh)
 
@@ -261,7 +273,7 @@ class Region:
         Raises:
             RegionStoppedError: The region is strict.
         """
-        with self._lock:
+        with _lock:
             if self.target.training in self.stops:
                 return
             self.stops[self.target.training] = stop
@@ -277,3 +289,12 @@ def what_varies(region: Region, key: Any) -> str:
     new = [one for one in key if repr(one) not in known] if isinstance(key, tuple) else []
     shown = ", ".join(repr(one) for one in new[:3]) or "the attributes of its modules"
     return f"{len(region.variants)} were recorded (region_cap); new in this call: {shown}"
+
+
+def _after_fork() -> None:
+    global _lock
+    _lock = threading.RLock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)

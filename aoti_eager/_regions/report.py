@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from .._base.data_class import dataclass
 from .._keys.declines import REASONS
-from .stop import STOPS
+from .stop import STOPS, Stop
 
 if TYPE_CHECKING:
     from .region import Region
@@ -65,8 +65,8 @@ def explanation(reason: str) -> str:
     return STOPS.get(reason) or REASONS.get(reason, reason)
 
 
-def region_state(region: Region) -> RegionState:
-    """Return the state of a region."""
+def region_state(region: Region, *, is_placed: bool = True) -> RegionState:
+    """Return the state of a region; ``is_placed`` if the module's calls come to the region."""
     variants = region.variants
     hits = sum(one.hits for one in variants)
     timed = max(
@@ -78,6 +78,8 @@ def region_state(region: Region) -> RegionState:
     state, message = "not called", ""
     if not region.is_on:
         state = "undone"
+    elif not is_placed:
+        state, stop = "stopped", Stop("replaced", STOPS["replaced"])
     elif region.target.training in region.stops:
         state = "stopped"
     elif any(one.kernel.is_serving and one.stop is None for one in variants):

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-import types
 from typing import Any
 
-import torch
-
 from .reader import copied, same
-from .target import Target, own_attributes
+from .target import (
+    Target,
+    class_attributes,
+    has_state,
+    object_attributes,
+    own_attributes,
+    tensors_of,
+)
 
 _DEPTH = 3
 
@@ -37,6 +41,10 @@ def _attributes(target: Target) -> dict[str, Any]:
         found[f"{dot}training"] = module.training
         for name, value in own_attributes(module):
             _add(found, dot + name, value, seen, _DEPTH)
+        for owner, name, value in class_attributes(module):
+            found[f"{name} of {owner.__qualname__}"] = copied(value)
+        for _, name, tensor in tensors_of(module):
+            found[dot + name] = tensor
         for name, child in module._modules.items():
             found[f"{dot}{name} (module)"] = child
     for one in target.references():
@@ -46,10 +54,7 @@ def _attributes(target: Target) -> dict[str, Any]:
 
 def _add(found: dict[str, Any], path: str, value: Any, seen: set[int], depth: int) -> None:
     found[path] = copied(value)
-    if isinstance(value, torch.nn.Module | type | types.ModuleType) or callable(value):
-        return  # A module of Python's, torch for example, holds the whole program.
-    inner = getattr(value, "__dict__", None)
-    if depth and isinstance(inner, dict) and id(value) not in seen:
+    if depth and has_state(value) and id(value) not in seen:
         seen.add(id(value))
-        for name, one in list(inner.items()):
+        for name, one in object_attributes(value).items():
             _add(found, f"{path}.{name}", one, seen, depth - 1)

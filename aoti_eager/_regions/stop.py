@@ -12,10 +12,13 @@ STOPS: dict[str, str] = {
     "torch.utils._pytree knows",
     "unknown_tensor": "it reads a tensor that is no argument, parameter, buffer or attribute",
     "data_leaves": "it takes the data of a tensor to Python",
-    "python_state": "it reads a clock, or draws random numbers in Python",
+    "python_state": "it reads a clock, draws random numbers in Python, or sets a seed",
+    "side_effect": "it prints, writes to a file, or changes a global name or an outer function's",
+    "writes_argument": "it changes a list or dict that is an argument, or returns it",
     "writes_attribute": "it changes an attribute of a module, or of an object that a module has",
     "hooks": "a module within it has hooks, or all modules have",
     "result_is_shared": "a result shares memory with an argument, a parameter or another result",
+    "result_needs_gradients": "a result requires gradients, in a call that asks for none",
     "too_small": "it is a single call of an op",
     "too_large": "it makes more calls of ops, or keeps more memory, than a recording holds",
     "tape_differs": "two calls with equal arguments made different calls of ops",
@@ -25,6 +28,10 @@ STOPS: dict[str, str] = {
     "replaced": "its forward was replaced by somebody else",
     "not_recorded": "it could not be recorded",
 }
+
+
+# What a forward may do in its first calls alone: to warn, to make a mask and keep it.
+MAY_PASS = frozenset({"side_effect", "writes_attribute"})
 
 
 class Stop(Exception):

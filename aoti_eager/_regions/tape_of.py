@@ -27,6 +27,15 @@ if TYPE_CHECKING:
 # Ops that give memory without values; a tape keeps only those whose memory it uses.
 _EMPTY = ("aten::empty", "aten::new_empty")
 
+# Ops that change a tensor's sizes in place, which ``linear`` and ``matmul`` call on their results:
+# where no input is changed, the tape has the view that the tensor becomes.
+_VIEWS = {
+    "aten::squeeze_": "aten::squeeze",
+    "aten::unsqueeze_": "aten::unsqueeze",
+    "aten::t_": "aten::t",
+    "aten::transpose_": "aten::transpose",
+}
+
 
 @dataclass(frozen=True, slots=True)
 class RecordedTape:
@@ -95,6 +104,9 @@ class _Writer:
             if isinstance(value, UnreadValue):
                 reason = "random" if value.type_name == "Generator" else "not_recorded"
                 raise Stop(reason, f"{name} takes a {value.type_name}")
+        becomes = self._view(call)
+        if becomes is not None:
+            name = becomes + name.removeprefix(call.op)
         is_constant = call.op == "aten::lift_fresh"
         try:
             written = tape_call(
@@ -108,10 +120,19 @@ class _Writer:
         for result in call.results:
             for one in result if isinstance(result, list) else [result]:
                 if isinstance(one, RecordedTensor):
-                    self._known.setdefault(one.impl, {"result": [self._count, place]})
+                    source: Component = {"result": [self._count, place]}
+                    if becomes is None:
+                        self._known.setdefault(one.impl, source)
+                    else:
+                        self._known[one.impl] = source
                 place += 1
         self._count += 1
         return written
+
+    def _view(self, call: RecordedCall) -> str | None:
+        """Return the op that makes the view which a call in place has turned its tensor into."""
+        known = self._known.get(call.arguments[0].impl) if call.op in _VIEWS else None
+        return None if known is None or "result" not in known else _VIEWS[call.op]
 
     def output(self, tensor: Tensor) -> Component:
         """Return the source of a result of the region."""

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import types
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -20,6 +21,9 @@ _OWN = frozenset(
     _load_state_dict_pre_hooks _load_state_dict_post_hooks _modules forward
     """.split()  # noqa: SIM905 - a list of names to read, not to parse
 )
+
+
+_PLAIN = (bool, int, float, complex, str, bytes, type(None), tuple, list, dict, set, frozenset)
 
 
 class Fused:
@@ -71,13 +75,20 @@ class Target:
         """Return the objects that a function refers to by its closure and by global names."""
         if self.module is not None:
             return []
-        function = self.forward
+        function: Any = self.forward
         found = []
+        while isinstance(function, functools.partial):
+            found += _held(_numbered("argument", function.args)) + _held(function.keywords)
+            function = function.func
+        if not isinstance(function, types.FunctionType | types.MethodType):
+            function = getattr(function, "__call__", None)  # noqa: B004 - bound to its object
         if isinstance(function, types.MethodType):
             found.append(Reference("self", {"self": function.__self__}, function.__self__))
             function = function.__func__
         if not isinstance(function, types.FunctionType):
             return found
+        found += _held(_numbered("default", function.__defaults__ or ()))
+        found += _held(function.__kwdefaults__ or {})
         code = function.__code__
         for name, cell in zip(code.co_freevars, function.__closure__ or (), strict=True):
             try:
@@ -97,9 +108,22 @@ class Target:
         seen: set[torch.nn.Module] = set()
         found = []
         for one in self.references():
-            if isinstance(one.value, torch.nn.Module):
-                found += list(one.value.named_modules(memo=seen, prefix=one.name))
+            held = {one.name: one.value}
+            if has_state(one.value):  # An object with networks, for a method of the object.
+                inner = object_attributes(one.value)
+                held = {f"{one.name}.{name}": value for name, value in inner.items()}
+            for path, value in held.items():
+                if isinstance(value, torch.nn.Module):
+                    found += list(value.named_modules(memo=seen, prefix=path))
         return found
+
+
+def _numbered(what: str, values: Sequence[Any]) -> dict[str, Any]:
+    return {f"{what} {place}": one for place, one in enumerate(values)}
+
+
+def _held(values: dict[str, Any]) -> list[Reference]:
+    return [Reference(name, values, one) for name, one in values.items()]
 
 
 def own_attributes(module: torch.nn.Module) -> Iterator[tuple[str, Any]]:
@@ -107,6 +131,36 @@ def own_attributes(module: torch.nn.Module) -> Iterator[tuple[str, Any]]:
     for name, value in list(vars(module).items()):
         if name not in _OWN:
             yield name, value
+
+
+def class_attributes(value: Any) -> Iterator[tuple[type, str, Any]]:
+    """Give the plain values that an object's classes have: the class, name and value."""
+    for one in type(value).__mro__:
+        if one is object or one.__module__.startswith("torch."):
+            continue  # torch's own do not change.
+        for name, plain in list(vars(one).items()):
+            if isinstance(plain, _PLAIN) and not name.startswith("__"):
+                yield one, name, plain
+
+
+def has_state(value: Any) -> bool:
+    """Return whether an object's attributes may decide on what a forward does."""
+    if isinstance(value, torch.nn.Module | type | Tensor | types.ModuleType):
+        return False
+    room = type(value).__module__.partition(".")[0]
+    return room not in ("builtins", "functools", "torch")
+
+
+def object_attributes(value: Any) -> dict[str, Any]:
+    """Return the attributes of an object that is no module, those in slots included."""
+    found = {}
+    for one in type(value).__mro__:
+        slots = vars(one).get("__slots__", ())
+        for name in [slots] if isinstance(slots, str) else list(slots):
+            if not name.startswith("__") and hasattr(value, name):
+                found[name] = getattr(value, name)
+    inner = getattr(value, "__dict__", None)
+    return {**found, **inner} if isinstance(inner, dict) else found
 
 
 def tensors_of(module: torch.nn.Module) -> Iterator[tuple[str, str, Tensor | None]]:

@@ -7,22 +7,35 @@ C's in one thread, changes nothing, and is on for the calls that are recorded on
 
 from __future__ import annotations
 
+import io
+import opcode
+import os
+import random
 import sys
 import types
 from collections.abc import Callable
 from typing import Any
 
+import torch
 from torch import Tensor
 
 # Methods that hand a tensor's data, or where the data lie, to Python without a call of an op.
 _LEAKS = frozenset(
     """
     tolist numpy data_ptr untyped_storage storage _typed_storage _to_dlpack __dlpack__
-    share_memory_ _share_fd_cpu_ _share_filename_cpu_
+    share_memory_ _share_fd_cpu_ _share_filename_cpu_ apply_ map_ map2_
     """.split()  # noqa: SIM905 - a list of names to read, not to parse
 )
 # Modules of C whose functions give another result in each call.
 _FICKLE = frozenset({"time", "_random", "_datetime", "_ctypes"})
+# Methods of a generator that no op's call shows.
+_SEEDS = frozenset({"manual_seed", "seed", "set_state", "set_offset"})
+_WRITES = frozenset({"print", "write", "writelines"})
+_STORE_GLOBAL, _STORE_OUTER = opcode.opmap["STORE_GLOBAL"], opcode.opmap["STORE_DEREF"]
+_TORCH = os.path.join(os.path.dirname(torch.__file__), "")
+_ROOM = os.path.join(os.path.dirname(__file__), "")
+_PACKAGE = os.path.join(os.path.dirname(os.path.dirname(__file__)), "")
+_EXAMPLES = os.path.join(_PACKAGE, "_examples", "")  # Scripts, like any user's.
 
 
 class Watch:
@@ -32,12 +45,15 @@ class Watch:
         mentioned: The names that the code mentions.
         leak: A call that takes data to Python, in words; empty if there was none.
         fickle: A call whose result changes from call to call, in words; empty if there was none.
+        effect: A call that prints or writes, in words; empty if there was none.
     """
 
     def __init__(self) -> None:
         self.leak = ""
         self.fickle = ""
+        self.effect = ""
         self._codes: set[types.CodeType] = set()
+        self._within = 0  # calls of Python functions, from one of this package's inwards
 
     @property
     def mentioned(self) -> frozenset[str]:
@@ -48,6 +64,32 @@ class Watch:
             # Names that reach getattr as text.
             found.update(one for one in code.co_consts if isinstance(one, str))
         return frozenset(found)
+
+    @property
+    def own(self) -> frozenset[str]:
+        """Return the names that code outside of torch mentions."""
+        return frozenset(
+            name for code in self._codes if not _is_torch(code) for name in code.co_names
+        )
+
+    @property
+    def stored(self) -> str:
+        """Return a name outside of the call that the code writes to; empty if there is none."""
+        # The arguments of instructions are at odd places.
+        inner = {name for code in self._codes for name in code.co_cellvars}
+        for code in self._codes:
+            operations = code.co_code[::2]
+            if not {_STORE_GLOBAL, _STORE_OUTER} & set(operations) or _is_torch(code):
+                continue
+            for place, operation in enumerate(operations):
+                argument = code.co_code[2 * place + 1]
+                if operation == _STORE_GLOBAL:
+                    return f"{code.co_names[argument]} in {code.co_qualname}"
+                if operation == _STORE_OUTER:
+                    name = _local_name(code, argument)
+                    if name in code.co_freevars and name not in inner:
+                        return f"{name} in {code.co_qualname}"
+        return ""
 
     @staticmethod
     def is_possible() -> bool:
@@ -63,14 +105,51 @@ class Watch:
             sys.setprofile(None)
 
     def _see(self, frame: types.FrameType, event: str, arg: Any) -> None:
-        if event == "call":
+        if self._within or (event == "call" and _is_ours(frame.f_code)):
+            # Ops that this package serves, counts or times are ops; how that is done is no part of
+            # the forward.
+            self._within += (event == "call") - (event == "return")
+        elif event == "call":
             self._codes.add(frame.f_code)
         elif event == "c_call":
             name, module = getattr(arg, "__name__", ""), getattr(arg, "__module__", None)
             if name in _LEAKS and (isinstance(arg.__self__, Tensor) or "torch" in str(module)):
                 self.leak = f"{name} in {_place(frame)}"
-            elif module in _FICKLE or type(getattr(arg, "__self__", None)).__module__ in _FICKLE:
+            elif module in _FICKLE or _is_fickle(name, getattr(arg, "__self__", None)):
                 self.fickle = f"{name} in {_place(frame)}"
+            elif name in _WRITES and _is_output(module, getattr(arg, "__self__", None)):
+                self.effect = f"{name} in {_place(frame)}"
+
+
+def _is_fickle(name: str, owner: Any) -> bool:
+    if isinstance(owner, torch.Generator):
+        return name in _SEEDS
+    return isinstance(owner, random.Random) or type(owner).__module__ in _FICKLE
+
+
+def _is_output(module: Any, owner: Any) -> bool:
+    return module == "posix" or (module == "builtins" and owner is not None) or _is_file(owner)
+
+
+def _is_file(owner: Any) -> bool:
+    return isinstance(owner, io.IOBase) and not isinstance(owner, io.StringIO | io.BytesIO)
+
+
+def _is_ours(code: types.CodeType) -> bool:
+    """Return whether code is this package's, and calls no forward: regions do, within regions."""
+    file = code.co_filename
+    return file.startswith(_PACKAGE) and not file.startswith((_ROOM, _EXAMPLES))
+
+
+def _is_torch(code: types.CodeType) -> bool:
+    return code.co_filename.startswith(_TORCH)
+
+
+def _local_name(code: types.CodeType, place: int) -> str:
+    """Return the name of a variable that functions share, by its place among all variables."""
+    names = [*code.co_varnames, *(one for one in code.co_cellvars if one not in code.co_varnames)]
+    names += code.co_freevars
+    return names[place] if place < len(names) else ""
 
 
 def _place(frame: types.FrameType) -> str:
