@@ -32,6 +32,7 @@ SMALL = ("1", "1x1", "1x16")
 # What small sizes must reach over eager and torch.compile, and what no size may fall below.
 OVER_EAGER, OVER_COMPILED, WORST = 2.0, 1.5, 0.97
 WINDOW_S, FEWEST = 0.5, 10
+TRANSFORMERS = "REGIONS_TRANSFORMERS"  # tells a process where that package lies
 # A library is asked for, compared and timed in so many calls.
 CALLS_TO_SERVE = 40
 
@@ -43,6 +44,9 @@ def child(kind: str, name: str, size: str) -> dict[str, Any]:
     """Return what one process has measured: milliseconds, seconds of the compile, and errors."""
     import torch
 
+    if TRANSFORMERS in os.environ:
+        # Last: what else lies there must not hide what is installed.
+        sys.path.append(os.environ[TRANSFORMERS])
     model, args, kwargs = region_models.case(name, size)
     found: dict[str, Any] = {}
     with torch.inference_mode():
@@ -119,7 +123,7 @@ class Processes:
 
     def __init__(self, caches: Path, transformers: str | None) -> None:
         root = str(Path(__file__).parents[2])
-        path = [root, *filter(None, [os.environ.get("PYTHONPATH"), transformers])]
+        path = [root, *filter(None, [os.environ.get("PYTHONPATH")])]
         kept = {k: v for k, v in os.environ.items() if not k.startswith("AOTI_EAGER_")}
         self._environment = {
             **kept,
@@ -128,6 +132,7 @@ class Processes:
             "AOTI_EAGER_LINGER_S": "0",
             "TORCHINDUCTOR_CACHE_DIR": str(caches / "inductor"),
             "HF_HUB_OFFLINE": "1",
+            **({} if transformers is None else {TRANSFORMERS: transformers}),
         }
 
     def set_up(self) -> None:

@@ -108,6 +108,21 @@ def test_a_function_that_names_torch_is_served(shared_cache: Path) -> None:
         fast.report.undo()
 
 
+@pytest.mark.parametrize("mode", ["sync", "background"])
+def test_what_this_package_does_for_an_op_is_no_part_of_a_forward(
+    mode: str, shared_cache: Path
+) -> None:
+    model, x = seeded(Policy), inputs(4, 5)
+    with aoti_eager.config.scope(mode=mode), aoti_eager.register("aten::tanh"):
+        want = model(x)
+        with fuse(model) as report:
+            # The op's own miss is counted, timed and keyed in Python, and reads addresses.
+            for n in range(1, 4):
+                model(inputs(n, 5))
+            assert report.regions[0].reason == "", report
+            assert_served(report, lambda: model(x), want)
+
+
 def test_results_in_containers_and_arguments_among_them_are_handed_back(
     shared_cache: Path,
 ) -> None:

@@ -1,0 +1,46 @@
+"""Random modules, fused, against eager: see ``random_modules`` for the long run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from .random_grammar import RandomModule, drawn
+from .random_modules import SIZE, check, problem
+from .random_ops import GRAMMAR
+
+pytestmark = pytest.mark.native
+
+# Other seeds than those of a long run.
+_FIRST = 1_000_000
+_BATCHES = 30
+
+
+@pytest.mark.share(10)
+@pytest.mark.parametrize("batch", range(_BATCHES))
+def test_random_modules_give_what_eager_gives(batch: int, shared_cache: Path) -> None:
+    first = _FIRST + SIZE * batch
+    outcomes = check(range(first, first + SIZE))
+    assert [one for one in outcomes if one.state == "wrong"] == []
+    # What no library serves has stopped for a reason; as a rule, modules are served.
+    assert all(one.reason for one in outcomes if one.state != "served")
+    assert sum(one.state == "served" for one in outcomes) >= SIZE // 2
+
+
+def test_a_module_depends_on_its_seed_alone() -> None:
+    for seed in range(_FIRST, _FIRST + 3):
+        first, second = (drawn(seed, GRAMMAR) for _ in range(2))
+        results = [RandomModule(one)(*one.arguments.values()) for one in (first, second)]
+        assert first.source() == second.source()
+        assert problem(*results) == ""
+
+
+def test_what_differs_is_found() -> None:
+    draw = drawn(_FIRST, GRAMMAR)
+    module = RandomModule(draw)
+    given = [one.clone() for one in draw.arguments.values()]
+    want, other = module(*given), module(*draw.more_arguments())
+    assert problem(want, want) == ""
+    assert problem(other, want).startswith("values")
+    assert problem([want], want).startswith("containers")
