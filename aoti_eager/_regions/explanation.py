@@ -115,10 +115,6 @@ def _explained(region: Region, args: Sequence[Any], kwargs: Mapping[str, Any]) -
         return RegionExplanation(path, name, "declined", reason, message)
     shown, changed = tuple(repr(one) for one in key), ""
     key = region.target.training, key
-    stopped = region.stopped.get(key)
-    if stopped is not None:
-        message = f"{explanation(stopped.stop.reason)}: {stopped.stop}"
-        return RegionExplanation(path, name, "declined", stopped.stop.reason, message, shown)
     for variant in list(region.by_key.get(key, ())):
         inputs = variant.inputs(given)
         if inputs is None:
@@ -132,6 +128,10 @@ def _explained(region: Region, args: Sequence[Any], kwargs: Mapping[str, Any]) -
         op, listing = variant.kernel.name, variant.listing
         found = _of_variant(variant, needs=wants_gradients(inputs))
         return RegionExplanation(path, name, *found, shown, op, listing)
+    stopped = region.stopped.by_key.get(key)
+    if stopped is not None:
+        message = f"{explanation(stopped.stop.reason)}: {stopped.stop}"
+        return RegionExplanation(path, name, "declined", stopped.stop.reason, message, shown)
     if region.needs_gradients.is_there(given):
         message = _GRADIENTS
         return RegionExplanation(path, name, "declined", None, message, shown)

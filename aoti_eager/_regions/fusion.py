@@ -80,7 +80,7 @@ class Fusion:
         """Return a new region with these options; copies of modules have such regions, too."""
         _, dry_run, strict = self.options
         region = Region(target, path, strict=strict, dry_run=dry_run)
-        region.on_stop = self._try_children
+        region.stopped.on_first = lambda: self._try_children(target, path)
         return region
 
     def for_copy(self) -> Fusion:
@@ -112,13 +112,12 @@ class Fusion:
         """Return whether a module that is fused already cannot be a region of these."""
         return not forward.is_copy and (self.gives_way or not forward.regions.gives_way)
 
-    def _try_children(self, region: Region) -> None:
-        module = region.target.module
-        if module is None:
+    def _try_children(self, target: Target, path: str) -> None:
+        if target.module is None:
             return
         with _lock:
-            for path, child in self.options[0].inside(module, region.path):
-                self._add(path, child)
+            for inner, child in self.options[0].inside(target.module, path):
+                self._add(inner, child)
 
 
 def fusion_of(model: torch.nn.Module) -> Fusion | None:

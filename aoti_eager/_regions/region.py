@@ -12,7 +12,7 @@ import os
 import threading
 import time
 import weakref
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from torch import Tensor
@@ -21,13 +21,13 @@ from .._base.determinism import is_deterministic
 from .._base.torch_compat import tracing
 from .._base.warn_once import warn_once
 from .._native import library as native_library
-from ..errors import RegionStoppedError
 from .arguments import UnreadableArgumentError, read_arguments
 from .current_settings import settings
 from .gradients import GradientNeed, wants_gradients
 from .recorded_call import RecordedCallResult, is_recording, record_call
 from .region_kernel import Frame, acquire, release
 from .stop import MAY_PASS, Stop
+from .stopped_calls import StoppedCalls
 from .target import Target
 from .variant import Variant
 
@@ -35,10 +35,6 @@ from .variant import Variant
 # module may warn, or make a mask and keep it.
 _PASSING = 2
 
-# After so many calls of a key that is not served, a region without a library passes all calls on.
-_GIVEN_UP = 1000
-# And so does a region with more keys that are not served.
-_MOST_STOPPED = 64
 _warnings = itertools.count()
 
 # Of all regions, and never held for long; a forked child has another one.
@@ -62,13 +58,10 @@ class Region:
         waits_for_gradients: How many of them ran as they are because they need gradients.
         capped: Why no further kinds of arguments are recorded; ``None`` while they are.
         dry_run_of: What a dry run has recorded, in words; empty if it has recorded nothing.
-        stops: The first reason for which calls are not served, for each mode of the module
-            (``training``).
-        stopped: Which keys are not served, and why.
+        stopped: Which calls are not served, and why.
         is_on: Whether calls may be served; a region that was undone passes all calls on.
         by_key: What was recorded, by the key of a call's arguments.
         needs_gradients: Whether a call needs gradients.
-        on_stop: Called when a key is not served, the first time in a mode: children are tried.
     """
 
     def __init__(
@@ -83,12 +76,9 @@ class Region:
         self.calls = 0
         self.waits_for_gradients = 0
         self.plain_calls = 0
-        self.stops: dict[bool | None, Stop] = {}
-        self.stopped: dict[Any, StoppedKey] = {}
-        self._given_up: set[bool | None] = set()
+        self.stopped = StoppedCalls(target, path, strict=strict)
         self._being_recorded: set[Any] = set()
         self.is_on = True
-        self.on_stop: Callable[[Region], None] = lambda region: None
         self.by_key: dict[Any, list[Variant]] = {}
         self.needs_gradients = GradientNeed(target)
         self._releases: list[weakref.finalize[..., Region]] = []  # of the variants' kernels
@@ -105,7 +95,7 @@ class Region:
         if (
             not self.is_on
             or settings.is_off
-            or training in self._given_up
+            or training in self.stopped.given_up
             or is_recording()
             or not tracing.is_plain_eager()
         ):
@@ -118,20 +108,18 @@ class Region:
             own, given = read_arguments(args, kwargs)
         except UnreadableArgumentError as error:
             key: Any = training, str(error)
-            if key in self.stopped:
-                self._pass(key)
-            else:
-                self._stop(key, Stop("unsupported_argument", f"an argument is {error}"))
+            stop = Stop("unsupported_argument", f"an argument is {error}")
+            self.stopped.pass_or_stop(key, stop, has_library=self._has_library)
             return forward(*args, **kwargs)
         key = training, own
-        if key in self.stopped and not self._pass(key):
-            return forward(*args, **kwargs)
         call = args, kwargs, given
         for variant in self.by_key.get(key, ()):
             inputs = variant.inputs(given)
             if inputs is None or (variant.is_contested and not variant.has_key(inputs)):
                 continue
             return self._run(variant, inputs, key, call)
+        if self.stopped.passes(key, has_library=self._has_library):
+            return forward(*args, **kwargs)
         return self._record(key, call)
 
     def close(self) -> None:
@@ -140,7 +128,10 @@ class Region:
         for one in self._releases:
             one()
         self.by_key = {}
-        self.stopped = {}
+
+    @property
+    def _has_library(self) -> bool:
+        return any(one.stop is None for one in self.variants)
 
     @property
     def variants(self) -> list[Variant]:
@@ -181,7 +172,7 @@ class Region:
             if not frame.has_run:
                 variant.stop = variant.times.add(time.perf_counter() - begin, served=True)
                 if variant.stop is not None:
-                    self._note(variant.stop)
+                    self.stopped.note(variant.stop)
         if frame.has_run:
             # Parameters have other dtypes or layouts than at the recording: the next such call is
             # recorded as a variant of its own.
@@ -195,7 +186,7 @@ class Region:
         refusal = variant.kernel.refusal
         if refusal is not None:
             variant.stop = Stop(refusal.reason, refusal.message)
-            self._note(variant.stop)
+            self.stopped.note(variant.stop)
 
     # -- recordings --
 
@@ -226,7 +217,7 @@ class Region:
         try:
             recorded = record_call(self.target, args, kwargs, given)
         except Stop as stop:  # Before the forward ran.
-            self._stop(key, stop)
+            self.stopped.stop(key, stop)
             recorded = None
         if recorded is None:  # Or somebody else watches this thread: a later call is recorded.
             return self.target.forward(*args, **kwargs)
@@ -235,7 +226,7 @@ class Region:
         except Stop as stop:
             self._passing += stop.reason in MAY_PASS
             if stop.reason not in MAY_PASS or self._passing > _PASSING or self.dry_run:
-                self._stop(key, stop)
+                self.stopped.stop(key, stop)
         except Exception as error:
             if settings.strict:
                 raise
@@ -303,72 +294,13 @@ class Region:
                 f"fuse: {where} is not served any more: two calls with equal arguments and "
                 f"attributes made different calls of ops: {stop}",
             )
-        self._stop(key, stop)
+        self.stopped.stop(key, stop)
 
     def _failed(self, key: Any, error: Exception) -> None:
         where = f"{self.path or 'the module'} ({self.target.name})"
         warn_once(f"region failed {type(error).__name__}", f"fuse: {where}: {error!r}")
         if is_deterministic(error):
-            self._stop(key, Stop("not_recorded", repr(error)))
-
-    def _pass(self, key: Any) -> bool:
-        """Count a call that is not served; return whether the call is recorded once more."""
-        found = self.stopped[key]
-        found.calls += 1
-        if found.calls >= _GIVEN_UP and not any(one.stop is None for one in self.variants):
-            self._given_up.add(self.target.training)
-        if found.calls != found.due:
-            return False
-        found.due *= 4
-        return True
-
-    def _stop(self, key: Any, stop: Stop) -> None:
-        """Serve no calls of a key, but try again after some calls.
-
-        Raises:
-            RegionStoppedError: The region is strict.
-        """
-        with _lock:
-            before = self.stopped.get(key)
-            if before is None:
-                self.stopped[key] = StoppedKey(stop)
-            else:
-                before.stop = stop
-            if len(self.stopped) > _MOST_STOPPED:
-                self._given_up.add(self.target.training)
-        self._note(stop)
-
-    def _note(self, stop: Stop) -> None:
-        """Have the children tried, if this is the first stop in the present mode.
-
-        Raises:
-            RegionStoppedError: The region is strict.
-        """
-        with _lock:
-            if self.target.training in self.stops:
-                return
-            self.stops[self.target.training] = stop
-        self.on_stop(self)
-        if self.strict:
-            where = self.path or self.target.name
-            raise RegionStoppedError(f"fuse: {where} stops ({stop.reason}): {stop}", stop.reason)
-
-
-class StoppedKey:
-    """Why the calls of a key are not served.
-
-    Attributes:
-        stop: The reason.
-        calls: How many calls were not served.
-        due: The number of the call that is recorded once more: a hook may be gone.
-    """
-
-    __slots__ = ("calls", "due", "stop")
-
-    def __init__(self, stop: Stop) -> None:
-        self.stop = stop
-        self.calls = 0
-        self.due = 64
+            self.stopped.stop(key, Stop("not_recorded", repr(error)))
 
 
 def what_varies(region: Region, key: Any) -> str:

@@ -85,7 +85,9 @@ def region_state(region: Region, *, is_placed: bool = True) -> RegionState:
         key=lambda one: one.speed or 0.0,
         default=None,
     )
-    stop = region.stops.get(region.target.training) or next(iter(region.stops.values()), None)
+    stop = region.stopped.first.get(region.target.training) or next(
+        iter(region.stopped.first.values()), None
+    )
     state, message = "not called", ""
     if not region.is_on:
         state = "undone"
@@ -93,7 +95,7 @@ def region_state(region: Region, *, is_placed: bool = True) -> RegionState:
         state, stop = "stopped", Stop("replaced", STOPS["replaced"])
     elif any(one.kernel.is_serving and one.stop is None for one in variants):
         state = "served"
-    elif region.target.training in region.stops:
+    elif region.target.training in region.stopped.first:
         state = "stopped"
     elif any(one.kernel.has_candidate for one in variants):
         state = "comparing"
