@@ -62,6 +62,8 @@ class Region:
         is_on: Whether calls may be served; a region that was undone passes all calls on.
         by_key: What was recorded, by the key of a call's arguments.
         needs_gradients: Whether a call needs gradients.
+
+    More than 12 methods, because a call has many ways, and each needs what the others know.
     """
 
     def __init__(

@@ -189,7 +189,7 @@ def test_the_code_is_that_of_the_oldest_python_supported(path: Path) -> None:
 
 
 def private_torch_names(path: Path) -> list[str]:
-    """Return each ``torch._name`` that the file spells in code, or as a module's name in a string.
+    """Return each ``torch._name``, ``torch.utils._name`` and so on that the file spells in code, or as a module's name in a string.
 
     Comments, docstrings and messages may speak of them.
     """
@@ -205,6 +205,9 @@ def private_torch_names(path: Path) -> list[str]:
         if (first.string, second.string) == ("torch", ".") and is_private(third.string)
     ]
     for node in ast.walk(ast.parse(text)):
+        name = ast.unparse(node) if isinstance(node, ast.Attribute) else ""
+        if name.startswith("torch.") and is_private(name.split(".")[-1]) and name.count(".") > 1:
+            found.append(f"{path.name}:{node.lineno}: {name}")
         if isinstance(node, ast.Constant) and isinstance(node.value, str):
             parts = node.value.split(".")
             if parts[0] == "torch" and all(map(str.isidentifier, parts)) and len(parts) > 1:
