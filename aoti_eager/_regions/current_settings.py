@@ -1,4 +1,4 @@
-"""The settings that calls of regions read, kept as plain attributes: a look-up costs microseconds."""
+"""The settings that calls of regions read, as plain attributes: a look-up costs microseconds."""
 
 from __future__ import annotations
 

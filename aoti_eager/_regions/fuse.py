@@ -8,7 +8,7 @@ import threading
 import weakref
 from collections.abc import Callable, Iterable
 from types import TracebackType
-from typing import Any
+from typing import Any, cast
 
 import torch
 
@@ -178,8 +178,8 @@ def fuse(
     choice = Choice(_patterns("include", include), _patterns("exclude", exclude))
     registry.prepare()
     settings.refresh()
-    is_module = isinstance(target, torch.nn.Module)
-    report = FusionReport(target if is_module else None, choice, dry_run=dry_run, strict=strict)
+    model = target if isinstance(target, torch.nn.Module) else None
+    report = FusionReport(model, choice, dry_run=dry_run, strict=strict)
     if not isinstance(target, torch.nn.Module):
         if not callable(target) or isinstance(target, type):
             raise FuseError(
@@ -218,8 +218,7 @@ def _report_of(model: torch.nn.Module) -> FusionReport | None:
     for module in model.modules():
         forward = vars(module).get("forward")
         if isinstance(forward, FusedForward) and forward.report.is_of(model):
-            report: FusionReport = forward.report
-            return report
+            return cast(FusionReport, forward.report)
     return None
 
 

@@ -12,7 +12,6 @@ import torch
 from .region import Region
 from .target import Fused, Target
 
-
 # Attributes of a bound method that torch.export and torch.jit look at.
 _OF_METHODS = frozenset({"__code__", "__defaults__", "__kwdefaults__", "__func__", "__globals__"})
 
@@ -85,7 +84,7 @@ class FusedForward(Fused):
 
     def place(self) -> None:
         """Put this in place of the module's forward."""
-        self._module.forward = self  # type: ignore[method-assign,assignment]
+        self._module.forward = self
 
     def remove(self) -> None:
         """Put the module's forward back, unless somebody has replaced this meanwhile."""

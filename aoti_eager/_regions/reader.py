@@ -201,11 +201,11 @@ def changed(*, {given}):
         if not has_state(value) or id(value) in self._seen or depth == 0:
             return  # Modules are looked at as modules.
         self._seen.add(id(value))
-        inner = getattr(value, "__dict__", {})
+        held = getattr(value, "__dict__", {})
         for name, one in object_attributes(value).items():
             if name in self._mentioned:
-                holder = self._name(inner if name in inner else value)
-                text = f"{holder}[{name!r}]" if name in inner else f"{holder}.{name}"
+                holder = self._name(held if name in held else value)
+                text = f"{holder}[{name!r}]" if name in held else f"{holder}.{name}"
                 self._add_value(f"{path}.{name}", text, one, depth - 1)
         self._add_classes(value)
 
@@ -230,7 +230,7 @@ def same(value: Any, known: Any) -> bool:
         return len(value) == len(known) and all(map(same, value, known))
     if isinstance(value, dict):
         return list(value) == list(known) and all(map(same, value.values(), known.values()))
-    if isinstance(value, _PLAIN) or isinstance(value, set | frozenset):
+    if isinstance(value, (*_PLAIN, set, frozenset)):
         return bool(value == known)
     return False
 

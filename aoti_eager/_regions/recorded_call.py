@@ -127,7 +127,7 @@ def _containers(values: Iterable[Any]) -> Iterator[Any]:
 def record_call(
     target: Target, args: Sequence[Any], kwargs: Mapping[str, Any], given: Sequence[Tensor]
 ) -> RecordedCallResult | None:
-    """Return a call of the target's forward, recorded; ``None``, and no call, if that is impossible.
+    """Return a recorded call of the target's forward; ``None``, and no call, if it is impossible.
 
     Args:
         target: What is called.

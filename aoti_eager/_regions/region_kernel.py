@@ -148,7 +148,7 @@ class RegionKernel:
         return self._replay(inputs)
 
     def close(self) -> bool:
-        """Take the op out of the dispatcher; return whether that was possible, with no call in it."""
+        """Take the op out of the dispatcher; return whether no call was in it, so that it could."""
         self._is_closed = True  # First: a thread that comes now sees that, or has a frame.
         if self._frames:
             return False
@@ -158,11 +158,11 @@ class RegionKernel:
         return True
 
     def add_key(self, inputs: list[Tensor]) -> None:
-        """Note that the tape was recorded for the metadata of ``inputs`` and the present settings."""
+        """Note that the tape was recorded for these inputs' metadata and the present settings."""
         self.cache.recorded.add(self.cache.key(inputs))
 
     def has_key(self, inputs: list[Tensor]) -> bool:
-        """Return whether the tape was recorded for the metadata of ``inputs``, settings included."""
+        """Return whether the tape was recorded for these inputs' metadata and settings."""
         return self.cache.key(inputs) in self.cache.recorded
 
     def call(self, inputs: list[Tensor], frame: Frame) -> list[Tensor]:

@@ -27,8 +27,8 @@ if TYPE_CHECKING:
 # Ops that give memory without values; a tape keeps only those whose memory it uses.
 _EMPTY = ("aten::empty", "aten::new_empty")
 
-# Ops that change a tensor's sizes in place, which ``linear`` and ``matmul`` call on their own results:
-# where no input is changed, the tape has the view that the tensor becomes.
+# Ops that change a tensor's sizes in place; ``linear`` and ``matmul`` call them on their own
+# results. Where no input is changed, the tape has the view that the tensor becomes.
 _VIEWS = {
     "aten::squeeze_": "aten::squeeze",
     "aten::unsqueeze_": "aten::unsqueeze",
@@ -108,12 +108,12 @@ class _Writer:
         if becomes is not None:
             name = becomes + name.removeprefix(call.op)
         is_constant = call.op == "aten::lift_fresh"
+
+        def source_of(tensor: Any) -> Component:
+            return _constant(tensor) if is_constant else self._source(tensor, name)
+
         try:
-            written = tape_call(
-                find_overload(name),
-                call.arguments,
-                lambda one: _constant(one) if is_constant else self._source(one, name),
-            )
+            written = tape_call(find_overload(name), call.arguments, source_of)
         except (UnsupportedArgumentError, UnknownOpError, TapeError) as error:
             raise Stop("not_recorded", f"{name}: {error}") from error
         place = 0

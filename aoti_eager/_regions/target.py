@@ -27,7 +27,7 @@ _PLAIN = (bool, int, float, complex, str, bytes, type(None), tuple, list, dict, 
 
 
 class Fused:
-    """Base of what ``fuse`` puts in place of a module's forward: it changes nothing of the module."""
+    """Base of what ``fuse`` puts in place of a forward: it changes nothing of the module."""
 
     __slots__ = ()
 

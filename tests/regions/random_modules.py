@@ -315,8 +315,8 @@ class Run:
         wrong = [one for one in outcomes if one.state == "wrong"]
         refused = [one for one in outcomes if one.reason in _REFUSALS and one.state != "wrong"]
         lines = [
-            f"{len(outcomes)} modules in {len(results)} batches, "
-            f"{sum(one.lines for one in outcomes)} lines of forwards",
+            f"{len(outcomes)} modules in {len(results)} batches",
+            f"  {sum(one.lines for one in outcomes)} lines of forwards",
             *[f"  {state:10} {count}" for state, count in states.most_common()],
             f"  rounding decides in {sum(one.rounding for one in outcomes)}",
             *[f"    {reason:30} {count}" for reason, count in reasons.most_common()],

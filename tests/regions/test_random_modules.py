@@ -17,7 +17,7 @@ _FIRST = 1_000_000
 _BATCHES = 30
 
 
-@pytest.mark.share(10)
+@pytest.mark.share(of=10)
 @pytest.mark.parametrize("batch", range(_BATCHES))
 def test_random_modules_give_what_eager_gives(batch: int, shared_cache: Path) -> None:
     first = _FIRST + SIZE * batch

@@ -1,4 +1,4 @@
-"""Calls of fused models that are out of the ordinary: traces, modes, watchers, undo in the middle."""
+"""Calls of fused models out of the ordinary: traces, modes, watchers, undo in the middle."""
 
 from __future__ import annotations
 
@@ -422,7 +422,7 @@ def test_state_that_forward_reads_is_seen_when_it_changes(name: str) -> None:
                 assert_same(pair[0](x), pair[1](x))
 
 
-def test_a_flag_outside_of_the_contract_is_found_by_a_recording(no_warnings: None = None) -> None:
+def test_a_flag_outside_of_the_contract_is_found_by_a_recording() -> None:
     model = Scaled(lambda module: 2.0 if FLAGS["doubled"] else 1.0)
     x = inputs(4, 5)
     with fuse(model) as report:
