@@ -111,7 +111,7 @@ def _use_vector_functions(vector_bits: int) -> None:
     for name, function in vector_functions(vector_bits, count).items():
         original = getattr(CppVecOverrides, name)
         chosen = function if name != "remainder" else _floats_only(function, original)
-        setattr(CppVecOverrides, name, staticmethod(chosen))
+        setattr(CppVecOverrides, name, staticmethod(_named(chosen, name)))
     for name, function in scalar_functions().items():
         setattr(CppOverrides, name, staticmethod(function))
 
@@ -132,11 +132,20 @@ def _use_wider_vectors() -> None:
     CppVecKernel.get_to_dtype_expr = get_to_dtype_expr  # type: ignore[method-assign]
 
 
+def _named(function: Callable[..., Any], name: str) -> Callable[..., Any]:
+    """Return a function of this name: by it, Inductor finds the scalar code where no vector is."""
+
+    def chosen(*args: Any, **kwargs: Any) -> Any:
+        return function(*args, **kwargs)
+
+    chosen.__name__ = name
+    return chosen
+
+
 def _floats_only(function: Callable[..., str], original: Callable[..., Any]) -> Callable[..., Any]:
     def chosen(a: Any, b: Any) -> Any:
         return function(a, b) if a.dtype.is_floating_point else original(a, b)
 
-    chosen.__name__ = original.__name__
     return chosen
 
 

@@ -189,7 +189,7 @@ def test_the_code_is_that_of_the_oldest_python_supported(path: Path) -> None:
 
 
 def private_torch_names(path: Path) -> list[str]:
-    """Return each ``torch._name``, ``torch.utils._name`` and so on that the file spells in code, or as a module's name in a string.
+    """Return each private name of torch that the file spells in code, or as a module in a string.
 
     Comments, docstrings and messages may speak of them.
     """

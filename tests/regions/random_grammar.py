@@ -17,8 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-FLOATS = (torch.float32, torch.float32, torch.float32, torch.float64, torch.bfloat16)
-_MOST_ELEMENTS, _LARGEST, _TRIES = 2048, 100.0, 400
+_MOST_ELEMENTS, _LARGEST = 2048, 100.0
 
 
 @dataclass(frozen=True)
@@ -331,25 +330,3 @@ def _is_ordinary(tensor: Tensor) -> bool:
     if tensor.dtype is torch.bool:
         return True
     return bool(tensor.isfinite().all()) and float(tensor.abs().max()) <= _LARGEST
-
-
-def drawn(seed: int, grammar: dict[str, Callable[[Draw], object]]) -> Draw:
-    """Return a drawn module's parts: 4 to 14 lines of ops."""
-    draw = Draw(seed)
-    rng = draw.rng
-    with torch.no_grad():
-        dtype = rng.choice(FLOATS)
-        sizes = [rng.choice([1, 2, 3, 4, 5, 8, 16]) for _ in range(rng.choice([1, 2, 2, 3, 3, 4]))]
-        draw.floats(sizes, dtype)
-        if rng.random() < 0.6:
-            draw.floats(sizes if rng.random() < 0.5 else sizes[1:], rng.choice([dtype, *FLOATS]))
-        names = list(grammar)
-        wanted, tries = rng.randint(4, 14), 0
-        while len(draw.lines) < wanted and tries < _TRIES:
-            tries += 1
-            try:
-                grammar[rng.choice(names)](draw)
-            except LookupError:
-                continue
-        draw.finish()
-    return draw

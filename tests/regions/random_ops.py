@@ -1,10 +1,20 @@
-"""The grammar of random modules: for each op, a function that draws one line of a forward."""
+"""The grammar of random modules: for each op, a function that draws one line of a forward.
+
+Longer than 350 lines, because a grammar is one table.
+"""
+
+# ruff: noqa: E501 - tables of short texts: one a line would be three times as long
 
 from __future__ import annotations
 
 from collections.abc import Callable
 
+import torch
+
 from .random_grammar import Draw, Value
+
+_FLOATS = (torch.float32, torch.float32, torch.float32, torch.float64, torch.bfloat16)
+_TRIES = 400
 
 GRAMMAR: dict[str, Callable[[Draw], object]] = {}
 
@@ -474,3 +484,25 @@ def one_hot(d: Draw) -> object:
     text = d.one_of(f"({ids}[:, None] == torch.arange(4)).float()", f"torch.bucketize({ids}, torch.arange(4))",
                     f"{ids}.unsqueeze(-1) + torch.arange(3)")  # fmt: skip
     return d.line("one hot", text, exact=True)
+
+
+def drawn(seed: int) -> Draw:
+    """Return a drawn module's parts: 4 to 14 lines of ops."""
+    draw = Draw(seed)
+    rng = draw.rng
+    with torch.no_grad():
+        dtype = rng.choice(_FLOATS)
+        sizes = [rng.choice([1, 2, 3, 4, 5, 8, 16]) for _ in range(rng.choice([1, 2, 2, 3, 3, 4]))]
+        draw.floats(sizes, dtype)
+        if rng.random() < 0.6:
+            draw.floats(sizes if rng.random() < 0.5 else sizes[1:], rng.choice([dtype, *_FLOATS]))
+        names = list(GRAMMAR)
+        wanted, tries = rng.randint(4, 14), 0
+        while len(draw.lines) < wanted and tries < _TRIES:
+            tries += 1
+            try:
+                GRAMMAR[rng.choice(names)](draw)
+            except LookupError:
+                continue
+        draw.finish()
+    return draw
