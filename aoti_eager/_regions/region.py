@@ -63,7 +63,7 @@ class Region:
         by_key: What was recorded, by the key of a call's arguments.
         needs_gradients: Whether a call needs gradients.
 
-    More than 12 methods, because a call has many ways, and each needs what the others know.
+    More than 12 methods, because calls have many ways, and each needs what the others know.
     """
 
     def __init__(
