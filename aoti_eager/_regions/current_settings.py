@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+
 from ..config import config
+from ..errors import ConfigError
 
 
 class CurrentSettings:
@@ -34,5 +37,11 @@ class CurrentSettings:
         self.strict = bool(config.strict)
 
 
+def _changed() -> None:
+    # The next ``fuse`` says what is wrong with a variable or the config file.
+    with contextlib.suppress(ConfigError):
+        settings.refresh()
+
+
 settings = CurrentSettings()
-config.on_change(settings.refresh)
+config.on_change(_changed)

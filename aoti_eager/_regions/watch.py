@@ -7,6 +7,7 @@ C's in one thread, changes nothing, and is on for the calls that are recorded on
 
 from __future__ import annotations
 
+import gc
 import io
 import opcode
 import os
@@ -49,9 +50,10 @@ class Watch:
     def __init__(self) -> None:
         self.leak = ""
         self.fickle = ""
-        # A frame of this package's own work: what a registered op's kernel does is no part of the
-        # forward.
+        # A frame of work that is no part of the forward: what a registered op's kernel does, a
+        # garbage collection, the import of a module.
         self._ours: types.FrameType | None = None
+        self._beside = {getattr(one, "__code__", None) for one in gc.callbacks}
         self.effect = ""
         self._codes: set[types.CodeType] = set()
 
@@ -109,7 +111,7 @@ class Watch:
         if self._ours is not None:
             if event == "return" and frame is self._ours:
                 self._ours = None
-        elif event == "call" and _is_ours(frame.f_code.co_filename):
+        elif event == "call" and (frame.f_code in self._beside or _is_beside(frame.f_code)):
             self._ours = frame
         elif event == "call":
             self._codes.add(frame.f_code)
@@ -152,10 +154,16 @@ _ROOMS = str(Path(__file__).parents[1])
 _HERE = str(Path(__file__).parent)
 
 
-def _is_ours(file: str) -> bool:
-    """Return whether code does this package's own work; a region's call runs a user's forward."""
-    generated = file.startswith("<aoti_eager ")
-    return generated or (file.startswith(_ROOMS) and not file.startswith(_HERE))
+def _is_beside(code: types.CodeType) -> bool:
+    """Return whether code is no part of a forward, whatever has called it.
+
+    This package's own work is not, but for a region's call, which runs a user's forward. Finalizers
+    run in the middle of anything.
+    """
+    file = code.co_filename
+    if file.startswith(("<aoti_eager ", "<frozen importlib")) or code.co_name == "__del__":
+        return True
+    return file.startswith(_ROOMS) and not file.startswith(_HERE)
 
 
 def _place(frame: types.FrameType) -> str:

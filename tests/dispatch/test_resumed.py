@@ -520,7 +520,10 @@ def test_an_interrupt_while_it_waits_ends_it_and_keeps_the_rest(
     assert "aoti_eager: interrupted" in rest
     assert "unfinished; they go on in the next run" in rest
     assert "Traceback" not in rest
-    assert len(read_wanted(cache_dir)) == 3
+    # A key is kept, or its kernel came before the interrupt.
+    kept, there = len(read_wanted(cache_dir)), len(aoti_eager.cache.list())
+    assert kept >= 1
+    assert kept + there >= 3
 
 
 def test_warm_wants_a_workload_or_what_is_kept(cache_dir: Path) -> None:

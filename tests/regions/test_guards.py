@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import copy
+import gc
 import os
 import threading
+import time
 import types
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
@@ -316,3 +318,31 @@ def test_calls_in_a_mode_run_as_they_are_and_are_counted() -> None:
             assert model(x).dtype is torch.bfloat16
         assert report.regions[0].calls == 1
         assert report.regions[0].state == "not called"
+
+
+def test_what_a_garbage_collection_does_is_no_part_of_a_forward() -> None:
+    class Collects(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            gc.collect(0)
+            return x.sin() + 1.0
+
+    def callback(phase: str, info: dict[str, int]) -> None:
+        time.perf_counter()
+
+    model, x = Collects(), inputs(3)
+    gc.callbacks.append(callback)
+    try:
+        with fuse(model) as report:
+            assert_same(served(report, lambda: model(x)), x.sin() + 1.0)
+    finally:
+        gc.callbacks.remove(callback)
+
+
+def test_a_wrong_setting_does_not_reach_a_change_of_settings(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    with fuse(seeded(Policy)):
+        monkeypatch.setenv("AOTI_EAGER_REGION_CAP", "many")
+        with aoti_eager.config.scope(strict=False):
+            pass
+        monkeypatch.delenv("AOTI_EAGER_REGION_CAP")
