@@ -3,14 +3,10 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import gc
 import os
-import shutil
-import signal
 import subprocess
-import zlib
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -19,151 +15,56 @@ import pytest
 import torch
 
 import aoti_eager
-from aoti_eager._base.cpp_compiler import compiler_on_path
 from aoti_eager._base.warn_once import forget_warnings
 from aoti_eager._compile_service import cache_context, worker_process
 from aoti_eager._compile_service.requests import Request
 from aoti_eager._compile_service.worker_pool import CompileService
 from aoti_eager._dispatch import candidate, recheck
-from aoti_eager._native import build as native_build
-from aoti_eager._native import library as native_library_module
 from aoti_eager._native import op_kernel
 from aoti_eager._native import runner as native_runner
 from aoti_eager._registration import registry
 from aoti_eager._runner.runner import ModelContainerRunner
 
-from .support import compiled_once, forked_python, processes, runner_libraries
+from .support import compiled_once, forked_python, runner_libraries
+from .support.kept_builds import (
+    libraries,
+    make_cache_dir,
+    native_library,
+    precompiled_header,
+    pytest_sessionfinish,
+    run_dir,
+    shared_cache_dir,
+)
+from .support.machine import machine, pytest_runtest_protocol
+from .support.tiers import (
+    pytest_addoption,
+    pytest_collection_modifyitems,
+    pytest_configure,
+    pytest_configure_node,
+    pytest_generate_tests,
+    pytest_report_header,
+)
+
+__all__ = [  # Fixtures and hooks: pytest takes them from here.
+    "libraries",
+    "machine",
+    "native_library",
+    "precompiled_header",
+    "pytest_addoption",
+    "pytest_collection_modifyitems",
+    "pytest_configure",
+    "pytest_configure_node",
+    "pytest_generate_tests",
+    "pytest_report_header",
+    "pytest_runtest_protocol",
+    "pytest_sessionfinish",
+    "run_dir",
+    "shared_cache_dir",
+]
 
 # A fifth of every compile, and of what a hit costs, but nothing of what is computed; the one test
 # that measures a hit takes it away again.
 os.environ["AOT_INDUCTOR_COMPILE_WRAPPER_OPT_LEVEL"] = "O0"
-
-
-class Machine:
-    """The cores, which the workers of a run share: a test has its part of them, or all."""
-
-    def __init__(self, directory: Path) -> None:
-        # Numbers, not files: they stay open until the run ends, and nobody closes them.
-        self._door = os.open(directory / "door.lock", os.O_RDWR | os.O_CREAT)
-        self._lock = os.open(directory / "machine.lock", os.O_RDWR | os.O_CREAT)
-
-    @contextlib.contextmanager
-    def held(self, how: int) -> Iterator[None]:
-        """Hold the machine by ``fcntl.LOCK_SH`` or ``LOCK_EX``."""
-        # The door is passed one at a time, and held shut by who waits to be alone: it comes next.
-        fcntl.flock(self._door, fcntl.LOCK_EX)
-        try:
-            fcntl.flock(self._lock, how)
-        finally:
-            fcntl.flock(self._door, fcntl.LOCK_UN)
-        try:
-            yield
-        finally:
-            # Unlocked, not only closed: a child of the test's may have the file open, too.
-            fcntl.flock(self._lock, fcntl.LOCK_UN)
-
-    @contextlib.contextmanager
-    def alone(self) -> Iterator[None]:
-        """Within a test: the other workers wait, so that times mean something."""
-        fcntl.flock(self._lock, fcntl.LOCK_UN)
-        try:
-            with self.held(fcntl.LOCK_EX):
-                yield
-        finally:
-            fcntl.flock(self._lock, fcntl.LOCK_SH)
-
-
-_machines: list[Machine] = []
-
-
-@pytest.hookimpl(wrapper=True, tryfirst=True)
-def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object]:
-    """Let a test begin when no other worker's test wants the machine to itself."""
-    if not _machines:
-        base = item.config._tmp_path_factory.getbasetemp()  # type: ignore[attr-defined]
-        _machines.append(Machine(base.parent if "PYTEST_XDIST_WORKER" in os.environ else base))
-    with _machines[0].held(fcntl.LOCK_SH):
-        return (yield)
-
-
-@pytest.fixture
-def machine() -> Machine:
-    """The cores; a test that measures time takes them by ``with machine.alone()``."""
-    return _machines[0]
-
-
-@pytest.fixture(scope="session")
-def run_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A directory that all processes of one pytest run share."""
-    base = tmp_path_factory.getbasetemp()
-    return base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
-
-
-@pytest.fixture(scope="session")
-def shared_cache_dir(run_dir: Path, request: pytest.FixtureRequest) -> Path:
-    """A store that fills up during the run: a kernel that two tests need is compiled once."""
-    path = run_dir / "shared-cache"
-    with (run_dir / "shared-cache.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        if not path.exists():
-            path.mkdir(mode=0o700)
-            kept = kept_toolchain(request.config)
-            if kept.exists():
-                shutil.copytree(kept, path / "toolchain", symlinks=True)
-            (path / "toolchain").mkdir(mode=0o700, exist_ok=True)
-    return path
-
-
-def kept_toolchain(config: pytest.Config) -> Path:
-    """Return where a run leaves what compilers made for all kernels, for the next run.
-
-    Each part is found by a digest of what it was made of, so one that does not fit is not used.
-    """
-    assert config.cache is not None
-    return config.cache.mkdir("aoti_eager") / "toolchain"
-
-
-def pytest_sessionfinish(session: pytest.Session) -> None:
-    """Keep the toolchain of this run, in place of an earlier one's."""
-    config = session.config
-    made = Path(config._tmp_path_factory.getbasetemp(), "shared-cache", "toolchain")  # type: ignore[attr-defined]
-    if hasattr(config, "workerinput") or not made.exists():
-        return
-    kept = kept_toolchain(config)
-    shutil.rmtree(kept, ignore_errors=True)
-    shutil.copytree(made, kept, symlinks=True, ignore_dangling_symlinks=True)
-
-
-@pytest.fixture(scope="session")
-def precompiled_header(shared_cache_dir: Path) -> None:
-    """The precompiled header: without it a kernel takes as long as some of the tests."""
-    if not list(shared_cache_dir.glob("toolchain/headers/*.gch")):
-        processes.run(
-            shared_cache_dir,
-            """
-import json, pathlib, time, torch, aoti_eager
-aoti_eager.register("aten::silu")
-torch.ops.aten.silu(torch.ones(1000))
-headers = aoti_eager.config.cache_dir / "toolchain" / "headers"
-deadline = time.monotonic() + 100
-while not list(headers.glob("*.gch")) and time.monotonic() < deadline:
-    time.sleep(0.1)
-print("{}")
-""",
-            AOTI_EAGER_MODE="sync",
-            AOTI_EAGER_GATE="0",
-            AOTI_EAGER_NATIVE="0",
-        )
-    assert list(shared_cache_dir.glob("toolchain/headers/*.gch"))
-
-
-@pytest.fixture(scope="session")
-def libraries(
-    run_dir: Path, shared_cache_dir: Path, request: pytest.FixtureRequest
-) -> runner_libraries.Libraries:
-    """Libraries for runners, compiled once in a run, or in an earlier one."""
-    kept = kept_toolchain(request.config).with_name("runner-libraries")
-    return runner_libraries.build(run_dir, kept)
 
 
 @pytest.fixture
@@ -197,13 +98,6 @@ def threads() -> Iterator[ThreadPoolExecutor]:
         yield executor
 
 
-def make_cache_dir(path: Path, shared_cache_dir: Path) -> Path:
-    """Create an empty store whose precompiled headers are the shared ones: they cost 20 s."""
-    path.mkdir(mode=0o700)
-    (path / "toolchain").symlink_to(shared_cache_dir / "toolchain")
-    return path
-
-
 @pytest.fixture
 def cache_dir(tmp_path: Path, shared_cache_dir: Path, request: pytest.FixtureRequest) -> Path:
     """An empty store of this test's own; of those marked ``shipped``, one that they share."""
@@ -215,95 +109,12 @@ def cache_dir(tmp_path: Path, shared_cache_dir: Path, request: pytest.FixtureReq
     return path
 
 
-def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """Run the tests marked ``both_paths`` on Python's hit path and on C++'s.
-
-    Costly ones, which start processes and compilers, run on C++'s alone without ``--full``.
-    """
-    marker = metafunc.definition.get_closest_marker("both_paths")
-    if marker is not None:
-        both = metafunc.config.getoption("--full") or not marker.kwargs.get("costly", False)
-        metafunc.parametrize(
-            "hit_path", ["python", "native"] if both else ["native"], indirect=True
-        )
-
-
-def pytest_addoption(parser: pytest.Parser) -> None:
-    """Add the option for the full tier."""
-    parser.addoption(
-        "--full",
-        action="store_true",
-        help="all tests with all cases, costly ones on both hit paths",
-    )
-
-
-def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leave out what only the full tier runs: tests marked ``full``, and most cases of a ``share``.
-
-    Who names files or tests has all that is marked ``full``. What the fast tier has depends on
-    nothing but the tests' names.
-    """
-    if config.getoption("--full"):
-        return
-    shares: dict[object, list[pytest.Item]] = {}
-    left_out = set()
-    for item in items:
-        if item.get_closest_marker("full") is not None and config.option.whole_suite:
-            left_out.add(item)
-        elif item.get_closest_marker("share") is not None:
-            shares.setdefault(getattr(item, "function", item), []).append(item)
-    for cases in shares.values():
-        cases.sort(key=lambda item: zlib.crc32(item.nodeid.encode()))
-        for number, item in enumerate(cases):
-            marker = item.get_closest_marker("share")
-            assert marker is not None
-            if number % marker.kwargs["of"]:
-                left_out.add(item)
-    if left_out:
-        config.hook.pytest_deselected(items=[item for item in items if item in left_out])
-        items[:] = [item for item in items if item not in left_out]
-
-
-def pytest_configure(config: pytest.Config) -> None:
-    """Find out whether the whole suite runs, or what somebody has named."""
-    # Where pytest runs in the background of a shell, it ignores the interrupts that tests send to
-    # their children, and they inherit that.
-    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-    if hasattr(config, "workerinput"):
-        config.option.whole_suite = config.workerinput["whole_suite"]
-        return
-    chosen = ("keyword", "markexpr", "lf", "failedfirst")
-    config.option.whole_suite = config.args_source is not pytest.Config.ArgsSource.ARGS and not any(
-        getattr(config.option, name, None) for name in chosen
-    )
-
-
-@pytest.hookimpl(optionalhook=True)
-def pytest_configure_node(node: Any) -> None:
-    """Have a worker of xdist run the same tier."""
-    node.workerinput["whole_suite"] = node.config.option.whole_suite
-
-
-def pytest_report_header(config: pytest.Config) -> str:
-    """Say which tier runs."""
-    return "the full tier" if config.getoption("--full") else "the fast tier (the other: --full)"
-
-
 @pytest.fixture
 def hit_path(request: pytest.FixtureRequest) -> str:
     """Which hit path serves: ``"python"`` or ``"native"``."""
     if any(request.node.get_closest_marker(name) for name in ("native", "shipped")):
         return "native"
     return str(getattr(request, "param", os.environ.get("AE_TEST_PATH", "python")))
-
-
-@pytest.fixture(scope="session")
-def native_library(shared_cache_dir: Path) -> None:
-    """The C++ hit path, built once in a run and loaded."""
-    compiler = compiler_on_path()
-    assert compiler is not None
-    native_library_module.load(native_build.build(shared_cache_dir / "toolchain", compiler))
 
 
 @pytest.fixture(autouse=True)

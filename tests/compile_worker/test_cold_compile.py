@@ -16,7 +16,7 @@ from ..benchmarks.cold_compile import (
     OPS,
     Child,
 )
-from ..conftest import Machine
+from ..support.machine import Machine
 
 # Without the probes and the precompiled header of its first compile: that would take half a minute.
 IN_TREE = """

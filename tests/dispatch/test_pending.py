@@ -33,9 +33,10 @@ from aoti_eager._store import verdict as verdict_module
 from aoti_eager._store.verdict import PathTime, Verdicts
 from aoti_eager.errors import AotiEagerWarning, CompileError
 
-from ..conftest import assert_close, make_cache_dir
+from ..conftest import assert_close
 from ..support import workers
 from ..support.child_patches import patch_children
+from ..support.kept_builds import make_cache_dir
 from ..support.verdicts import forget_verdicts
 
 pytestmark = [pytest.mark.both_paths(costly=True)]

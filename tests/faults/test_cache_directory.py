@@ -14,7 +14,8 @@ import torch
 import aoti_eager
 from aoti_eager.errors import AotiEagerWarning, StorePermissionError
 
-from ..conftest import assert_close, make_cache_dir
+from ..conftest import assert_close
+from ..support.kept_builds import make_cache_dir
 from ..support.processes import run_script
 
 pytestmark = pytest.mark.both_paths

@@ -17,8 +17,8 @@ import pytest
 
 from aoti_eager import cache
 
-from ..conftest import make_cache_dir
 from ..support.child_patches import patch_children
+from ..support.kept_builds import make_cache_dir
 from ..support.processes import run_script, start
 from ..support.workers import Marked, until, work
 

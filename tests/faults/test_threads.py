@@ -17,7 +17,9 @@ import torch
 import aoti_eager
 
 from ..benchmarks.concurrency import compile_kernel
-from ..conftest import Machine, assert_close, make_cache_dir
+from ..conftest import assert_close
+from ..support.kept_builds import make_cache_dir
+from ..support.machine import Machine
 
 aten = torch.ops.aten
 

@@ -15,7 +15,6 @@ import torch
 
 from aoti_eager._base.cpu import cpu_features, cpu_target
 
-from ..conftest import make_cache_dir
 from ..numerics import rule, values
 from ..numerics.calls import Call, X
 from ..numerics.families import Options, family, names
@@ -23,6 +22,7 @@ from ..numerics.kernels import Kernels, Versions
 from ..numerics.laboratory import CHUNK, TAIL, Laboratory
 from ..numerics.parts import run_parts
 from ..numerics.report import beyond
+from ..support.kept_builds import make_cache_dir
 
 VERSIONS = Versions(1, "2.13.0", "g++-0")
 

@@ -10,7 +10,6 @@ from torch import Tensor
 
 from aoti_eager._base.op_names import find_overload
 
-from ..conftest import make_cache_dir
 from ..numerics import (
     hard_calls,
     norms,
@@ -33,6 +32,7 @@ from ..numerics.kernels import DeclinedError, Kernels
 from ..numerics.laboratory import Laboratory, RefusedError
 from ..numerics.parts import Part
 from ..numerics.rule import faults, merged
+from ..support.kept_builds import make_cache_dir
 
 OPTIONS = Options("x86-64-v4", ("float32", "bfloat16"))
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from ..benchmarks.hit_path import BARS
-from ..conftest import Machine
+from ..support.machine import Machine
 
 
 @pytest.mark.full

@@ -13,7 +13,7 @@ from torch import Tensor
 import aoti_eager
 from aoti_eager._registration import registry
 
-from ..conftest import make_cache_dir
+from ..support.kept_builds import make_cache_dir
 
 pytestmark = pytest.mark.native
 

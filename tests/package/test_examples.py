@@ -17,7 +17,8 @@ from pathlib import Path
 import pytest
 from filelock import FileLock
 
-from ..conftest import Machine, make_cache_dir
+from ..support.kept_builds import make_cache_dir
+from ..support.machine import Machine
 
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]

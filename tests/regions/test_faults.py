@@ -10,7 +10,7 @@ import pytest
 
 from aoti_eager import cache
 
-from ..conftest import make_cache_dir
+from ..support.kept_builds import make_cache_dir
 from ..support.processes import finish, run, start
 from ..support.workers import Marked, until
 

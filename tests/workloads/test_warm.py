@@ -49,9 +49,10 @@ from aoti_eager.errors import (
     WorkloadError,
 )
 
-from ..conftest import assert_close, make_cache_dir
+from ..conftest import assert_close
 from ..support import forked_python, processes
 from ..support.function_ops import call, op_of, scale
+from ..support.kept_builds import make_cache_dir
 
 X = torch.linspace(-2, 2, 64).reshape(8, 8)
 OPS = ["aten::silu.default", "aten::tanh.default"]
