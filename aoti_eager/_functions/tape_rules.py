@@ -1,7 +1,7 @@
 """Which tapes no library may serve, and why: by the ops and their arguments alone, without a trace.
 
-``tape_memory`` says which tensors share memory. What depends on dtypes and sizes of results is found
-in the worker's trace (``_compile_worker.graph_checks``).
+``tape_memory`` says which tensors share memory. What depends on dtypes and sizes of results is
+found in the worker's trace (``_compile_worker.graph_checks``).
 """
 
 from __future__ import annotations
