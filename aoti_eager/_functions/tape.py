@@ -85,16 +85,6 @@ class Tape:
         """Return the SHA-256 of the document, 64 hexadecimal digits."""
         return json_digest(self.document())
 
-    @property
-    def op_name(self) -> str:
-        """Return the qualified name of the op that runs this tape."""
-        return f"{NAMESPACE}::t_{self.digest[:_DIGITS]}"
-
-    @property
-    def schema(self) -> str:
-        """Return the schema of the op that runs this tape, with the op's name."""
-        return self.op_name + SCHEMA
-
     def document(self) -> dict[str, Any]:
         """Return the tape as JSON values."""
         calls = [[call.op, [list(pair) for pair in call.arguments]] for call in self.calls]
@@ -155,6 +145,16 @@ class Tape:
                 results' dtypes and sizes.
         """
         return listing(self.inputs, self.calls, self.outputs, inputs)
+
+
+def op_name(tape: Tape, *holds_for: Component) -> str:
+    """Return the qualified name of the op that runs a tape, in each process.
+
+    Args:
+        tape: The tape.
+        holds_for: What else the op depends on: the metadata of its inputs, settings of torch's.
+    """
+    return f"{NAMESPACE}::t_{json_digest([tape.digest, *holds_for])[:_DIGITS]}"
 
 
 def _check_place(source: Component, calls: Sequence[TapeCall], where: str) -> None:

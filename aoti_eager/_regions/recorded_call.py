@@ -62,10 +62,12 @@ class RecordedCallResult:
         odd = next((one for one in self._given if one.layout is not torch.strided), None)
         if odd is not None:
             raise Stop("unsupported_argument", f"an argument is {odd.layout}")
+        if watch.failure:
+            raise Stop("not_recorded", watch.failure)
         if watch.leak:
             raise Stop("data_leaves", f"it calls {watch.leak}")
         if watch.fickle:
-            raise Stop("python_state", f"it calls {watch.fickle}")
+            raise Stop("python_state", f"it {watch.fickle}")
         if watch.effect:
             raise Stop("side_effect", f"it calls {watch.effect}")
         if watch.stored:
@@ -139,12 +141,14 @@ def record_call(
     Raises:
         Stop: The call cannot be recorded; the forward has not run.
     """
-    watch = Watch()
-    if not watch.is_possible():
+    if not Watch.is_possible():
         return None
     ident = get_ident()
     try:
         before, arguments = Snapshot(target), Arguments(args, kwargs)
+        watch = Watch()
+        watch.numpy_random.add(before.values())
+        watch.numpy_random.add_classes([module for _, module in target.modules()])
     except Stop:
         raise
     except Exception as error:
