@@ -21,6 +21,11 @@ from .tape_of import RecordedTape, tape_of
 from .target import Target, hooked
 from .watch import Watch
 
+# A recording takes half a millisecond for each call of an op, and a few dozen microseconds for each
+# module and tensor: what has more of them would wait seconds for its first result. Its children
+# have fewer.
+MOST_CALLS, MOST_SIZE_BYTES, MOST_PARTS = 5_000, 1 << 26, 5_000
+
 # Threads that are inside of a recording: what they call is a part of it.
 _recording: set[int] = set()
 
@@ -145,6 +150,11 @@ def record_call(
         return None
     ident = get_ident()
     try:
+        parts = target.part_count()
+        if parts > MOST_PARTS:
+            raise Stop(
+                "too_large", f"it has {parts} modules and tensors, and {MOST_PARTS} are most"
+            )
         before, arguments = Snapshot(target), Arguments(args, kwargs)
         watch = Watch()
         watch.numpy_random.add(before.values())
@@ -155,7 +165,7 @@ def record_call(
         raise Stop("not_recorded", f"its attributes cannot be looked at: {error!r}") from error
     _recording.add(ident)
     try:
-        with recorder.record() as recording:
+        with recorder.record(max_calls=MOST_CALLS, max_size_bytes=MOST_SIZE_BYTES) as recording:
             result = watch.run(lambda: target.forward(*args, **kwargs))
     finally:
         _recording.discard(ident)

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from .reader import copied, same
+from .copies import copied, same
 from .target import (
     Target,
     class_attributes,
