@@ -1,14 +1,17 @@
 """Generates the function that checks a region's state and collects a library's inputs.
 
 The function is generated, because it runs in each call of a region: a loop over a hundred modules
-would cost more than a small model. It answers what a tape cannot: whether Python state would make
-the next call take another way through the code.
+would cost more than a small model. What every module has is compared by lists, which C walks, so
+that a model of thousands of modules takes no seconds to generate. The function answers what a tape
+cannot: whether Python state would make the next call take another way through the code.
 """
 
 from __future__ import annotations
 
+import re
 from collections import deque
 from collections.abc import Callable, Sequence
+from operator import itemgetter
 from typing import Any
 
 import torch
@@ -16,6 +19,7 @@ from torch import Tensor
 
 from .._base.generated_code import run_generated
 from .._base.torch_compat import tracing
+from .copies import PLAIN, copied, same
 from .stop import Stop
 from .target import (
     Fused,
@@ -27,7 +31,6 @@ from .target import (
     tensors_of,
 )
 
-_PLAIN = (bool, int, float, complex, str, bytes, type(None), torch.dtype, torch.device, torch.Size)
 _CONTAINERS = (tuple, list, dict, set, frozenset, deque)
 # Settings of the thread that code may ask for: the name that asks, and the source that answers.
 _SETTINGS = {
@@ -66,11 +69,16 @@ class StateReader:
         self._names: dict[str, Any] = {
             "ae_same": same,
             "ae_count": attribute_count,
+            "ae_shape": _shape_in,
+            "ae_training": itemgetter("training"),
             "ae_torch": torch,
         }
         self._known: dict[int, str] = {}
         self._checks: list[tuple[str, str]] = []  # what is checked, in words, and its source
-        self._shapes: dict[str, str] = {}  # path -> the source that checks the tensor's sizes
+        # path -> the source that checks the tensor's sizes, or the dict that has the tensor, its
+        # name there, and its sizes
+        self._shapes: dict[str, str | tuple[dict[str, Any], str, torch.Size]] = {}
+        self._lists: dict[str, _Listed] = {one: _Listed(one) for one in _LISTS}
         self._mentioned = mentioned
         self._reads_by_name = bool(own & _BY_NAME)
         self._seen: set[int] = set()
@@ -94,30 +102,34 @@ class StateReader:
             name: What tracebacks show.
             inputs: For each input of the library: the index among a call's tensors, or a path.
         """
+        known, shapes = set(inputs), _Listed("ae_shape")
+        checks: list[tuple[str | _Listed, str]] = [*self._checks]
         # C++ compares the metadata of the inputs; nobody compares those of the tensors beside.
-        unread = [(path, source) for path, source in self._shapes.items() if path not in inputs]
-        checks = [*self._checks, *unread]
+        for path, one in self._shapes.items():
+            if path not in known and isinstance(one, str):
+                checks.append((path, one))
+            elif path not in known:
+                shapes.add(path, one[:2], one[2])
+        for listed in (*self._lists.values(), shapes):
+            checks[:0] = listed.checks(self._name)
         # A parameter may be set to None.
         taken = [one for one in inputs if isinstance(one, str)]
-        checks += [
-            (one, f"(i{n} := {self._sources[one]}) is not None") for n, one in enumerate(taken)
-        ]
-        condition = " and ".join(f"({source})" for _, source in checks) or "True"
-        given = ", ".join(f"{one}={one}" for one in self._names)
         places = {one: f"i{n}" for n, one in enumerate(taken)}
-        listed = ", ".join(places[one] if isinstance(one, str) else f"t[{one}]" for one in inputs)
+        checks += [(one, f"({places[one]} := {self._sources[one]}) is not None") for one in taken]
+        condition = " and ".join(f"({source})" for _, source in checks) or "True"
+        wanted = ", ".join(places[one] if isinstance(one, str) else f"t[{one}]" for one in inputs)
+        # Each default is copied in each call: none for a name that is not looked at.
+        used = set(re.findall(r"\w+", condition + wanted))
+        given = ", ".join(f"{one}={one}" for one in self._names if one in used)
         source = f"""
-def read(t, *, {given}):
+def read(t, {given}):
     if {condition}:
-        return [{listed}]
+        return [{wanted}]
     return None
-
-def changed(*, {given}):
-    return [{", ".join(f"({source})" for _, source in checks)}]
 """
         names = dict(self._names)
         run_generated(source, f"state of {name}", names)
-        return names["read"], lambda: _first_change([text for text, _ in checks], names["changed"])
+        return names["read"], lambda: _first_change(checks, names)
 
     # -- what is checked --
 
@@ -140,35 +152,32 @@ def changed(*, {given}):
         self._check("hooks for all modules", source)
 
     def _add_module(self, path: str, module: torch.nn.Module, *, is_root: bool) -> None:
-        state = vars(module)
+        state, where = vars(module), path or "the module"
         mine, dot = self._name(state), f"{path}." if path else ""
-        count = attribute_count(state)
-        what = f"the attributes of {path or 'the module'}"
-        self._check(what, f"len({mine}) == {count} or ae_count({mine}) == {count}")
+        lists = self._lists
+        lists["ae_count"].add(f"the attributes of {where}", state, attribute_count(state))
+        lists["ae_training"].add(f"{dot}training", state, module.training)
         own = state.get("forward")
         if own is not None and not isinstance(own, Fused):
             self._check(f"{dot}forward", f"{mine}['forward'] is {self._name(own)}")
-        self._check(f"{dot}training", f"{mine}['training'] is {module.training}")
         if not is_root:
-            hooks = [state["_forward_hooks"], state["_forward_pre_hooks"]]
-            names = " or ".join(map(self._name, hooks))
-            self._check(f"the hooks of {path}", f"not ({names})")
+            for hooks in (state["_forward_hooks"], state["_forward_pre_hooks"]):
+                lists["len"].add(f"the hooks of {path}", hooks, 0)
         for table in ("_modules", "_parameters", "_buffers"):
             held = state[table]
-            name, text = self._name(held), f"the {table[1:]} of {path or 'the module'}"
-            if not held:
-                self._check(text, f"not {name}")
-            elif table == "_modules":
+            text = f"the {table[1:]} of {where}"
+            lists["len"].add(text, held, len(held))
+            if held and table == "_modules":
+                name = self._name(held)
                 names, values = self._name(list(held)), self._name(list(held.values()))
                 self._check(text, f"list({name}) == {names} and list({name}.values()) == {values}")
-            else:
-                self._check(text, f"len({name}) == {len(held)}")
         for table, name, tensor in tensors_of(module):
             source = f"{self._name(state[table]) if table else mine}[{name!r}]"
             if tensor is None:
                 self._check(dot + name, f"{source} is None")
             else:
-                self._add_tensor(dot + name, source, tensor)
+                holder = state[table] if table else state
+                self._add_tensor(dot + name, source, tensor, (holder, name))
         for name, value in own_attributes(module):
             is_read = name in self._mentioned or self._reads_by_name
             if is_read and not isinstance(value, Tensor):
@@ -185,7 +194,9 @@ def changed(*, {given}):
                 self._classes.add(text)
                 self._add_value(text, f"{self._name(owner)}.__dict__[{name!r}]", plain, 0)
 
-    def _add_tensor(self, path: str, source: str, tensor: Tensor) -> None:
+    def _add_tensor(
+        self, path: str, source: str, tensor: Tensor, place: tuple[dict[str, Any], str] | None
+    ) -> None:
         impl = tensor._cdata
         first = self.paths.get(impl)
         if first is not None:
@@ -193,13 +204,16 @@ def changed(*, {given}):
             self._check(f"{path} (tied)", f"{source} is {self._sources[first]}")
             return
         self.paths[impl], self._sources[path] = path, source
-        self._shapes[path] = f"{source}.shape == {self._name(tuple(tensor.shape))}"
+        if place is not None:
+            self._shapes[path] = (*place, tensor.shape)
+        else:
+            self._shapes[path] = f"{source}.shape == {self._name(tuple(tensor.shape))}"
 
     def _add_value(self, path: str, source: str, value: Any, depth: int) -> None:
         if type(value) in (Tensor, torch.nn.Parameter):
-            self._add_tensor(path, source, value)
+            self._add_tensor(path, source, value, None)
             return
-        if isinstance(value, _PLAIN):
+        if isinstance(value, PLAIN):
             known = self._name(value)
             self._check(path, f"{source} is {known} or ae_same({source}, {known})")
             return
@@ -211,7 +225,7 @@ def changed(*, {given}):
         if isinstance(value, _CONTAINERS):
             tensors = _tensors_in(value, source)
             for one, inner in tensors:
-                self._add_tensor(inner.replace(source, path, 1), inner, one)
+                self._add_tensor(inner.replace(source, path, 1), inner, one, None)
             kept = self._name(copied(value))
             self._check(path, f"ae_same({source}, {kept})")
             return
@@ -228,67 +242,78 @@ def changed(*, {given}):
         self._add_classes(value)
 
 
+# What is asked of every module, by the names that the generated code has for it.
+_LISTS = ("ae_count", "ae_training", "len")
+# So many objects are asked one by one, which takes less time than to walk a list of them.
+_FEW = 16
+
+
+class _Listed:
+    """Objects of which one and the same is asked, and what each must answer.
+
+    Attributes:
+        looked_at: The objects.
+        wanted: The answers.
+        texts: What each is, in words.
+    """
+
+    def __init__(self, question: str) -> None:
+        self._question = question
+        self.texts: list[str] = []
+        self.looked_at: list[Any] = []
+        self.wanted: list[Any] = []
+
+    def add(self, text: str, looked_at: Any, wanted: Any) -> None:
+        """Ask one more object."""
+        self.texts.append(text)
+        self.looked_at.append(looked_at)
+        self.wanted.append(wanted)
+
+    def checks(self, name: Callable[[Any], str]) -> list[tuple[str | _Listed, str]]:
+        """Return what is checked, in words or as this, with its source.
+
+        Args:
+            name: Gives the name that an object has in the generated code.
+        """
+        ask = self._question
+        if len(self.texts) <= _FEW:
+            found = zip(self.texts, self.looked_at, self.wanted, strict=True)
+            spelled = name if ask == "ae_shape" else repr
+            return [(text, _asked(ask, name(one), spelled(wanted))) for text, one, wanted in found]
+        looked_at, wanted = name(self.looked_at), name(self.wanted)
+        source = f"list(map({ask}, {looked_at})) == {wanted}"
+        # As a rule no module counts its own forward: C's len is enough.
+        if ask == "ae_count":
+            source = f"list(map(len, {looked_at})) == {wanted} or {source}"
+        return [(self, source)]
+
+    def first_change(self, names: dict[str, Any]) -> str:
+        """Return the words of the first object that answers another way."""
+        asked: Callable[[Any], Any] = names.get(self._question, len)
+        found = zip(self.texts, self.looked_at, self.wanted, strict=True)
+        return next((text for text, one, wanted in found if asked(one) != wanted), "")
+
+
+def _asked(question: str, looked_at: str, wanted: str) -> str:
+    """Return the source of the check of one object."""
+    if question == "ae_training":
+        return f"{looked_at}['training'] is {wanted}"
+    if question == "len" and wanted == "0":
+        return f"not {looked_at}"
+    source = f"len({looked_at}) == {wanted}" if question != "ae_shape" else ""
+    if question != "len":
+        source = " or ".join(filter(None, [source, f"{question}({looked_at}) == {wanted}"]))
+    return source
+
+
+def _shape_in(place: tuple[dict[str, Any], str]) -> torch.Size:
+    shape: torch.Size = place[0][place[1]].shape
+    return shape
+
+
 def attribute_count(state: dict[str, Any]) -> int:
     """Return how many attributes a module has, without a forward that ``fuse`` has put there."""
     return len(state) - isinstance(state.get("forward"), Fused)
-
-
-def same(value: Any, known: Any) -> bool:
-    """Return whether two plain values, or containers of them, are equal and of the same types."""
-    if value is known:
-        return True
-    if isinstance(known, _Copy):
-        mine = copied(value)
-        return type(mine) is _Copy and mine.kind is known.kind and same(mine.plain, known.plain)
-    if type(value) is not type(known):
-        return False
-    if isinstance(value, float | complex):
-        return repr(value) == repr(known)  # NaN equals NaN, and -0.0 differs from 0.0.
-    if isinstance(value, list | tuple | deque):
-        return len(value) == len(known) and all(map(same, value, known))
-    if isinstance(value, dict):
-        return list(value) == list(known) and all(map(same, value.values(), known.values()))
-    if isinstance(value, (*_PLAIN, set, frozenset)):
-        return bool(value == known)
-    return False
-
-
-class _Copy:
-    """The contents of a container of a class of its own."""
-
-    __slots__ = ("kind", "plain")
-
-    def __init__(self, kind: type, plain: Any) -> None:
-        self.kind = kind
-        self.plain = plain
-
-
-def copied(value: Any, depth: int = 8) -> Any:
-    """Return a copy of containers within containers; everything else is the object itself.
-
-    Raises:
-        Stop: Containers lie too deep in each other, or in themselves.
-    """
-    kind = type(value)
-    if kind not in (list, tuple, dict) and not _is_other(kind):
-        return set(value) if kind is set else value
-    if depth == 0:
-        raise Stop("large_attribute", "an attribute has containers within containers, too deep")
-    if kind is list or kind is tuple:
-        return kind([copied(one, depth - 1) for one in value])
-    if kind is dict:
-        return {name: copied(one, depth - 1) for name, one in list(value.items())}
-    return _Copy(kind, copied(_as_plain(value), depth - 1))
-
-
-def _is_other(kind: type) -> bool:
-    return kind is not set and issubclass(kind, list | dict | set | deque | bytearray)
-
-
-def _as_plain(value: Any) -> Any:
-    if isinstance(value, dict):
-        return dict(dict.items(value))
-    return set(value) if isinstance(value, set) else list(value)
 
 
 def _tensors_in(value: Any, source: str) -> list[tuple[Tensor, str]]:
@@ -306,8 +331,12 @@ def _tensors_in(value: Any, source: str) -> list[tuple[Tensor, str]]:
     return found
 
 
-def _first_change(texts: Sequence[str], hold: Callable[[], Sequence[Any]]) -> str:
+def _first_change(texts: Sequence[tuple[str | _Listed, str]], names: dict[str, Any]) -> str:
+    """Return in words which check fails first; its sources are run one by one, with ``names``."""
     try:
-        return next((text for text, holds in zip(texts, hold(), strict=True) if not holds), "")
+        for text, source in texts:
+            if not eval(source, names, {}):  # What it assigns goes nowhere.
+                return text if isinstance(text, str) else text.first_change(names)
     except (KeyError, IndexError, AttributeError, TypeError, ValueError) as error:
         return f"{error!r}"
+    return ""

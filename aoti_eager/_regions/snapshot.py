@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import ItemsView
 from typing import Any
 
 import torch
 
-from .reader import copied, same
+from .copies import copied, same
 from .target import (
     Target,
     class_attributes,
@@ -25,6 +26,10 @@ class Snapshot:
     def __init__(self, target: Target) -> None:
         self._target = target
         self._before = _attributes(target)
+
+    def values(self) -> ItemsView[str, Any]:
+        """Return the paths of all attributes, with their values at that time."""
+        return self._before.items()
 
     def change(self) -> str | None:
         """Return the path of an attribute that has changed since, or ``None``."""
