@@ -16,7 +16,7 @@ import shlex
 import shutil
 import signal
 import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,7 @@ import torch._inductor.cpp_builder as cpp_builder
 import torch._inductor.cpu_vec_isa as cpu_vec_isa
 import torch._inductor.decomposition as decomposition
 import torch._inductor.inductor_prims as inductor_prims
+import torch._inductor.ir as ir
 from torch._inductor import aot_compile
 from torch._inductor.codegen.common import (
     KernelArgs,
@@ -35,14 +36,17 @@ from torch._inductor.codegen.common import (
 )
 from torch._inductor.codegen.cpp import CppOverrides, CppVecKernel, CppVecOverrides
 from torch._inductor.codegen.cpp_wrapper_cpu import CppWrapperCpu
+from torch._inductor.codegen.wrapper import FreeIfNotReusedLine, NullLine
 from torch._inductor.decomposition import select_decomp_table
 from torch._inductor.exc import CppCompileError
+from torch._inductor.graph import GraphLowering
 from torch._inductor.virtualized import V
 
 from .._base.cpu import cpu_features
 from .._base.digest import Component
 from .._store.probes import Probes
 from .decompositions import kernel_formulas, our_decompositions
+from .eager_layouts import Layouts
 from .exact_sums import adds_neighbours, with_plain_sums
 from .float_flags import float_flags
 from .inductor_headers import own_headers
@@ -306,6 +310,65 @@ def cpu_wrapper_class(wrapper: type[CppWrapperCpu]) -> Iterator[None]:
         yield
     finally:
         codegen.cpp_wrapper_codegen = before
+
+
+def is_within_another(buffer: Any) -> bool:
+    """Return whether a buffer of the graph is a part of a larger one, as parts of a ``cat`` are."""
+    return isinstance(getattr(buffer, "layout", None), ir.NonOwningLayout)
+
+
+class PlainFreeLine(FreeIfNotReusedLine):
+    """The line that drops a buffer of the graph, whose memory no other buffer gets."""
+
+    def plan(self, state: Any) -> Any:
+        """Return the line that is written."""
+        return NullLine(self.wrapper) if self.node.get_name() in V.graph.removed_buffers else self
+
+
+@contextlib.contextmanager
+def results_laid_out(layouts: Layouts | None) -> Iterator[None]:
+    """Have graphs in the block return buffers of their own, with these strides and offsets.
+
+    By itself, Inductor returns parts of one buffer where it has removed copies, and the strides
+    that its decompositions led to. What is in order already stays as it is.
+    """
+    if layouts is None:
+        yield
+        return
+    before = GraphLowering.output
+
+    def output(self: GraphLowering, target: Any, args: Any, kwargs: Any) -> None:
+        fits = type(self) is GraphLowering and len(args[0]) == len(layouts)
+        if fits:
+            args = (_of_their_own(self, args[0], layouts), *args[1:])
+        before(self, target, args, kwargs)
+        if fits:
+            # Inductor has put back the trace's strides of dimensions of size one.
+            pairs = zip(self.graph_outputs, layouts, strict=True)
+            self.graph_outputs = [
+                ir.try_match_insignificant_strides(one, strides) for one, (strides, _) in pairs
+            ]
+
+    GraphLowering.output = output  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        GraphLowering.output = before  # type: ignore[method-assign]
+
+
+def _of_their_own(graph: GraphLowering, results: Sequence[Any], layouts: Layouts) -> list[Any]:
+    taken = set(graph.graph_inputs)
+    found = []
+    for result, (strides, offset) in zip(results, layouts, strict=True):
+        one = ir.ExternKernel.realize_input(result)
+        layout = one.get_layout()
+        shares = one.get_name() in taken or isinstance(layout, ir.NonOwningLayout)
+        if shares or (layout.offset != 0 and offset == 0):
+            one = ir.ExternKernel.copy_input(one)
+        one = ir.ExternKernel.require_exact_strides(one, strides)
+        taken.add(one.get_name())
+        found.append(one if isinstance(one, ir.TensorBox) else ir.TensorBox(one))
+    return found
 
 
 @contextlib.contextmanager

@@ -217,6 +217,13 @@ class TapeFunction(PythonFunction):
     def __init__(self, tape: Tape) -> None:
         self.tape = tape
         self._state = tape.digest
+        self._replay: Replay | None = None
+
+    def replay(self, inputs: Sequence[Tensor]) -> list[Tensor]:
+        """Return the tape's results, by its ops in eager mode."""
+        if self._replay is None:
+            self._replay = self.tape.replay_function()
+        return self._replay(inputs)
 
     @property
     def is_constant(self) -> bool:

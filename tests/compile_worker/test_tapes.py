@@ -67,6 +67,15 @@ def serve(one: Recorded, calls: int = 2) -> list[Tensor]:
     return results
 
 
+def test_the_first_call_is_judged_by_the_steps_of_the_tape(cache_dir: Path) -> None:
+    """Compiled code keeps in float32 what eager rounds to bfloat16 between two ops."""
+    x = torch.linspace(-3, 3, 64).to(torch.bfloat16)
+    one = tape_of(lambda x: torch.sin((x * 1.1).float()), [x])
+    (mine,) = serve(one)
+    exact = torch.sin(x.double() * 1.1)
+    assert (mine - exact).abs().max() < (one.results[0] - exact).abs().max()
+
+
 MODELS = [
     "policy",
     "graph",
