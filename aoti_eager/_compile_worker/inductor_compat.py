@@ -22,19 +22,26 @@ from typing import Any
 
 import torch
 import torch._inductor.codecache as codecache
+import torch._inductor.codegen.common as common
+import torch._inductor.compile_fx as compile_fx
 import torch._inductor.config as inductor_config
 import torch._inductor.cpp_builder as cpp_builder
 import torch._inductor.cpu_vec_isa as cpu_vec_isa
 import torch._inductor.decomposition as decomposition
+import torch._inductor.fx_passes.joint_graph as joint_graph
+import torch._inductor.graph as graph_module
 import torch._inductor.inductor_prims as inductor_prims
 from torch._inductor import aot_compile
-from torch._inductor.codegen.common import (
-    KernelArgs,
-    device_codegens,
-    init_backend_registration,
+from torch._inductor.codegen.common import KernelArgs, device_codegens
+from torch._inductor.codegen.cpp import (
+    CppOverrides,
+    CppScheduling,
+    CppVecKernel,
+    CppVecOverrides,
 )
-from torch._inductor.codegen.cpp import CppOverrides, CppVecKernel, CppVecOverrides
 from torch._inductor.codegen.cpp_wrapper_cpu import CppWrapperCpu
+from torch._inductor.codegen.wrapper import PythonWrapperCodegen
+from torch._inductor.codegen.wrapper_fxir import WrapperFxCodegen
 from torch._inductor.decomposition import select_decomp_table
 from torch._inductor.exc import CppCompileError
 from torch._inductor.virtualized import V
@@ -56,6 +63,7 @@ __all__ = [
     "aot_compile",
     "compiler_description",
     "inspect_generated_code",
+    "may_have_traced_pattern",
     "prepare_worker",
     "remember_probes",
     "settings",
@@ -95,11 +103,68 @@ def prepare_worker(vector_bits: int) -> None:
     _use_vector_functions(vector_bits)
     _use_wider_vectors()
     _use_decompositions()
+    _leave_out_other_devices()
+    _find_patterns_when_needed()
     # This pass replaces a product with an integer zero by zero: a NaN would be lost.
     inductor_config.joint_graph_constant_folding = False
     if shutil.which("openssl") is None:
         # Inductor hashes preprocessed headers with the openssl program and fails without it.
         inductor_config.aot_inductor.precompile_headers = False
+
+
+def _leave_out_other_devices() -> None:
+    """Have a torch without GPUs register Inductor's code generation for the CPU alone.
+
+    Inductor imports the code generation of all devices for its registration: longer than the
+    lowering of a small kernel takes.
+    """
+    if torch.version.cuda or torch.version.hip or torch.version.xpu:
+        return
+
+    def register() -> None:
+        if common.get_scheduling_for_device("cpu") is None:
+            classes = (CppScheduling, PythonWrapperCodegen, CppWrapperCpu, WrapperFxCodegen)
+            common.register_backend_for_device("cpu", *classes)
+
+    for module in (common, graph_module, compile_fx, codecache):
+        setattr(module, "init_backend_registration", register)  # noqa: B010 - of each module
+
+
+# Each pattern that Inductor finds by tracing examples contains one of these ops. The list has more,
+# in case that a later torch spells a pattern in another way.
+_PATTERN_WORDS = ("mm", "matmul", "linear", "dot", "mv", "einsum", "attention", "convol", "rand")
+
+
+def _find_patterns_when_needed() -> None:
+    """Have Inductor trace examples of its patterns for graphs that may have such a pattern.
+
+    The patterns are products of matrices to pad, attention, and rows drawn by chance. Tracing the
+    examples takes longer than the lowering of a small kernel.
+    """
+    find, passes = joint_graph.lazy_init, joint_graph.joint_graph_passes
+
+    def passes_with_patterns(graph: Any, input_device: Any = None) -> Any:
+        if may_have_traced_pattern(graph):
+            find(input_device)
+        return passes(graph, input_device)
+
+    joint_graph.lazy_init = lambda input_device=None: None
+    compile_fx.joint_graph_passes = passes_with_patterns  # type: ignore[attr-defined]
+
+
+def may_have_traced_pattern(graph: Any) -> bool:
+    """Return whether a graph calls an op that one of Inductor's traced patterns contains.
+
+    An op that is neither torch's own nor Python's counts as such an op.
+    """
+    for node in graph.graph.nodes:
+        if node.op == "call_function" and getattr(node.target, "__module__", "") != "_operator":
+            name = str(node.target)
+            if not name.startswith(("aten.", "prims.")):
+                return True
+            if any(word in name for word in _PATTERN_WORDS):
+                return True
+    return False
 
 
 def _use_vector_functions(vector_bits: int) -> None:
@@ -298,7 +363,7 @@ def inspect_generated_code(inspect: Callable[[str, str, bool], object]) -> Calla
 @contextlib.contextmanager
 def cpu_wrapper_class(wrapper: type[CppWrapperCpu]) -> Iterator[None]:
     """Have ``wrapper`` write the C++ of CPU graphs in the block, by Inductor's table of writers."""
-    init_backend_registration()
+    common.init_backend_registration()
     codegen = device_codegens["cpu"]
     before = codegen.cpp_wrapper_codegen
     codegen.cpp_wrapper_codegen = wrapper
