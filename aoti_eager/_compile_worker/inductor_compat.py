@@ -118,8 +118,8 @@ def prepare_worker(vector_bits: int) -> None:
 def _leave_out_other_devices() -> None:
     """Have a torch without GPUs register Inductor's code generation for the CPU alone.
 
-    Inductor imports the code generation of all devices for its registration, which takes as long as
-    three compiles of a small kernel.
+    Inductor imports the code generation of all devices for its registration: longer than the
+    lowering of a small kernel takes.
     """
     if torch.version.cuda or torch.version.hip or torch.version.xpu:
         return
@@ -142,7 +142,7 @@ def _find_patterns_when_needed() -> None:
     """Have Inductor trace examples of its patterns for graphs that may have such a pattern.
 
     The patterns are products of matrices to pad, attention, and rows drawn by chance. Tracing the
-    examples takes as long as three compiles of a small kernel.
+    examples takes longer than the lowering of a small kernel.
     """
     find, passes = joint_graph.lazy_init, joint_graph.joint_graph_passes
 

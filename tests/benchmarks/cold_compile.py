@@ -116,10 +116,10 @@ def timed(holder, name, what):
             times[what] += time.perf_counter() - begin
     setattr(holder, name, call)
 
-timed(_lowering, "_program", "export")
-timed(_lowering, "trace_outputs", "trace the outputs")
-timed(_thin_codegen, "call_compiler", "g++")
-timed(_lowering, "lower", "all in the worker")
+timed(lowering, "_program", "export")
+timed(lowering, "trace_outputs", "trace the outputs")
+timed(thin_codegen, "call_compiler", "g++")
+timed(lowering, "lower", "all in the worker")
 target = cpu_target(cpu_features())
 inductor_compat.prepare_worker(target.vector_bits)
 OPS = {
