@@ -220,7 +220,9 @@ SETTINGS: dict[str, Setting] = {
             "region_cap",
             8,
             _count,
-            "most kinds of arguments that one region is recorded for; past it, the region stops",
+            "most kinds of calls that one region is recorded for, of all modes; sizes and dtypes "
+            "of arguments, and values of attributes, make a kind; calls of further kinds run the "
+            "forward, recorded kinds stay served, and the report says what kept changing",
         ),
         Setting(
             "strict",

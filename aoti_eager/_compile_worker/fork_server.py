@@ -2,11 +2,14 @@
 
 Generated code may end the child (it can write past its buffers or abort): that end is a reply, too.
 The server forks and does not spawn: importing torch takes a second, and a process that has not yet
-run an op has no threads that a fork could lose.
+run an op has no threads that a fork could lose. For the same reason the worker forks the server
+itself where it can (``ForkServer.fork``).
 """
 
 from __future__ import annotations
 
+import contextlib
+import importlib
 import json
 import os
 import select
@@ -17,6 +20,7 @@ import traceback
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from .._base import gc_pause
 from .._base.child_process import child_command
 from .._base.deadline import Deadline
 from .._base.determinism import FATAL_SIGNALS, is_passing_text
@@ -39,9 +43,20 @@ class ForkServer:
     def __init__(self, module: str, environment: Mapping[str, str] | None = None) -> None:
         self._module = module
         self._environment = environment or {}
-        self._process: subprocess.Popen[str] | None = None
+        self._process: subprocess.Popen[str] | ForkedServer | None = None
 
-    def start(self) -> subprocess.Popen[str]:
+    def fork(self) -> None:
+        """Start the server as a fork of this process: torch is not imported once more.
+
+        Only a process that has run no op and started no thread may call this. The server is started
+        as a program of its own, when there is something to do, where the system lacks what the fork
+        needs, or where the server needs an environment of its own.
+        """
+        if sys.platform == "linux" and not self._environment:
+            with contextlib.suppress(OSError):  # The system allows no further process.
+                self._process = ForkedServer(self._module)
+
+    def start(self) -> subprocess.Popen[str] | ForkedServer:
         """Start the server if none runs, and return its process, which may still be importing."""
         process = self._process
         if process is None or process.poll() is not None:
@@ -59,7 +74,7 @@ class ForkServer:
         process, self._process = self._process, None
         if process is not None:
             process.kill()
-            process.communicate()
+            _wait(process)
 
     def run(self, request: Mapping[str, Any]) -> Answer:
         """Return what the handler returned, or the ``reason`` and ``message`` of its child's end.
@@ -85,6 +100,82 @@ class ForkServer:
             message = f"the trial process died: {problem}"
             return {"reason": "crashed", "message": message, "remember": False}
         return answer
+
+
+class ForkedServer:
+    """A server that is a fork of this process, with the part of ``Popen`` that its user needs.
+
+    Args:
+        module: As for ``ForkServer``.
+
+    Attributes:
+        pid: The server's process number.
+        stdin: The pipe to its standard input.
+        stdout: The pipe from its standard output.
+    """
+
+    def __init__(self, module: str) -> None:
+        (requests, asking), (answering, answers) = os.pipe(), os.pipe()
+        try:
+            self.pid = os.fork()
+        except OSError:
+            for descriptor in (requests, asking, answering, answers):
+                os.close(descriptor)
+            raise
+        if self.pid == 0:
+            try:
+                _become_server(requests, answers)
+                name = f"{__package__}.{module}"
+                with gc_pause.paused():
+                    serve_requests = importlib.import_module(name).serve
+                serve_requests()
+            finally:
+                os._exit(0)
+        os.close(requests)
+        os.close(answers)
+        self.stdin = os.fdopen(asking, "w", encoding="utf-8")
+        self.stdout = os.fdopen(answering, encoding="utf-8")
+        self._has_ended = False
+
+    def poll(self) -> int | None:
+        """Return a number if the server has ended, and ``None`` while it runs."""
+        if not self._has_ended:
+            self._has_ended = os.waitpid(self.pid, os.WNOHANG)[0] == self.pid
+        return 0 if self._has_ended else None
+
+    def kill(self) -> None:
+        """Kill the server if it runs."""
+        if self.poll() is None:
+            os.kill(self.pid, signal.SIGKILL)
+
+    def wait(self) -> None:
+        """Wait for the server's end."""
+        if not self._has_ended:
+            os.waitpid(self.pid, 0)
+            self._has_ended = True
+
+
+def _become_server(requests: int, answers: int) -> None:
+    """Give a fork the descriptors and signals of a program that was just started.
+
+    The worker's other descriptors are closed: its watcher and its script see the worker's end by
+    the end of pipes, and locks of its directories last as long as a descriptor of theirs.
+    """
+    os.dup2(requests, 0)
+    os.dup2(answers, 1)
+    for name in os.listdir("/proc/self/fd"):
+        if int(name) > 2:
+            with contextlib.suppress(OSError):  # The directory's own.
+                os.close(int(name))
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
+def _wait(process: subprocess.Popen[str] | ForkedServer) -> None:
+    for pipe in (process.stdin, process.stdout):
+        if pipe is not None:
+            with contextlib.suppress(OSError):  # What is not written yet has no reader.
+                pipe.close()
+    process.wait()
 
 
 def serve(handler: Handler) -> None:

@@ -16,33 +16,43 @@ import shlex
 import shutil
 import signal
 import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch._inductor.codecache as codecache
+import torch._inductor.codegen.common as common
+import torch._inductor.compile_fx as compile_fx
 import torch._inductor.config as inductor_config
 import torch._inductor.cpp_builder as cpp_builder
 import torch._inductor.cpu_vec_isa as cpu_vec_isa
 import torch._inductor.decomposition as decomposition
+import torch._inductor.fx_passes.joint_graph as joint_graph
+import torch._inductor.graph as graph_module
 import torch._inductor.inductor_prims as inductor_prims
+import torch._inductor.ir as ir
 from torch._inductor import aot_compile
-from torch._inductor.codegen.common import (
-    KernelArgs,
-    device_codegens,
-    init_backend_registration,
+from torch._inductor.codegen.common import KernelArgs, device_codegens
+from torch._inductor.codegen.cpp import (
+    CppOverrides,
+    CppScheduling,
+    CppVecKernel,
+    CppVecOverrides,
 )
-from torch._inductor.codegen.cpp import CppOverrides, CppVecKernel, CppVecOverrides
 from torch._inductor.codegen.cpp_wrapper_cpu import CppWrapperCpu
+from torch._inductor.codegen.wrapper import FreeIfNotReusedLine, NullLine, PythonWrapperCodegen
+from torch._inductor.codegen.wrapper_fxir import WrapperFxCodegen
 from torch._inductor.decomposition import select_decomp_table
 from torch._inductor.exc import CppCompileError
+from torch._inductor.graph import GraphLowering
 from torch._inductor.virtualized import V
 
 from .._base.cpu import cpu_features
 from .._base.digest import Component
 from .._store.probes import Probes
 from .decompositions import kernel_formulas, our_decompositions
+from .eager_layouts import Layouts
 from .exact_sums import adds_neighbours, with_plain_sums
 from .float_flags import float_flags
 from .inductor_headers import own_headers
@@ -56,6 +66,7 @@ __all__ = [
     "aot_compile",
     "compiler_description",
     "inspect_generated_code",
+    "may_have_traced_pattern",
     "prepare_worker",
     "remember_probes",
     "settings",
@@ -95,11 +106,68 @@ def prepare_worker(vector_bits: int) -> None:
     _use_vector_functions(vector_bits)
     _use_wider_vectors()
     _use_decompositions()
+    _leave_out_other_devices()
+    _find_patterns_when_needed()
     # This pass replaces a product with an integer zero by zero: a NaN would be lost.
     inductor_config.joint_graph_constant_folding = False
     if shutil.which("openssl") is None:
         # Inductor hashes preprocessed headers with the openssl program and fails without it.
         inductor_config.aot_inductor.precompile_headers = False
+
+
+def _leave_out_other_devices() -> None:
+    """Have a torch without GPUs register Inductor's code generation for the CPU alone.
+
+    Inductor imports the code generation of all devices for its registration, which takes as long as
+    three compiles of a small kernel.
+    """
+    if torch.version.cuda or torch.version.hip or torch.version.xpu:
+        return
+
+    def register() -> None:
+        if common.get_scheduling_for_device("cpu") is None:
+            classes = (CppScheduling, PythonWrapperCodegen, CppWrapperCpu, WrapperFxCodegen)
+            common.register_backend_for_device("cpu", *classes)
+
+    for module in (common, graph_module, compile_fx, codecache):
+        setattr(module, "init_backend_registration", register)  # noqa: B010 - of each module
+
+
+# Each pattern that Inductor finds by tracing examples contains one of these ops. The list has more,
+# in case that a later torch spells a pattern in another way.
+_PATTERN_WORDS = ("mm", "matmul", "linear", "dot", "mv", "einsum", "attention", "convol", "rand")
+
+
+def _find_patterns_when_needed() -> None:
+    """Have Inductor trace examples of its patterns for graphs that may have such a pattern.
+
+    The patterns are products of matrices to pad, attention, and rows drawn by chance. Tracing the
+    examples takes as long as three compiles of a small kernel.
+    """
+    find, passes = joint_graph.lazy_init, joint_graph.joint_graph_passes
+
+    def passes_with_patterns(graph: Any, input_device: Any = None) -> Any:
+        if may_have_traced_pattern(graph):
+            find(input_device)
+        return passes(graph, input_device)
+
+    joint_graph.lazy_init = lambda input_device=None: None
+    compile_fx.joint_graph_passes = passes_with_patterns  # type: ignore[attr-defined]
+
+
+def may_have_traced_pattern(graph: Any) -> bool:
+    """Return whether a graph calls an op that one of Inductor's traced patterns contains.
+
+    An op that is neither torch's own nor Python's counts as such an op.
+    """
+    for node in graph.graph.nodes:
+        if node.op == "call_function" and getattr(node.target, "__module__", "") != "_operator":
+            name = str(node.target)
+            if not name.startswith(("aten.", "prims.")):
+                return True
+            if any(word in name for word in _PATTERN_WORDS):
+                return True
+    return False
 
 
 def _use_vector_functions(vector_bits: int) -> None:
@@ -298,7 +366,7 @@ def inspect_generated_code(inspect: Callable[[str, str, bool], object]) -> Calla
 @contextlib.contextmanager
 def cpu_wrapper_class(wrapper: type[CppWrapperCpu]) -> Iterator[None]:
     """Have ``wrapper`` write the C++ of CPU graphs in the block, by Inductor's table of writers."""
-    init_backend_registration()
+    common.init_backend_registration()
     codegen = device_codegens["cpu"]
     before = codegen.cpp_wrapper_codegen
     codegen.cpp_wrapper_codegen = wrapper
@@ -306,6 +374,65 @@ def cpu_wrapper_class(wrapper: type[CppWrapperCpu]) -> Iterator[None]:
         yield
     finally:
         codegen.cpp_wrapper_codegen = before
+
+
+def is_within_another(buffer: Any) -> bool:
+    """Return whether a buffer of the graph is a part of a larger one, as parts of a ``cat`` are."""
+    return isinstance(getattr(buffer, "layout", None), ir.NonOwningLayout)
+
+
+class PlainFreeLine(FreeIfNotReusedLine):
+    """The line that drops a buffer of the graph, whose memory no other buffer gets."""
+
+    def plan(self, state: Any) -> Any:
+        """Return the line that is written."""
+        return NullLine(self.wrapper) if self.node.get_name() in V.graph.removed_buffers else self
+
+
+@contextlib.contextmanager
+def results_laid_out(layouts: Layouts | None) -> Iterator[None]:
+    """Have graphs in the block return buffers of their own, with these strides and offsets.
+
+    By itself, Inductor returns parts of one buffer where it has removed copies, and the strides
+    that its decompositions led to. What is in order already stays as it is.
+    """
+    if layouts is None:
+        yield
+        return
+    before = GraphLowering.output
+
+    def output(self: GraphLowering, target: Any, args: Any, kwargs: Any) -> None:
+        fits = type(self) is GraphLowering and len(args[0]) == len(layouts)
+        if fits:
+            args = (_of_their_own(self, args[0], layouts), *args[1:])
+        before(self, target, args, kwargs)
+        if fits:
+            # Inductor has put back the trace's strides of dimensions of size one.
+            pairs = zip(self.graph_outputs, layouts, strict=True)
+            self.graph_outputs = [
+                ir.try_match_insignificant_strides(one, strides) for one, (strides, _) in pairs
+            ]
+
+    GraphLowering.output = output  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        GraphLowering.output = before  # type: ignore[method-assign]
+
+
+def _of_their_own(graph: GraphLowering, results: Sequence[Any], layouts: Layouts) -> list[Any]:
+    taken = set(graph.graph_inputs)
+    found = []
+    for result, (strides, offset) in zip(results, layouts, strict=True):
+        one = ir.ExternKernel.realize_input(result)
+        layout = one.get_layout()
+        shares = one.get_name() in taken or isinstance(layout, ir.NonOwningLayout)
+        if shares or (layout.offset != 0 and offset == 0):
+            one = ir.ExternKernel.copy_input(one)
+        one = ir.ExternKernel.require_exact_strides(one, strides)
+        taken.add(one.get_name())
+        found.append(one if isinstance(one, ir.TensorBox) else ir.TensorBox(one))
+    return found
 
 
 @contextlib.contextmanager

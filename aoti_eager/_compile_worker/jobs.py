@@ -78,6 +78,10 @@ class CompileJobs:
         self._runs = LibraryRuns()
         self._maker = LibraryMaker(self._runs, vector_bits)
 
+    def fork_servers(self) -> None:
+        """Fork what can be forked while this process has no threads; see ``ForkServer.fork``."""
+        self._runs.fork_measuring()
+
     def answer_line(self, request: Request | MessageError) -> str:
         """Return the reply to a request as a line of JSON, no longer than the reader's limit.
 

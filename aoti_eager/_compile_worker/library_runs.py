@@ -45,6 +45,10 @@ class LibraryRuns:
         self._trial = trial_server()
         self._measurer = ForkServer("measure")
 
+    def fork_measuring(self) -> None:
+        """Fork the server of measurements from this process; see ``ForkServer.fork``."""
+        self._measurer.fork()
+
     def start_trials(self) -> None:
         """Start the server of first runs, which imports torch while this process does."""
         self._trial.start()

@@ -34,6 +34,7 @@ from .._keys.guards import Guards
 from .._keys.kernel_key import KernelKey
 from ..errors import CompileError
 from . import inductor_compat as inductor
+from .eager_layouts import eager_layouts
 from .float_division import step_rounding
 from .float_flags import contraction
 from .generated_code import GeneratedCode
@@ -99,8 +100,11 @@ def lower(
         **options,
         "aot_inductor.output_path": str(work),
     }
+    is_tape = isinstance(op, RebuiltTape)
+    layouts = eager_layouts(op, template) if is_tape and dims is None else None
     try:
-        library, traced, facts = _compile(op, template, outputs, work, headers, options, dims)
+        with inductor.results_laid_out(layouts):
+            library, traced, facts = _compile(op, template, outputs, work, headers, options, dims)
         pattern, guards = compiled_pattern(template, traced) if dims is not None else (None, None)
     except CompileError:
         raise

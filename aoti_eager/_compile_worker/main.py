@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 # No module here imports torch: the script may have ended before that import is done.
-from .._base import scheduling
+from .._base import gc_pause, scheduling
 from .._store.work_directories import SCRATCH_VARIABLE, remove_scratch
 from .parent_watch import ParentWatch, watch_parent
 
@@ -60,9 +60,11 @@ def main() -> None:
         # A trial on large tensors may need all the memory that the machine has. Then Linux must end
         # this process or its children, which inherit the value, and not the script.
         Path("/proc/self/oom_score_adj").write_text("1000", encoding="ascii")
-    from .jobs import CompileJobs
+    with gc_pause.paused():
+        from .jobs import CompileJobs
 
     jobs = CompileJobs(vector_bits, scratch)
+    jobs.fork_servers()  # Before a thread is started and Inductor imported.
     requests: Requests = queue.Queue()
     lingers = threading.Event()
     watch.ready()  # Before a request is read: it must not take one to linger for none.

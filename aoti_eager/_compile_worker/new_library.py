@@ -10,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from .._base import gc_pause
 from .._base.cpp_compiler import compiler_identity
 from .._base.determinism import is_compilers_own
 from .._compile_service.replies import Compiled
@@ -54,7 +55,8 @@ class LibraryMaker:
             return
         warnings.simplefilter("ignore")
         self._runs.start_trials()
-        from . import inductor_compat
+        with gc_pause.paused():
+            from . import inductor_compat, lowering  # noqa: F401 - all of Inductor that is needed
 
         inductor_compat.prepare_worker(self._vector_bits)
         self._runs.start_measuring()

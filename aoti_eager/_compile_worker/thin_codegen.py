@@ -84,6 +84,24 @@ class ThinWrapper(inductor.CppWrapperCpu):
         self.codegen_initialized_kernel_decls()  # type: ignore[no-untyped-call]
         self.prefix.writeline("using namespace torch::aot_inductor;")
 
+    def can_reuse(self, input_buffer: Any, output_buffer: Any = None) -> bool:
+        """Return whether a buffer's memory may be used again: within a larger buffer, never.
+
+        A result there would begin behind the larger buffer's beginning, and keep all of it.
+        """
+        node = getattr(input_buffer, "node", input_buffer)
+        if inductor.is_within_another(node):
+            return False
+        return bool(super().can_reuse(input_buffer, output_buffer))  # type: ignore[no-untyped-call]
+
+    def codegen_free(self, buffer: Any) -> None:
+        """Free a buffer; the memory of one within a larger buffer is not offered to others."""
+        if not inductor.is_within_another(buffer):
+            super().codegen_free(buffer)  # type: ignore[no-untyped-call]
+        elif super().can_reuse(buffer):  # type: ignore[no-untyped-call]
+            self.freed.add(buffer.get_name())
+            self.writeline(inductor.PlainFreeLine(self, buffer))  # type: ignore[no-untyped-call]
+
     def codegen_device_idx(self, device: Any, device_id: str) -> str:
         """Return the index with which the full library creates tensors on the CPU."""
         return "-1"

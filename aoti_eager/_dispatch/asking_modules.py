@@ -12,6 +12,7 @@ from .._compile_service import cache_context
 compiling: set[int] = set()
 
 _is_prepared = False
+_is_comparison_prepared = False
 
 
 def prepare() -> None:
@@ -36,6 +37,32 @@ def prepare_in_call() -> None:
             prepare()
         finally:
             compiling.discard(ident)
+
+
+def prepare_comparison(*, is_awaited: bool) -> bool:
+    """Import what compares a library from the store with the original, and no more, in a call.
+
+    Args:
+        is_awaited: Whether the call may do what takes long. If not, nothing is imported in a forked
+            child, as in ``prepare_unless_forked``.
+
+    Returns:
+        Whether the comparison is there.
+    """
+    global _is_comparison_prepared
+    if _is_prepared or _is_comparison_prepared:
+        return True
+    if cache_context.is_forked() and not is_awaited:
+        return False
+    ident = get_ident()
+    compiling.add(ident)
+    try:
+        with importing():
+            from . import candidate  # noqa: F401
+        _is_comparison_prepared = True
+    finally:
+        compiling.discard(ident)
+    return True
 
 
 def prepare_unless_forked() -> bool:

@@ -20,7 +20,12 @@ from ..errors import (
     StoreError,
 )
 from .argument_watch import ArgumentWatch
-from .asking_modules import compiling, prepare_in_call, prepare_unless_forked
+from .asking_modules import (
+    compiling,
+    prepare_comparison,
+    prepare_in_call,
+    prepare_unless_forked,
+)
 from .call_reader import read_call
 from .decision import Refusal, kernel_or_refusal, put, refusal_of
 from .gate import Gate
@@ -146,9 +151,7 @@ class Miss:
             return self._decline_and_run_original(kernel)
         if not gate.wants_check(found.entry, judged.verdict):
             return self._run(call, kernel)
-        if awaits:
-            prepare_in_call()
-        elif not prepare_unless_forked():
+        if not prepare_comparison(is_awaited=awaits):
             message = "its comparison was not imported before the fork"
             return self._decline_and_run_original(Refusal("forked", message))
         from .candidate import Candidate

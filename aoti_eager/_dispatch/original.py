@@ -70,7 +70,8 @@ class OriginalKernel:
         dispatch_key: str,
         above: OriginalKernel | None = None,
     ) -> None:
-        wrapped_templates()  # Made now, while no op is registered.
+        if any(one.kind is Kind.TENSOR for one in schema.arguments):
+            wrapped_templates()  # Made now, while no op that takes numbers is registered.
         self._op = op
         self._name = schema.op
         self._dispatch_key = dispatch_key

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from .._base.torch_compat.tracing import dispatch_mode
+from .._functions.op_functions import tape_behind
 from .._keys.call_template import CallTemplate, Output, fresh_results
 from .double_run import (
     Found,
@@ -63,7 +64,7 @@ class Reference:
         self._default_dtype = default_dtype
         self._template = template
         self._inputs = inputs
-        self._op = op
+        self._op = tape_behind(op) or op
         self._outputs = outputs
         self._exact: list[Found | None] = []
         self._doubles: list[Found | None] = []
@@ -238,4 +239,4 @@ def float64_reference(
     """
     if all(widened(value) is value for value in inputs):
         return None
-    return double_run(template, inputs, op, outputs)
+    return double_run(template, inputs, tape_behind(op) or op, outputs)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from .._base.torch_compat.dispatcher import OpOverload
 from .._keys.schema import qualified_name
@@ -41,3 +43,12 @@ def function_of(op: OpOverload, dispatch_key: str) -> PythonFunction | None:
     """Return the Python function that ``op`` runs at ``dispatch_key``, or ``None``."""
     own = _functions.get(qualified_name(op))
     return own if own is not None else python_function(op, dispatch_key)
+
+
+def tape_behind(op: Any) -> Callable[..., list[Tensor]] | None:
+    """Return the replay of the tape behind a region's op; ``None`` for anything else.
+
+    A dispatch mode sees the calls of a replay, and of the op nothing but the op.
+    """
+    function = _functions.get(qualified_name(op)) if isinstance(op, OpOverload) else None
+    return getattr(function, "replay", None)

@@ -2,26 +2,36 @@
 
 A tape stands beside a user's Python function: the op of a region runs a tape. The compile worker
 rebuilds the function from the tape's document, and the tape's digest is in the key. Pure: no files,
-no compiler. ``tape_call`` says how one call is spelled, ``tape_rules`` which tapes no library may
-serve.
+no compiler. Replays and listings are imported when somebody asks for one, because a call whose
+library is in the store needs neither. ``tape_call`` says how one call is spelled, ``tape_rules``
+which tapes no library may serve.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
 from .._base.data_class import dataclass
 from .._base.digest import Component, json_digest
+from .._base.late_import import importing
 from .._keys.schema import Kind
 from ..errors import TapeError
 from .description import Description, PythonFunction
-from .tape_call import TapeCall, call_from_document, check_source, schema_of, without_defaults
-from .tape_listing import listing
-from .tape_replay import Replay, replay_function
+from .tape_call import (
+    TapeCall,
+    call_from_document,
+    check_source,
+    schema_of,
+    tensor_arguments,
+    without_defaults,
+)
+
+if TYPE_CHECKING:
+    from .tape_replay import Replay
 
 # A region beyond these is refused: its compile would take minutes.
 MOST_CALLS, MOST_INPUTS, MOST_OUTPUTS = 20_000, 10_000, 1_000
@@ -85,16 +95,6 @@ class Tape:
         """Return the SHA-256 of the document, 64 hexadecimal digits."""
         return json_digest(self.document())
 
-    @property
-    def op_name(self) -> str:
-        """Return the qualified name of the op that runs this tape."""
-        return f"{NAMESPACE}::t_{self.digest[:_DIGITS]}"
-
-    @property
-    def schema(self) -> str:
-        """Return the schema of the op that runs this tape, with the op's name."""
-        return self.op_name + SCHEMA
-
     def document(self) -> dict[str, Any]:
         """Return the tape as JSON values."""
         calls = [[call.op, [list(pair) for pair in call.arguments]] for call in self.calls]
@@ -126,9 +126,7 @@ class Tape:
     def numbers(self) -> Iterator[Component]:
         """Give the numbers among the calls' arguments, and in place of tensors, as components."""
         for call in self.calls:
-            tensors = {
-                argument.name for argument in schema_of(call.op).arguments if argument.is_tensor
-            }
+            tensors = tensor_arguments(call.op)
             yield from (component for name, component in call.arguments if name not in tensors)
             yield from (source["number"] for _, source in call.sources() if "number" in source)
 
@@ -141,6 +139,9 @@ class Tape:
         Raises:
             TapeError: This process lacks one of the ops.
         """
+        with importing():
+            from .tape_replay import replay_function
+
         return replay_function(self.inputs, self.calls, self.outputs, instead)
 
     def replay(self, inputs: Sequence[Tensor]) -> list[Tensor]:
@@ -154,7 +155,20 @@ class Tape:
             inputs: The metadata of the inputs, as keys spell it; with them, the lines have the
                 results' dtypes and sizes.
         """
+        with importing():
+            from .tape_listing import listing
+
         return listing(self.inputs, self.calls, self.outputs, inputs)
+
+
+def op_name(tape: Tape, *holds_for: Component) -> str:
+    """Return the qualified name of the op that runs a tape, in each process.
+
+    Args:
+        tape: The tape.
+        holds_for: What else the op depends on: the metadata of its inputs, settings of torch's.
+    """
+    return f"{NAMESPACE}::t_{json_digest([tape.digest, *holds_for])[:_DIGITS]}"
 
 
 def _check_place(source: Component, calls: Sequence[TapeCall], where: str) -> None:
@@ -203,6 +217,13 @@ class TapeFunction(PythonFunction):
     def __init__(self, tape: Tape) -> None:
         self.tape = tape
         self._state = tape.digest
+        self._replay: Replay | None = None
+
+    def replay(self, inputs: Sequence[Tensor]) -> list[Tensor]:
+        """Return the tape's results, by its ops in eager mode."""
+        if self._replay is None:
+            self._replay = self.tape.replay_function()
+        return self._replay(inputs)
 
     @property
     def is_constant(self) -> bool:

@@ -61,8 +61,7 @@ class TapeCall:
 
     def sources(self) -> Iterator[tuple[str, Component]]:
         """Give ``(argument, source)`` for each tensor, number and constant in a Tensor slot."""
-        schema = schema_of(self.op)
-        tensors = {argument.name for argument in schema.arguments if argument.is_tensor}
+        tensors = tensor_arguments(self.op)
         for name, component in self.arguments:
             if name in tensors:
                 for one in component if isinstance(component, list) else [component]:
@@ -71,7 +70,7 @@ class TapeCall:
 
     def with_sources(self, change: Callable[[Component], Component]) -> TapeCall:
         """Return the call with each source passed through ``change``."""
-        tensors = {a.name for a in schema_of(self.op).arguments if a.is_tensor}
+        tensors = tensor_arguments(self.op)
 
         def changed(name: str, component: Component) -> Component:
             if name not in tensors or component is None:
@@ -86,6 +85,12 @@ class TapeCall:
 def schema_of(op: str) -> OpSchema:
     """Return the schema of the op with this qualified name; see ``overload_of``."""
     return op_schema(overload_of(op))
+
+
+@functools.lru_cache(maxsize=4096)
+def tensor_arguments(op: str) -> frozenset[str]:
+    """Return the names of an op's arguments that are tensors or lists of tensors."""
+    return frozenset(one.name for one in schema_of(op).arguments if one.is_tensor)
 
 
 @functools.lru_cache(maxsize=4096)

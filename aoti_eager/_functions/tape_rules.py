@@ -1,7 +1,7 @@
 """Which tapes no library may serve, and why: by the ops and their arguments alone, without a trace.
 
-Views are followed by the schemas: a view shares the memory of what it was made from. What depends
-on dtypes and sizes of results is found in the worker's trace (``_compile_worker.graph_checks``).
+``tape_memory`` says which tensors share memory. What depends on dtypes and sizes of results is
+found in the worker's trace (``_compile_worker.graph_checks``).
 """
 
 from __future__ import annotations
@@ -21,16 +21,13 @@ from .._keys.declines import (
     WRITES_STATISTICS,
 )
 from .._keys.index_ops import INDEX_OPS, TAPE_INDEX_OPS
-from .._keys.schema import Kind, OpSchema
+from .._keys.schema import Kind
 from .tape import Tape
 from .tape_call import TapeCall, overload_of, schema_of
+from .tape_memory import TapeMemory, base_name, call_arguments, draws, is_view
 
 # The worker imports torch and nothing else.
 _NAMESPACES = ("aten", "prims")
-# Their results share memory with their argument, although the schemas do not say so.
-_UNSAID_VIEWS = frozenset({"_unsafe_view", "unsafe_split", "unsafe_split_with_sizes"})
-# They may draw random numbers, and draw none at this rate of their argument.
-_DRAWS_NOTHING = {"dropout_p": 0.0}
 _SPARSE_OR_QUANTIZED = re.compile(r"sparse|quantize|mkldnn|nested|_coo|_csr|to_dense")
 
 Refusal = tuple[str, str]
@@ -52,12 +49,10 @@ def refusal(tape: Tape) -> Refusal | None:
 def _call_refusal(call: TapeCall) -> Refusal | None:
     namespace, _, rest = call.op.partition("::")
     name = rest.partition(".")[0]
-    schema = schema_of(call.op)
-    given = _arguments(call, schema)
     tags = overload_of(call.op).tags
     if namespace not in _NAMESPACES:
         return "op_not_in_worker", "is defined by code that the compile worker does not have"
-    if torch.Tag.nondeterministic_seeded in tags and not _draws_nothing(given):
+    if draws(call):
         return "random", "draws random numbers"
     if torch.Tag.inplace_view in tags or name in CHANGES_METADATA:
         return "changes_metadata", "changes the sizes, strides or storage of a tensor"
@@ -70,22 +65,13 @@ def _call_refusal(call: TapeCall) -> Refusal | None:
     if "as_strided" in name:
         # Of a result, too: generated code may lay out a result in another way than eager.
         return "reads_storage_offset", "reads a storage offset"
-    if _writes_statistics(name, given):
+    if _writes_statistics(name, call_arguments(call)):
         return "undeclared_write", "updates running statistics, which its schema does not declare"
     if _SPARSE_OR_QUANTIZED.search(name):
         return "unsupported_tensor", "is about tensors that are sparse, quantized or nested"
-    if any(one.kind not in (Kind.TENSOR, Kind.TENSORS) for one in schema.returns):
+    if any(one.kind not in (Kind.TENSOR, Kind.TENSORS) for one in schema_of(call.op).returns):
         return "non_tensor_result", "returns something else than tensors"
     return None
-
-
-def _arguments(call: TapeCall, schema: OpSchema) -> dict[str, Any]:
-    defaults = {one.name: one.default for one in schema.arguments if one.has_default}
-    return {**defaults, **dict(call.arguments)}
-
-
-def _draws_nothing(given: Mapping[str, Any]) -> bool:
-    return any(given.get(name) == nothing for name, nothing in _DRAWS_NOTHING.items())
 
 
 def _writes_statistics(name: str, given: Mapping[str, Any]) -> bool:
@@ -96,45 +82,32 @@ def _writes_statistics(name: str, given: Mapping[str, Any]) -> bool:
 
 
 class _Memory:
-    """Follows which results share memory with which inputs and results.
-
-    Memory is named by its first tensor: an input's number, or ``call.place`` of a fresh result.
-    """
+    """Follows what the calls of a tape do to the memory of its inputs and results."""
 
     def __init__(self, tape: Tape) -> None:
         self._tape = tape
-        self._of: dict[tuple[int, int | None], frozenset[str]] = {}
+        self._memory = TapeMemory()
         self._unwritten: dict[str, str] = {}
 
     def add(self, number: int, call: TapeCall) -> Refusal | None:
         """Take in the next call; return why it must not be there."""
-        schema = schema_of(call.op)
-        by_name = {a.name: a for a in schema.arguments}
-        name = call.op.partition("::")[2].partition(".")[0]
-        is_view = name in _UNSAID_VIEWS or any(one.is_view for one in schema.returns)
-        touched: frozenset[str] = frozenset()
+        written = {one.name for one in schema_of(call.op).arguments if one.mutated}
         for argument, source in call.sources():
-            memory = self._memory(source)
-            if by_name[argument].mutated:
+            memory = self._memory.of(source)
+            if argument in written:
                 if any(one.startswith("input") for one in memory):
                     return "mutates_constant", f"writes to {_named(source)}"
                 for one in memory:
                     self._unwritten.pop(one, None)
-            elif not is_view:
+            elif not is_view(call):
                 for one in memory & self._unwritten.keys():
                     return (
                         "uninitialised",
                         f"reads memory that {self._unwritten[one]} left",
                     )
-            touched |= memory
-        for place, returned in enumerate(schema.returns):
-            listed = returned.kind is Kind.TENSORS
-            shared = is_view and (returned.is_view or name in _UNSAID_VIEWS)
-            own = touched if shared else frozenset({f"result {number}.{place}"})
-            if returned.argument is None:
-                self._of[number, None if listed else place] = own
-            if not shared and re.match(UNINITIALISED, name) and not _is_empty(call):
-                self._unwritten[f"result {number}.{place}"] = call.op
+        for fresh in self._memory.add(number, call):
+            if re.match(UNINITIALISED, base_name(call.op)) and not _is_empty(call):
+                self._unwritten[fresh] = call.op
         return None
 
     def results_refusal(self) -> Refusal | None:
@@ -143,7 +116,7 @@ class _Memory:
         for place, source in enumerate(self._tape.outputs):
             if "input" in source:
                 return "result_shares_storage", f"result {place} of the region is an argument"
-            for one in self._memory(source):
+            for one in self._memory.of(source):
                 if one.startswith("input"):
                     return (
                         "result_shares_storage",
@@ -161,19 +134,6 @@ class _Memory:
                     )
                 taken[one] = place
         return None
-
-    def _memory(self, source: Component) -> frozenset[str]:
-        if "input" in source:
-            return frozenset({f"input {source['input']}"})
-        if "result" in source:
-            call, place = source["result"]
-            if (call, place) in self._of:
-                return self._of[call, place]
-            # A tensor of a list: fresh ones are apart, views share the memory of the argument.
-            whole = self._of.get((call, None), frozenset())
-            fresh = whole == frozenset({f"result {call}.0"})
-            return frozenset({f"result {call}.0/{place}"}) if fresh else whole
-        return frozenset()
 
 
 def _is_empty(call: TapeCall) -> bool:

@@ -11,7 +11,6 @@ import torch
 
 from .region import Region
 from .target import Fused, Target
-from .unbound_forward import UnboundForward
 
 # Attributes of a bound method that torch.export and torch.jit look at.
 _OF_METHODS = frozenset({"__code__", "__defaults__", "__kwdefaults__", "__func__", "__globals__"})
@@ -97,6 +96,8 @@ class FusedForward(Fused):
         module = memo.get(id(self._module))
         if not isinstance(module, torch.nn.Module):
             # A class's own __deepcopy__ copies the attributes before there is a copy of the module.
+            from .unbound_forward import UnboundForward
+
             return UnboundForward()
         return FusedForward(module, self._path, self.regions.for_copy(), is_copy=True)
 

@@ -92,7 +92,7 @@ class GuardSource:
             name: What tracebacks show.
             result: The source of what the function returns.
         """
-        lines, waiting = [f"def read(t, *, {self._given}):"], []
+        lines, waiting = ["def read(t):"], []
         for step in self._steps:
             if not step.target:
                 waiting.append(f"({step.source})")
@@ -110,7 +110,7 @@ class GuardSource:
 
     def first_change(self) -> str:
         """Return in words which condition fails; empty if all hold."""
-        lines, text = [f"def changed(at, *, {self._given}):"], "the module"
+        lines, text = ["def changed(at):"], "the module"
         texts: list[str] = []
         for step in self._steps:
             text = step.text or text
@@ -126,7 +126,3 @@ class GuardSource:
             return texts[at[0]] if names["changed"](at) else ""
         except (KeyError, IndexError, AttributeError, TypeError, ValueError, RuntimeError):
             return texts[at[0]]
-
-    @property
-    def _given(self) -> str:
-        return ", ".join(f"{one}={one}" for one in self._names)

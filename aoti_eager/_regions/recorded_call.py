@@ -21,6 +21,11 @@ from .tape_of import RecordedTape, tape_of
 from .target import Target, hooked
 from .watch import Watch
 
+# A recording takes half a millisecond for each call of an op, and a few dozen microseconds for each
+# module and tensor: what has more of them would wait seconds for its first result. Its children
+# have fewer.
+MOST_CALLS, MOST_SIZE_BYTES, MOST_PARTS = 5_000, 1 << 26, 5_000
+
 # Threads that are inside of a recording: what they call is a part of it.
 _recording: set[int] = set()
 
@@ -62,10 +67,12 @@ class RecordedCallResult:
         odd = next((one for one in self._given if one.layout is not torch.strided), None)
         if odd is not None:
             raise Stop("unsupported_argument", f"an argument is {odd.layout}")
+        if watch.failure:
+            raise Stop("not_recorded", watch.failure)
         if watch.leak:
             raise Stop("data_leaves", f"it calls {watch.leak}")
         if watch.fickle:
-            raise Stop("python_state", f"it calls {watch.fickle}")
+            raise Stop("python_state", f"it {watch.fickle}")
         if watch.effect:
             raise Stop("side_effect", f"it calls {watch.effect}")
         if watch.stored:
@@ -167,19 +174,26 @@ def record_call(
     Raises:
         Stop: The call cannot be recorded; the forward has not run.
     """
-    watch = Watch()
-    if not watch.is_possible():
+    if not Watch.is_possible():
         return None
     ident = get_ident()
     try:
+        parts = target.part_count()
+        if parts > MOST_PARTS:
+            raise Stop(
+                "too_large", f"it has {parts} modules and tensors, and {MOST_PARTS} are most"
+            )
         before, arguments = Snapshot(target), Arguments(args, kwargs)
+        watch = Watch()
+        watch.numpy_random.add(before.take_values())
+        watch.numpy_random.add_classes([module for _, module in target.modules()])
     except Stop:
         raise
     except Exception as error:
         raise Stop("not_recorded", f"its attributes cannot be looked at: {error!r}") from error
     _recording.add(ident)
     try:
-        with recorder.record() as recording:
+        with recorder.record(max_calls=MOST_CALLS, max_size_bytes=MOST_SIZE_BYTES) as recording:
             result = watch.run(lambda: target.forward(*args, **kwargs))
             recording.results = outliving(result)
     finally:

@@ -14,7 +14,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .._base.digest import json_digest
 from .._base.op_library import new_op_library
 from .._base.torch_compat import dispatcher
 from .._base.torch_compat.dispatcher import OpOverload, op_function
@@ -23,14 +22,13 @@ from .._dispatch.kernel_cache import KernelCache
 from .._dispatch.key_state import COMPILING, RARE, Decline
 from .._dispatch.table import TableKey
 from .._functions.op_functions import define, forget
-from .._functions.tape import NAMESPACE, SCHEMA, Tape, TapeFunction
+from .._functions.tape import NAMESPACE, SCHEMA, Tape, TapeFunction, op_name
 from .._keys.kernel_key import call_context, tensor_component
 from .._registration import registry
 from .results import fresh_tensors
 
 _lock = threading.RLock()
 _kernels: dict[str, RegionKernel] = {}  # by the op's name
-_DIGITS = 24
 # Kernels that no region has any more. They are taken out of the dispatcher by ``sweep``, because a
 # garbage collection, which may have released them, runs in the middle of anything.
 _unused: list[RegionKernel] = []
@@ -262,18 +260,16 @@ def _restore(frames: dict[int, Frame], ident: int, before: Frame | None) -> None
         frames[ident] = before
 
 
-def op_name(tape: Tape, inputs: Sequence[Tensor]) -> str:
-    """Return the qualified name of the op that runs a tape on such inputs, in each process."""
+def _name_of(tape: Tape, inputs: Sequence[Tensor]) -> str:
     dtype, deterministic, precision, _, is_usual = call_context()
-    parts = [tape.digest, [tensor_component(one) for one in inputs]]
-    digest = json_digest([*parts, str(dtype), deterministic, precision, is_usual])
-    return f"{NAMESPACE}::t_{digest[:_DIGITS]}"
+    components = [tensor_component(one) for one in inputs]
+    return op_name(tape, components, str(dtype), deterministic, precision, is_usual)
 
 
 def acquire(tape: Tape, inputs: Sequence[Tensor]) -> RegionKernel:
     """Return the op of a tape for such inputs, for one more user; equal ones have one op."""
     sweep()
-    name = op_name(tape, inputs)
+    name = _name_of(tape, inputs)
     with _lock:
         found = _kernels.get(name)
         if found is None:

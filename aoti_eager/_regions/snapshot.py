@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import types
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -40,6 +41,12 @@ class Snapshot:
             for path, value in found.values.items()
         }
         self._containers = found.containers
+        self._values = found.values
+
+    def take_values(self) -> Iterable[tuple[str, Any]]:
+        """Return the paths of all attributes with their values, which are let go of."""
+        values, self._values = self._values, {}
+        return values.items()
 
     def change(self) -> str | None:
         """Return the path of an attribute that has changed since, or ``None``."""

@@ -22,7 +22,8 @@ STOPS: dict[str, str] = {
     "result_is_shared": "a result shares memory with an argument, a parameter or another result",
     "result_needs_gradients": "a result requires gradients, in a call that asks for none",
     "too_small": "it is a single call of an op",
-    "too_large": "it makes more calls of ops, or keeps more memory, than a recording holds",
+    "too_large": "it makes more calls of ops, has more modules and tensors, or keeps more memory, "
+    "than a recording holds",
     "tape_differs": "two calls with equal arguments made different calls of ops",
     "too_many_signatures": "its arguments or attributes keep changing: no more kinds of calls are "
     "recorded (region_cap)",

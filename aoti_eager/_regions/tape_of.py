@@ -12,6 +12,7 @@ from .._base.digest import Component
 from .._base.op_names import find_overload
 from .._functions.tape import Tape
 from .._functions.tape_call import TapeCall, tape_call
+from .._functions.tape_memory import ConstantMemory
 from .._functions.tape_rules import refusal
 from .._keys.aliasing import shares_storage, storage_key
 from .._keys.kernel_key import scalar_component
@@ -76,20 +77,23 @@ def tape_of(
     if elsewhere is not None:
         raise Stop("unsupported_device", f"it has a tensor on {elsewhere.device}")
     writer = _Writer(given, state.paths)
-    calls = [writer.call(one) for one in _used(recording.calls)]
+    for one in _used(recording.calls):
+        writer.add(one)
     _check_memory(recording, results)
     outputs = [writer.output(tensor) for tensor in results.fresh]
     try:
-        tape = Tape.of(len(writer.inputs), calls, outputs)
+        tape = Tape.of(len(writer.inputs), writer.calls, outputs)
     except TapeError as error:
         raise Stop("not_recorded", str(error)) from error
+    if not tape.calls:
+        raise Stop("too_small", "no call of an op")
     if not writer.inputs:
         raise Stop("unknown_tensor", "no tensor is an input of it")
     found = refusal(tape)
     if found is not None:
         raise Stop(*found)
     if len(tape.calls) < 2:
-        raise Stop("too_small", "a single call of an op" if tape.calls else "no call of an op")
+        raise Stop("too_small", "a single call of an op")
     if not results.fresh:
         raise Stop("unsupported_result", "no result is a new tensor")
     if _are_shared(results.fresh, given):
@@ -119,17 +123,23 @@ def _check_memory(recording: Recording, results: Results) -> None:
 
 
 class _Writer:
-    """Finds the source of each tensor of a recording."""
+    """Writes the calls of a recording, and finds the source of each tensor.
+
+    Attributes:
+        calls: The calls as they are written on a tape.
+        inputs: Where the tape's inputs are in a call; see ``RecordedTape``.
+    """
 
     def __init__(self, given: Sequence[Tensor], paths: Mapping[int, str]) -> None:
+        self.calls: list[TapeCall] = []
         self.inputs: list[int | str] = []
         self._known: dict[int, Component] = {}  # address of a TensorImpl -> source
         self._given = {tensor._cdata: index for index, tensor in reversed([*enumerate(given)])}
         self._paths = paths
-        self._count = 0
+        self._constants = ConstantMemory()
 
-    def call(self, call: RecordedCall) -> TapeCall:
-        """Return a recorded call as it is written on a tape."""
+    def add(self, call: RecordedCall) -> None:
+        """Write a recorded call, unless it does nothing but give the same number in each call."""
         name = f"{call.op}.{call.overload}" if call.overload else call.op
         if call.raised:
             raise Stop("not_recorded", f"{name} raised an error")
@@ -149,18 +159,20 @@ class _Writer:
             )
         except (UnsupportedArgumentError, UnknownOpError, TapeError) as error:
             raise Stop("not_recorded", f"{name}: {error}") from error
-        place = 0
+        if self._constants.gives_number(written):
+            return
+        number, place = len(self.calls), 0
+        self.calls.append(written)
+        self._constants.add(number, written)
         for result in call.results:
             for one in result if isinstance(result, list) else [result]:
                 if isinstance(one, RecordedTensor):
-                    source: Component = {"result": [self._count, place]}
+                    source: Component = {"result": [number, place]}
                     if becomes is None:
                         self._known.setdefault(one.impl, source)
                     else:
                         self._known[one.impl] = source
                 place += 1
-        self._count += 1
-        return written
 
     def _view(self, call: RecordedCall) -> str | None:
         """Return the op that makes the view which a call in place has turned its tensor into."""

@@ -136,6 +136,11 @@ class Target:
                     found += list(value.named_modules(memo=seen, prefix=path))
         return found
 
+    def part_count(self) -> int:
+        """Return how many modules, parameters and buffers a call may run or read."""
+        found = [vars(module) for _, module in self.modules()]
+        return sum(1 + len(one["_parameters"]) + len(one["_buffers"]) for one in found)
+
 
 def _referred(function: types.FunctionType) -> list[Reference]:
     """Return what a function refers to by its defaults, its closure and global names."""

@@ -7,11 +7,12 @@ C's in one thread, changes nothing, and is on for the calls that are recorded on
 
 from __future__ import annotations
 
+import datetime
 import gc
 import io
-import opcode
 import os
 import random
+import signal
 import sys
 import types
 from collections.abc import Callable
@@ -21,6 +22,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .code_names import mentioned_names, outer_write
+from .numpy_random import NumpyRandom
+
 # Methods that hand a tensor's data, or where the data lie, to Python without a call of an op.
 _LEAKS = frozenset(
     """
@@ -28,12 +32,15 @@ _LEAKS = frozenset(
     share_memory_ _share_fd_cpu_ _share_filename_cpu_ apply_ map_ map2_
     """.split()  # noqa: SIM905 - a list of names to read, not to parse
 )
-# Modules of C whose functions give another result in each call.
-_FICKLE = frozenset({"time", "_random", "_datetime", "_ctypes"})
+# Modules of C whose functions give another result in each call. ``secrets``, ``uuid`` and
+# ``random.SystemRandom`` are Python code above these.
+_FICKLE = frozenset({"time", "_random", "_datetime", "_ctypes", "_uuid"})
+_RANDOM_BYTES = frozenset({"urandom", "getrandom"})
+# Methods of a date's class that read the clock.
+_TODAY = frozenset({"now", "today", "utcnow"})
 # Methods of a generator that no op's call shows.
 _SEEDS = frozenset({"manual_seed", "seed", "set_state", "set_offset"})
 _WRITES = frozenset({"print", "write", "writelines"})
-_STORE_GLOBAL, _STORE_OUTER = opcode.opmap["STORE_GLOBAL"], opcode.opmap["STORE_DEREF"]
 _TORCH = os.path.join(os.path.dirname(torch.__file__), "")
 
 
@@ -41,57 +48,40 @@ class Watch:
     """The Python code that a call runs.
 
     Attributes:
-        mentioned: The names that the code mentions.
+        numpy_random: The generators of numpy's that the call can reach.
         leak: A call that takes data to Python, in words; empty if there was none.
-        fickle: A call whose result changes from call to call, in words; empty if there was none.
+        fickle: What gives another result in each call, in words; empty if there was nothing.
         effect: A call that prints or writes, in words; empty if there was none.
+        failure: Why the call was not seen from its beginning to its end; empty if it was.
     """
 
     def __init__(self) -> None:
+        self.numpy_random = NumpyRandom()
         self.leak = ""
         self.fickle = ""
+        self.effect = ""
+        self.failure = ""
         # A frame of work that is no part of the forward: what a registered op's kernel does, a
         # garbage collection, the import of a module.
         self._ours: types.FrameType | None = None
         self._beside = {getattr(one, "__code__", None) for one in gc.callbacks}
-        self.effect = ""
         self._codes: set[types.CodeType] = set()
 
     @property
     def mentioned(self) -> frozenset[str]:
         """Return the names that the code mentions which ran."""
-        found: set[str] = set()
-        for code in self._codes:
-            found.update(code.co_names)
-            # Names that reach getattr as text.
-            found.update(one for one in code.co_consts if isinstance(one, str))
-        return frozenset(found)
+        return mentioned_names(self._codes)
 
     @property
     def own(self) -> frozenset[str]:
         """Return the names that code outside of torch mentions."""
-        return frozenset(
-            name for code in self._codes if not _is_torch(code) for name in code.co_names
-        )
+        return mentioned_names([code for code in self._codes if not _is_torch(code)])
 
     @property
     def stored(self) -> str:
         """Return a name outside of the call that the code writes to; empty if there is none."""
-        # The arguments of instructions are at odd places.
-        inner = {name for code in self._codes for name in code.co_cellvars}
-        for code in self._codes:
-            operations = code.co_code[::2]
-            if not {_STORE_GLOBAL, _STORE_OUTER} & set(operations) or _is_torch(code):
-                continue
-            for place, operation in enumerate(operations):
-                argument = code.co_code[2 * place + 1]
-                if operation == _STORE_GLOBAL:
-                    return f"{code.co_names[argument]} in {code.co_name}"
-                if operation == _STORE_OUTER:
-                    name = _local_name(code, argument)
-                    if name in code.co_freevars and name not in inner:
-                        return f"{name} in {code.co_name}"
-        return ""
+        found = (outer_write(one, self._codes) for one in self._codes if not _is_torch(one))
+        return next(filter(None, found), "")
 
     @staticmethod
     def is_possible() -> bool:
@@ -102,33 +92,76 @@ class Watch:
         """Return what ``call`` returns, watched."""
         sys.setprofile(self._see)
         try:
-            return call()
+            result = call()
         finally:
-            if sys.getprofile() == self._see:  # Else the forward has set another one.
+            if sys.getprofile() == self._see:
                 sys.setprofile(None)
+            else:  # What the forward has set stays.
+                self.failure = self.failure or "sys.setprofile was called within it"
+        if self.numpy_random.drawn:
+            self.fickle = self.fickle or f"draws from {self.numpy_random.drawn}"
+        return result
 
     def _see(self, frame: types.FrameType, event: str, arg: Any) -> None:
-        if self._ours is not None:
-            if event == "return" and frame is self._ours:
-                self._ours = None
-        elif event == "call" and (frame.f_code in self._beside or _is_beside(frame.f_code)):
+        try:
+            if self._ours is not None:
+                if event == "return" and frame is self._ours:
+                    self._ours = None
+            elif event == "call":
+                self._see_code(frame.f_code, frame)
+            elif event == "c_call":
+                self._see_function(arg, frame)
+        except Exception as error:
+            # The interpreter would end the watch and raise the error in the forward: right for the
+            # error of a signal's handler that ran here by chance, and for no other.
+            if _is_of_a_signal(error):
+                raise
+            self.failure = f"{type(error).__name__} when a call within it was looked at"
+
+    def _see_code(self, code: types.CodeType, frame: types.FrameType) -> None:
+        if code in self._beside or _is_beside(code):
             self._ours = frame
-        elif event == "call":
-            self._codes.add(frame.f_code)
-        elif event == "c_call":
-            name, module = getattr(arg, "__name__", ""), getattr(arg, "__module__", None)
-            if name in _LEAKS and (isinstance(arg.__self__, Tensor) or "torch" in str(module)):
-                self.leak = f"{name} in {_place(frame)}"
-            elif module in _FICKLE or _is_fickle(name, getattr(arg, "__self__", None)):
-                self.fickle = f"{name} in {_place(frame)}"
-            elif name in _WRITES and _is_output(module, getattr(arg, "__self__", None)):
-                self.effect = f"{name} in {_place(frame)}"
+        elif code not in self._codes:
+            self._codes.add(code)
+            if not _is_torch(code):
+                self.numpy_random.add_named(code, frame)
+
+    def _see_function(self, function: Any, frame: types.FrameType) -> None:
+        name, owner = getattr(function, "__name__", ""), getattr(function, "__self__", None)
+        module = getattr(function, "__module__", None)
+        if name in _LEAKS and (_is_a(owner, Tensor) or "torch" in str(module)):
+            self.leak = f"{name} in {_place(frame)}"
+        elif _is_fickle(name, module, owner):
+            self.fickle = f"calls {name} in {_place(frame)}"
+        elif name in _WRITES and _is_output(module, owner):
+            self.effect = f"{name} in {_place(frame)}"
 
 
-def _is_fickle(name: str, owner: Any) -> bool:
-    if isinstance(owner, torch.Generator):
+def _is_a(value: Any, kind: type | tuple[type, ...]) -> bool:
+    """Return whether a value is of a class; unlike ``isinstance``, runs no code of the value's."""
+    return issubclass(type(value), kind)
+
+
+def _is_fickle(name: str, module: Any, owner: Any) -> bool:
+    if module in _FICKLE or (module == "posix" and name in _RANDOM_BYTES):
+        return True
+    if _is_a(owner, torch.Generator):
         return name in _SEEDS
-    return isinstance(owner, random.Random) or type(owner).__module__ in _FICKLE
+    if _is_a(owner, type):
+        return name in _TODAY and issubclass(owner, datetime.date)
+    return _is_a(owner, random.Random) or type(owner).__module__ in _FICKLE
+
+
+def _is_of_a_signal(error: Exception) -> bool:
+    """Return whether the handler of a signal has raised an error."""
+    handlers = [signal.getsignal(one) for one in signal.valid_signals()]
+    codes = {getattr(one, "__code__", None) for one in handlers} - {None}
+    trace = error.__traceback__
+    while trace is not None:
+        if trace.tb_frame.f_code in codes:
+            return True
+        trace = trace.tb_next
+    return False
 
 
 def _is_output(module: Any, owner: Any) -> bool:
@@ -136,22 +169,16 @@ def _is_output(module: Any, owner: Any) -> bool:
 
 
 def _is_file(owner: Any) -> bool:
-    return isinstance(owner, io.IOBase) and not isinstance(owner, io.StringIO | io.BytesIO)
+    return _is_a(owner, io.IOBase) and not _is_a(owner, (io.StringIO, io.BytesIO))
 
 
 def _is_torch(code: types.CodeType) -> bool:
     return code.co_filename.startswith(_TORCH)
 
 
-def _local_name(code: types.CodeType, place: int) -> str:
-    """Return the name of a variable that functions share, by its place among all variables."""
-    names = [*code.co_varnames, *(one for one in code.co_cellvars if one not in code.co_varnames)]
-    names += code.co_freevars
-    return names[place] if place < len(names) else ""
-
-
-_ROOMS = str(Path(__file__).parents[1])
-_HERE = str(Path(__file__).parent)
+# With a separator at the end: a directory beside may have a name that begins alike.
+_ROOMS = os.path.join(Path(__file__).parents[1], "")
+_HERE = os.path.join(Path(__file__).parent, "")
 
 
 def _is_beside(code: types.CodeType) -> bool:

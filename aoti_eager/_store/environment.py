@@ -18,7 +18,7 @@ from .._base.digest import Component, json_digest
 from .._base.torch_compat.settings import inductor_settings
 
 # Increase when the meaning of a compile request or of an entry's machine code changes.
-CODE_VERSION = 8
+CODE_VERSION = 9
 
 # Inductor's variables that affect where or how fast it works, and never the code that it emits.
 _NOT_SHAPING = frozenset(

@@ -4,15 +4,11 @@ Each is measured in a process of its own, and rounds of the three alternate. A r
 the rounds' medians of a call; the first result in a new process (from the model being there to the
 first output; the caches of ours and of ``torch.compile`` are warm); and the seconds of a compile
 with cold caches. Prints a table and geometric means; ``--json FILE`` and ``--svg FILE`` write them.
-
-Models of transformers are measured if that package is importable, or lies at ``--transformers
-PATH``.
 """
 
 from __future__ import annotations
 
 import argparse
-import importlib.util
 import json
 import os
 import statistics
@@ -32,7 +28,6 @@ SMALL = ("1", "1x1", "1x16")
 # What small sizes must reach over eager and torch.compile, and what no size may fall below.
 OVER_EAGER, OVER_COMPILED, WORST = 2.0, 1.5, 0.97
 WINDOW_S, FEWEST = 0.5, 10
-TRANSFORMERS = "REGIONS_TRANSFORMERS"  # tells a process where that package lies
 # A library is asked for, compared and timed in so many calls.
 CALLS_TO_SERVE = 40
 
@@ -44,9 +39,6 @@ def child(kind: str, name: str, size: str) -> dict[str, Any]:
     """Return what one process has measured: milliseconds, seconds of the compile, and errors."""
     import torch
 
-    if TRANSFORMERS in os.environ:
-        # Last: what else lies there must not hide what is installed.
-        sys.path.append(os.environ[TRANSFORMERS])
     model, args, kwargs = region_models.case(name, size)
     found: dict[str, Any] = {}
     with torch.inference_mode():
@@ -121,10 +113,16 @@ def difference(got: Any, expected: Any) -> float:
 class Processes:
     """Starts the processes, all with the same caches."""
 
-    def __init__(self, caches: Path, transformers: str | None) -> None:
+    def __init__(self, caches: Path) -> None:
         root = str(Path(__file__).parents[2])
         path = [root, *filter(None, [os.environ.get("PYTHONPATH")])]
-        kept = {k: v for k, v in os.environ.items() if not k.startswith("AOTI_EAGER_")}
+        # A process that writes no bytecode compiles each module that it imports: its first result
+        # would be late by that.
+        kept = {
+            name: value
+            for name, value in os.environ.items()
+            if not name.startswith("AOTI_EAGER_") and name != "PYTHONDONTWRITEBYTECODE"
+        }
         self._environment = {
             **kept,
             "PYTHONPATH": os.pathsep.join(path),
@@ -132,12 +130,13 @@ class Processes:
             "AOTI_EAGER_LINGER_S": "0",
             "TORCHINDUCTOR_CACHE_DIR": str(caches / "inductor"),
             "HF_HUB_OFFLINE": "1",
-            **({} if transformers is None else {TRANSFORMERS: transformers}),
         }
 
     def set_up(self) -> None:
-        """Build what is built once a machine."""
+        """Build what is built once a machine, and write the bytecode of the package and of this."""
         self._run("-m", "aoti_eager", "setup")
+        root = Path(__file__).parents[2]
+        self._run("-m", "compileall", "-q", str(root / "aoti_eager"), str(root / "tests"))
 
     def measured(self, kind: str, name: str, size: str, *, first: bool = False) -> dict[str, Any]:
         """Return what one process has measured; ``first`` if nothing is called before that."""
@@ -232,19 +231,14 @@ def main() -> None:
     parser.add_argument("--models", nargs="+", choices=list(region_models.MODELS))
     parser.add_argument("--sizes", nargs="+", help="of these sizes: 1, 64, 1x1, 1x16, 2x128")
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--transformers", metavar="PATH", help="where transformers lies")
     parser.add_argument("--caches", type=Path, help="keep caches here; empty, for cold compiles")
     parser.add_argument("--json", type=Path)
     parser.add_argument("--svg", type=Path)
     options = parser.parse_args()
     names = options.models or list(region_models.MODELS)
-    if options.transformers is None and importlib.util.find_spec("transformers") is None:
-        left_out = [one for one in names if one in region_models.OF_TRANSFORMERS]
-        names = [one for one in names if one not in left_out]
-        print(f"transformers is not there, so these are left out: {', '.join(left_out) or 'none'}")
     rows = []
     with tempfile.TemporaryDirectory() as temporary:
-        processes = Processes(options.caches or Path(temporary), options.transformers)
+        processes = Processes(options.caches or Path(temporary))
         processes.set_up()
         print(HEADER)
         for name in names:

@@ -18,6 +18,7 @@ from aoti_eager._compile_worker.input_ranges import (
 from aoti_eager._compile_worker.made_up_data import data_sets
 from aoti_eager._dispatch.reference import float64_reference
 from aoti_eager._functions.rebuilt import RebuiltTape
+from aoti_eager._functions.tape import SCHEMA, op_name
 from aoti_eager._keys.call_template import CallTemplate, call_template
 from aoti_eager._keys.kernel_key import kernel_key
 from aoti_eager._keys.schema import parsed_schema
@@ -29,7 +30,7 @@ WORDS, PLACES = torch.randn(40, 16), torch.randn(9, 16)
 
 
 def template_of(one: Recorded) -> CallTemplate:
-    schema = parsed_schema(one.tape.schema)
+    schema = parsed_schema(op_name(one.tape) + SCHEMA)
     return call_template(schema, kernel_key(schema, "CPU", [one.inputs]))
 
 

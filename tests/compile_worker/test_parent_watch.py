@@ -54,7 +54,7 @@ class Thread:
             os._exit(0)
 
 jobs = types.ModuleType("aoti_eager._compile_worker.jobs")
-jobs.CompileJobs = lambda *arguments: None
+jobs.CompileJobs = lambda *arguments: types.SimpleNamespace(fork_servers=lambda: None)
 sys.modules[jobs.__name__] = jobs
 main.watch_parent = lambda *arguments: Watch()
 threading.Thread = Thread

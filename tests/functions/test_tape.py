@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import weakref
 
 import pytest
@@ -10,7 +11,7 @@ import torch
 from torch import Tensor
 
 from aoti_eager._base.torch_compat.tracing import dispatch_mode
-from aoti_eager._functions.tape import SCHEMA, Tape, TapeFunction
+from aoti_eager._functions.tape import SCHEMA, Tape, TapeFunction, op_name
 from aoti_eager._functions.tape_call import TapeCall
 from aoti_eager._keys.kernel_key import tensor_component
 from aoti_eager._keys.schema import parsed_schema
@@ -60,8 +61,10 @@ def test_two_recordings_of_equal_calls_are_equal(name: str) -> None:
     assert first.digest == second.digest
     text = json.dumps(first.document())
     assert Tape.from_document(json.loads(text)) == first
-    assert first.op_name == f"aoti_eager_region::t_{first.digest[:24]}"
-    assert parsed_schema(first.schema).op == first.op_name
+    name = op_name(first)
+    assert name == op_name(second) != op_name(first, "another dtype")
+    assert re.fullmatch(r"aoti_eager_region::t_[0-9a-f]{24}", name)
+    assert parsed_schema(name + SCHEMA).op == name
 
 
 def test_arguments_that_equal_their_defaults_are_left_out() -> None:

@@ -62,7 +62,27 @@ OF_A_HIT = {
     " specialisations static_calls table tensor_copies tensor_pairs unserved_calls versions",
     "_registration": "miss_imports registered_op registry resolve totals",
 }
+# What a region records and serves with, beside that.
+OF_A_REGION = {
+    "_base": "torch_compat.containers",
+    "_dispatch": "candidate",
+    "_functions": "allowed_names description op_functions source state tape tape_call tape_rules",
+    "_keys": "index_ops",
+    "_native": "recorder",
+    "_regions": "arguments call_times choice code_names current_settings fuse fused_forward"
+    " fusion gradients guard_source guarded_tensors guarded_values numpy_random overrides"
+    " plain_values reader recorded_call region region_kernel report results snapshot stop"
+    " stopped_calls tape_of target variant watch",
+    "_registration": "preparation",
+}
 NEVER = {"tomllib", "tomli", "torch._inductor.config", "sympy", "argparse", "tqdm", "elftools"}
+
+
+def in_rooms(rooms: dict[str, str]) -> set[str]:
+    """Return the rooms, and the modules in them."""
+    return {f"{room}.{name}" for room, names in rooms.items() for name in names.split()} | set(
+        rooms
+    )
 
 
 def imported_by(statement: str) -> set[str]:
@@ -128,10 +148,32 @@ def test_a_warm_start_loads_what_a_hit_needs_and_no_more() -> None:
     served = "assert aoti_eager.stats()['aten::mul.Tensor'].hits == 1"
     found = imported_by(f"{register}; {call}; {served}")
     ours = {name.removeprefix("aoti_eager.") for name in found if name.startswith("aoti_eager.")}
-    wanted = {f"{room}.{name}" for room, names in OF_A_HIT.items() for name in names.split()}
-    assert ours == OF_AN_IMPORT | OF_A_HIT.keys() | wanted
+    assert ours == OF_AN_IMPORT | in_rooms(OF_A_HIT)
     assert not found & NEVER
     assert not found & {"uuid", "secrets", "hmac"}
+
+
+REGION = """
+import torch, aoti_eager
+from torch.nn import Linear, Sequential, Tanh
+model, x = Sequential(Linear(5, 8), Tanh(), Linear(8, 3)).eval(), torch.ones(4, 5)
+with torch.no_grad():
+    report = aoti_eager.fuse(model)
+    for _ in range(CALLS):
+        model(x)
+"""
+
+
+@pytest.mark.full
+@pytest.mark.native
+def test_a_region_whose_library_is_stored_loads_what_it_needs_and_no_more() -> None:
+    """The first result in a new process waits for these imports, and for no others."""
+    imported_by(REGION.replace("CALLS", "3"))  # Makes the library.
+    served = "assert report.regions[0].hits == 1, report\n"
+    found = imported_by(REGION.replace("CALLS", "3") + served)
+    ours = {name.removeprefix("aoti_eager.") for name in found if name.startswith("aoti_eager.")}
+    assert ours == OF_AN_IMPORT | in_rooms(OF_A_HIT) | in_rooms(OF_A_REGION)
+    assert not found & NEVER
 
 
 @pytest.mark.parametrize("mode", ["background", "sync"])

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from pathlib import Path
-
 import pytest
 import torch
 from torch import Tensor, nn
@@ -16,12 +13,6 @@ from aoti_eager.errors import RegistrationError
 from ..support.regions import Policy, inputs, seeded, served
 
 pytestmark = pytest.mark.native
-
-
-@pytest.fixture(autouse=True)
-def _no_gradients(shared_cache: Path) -> Iterator[None]:
-    with torch.no_grad():
-        yield
 
 
 def test_a_call_is_explained_before_and_after_it_is_recorded_and_served() -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import inspect
 import pickle
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -31,12 +30,6 @@ from ..support.regions import (
 pytestmark = pytest.mark.native
 
 
-@pytest.fixture(autouse=True)
-def _no_gradients() -> Iterator[None]:
-    with torch.no_grad():
-        yield
-
-
 @pytest.mark.parametrize(
     ("make", "given"),
     [
@@ -45,7 +38,7 @@ def _no_gradients() -> Iterator[None]:
         (Convolutional, lambda: inputs(2, 1, 6, 6)),
     ],
 )
-def test_a_module_is_served_whole(make: type[nn.Module], given: object, shared_cache: Path) -> None:
+def test_a_module_is_served_whole(make: type[nn.Module], given: object) -> None:
     model, x = seeded(make), given()  # type: ignore[operator]
     want = model(x)
     with fuse(model) as report:
@@ -57,7 +50,7 @@ def test_a_module_is_served_whole(make: type[nn.Module], given: object, shared_c
     assert "forward" not in vars(model)
 
 
-def test_other_values_of_the_same_sizes_are_served(shared_cache: Path) -> None:
+def test_other_values_of_the_same_sizes_are_served() -> None:
     model = seeded(Policy)
     given = [inputs(4, 5, seed=n) for n in range(4)]
     want = [model(x) for x in given]
@@ -68,7 +61,7 @@ def test_other_values_of_the_same_sizes_are_served(shared_cache: Path) -> None:
         assert hits(report) >= 4
 
 
-def test_other_sizes_and_dtypes_are_kinds_of_their_own(shared_cache: Path) -> None:
+def test_other_sizes_and_dtypes_are_kinds_of_their_own() -> None:
     model = seeded(Policy)
     for x in (inputs(4, 5), inputs(1, 5), inputs(5)):
         want = model(x)
@@ -76,7 +69,7 @@ def test_other_sizes_and_dtypes_are_kinds_of_their_own(shared_cache: Path) -> No
             assert_served(report, lambda x=x: model(x), want)  # type: ignore[misc]
 
 
-def test_a_function_is_served(shared_cache: Path) -> None:
+def test_a_function_is_served() -> None:
     model = seeded(Policy)
 
     def act(x: Tensor, noise: float = 0.0) -> tuple[Tensor, float]:
@@ -94,7 +87,7 @@ def test_a_function_is_served(shared_cache: Path) -> None:
     assert_same(fast(x, noise=0.5), want)
 
 
-def test_a_function_that_names_torch_is_served(shared_cache: Path) -> None:
+def test_a_function_that_names_torch_is_served() -> None:
     model, x = seeded(Policy), inputs(4, 5)
 
     def act(x: Tensor) -> Tensor:
@@ -109,9 +102,7 @@ def test_a_function_that_names_torch_is_served(shared_cache: Path) -> None:
 
 
 @pytest.mark.parametrize("mode", ["sync", "background"])
-def test_what_this_package_does_for_an_op_is_no_part_of_a_forward(
-    mode: str, shared_cache: Path
-) -> None:
+def test_what_this_package_does_for_an_op_is_no_part_of_a_forward(mode: str) -> None:
     model, x = seeded(Policy), inputs(4, 5)
     with aoti_eager.config.scope(mode=mode), aoti_eager.register("aten::tanh"):
         want = model(x)
@@ -123,9 +114,7 @@ def test_what_this_package_does_for_an_op_is_no_part_of_a_forward(
             assert_served(report, lambda: model(x), want)
 
 
-def test_results_in_containers_and_arguments_among_them_are_handed_back(
-    shared_cache: Path,
-) -> None:
+def test_results_in_containers_and_arguments_among_them_are_handed_back() -> None:
     class Nested(nn.Module):
         def forward(self, x: Tensor, y: list[Tensor]) -> tuple[object, ...]:
             z = x.sin() + y[0]
@@ -141,7 +130,7 @@ def test_results_in_containers_and_arguments_among_them_are_handed_back(
     assert got[1]["z"] is got[1]["again"]
 
 
-def test_the_largest_modules_come_first_and_their_children_after_them(shared_cache: Path) -> None:
+def test_the_largest_modules_come_first_and_their_children_after_them() -> None:
     class Noisy(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -164,7 +153,7 @@ def test_the_largest_modules_come_first_and_their_children_after_them(shared_cac
         assert len(aoti_eager.registered_ops()) == 1
 
 
-def test_include_and_exclude_choose_by_paths_and_classes(shared_cache: Path) -> None:
+def test_include_and_exclude_choose_by_paths_and_classes() -> None:
     model = nn.Sequential(seeded(Policy), nn.Sequential(nn.Linear(3, 3), nn.Tanh()))
     for options, paths in (
         ({"include": "0*"}, ["0"]),
@@ -235,7 +224,7 @@ def test_a_signature_and_a_docstring_stay_those_of_the_module() -> None:
         assert inspect.signature(model.forward) == before
 
 
-def test_a_forward_that_raises_raises_its_own_error(shared_cache: Path) -> None:
+def test_a_forward_that_raises_raises_its_own_error() -> None:
     model, x = seeded(Block), torch.tensor([[1, 2]])
     want = model(x)
     with fuse(model) as report:
@@ -285,7 +274,7 @@ def test_nothing_is_recorded_in_the_mode_off(no_compiles: None) -> None:
         assert report.regions[0].state == "not called"
 
 
-def test_cache_only_serves_what_is_there_and_compiles_nothing(shared_cache: Path) -> None:
+def test_cache_only_serves_what_is_there_and_compiles_nothing() -> None:
     model, x = seeded(Policy), inputs(4, 5)
     want = model(x)
     with fuse(model) as report:
@@ -297,7 +286,7 @@ def test_cache_only_serves_what_is_there_and_compiles_nothing(shared_cache: Path
             assert model(y).shape == (7, 3)
 
 
-def test_pickles_are_loaded_without_the_package(shared_cache: Path) -> None:
+def test_pickles_are_loaded_without_the_package() -> None:
     model, x = nn.Sequential(nn.Linear(5, 3), nn.Tanh()), inputs(4, 5)
     want = model(x)
     with fuse(model) as report:
@@ -322,7 +311,7 @@ def test_an_op_whose_kernel_somebody_has_replaced_stops_a_region() -> None:
     assert not torch.equal(want, plain)
 
 
-def test_ops_that_are_served_one_by_one_are_served_within_a_region(shared_cache: Path) -> None:
+def test_ops_that_are_served_one_by_one_are_served_within_a_region() -> None:
     model, x = seeded(Policy), inputs(4, 5)
     want = model(x)
     with aoti_eager.register("aten::tanh"):

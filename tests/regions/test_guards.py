@@ -9,8 +9,7 @@ import threading
 import time
 import types
 from collections import OrderedDict
-from collections.abc import Callable, Iterator
-from pathlib import Path
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -25,17 +24,6 @@ from aoti_eager.errors import FuseError
 from ..support.regions import Policy, assert_same, hits, inputs, seeded, served
 
 pytestmark = pytest.mark.native
-
-
-@pytest.fixture(autouse=True)
-def _store(shared_cache: Path) -> None:
-    """Use the run's shared store."""
-
-
-@pytest.fixture(autouse=True)
-def _no_gradients() -> Iterator[None]:
-    with torch.no_grad():
-        yield
 
 
 class Attributed(nn.Module):

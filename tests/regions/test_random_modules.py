@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
-from .random_check import check, problem
+from aoti_eager import fuse
+
+from ..support.regions import Policy, inputs, seeded, served
+from .random_check import SideBySide, _is_rounding, check, problem
 from .random_grammar import RandomModule
 from .random_modules import SIZE
 from .random_ops import drawn
@@ -20,7 +24,7 @@ _BATCHES = 30
 
 @pytest.mark.share(of=10)
 @pytest.mark.parametrize("batch", range(_BATCHES))
-def test_random_modules_give_what_eager_gives(batch: int, shared_cache: Path) -> None:
+def test_random_modules_give_what_eager_gives(batch: int) -> None:
     first = _FIRST + SIZE * batch
     outcomes = check(range(first, first + SIZE))
     assert [one for one in outcomes if one.state == "wrong"] == []
@@ -50,6 +54,17 @@ def test_what_differs_is_found() -> None:
 # Their code has vector functions whose arguments are all scalars: it did not compile.
 @pytest.mark.full
 @pytest.mark.parametrize("seed", [5, 223])
-def test_modules_that_a_long_run_found_are_served(seed: int, shared_cache: Path) -> None:
+def test_modules_that_a_long_run_found_are_served(seed: int) -> None:
     (outcome,) = check([seed])
     assert outcome.state == "served", outcome
+
+
+def test_a_library_as_good_as_eager_is_told_from_a_wrong_one() -> None:
+    policy, x = seeded(Policy), inputs(4, 5)
+    model = SideBySide([policy])
+    case: Any = SimpleNamespace(given=[[x]], want=[policy(x)])
+    with fuse(model) as report:
+        served(report, lambda: model([x]))
+        assert _is_rounding(report, [case], 0)
+        case.want = [policy(x) + 1.0]
+        assert not _is_rounding(report, [case], 0)

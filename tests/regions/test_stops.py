@@ -7,8 +7,7 @@ import dataclasses
 import random
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
-from pathlib import Path
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -21,17 +20,6 @@ from aoti_eager._regions.report import RegionState
 from ..support.regions import Policy, assert_same, inputs, seeded
 
 pytestmark = pytest.mark.native
-
-
-@pytest.fixture(autouse=True)
-def _store(shared_cache: Path) -> None:
-    """Use the run's shared store: the children have one tape."""
-
-
-@pytest.fixture(autouse=True)
-def _no_gradients() -> Iterator[None]:
-    with torch.no_grad():
-        yield
 
 
 class Parent(nn.Module):

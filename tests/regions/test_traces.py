@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator
-from pathlib import Path
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -18,17 +17,6 @@ from aoti_eager import fuse
 from ..support.regions import Policy, assert_same, assert_served, hits, inputs, seeded, served
 
 pytestmark = pytest.mark.native
-
-
-@pytest.fixture(autouse=True)
-def _store(shared_cache: Path) -> None:
-    """Use the run's shared store: the models are few."""
-
-
-@pytest.fixture(autouse=True)
-def _no_gradients() -> Iterator[None]:
-    with torch.no_grad():
-        yield
 
 
 class _DispatchMode(TorchDispatchMode):

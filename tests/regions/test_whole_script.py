@@ -25,13 +25,12 @@ pytestmark = pytest.mark.native
 
 
 @pytest.fixture(autouse=True)
-def _enabled(shared_cache: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Enable for one test; gradients are off."""
+def _enabled(_store: None, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Enable for one test."""
     gc.collect()  # The models of earlier tests.
     monkeypatch.setattr(whole_script, "_roots", whole_script._Roots())
     aoti_eager.enable(regions=True)
-    with torch.no_grad():
-        yield
+    yield
     aoti_eager.disable()
     assert not torch.nn.modules.module._global_forward_pre_hooks
     assert tracing.own_module_hooks == []

@@ -56,6 +56,7 @@ VERBS = (
 
 
 @pytest.mark.full
+@pytest.mark.timeout(3600)  # 20,000 trees, each removed by three verbs.
 def test_nothing_but_names_of_the_format_goes_whatever_lies_around_them(
     request: pytest.FixtureRequest, tmp_path: Path
 ) -> None:

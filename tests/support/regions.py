@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten
 
 import aoti_eager
-from aoti_eager import FusionReport
+from aoti_eager import FusionReport, fuse
 
 from ..conftest import assert_close
 
@@ -118,3 +118,33 @@ def served(report: FusionReport, call: Callable[[], Any]) -> Any:
 def assert_served(report: FusionReport, call: Callable[[], Any], want: Any) -> None:
     """Assert that a library serves a call, and that the result is right."""
     assert_same(served(report, call), want)
+
+
+def assert_is_served_whole(
+    model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]
+) -> None:
+    """Assert that one library serves a model's calls, and that nothing else about it changes.
+
+    Args:
+        model: The model; its parameters are others afterwards.
+        args: The arguments of the calls.
+        kwargs: The keyword arguments of the calls.
+    """
+    before, kept = dict(model.state_dict()), set(vars(model))
+    want = model(*args, **kwargs)
+    with fuse(model) as report:
+        assert_served(report, lambda: model(*args, **kwargs), want)
+        (region,) = report.regions
+        assert (region.path, region.state, region.reason) == ("", "served", ""), report
+        after = model.state_dict()
+        assert list(after) == list(before)
+        assert all(after[name].data_ptr() == one.data_ptr() for name, one in before.items())
+        for one in model.parameters():
+            one.mul_(0.5)
+        with aoti_eager.config.scope(mode="off"):
+            want = model(*args, **kwargs)
+        served_before = hits(report)
+        assert_same(model(*args, **kwargs), want)
+        assert hits(report) == served_before + 1, report
+    assert set(vars(model)) == kept
+    assert_same(model(*args, **kwargs), want)

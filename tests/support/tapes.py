@@ -17,7 +17,7 @@ from aoti_eager._base.op_library import new_op_library
 from aoti_eager._base.torch_compat.dispatcher import destroy
 from aoti_eager._base.torch_compat.tracing import dispatch_mode
 from aoti_eager._functions.op_functions import define, forget
-from aoti_eager._functions.tape import SCHEMA, Tape, TapeFunction
+from aoti_eager._functions.tape import NAMESPACE, SCHEMA, Tape, TapeFunction, op_name
 from aoti_eager._functions.tape_call import TapeCall, data_source, tape_call
 from aoti_eager._functions.tape_replay import flat_results
 from aoti_eager._keys.schema import op_schema
@@ -195,13 +195,14 @@ class GraphLayer(torch.nn.Module):
 @contextlib.contextmanager
 def registered(tape: Tape) -> Iterator[Any]:
     """Give the op of a region that runs the tape, registered to be served."""
-    library = new_op_library(tape.op_name.partition("::")[0])
+    name = op_name(tape)
+    library = new_op_library(NAMESPACE)
     replay = tape.replay_function()
-    op = define(library, tape.op_name, SCHEMA, TapeFunction(tape))
-    library.impl(tape.op_name.partition("::")[2], lambda inputs: replay(inputs), "CPU")
+    op = define(library, name, SCHEMA, TapeFunction(tape))
+    library.impl(name.partition("::")[2], lambda inputs: replay(inputs), "CPU")
     try:
-        with aoti_eager.register(tape.op_name):
+        with aoti_eager.register(name):
             yield op
     finally:
-        forget(tape.op_name)
+        forget(name)
         destroy(library)

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import compileall
 import signal
+import sys
 import zlib
+from pathlib import Path
 from typing import Any
 
 import pytest
+
+import aoti_eager
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
@@ -59,7 +64,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Find out whether the whole suite runs, or what somebody has named."""
+    """Find out whether the whole suite runs, or what somebody has named; compile the package."""
     # Where pytest runs in the background of a shell, it ignores the interrupts that tests send to
     # their children, and they inherit that.
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
@@ -67,6 +72,10 @@ def pytest_configure(config: pytest.Config) -> None:
     if hasattr(config, "workerinput"):
         config.option.whole_suite = config.workerinput["whole_suite"]
         return
+    # As on a user's machine, also where PYTHONDONTWRITEBYTECODE is set: else each of some hundred
+    # children compiles the package's modules, for a third of a second.
+    sys.dont_write_bytecode = False
+    compileall.compile_dir(Path(aoti_eager.__file__).parent, quiet=2)
     chosen = ("keyword", "markexpr", "lf", "failedfirst")
     config.option.whole_suite = config.args_source is not pytest.Config.ArgsSource.ARGS and not any(
         getattr(config.option, name, None) for name in chosen
