@@ -75,6 +75,7 @@ _FUNCTIONS: dict[str, tuple[Any, tuple[Any, ...]]] = {
     "ae_alive": (None, (_POINTER,)),
     "ae_recording_begin": (_POINTER, (_SIZE, _SIZE)),
     "ae_recording_end": (_POINTER, (_POINTER, _POINTER)),
+    "ae_recording_tensors_alive": (ctypes.c_char_p, (_POINTER,)),
     "ae_recording_delete": (None, (_POINTER,)),
     "ae_is_recording": (ctypes.c_int32, ()),
     "ae_recordings_alive": (ctypes.c_int64, ()),

@@ -17,7 +17,9 @@ recorded. Everything is freed when the ``with`` block ends.
 from __future__ import annotations
 
 import ctypes
+import gc
 import json
+from collections.abc import Iterator, Sequence
 from types import TracebackType
 from typing import Any
 
@@ -126,12 +128,17 @@ class Recording:
         calls: The calls, in their order; empty inside of the block, and if the recording stopped.
         tensors: Each tensor of the calls once.
         stopped: Why the recording was given up, or ``None``.
+        results: The addresses of the ``TensorImpl`` of tensors that outlive the block by right; set
+            within the block, if ``kept`` is wanted.
+        kept: The other tensors that calls of the block have made and that are alive at its end.
     """
 
     def __init__(self, max_calls: int = MAX_CALLS, max_size_bytes: int = MAX_SIZE_BYTES) -> None:
         self.calls: list[RecordedCall] = []
         self.tensors: list[RecordedTensor] = []
         self.stopped: str | None = None
+        self.kept: list[RecordedTensor] = []
+        self.results: frozenset[int] | None = None
         self._bounds = max_calls, max_size_bytes
         self._native: int | None = None
 
@@ -166,10 +173,32 @@ class Recording:
         if not text:
             raise last_error("record", "the recording cannot be read")
         try:
-            document = ctypes.string_at(text, length.value)
+            self._read(ctypes.string_at(text, length.value))
+            if self.results is not None:
+                self.kept = self._made_and_alive(native, self.results)
+                if self.kept:
+                    # A cycle of references, of a function that calls itself for example, may hold
+                    # them. What was made just now is young: the oldest objects are left alone.
+                    gc.collect(1)
+                    self.kept = self._made_and_alive(native, self.results)
         finally:
             functions().ae_recording_delete(native)
-        self._read(document)
+
+    def _made_and_alive(self, native: int | None, results: frozenset[int]) -> list[RecordedTensor]:
+        text = functions().ae_recording_tensors_alive(native)
+        alive = {self.tensors[place].impl for place in json.loads(text or b"[]")}
+        seen: set[int] = set()
+        found = []
+        for call in self.calls:
+            if (
+                call.op != "aten::lift_fresh"
+            ):  # Its argument is a tensor that ``torch.tensor`` makes.
+                seen.update(one.impl for one in tensors_in(call.arguments))
+            for one in tensors_in(call.results):
+                if one.impl not in seen and one.impl in alive and one.impl not in results:
+                    found.append(one)
+                seen.add(one.impl)
+        return found
 
     def _read(self, document: bytes) -> None:
         # An op's string need not be UTF-8.
@@ -177,6 +206,14 @@ class Recording:
         self.stopped = found["stopped"]
         tensors = self.tensors = [_tensor(i, one) for i, one in enumerate(found["tensors"])]
         self.calls = [_call(one, tensors) for one in found["calls"]]
+
+
+def tensors_in(values: Sequence[Any]) -> Iterator[RecordedTensor]:
+    """Give the tensors among the arguments or the results of a call."""
+    for value in values:
+        for one in value if isinstance(value, list) else [value]:
+            if isinstance(one, RecordedTensor):
+                yield one
 
 
 def record(*, max_calls: int = MAX_CALLS, max_size_bytes: int = MAX_SIZE_BYTES) -> Recording:

@@ -51,7 +51,7 @@ def _key(value: Any, tensors: list[Tensor], depth: int) -> Any:
     kind = type(value)
     if kind in _TENSORS:
         tensors.append(value)
-        return (
+        metadata = (
             value.dtype,
             value.shape,
             value.stride(),
@@ -59,6 +59,9 @@ def _key(value: Any, tensors: list[Tensor], depth: int) -> Any:
             value.requires_grad,
             kind is Tensor,
         )
+        # What Python code has put on the tensor, and may read there; mostly nothing.
+        on_tensor = value.__dict__
+        return (metadata, _key(on_tensor, [], depth - 1)) if on_tensor and depth else metadata
     if kind in _PLAIN:
         return (kind, value)
     if kind is float:

@@ -10,6 +10,7 @@ from collections.abc import Collection
 # have other names.
 _WRITES = frozenset({"STORE_GLOBAL", "DELETE_GLOBAL", "STORE_DEREF", "DELETE_DEREF"})
 _OPCODES = frozenset(dis.opmap[name] for name in _WRITES)
+_MATCH_CLASS = dis.opmap["MATCH_CLASS"]
 _GLOBAL = frozenset({"STORE_GLOBAL", "DELETE_GLOBAL"})
 
 
@@ -18,7 +19,15 @@ def mentioned_names(codes: Collection[types.CodeType]) -> frozenset[str]:
     found: set[str] = set()
     for code in codes:
         found.update(code.co_names)
-        found.update(one for one in code.co_consts if isinstance(one, str))
+        waiting = list(code.co_consts)
+        while waiting:
+            one = waiting.pop()
+            if isinstance(one, str):
+                found.add(one)
+            elif isinstance(one, tuple | frozenset):  # Of a loop over names, of a ``case``.
+                waiting += one
+        if _MATCH_CLASS in code.co_code[::2]:  # Names of attributes are found at run time.
+            found.add("__match_args__")
     return frozenset(found)
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import functools
-import types
 from collections.abc import Callable
 from typing import Any, Protocol
 
@@ -65,13 +64,17 @@ class FusedForward(Fused):
         self.is_copy = is_copy
         # An instance's own forward, if somebody has set one; else the class's.
         self.before = vars(module).get("forward")
-        plain = types.MethodType(type(module).forward, module)
-        self.plain: Callable[..., Any] = plain if self.before is None else self.before
-        self.region = regions.region(Target(self.plain, module), path)
+        self._target = Target(self.before, module)
+        self.region = regions.region(self._target, path)
         self._stopped = self.region.stopped
         self._stopped.on_hopeless = self.withdraw
         self.is_withdrawn = False
         functools.update_wrapper(self, self.plain, updated=())
+
+    @property
+    def plain(self) -> Callable[..., Any]:
+        """Return the forward that runs without a library."""
+        return self._target.forward
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Return what the module's forward returns."""
@@ -93,7 +96,7 @@ class FusedForward(Fused):
 
     def __getattr__(self, name: str) -> Any:
         # TorchScript and export read the code of a forward: __code__, __globals__, __func__.
-        if name == "plain":  # Not set yet: this object is being made.
+        if name == "_target":  # Not set yet: this object is being made.
             raise AttributeError(name)
         return getattr(self.plain, name)
 
@@ -102,8 +105,10 @@ class FusedForward(Fused):
             return copy.deepcopy(self.before, memo)  # As if this module had not been fused.
         module = memo.get(id(self._module))
         if not isinstance(module, torch.nn.Module):
-            # Somebody copies the forward alone: as a bound method, with its module.
-            return copy.deepcopy(self.plain, memo)
+            # A class's own __deepcopy__ copies the attributes before there is a copy of the module.
+            from .unbound_forward import UnboundForward
+
+            return UnboundForward()
         return FusedForward(module, self._path, self.regions.for_copy(), is_copy=True)
 
     def __reduce__(self) -> tuple[Any, ...]:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from .target import Target
+
+# One call in so many looks at all parameters.
+_WHOLE_ANSWER = 256
 
 
 class GradientNeed:
@@ -18,22 +21,30 @@ class GradientNeed:
         target: The region's target.
     """
 
-    __slots__ = ("_last", "_target")
+    __slots__ = ("_answers", "_last", "_target")
 
     def __init__(self, target: Target) -> None:
         self._target = target
-        # The dict and the name of the parameter that wanted a gradient in an earlier call.
-        self._last: tuple[dict[str, Any], str] | None = None
+        # The module and the name of the parameter that wanted a gradient in an earlier call. The
+        # module may have been taken out of the target since.
+        self._last: tuple[weakref.ref[torch.nn.Module], str] | None = None
+        self._answers = 0
 
     def is_as_before(self) -> bool:
         """Return whether the parameter that wanted a gradient earlier wants one in this call, too.
 
-        The whole answer costs a list of all modules, in each call of a training.
+        The whole answer costs a list of all modules; one call in so many of a training waits for
+        that.
         """
         if self._last is None or not torch.is_grad_enabled():
             return False
-        parameters, name = self._last
-        found = parameters.get(name)
+        self._answers += 1
+        held, name = self._last
+        module = held()
+        if module is None or self._answers % _WHOLE_ANSWER == 0:
+            self._last = None
+            return False
+        found = vars(module)["_parameters"].get(name)
         return found is not None and found.requires_grad
 
     def is_there(self, given: Sequence[Tensor]) -> bool:
@@ -47,10 +58,9 @@ class GradientNeed:
         if any(tensor.requires_grad for tensor in given):
             return True
         for _, module in self._target.modules():
-            parameters = vars(module)["_parameters"]
-            for name, one in list(parameters.items()):
+            for name, one in list(vars(module)["_parameters"].items()):
                 if one is not None and one.requires_grad:
-                    self._last = parameters, name
+                    self._last = weakref.ref(module), name
                     return True
         return False
 

@@ -14,7 +14,7 @@ from .._base.torch_compat.tracing import has_global_module_hooks
 from .._native import recorder
 from .arguments import UnreadableArgumentError, read_arguments
 from .reader import StateReader
-from .results import Results
+from .results import Results, outliving
 from .snapshot import Snapshot
 from .stop import Stop
 from .tape_of import RecordedTape, tape_of
@@ -86,12 +86,32 @@ class RecordedCallResult:
             if hooked(module, is_root=module is target.module):
                 raise Stop("hooks", f"{path} has forward hooks")
         results = Results(self.result, self._given)
+        kept = self._recording.kept
+        if kept:
+            sizes = list(kept[0].sizes or ())
+            raise Stop("side_effect", f"somebody keeps a tensor of {sizes} that it has made")
         state = StateReader(target, watch.mentioned, watch.own)
         tape = tape_of(self._recording, self._given, state, results)
         if any(tensor.requires_grad for tensor in results.fresh):
             raise Stop("result_needs_gradients", "a result requires gradients")
         self._arguments.check(self._given, self.result)
+        self._check_containers()
         return tape, state, results
+
+    def _check_containers(self) -> None:
+        """Raise if a list or dict of the result is there elsewhere: a served call makes new ones.
+
+        Raises:
+            Stop: One is.
+        """
+        seen: set[int] = set()
+        for one in _containers([self.result]):
+            path = self._before.attribute_that_is(one)
+            if path is not None:
+                raise Stop("result_is_shared", f"it returns {path} itself")
+            if id(one) in seen:
+                raise Stop("result_is_shared", "a list or dict is twice in the result")
+            seen.add(id(one))
 
 
 class Arguments:
@@ -104,10 +124,11 @@ class Arguments:
 
     def __init__(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
         self._args, self._kwargs = args, kwargs
-        self._key, _ = read_arguments(args, kwargs)
+        self._key, given = read_arguments(args, kwargs)
+        self._memory = _memory(given)
 
     def check(self, given: Sequence[Tensor], result: Any) -> None:
-        """Raise if the call has changed a list or dict among them, or returns one.
+        """Raise if the call has changed one of them, but for a tensor's values, or returns a list.
 
         Raises:
             Stop: It has.
@@ -118,9 +139,16 @@ class Arguments:
             raise Stop("writes_argument", f"it puts into an argument {error}") from error
         if key != self._key or any(a is not b for a, b in zip(tensors, given, strict=True)):
             raise Stop("writes_argument", "it changes a list or dict that is an argument")
+        if _memory(tensors) != self._memory:
+            raise Stop("writes_argument", "it gives an argument other memory, as x.data = y does")
         mine = {id(one) for one in _containers([*self._args, *self._kwargs.values()])}
         if any(id(one) in mine for one in _containers([result])):
             raise Stop("writes_argument", "it returns a list or dict that is an argument")
+
+
+def _memory(tensors: Sequence[Tensor]) -> list[int]:
+    """Return where the data of tensors lie."""
+    return [one.data_ptr() if one.layout is torch.strided else 0 for one in tensors]
 
 
 def _containers(values: Iterable[Any]) -> Iterator[Any]:
@@ -157,7 +185,7 @@ def record_call(
             )
         before, arguments = Snapshot(target), Arguments(args, kwargs)
         watch = Watch()
-        watch.numpy_random.add(before.values())
+        watch.numpy_random.add(before.take_values())
         watch.numpy_random.add_classes([module for _, module in target.modules()])
     except Stop:
         raise
@@ -167,6 +195,7 @@ def record_call(
     try:
         with recorder.record(max_calls=MOST_CALLS, max_size_bytes=MOST_SIZE_BYTES) as recording:
             result = watch.run(lambda: target.forward(*args, **kwargs))
+            recording.results = outliving(result)
     finally:
         _recording.discard(ident)
     return RecordedCallResult(target, given, result, recording, watch, before, arguments)

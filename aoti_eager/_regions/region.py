@@ -254,7 +254,7 @@ class Region:
         if self.needs_gradients.is_there(given):
             self.waits_for_gradients += 1
             return self.target.forward(*args, **kwargs)
-        if len(self.variants) >= settings.region_cap:
+        if len(self.variants) >= settings.region_cap and not self._drop_lost():
             if self.capped is None:
                 self.capped = Stop("too_many_signatures", what_varies(self.by_key, key))
             return self.target.forward(*args, **kwargs)
@@ -296,14 +296,14 @@ class Region:
             count = sum(isinstance(one, str) for one in tape.inputs)
             self.dry_run_of = f"{len(tape.tape.calls)} calls of ops, {count} parameters and buffers"
             return
-        read, changed = state.generate(f"{self.path or self.target.name}", tape.inputs)
+        read, guard = state.generate(f"{self.path or self.target.name}", tape.inputs)
         inputs = read(given)
         if inputs is None:
-            raise Stop("not_recorded", f"its state changes by itself: {changed()}")
+            raise Stop("not_recorded", f"its state changes by itself: {guard.first_change()}")
         kernel = acquire(tape.tape, inputs)
         self._releases.append(weakref.finalize(self, release, kernel))
         kernel.add_key(inputs)
-        variant = Variant(tape, kernel, read, changed, results)
+        variant = Variant(tape, kernel, read, guard, results)
         self.by_key.setdefault(key, []).append(variant)
         kernel.offer(inputs, results.fresh)
 
@@ -338,6 +338,15 @@ class Region:
         variant.put_off(time.perf_counter() - begin)
         self._look_for_refusal(variant, key)
         return recorded.result
+
+    def _drop_lost(self) -> bool:
+        """Drop the variants that no call can have any more; return whether there were some."""
+        lost = [one for one in self.variants if one.is_lost]
+        for listed in list(self.by_key.values()):
+            for one in lost:
+                with contextlib.suppress(ValueError):  # Of another key, or gone.
+                    listed.remove(one)
+        return bool(lost)
 
     # -- the end --
 

@@ -80,6 +80,20 @@ class Results:
         return (self._spec, tuple(plan))
 
 
+def outliving(result: Any) -> frozenset[int]:
+    """Return the addresses of the tensors that are alive after a call as its results need them.
+
+    A view keeps the tensor that it is a view of.
+    """
+    try:
+        leaves, _ = containers.flatten(result)
+    except Exception:  # noqa: BLE001 - a library's class raises; ``Results`` says so
+        return frozenset()
+    found = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
+    found += [leaf._base for leaf in found if leaf._base is not None]
+    return frozenset(tensor._cdata for tensor in found)
+
+
 def fresh_tensors(result: Any, given: Sequence[Tensor]) -> list[Tensor]:
     """Return the distinct new tensors of a call's results, in the order of ``Results.fresh``.
 

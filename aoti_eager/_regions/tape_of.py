@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
 
 from torch import Tensor
 
@@ -16,7 +16,7 @@ from .._functions.tape_memory import ConstantMemory
 from .._functions.tape_rules import refusal
 from .._keys.aliasing import shares_storage, storage_key
 from .._keys.kernel_key import scalar_component
-from .._native.recorder import RecordedCall, RecordedTensor, UnreadValue
+from .._native.recorder import RecordedCall, RecordedTensor, UnreadValue, tensors_in
 from ..errors import TapeError, UnknownOpError, UnsupportedArgumentError
 from .overrides import first_overridden
 from .stop import Stop
@@ -79,6 +79,7 @@ def tape_of(
     writer = _Writer(given, state.paths)
     for one in _used(recording.calls):
         writer.add(one)
+    _check_memory(recording, results)
     outputs = [writer.output(tensor) for tensor in results.fresh]
     try:
         tape = Tape.of(len(writer.inputs), writer.calls, outputs)
@@ -98,6 +99,27 @@ def tape_of(
     if _are_shared(results.fresh, given):
         raise Stop("result_is_shared", "a result shares memory with an argument or another result")
     return RecordedTape(tape, tuple(writer.inputs))
+
+
+def _check_memory(recording: Recording, results: Results) -> None:
+    """Raise if a tensor was given other memory by what is no call of an op: ``x.data = y``.
+
+    Raises:
+        Stop: One was.
+    """
+    by_view = {
+        one.impl
+        for call in recording.calls
+        if call.op in _VIEWS
+        for one in tensors_in(call.arguments[:1])
+    }
+    fresh = {tensor._cdata: tensor for tensor in results.fresh}
+    for one in recording.tensors:
+        result = None if one.impl in by_view else fresh.get(one.impl)
+        if (one.changed and one.impl not in by_view) or (
+            result is not None and result.untyped_storage()._cdata != one.storage
+        ):
+            raise Stop("changes_metadata", "a tensor gets other memory or sizes, as by x.data = y")
 
 
 class _Writer:
@@ -198,19 +220,12 @@ def _used(calls: Sequence[RecordedCall]) -> list[RecordedCall]:
     read: set[int] = set()
     for call in calls:
         if call.op != "aten::lift_fresh":
-            read.update(one.impl for one in _tensors(call.arguments))
+            read.update(one.impl for one in tensors_in(call.arguments))
     return [
         call
         for call in calls
-        if call.op not in _EMPTY or any(one.impl in read for one in _tensors(call.results))
+        if call.op not in _EMPTY or any(one.impl in read for one in tensors_in(call.results))
     ]
-
-
-def _tensors(values: Sequence[Any]) -> Iterator[RecordedTensor]:
-    for value in values:
-        for one in value if isinstance(value, list) else [value]:
-            if isinstance(one, RecordedTensor):
-                yield one
 
 
 def _are_shared(fresh: Sequence[Tensor], given: Sequence[Tensor]) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import types
+import weakref
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -23,7 +24,8 @@ _OWN = frozenset(
 )
 
 
-_PLAIN = (bool, int, float, complex, str, bytes, type(None), tuple, list, dict, set, frozenset)
+# Objects of classes from these packages do not change, or are looked at in other ways.
+_FIXED_ROOMS = frozenset({"builtins", "functools", "torch"})
 
 
 class Fused:
@@ -37,12 +39,14 @@ class Reference:
     """An object that a function refers to.
 
     Attributes:
-        name: The name in the function.
-        holder: A closure's cell, or the function's global names.
+        name: The name in the function; numbered where functions below a decorator have the same.
+        key: The key in the holder, if that is a dict or a tuple; ``None`` for a cell.
+        holder: A closure's cell, a function's default values, or global names.
         value: The object at this moment.
     """
 
     name: str
+    key: str | int | None
     holder: Any
     value: Any
 
@@ -50,32 +54,55 @@ class Reference:
 class Target:
     """A module or a function whose calls are a region.
 
+    The module is held weakly: whoever calls the module holds it.
+
     Args:
-        forward: The function that runs a call: a module's own ``forward``, bound, or a function.
+        forward: The function that runs a call; ``None`` for the forward of a module's class, which
+            each call looks up, because somebody may replace it on the class.
         module: The module; ``None`` for a function.
     """
 
-    def __init__(self, forward: Callable[..., Any], module: torch.nn.Module | None) -> None:
-        self.forward = forward
-        self.module = module
+    def __init__(self, forward: Callable[..., Any] | None, module: torch.nn.Module | None) -> None:
+        self._forward = forward
+        self._module = None if module is None else weakref.ref(module)
+
+    @property
+    def forward(self) -> Callable[..., Any]:
+        """Return the function that runs a call."""
+        if self._forward is not None:
+            return self._forward
+        module: Any = self.module
+        return types.MethodType(type(module).forward, module)
+
+    @property
+    def module(self) -> torch.nn.Module | None:
+        """Return the module; ``None`` for a function, and for a module that is gone."""
+        return None if self._module is None else self._module()
+
+    @property
+    def is_function(self) -> bool:
+        """Return whether the target is no module."""
+        return self._module is None
 
     @property
     def name(self) -> str:
         """Return the name of the module's class, or of the function."""
-        if self.module is not None:
-            return type(self.module).__name__
-        return str(getattr(self.forward, "__qualname__", type(self.forward).__name__))
+        module = self.module
+        if module is not None:
+            return type(module).__name__
+        return str(getattr(self._forward, "__qualname__", type(self._forward).__name__))
 
     @property
     def training(self) -> bool | None:
         """Return whether the module is in training mode; ``None`` for a function."""
-        return None if self.module is None else self.module.training
+        module = self.module
+        return None if module is None else module.training
 
     def references(self) -> list[Reference]:
         """Return the objects that a function refers to by its closure and by global names."""
-        if self.module is not None:
+        if not self.is_function:
             return []
-        function: Any = self.forward
+        function: Any = self._forward
         found = []
         while isinstance(function, functools.partial):
             found += _held(_numbered("argument", function.args)) + _held(function.keywords)
@@ -83,19 +110,20 @@ class Target:
         if not isinstance(function, types.FunctionType | types.MethodType):
             function = getattr(function, "__call__", None)  # noqa: B004 - bound to its object
         if isinstance(function, types.MethodType):
-            found.append(Reference("self", {"self": function.__self__}, function.__self__))
+            found += _held({"self": function.__self__})
             function = function.__func__
         seen: set[int] = set()
         while isinstance(function, types.FunctionType) and id(function) not in seen:
             seen.add(id(function))
             found += _referred(function)
             function = getattr(function, "__wrapped__", None)  # Below a decorator.
-        return found
+        return _told_apart(found)
 
     def modules(self) -> list[tuple[str, torch.nn.Module]]:
         """Return the paths of all modules that a call may run, with the modules, each once."""
-        if self.module is not None:
-            return list(self.module.named_modules())
+        module = self.module
+        if module is not None:
+            return list(module.named_modules())
         seen: set[torch.nn.Module] = set()
         found = []
         for one in self.references():
@@ -121,12 +149,23 @@ def _referred(function: types.FunctionType) -> list[Reference]:
     code = function.__code__
     for name, cell in zip(code.co_freevars, function.__closure__ or (), strict=True):
         try:
-            found.append(Reference(name, cell, cell.cell_contents))
+            found.append(Reference(name, None, cell, cell.cell_contents))
         except ValueError:  # The cell is empty: the name is bound later.
             continue
     space = function.__globals__
     names = sorted(code.co_names)
-    return found + [Reference(name, space, space[name]) for name in names if name in space]
+    return found + [Reference(name, name, space, space[name]) for name in names if name in space]
+
+
+def _told_apart(references: Sequence[Reference]) -> list[Reference]:
+    """Return the references with a number behind each name that an earlier one has."""
+    taken: dict[str, int] = {}
+    found = []
+    for one in references:
+        count = taken[one.name] = taken.get(one.name, 0) + 1
+        shown = one.name if count == 1 else f"{one.name} ({count})"
+        found.append(Reference(shown, one.key, one.holder, one.value))
+    return found
 
 
 def _numbered(what: str, values: Sequence[Any]) -> dict[str, Any]:
@@ -134,7 +173,7 @@ def _numbered(what: str, values: Sequence[Any]) -> dict[str, Any]:
 
 
 def _held(values: dict[str, Any]) -> list[Reference]:
-    return [Reference(name, values, one) for name, one in values.items()]
+    return [Reference(name, name, values, one) for name, one in values.items()]
 
 
 def own_attributes(module: torch.nn.Module) -> Iterator[tuple[str, Any]]:
@@ -144,32 +183,51 @@ def own_attributes(module: torch.nn.Module) -> Iterator[tuple[str, Any]]:
             yield name, value
 
 
-def class_attributes(value: Any) -> Iterator[tuple[type, str, Any]]:
-    """Give the plain values that an object's classes have: the class, name and value."""
-    for one in type(value).__mro__:
-        if one is object or one.__module__.startswith("torch."):
-            continue  # torch's own do not change.
-        for name, plain in list(vars(one).items()):
-            if isinstance(plain, _PLAIN) and not name.startswith("__"):
-                yield one, name, plain
+def user_classes(kind: type) -> Iterator[type]:
+    """Give a class and the classes that it inherits from, without torch's and the built-in ones."""
+    for one in kind.__mro__:
+        if room(one) not in _FIXED_ROOMS:
+            yield one
+
+
+def class_attributes(kind: type) -> Iterator[tuple[str, Any]]:
+    """Give the attributes that a class has itself, but for those that every class has."""
+    for name, value in list(vars(kind).items()):
+        if not name.startswith("__"):
+            yield name, value
+
+
+def room(kind: Any) -> str:
+    """Return the name of the package that a class or a function is from."""
+    name = getattr(kind, "__module__", None)
+    return name.partition(".")[0] if isinstance(name, str) else ""
 
 
 def has_state(value: Any) -> bool:
     """Return whether an object's attributes may decide on what a forward does."""
+    if isinstance(value, functools.partial):
+        return True
     if isinstance(value, torch.nn.Module | type | Tensor | types.ModuleType):
         return False
-    room = type(value).__module__.partition(".")[0]
-    return room not in ("builtins", "functools", "torch")
+    return room(type(value)) not in _FIXED_ROOMS
+
+
+def slots_of(value: Any) -> Iterator[str]:
+    """Give the names of the attributes that an object has a slot for, set or not."""
+    if isinstance(value, functools.partial):
+        yield from ("func", "args", "keywords")
+    for one in type(value).__mro__:
+        slots = vars(one).get("__slots__", ())
+        for name in [slots] if isinstance(slots, str) else list(slots):
+            if name.startswith("__") and not name.endswith("__"):
+                yield f"_{one.__name__.lstrip('_')}{name}"
+            elif not name.startswith("__"):
+                yield name
 
 
 def object_attributes(value: Any) -> dict[str, Any]:
     """Return the attributes of an object that is no module, those in slots included."""
-    found = {}
-    for one in type(value).__mro__:
-        slots = vars(one).get("__slots__", ())
-        for name in [slots] if isinstance(slots, str) else list(slots):
-            if not name.startswith("__") and hasattr(value, name):
-                found[name] = getattr(value, name)
+    found = {name: getattr(value, name) for name in slots_of(value) if hasattr(value, name)}
     inner = getattr(value, "__dict__", None)
     return {**found, **inner} if isinstance(inner, dict) else found
 

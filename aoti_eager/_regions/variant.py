@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 from torch import Tensor
 
 from .call_times import CallTimes
-from .reader import Read
+from .guard_source import GuardSource, Read
 from .region_kernel import RegionKernel
 from .results import Results
 from .stop import Stop
@@ -28,7 +28,7 @@ class Variant:
         recorded: The tape and where its inputs are.
         kernel: The op of the tape.
         read: Checks the state of the region's target, and collects the tape's inputs.
-        changed: Says in words which part of the state has changed.
+        guard: What ``read`` was made of.
         results: The results of the recorded call.
 
     Attributes:
@@ -50,7 +50,7 @@ class Variant:
         recorded: RecordedTape,
         kernel: RegionKernel,
         read: Read,
-        changed: Callable[[], str],
+        guard: GuardSource,
         results: Results,
     ) -> None:
         self.kernel = kernel
@@ -64,7 +64,7 @@ class Variant:
         self.build = results.builder()
         self._recorded = recorded
         self._results = results.shape()
-        self.read, self._changed = read, changed
+        self.read, self._guard = read, guard
         self._next_record = 2
 
     @property
@@ -97,7 +97,12 @@ class Variant:
 
     def what_changed(self) -> str:
         """Return in words which part of the state is another one than at the recording."""
-        return self._changed()
+        return self._guard.first_change()
+
+    @property
+    def is_lost(self) -> bool:
+        """Return whether a module or an object is gone that the state must have."""
+        return self._guard.is_lost()
 
     def is_to_be_recorded(self, *, again: bool) -> bool:
         """Return whether this call is recorded; ``again`` if recordings go on after the second."""

@@ -75,9 +75,7 @@ class Watch:
     @property
     def own(self) -> frozenset[str]:
         """Return the names that code outside of torch mentions."""
-        return frozenset(
-            name for code in self._codes if not _is_torch(code) for name in code.co_names
-        )
+        return mentioned_names([code for code in self._codes if not _is_torch(code)])
 
     @property
     def stored(self) -> str:

@@ -69,9 +69,10 @@ OF_A_REGION = {
     "_functions": "allowed_names description op_functions source state tape tape_call tape_rules",
     "_keys": "index_ops",
     "_native": "recorder",
-    "_regions": "arguments call_times choice code_names copies current_settings fuse fused_forward"
-    " fusion gradients numpy_random overrides reader recorded_call region region_kernel report"
-    " results snapshot stop stopped_calls tape_of target variant watch",
+    "_regions": "arguments call_times choice code_names current_settings fuse fused_forward"
+    " fusion gradients guard_source guarded_tensors guarded_values numpy_random overrides"
+    " plain_values reader recorded_call region region_kernel report results snapshot stop"
+    " stopped_calls tape_of target variant watch",
     "_registration": "preparation",
 }
 NEVER = {"tomllib", "tomli", "torch._inductor.config", "sympy", "argparse", "tqdm", "elftools"}

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
+from torch.autograd import forward_ad
 
 # The global forward pre-hooks that this package has set. They change no call of a module, so they
 # do not count as hooks. While the list and torch's dict change, the list is never the longer one: a
@@ -30,10 +31,11 @@ def is_tracing() -> bool:
 
 
 def is_plain_eager() -> bool:
-    """Return whether this thread runs plain eager code: no trace, mode, autocast or functorch.
+    """Return whether this thread runs plain eager code.
 
-    These questions have no public functions, but for ``is_autocast_enabled`` and ``is_compiling``.
-    This is called in each call of a region.
+    Then no trace, mode, autocast, functorch or forward-mode differentiation is on. These questions
+    have no public functions, but for ``is_autocast_enabled`` and ``is_compiling``. This is called
+    in each call of a region.
     """
     c = torch._C
     return not (
@@ -42,6 +44,7 @@ def is_plain_eager() -> bool:
         or torch.is_autocast_enabled("cpu")
         or c._get_tracing_state() is not None
         or c._functorch.peek_interpreter_stack() is not None
+        or forward_ad._current_level >= 0
         or torch.compiler.is_compiling()
     )
 

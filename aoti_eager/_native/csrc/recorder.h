@@ -149,8 +149,15 @@ class Recording : Counted<Recording> {
     tensors_.write(text_);
     text_ += "]}";
     calls_text_ = {};
-    tensors_ = {};
     return text_;
+  }
+
+  // Returns, as text, the numbers of the tensors that are alive; after the end.
+  const std::string& tensors_alive() {
+    alive_ = "[";
+    tensors_.write_alive(alive_);
+    alive_ += "]";
+    return alive_;
   }
 
  private:
@@ -221,6 +228,7 @@ class Recording : Counted<Recording> {
   std::string stopped_;
   std::string calls_text_;
   std::string text_;
+  std::string alive_;
   SeenTensors tensors_;
 };
 

@@ -36,6 +36,14 @@ const char* ae_recording_end(aoti_eager::Recording* recording, size_t* length) {
   return text;
 }
 
+// Gives the numbers of those tensors of an ended recording that are alive, as a text that lives until
+// the next call.
+const char* ae_recording_tensors_alive(aoti_eager::Recording* recording) {
+  const char* text = nullptr;
+  aoti_eager::guarded([&] { text = recording->tensors_alive().c_str(); });
+  return text;
+}
+
 void ae_recording_delete(aoti_eager::Recording* recording) {
   delete recording;
 }

@@ -85,6 +85,17 @@ class SeenTensors {
     }
   }
 
+  // Writes the numbers of the tensors that somebody else than this object still holds.
+  void write_alive(std::string& text) const {
+    const char* comma = "";
+    for (size_t i = 0; i < tensors_.size(); ++i) {
+      if (tensors_[i].impl.use_count() > 0) {
+        text += comma + std::to_string(i);
+        comma = ",";
+      }
+    }
+  }
+
   // About what is held for the sake of this object.
   size_t size_bytes() const {
     return tensors_.size() *
