@@ -63,10 +63,12 @@ class StateReader:
     ) -> None:
         self.paths: dict[int, str] = {}
         self._sources: dict[str, str] = {}  # path -> the source that reads the tensor
+        self._kinds: dict[str, type] = {}  # path -> the tensor's class
         self._names: dict[str, Any] = {
             "ae_same": same,
             "ae_count": attribute_count,
             "ae_torch": torch,
+            "ae_type": type,
         }
         self._known: dict[int, str] = {}
         self._checks: list[tuple[str, str]] = []  # what is checked, in words, and its source
@@ -97,10 +99,11 @@ class StateReader:
         # C++ compares the metadata of the inputs; nobody compares those of the tensors beside.
         unread = [(path, source) for path, source in self._shapes.items() if path not in inputs]
         checks = [*self._checks, *unread]
-        # A parameter may be set to None.
+        # A parameter may be set to None, and a tensor be replaced by one of a subclass.
         taken = [one for one in inputs if isinstance(one, str)]
         checks += [
-            (one, f"(i{n} := {self._sources[one]}) is not None") for n, one in enumerate(taken)
+            (one, f"ae_type(i{n} := {self._sources[one]}) is {self._name(self._kinds[one])}")
+            for n, one in enumerate(taken)
         ]
         condition = " and ".join(f"({source})" for _, source in checks) or "True"
         given = ", ".join(f"{one}={one}" for one in self._names)
@@ -193,6 +196,7 @@ def changed(*, {given}):
             self._check(f"{path} (tied)", f"{source} is {self._sources[first]}")
             return
         self.paths[impl], self._sources[path] = path, source
+        self._kinds[path] = type(tensor)
         self._shapes[path] = f"{source}.shape == {self._name(tuple(tensor.shape))}"
 
     def _add_value(self, path: str, source: str, value: Any, depth: int) -> None:
