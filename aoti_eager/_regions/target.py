@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from .._base.data_class import dataclass
+from .module_tree import each_named
 
 # Attributes that every module has, and whose values are looked at in other ways than an attribute.
 _OWN = frozenset(
@@ -95,8 +96,8 @@ class Target:
     def modules(self) -> list[tuple[str, torch.nn.Module]]:
         """Return the paths of all modules that a call may run, with the modules, each once."""
         if self.module is not None:
-            return list(self.module.named_modules())
-        seen: set[torch.nn.Module] = set()
+            return list(each_named(self.module))
+        seen: set[int] = set()
         found = []
         for one in self.references():
             held = {one.name: one.value}
@@ -105,7 +106,7 @@ class Target:
                 held = {f"{one.name}.{name}": value for name, value in inner.items()}
             for path, value in held.items():
                 if isinstance(value, torch.nn.Module):
-                    found += list(value.named_modules(memo=seen, prefix=path))
+                    found += list(each_named(value, path, seen))
         return found
 
 
@@ -154,7 +155,7 @@ def has_state(value: Any) -> bool:
     if isinstance(value, torch.nn.Module | type | Tensor | types.ModuleType):
         return False
     room = type(value).__module__.partition(".")[0]
-    return room not in ("builtins", "functools", "torch")
+    return room not in ("builtins", "functools", "torch", "aoti_eager")
 
 
 def object_attributes(value: Any) -> dict[str, Any]:
