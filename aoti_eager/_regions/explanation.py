@@ -16,9 +16,11 @@ from .current_settings import settings
 from .fuse import FusedFunction
 from .fused_forward import FusedForward
 from .gradients import wants_gradients
-from .region import Region, what_varies
+from .module_tree import each_named
+from .region import Region
 from .report import explanation, region_state
 from .variant import Variant
+from .varying import what_varies
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,7 +86,8 @@ def explain_region(
     """
     if isinstance(target, FusedFunction):
         return _explained(target.region, args, kwargs)
-    inside = [one for one in map(_region_of, target.modules()) if one is not None]
+    modules = [module for _, module in each_named(target)]
+    inside = [one for one in map(_region_of, modules) if one is not None]
     mine, name = _region_of(target), type(target).__name__
     if not inside:
         raise RegistrationError(f"{name}: neither it nor a module within it is fused; see fuse")
@@ -136,7 +139,7 @@ def _explained(region: Region, args: Sequence[Any], kwargs: Mapping[str, Any]) -
         message = _GRADIENTS
         return RegionExplanation(path, name, "declined", None, message, shown)
     if region.capped is not None:
-        reason, message = region.capped.reason, f"{what_varies(region, key)}"
+        reason, message = region.capped.reason, f"{what_varies(region.by_key, key)}"
         return RegionExplanation(path, name, "declined", reason, message, shown)
     message = "the call is recorded, as no call of its kind was yet"
     if changed:

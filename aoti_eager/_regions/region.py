@@ -7,9 +7,7 @@ call -> key of the arguments -> variant with the same state -> op of its tape ->
 
 from __future__ import annotations
 
-import itertools
-import os
-import threading
+import contextlib
 import time
 import weakref
 from collections.abc import Mapping, Sequence
@@ -19,26 +17,25 @@ from torch import Tensor
 
 from .._base.determinism import is_deterministic
 from .._base.torch_compat import tracing
-from .._base.warn_once import warn_once
 from .._native import library as native_library
+from ..errors import RegionStoppedError
 from .arguments import UnreadableArgumentError, read_arguments
 from .current_settings import settings
 from .gradients import GradientNeed, wants_gradients
+from .kinds import Kinds
 from .recorded_call import RecordedCallResult, is_recording, record_call
+from .recordings import Recordings
 from .region_kernel import Frame, acquire, release
 from .stop import MAY_PASS, Stop
 from .stopped_calls import StoppedCalls
 from .target import Target
 from .variant import Variant
+from .varying import warn_of_difference, warn_of_failure, what_varies
 
 # So many recordings that change attributes or print do not stop a region: the first calls of a
 # module may warn, or make a mask and keep it.
 _PASSING = 2
-
-_warnings = itertools.count()
-
-# Of all regions, and never held for long; a forked child has another one.
-_lock = threading.RLock()
+_UNWATCHED = "beside a profiler or debugger of Python's, or before its parameters had sizes"
 
 Call = tuple[Sequence[Any], Mapping[str, Any], list[Tensor]]
 
@@ -54,13 +51,12 @@ class Region:
 
     Attributes:
         calls: How many calls came here.
-        plain_calls: How many of them ran as they are for a mode, a trace, autocast, or a setting.
+        why_plain: Why calls ran as they are, in words; empty if there was no such call.
         waits_for_gradients: How many of them ran as they are because they need gradients.
         capped: Why no further kinds of arguments are recorded; ``None`` while they are.
         dry_run_of: What a dry run has recorded, in words; empty if it has recorded nothing.
         stopped: Which calls are not served, and why.
         is_on: Whether calls may be served; a region that was undone passes all calls on.
-        by_key: What was recorded, by the key of a call's arguments.
         needs_gradients: Whether a call needs gradients.
 
     More than 12 methods, because calls have many ways, and each needs what the others know.
@@ -77,11 +73,12 @@ class Region:
         self.capped: Stop | None = None
         self.calls = 0
         self.waits_for_gradients = 0
-        self.plain_calls = 0
+        self.why_plain = ""
         self.stopped = StoppedCalls(target, path, strict=strict)
-        self._being_recorded: set[Any] = set()
+        self._recordings = Recordings()
+        self._is_timing = False  # whether served calls of a variant are timed
         self.is_on = True
-        self.by_key: dict[Any, list[Variant]] = {}
+        self._kinds = Kinds()
         self.needs_gradients = GradientNeed(target)
         self._releases: list[weakref.finalize[..., Region]] = []  # of the variants' kernels
         self._passing = 0  # recordings with effects that may be those of the first calls
@@ -92,16 +89,14 @@ class Region:
         Raises:
             RegionStoppedError: The region stops in this call, and is strict.
         """
+        # A recording around this call would see that somebody reads a clock.
+        begin = time.perf_counter() if self._is_timing and not is_recording() else 0.0
         forward, training = self.target.forward, self.target.training
         self.calls += 1
-        if (
-            not self.is_on
-            or settings.is_off
-            or training in self.stopped.given_up
-            or is_recording()
-            or not tracing.is_plain_eager()
-        ):
-            self.plain_calls += 1
+        if not self.is_on or training in self.stopped.given_up or is_recording():
+            return forward(*args, **kwargs)
+        if settings.is_off or not tracing.is_plain_eager():
+            self.why_plain = self.why_plain or tracing.why_not_plain() or "in mode off"
             return forward(*args, **kwargs)
         if self.needs_gradients.is_as_before():
             self.waits_for_gradients += 1
@@ -109,17 +104,25 @@ class Region:
         try:
             own, given = read_arguments(args, kwargs)
         except UnreadableArgumentError as error:
+            if tracing.is_fx_tracing():
+                self.why_plain = "within a trace of torch.fx"
+                return forward(*args, **kwargs)
             key: Any = training, str(error)
             stop = Stop("unsupported_argument", f"an argument is {error}")
             self.stopped.pass_or_stop(key, stop, has_library=self._has_library)
             return forward(*args, **kwargs)
         key = training, own
         call = args, kwargs, given
-        for variant in self.by_key.get(key, ()):
-            inputs = variant.inputs(given)
-            if inputs is None or (variant.is_contested and not variant.has_key(inputs)):
-                continue
-            return self._run(variant, inputs, key, call)
+        listed = self._kinds.by_key.get(key)
+        if listed:
+            for variant in listed:
+                inputs = variant.inputs(given)
+                if inputs is None or (variant.is_unsure and not variant.has_key(inputs)):
+                    continue
+                if variant is not listed[0]:
+                    self._kinds.to_front(key, variant)
+                return self._run(variant, inputs, key, call, begin)
+            self._miss(key)
         if self.stopped.passes(key, has_library=self._has_library):
             return forward(*args, **kwargs)
         return self._record(key, call)
@@ -129,7 +132,12 @@ class Region:
         self.is_on = False
         for one in self._releases:
             one()
-        self.by_key = {}
+        self._kinds = Kinds()
+
+    @property
+    def by_key(self) -> dict[Any, list[Variant]]:
+        """Return what was recorded, by the keys of calls' arguments."""
+        return self._kinds.by_key
 
     @property
     def _has_library(self) -> bool:
@@ -138,25 +146,40 @@ class Region:
     @property
     def variants(self) -> list[Variant]:
         """Return all variants that were recorded."""
-        return [one for listed in list(self.by_key.values()) for one in listed]
+        return self._kinds.variants
 
     # -- a call with a variant --
 
-    def _run(self, variant: Variant, inputs: list[Tensor], key: Any, call: Call) -> Any:
+    def _miss(self, key: Any) -> None:
+        """Count a call whose state is no variant's."""
+        found = self.stopped.by_key.get(key)
+        # Not where calls with another state than the variants' are stopped for another reason.
+        may_drop = found is None or found.stop.reason == "too_many_signatures"
+        stop = self._kinds.miss(key, may_drop=may_drop and self.capped is not None)
+        if stop is not None:
+            self.stopped.stop(key, stop)
+
+    def _run(
+        self, variant: Variant, inputs: list[Tensor], key: Any, call: Call, begin: float
+    ) -> Any:
         args, kwargs, given = call
         forward = self.target.forward
-        if wants_gradients(inputs):
+        if variant.missed:
+            variant.missed = 0
+        if wants_gradients(inputs) and not variant.gives_none:
             self.waits_for_gradients += 1
             return forward(*args, **kwargs)
         variant.calls += 1
         if variant.stop is not None:
+            variant.is_unsure = variant.is_contested
             return forward(*args, **kwargs)
         kernel = variant.kernel
-        if kernel.has_candidate or variant.is_to_be_recorded(again=settings.rerecord):
+        is_asked_for = kernel.has_candidate or (not kernel.is_serving and kernel.is_open)
+        if variant.is_to_be_recorded(again=settings.rerecord) or (
+            is_asked_for and not variant.has_raised
+        ):
             return self._record_again(variant, inputs, key, call)
         gate = settings.gate
-        if not kernel.is_serving and kernel.is_open:
-            return self._record_again(variant, inputs, key, call)
         if not kernel.may_serve or (gate and kernel.is_serving and variant.times.wants_plain):
             self._look_for_refusal(variant)
             if not gate:
@@ -166,22 +189,32 @@ class Region:
             variant.times.add(time.perf_counter() - begin, served=False)
             return result
         frame = Frame(forward, args, kwargs, given)
-        if variant.times.is_complete or not gate:
-            fresh = kernel.call(inputs, frame)
-        else:
-            begin = time.perf_counter()
-            fresh = kernel.call(inputs, frame)
-            if not frame.has_run:
-                variant.stop = variant.times.add(time.perf_counter() - begin, served=True)
-                if variant.stop is not None:
-                    self.stopped.note(variant.stop)
+        fresh = kernel.call(inputs, frame)
         if frame.has_run:
             # Parameters have other dtypes or layouts than at the recording: the next such call is
             # recorded as a variant of its own.
-            variant.is_contested |= not variant.has_key(inputs)
+            if not variant.has_key(inputs):
+                variant.is_contested = variant.is_unsure = True
             return frame.result
+        variant.is_unsure = False  # C++ has compared the inputs with the recording's.
         variant.hits += 1
-        return variant.build(fresh, given)
+        try:
+            result = variant.build(fresh, given)
+        except Exception as error:  # noqa: BLE001 - of a container of the user's
+            variant.stop = Stop("not_recorded", f"its results cannot be put together: {error!r}")
+            self._failed(key, error)
+            return forward(*args, **kwargs)
+        if gate and not variant.times.is_complete:
+            self._time(variant, begin)
+        return result
+
+    def _time(self, variant: Variant, begin: float) -> None:
+        """Take the time of a served call into account: all of it, from its arguments on."""
+        if begin:
+            variant.stop = variant.times.add(time.perf_counter() - begin, served=True)
+        self._is_timing = any(one.is_timed for one in self.variants)
+        if variant.stop is not None:
+            self.stopped.note(variant.stop)
 
     def _look_for_refusal(self, variant: Variant) -> None:
         """Give the variant up if its library was refused for good."""
@@ -196,23 +229,24 @@ class Region:
         """Return the forward's result; the call becomes a variant if a library may serve it."""
         args, kwargs, given = call
         if self.dry_run_of or not native_library.is_loaded():
+            self.why_plain = "without the C++ part: no C++ compiler is found, or native=0"
+            return self.target.forward(*args, **kwargs)
+        # First, as the next question may walk through all modules.
+        is_full = self._kinds.is_full(key, settings.region_cap, self.stopped.by_key)
+        if is_full and self.capped is not None:
             return self.target.forward(*args, **kwargs)
         if self.needs_gradients.is_there(given):
             self.waits_for_gradients += 1
+            return self.needs_gradients.seen(self.target.forward(*args, **kwargs))
+        if is_full:
+            self.capped = Stop("too_many_signatures", what_varies(self.by_key, key))
             return self.target.forward(*args, **kwargs)
-        if len(self.variants) >= settings.region_cap:
-            if self.capped is None:
-                self.capped = Stop("too_many_signatures", what_varies(self, key))
-            return self.target.forward(*args, **kwargs)
-        with _lock:
-            is_taken = key in self._being_recorded  # by another thread
-            self._being_recorded.add(key)
-        if is_taken:
+        if not self._recordings.begin(key):
             return self.target.forward(*args, **kwargs)
         try:
             return self._recorded(key, call)
         finally:
-            self._being_recorded.discard(key)
+            self._recordings.end(key)
 
     def _recorded(self, key: Any, call: Call) -> Any:
         args, kwargs, given = call
@@ -221,13 +255,21 @@ class Region:
         except Stop as stop:  # Before the forward ran.
             self.stopped.stop(key, stop)
             recorded = None
+        except BaseException as error:
+            if self._recordings.raised(key):
+                with contextlib.suppress(RegionStoppedError):  # The user's error goes on.
+                    self.stopped.stop(key, Stop("raises", f"it raised {type(error).__name__}"))
+            raise
         if recorded is None:  # Or somebody else watches this thread: a later call is recorded.
+            self.why_plain = self.why_plain or _UNWATCHED
             return self.target.forward(*args, **kwargs)
         try:
             self._keep(key, recorded, given)
         except Stop as stop:
             self._passing += stop.reason in MAY_PASS
-            if stop.reason not in MAY_PASS or self._passing > _PASSING or self.dry_run:
+            if self.needs_gradients.was_wrong(stop):
+                pass  # The forward gives gradients after all: later calls wait for no_grad.
+            elif stop.reason not in MAY_PASS or self._passing > _PASSING or self.dry_run:
                 self.stopped.stop(key, stop)
         except Exception as error:
             if settings.strict:
@@ -240,6 +282,7 @@ class Region:
         tape, state, results = recorded.read()
         if not self.is_on:
             return  # Undone in this very call.
+        self.needs_gradients.check(recorded)
         if self.dry_run:
             count = sum(isinstance(one, str) for one in tape.inputs)
             self.dry_run_of = f"{len(tape.tape.calls)} calls of ops, {count} parameters and buffers"
@@ -249,26 +292,35 @@ class Region:
         if inputs is None:
             raise Stop("not_recorded", f"its state changes by itself: {changed()}")
         kernel = acquire(tape.tape, inputs)
-        self._releases.append(weakref.finalize(self, release, kernel))
-        kernel.add_key(inputs)
         variant = Variant(tape, kernel, read, changed, results)
-        with _lock:
-            self.by_key.setdefault(key, []).append(variant)
+        variant.gives_none = wants_gradients(inputs)
+        variant.release = weakref.finalize(self, release, kernel)
+        self._releases = [one for one in self._releases if one.alive] + [variant.release]
+        kernel.add_key(inputs)
+        self._kinds.add(key, variant, again=key in self.stopped.by_key)
+        self._is_timing = True
         kernel.offer(inputs, results.fresh)
 
     def _record_again(self, variant: Variant, inputs: list[Tensor], key: Any, call: Call) -> Any:
         """Return the forward's result; the tape of this call must be the variant's."""
         args, kwargs, given = call
         if not variant.has_key(inputs):
-            variant.is_contested = True  # Parameters, or settings of torch's, are others.
-            return self._record(key, call)
+            # Parameters, or settings of torch's, are others.
+            variant.is_contested = variant.is_unsure = True
+            found = self._kinds.match(key, given)
+            return self._run(*found, key, call, 0.0) if found else self._record(key, call)
         begin = time.perf_counter()
         try:
             recorded = record_call(self.target, args, kwargs, given)
         except Stop:
             recorded = None
+        except BaseException:
+            variant.has_raised = True
+            variant.put_off(time.perf_counter() - begin)
+            raise
         if recorded is None:
             return self.target.forward(*args, **kwargs)
+        variant.has_raised = False
         try:
             tape, _, results = recorded.read()
             difference = variant.differs(tape, results)
@@ -277,7 +329,9 @@ class Region:
             variant.kernel.offer(inputs, results.fresh)
         except Stop as stop:
             variant.stop = stop
-            self._forget(key, stop)
+            if stop.reason == "tape_differs":
+                warn_of_difference(self.path, self.target.name, stop)
+            self.stopped.stop(key, stop)
         except Exception as error:
             if settings.strict:
                 raise
@@ -288,35 +342,7 @@ class Region:
 
     # -- the end --
 
-    def _forget(self, key: Any, stop: Stop) -> None:
-        where = f"{self.path or 'the module'} ({self.target.name})"
-        if stop.reason == "tape_differs":
-            warn_once(
-                f"region {next(_warnings)}",
-                f"fuse: {where} is not served any more: two calls with equal arguments and "
-                f"attributes made different calls of ops: {stop}",
-            )
-        self.stopped.stop(key, stop)
-
     def _failed(self, key: Any, error: Exception) -> None:
-        where = f"{self.path or 'the module'} ({self.target.name})"
-        warn_once(f"region failed {type(error).__name__}", f"fuse: {where}: {error!r}")
+        warn_of_failure(self.path, self.target.name, error)
         if is_deterministic(error):
             self.stopped.stop(key, Stop("not_recorded", repr(error)))
-
-
-def what_varies(region: Region, key: Any) -> str:
-    """Return in words what is new in a call, beside the kinds of calls that were recorded."""
-    known = {repr(one) for _, listed in list(region.by_key) for one in listed}
-    new = [one for one in key[1] if repr(one) not in known]
-    shown = ", ".join(repr(one) for one in new[:3]) or "the attributes of its modules"
-    return f"{len(region.variants)} were recorded (region_cap); new in this call: {shown}"
-
-
-def _after_fork() -> None:
-    global _lock
-    _lock = threading.RLock()
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_after_fork)

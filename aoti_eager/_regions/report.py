@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Protocol
@@ -22,7 +23,7 @@ class RegionState:
         path: The module's path in the fused model; empty for the model itself.
         name: The name of the module's class, or of the function.
         state: ``"not called"``, ``"recorded"``, ``"compiling"``, ``"comparing"``, ``"served"``,
-            ``"needs gradients"``, ``"stopped"``, or ``"undone"``.
+            ``"needs gradients"``, ``"runs as before"``, ``"stopped"``, or ``"undone"``.
         reason: Why the region stopped, or why further kinds of arguments are not served, one of
             docs/regions.md or docs/declines.md; else empty.
         message: The reason in words.
@@ -71,6 +72,33 @@ class Regions(Protocol):
         """Give every module its own forward back."""
 
 
+class Outcome:
+    """What is known of regions, without holding the model: what they are, or were at their end.
+
+    Attributes:
+        regions: Returns the regions; ``None`` if they have ended.
+    """
+
+    def __init__(self, regions: Regions) -> None:
+        self.regions = weakref.ref(regions)
+        self._kept: Sequence[RegionState] = ()
+
+    def states(self) -> Sequence[RegionState]:
+        """Return the state of each region, or the last ones if the model is gone."""
+        regions = self.regions()
+        return self._kept if regions is None else regions.states()
+
+    def keep(self, regions: Regions) -> None:
+        """Keep the states of regions that end."""
+        self._kept = regions.states()
+
+    def undo(self) -> None:
+        """Give every module its own forward back, if the regions have not ended."""
+        regions = self.regions()
+        if regions is not None:
+            regions.undo()
+
+
 def explanation(reason: str) -> str:
     """Return what a reason means."""
     return STOPS.get(reason) or REASONS.get(reason, reason)
@@ -106,6 +134,8 @@ def region_state(region: Region, *, is_placed: bool = True) -> RegionState:
     elif region.waits_for_gradients:
         state = "needs gradients"
         message = "call it under torch.inference_mode() or torch.no_grad()"
+    elif region.calls and region.why_plain:
+        state, message = "runs as before", f"its calls came {region.why_plain}"
     stop = stop if state == "stopped" else region.capped
     return RegionState(
         path=region.path,
@@ -128,13 +158,17 @@ class FusionReport:
     ``print`` it for a line a region.
     """
 
-    def __init__(self, fusion: Regions) -> None:
-        self._fusion = fusion
+    def __init__(self, outcome: Outcome) -> None:
+        self._outcome = outcome
+
+    @property
+    def _fusion(self) -> Regions | None:
+        return self._outcome.regions()
 
     @property
     def regions(self) -> Sequence[RegionState]:
         """Return the state of each region, from the root down."""
-        return self._fusion.states()
+        return self._outcome.states()
 
     def __str__(self) -> str:
         return "\n".join(map(str, self.regions))
@@ -143,17 +177,26 @@ class FusionReport:
         return f"<FusionReport of {len(self.regions)} regions; print it>"
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, FusionReport) and other._fusion is self._fusion
+        return isinstance(other, FusionReport) and other._outcome is self._outcome
 
     def __hash__(self) -> int:
-        return id(self._fusion)
+        return id(self._outcome)
+
+    def __copy__(self) -> FusionReport:
+        return self
+
+    def __deepcopy__(self, memo: object) -> FusionReport:
+        return self  # That of the same regions: what a copied model has is not in it.
+
+    def __reduce__(self) -> tuple[type[str], tuple[str]]:
+        return str, (str(self),)  # A pickle of a model that has a report needs no region.
 
     def undo(self) -> None:
         """Give every module its own forward back; a second call does nothing.
 
         Libraries that no other model uses are released, unless a thread is calling one.
         """
-        self._fusion.undo()
+        self._outcome.undo()
 
     def __enter__(self) -> FusionReport:
         return self

@@ -17,6 +17,8 @@ _GIVEN_UP = 1000
 _MOST_KEYS = 64
 # The number of the first call of such a key that is recorded once more.
 _FIRST_AGAIN = 64
+# A module with this reason has children that are not tried yet.
+_ELSEWHERE = "unsupported_device"
 
 
 class StoppedKey:
@@ -105,7 +107,9 @@ class StoppedCalls:
             RegionStoppedError: The region is strict.
         """
         with _lock:
-            if self._target.training in self.first:
+            before = self.first.get(self._target.training)
+            # A module that stopped on another device may have been moved to this one.
+            if before is not None and (before.reason != _ELSEWHERE or stop.reason == _ELSEWHERE):
                 return
             self.first[self._target.training] = stop
         self.on_first()

@@ -35,6 +35,12 @@ class Variant:
         hits: How many of these calls the library has served.
         is_contested: Whether calls with inputs of other metadata have come: then a call is the
             variant's only if the tape was recorded for such inputs.
+        is_unsure: Whether the next call has to look at that; not after a served call, in which C++
+            has looked.
+        missed: How many calls in turn came with another state than any variant's.
+        has_raised: Whether the last call that was recorded has raised an error.
+        gives_none: Whether a call with gradients was recorded whose ops ran without them.
+        release: Lets go of the kernel; a second call does nothing.
         times: The times of the variant's calls.
         build: Puts results together, of a library's results and the call's own tensors.
         stop: Why no library serves the variant; ``None`` while one may.
@@ -52,13 +58,21 @@ class Variant:
         self.calls = 1
         self.hits = 0
         self.stop: Stop | None = None
-        self.is_contested = False
+        self.is_contested = self.is_unsure = False
+        self.missed = 0
+        self.has_raised = self.gives_none = False
+        self.release: Callable[[], object] = lambda: None
         self.times = CallTimes()
         self.build = results.builder()
         self._recorded = recorded
         self._results = results.shape()
         self._read, self._changed = read, changed
         self._next_record = 2
+
+    @property
+    def is_timed(self) -> bool:
+        """Return whether times of calls decide, or may decide, on serving the variant."""
+        return self.stop is None and not self.times.is_complete
 
     @property
     def listing(self) -> str:
@@ -69,12 +83,15 @@ class Variant:
         """Return the library's inputs for a call's tensors; ``None`` if the state has changed."""
         try:
             return self._read(given)
-        except (LookupError, AttributeError, TypeError, ValueError, RuntimeError, Stop):
-            return None  # An attribute, or a part of a list, is gone or has another form.
+        except Exception:  # noqa: BLE001 - a part is gone, has another form, or a property raises
+            return None
 
     def has_key(self, inputs: list[Tensor]) -> bool:
         """Return whether the tape was recorded for the metadata of these inputs."""
-        return self.kernel.has_key(inputs)
+        try:
+            return self.kernel.has_key(inputs)
+        except Exception:  # noqa: BLE001 - a tensor of a subclass has no key
+            return False
 
     def what_changed(self) -> str:
         """Return in words which part of the state is another one than at the recording."""
