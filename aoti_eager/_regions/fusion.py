@@ -36,6 +36,9 @@ class Fusion:
         options: The choice and the two flags.
         gives_way: Whether a later call of ``fuse`` may take the modules over: nobody has asked for
             these regions by name.
+        outcome: What a report knows of these regions.
+
+    More than 12 methods, because copies have regions of their own, and end with these.
     """
 
     gives_way = False

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from .._base.data_class import dataclass
 from .._keys.declines import REASONS
+from .region_kernel import sweep
 from .stop import STOPS, Stop
 
 if TYPE_CHECKING:
@@ -93,9 +94,11 @@ class Outcome:
         self._kept = regions.states()
 
     def undo(self) -> None:
-        """Give every module its own forward back, if the regions have not ended."""
+        """Give every module its own forward back, and let go of libraries that nobody has."""
         regions = self.regions()
-        if regions is not None:
+        if regions is None:
+            sweep()  # Those of a model that is gone.
+        else:
             regions.undo()
 
 
@@ -156,6 +159,8 @@ class FusionReport:
     """What is known of the regions of one call of ``fuse``; a context manager that undoes them.
 
     ``print`` it for a line a region.
+
+    More than 12 methods, because a report is text, a context manager, and its own copy.
     """
 
     def __init__(self, outcome: Outcome) -> None:
