@@ -8,6 +8,7 @@ from fnmatch import fnmatchcase
 import torch
 
 from .._base.data_class import dataclass
+from .module_tree import children, each_named, each_path, is_scripted, joined
 
 # A path's pattern (``encoder.*``), a class, or several of these.
 Pattern = str | type
@@ -25,34 +26,56 @@ class Choice:
     include: tuple[Pattern, ...] = ()
     exclude: tuple[Pattern, ...] = ()
 
-    def regions(self, module: torch.nn.Module, path: str) -> Iterator[tuple[str, torch.nn.Module]]:
-        """Give the largest modules that may be regions, from ``module`` down, with their paths."""
-        if self.is_excluded(path, module):
+    def regions(
+        self, module: torch.nn.Module, path: str, root: torch.nn.Module | None = None
+    ) -> Iterator[tuple[str, torch.nn.Module]]:
+        """Give the largest modules that may be regions, from ``module`` down, with their paths.
+
+        Args:
+            module: The module.
+            path: The path of the module in the fused model.
+            root: The fused model; ``None`` if it is unknown, or the module itself.
+        """
+        yield from self._found(module, path, self._excluded(module, path, root), ())
+
+    def inside(
+        self, module: torch.nn.Module, path: str, root: torch.nn.Module | None = None
+    ) -> Iterator[tuple[str, torch.nn.Module]]:
+        """Give the largest modules within ``module`` that may be regions; see ``regions``."""
+        excluded = self._excluded(module, path, root)
+        for name, child in children(module):
+            yield from self._found(child, joined(path, name), excluded, (id(module),))
+
+    def _found(
+        self, module: torch.nn.Module, path: str, excluded: frozenset[int], around: tuple[int, ...]
+    ) -> Iterator[tuple[str, torch.nn.Module]]:
+        if id(module) in around or id(module) in excluded or is_scripted(module):
             return
-        if self._may_be(path, module):
+        if self._may_be(path, module, excluded):
             yield path, module
-        else:
-            yield from self.inside(module, path)
+            return
+        for name, child in children(module):
+            yield from self._found(child, joined(path, name), excluded, (*around, id(module)))
 
-    def inside(self, module: torch.nn.Module, path: str) -> Iterator[tuple[str, torch.nn.Module]]:
-        """Give the largest modules within ``module`` that may be regions, with their paths."""
-        for name, child in module.named_children():
-            yield from self.regions(child, f"{path}.{name}" if path else name)
-
-    def is_excluded(self, path: str, module: torch.nn.Module) -> bool:
-        """Return whether a pattern excludes a module."""
-        return _matches(self.exclude, path, module)
-
-    def _may_be(self, path: str, module: torch.nn.Module) -> bool:
+    def _may_be(self, path: str, module: torch.nn.Module, excluded: frozenset[int]) -> bool:
         if type(module).forward is torch.nn.Module.forward:
             return False  # A list of modules, for example: it is never called.
-        if isinstance(module, torch.jit.ScriptModule):
-            return False
         if self.include and not _matches(self.include, path, module):
             return False
-        dot = f"{path}." if path else ""
-        return not any(
-            self.is_excluded(dot + name, one) for name, one in module.named_modules() if name
+        return not excluded or all(id(one) not in excluded for _, one in each_named(module))
+
+    def _excluded(
+        self, module: torch.nn.Module, path: str, root: torch.nn.Module | None
+    ) -> frozenset[int]:
+        """Return the modules that are excluded by any of their paths, and all within them."""
+        if not self.exclude:
+            return frozenset()
+        start = (module, path) if root is None else (root, "")
+        return frozenset(
+            id(inner)
+            for where, one in each_path(*start)
+            if _matches(self.exclude, where, one)
+            for _, inner in each_named(one)
         )
 
 

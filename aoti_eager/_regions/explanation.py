@@ -16,6 +16,7 @@ from .current_settings import settings
 from .fuse import FusedFunction
 from .fused_forward import FusedForward
 from .gradients import wants_gradients
+from .module_tree import each_named
 from .region import Region
 from .report import explanation, region_state
 from .variant import Variant
@@ -85,7 +86,8 @@ def explain_region(
     """
     if isinstance(target, FusedFunction):
         return _explained(target.region, args, kwargs)
-    inside = [one for one in map(_region_of, target.modules()) if one is not None]
+    modules = [module for _, module in each_named(target)]
+    inside = [one for one in map(_region_of, modules) if one is not None]
     mine, name = _region_of(target), type(target).__name__
     if not inside:
         raise RegistrationError(f"{name}: neither it nor a module within it is fused; see fuse")

@@ -8,7 +8,7 @@ inputs with those of the recording, and the forward runs where no library serves
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -20,7 +20,7 @@ from .current_settings import settings
 from .gradients import wants_gradients
 from .recorded_call import is_recording
 from .region_kernel import Frame
-from .stop import Stop
+from .target import Target
 from .variant import Variant
 
 # What ``FastCall`` returns of a call that takes the whole way.
@@ -44,34 +44,44 @@ class FastCall:
 
     Args:
         variant: The call's variant.
-        forward: The region's forward.
+        key: The key of the call's arguments.
+        target: The region's target.
         args: The call's positional arguments.
         kwargs: The call's keyword arguments.
 
     Attributes:
+        variant: The variant of the calls.
+        key: The key of their arguments.
         left: How many calls may come this way yet.
     """
 
     __slots__ = (
         "_build",
         "_forward",
+        "_gives_none",
+        "_is_timed",
         "_kernel",
         "_names",
         "_read",
         "_thread_state",
-        "_variant",
         "_wanted",
+        "key",
         "left",
+        "variant",
     )
 
     def __init__(
         self,
         variant: Variant,
-        forward: Callable[..., Any],
+        key: Any,
+        target: Target,
         args: Sequence[Any],
         kwargs: Mapping[str, Any],
     ) -> None:
-        self._variant, self._forward = variant, forward
+        # Not the forward itself, which holds the module.
+        self.variant, self.key, self._forward = variant, key, target.run
+        self._gives_none = variant.gives_none
+        self._is_timed = settings.gate and variant.is_timed
         self._kernel, self._read, self._build = variant.kernel, variant.read, variant.build
         self._names = tuple(kwargs)
         self._wanted = [_wanted(one) for one in (*args, *kwargs.values())]
@@ -79,9 +89,19 @@ class FastCall:
         state: ThreadState | None = native_thread_state()
         self._thread_state = python_thread_state if state is None else state
 
+    def end(self) -> None:
+        """Take back the calls that are counted ahead: no more calls come this way."""
+        self.variant.calls -= self.left
+        self.left = 0
+
     def __call__(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
         """Return the call's result; ``MISSED`` if the call is another one, and nothing has run."""
-        if self.left <= 0 or self._variant.stopped is not None:
+        variant = self.variant
+        if (
+            self.left <= 0
+            or variant.stopped is not None
+            or (self._is_timed and variant.times.wants_plain)
+        ):
             return MISSED
         no_gradients = self._thread_state()
         if no_gradients is None:
@@ -108,17 +128,17 @@ class FastCall:
             return MISSED
         try:
             inputs = self._read(given)
-        except (LookupError, AttributeError, TypeError, ValueError, RuntimeError, Stop):
+        except Exception:  # noqa: BLE001 - a part is gone, has another form, or a property raises
             return MISSED
-        if inputs is None or not (no_gradients or not wants_gradients(inputs)):
+        if inputs is None or not (no_gradients or self._gives_none or not wants_gradients(inputs)):
             return MISSED
         self.left -= 1
         frame = Frame(self._forward, args, kwargs, given)
         fresh = self._kernel.call(inputs, frame)
-        variant = self._variant
         if frame.has_run:
             self.left = 0
-            variant.is_contested |= not variant.has_key(inputs)
+            if not variant.has_key(inputs):
+                variant.is_contested = variant.is_unsure = True
             return frame.result
         variant.hits += 1
         return self._build(fresh, given)
@@ -126,7 +146,8 @@ class FastCall:
 
 def fast_call(
     variant: Variant,
-    forward: Callable[..., Any],
+    key: Any,
+    target: Target,
     args: Sequence[Any],
     kwargs: Mapping[str, Any],
 ) -> FastCall | None:
@@ -141,7 +162,7 @@ def fast_call(
         or not all(type(one) in _TENSORS or type(one) in _PLAIN for one in values)
     ):
         return None
-    return FastCall(variant, forward, args, kwargs)
+    return FastCall(variant, key, target, args, kwargs)
 
 
 def _wanted(value: Any) -> tuple[Any, Any, bool | None]:

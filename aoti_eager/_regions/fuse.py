@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import functools
+import operator
+import sys
+import types
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -15,6 +19,7 @@ from .choice import Choice, Pattern
 from .current_settings import settings
 from .fused_forward import FusedForward
 from .fusion import Fusion, fusion_of
+from .module_tree import is_scripted
 from .report import FusionReport
 
 _Patterns = Pattern | Iterable[Pattern] | None
@@ -29,9 +34,11 @@ class FusedFunction:
     """
 
     def __init__(self, function: Callable[..., Any], fusion: Fusion) -> None:
-        self.report = FusionReport(fusion)
+        self.report = FusionReport(fusion.outcome)
         self.region = fusion.add_function(function, getattr(function, "__qualname__", ""))
         functools.update_wrapper(self, function)
+        self._function, self._fusion = function, fusion
+        self._name = getattr(function, "__name__", "")
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Return what the function returns."""
@@ -41,6 +48,64 @@ class FusedFunction:
         if stopped.given_up and stopped.passes_unseen(None):
             return self.region.target.forward(*args, **kwargs)
         return self.region.call(args, kwargs)
+
+    # -- methods --
+
+    def __set_name__(self, owner: type, name: str) -> None:
+        self._name = name
+
+    def __get__(self, instance: Any, owner: type | None = None) -> Any:
+        """Return the method of an object: a fused function that the object keeps."""
+        if instance is None or not isinstance(self._function, types.FunctionType):
+            return self  # As what is no function of Python's, but is called like one.
+        state = getattr(instance, "__dict__", None)
+        if not isinstance(state, dict):
+            return types.MethodType(self, instance)
+        place = f"_fused_{self._function.__qualname__}"
+        bound = state.get(place)
+        # A shallow copy of the object has the method of the original.
+        if not isinstance(bound, _FusedMethod) or bound.instance is not instance:
+            bound = state[place] = _FusedMethod(self, self._function, instance, self._fusion)
+        return bound
+
+    # -- copies: a function is its own copy --
+
+    def __copy__(self) -> FusedFunction:
+        return self
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Any:
+        return self
+
+    def __reduce__(self) -> str | tuple[Any, ...]:
+        path = str(getattr(self._function, "__qualname__", ""))
+        found: Any = sys.modules.get(getattr(self, "__module__", ""))
+        for name in path.split("."):
+            found = getattr(found, name, None)
+        if found is self:
+            return path  # By its name, as functions are.
+        return operator.itemgetter(0), ([self._function],)  # The plain function.
+
+
+class _FusedMethod(FusedFunction):
+    """A decorated method of one object.
+
+    Attributes:
+        instance: The object.
+    """
+
+    def __init__(
+        self, unbound: FusedFunction, function: Callable[..., Any], instance: Any, fusion: Fusion
+    ) -> None:
+        super().__init__(types.MethodType(function, instance), fusion.for_copy())
+        self.instance = instance
+        self._unbound = unbound
+        self._name = unbound._name
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Any:
+        return self._unbound.__get__(copy.deepcopy(self.instance, memo))
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return getattr, (self.instance, self._name)
 
 
 def fuse(
@@ -92,6 +157,10 @@ def fuse(
 
 
 def _fused_module(model: torch.nn.Module, fusion: Fusion) -> FusionReport:
+    if is_scripted(model):
+        raise FuseError(
+            f"fuse: the {type(model).__name__} is TorchScript's; eager modules are served"
+        )
     before = fusion_of(model)
     if before is not None and before.gives_way:
         before.undo()
@@ -101,7 +170,7 @@ def _fused_module(model: torch.nn.Module, fusion: Fusion) -> FusionReport:
                 "fuse: the model is fused already, with other options; call undo() of the report "
                 "that fuse returned then"
             )
-        return FusionReport(before)
+        return FusionReport(before.outcome)
     forward = vars(model).get("forward")
     if isinstance(forward, FusedForward) and not forward.is_copy and not forward.regions.gives_way:
         raise FuseError(
@@ -112,7 +181,7 @@ def _fused_module(model: torch.nn.Module, fusion: Fusion) -> FusionReport:
     if not fusion.regions:
         choice = fusion.options[0]
         raise FuseError(f"fuse: no module of the {type(model).__name__} matches: {choice}")
-    return FusionReport(fusion)
+    return FusionReport(fusion.outcome)
 
 
 def _patterns(name: str, given: _Patterns) -> tuple[Pattern, ...]:

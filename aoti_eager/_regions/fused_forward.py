@@ -10,6 +10,7 @@ from typing import Any, Protocol
 import torch
 from torch.compiler import is_compiling
 
+from .._base.torch_compat.replicas import on_replica
 from .region import Region
 from .target import Fused, Target
 
@@ -29,6 +30,9 @@ class Regions(Protocol):
 
     def for_copy(self) -> Regions:
         """Return what a copy of a module has in place of these regions."""
+
+    def adopt(self, forward: FusedForward) -> None:
+        """Take the forward of a copy: it is reported and undone with these regions."""
 
     def is_of(self, model: torch.nn.Module) -> bool:
         """Return whether these are the regions of a model."""
@@ -109,7 +113,10 @@ class FusedForward(Fused):
             from .unbound_forward import UnboundForward
 
             return UnboundForward()
-        return FusedForward(module, self._path, self.regions.for_copy(), is_copy=True)
+        regions = self.regions.for_copy()
+        forward = FusedForward(module, self._path, regions, is_copy=True)
+        regions.adopt(forward)
+        return forward
 
     def __reduce__(self) -> tuple[Any, ...]:
         if self.before is not None:
@@ -119,6 +126,7 @@ class FusedForward(Fused):
 
     def place(self) -> None:
         """Put this in place of the module's forward."""
+        on_replica(_with_own_forward)
         self._module.forward = self
 
     def remove(self) -> None:
@@ -150,3 +158,13 @@ class FusedForward(Fused):
     def is_placed(self) -> bool:
         """Return whether the module's calls come here."""
         return vars(self._module).get("forward") is self
+
+
+def _with_own_forward(replica: torch.nn.Module) -> None:
+    """Give a replica the forward that its module has without us: ours has the module's tensors."""
+    state = vars(replica)
+    forward = state.get("forward")
+    if isinstance(forward, FusedForward):
+        del state["forward"]
+        if forward.before is not None:
+            state["forward"] = forward.before

@@ -10,11 +10,14 @@ from typing import Any
 
 import torch
 
+from .._base.warn_once import warn_once
 from .choice import Choice
 from .fused_forward import FusedForward
+from .module_tree import each_named
+from .readiness import tensor_devices
 from .region import Region
 from .region_kernel import sweep
-from .report import RegionState, region_state
+from .report import Outcome, RegionState, region_state
 from .target import Target
 
 _lock = threading.RLock()
@@ -33,6 +36,9 @@ class Fusion:
         options: The choice and the two flags.
         gives_way: Whether a later call of ``fuse`` may take the modules over: nobody has asked for
             these regions by name.
+        outcome: What a report knows of these regions.
+
+    More than 12 methods, because copies have regions of their own, and end with these.
     """
 
     gives_way = False
@@ -45,6 +51,13 @@ class Fusion:
         self._forwards: list[FusedForward] = []
         self._functions: list[Region] = []
         self._is_undone = False
+        self._undone: list[RegionState] = []  # the last states of modules that are let go of
+        self._copies: weakref.WeakSet[Fusion] = weakref.WeakSet()
+        self.outcome = Outcome(self)
+
+    def __del__(self) -> None:
+        """Keep what is known: a report holds no model, and may outlive this."""
+        self.outcome.keep(self)
 
     def is_of(self, model: torch.nn.Module) -> bool:
         """Return whether these are the regions of a model."""
@@ -66,6 +79,7 @@ class Fusion:
             )
             for one in list(self._forwards)
         ]
+        states = self._undone + states
         return states + [region_state(one) for one in list(self._functions)]
 
     def add_all(self, model: torch.nn.Module) -> None:
@@ -88,18 +102,36 @@ class Fusion:
         return region
 
     def for_copy(self) -> Fusion:
-        """Return what a copy of a module has in place of these regions."""
+        """Return what a copy of a module has in place of these regions, as long as these are on."""
+        copied = self.new()
+        copied._is_undone = self._is_undone
+        self._copies.add(copied)
+        return copied
+
+    def new(self) -> Fusion:
+        """Return regions with these options, and without a model."""
         choice, dry_run, strict = self.options
         return Fusion(None, choice, dry_run=dry_run, strict=strict)
 
+    def adopt(self, forward: FusedForward) -> None:
+        """Take the forward of a copy: it is reported and undone with these regions."""
+        self._forwards.append(forward)
+        if self._is_undone:
+            forward.region.close()
+
     def undo(self) -> None:
-        """Give every module its own forward back; a second call does nothing."""
+        """Give every module its own forward back, copies included; a second call does nothing."""
         with _lock:
             self._is_undone = True
             for one in self._forwards:
                 one.remove()
+            self._undone += [region_state(one.region) for one in self._forwards]
+            self._forwards = []  # They hold the model.
             for region in self._functions:
                 region.close()
+            copies = list(self._copies)
+        for copied in copies:
+            copied.undo()
         sweep()
 
     def _add(self, path: str, module: torch.nn.Module) -> None:
@@ -119,14 +151,24 @@ class Fusion:
     def _try_children(self, target: Target, path: str) -> None:
         if target.module is None:
             return
-        with _lock:
-            for inner, child in self.options[0].inside(target.module, path):
-                self._add(inner, child)
+        root = None if self._model is None else self._model()
+        try:
+            with _lock:
+                is_here = tensor_devices(target.module) <= {"cpu"}
+                for inner, child in self.options[0].inside(target.module, path, root):
+                    # Nothing is gained, and time is lost, where tensors are elsewhere.
+                    if is_here or tensor_devices(child) == {"cpu"}:
+                        self._add(inner, child)
+        except Exception as error:  # noqa: BLE001 - the user's call goes on without regions there
+            warn_once(
+                f"children {type(error).__name__}",
+                f"fuse: the modules within {path or target.name} are not served: {error!r}",
+            )
 
 
 def fusion_of(model: torch.nn.Module) -> Fusion | None:
     """Return the regions of a model that is fused already."""
-    for module in model.modules():
+    for _, module in each_named(model):
         forward = vars(module).get("forward")
         if isinstance(forward, FusedForward) and forward.regions.is_of(model):
             found = forward.regions

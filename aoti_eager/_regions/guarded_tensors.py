@@ -53,9 +53,11 @@ class GuardedTensors:
         guard, places = self._guard, {}
         for path, tensor in self._tensors.items():
             if path in inputs:
-                # C++ compares the metadata of the inputs. A parameter may be set to None.
+                # C++ compares the metadata of the inputs. A parameter may be set to None, and a
+                # tensor be replaced by one of a subclass.
                 places[path] = guard.let(self._sources[path])
-                guard.check(path, f"{places[path]} is not None")
+                kind = guard.name(type(tensor))
+                guard.check(path, f"ae_type({places[path]}) is {kind}")
             else:
                 self._check_metadata(path, tensor)
         return places

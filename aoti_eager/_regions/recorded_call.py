@@ -12,8 +12,10 @@ from torch import Tensor
 
 from .._base.torch_compat.tracing import has_global_module_hooks
 from .._native import recorder
+from ..errors import NativePathError
 from .arguments import UnreadableArgumentError, read_arguments
 from .reader import StateReader
+from .readiness import is_ready
 from .results import Results, outliving
 from .snapshot import Snapshot
 from .stop import Stop
@@ -56,6 +58,21 @@ class RecordedCallResult:
         self._arguments = arguments
         self._target, self._given = target, given
         self._recording, self._watch, self._before = recording, watch, before
+
+    @property
+    def makes_gradients(self) -> bool:
+        """Return whether an op of the call has made a tensor that requires gradients."""
+        found = [one for call in self._recording.calls for one in call.results]
+        results = [one for two in found for one in (two if isinstance(two, list) else [two])]
+        made = {id(one) for one in results}
+        # A view of a parameter says that it requires gradients, also where none are computed.
+        given = {one.storage for one in self._recording.tensors if id(one) not in made}
+        return any(
+            isinstance(one, recorder.RecordedTensor)
+            and one.requires_grad
+            and one.storage not in given
+            for one in results
+        )
 
     def read(self) -> tuple[RecordedTape, StateReader, Results]:
         """Return the tape, the state that it depends on, and the results.
@@ -178,6 +195,8 @@ def record_call(
         return None
     ident = get_ident()
     try:
+        if not is_ready(target, given):
+            return None
         parts = target.part_count()
         if parts > MOST_PARTS:
             raise Stop(
@@ -191,14 +210,27 @@ def record_call(
         raise
     except Exception as error:
         raise Stop("not_recorded", f"its attributes cannot be looked at: {error!r}") from error
+    recording = recorder.record(max_calls=MOST_CALLS, max_size_bytes=MOST_SIZE_BYTES)
+    try:
+        recording.__enter__()
+    except NativePathError:  # Somebody else records this thread.
+        return None
     _recording.add(ident)
     try:
-        with recorder.record(max_calls=MOST_CALLS, max_size_bytes=MOST_SIZE_BYTES) as recording:
-            result = watch.run(lambda: target.forward(*args, **kwargs))
-            recording.results = outliving(result)
+        result = watch.run(lambda: target.forward(*args, **kwargs))
+        recording.results = outliving(result)
     finally:
         _recording.discard(ident)
+        _end(recording)
     return RecordedCallResult(target, given, result, recording, watch, before, arguments)
+
+
+def _end(recording: recorder.Recording) -> None:
+    """End a recording; the forward's result, or its error, goes on whatever becomes of it."""
+    try:
+        recording.__exit__(None, None, None)
+    except Exception as error:  # noqa: BLE001 - of a text that cannot be read, for example
+        recording.stopped = f"it cannot be read: {error!r}"
 
 
 def _after_fork() -> None:

@@ -18,11 +18,14 @@ from torch import Tensor
 from .._base.determinism import is_deterministic
 from .._base.torch_compat import tracing
 from .._native import library as native_library
+from ..errors import RegionStoppedError
 from .arguments import UnreadableArgumentError, read_arguments
 from .current_settings import settings
 from .fast_call import MISSED, FastCall, fast_call
 from .gradients import GradientNeed, wants_gradients
+from .kinds import Kinds
 from .recorded_call import RecordedCallResult, is_recording, record_call
+from .recordings import Recordings
 from .region_kernel import Frame, acquire, release
 from .stop import MAY_PASS, OF_THE_MOMENT, Stop
 from .stopped_calls import StoppedCalls, StoppedKind
@@ -34,6 +37,8 @@ from .waiting import Waiting
 # So many recordings that change attributes or print do not stop a region: the first calls of a
 # module may warn, or make a mask and keep it.
 _PASSING = 2
+_UNWATCHED = "beside a profiler or debugger of Python's, or before its parameters had sizes"
+_NOT_BUILT = "without the C++ part: no C++ compiler is found, or native=0"
 
 Call = tuple[Sequence[Any], Mapping[str, Any], list[Tensor]]
 
@@ -48,13 +53,12 @@ class Region:
         dry_run: Whether calls are recorded, and nothing is compiled or served.
 
     Attributes:
-        plain_calls: How many calls ran as they are for a mode, a trace, autocast, or a setting.
+        why_plain: Why calls ran as they are, in words; empty if there was no such call.
         waits_for_gradients: How many calls ran as they are because they need gradients.
         capped: Why no further kinds of arguments are recorded; ``None`` while they are.
         dry_run_of: What a dry run has recorded, in words; empty if it has recorded nothing.
         stopped: Which calls are not served, and why.
         is_on: Whether calls may be served; a region that was undone passes all calls on.
-        by_key: What was recorded, by the key of a call's arguments.
         needs_gradients: Whether a call needs gradients.
 
     More than 12 methods, because calls have many ways, and each needs what the others know.
@@ -71,16 +75,17 @@ class Region:
         self.capped: Stop | None = None
         self._calls = 0
         self.waits_for_gradients = 0
-        self.plain_calls = 0
+        self.why_plain = ""
         self.stopped = StoppedCalls(target, path, strict=strict)
         self.stopped.has_hope = self._has_hope
         # That of the only variant that may be served, while its library is being made.
         self._waiting: Waiting | None = None
         self._fast: FastCall | None = None  # for calls that are like the last ones
         self._last_served: Variant | None = None
-        self._being_recorded: dict[Any, object] = {}
+        self._recordings = Recordings()
+        self._is_timing = False  # whether served calls of a variant are timed
         self.is_on = True
-        self.by_key: dict[Any, list[Variant]] = {}
+        self._kinds = Kinds()
         self.needs_gradients = GradientNeed(target)
         self._releases: list[weakref.finalize[..., Region]] = []  # of the variants' kernels
         self._passing = 0  # recordings with effects that may be those of the first calls
@@ -92,16 +97,22 @@ class Region:
             RegionStoppedError: The region stops in this call, and is strict.
         """
         self._calls += 1
+        # A recording around this call would see that somebody reads a clock.
+        begin = time.perf_counter() if self._is_timing and not is_recording() else 0.0
         fast = self._fast
         if fast is not None:
             result = fast(args, kwargs)
             if result is not MISSED:
+                if begin:
+                    self._time(fast.variant, fast.key, begin)
                 return result
             if fast.left <= 0:
                 self._fast = None
         forward, training = self.target.forward, self.target.training
-        if not self.is_on or settings.is_off or is_recording() or not tracing.is_plain_eager():
-            self.plain_calls += 1
+        if not self.is_on or is_recording():
+            return forward(*args, **kwargs)
+        if settings.is_off or not tracing.is_plain_eager():
+            self.why_plain = self.why_plain or tracing.why_not_plain() or "in mode off"
             return forward(*args, **kwargs)
         if self._waiting is not None:
             if self._waiting.is_resting():
@@ -113,17 +124,25 @@ class Region:
         try:
             own, given = read_arguments(args, kwargs)
         except UnreadableArgumentError as error:
+            if tracing.is_fx_tracing():
+                self.why_plain = "within a trace of torch.fx"
+                return forward(*args, **kwargs)
             key: Any = training, str(error)
             stop = Stop("unsupported_argument", f"an argument is {error}")
             self.stopped.pass_or_stop(key, stop)
             return forward(*args, **kwargs)
         key = training, own
         call = args, kwargs, given
-        for variant in self.by_key.get(key, ()):
-            inputs = variant.inputs(given)
-            if inputs is None or (variant.is_contested and not variant.has_key(inputs)):
-                continue
-            return self._run(variant, inputs, key, call)
+        listed = self._kinds.by_key.get(key)
+        if listed:
+            for variant in listed:
+                inputs = variant.inputs(given)
+                if inputs is None or (variant.is_unsure and not variant.has_key(inputs)):
+                    continue
+                if variant is not listed[0]:
+                    self._kinds.to_front(key, variant)
+                return self._run(variant, inputs, key, call, begin)
+            self._miss(key)
         if self.stopped.passes(key):
             return forward(*args, **kwargs)
         return self._record(key, call)
@@ -134,7 +153,12 @@ class Region:
         self._fast = None
         for one in self._releases:
             one()
-        self.by_key = {}
+        self._kinds = Kinds()
+
+    @property
+    def by_key(self) -> dict[Any, list[Variant]]:
+        """Return what was recorded, by the keys of calls' arguments."""
+        return self._kinds.by_key
 
     @property
     def calls(self) -> int:
@@ -149,59 +173,103 @@ class Region:
     @property
     def variants(self) -> list[Variant]:
         """Return all variants that were recorded."""
-        return [one for listed in list(self.by_key.values()) for one in listed]
+        return self._kinds.variants
 
     # -- a call with a variant --
 
-    def _run(self, variant: Variant, inputs: list[Tensor], key: Any, call: Call) -> Any:
+    def _miss(self, key: Any) -> None:
+        """Count a call whose state is no variant's."""
+        found = self.stopped.by_key.get(key)
+        # Not where calls with another state than the variants' are stopped for another reason.
+        may_drop = found is None or found.stop.reason == "too_many_signatures"
+        stop = self._kinds.miss(key, may_drop=may_drop and self.capped is not None)
+        if stop is not None:
+            self.stopped.stop(key, stop)
+
+    def _run(
+        self, variant: Variant, inputs: list[Tensor], key: Any, call: Call, begin: float
+    ) -> Any:
         args, kwargs, given = call
         forward = self.target.forward
-        if wants_gradients(inputs):
+        if variant.missed:
+            variant.missed = 0
+        if wants_gradients(inputs) and not variant.gives_none:
             self.waits_for_gradients += 1
             return forward(*args, **kwargs)
         if variant.stopped is not None:
+            variant.is_unsure = variant.is_contested
             return self._run_stopped(variant, variant.stopped, inputs, key, call)
         if variant.waiting.is_resting():
             return forward(*args, **kwargs)
         variant.calls += 1
         kernel = variant.kernel
-        if kernel.has_candidate or variant.is_to_be_recorded(again=settings.rerecord):
+        is_asked_for = kernel.has_candidate or (not kernel.is_serving and kernel.is_open)
+        if variant.is_to_be_recorded(again=settings.rerecord) or (
+            is_asked_for and not variant.has_raised
+        ):
             return self._record_again(variant, inputs, key, call)
         gate = settings.gate
-        if not kernel.is_serving and kernel.is_open:
-            return self._record_again(variant, inputs, key, call)
         if not kernel.may_serve or (gate and kernel.is_serving and variant.times.wants_plain):
-            self._look_for_refusal(variant, key)
-            if variant.is_pending:
-                self._rest(variant)
-            if not gate:
-                return forward(*args, **kwargs)
-            begin = time.perf_counter()
-            result = forward(*args, **kwargs)
-            variant.times.add(time.perf_counter() - begin, served=False)
-            return result
+            return self._run_plain(variant, key, call)
         frame = Frame(forward, args, kwargs, given)
-        if variant.times.is_complete or not gate:
-            fresh = kernel.call(inputs, frame)
-        else:
-            begin = time.perf_counter()
-            fresh = kernel.call(inputs, frame)
-            if not frame.has_run:
-                stop = variant.times.add(time.perf_counter() - begin, served=True)
-                if stop is not None:
-                    variant.stopped = self.stopped.stopped(key, stop)
-                    self.stopped.note(stop)
+        fresh = kernel.call(inputs, frame)
         if frame.has_run:
             # Parameters have other dtypes or layouts than at the recording: the next such call is
             # recorded as a variant of its own.
-            variant.is_contested |= not variant.has_key(inputs)
+            if not variant.has_key(inputs):
+                variant.is_contested = variant.is_unsure = True
             return frame.result
+        variant.is_unsure = False  # C++ has compared the inputs with the recording's.
         variant.hits += 1
-        is_ready = variant.times.is_complete or not gate
-        if is_ready and variant is self._last_served and self.is_on:
-            self._fast = fast_call(variant, forward, args, kwargs)
+        try:
+            result = variant.build(fresh, given)
+        except Exception as error:  # noqa: BLE001 - of a container of the user's
+            stop = Stop("not_recorded", f"its results cannot be put together: {error!r}")
+            variant.stopped = self.stopped.stopped(key, stop)
+            self._failed(key, error)
+            return forward(*args, **kwargs)
+        self._choose_way(variant, key, call, begin)
+        return result
+
+    def _run_plain(self, variant: Variant, key: Any, call: Call) -> Any:
+        """Return the forward's result; its time may decide whether a library serves."""
+        args, kwargs, _ = call
+        forward = self.target.forward
+        self._look_for_refusal(variant, key)
+        if variant.is_pending:
+            self._rest(variant)
+        if not settings.gate:
+            return forward(*args, **kwargs)
+        begin = time.perf_counter()
+        result = forward(*args, **kwargs)
+        variant.times.add(time.perf_counter() - begin, served=False)
+        return result
+
+    def _choose_way(self, variant: Variant, key: Any, call: Call, begin: float) -> None:
+        """Have the next calls that are like this one, which was served, take the short way.
+
+        The gate takes the time of the way that calls go.
+        """
+        args, kwargs, _ = call
+        is_timed = settings.gate and variant.is_timed
+        fast = None
+        if self.is_on and (is_timed or variant is self._last_served):
+            fast = fast_call(variant, key, self.target, args, kwargs)
+            before, self._fast = self._fast, fast
+            if before is not None:
+                before.end()
         self._last_served = variant
-        return variant.build(fresh, given)
+        if is_timed and fast is None:
+            self._time(variant, key, begin)
+
+    def _time(self, variant: Variant, key: Any, begin: float) -> None:
+        """Take the time of a served call into account: all of it, from its arguments on."""
+        if begin and variant.is_timed:
+            stop = variant.times.add(time.perf_counter() - begin, served=True)
+            if stop is not None:
+                variant.stopped = self.stopped.stopped(key, stop)
+                self.stopped.note(stop)
+        self._is_timing = any(one.is_timed for one in self.variants)
 
     def _run_stopped(
         self, variant: Variant, kind: StoppedKind, inputs: list[Tensor], key: Any, call: Call
@@ -212,8 +280,7 @@ class Region:
         if self.stopped.is_due(kind) and kind.may_go:
             if not is_of_moment:
                 self.stopped.keep(key, kind)
-                with contextlib.suppress(ValueError):  # Another thread has taken it out.
-                    self.by_key.get(key, []).remove(variant)
+                self._kinds.remove(key, variant)
                 return self._record(key, call)
             variant.stopped = None
             variant.kernel.ask_again(inputs)
@@ -250,21 +317,24 @@ class Region:
         """Return the forward's result; the call becomes a variant if a library may serve it."""
         args, kwargs, given = call
         if self.dry_run_of or not native_library.is_loaded():
+            self.why_plain = self.why_plain if self.dry_run_of else _NOT_BUILT
+            return self.target.forward(*args, **kwargs)
+        # First, as the next question may walk through all modules.
+        is_full = self._kinds.is_full(key, settings.region_cap, self.stopped.by_key)
+        if is_full and self.capped is not None:
             return self.target.forward(*args, **kwargs)
         if self.needs_gradients.is_there(given):
             self.waits_for_gradients += 1
+            return self.needs_gradients.seen(self.target.forward(*args, **kwargs))
+        if is_full:
+            self.capped = Stop("too_many_signatures", what_varies(self.by_key, key))
             return self.target.forward(*args, **kwargs)
-        if len(self.variants) >= settings.region_cap and not self._drop_lost():
-            if self.capped is None:
-                self.capped = Stop("too_many_signatures", what_varies(self.by_key, key))
-            return self.target.forward(*args, **kwargs)
-        mine = object()
-        if self._being_recorded.setdefault(key, mine) is not mine:  # By another thread.
+        if not self._recordings.begin(key):
             return self.target.forward(*args, **kwargs)
         try:
             return self._recorded(key, call)
         finally:
-            self._being_recorded.pop(key, None)
+            self._recordings.end(key)
 
     def _recorded(self, key: Any, call: Call) -> Any:
         args, kwargs, given = call
@@ -273,13 +343,21 @@ class Region:
         except Stop as stop:  # Before the forward ran.
             self.stopped.stop(key, stop)
             recorded = None
+        except BaseException as error:
+            if self._recordings.raised(key):
+                with contextlib.suppress(RegionStoppedError):  # The user's error goes on.
+                    self.stopped.stop(key, Stop("raises", f"it raised {type(error).__name__}"))
+            raise
         if recorded is None:  # Or somebody else watches this thread: a later call is recorded.
+            self.why_plain = self.why_plain or _UNWATCHED
             return self.target.forward(*args, **kwargs)
         try:
             self._keep(key, recorded, given)
         except Stop as stop:
             self._passing += stop.reason in MAY_PASS
-            if stop.reason not in MAY_PASS or self._passing > _PASSING or self.dry_run:
+            if self.needs_gradients.was_wrong(stop):
+                pass  # The forward gives gradients after all: later calls wait for no_grad.
+            elif stop.reason not in MAY_PASS or self._passing > _PASSING or self.dry_run:
                 self.stopped.stop(key, stop)
         except Exception as error:
             if settings.strict:
@@ -292,6 +370,7 @@ class Region:
         tape, state, results = recorded.read()
         if not self.is_on:
             return  # Undone in this very call.
+        self.needs_gradients.check(recorded)
         if self.dry_run:
             count = sum(isinstance(one, str) for one in tape.inputs)
             self.dry_run_of = f"{len(tape.tape.calls)} calls of ops, {count} parameters and buffers"
@@ -301,25 +380,35 @@ class Region:
         if inputs is None:
             raise Stop("not_recorded", f"its state changes by itself: {guard.first_change()}")
         kernel = acquire(tape.tape, inputs)
-        self._releases.append(weakref.finalize(self, release, kernel))
-        kernel.add_key(inputs)
         variant = Variant(tape, kernel, read, guard, results)
-        self.by_key.setdefault(key, []).append(variant)
+        variant.gives_none = wants_gradients(inputs)
+        variant.release = weakref.finalize(self, release, kernel)
+        self._releases = [one for one in self._releases if one.alive] + [variant.release]
+        kernel.add_key(inputs)
+        self._kinds.add(key, variant, again=key in self.stopped.by_key)
+        self._is_timing = True
         kernel.offer(inputs, results.fresh)
 
     def _record_again(self, variant: Variant, inputs: list[Tensor], key: Any, call: Call) -> Any:
         """Return the forward's result; the tape of this call must be the variant's."""
         args, kwargs, given = call
         if not variant.has_key(inputs):
-            variant.is_contested = True  # Parameters, or settings of torch's, are others.
-            return self._record(key, call)
+            # Parameters, or settings of torch's, are others.
+            variant.is_contested = variant.is_unsure = True
+            found = self._kinds.match(key, given)
+            return self._run(*found, key, call, 0.0) if found else self._record(key, call)
         begin = time.perf_counter()
         try:
             recorded = record_call(self.target, args, kwargs, given)
         except Stop:
             recorded = None
+        except BaseException:
+            variant.has_raised = True
+            variant.put_off(time.perf_counter() - begin)
+            raise
         if recorded is None:
             return self.target.forward(*args, **kwargs)
+        variant.has_raised = False
         try:
             tape, _, results = recorded.read()
             difference = variant.differs(tape, results)
@@ -338,15 +427,6 @@ class Region:
         variant.put_off(time.perf_counter() - begin)
         self._look_for_refusal(variant, key)
         return recorded.result
-
-    def _drop_lost(self) -> bool:
-        """Drop the variants that no call can have any more; return whether there were some."""
-        lost = [one for one in self.variants if one.is_lost]
-        for listed in list(self.by_key.values()):
-            for one in lost:
-                with contextlib.suppress(ValueError):  # Of another key, or gone.
-                    listed.remove(one)
-        return bool(lost)
 
     # -- the end --
 

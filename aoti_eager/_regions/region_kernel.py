@@ -18,6 +18,7 @@ from torch import Tensor
 from .._base.op_library import new_op_library
 from .._base.torch_compat import dispatcher
 from .._base.torch_compat.dispatcher import OpOverload, op_function
+from .._base.warn_once import warn_once
 from .._dispatch import recheck
 from .._dispatch.kernel_cache import KernelCache
 from .._dispatch.key_state import COMPILING, RARE, Decline
@@ -51,10 +52,11 @@ class Frame:
 
     Attributes:
         has_run: Whether the forward's results were asked for.
+        has_result: Whether the forward has returned.
         result: What the forward has returned.
     """
 
-    __slots__ = ("_args", "_forward", "_given", "_kwargs", "has_run", "result")
+    __slots__ = ("_args", "_forward", "_given", "_kwargs", "has_result", "has_run", "result")
 
     def __init__(
         self,
@@ -64,13 +66,14 @@ class Frame:
         given: Sequence[Tensor],
     ) -> None:
         self._forward, self._args, self._kwargs, self._given = forward, args, kwargs, given
-        self.has_run = False
+        self.has_run = self.has_result = False
         self.result: Any = None
 
     def run(self) -> list[Tensor]:
         """Return the new tensors among the forward's results."""
         self.has_run = True
         self.result = self._forward(*self._args, **self._kwargs)
+        self.has_result = True
         return fresh_tensors(self.result, self._given)
 
 
@@ -194,6 +197,11 @@ class RegionKernel:
                 return frame.run()
             results: list[Tensor] = self._call(inputs)
             return results
+        except Exception as error:
+            if frame.has_run and not frame.has_result:
+                raise  # The forward's own.
+            warn_once(f"region's op {type(error).__name__}", f"fuse: {self.name}: {error!r}")
+            return [] if frame.has_result else frame.run()
         finally:  # As ``_restore``, which costs a call more.
             if before is None:
                 frames.pop(ident, None)

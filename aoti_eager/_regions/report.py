@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Protocol
 
 from .._base.data_class import dataclass
 from .._keys.declines import REASONS
+from .region_kernel import sweep
 from .stop import STOPS, Stop
 
 if TYPE_CHECKING:
@@ -22,7 +24,7 @@ class RegionState:
         path: The module's path in the fused model; empty for the model itself.
         name: The name of the module's class, or of the function.
         state: ``"not called"``, ``"recorded"``, ``"compiling"``, ``"comparing"``, ``"served"``,
-            ``"needs gradients"``, ``"stopped"``, or ``"undone"``.
+            ``"needs gradients"``, ``"runs as before"``, ``"stopped"``, or ``"undone"``.
         reason: Why the region stopped, or why further kinds of arguments are not served, one of
             docs/regions.md or docs/declines.md; else empty.
         message: The reason in words.
@@ -69,6 +71,35 @@ class Regions(Protocol):
 
     def undo(self) -> None:
         """Give every module its own forward back."""
+
+
+class Outcome:
+    """What is known of regions, without holding the model: what they are, or were at their end.
+
+    Attributes:
+        regions: Returns the regions; ``None`` if they have ended.
+    """
+
+    def __init__(self, regions: Regions) -> None:
+        self.regions = weakref.ref(regions)
+        self._kept: Sequence[RegionState] = ()
+
+    def states(self) -> Sequence[RegionState]:
+        """Return the state of each region, or the last ones if the model is gone."""
+        regions = self.regions()
+        return self._kept if regions is None else regions.states()
+
+    def keep(self, regions: Regions) -> None:
+        """Keep the states of regions that end."""
+        self._kept = regions.states()
+
+    def undo(self) -> None:
+        """Give every module its own forward back, and let go of libraries that nobody has."""
+        regions = self.regions()
+        if regions is None:
+            sweep()  # Those of a model that is gone.
+        else:
+            regions.undo()
 
 
 def explanation(reason: str) -> str:
@@ -122,6 +153,8 @@ def region_state(
     elif region.waits_for_gradients:
         state = "needs gradients"
         message = "call it under torch.inference_mode() or torch.no_grad()"
+    elif region.calls and region.why_plain:
+        state, message = "runs as before", f"its calls came {region.why_plain}"
     stop = stop if state == "stopped" else region.capped
     if stop is not None:
         message = f"{stop}; {_AS_IT_IS}" if is_withdrawn else str(stop)
@@ -144,15 +177,21 @@ class FusionReport:
     """What is known of the regions of one call of ``fuse``; a context manager that undoes them.
 
     ``print`` it for a line a region.
+
+    More than 12 methods, because a report is text, a context manager, and its own copy.
     """
 
-    def __init__(self, fusion: Regions) -> None:
-        self._fusion = fusion
+    def __init__(self, outcome: Outcome) -> None:
+        self._outcome = outcome
+
+    @property
+    def _fusion(self) -> Regions | None:
+        return self._outcome.regions()
 
     @property
     def regions(self) -> Sequence[RegionState]:
         """Return the state of each region, from the root down."""
-        return self._fusion.states()
+        return self._outcome.states()
 
     def __str__(self) -> str:
         return "\n".join(map(str, self.regions))
@@ -161,17 +200,26 @@ class FusionReport:
         return f"<FusionReport of {len(self.regions)} regions; print it>"
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, FusionReport) and other._fusion is self._fusion
+        return isinstance(other, FusionReport) and other._outcome is self._outcome
 
     def __hash__(self) -> int:
-        return id(self._fusion)
+        return id(self._outcome)
+
+    def __copy__(self) -> FusionReport:
+        return self
+
+    def __deepcopy__(self, memo: object) -> FusionReport:
+        return self  # That of the same regions: what a copied model has is not in it.
+
+    def __reduce__(self) -> tuple[type[str], tuple[str]]:
+        return str, (str(self),)  # A pickle of a model that has a report needs no region.
 
     def undo(self) -> None:
         """Give every module its own forward back; a second call does nothing.
 
         Libraries that no other model uses are released, unless a thread is calling one.
         """
-        self._fusion.undo()
+        self._outcome.undo()
 
     def __enter__(self) -> FusionReport:
         return self

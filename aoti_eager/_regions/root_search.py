@@ -16,6 +16,7 @@ from typing import Any
 import torch
 
 from .._base.torch_compat import compile_start, tracing
+from .._base.warn_once import warn_once
 from .target import Fused
 
 # A root is found by this one of its calls: what is called once is often never called again.
@@ -24,6 +25,27 @@ _CALL = 2
 _PATIENCE = 20_000
 # A module that gets a part has the search go on for so many calls, and so often at most.
 _PATIENCE_AGAIN, _MOST_AGAIN = 2_000, 32
+
+
+class _Counted(weakref.ref[torch.nn.Module]):
+    """A module that was called, held weakly, and how often it was called."""
+
+    __slots__ = ("calls",)
+    calls: int
+
+
+def _counted(module: torch.nn.Module, counts: dict[int, _Counted]) -> _Counted:
+    """Return the count of a module's calls, which is forgotten with the module."""
+    place = id(module)
+
+    def forget(ended: Any) -> None:
+        # No lock: a garbage collection may end a module in the middle of anything.
+        if counts.get(place) is ended:
+            counts.pop(place, None)
+
+    counted = _Counted(module, forget)
+    counted.calls = 0
+    return counted
 
 
 class RootSearch:
@@ -35,7 +57,8 @@ class RootSearch:
 
     def __init__(self, found: Callable[[torch.nn.Module], None]) -> None:
         self._found = found
-        self._calls: weakref.WeakKeyDictionary[torch.nn.Module, int] = weakref.WeakKeyDictionary()
+        # By ``id``: modules may have no hash, or one that runs code of the user's.
+        self._calls: dict[int, _Counted] = {}
         self._lock = threading.Lock()
         self._left = 0
         self._again = 0
@@ -85,29 +108,43 @@ class RootSearch:
 
     def _see_part(self, module: torch.nn.Module, name: str, part: Any) -> None:
         """See that a module gets a part: a model is being built."""
-        if tracing.is_compiled_module(module):
-            self.stop()
-        elif self._end_watch is None and self._again < _MOST_AGAIN and self._parts is not None:
-            self._again += 1
-            self._go_on(_PATIENCE_AGAIN)
+        try:
+            if tracing.is_compiled_module(module):
+                self.stop()
+            elif self._end_watch is None and self._again < _MOST_AGAIN and self._parts is not None:
+                self._again += 1
+                self._go_on(_PATIENCE_AGAIN)
+        except Exception as error:  # noqa: BLE001 - the script's model is built all the same
+            self._failed(error)
 
     def _see(self, module: torch.nn.Module, args: Any) -> None:
         """See a module that is about to be called."""
         # First: a compiler that traces this must find nothing that changes from call to call.
         if torch.compiler.is_compiling():
             return
-        self._left -= 1
-        if self._left < 0:
-            self._pause()
-        elif not isinstance(vars(module).get("forward"), Fused) and (
-            tracing.is_outermost_module_call(sys._getframe(1))
-        ):
-            self._count(module)
+        try:
+            self._left -= 1
+            if self._left < 0:
+                self._pause()
+            elif not isinstance(vars(module).get("forward"), Fused) and (
+                tracing.is_outermost_module_call(sys._getframe(1))
+            ):
+                self._count(module)
+        except Exception as error:  # noqa: BLE001 - the script's call goes on
+            self._failed(error)
 
     def _count(self, module: torch.nn.Module) -> None:
-        with self._lock:
-            calls = self._calls.get(module, 0) + 1
-            self._calls[module] = calls
-        if calls == _CALL:
+        counted = self._calls.get(id(module))
+        if counted is None or counted() is not module:
+            counted = self._calls[id(module)] = _counted(module, self._calls)
+        counted.calls += 1
+        if counted.calls == _CALL:
             self._left = max(self._left, _PATIENCE)
             self._found(module)
+
+    def _failed(self, error: Exception) -> None:
+        """End the search: what has failed for one module would fail in each of its calls."""
+        warn_once(
+            f"search {type(error).__name__}", f"no further modules are found to be fused: {error!r}"
+        )
+        self.stop()

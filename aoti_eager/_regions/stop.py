@@ -19,6 +19,8 @@ STOPS: dict[str, str] = {
     "large_attribute": "it reads an attribute with more than 256 items",
     "argument_is_state": "an argument is a parameter, a buffer or an attribute of its own",
     "hooks": "a module within it has hooks, or all modules have",
+    "unsupported_module": "a module within it is TorchScript's, or is not built yet",
+    "raises": "its calls raise an error, again and again",
     "result_is_shared": "a result shares memory with an argument, a parameter or another result",
     "result_needs_gradients": "a result requires gradients, in a call that asks for none",
     "too_small": "it is a single call of an op",

@@ -25,6 +25,8 @@ _FIRST_AGAIN = 64
 # The number of the first call of a mode that was given up which is looked at, and how many calls
 # are looked at then.
 _FIRST_LOOK, _LOOKS = 1024, 8
+# A module with this reason has children that are not tried yet.
+_ELSEWHERE = "unsupported_device"
 
 
 class StoppedKind:
@@ -192,7 +194,9 @@ class StoppedCalls:
             RegionStoppedError: The region is strict.
         """
         with _lock:
-            if self._target.training in self.first:
+            before = self.first.get(self._target.training)
+            # A module that stopped on another device may have been moved to this one.
+            if before is not None and (before.reason != _ELSEWHERE or stop.reason == _ELSEWHERE):
                 return
             self.first[self._target.training] = stop
         self.on_first()

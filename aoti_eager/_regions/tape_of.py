@@ -67,13 +67,16 @@ def tape_of(
         Stop: No library may serve the call.
     """
     if recording.stopped is not None:
-        raise Stop("too_large", recording.stopped)
+        reason = "too_large" if recording.stopped.startswith("too ") else "not_recorded"
+        raise Stop(reason, recording.stopped)
     overridden = first_overridden(recording.calls)
     if overridden is not None:
         raise Stop("overridden", f"{overridden} is not torch's own kernel in this process")
     if any(tensor._cdata in state.paths for tensor in given):
         raise Stop("argument_is_state", "an argument is a parameter, a buffer or an attribute")
     elsewhere = next((one for one in recording.tensors if str(one.device) != "cpu"), None)
+    if elsewhere is not None and elsewhere.device is None:
+        raise Stop("unsupported_tensor", "it has a tensor of a subclass of torch.Tensor")
     if elsewhere is not None:
         raise Stop("unsupported_device", f"it has a tensor on {elsewhere.device}")
     writer = _Writer(given, state.paths)

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from .._base.data_class import dataclass
+from .module_tree import each_named
 
 # Attributes that every module has, and whose values are looked at in other ways than an attribute.
 _OWN = frozenset(
@@ -25,7 +26,7 @@ _OWN = frozenset(
 
 
 # Objects of classes from these packages do not change, or are looked at in other ways.
-_FIXED_ROOMS = frozenset({"builtins", "functools", "torch"})
+_FIXED_ROOMS = frozenset({"builtins", "functools", "torch", "aoti_eager"})
 
 
 class Fused:
@@ -73,6 +74,10 @@ class Target:
             return self._forward
         module: Any = self.module
         return types.MethodType(type(module).forward, module)
+
+    def run(self, *args: Any, **kwargs: Any) -> Any:
+        """Return what the forward returns for these arguments."""
+        return self.forward(*args, **kwargs)
 
     @property
     def module(self) -> torch.nn.Module | None:
@@ -123,8 +128,8 @@ class Target:
         """Return the paths of all modules that a call may run, with the modules, each once."""
         module = self.module
         if module is not None:
-            return list(module.named_modules())
-        seen: set[torch.nn.Module] = set()
+            return list(each_named(module))
+        seen: set[int] = set()
         found = []
         for one in self.references():
             held = {one.name: one.value}
@@ -133,7 +138,7 @@ class Target:
                 held = {f"{one.name}.{name}": value for name, value in inner.items()}
             for path, value in held.items():
                 if isinstance(value, torch.nn.Module):
-                    found += list(value.named_modules(memo=seen, prefix=path))
+                    found += list(each_named(value, path, seen))
         return found
 
     def part_count(self) -> int:

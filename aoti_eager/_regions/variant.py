@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from torch import Tensor
 
@@ -37,6 +37,12 @@ class Variant:
         hits: How many of these calls the library has served.
         is_contested: Whether calls with inputs of other metadata have come: then a call is the
             variant's only if the tape was recorded for such inputs.
+        is_unsure: Whether the next call has to look at that; not after a served call, in which C++
+            has looked.
+        missed: How many calls in turn came with another state than any variant's.
+        has_raised: Whether the last call that was recorded has raised an error.
+        gives_none: Whether a call with gradients was recorded whose ops ran without them.
+        release: Lets go of the kernel; a second call does nothing.
         times: The times of the variant's calls.
         read: Checks the state, and collects the inputs for a call's tensors; it may raise.
         build: Puts results together, of a library's results and the call's own tensors.
@@ -59,7 +65,10 @@ class Variant:
         self.stopped: StoppedKind | None = None
         self.refusals = 0
         self.waiting = Waiting()
-        self.is_contested = False
+        self.is_contested = self.is_unsure = False
+        self.missed = 0
+        self.has_raised = self.gives_none = False
+        self.release: Callable[[], object] = lambda: None
         self.times = CallTimes()
         self.build = results.builder()
         self._recorded = recorded
@@ -80,6 +89,11 @@ class Variant:
         return not kernel.has_candidate and not kernel.is_serving and kernel.is_compiling
 
     @property
+    def is_timed(self) -> bool:
+        """Return whether times of calls decide, or may decide, on serving the variant."""
+        return self.stop is None and not self.times.is_complete
+
+    @property
     def listing(self) -> str:
         """Return the tape as text."""
         return self._recorded.tape.listing()
@@ -88,12 +102,15 @@ class Variant:
         """Return the library's inputs for a call's tensors; ``None`` if the state has changed."""
         try:
             return self.read(given)
-        except (LookupError, AttributeError, TypeError, ValueError, RuntimeError, Stop):
-            return None  # An attribute, or a part of a list, is gone or has another form.
+        except Exception:  # noqa: BLE001 - a part is gone, has another form, or a property raises
+            return None
 
     def has_key(self, inputs: list[Tensor]) -> bool:
         """Return whether the tape was recorded for the metadata of these inputs."""
-        return self.kernel.has_key(inputs)
+        try:
+            return self.kernel.has_key(inputs)
+        except Exception:  # noqa: BLE001 - a tensor of a subclass has no key
+            return False
 
     def what_changed(self) -> str:
         """Return in words which part of the state is another one than at the recording."""

@@ -27,13 +27,20 @@ class RootFusion(Fusion):
 
     gives_way = True
 
-    def __init__(self, root: torch.nn.Module) -> None:
+    def __init__(self, root: torch.nn.Module | None, root_name: str) -> None:
         super().__init__(root, Choice(), dry_run=False, strict=False)
-        self.root_name = type(root).__name__
+        self.root_name = root_name
+
+    def new(self) -> RootFusion:
+        """Return the regions of a copy; ``disable`` undoes them, even if the original is gone."""
+        copied = RootFusion(None, self.root_name)
+        _roots.fusions.add(copied)
+        return copied
 
     def __del__(self) -> None:
         """Keep what is known: a garbage collection ends the model and these regions together."""
         _keep(self)
+        super().__del__()
 
 
 class _Roots:
@@ -97,7 +104,7 @@ def region_states() -> dict[str, list[RegionState]]:
 
 
 def _fuse_root(module: torch.nn.Module) -> None:
-    fusion = RootFusion(module)
+    fusion = RootFusion(module, type(module).__name__)
     try:
         fusion.add_all(module)
     except Exception as error:  # noqa: BLE001 - nobody has asked for this module to be fused

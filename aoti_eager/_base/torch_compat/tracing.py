@@ -49,6 +49,24 @@ def is_plain_eager() -> bool:
     )
 
 
+def why_not_plain() -> str:
+    """Return in words why ``is_plain_eager`` is false in this call; empty if it is true."""
+    c = torch._C
+    if torch.is_autocast_enabled("cpu"):
+        return "under autocast"
+    if c._len_torch_dispatch_stack() or c._len_torch_function_stack():
+        return "under a mode of torch's"
+    if c._functorch.peek_interpreter_stack() is not None:
+        return "under a transform of torch.func"
+    return "" if is_plain_eager() else "within a trace"
+
+
+def is_fx_tracing() -> bool:
+    """Return whether ``torch.fx`` traces a model symbolically: arguments are proxies."""
+    fx = sys.modules.get("torch.fx._symbolic_trace")
+    return fx is not None and bool(fx._is_fx_tracing_flag)
+
+
 # The fake modes that a call is under, and which tensors they take, have no public name.
 @contextlib.contextmanager
 def real_tensors_allowed() -> Iterator[None]:
