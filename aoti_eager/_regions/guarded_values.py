@@ -49,7 +49,6 @@ class GuardedValues:
         tensors: The tensors of the state.
         mentioned: Names that the code mentions which ran.
         reads_by_name: Whether the code may have read attributes whose names it does not mention.
-        add_module: Adds the checks of a module: gets a path, a variable and the module.
 
     More than 12 methods, because containers, objects, classes and tensors lead to each other.
     """
@@ -61,11 +60,9 @@ class GuardedValues:
         mentioned: frozenset[str],
         *,
         reads_by_name: bool,
-        add_module: AddModule,
     ) -> None:
         self._guard, self._tensors = guard, tensors
         self._mentioned, self._reads_by_name = mentioned, reads_by_name
-        self._add_module = add_module
         self._walked: dict[int, int] = {}  # id of an object -> depth that was left there
         self._module_classes: set[type] = set()
         self._classes: set[type] = set()  # Those whose own attributes are checked.
@@ -101,15 +98,22 @@ class GuardedValues:
         else:
             self._waiting[max(depth, 0)].append((path, source, value, is_mentioned))
 
-    def walk(self) -> None:
-        """Look at all values that wait, those first from which the walk may go deepest."""
+    def walk(self, add_module: AddModule) -> None:
+        """Look at all values that wait, those first from which the walk may go deepest.
+
+        Args:
+            add_module: Adds the checks of a module: gets a path, a variable and the module.
+        """
         while True:
             depth = next((d for d in range(DEPTH, -1, -1) if self._waiting[d]), None)
             if depth is None:
                 return
             waiting, self._waiting[depth] = self._waiting[depth], []
             for path, source, value, is_mentioned in waiting:
-                self._add_value(path, source, value, depth, is_mentioned=is_mentioned)
+                if isinstance(value, torch.nn.Module):
+                    add_module(path, self._guard.let(source), value)
+                else:
+                    self._add_value(path, source, value, depth, is_mentioned=is_mentioned)
 
     def _add_plain(self, path: str, source: str, value: Any) -> None:
         known = self._guard.name(value)
@@ -120,8 +124,6 @@ class GuardedValues:
     ) -> None:
         if type(value) in _TENSORS:
             self.add_tensor(path, source, value)
-        elif isinstance(value, torch.nn.Module):
-            self._add_module(path, self._guard.let(source), value)
         elif isinstance(value, CONTAINERS) or is_array(value):
             self._add_container(path, source, value, depth, is_mentioned=is_mentioned)
         else:

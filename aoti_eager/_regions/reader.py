@@ -85,7 +85,6 @@ class StateReader:
             self._tensors,
             mentioned,
             reads_by_name=bool(own & _BY_NAME),
-            add_module=self._add_module,
         )
         self._mentioned = mentioned
         self._modules: dict[int, str] = {}  # id -> variable
@@ -97,7 +96,7 @@ class StateReader:
             holder = self._guard.name(one.holder)
             source = f"{holder}.cell_contents" if one.key is None else f"{holder}[{one.key!r}]"
             self._values.add(one.name, source, one.value)
-        self._values.walk()
+        self._values.walk(self._add_module)
 
     def generate(self, name: str, inputs: Sequence[int | str]) -> tuple[Read, GuardSource]:
         """Return the function, and what it was made of.

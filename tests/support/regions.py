@@ -11,6 +11,8 @@ from torch.utils._pytree import tree_flatten
 
 import aoti_eager
 from aoti_eager import FusionReport, fuse
+from aoti_eager._regions.arguments import read_arguments
+from aoti_eager._regions.fuse import FusedFunction
 
 from ..conftest import assert_close
 
@@ -148,3 +150,28 @@ def assert_is_served_whole(
         assert hits(report) == served_before + 1, report
     assert set(vars(model)) == kept
     assert_same(model(*args, **kwargs), want)
+
+
+def recorded(model: Any, *given: Any) -> None:
+    """Call a fused model so often that its calls are recorded twice."""
+    for _ in range(3):
+        model(*given)
+
+
+def would_serve(model: Any, *given: Any) -> list[Tensor]:
+    """Return the inputs that a library would get in this call; empty if none would serve.
+
+    The guard and the key decide; whether the library is there does not count.
+    """
+    region = model.region if isinstance(model, FusedFunction) else vars(model)["forward"].region
+    own, tensors = read_arguments(given, {})
+    for variant in region.by_key.get((region.target.training, own), ()):
+        taken = variant.inputs(tensors)
+        if taken is not None and variant.has_key(taken):
+            return list(taken)
+    return []
+
+
+def reason_of(report: FusionReport) -> str | None:
+    """Return why the first region stops; ``None`` if it does not."""
+    return report.regions[0].reason
