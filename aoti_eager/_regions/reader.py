@@ -155,6 +155,7 @@ def read(t, {given}):
         state, where = vars(module), path or "the module"
         mine, dot = self._name(state), f"{path}." if path else ""
         lists = self._lists
+        lists["type"].add(f"the class of {where}", module, type(module))
         lists["ae_count"].add(f"the attributes of {where}", state, attribute_count(state))
         lists["ae_training"].add(f"{dot}training", state, module.training)
         own = state.get("forward")
@@ -233,6 +234,7 @@ def read(t, {given}):
         if not has_state(value) or id(value) in self._seen or depth == 0:
             return  # Modules are looked at as modules.
         self._seen.add(id(value))
+        self._check(f"the class of {path}", f"type({source}) is {self._name(type(value))}")
         held: dict[str, Any] = getattr(value, "__dict__", {})
         for name, one in object_attributes(value).items():
             if name in self._mentioned:
@@ -243,7 +245,7 @@ def read(t, {given}):
 
 
 # What is asked of every module, by the names that the generated code has for it.
-_LISTS = ("ae_count", "ae_training", "len")
+_LISTS = ("ae_count", "ae_training", "len", "type")
 # So many objects are asked one by one, which takes less time than to walk a list of them.
 _FEW = 16
 
@@ -278,7 +280,7 @@ class _Listed:
         ask = self._question
         if len(self.texts) <= _FEW:
             found = zip(self.texts, self.looked_at, self.wanted, strict=True)
-            spelled = name if ask == "ae_shape" else repr
+            spelled = name if ask in ("ae_shape", "type") else repr
             return [(text, _asked(ask, name(one), spelled(wanted))) for text, one, wanted in found]
         looked_at, wanted = name(self.looked_at), name(self.wanted)
         source = f"list(map({ask}, {looked_at})) == {wanted}"
@@ -289,7 +291,7 @@ class _Listed:
 
     def first_change(self, names: dict[str, Any]) -> str:
         """Return the words of the first object that answers another way."""
-        asked: Callable[[Any], Any] = names.get(self._question, len)
+        asked: Callable[[Any], Any] = {"len": len, "type": type, **names}[self._question]
         found = zip(self.texts, self.looked_at, self.wanted, strict=True)
         return next((text for text, one, wanted in found if asked(one) != wanted), "")
 
@@ -298,6 +300,8 @@ def _asked(question: str, looked_at: str, wanted: str) -> str:
     """Return the source of the check of one object."""
     if question == "ae_training":
         return f"{looked_at}['training'] is {wanted}"
+    if question == "type":
+        return f"type({looked_at}) is {wanted}"
     if question == "len" and wanted == "0":
         return f"not {looked_at}"
     source = f"len({looked_at}) == {wanted}" if question != "ae_shape" else ""
