@@ -50,6 +50,13 @@ class Scale:
         return self.beta
 
 
+class DoubleScale(Scale):
+    """Gives twice as much."""
+
+    def __call__(self) -> float:
+        return 2.0 * self.beta
+
+
 class Slotted:
     """An object without a ``__dict__``."""
 
@@ -100,6 +107,10 @@ CHANGES: dict[str, tuple[Callable[[], Attributed], Callable[[Attributed], object
     "another class": (
         lambda: Classed(lambda m: m.eps),
         lambda m: setattr(m, "__class__", ClassedOtherwise),
+    ),
+    "another class of an object": (
+        lambda: Attributed(lambda m: m.scale(), scale=Scale()),
+        lambda m: setattr(m.scale, "__class__", DoubleScale),
     ),
     "what a property reads": (
         lambda: Classed(lambda m: m.doubled, base=2.0),
