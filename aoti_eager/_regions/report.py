@@ -178,7 +178,7 @@ class FusionReport:
 
     ``print`` it for a line a region.
 
-    More than 12 methods, because a report is text, a context manager, and its own copy.
+    More than 12 methods, because reports are text, context managers, and their own copies.
     """
 
     def __init__(self, outcome: Outcome) -> None:

@@ -404,7 +404,8 @@ def test_calls_in_a_mode_run_as_they_are_and_are_counted() -> None:
         with torch.autocast("cpu", torch.bfloat16):
             assert model(x).dtype is torch.bfloat16
         assert report.regions[0].calls == 1
-        assert report.regions[0].state == "not called"
+        assert report.regions[0].state == "runs as before"
+        assert "autocast" in report.regions[0].message
 
 
 def test_what_a_garbage_collection_does_is_no_part_of_a_forward() -> None:
