@@ -45,10 +45,13 @@ MAY_GO = MAY_PASS | {
     "not_recorded",
     "overridden",
     "python_state",
+    "raises",
     "random",
     "result_needs_gradients",
     "tape_differs",
+    "too_many_signatures",
     "undeclared_write",
+    "unsupported_device",
 }
 # Reasons for which a library is refused at this moment, and may be made or found later, at no cost
 # to anybody. A compile that took too long, or whose worker died, is not tried again: it may end so
