@@ -18,6 +18,7 @@ from .plain_values import (
     PLAIN,
     copied,
     is_array,
+    is_fixed,
     is_large,
     items_of,
 )
@@ -93,7 +94,7 @@ class GuardedValues:
         is_mentioned: bool = True,
     ) -> None:
         """Add the value that ``source`` reads; ``walk`` looks at what is within."""
-        if isinstance(value, PLAIN):  # Most are; there is nothing within.
+        if isinstance(value, PLAIN) or is_fixed(value):  # Most are; nothing within can change.
             self._add_plain(path, source, value)
         else:
             self._waiting[max(depth, 0)].append((path, source, value, is_mentioned))

@@ -59,6 +59,13 @@ def is_array(value: Any) -> bool:
     return type(value).__name__ == "ndarray" and type(value).__module__ == "numpy"
 
 
+def is_fixed(value: Any) -> bool:
+    """Return whether a value is a tuple of few plain values: one look at its identity may do."""
+    if type(value) is not tuple or len(value) > MOST_ITEMS:
+        return False
+    return all(isinstance(one, PLAIN) for one in value)
+
+
 def items_of(value: Any) -> Iterable[Any]:
     """Return the items of a container; the values of a dict."""
     if isinstance(value, dict):

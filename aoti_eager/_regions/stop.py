@@ -11,17 +11,22 @@ STOPS: dict[str, str] = {
     "torch.utils._pytree knows",
     "unknown_tensor": "it reads a tensor that is no argument, parameter, buffer or attribute",
     "data_leaves": "it takes the data of a tensor to Python",
-    "python_state": "it reads a clock, draws random numbers in Python, or sets a seed",
-    "side_effect": "it prints, writes to a file, or changes a global name or an outer function's",
-    "writes_argument": "it changes a list or dict that is an argument, or returns it",
+    "python_state": "it reads a clock, draws random numbers in Python, sets a seed, or has an "
+    "iterator",
+    "side_effect": "it prints, writes to a file, changes a global name or an outer function's, or "
+    "a tensor that it makes is kept somewhere",
+    "writes_argument": "it changes a list or dict that is an argument, or returns it, or gives an "
+    "argument other memory",
     "writes_attribute": "it changes an attribute of a module, or of an object that a module has",
     "overridden": "an op's kernel was replaced by somebody, and the compile worker has torch's own",
-    "large_attribute": "it reads an attribute with more than 256 items",
+    "large_attribute": "it reads an attribute with more than 256 items, those within items "
+    "included, or attributes of objects with more than 2,048 values",
     "argument_is_state": "an argument is a parameter, a buffer or an attribute of its own",
     "hooks": "a module within it has hooks, or all modules have",
     "unsupported_module": "a module within it is TorchScript's, or is not built yet",
     "raises": "its calls raise an error, again and again",
-    "result_is_shared": "a result shares memory with an argument, a parameter or another result",
+    "result_is_shared": "a result shares memory with an argument, a parameter or another result, "
+    "or is a list or dict that the module has",
     "result_needs_gradients": "a result requires gradients, in a call that asks for none",
     "too_small": "it is a single call of an op",
     "too_large": "it makes more calls of ops, has more modules and tensors, or keeps more memory, "
