@@ -36,6 +36,8 @@ _MAGNIFIED = 1024.0
 
 # With fewer runs with errors, some element would have no error in any of them.
 RUNS = 4
+# Inputs with more elements than this are not kept in double precision from run to run.
+_MOST_SHARED = 1 << 24
 # Enough copies that elements at all places of a vector are among them.
 _PLACES = 64
 
@@ -64,13 +66,34 @@ class Reference:
         self._default_dtype = default_dtype
         self._template = template
         self._inputs = inputs
-        self._op = tape_behind(op) or op
+        replay = tape_behind(op)
+        self._op = replay or op
+        # A tape writes to none of its inputs: its runs share one copy, and one in double precision.
+        self._shares = replay is not None or getattr(op, "tape", None) is not None
+        self._shared: list[Tensor] | None = None
+        self._wide: list[Tensor] | None = None
         self._outputs = outputs
         self._exact: list[Found | None] = []
         self._doubles: list[Found | None] = []
         self._by: float | None = None
         self._rounded: list[Found | None] = []
         self._nudged: list[Found | None] = []
+
+    def _given(self) -> list[Tensor]:
+        """Return the inputs of a run; the run may write to them, unless runs share them."""
+        if not self._shares:
+            return list(self._inputs())
+        if self._shared is None:
+            self._shared = list(self._inputs())
+        return self._shared
+
+    def _widened(self, inputs: list[Tensor]) -> list[Tensor]:
+        """Return the inputs of a run in double precision."""
+        if not self._shares or sum(one.numel() for one in inputs) > _MOST_SHARED:
+            return inputs  # ``double_run`` widens them, and drops what it has made.
+        if self._wide is None:
+            self._wide = [widened(one) for one in inputs]
+        return self._wide
 
     def exact(self) -> Found | None:
         """Return results and inputs after a run in double; ``None`` if that says nothing."""
@@ -103,7 +126,7 @@ class Reference:
     def magnified(self) -> float:
         """Return by how much errors are magnified: a double's own would themselves be rounded."""
         if self._by is None:
-            self._by = _MAGNIFIED if any(map(is_double, self._inputs())) else 1.0
+            self._by = _MAGNIFIED if any(map(is_double, self._given())) else 1.0
         return self._by
 
     def errors_of_doubles(self) -> Found | None:
@@ -118,7 +141,7 @@ class Reference:
         return self._doubles[0]
 
     def _errors_in_single(self) -> Found | None:
-        inputs = list(self._inputs())
+        inputs = self._given()
         if not any(map(is_double, inputs)):
             return None
         narrow = [to_single(tensor) for tensor in inputs]
@@ -142,7 +165,7 @@ class Reference:
         The original's vector code and its code for the end of a row may disagree. ``None`` if the
         original does not take the inputs repeated along a new first dimension.
         """
-        inputs = list(self._inputs())
+        inputs = self._given()
         dims = max((one.dim() for one in inputs), default=0)
         repeated = [
             one
@@ -168,16 +191,21 @@ class Reference:
             return result
 
         with contextlib.suppress(Exception), dispatch_mode(handler):
-            self._template.call(self._op, self._inputs(), as_number=lambda number: number.item())
+            self._template.call(self._op, self._given(), as_number=lambda number: number.item())
         return any(found)
 
     def _run(self, *, rounded: int | None = None, nudged: int | None = None) -> Found | None:
-        inputs = list(self._inputs())
+        given = self._given()
         by = self.magnified()
-        eps = by * max((epsilon_of(tensor) for tensor in inputs), default=0.0)
+        eps = by * max((epsilon_of(tensor) for tensor in given), default=0.0)
+        inputs = self._widened(given)
         generator = torch.Generator().manual_seed(rounded or nudged or 0)
         if nudged is not None:
-            inputs = [with_noise(widened(one), by * epsilon_of(one), generator) for one in inputs]
+            pairs = zip(inputs, given, strict=True)
+            inputs = [
+                with_noise(widened(one), by * epsilon_of(narrow), generator)
+                for one, narrow in pairs
+            ]
         before = torch.get_default_dtype()
         steps = 0.0 if rounded is None else eps or torch.finfo(before).eps / 2
         if self._default_dtype is not None:
