@@ -29,6 +29,9 @@ from .target import (
 
 _PLAIN = (bool, int, float, complex, str, bytes, type(None), torch.dtype, torch.device, torch.Size)
 _CONTAINERS = (tuple, list, dict, set, frozenset, deque)
+# How values of a type, and of the types made of it, are compared; ``_EXACT`` of these types alone.
+_EXACT = frozenset({bool, int, str, bytes, type(None), torch.dtype, torch.device})
+_BY_TEXT, _LISTS, _BY_VALUE = (float, complex), (list, tuple, deque), (*_PLAIN, set, frozenset)
 # Settings of the thread that code may ask for: the name that asks, and the source that answers.
 _SETTINGS = {
     "is_grad_enabled": "ae_torch.is_grad_enabled()",
@@ -103,18 +106,18 @@ class StateReader:
             (one, f"(i{n} := {self._sources[one]}) is not None") for n, one in enumerate(taken)
         ]
         condition = " and ".join(f"({source})" for _, source in checks) or "True"
-        given = ", ".join(f"{one}={one}" for one in self._names)
         places = {one: f"i{n}" for n, one in enumerate(taken)}
         listed = ", ".join(places[one] if isinstance(one, str) else f"t[{one}]" for one in inputs)
         source = f"""
-def read(t, *, {given}):
+def read(t):
     if {condition}:
         return [{listed}]
     return None
 
-def changed(*, {given}):
+def changed():
     return [{", ".join(f"({source})" for _, source in checks)}]
 """
+        # Global names of the code: a default of an argument is looked up anew in each call.
         names = dict(self._names)
         run_generated(source, f"state of {name}", names)
         return names["read"], lambda: _first_change([text for text, _ in checks], names["changed"])
@@ -159,8 +162,9 @@ def changed(*, {given}):
             if not held:
                 self._check(text, f"not {name}")
             elif table == "_modules":
-                names, values = self._name(list(held)), self._name(list(held.values()))
-                self._check(text, f"list({name}) == {names} and list({name}.values()) == {values}")
+                kept = dict(held)
+                same_order = f"[*{name}] == {self._name(list(kept))}"
+                self._check(text, f"{name} == {self._name(kept)} and {same_order}")
             else:
                 self._check(text, f"len({name}) == {len(held)}")
         for table, name, tensor in tensors_of(module):
@@ -199,7 +203,7 @@ def changed(*, {given}):
         if type(value) in (Tensor, torch.nn.Parameter):
             self._add_tensor(path, source, value)
             return
-        if isinstance(value, _PLAIN):
+        if isinstance(value, _PLAIN) or _is_constant(value):
             known = self._name(value)
             self._check(path, f"{source} is {known} or ae_same({source}, {known})")
             return
@@ -207,6 +211,9 @@ def changed(*, {given}):
             if path.rpartition(".")[2] in self._mentioned:
                 raise Stop("large_attribute", f"{path} has {len(value)} items")
             self._check(path, f"{source} is {self._name(value)}")
+            return
+        if not value and type(value) in (list, dict, set):
+            self._check(path, f"type({source}) is {self._name(type(value))} and not {source}")
             return
         if isinstance(value, _CONTAINERS):
             tensors = _tensors_in(value, source)
@@ -237,20 +244,30 @@ def same(value: Any, known: Any) -> bool:
     """Return whether two plain values, or containers of them, are equal and of the same types."""
     if value is known:
         return True
-    if isinstance(known, _Copy):
+    kind = type(known)
+    if kind is _Copy:
         mine = copied(value)
         return type(mine) is _Copy and mine.kind is known.kind and same(mine.plain, known.plain)
-    if type(value) is not type(known):
+    if type(value) is not kind:
         return False
-    if isinstance(value, float | complex):
+    if kind in _EXACT:  # First, as this runs in each call of a region.
+        return bool(value == known)
+    if issubclass(kind, _BY_TEXT):
         return repr(value) == repr(known)  # NaN equals NaN, and -0.0 differs from 0.0.
-    if isinstance(value, list | tuple | deque):
+    if issubclass(kind, _LISTS):
         return len(value) == len(known) and all(map(same, value, known))
-    if isinstance(value, dict):
+    if issubclass(kind, dict):
         return list(value) == list(known) and all(map(same, value.values(), known.values()))
-    if isinstance(value, (*_PLAIN, set, frozenset)):
+    if issubclass(kind, _BY_VALUE):
         return bool(value == known)
     return False
+
+
+def _is_constant(value: Any) -> bool:
+    """Return whether a value is a tuple in which nothing can change."""
+    return type(value) is tuple and all(
+        type(one) in _EXACT or type(one) in _BY_TEXT or _is_constant(one) for one in value
+    )
 
 
 class _Copy:
