@@ -13,6 +13,8 @@ from typing import Any
 import torch
 
 PLAIN = (bool, int, float, complex, str, bytes, type(None), torch.dtype, torch.device, torch.Size)
+# Two values of one of these types are the same if they are equal.
+_EXACT = frozenset({bool, int, str, bytes, type(None), torch.dtype, torch.device})
 CONTAINERS = (tuple, list, dict, set, frozenset, deque, bytearray)
 # Containers with more items, those of inner containers included, are not compared in each call.
 MOST_ITEMS = 256
@@ -130,6 +132,8 @@ def same(value: Any, known: Any) -> bool:
         return True
     if type(value) is not kind:
         return False
+    if kind in _EXACT:  # First, as this runs in each call of a region.
+        return bool(value == known)
     if isinstance(value, float | complex):
         return repr(value) == repr(known)  # NaN equals NaN, and -0.0 differs from 0.0.
     if kind is list or kind is tuple:
