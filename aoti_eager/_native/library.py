@@ -82,6 +82,7 @@ _FUNCTIONS: dict[str, tuple[Any, tuple[Any, ...]]] = {
     "ae_runner_new": (_POINTER, (_POINTER, _POINTER, _POINTER)),
     "ae_runner_delete": (None, (_POINTER,)),
     "ae_runner_function": (_POINTER, (ctypes.c_int32,)),
+    "ae_thread_state_function": (_POINTER, ()),
     "ae_runners_alive": (ctypes.c_int64, ()),
 }
 

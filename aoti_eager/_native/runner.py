@@ -41,6 +41,7 @@ class _PythonStruct(ctypes.Structure):
         ("wrap", ctypes.c_void_p),
         ("none", ctypes.c_void_p),
         ("is_false", ctypes.c_void_p),
+        ("is_true", ctypes.c_void_p),
         ("runtime_error", ctypes.c_void_p),
         ("plain_types", ctypes.c_void_p * 2),
         ("type_offset", ctypes.c_size_t),
@@ -126,7 +127,7 @@ def _python_struct(objects: TensorObjects) -> _PythonStruct:
     return _PythonStruct(
         *functions_of_python,
         objects.wrap,
-        *map(id, (None, False, RuntimeError)),
+        *map(id, (None, False, True, RuntimeError)),
         (ctypes.c_void_p * 2)(*map(id, objects.plain_types)),
         objects.type_offset,
         objects.tensor_offset,
@@ -141,7 +142,7 @@ _PYTHON = (
 )
 
 # Makes a function object of a ``PyMethodDef``. Calling it takes a tenth of a call through ctypes.
-_new_function = ctypes.PYFUNCTYPE(
+new_function = ctypes.PYFUNCTYPE(
     ctypes.py_object, ctypes.c_void_p, ctypes.py_object, ctypes.py_object
 )(("PyCFunction_NewEx", ctypes.pythonapi))
 
@@ -189,7 +190,7 @@ class NativeRunner:
         if not self._pointer:
             raise last_error("a runner", "a library cannot be run")
         self.run, self.boxed_run = (
-            cast(Run, _new_function(functions().ae_runner_function(boxed), self._pointer, None))
+            cast(Run, new_function(functions().ae_runner_function(boxed), self._pointer, None))
             for boxed in (False, True)
         )
 

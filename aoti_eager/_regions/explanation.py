@@ -16,9 +16,10 @@ from .current_settings import settings
 from .fuse import FusedFunction
 from .fused_forward import FusedForward
 from .gradients import wants_gradients
-from .region import Region, what_varies
+from .region import Region
 from .report import explanation, region_state
 from .variant import Variant
+from .varying import what_varies
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,7 +137,7 @@ def _explained(region: Region, args: Sequence[Any], kwargs: Mapping[str, Any]) -
         message = _GRADIENTS
         return RegionExplanation(path, name, "declined", None, message, shown)
     if region.capped is not None:
-        reason, message = region.capped.reason, f"{what_varies(region, key)}"
+        reason, message = region.capped.reason, f"{what_varies(region.by_key, key)}"
         return RegionExplanation(path, name, "declined", reason, message, shown)
     message = "the call is recorded, as no call of its kind was yet"
     if changed:

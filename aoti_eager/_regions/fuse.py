@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
+from torch.compiler import is_compiling
 
 from .._registration.preparation import prepare
 from ..errors import FuseError
@@ -34,7 +35,10 @@ class FusedFunction:
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Return what the function returns."""
-        if torch.compiler.is_compiling():  # First: a tracer follows the plain function alone.
+        if is_compiling():  # First: a tracer follows the plain function alone.
+            return self.region.target.forward(*args, **kwargs)
+        stopped = self.region.stopped
+        if stopped.given_up and stopped.passes_unseen(None):
             return self.region.target.forward(*args, **kwargs)
         return self.region.call(args, kwargs)
 

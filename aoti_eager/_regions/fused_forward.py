@@ -9,6 +9,7 @@ from collections.abc import Callable
 from typing import Any, Protocol
 
 import torch
+from torch.compiler import is_compiling
 
 from .region import Region
 from .target import Fused, Target
@@ -45,6 +46,9 @@ class FusedForward(Fused):
         path: The module's path in the fused model.
         regions: The regions of the fused model.
         is_copy: Whether the module is a copy of the fused one, and is none of its regions.
+
+    Attributes:
+        is_withdrawn: Whether the module has its own forward back, as no library can serve it.
     """
 
     def __init__(
@@ -64,11 +68,17 @@ class FusedForward(Fused):
         plain = types.MethodType(type(module).forward, module)
         self.plain: Callable[..., Any] = plain if self.before is None else self.before
         self.region = regions.region(Target(self.plain, module), path)
+        self._stopped = self.region.stopped
+        self._stopped.on_hopeless = self.withdraw
+        self.is_withdrawn = False
         functools.update_wrapper(self, self.plain, updated=())
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Return what the module's forward returns."""
-        if torch.compiler.is_compiling():  # First: a tracer follows the plain forward alone.
+        if is_compiling():  # First: a tracer follows the plain forward alone.
+            return self.plain(*args, **kwargs)
+        stopped = self._stopped
+        if stopped.given_up and stopped.passes_unseen(self._module.training):
             return self.plain(*args, **kwargs)
         return self.region.call(args, kwargs)
 
@@ -109,12 +119,27 @@ class FusedForward(Fused):
     def remove(self) -> None:
         """Put the module's forward back, unless somebody has replaced this meanwhile."""
         self.region.close()
+        self._put_back()
+
+    def withdraw(self) -> None:
+        """Put the module's forward back, as no library can serve it: its calls cost nothing more.
+
+        Any thread may be calling the module. The region stays, for the report.
+        """
+        self.is_withdrawn = self._put_back() or self.is_withdrawn
+
+    def _put_back(self) -> bool:
         if not self.is_placed:
-            return
-        if self.before is None:
-            del vars(self._module)["forward"]
-        else:
+            return False
+        if self.before is not None:
             self._module.forward = self.before
+            return True
+        # One step: whoever calls the module meanwhile finds this, or the class's forward.
+        state = vars(self._module)
+        found = state.pop("forward", None)
+        if found is not None and found is not self:
+            state.setdefault("forward", found)  # Set by another thread in between.
+        return found is self
 
     @property
     def is_placed(self) -> bool:

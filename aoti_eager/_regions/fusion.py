@@ -59,7 +59,11 @@ class Fusion:
     def states(self) -> list[RegionState]:
         """Return the state of each region."""
         states = [
-            region_state(one.region, is_placed=one.is_placed or self._is_undone)
+            region_state(
+                one.region,
+                is_placed=one.is_placed or self._is_undone,
+                is_withdrawn=one.is_withdrawn,
+            )
             for one in list(self._forwards)
         ]
         return states + [region_state(one) for one in list(self._functions)]

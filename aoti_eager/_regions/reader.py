@@ -103,16 +103,15 @@ class StateReader:
             (one, f"(i{n} := {self._sources[one]}) is not None") for n, one in enumerate(taken)
         ]
         condition = " and ".join(f"({source})" for _, source in checks) or "True"
-        given = ", ".join(f"{one}={one}" for one in self._names)
         places = {one: f"i{n}" for n, one in enumerate(taken)}
         listed = ", ".join(places[one] if isinstance(one, str) else f"t[{one}]" for one in inputs)
         source = f"""
-def read(t, *, {given}):
+def read(t):
     if {condition}:
         return [{listed}]
     return None
 
-def changed(*, {given}):
+def changed():
     return [{", ".join(f"({source})" for _, source in checks)}]
 """
         names = dict(self._names)

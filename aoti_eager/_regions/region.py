@@ -7,9 +7,7 @@ call -> key of the arguments -> variant with the same state -> op of its tape ->
 
 from __future__ import annotations
 
-import itertools
-import os
-import threading
+import contextlib
 import time
 import weakref
 from collections.abc import Mapping, Sequence
@@ -19,26 +17,23 @@ from torch import Tensor
 
 from .._base.determinism import is_deterministic
 from .._base.torch_compat import tracing
-from .._base.warn_once import warn_once
 from .._native import library as native_library
 from .arguments import UnreadableArgumentError, read_arguments
 from .current_settings import settings
+from .fast_call import MISSED, FastCall, fast_call
 from .gradients import GradientNeed, wants_gradients
 from .recorded_call import RecordedCallResult, is_recording, record_call
 from .region_kernel import Frame, acquire, release
-from .stop import MAY_PASS, Stop
-from .stopped_calls import StoppedCalls
+from .stop import MAY_PASS, OF_THE_MOMENT, Stop
+from .stopped_calls import StoppedCalls, StoppedKind
 from .target import Target
 from .variant import Variant
+from .varying import warn_of_difference, warn_of_failure, what_varies
+from .waiting import Waiting
 
 # So many recordings that change attributes or print do not stop a region: the first calls of a
 # module may warn, or make a mask and keep it.
 _PASSING = 2
-
-_warnings = itertools.count()
-
-# Of all regions, and never held for long; a forked child has another one.
-_lock = threading.RLock()
 
 Call = tuple[Sequence[Any], Mapping[str, Any], list[Tensor]]
 
@@ -53,9 +48,8 @@ class Region:
         dry_run: Whether calls are recorded, and nothing is compiled or served.
 
     Attributes:
-        calls: How many calls came here.
-        plain_calls: How many of them ran as they are for a mode, a trace, autocast, or a setting.
-        waits_for_gradients: How many of them ran as they are because they need gradients.
+        plain_calls: How many calls ran as they are for a mode, a trace, autocast, or a setting.
+        waits_for_gradients: How many calls ran as they are because they need gradients.
         capped: Why no further kinds of arguments are recorded; ``None`` while they are.
         dry_run_of: What a dry run has recorded, in words; empty if it has recorded nothing.
         stopped: Which calls are not served, and why.
@@ -75,11 +69,16 @@ class Region:
         self.dry_run = dry_run
         self.dry_run_of = ""
         self.capped: Stop | None = None
-        self.calls = 0
+        self._calls = 0
         self.waits_for_gradients = 0
         self.plain_calls = 0
         self.stopped = StoppedCalls(target, path, strict=strict)
-        self._being_recorded: set[Any] = set()
+        self.stopped.has_hope = self._has_hope
+        # That of the only variant that may be served, while its library is being made.
+        self._waiting: Waiting | None = None
+        self._fast: FastCall | None = None  # for calls that are like the last ones
+        self._last_served: Variant | None = None
+        self._being_recorded: dict[Any, object] = {}
         self.is_on = True
         self.by_key: dict[Any, list[Variant]] = {}
         self.needs_gradients = GradientNeed(target)
@@ -92,17 +91,22 @@ class Region:
         Raises:
             RegionStoppedError: The region stops in this call, and is strict.
         """
+        self._calls += 1
+        fast = self._fast
+        if fast is not None:
+            result = fast(args, kwargs)
+            if result is not MISSED:
+                return result
+            if fast.left <= 0:
+                self._fast = None
         forward, training = self.target.forward, self.target.training
-        self.calls += 1
-        if (
-            not self.is_on
-            or settings.is_off
-            or training in self.stopped.given_up
-            or is_recording()
-            or not tracing.is_plain_eager()
-        ):
+        if not self.is_on or settings.is_off or is_recording() or not tracing.is_plain_eager():
             self.plain_calls += 1
             return forward(*args, **kwargs)
+        if self._waiting is not None:
+            if self._waiting.is_resting():
+                return forward(*args, **kwargs)
+            self._waiting = None
         if self.needs_gradients.is_as_before():
             self.waits_for_gradients += 1
             return forward(*args, **kwargs)
@@ -111,7 +115,7 @@ class Region:
         except UnreadableArgumentError as error:
             key: Any = training, str(error)
             stop = Stop("unsupported_argument", f"an argument is {error}")
-            self.stopped.pass_or_stop(key, stop, has_library=self._has_library)
+            self.stopped.pass_or_stop(key, stop)
             return forward(*args, **kwargs)
         key = training, own
         call = args, kwargs, given
@@ -120,20 +124,27 @@ class Region:
             if inputs is None or (variant.is_contested and not variant.has_key(inputs)):
                 continue
             return self._run(variant, inputs, key, call)
-        if self.stopped.passes(key, has_library=self._has_library):
+        if self.stopped.passes(key):
             return forward(*args, **kwargs)
         return self._record(key, call)
 
     def close(self) -> None:
         """Pass all calls on from now on, and let go of the libraries."""
         self.is_on = False
+        self._fast = None
         for one in self._releases:
             one()
         self.by_key = {}
 
     @property
-    def _has_library(self) -> bool:
-        return any(one.stop is None for one in self.variants)
+    def calls(self) -> int:
+        """Return how many calls came here, or passed by as their mode is given up."""
+        return self._calls + self.stopped.passed_by
+
+    def _has_hope(self, training: bool | None) -> bool:
+        """Return whether a library serves, or may serve, calls of a mode."""
+        listed = [found for key, found in list(self.by_key.items()) if key[0] == training]
+        return any(one.stopped is None for found in listed for one in found)
 
     @property
     def variants(self) -> list[Variant]:
@@ -148,9 +159,11 @@ class Region:
         if wants_gradients(inputs):
             self.waits_for_gradients += 1
             return forward(*args, **kwargs)
-        variant.calls += 1
-        if variant.stop is not None:
+        if variant.stopped is not None:
+            return self._run_stopped(variant, variant.stopped, inputs, key, call)
+        if variant.waiting.is_resting():
             return forward(*args, **kwargs)
+        variant.calls += 1
         kernel = variant.kernel
         if kernel.has_candidate or variant.is_to_be_recorded(again=settings.rerecord):
             return self._record_again(variant, inputs, key, call)
@@ -158,7 +171,9 @@ class Region:
         if not kernel.is_serving and kernel.is_open:
             return self._record_again(variant, inputs, key, call)
         if not kernel.may_serve or (gate and kernel.is_serving and variant.times.wants_plain):
-            self._look_for_refusal(variant)
+            self._look_for_refusal(variant, key)
+            if variant.is_pending:
+                self._rest(variant)
             if not gate:
                 return forward(*args, **kwargs)
             begin = time.perf_counter()
@@ -172,23 +187,62 @@ class Region:
             begin = time.perf_counter()
             fresh = kernel.call(inputs, frame)
             if not frame.has_run:
-                variant.stop = variant.times.add(time.perf_counter() - begin, served=True)
-                if variant.stop is not None:
-                    self.stopped.note(variant.stop)
+                stop = variant.times.add(time.perf_counter() - begin, served=True)
+                if stop is not None:
+                    variant.stopped = self.stopped.stopped(key, stop)
+                    self.stopped.note(stop)
         if frame.has_run:
             # Parameters have other dtypes or layouts than at the recording: the next such call is
             # recorded as a variant of its own.
             variant.is_contested |= not variant.has_key(inputs)
             return frame.result
         variant.hits += 1
+        is_ready = variant.times.is_complete or not gate
+        if is_ready and variant is self._last_served and self.is_on:
+            self._fast = fast_call(variant, forward, args, kwargs)
+        self._last_served = variant
         return variant.build(fresh, given)
 
-    def _look_for_refusal(self, variant: Variant) -> None:
-        """Give the variant up if its library was refused for good."""
+    def _run_stopped(
+        self, variant: Variant, kind: StoppedKind, inputs: list[Tensor], key: Any, call: Call
+    ) -> Any:
+        """Return the forward's result; now and then, see whether the reason has gone."""
+        args, kwargs, _ = call
+        is_of_moment = kind.stop.reason in OF_THE_MOMENT
+        if self.stopped.is_due(kind) and kind.may_go:
+            if not is_of_moment:
+                self.stopped.keep(key, kind)
+                with contextlib.suppress(ValueError):  # Another thread has taken it out.
+                    self.by_key.get(key, []).remove(variant)
+                return self._record(key, call)
+            variant.stopped = None
+            variant.kernel.ask_again(inputs)
+            return self._record_again(variant, inputs, key, call)
+        if is_of_moment and not variant.waiting.is_resting():
+            if variant.kernel.refusal is None:
+                variant.stopped = None  # A setting has changed, or the queue has room.
+            else:
+                variant.waiting.rest()
+        return self.target.forward(*args, **kwargs)
+
+    def _rest(self, variant: Variant) -> None:
+        """Have calls run as they are for a while, as the variant's library is being made."""
+        variant.waiting.rest()
+        if not any(one.stopped is None and one is not variant for one in self.variants):
+            self._waiting = variant.waiting
+
+    def _look_for_refusal(self, variant: Variant, key: Any) -> None:
+        """Stop the variant if its library was refused."""
         refusal = variant.kernel.refusal
-        if refusal is not None:
-            variant.stop = Stop(refusal.reason, refusal.message)
-            self.stopped.note(variant.stop)
+        if refusal is None:
+            return
+        stop = Stop(refusal.reason, refusal.message)
+        variant.stopped = variant.stopped or self.stopped.stopped(key, stop)
+        if stop.reason in OF_THE_MOMENT:
+            variant.refusals += 1
+            if variant.refusals == 1:
+                return  # The children are tried if the second look finds the same.
+        self.stopped.note(stop)
 
     # -- recordings --
 
@@ -202,17 +256,15 @@ class Region:
             return self.target.forward(*args, **kwargs)
         if len(self.variants) >= settings.region_cap:
             if self.capped is None:
-                self.capped = Stop("too_many_signatures", what_varies(self, key))
+                self.capped = Stop("too_many_signatures", what_varies(self.by_key, key))
             return self.target.forward(*args, **kwargs)
-        with _lock:
-            is_taken = key in self._being_recorded  # by another thread
-            self._being_recorded.add(key)
-        if is_taken:
+        mine = object()
+        if self._being_recorded.setdefault(key, mine) is not mine:  # By another thread.
             return self.target.forward(*args, **kwargs)
         try:
             return self._recorded(key, call)
         finally:
-            self._being_recorded.discard(key)
+            self._being_recorded.pop(key, None)
 
     def _recorded(self, key: Any, call: Call) -> Any:
         args, kwargs, given = call
@@ -252,8 +304,7 @@ class Region:
         self._releases.append(weakref.finalize(self, release, kernel))
         kernel.add_key(inputs)
         variant = Variant(tape, kernel, read, changed, results)
-        with _lock:
-            self.by_key.setdefault(key, []).append(variant)
+        self.by_key.setdefault(key, []).append(variant)
         kernel.offer(inputs, results.fresh)
 
     def _record_again(self, variant: Variant, inputs: list[Tensor], key: Any, call: Call) -> Any:
@@ -276,47 +327,21 @@ class Region:
                 raise Stop("tape_differs", difference)
             variant.kernel.offer(inputs, results.fresh)
         except Stop as stop:
-            variant.stop = stop
-            self._forget(key, stop)
+            variant.stopped = self.stopped.stopped(key, stop)
+            if stop.reason == "tape_differs" and not variant.stopped.calls:
+                warn_of_difference(self.path, self.target.name, stop)
+            self.stopped.note(stop)
         except Exception as error:
             if settings.strict:
                 raise
             self._failed(key, error)
         variant.put_off(time.perf_counter() - begin)
-        self._look_for_refusal(variant)
+        self._look_for_refusal(variant, key)
         return recorded.result
 
     # -- the end --
 
-    def _forget(self, key: Any, stop: Stop) -> None:
-        where = f"{self.path or 'the module'} ({self.target.name})"
-        if stop.reason == "tape_differs":
-            warn_once(
-                f"region {next(_warnings)}",
-                f"fuse: {where} is not served any more: two calls with equal arguments and "
-                f"attributes made different calls of ops: {stop}",
-            )
-        self.stopped.stop(key, stop)
-
     def _failed(self, key: Any, error: Exception) -> None:
-        where = f"{self.path or 'the module'} ({self.target.name})"
-        warn_once(f"region failed {type(error).__name__}", f"fuse: {where}: {error!r}")
+        warn_of_failure(self.path, self.target.name, error)
         if is_deterministic(error):
             self.stopped.stop(key, Stop("not_recorded", repr(error)))
-
-
-def what_varies(region: Region, key: Any) -> str:
-    """Return in words what is new in a call, beside the kinds of calls that were recorded."""
-    known = {repr(one) for _, listed in list(region.by_key) for one in listed}
-    new = [one for one in key[1] if repr(one) not in known]
-    shown = ", ".join(repr(one) for one in new[:3]) or "the attributes of its modules"
-    return f"{len(region.variants)} were recorded (region_cap); new in this call: {shown}"
-
-
-def _after_fork() -> None:
-    global _lock
-    _lock = threading.RLock()
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_after_fork)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import threading
+from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from threading import get_ident
 from typing import Any
@@ -31,9 +32,11 @@ from .results import fresh_tensors
 _lock = threading.RLock()
 _kernels: dict[str, RegionKernel] = {}  # by the op's name
 _DIGITS = 24
-# Kernels that no region has any more. They are taken out of the dispatcher by ``sweep``, because a
-# garbage collection, which may have released them, runs in the middle of anything.
+# Kernels that no region has any more. They are taken out of the dispatcher by ``sweep``.
 _unused: list[RegionKernel] = []
+# Uses that were given up. A finalizer adds to them and takes no lock: a garbage collection runs in
+# the middle of anything, also while this thread, or one that waits for this thread, holds the lock.
+_released: deque[RegionKernel] = deque()
 
 
 class Frame:
@@ -192,8 +195,11 @@ class RegionKernel:
                 return frame.run()
             results: list[Tensor] = self._call(inputs)
             return results
-        finally:
-            _restore(frames, ident, before)
+        finally:  # As ``_restore``, which costs a call more.
+            if before is None:
+                frames.pop(ident, None)
+            else:
+                frames[ident] = before
 
     def offer(self, inputs: list[Tensor], expected: list[Tensor]) -> None:
         """Have the op look for, make, or compare its library, in a call with known results.
@@ -215,6 +221,10 @@ class RegionKernel:
                 self.cache.compare(inputs)
         finally:
             _restore(frames, ident, before)
+
+    def ask_again(self, inputs: list[Tensor]) -> None:
+        """Forget why a library was refused: the next ``offer`` asks for it once more."""
+        self.cache.table.forget_decline(self.cache.key(inputs))
 
     @property
     def is_serving(self) -> bool:
@@ -289,18 +299,24 @@ def acquire(tape: Tape, inputs: Sequence[Tensor]) -> RegionKernel:
 
 
 def release(kernel: RegionKernel) -> None:
-    """Give up one use of an op; ``sweep`` takes out ops without users."""
-    with _lock:
-        kernel.users -= 1
-        if kernel.users == 0 and _kernels.get(kernel.name) is kernel:
-            del _kernels[kernel.name]
-            _unused.append(kernel)
+    """Give up one use of an op, in a finalizer; ``sweep`` takes out ops without users."""
+    _released.append(kernel)
 
 
 def sweep() -> None:
     """Take the ops without users out of the dispatcher, but for those that threads are calling."""
     with _lock:
-        _unused[:] = [kernel for kernel in _unused if kernel.users or not kernel.close()]
+        while _released:
+            kernel = _released.popleft()
+            kernel.users -= 1
+            if kernel.users == 0 and _kernels.get(kernel.name) is kernel:
+                del _kernels[kernel.name]
+                _unused.append(kernel)
+        for kernel in list(_unused):
+            if kernel in _unused and not kernel.users:
+                _unused.remove(kernel)  # First: what ``close`` releases may come here again.
+                if not kernel.close():
+                    _unused.append(kernel)
 
 
 def _after_fork() -> None:

@@ -76,8 +76,20 @@ def explanation(reason: str) -> str:
     return STOPS.get(reason) or REASONS.get(reason, reason)
 
 
-def region_state(region: Region, *, is_placed: bool = True) -> RegionState:
-    """Return the state of a region; ``is_placed`` if the module's calls come to the region."""
+# What the report says of a module that has its own forward back.
+_AS_IT_IS = "it runs as it is"
+
+
+def region_state(
+    region: Region, *, is_placed: bool = True, is_withdrawn: bool = False
+) -> RegionState:
+    """Return the state of a region.
+
+    Args:
+        region: The region.
+        is_placed: Whether the module's calls come to the region.
+        is_withdrawn: Whether they do not any more because no library can serve the module.
+    """
     variants = region.variants
     hits = sum(one.hits for one in variants)
     timed = max(
@@ -85,34 +97,40 @@ def region_state(region: Region, *, is_placed: bool = True) -> RegionState:
         key=lambda one: one.speed or 0.0,
         default=None,
     )
-    stop = region.stopped.first.get(region.target.training) or next(
-        iter(region.stopped.first.values()), None
+    hopeful = [one for one in variants if one.stop is None]
+    training, first = region.target.training, region.stopped.first
+    stop = first.get(training) or next(
+        iter([*first.values(), *(one.stop for one in variants if one.stop is not None)]), None
     )
     state, message = "not called", ""
     if not region.is_on:
         state = "undone"
-    elif not is_placed:
+    elif not is_placed and not is_withdrawn:
         state, stop = "stopped", Stop("replaced", STOPS["replaced"])
-    elif any(one.kernel.is_serving and one.stop is None for one in variants):
+    elif any(one.kernel.is_serving for one in hopeful):
         state = "served"
-    elif region.target.training in region.stopped.first:
+    elif (training in first or variants) and not hopeful:
         state = "stopped"
-    elif any(one.kernel.has_candidate for one in variants):
+    elif any(one.kernel.has_candidate for one in hopeful):
         state = "comparing"
-    elif any(one.kernel.is_compiling for one in variants):
+    elif any(one.kernel.is_compiling for one in hopeful):
         state = "compiling"
+    elif training in first:
+        state = "stopped"
     elif variants or region.dry_run_of:
         state, message = "recorded", region.dry_run_of
     elif region.waits_for_gradients:
         state = "needs gradients"
         message = "call it under torch.inference_mode() or torch.no_grad()"
     stop = stop if state == "stopped" else region.capped
+    if stop is not None:
+        message = f"{stop}; {_AS_IT_IS}" if is_withdrawn else str(stop)
     return RegionState(
         path=region.path,
         name=region.target.name,
         state=state,
         reason=stop.reason if stop is not None else "",
-        message=str(stop) if stop is not None else message,
+        message=message,
         calls=region.calls,
         hits=hits,
         speed=None if timed is None else timed.speed,

@@ -33,6 +33,36 @@ STOPS: dict[str, str] = {
 
 # What a forward may do in its first calls alone: to warn, to make a mask and keep it.
 MAY_PASS = frozenset({"side_effect", "writes_attribute"})
+# Reasons that may go away: hooks are removed, dropout is switched off, a kernel of torch's is put
+# back. All other reasons lie in the code.
+MAY_GO = MAY_PASS | {
+    "argument_is_state",
+    "hooks",
+    "mutates_constant",
+    "not_recorded",
+    "overridden",
+    "python_state",
+    "random",
+    "result_needs_gradients",
+    "tape_differs",
+    "undeclared_write",
+}
+# Reasons for which a library is refused at this moment, and may be made or found later, at no cost
+# to anybody. A compile that took too long, or whose worker died, is not tried again: it may end so
+# once more.
+OF_THE_MOMENT = frozenset(
+    {
+        "float_mode",
+        "library_unloadable",
+        "locked",
+        "no_compiler",
+        "not_in_cache",
+        "queue_full",
+        "store_unwritable",
+    }
+)
+# Reasons of a region that is a single call of an op: no library can save anything.
+HOPELESS = frozenset({"too_small", "no_kernel_of_its_own"})
 
 
 class Stop(Exception):

@@ -1,4 +1,8 @@
-"""Which calls of a region are not served, and when they are recorded once more."""
+"""Which calls of a region are not served, and when they are recorded once more.
+
+A region whose calls are not served costs less and less: first a key and a look into a dict, then,
+where a mode is given up, half a microsecond, and nothing at all where nothing can ever be gained.
+"""
 
 from __future__ import annotations
 
@@ -8,19 +12,23 @@ from collections.abc import Callable
 from typing import Any
 
 from ..errors import RegionStoppedError
-from .stop import Stop
+from .stop import HOPELESS, MAY_GO, OF_THE_MOMENT, Stop
 from .target import Target
 
-# After so many calls of a key that is not served, a region without a library passes all calls on.
-_GIVEN_UP = 1000
-# And so does a region with more keys that are not served.
+# After so many calls that were not served, a mode without a library is given up: by the reason that
+# gives most hope.
+_WITHOUT_HOPE, _LASTING, _MAY_GO = 16, 100, 1000
+# So many keys are remembered as stopped, and so many of them are recorded at most.
 _MOST_KEYS = 64
-# The number of the first call of such a key that is recorded once more.
+# The number of the first call of a stopped kind that is recorded once more.
 _FIRST_AGAIN = 64
+# The number of the first call of a mode that was given up which is looked at, and how many calls
+# are looked at then.
+_FIRST_LOOK, _LOOKS = 1024, 8
 
 
-class StoppedKey:
-    """Why the calls of a key are not served.
+class StoppedKind:
+    """Why the calls of a key, or of a variant, are not served.
 
     Attributes:
         stop: The reason.
@@ -35,6 +43,42 @@ class StoppedKey:
         self.calls = 0
         self.due = _FIRST_AGAIN
 
+    @property
+    def may_go(self) -> bool:
+        """Return whether the reason may go away while the code stays what it is."""
+        return self.stop.reason in MAY_GO or self.stop.reason in OF_THE_MOMENT
+
+
+class _Mode:
+    """The calls of one mode of a module (``training``) that were not served.
+
+    Attributes:
+        kinds: Why they were not.
+        calls: How many there were.
+        limit: After how many of them the mode is given up.
+        looks_at: The number of the first call that is looked at after that.
+    """
+
+    __slots__ = ("calls", "kinds", "limit", "looks_at")
+
+    def __init__(self) -> None:
+        self.kinds: list[StoppedKind] = []
+        self.calls = 0
+        self.limit = _WITHOUT_HOPE
+        self.looks_at = _FIRST_LOOK
+
+    def add(self, kind: StoppedKind) -> None:
+        """Take a kind of calls into account."""
+        if len(self.kinds) < _MOST_KEYS and kind not in self.kinds:
+            self.kinds.append(kind)
+        self.limit = max(self.limit, _limit(kind))
+
+
+def _limit(kind: StoppedKind) -> int:
+    if kind.stop.reason in HOPELESS:
+        return _WITHOUT_HOPE
+    return _MAY_GO if kind.may_go else _LASTING
+
 
 class StoppedCalls:
     """The calls of one region that are not served.
@@ -47,40 +91,66 @@ class StoppedCalls:
     Attributes:
         first: The first stop in each mode of the module (``training``).
         by_key: The keys that are not served.
-        given_up: The modes in which all calls pass.
+        given_up: The modes in which all calls pass. Who calls a region may ask ``passes_unseen``
+            first, and only if there is such a mode.
+        passed_by: How many calls have passed before they came to the region.
+        has_hope: Says whether a library serves, or may serve, calls of a mode.
         on_first: Called at the first stop in a mode: the module's children are tried.
+        on_hopeless: Called where no call of any mode can gain anything.
     """
 
     def __init__(self, target: Target, path: str, *, strict: bool) -> None:
         self.first: dict[bool | None, Stop] = {}
-        self.by_key: dict[Any, StoppedKey] = {}
-        self.given_up: set[bool | None] = set()
+        self.by_key: dict[Any, StoppedKind] = {}
+        self.given_up: dict[bool | None, _Mode] = {}
+        self.passed_by = 0
+        self.has_hope: Callable[[bool | None], bool] = lambda training: False
         self.on_first: Callable[[], None] = lambda: None
+        self.on_hopeless: Callable[[], None] = lambda: None
         self._target, self._path, self._strict = target, path, strict
+        self._modes: dict[bool | None, _Mode] = {}
+        self._more: StoppedKind | None = None  # all keys beyond those that are remembered
+        # Of variants that are recorded anew, by their keys: their counts go on.
+        self._kept: dict[Any, StoppedKind] = {}
 
-    def passes(self, key: Any, *, has_library: bool) -> bool:
-        """Return whether a call runs as it is; count the call.
-
-        Args:
-            key: The key of the call.
-            has_library: Whether a library of the region serves, or may serve, other calls.
-        """
-        found = self.by_key.get(key)
-        if found is None:
+    def passes_unseen(self, training: bool | None) -> bool:
+        """Return whether a call runs as it is, whatever it is; count the call if it does."""
+        mode = self.given_up.get(training)
+        if mode is None:
             return False
-        found.calls += 1
-        if found.calls >= _GIVEN_UP and not has_library:
-            self.given_up.add(self._target.training)
-        if found.calls != found.due:
+        mode.calls += 1
+        if mode.calls < mode.looks_at:
+            self.passed_by += 1
             return True
-        found.due *= 4
+        self._look_again(mode, training)
         return False
 
-    def pass_or_stop(self, key: Any, stop: Stop, *, has_library: bool) -> None:
+    def passes(self, key: Any) -> bool:
+        """Return whether a call runs as it is, as its key is known not to be served; count it."""
+        kind = self.by_key.get(key)
+        if kind is None:
+            kind = self._more if len(self.by_key) >= _MOST_KEYS else None
+        return kind is not None and not self.is_due(kind)
+
+    def is_due(self, kind: StoppedKind) -> bool:
+        """Count a call that is not served, and return whether it is recorded once more."""
+        training = self._target.training
+        mode = self._modes.get(training)
+        kind.calls += 1
+        if mode is not None:
+            mode.calls += 1
+            if mode.calls >= mode.limit:
+                self._give_up(mode, training)
+        if kind.calls < kind.due:
+            return False
+        kind.due *= 4
+        return True
+
+    def pass_or_stop(self, key: Any, stop: Stop) -> None:
         """Count a call that can have no library; see ``passes`` and ``stop``."""
         if key not in self.by_key:
             self.stop(key, stop)
-        self.passes(key, has_library=has_library)
+        self.passes(key)
 
     def stop(self, key: Any, stop: Stop) -> None:
         """Serve no calls of a key, but try again after some calls.
@@ -89,14 +159,31 @@ class StoppedCalls:
             RegionStoppedError: The region is strict.
         """
         with _lock:
-            before = self.by_key.get(key)
-            if before is None:
-                self.by_key[key] = StoppedKey(stop)
+            kind = self.by_key.get(key)
+            if kind is not None:
+                kind.stop = stop
+            elif len(self.by_key) < _MOST_KEYS:
+                kind = self._kept.pop(key, None) or StoppedKind(stop)
+                kind.stop = stop
+                self.by_key[key] = kind
+            elif self._more is None:
+                kind = self._more = StoppedKind(stop)
             else:
-                before.stop = stop
-            if len(self.by_key) > _MOST_KEYS:
-                self.given_up.add(self._target.training)
+                kind = self._more
+            self._mode().add(kind)
         self.note(stop)
+
+    def stopped(self, key: Any, stop: Stop) -> StoppedKind:
+        """Return the calls of a variant that is not served from now on; its key may have others."""
+        with _lock:
+            kind = self._kept.pop(key, None) or StoppedKind(stop)
+            kind.stop = stop
+            self._mode().add(kind)
+        return kind
+
+    def keep(self, key: Any, kind: StoppedKind) -> None:
+        """Go on with the count of a variant that is recorded anew, if it stops once more."""
+        self._kept[key] = kind
 
     def note(self, stop: Stop) -> None:
         """Have the children tried, if this is the first stop in the present mode.
@@ -112,6 +199,30 @@ class StoppedCalls:
         if self._strict:
             where = self._path or self._target.name
             raise RegionStoppedError(f"fuse: {where} stops ({stop.reason}): {stop}", stop.reason)
+
+    def _mode(self) -> _Mode:
+        return self._modes.setdefault(self._target.training, _Mode())
+
+    def _give_up(self, mode: _Mode, training: bool | None) -> None:
+        """Pass all calls of a mode on from now on, unless a library may serve some of them."""
+        if self.has_hope(training):
+            mode.limit = mode.calls + _LASTING
+            return
+        mode.looks_at = max(mode.looks_at, mode.calls + 1)
+        self.given_up[training] = mode
+        is_hopeless = all(one.limit == _WITHOUT_HOPE for one in list(self._modes.values()))
+        if is_hopeless and not any(map(self.has_hope, (True, False))):
+            self.on_hopeless()
+
+    def _look_again(self, mode: _Mode, training: bool | None) -> None:
+        """Look at some calls of a mode that was given up; record what may be another way by now."""
+        with _lock:
+            mode.looks_at = 4 * mode.calls
+            mode.limit = mode.calls + _LOOKS
+            for kind in mode.kinds:
+                if kind.may_go:
+                    kind.due = kind.calls + 1
+            self.given_up.pop(training, None)
 
 
 # Of all regions, and held for two steps at most.

@@ -11,7 +11,9 @@ from .reader import Read
 from .region_kernel import RegionKernel
 from .results import Results
 from .stop import Stop
+from .stopped_calls import StoppedKind
 from .tape_of import RecordedTape
+from .waiting import Waiting
 
 # Beyond this number of calls, one in so many is recorded again; fewer, where recordings would take
 # more than this share of the time of served calls.
@@ -36,8 +38,11 @@ class Variant:
         is_contested: Whether calls with inputs of other metadata have come: then a call is the
             variant's only if the tape was recorded for such inputs.
         times: The times of the variant's calls.
+        read: Checks the state, and collects the inputs for a call's tensors; it may raise.
         build: Puts results together, of a library's results and the call's own tensors.
-        stop: Why no library serves the variant; ``None`` while one may.
+        stopped: The calls that no library serves, and why; ``None`` while one may serve them.
+        refusals: How often a library was refused for a reason of the moment.
+        waiting: When a call looks at the state of a library that is being made.
     """
 
     def __init__(
@@ -51,14 +56,28 @@ class Variant:
         self.kernel = kernel
         self.calls = 1
         self.hits = 0
-        self.stop: Stop | None = None
+        self.stopped: StoppedKind | None = None
+        self.refusals = 0
+        self.waiting = Waiting()
         self.is_contested = False
         self.times = CallTimes()
         self.build = results.builder()
         self._recorded = recorded
         self._results = results.shape()
-        self._read, self._changed = read, changed
+        self.read, self._changed = read, changed
         self._next_record = 2
+
+    @property
+    def stop(self) -> Stop | None:
+        """Return why no library serves the variant; ``None`` while one may."""
+        stopped = self.stopped
+        return None if stopped is None else stopped.stop
+
+    @property
+    def is_pending(self) -> bool:
+        """Return whether the variant's library is being made: no call can change a thing."""
+        kernel = self.kernel
+        return not kernel.has_candidate and not kernel.is_serving and kernel.is_compiling
 
     @property
     def listing(self) -> str:
@@ -68,7 +87,7 @@ class Variant:
     def inputs(self, given: Sequence[Tensor]) -> list[Tensor] | None:
         """Return the library's inputs for a call's tensors; ``None`` if the state has changed."""
         try:
-            return self._read(given)
+            return self.read(given)
         except (LookupError, AttributeError, TypeError, ValueError, RuntimeError, Stop):
             return None  # An attribute, or a part of a list, is gone or has another form.
 
@@ -83,6 +102,17 @@ class Variant:
     def is_to_be_recorded(self, *, again: bool) -> bool:
         """Return whether this call is recorded; ``again`` if recordings go on after the second."""
         return self.calls >= self._next_record and (again or self._next_record == 2)
+
+    def take_calls(self, most: int, *, again: bool) -> int:
+        """Count calls ahead, and return how many: none of them is to be recorded."""
+        taken = max(0, min(most, self._next_record - self.calls - 1)) if again else most
+        self.calls += taken
+        return taken
+
+    def reads_all(self, count: int) -> bool:
+        """Return whether each of a call's tensors is an input of the tape, and ``count`` are."""
+        given = {one for one in self._recorded.inputs if isinstance(one, int)}
+        return given == set(range(count))
 
     def put_off(self, taken_s: float) -> None:
         """Choose the next call to be recorded, after one that has taken ``taken_s`` seconds."""

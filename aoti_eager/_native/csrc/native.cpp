@@ -11,6 +11,7 @@
 #include "op.h"
 #include "recorder_functions.h"
 #include "runner_functions.h"
+#include "thread_state.h"
 #include "typed.h"
 
 namespace aoti_eager {

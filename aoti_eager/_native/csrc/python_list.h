@@ -33,6 +33,7 @@ struct Python {
   PythonObject* (*wrap)(at::TensorBase&&) = nullptr; // torch's; a new reference
   PythonObject* none = nullptr;
   PythonObject* is_false = nullptr;
+  PythonObject* is_true = nullptr;
   PythonObject* runtime_error = nullptr;
   const void* plain_types[2] = {nullptr, nullptr}; // torch.Tensor and torch.nn.Parameter
   size_t type_offset = 0; // in any object: the address of its type

@@ -3,14 +3,18 @@
 #pragma once
 
 #include <ATen/Context.h>
+#include <ATen/PythonTorchFunctionTLS.h>
 #include <ATen/core/dispatch/Dispatcher.h>
 #include <c10/core/DeviceType.h>
 #include <c10/core/DispatchKeySet.h>
 #include <c10/core/TensorImpl.h>
+#include <c10/core/impl/TorchDispatchModeTLS.h>
 
 #include <array>
+#include <memory>
 #include <unordered_map>
 #include <utility>
+#include <vector>
 
 // Public, and declared here once more: `ATen/autocast_mode.h` includes every operator of torch's,
 // which takes the compiler as long as all the rest. They are looked for when the library is loaded.
@@ -18,6 +22,18 @@ namespace at::autocast {
 TORCH_API bool is_autocast_enabled(at::DeviceType device_type);
 TORCH_API void set_autocast_enabled(at::DeviceType device_type, bool enabled);
 }  // namespace at::autocast
+
+// Declared here for the same reason. Neither the state of a trace nor functorch's stack of layers has
+// a public name, and only whether they are there is asked.
+namespace torch::jit::tracer {
+struct TracingState;
+TORCH_API const std::shared_ptr<TracingState>& getTracingState();
+}  // namespace torch::jit::tracer
+
+namespace at::functorch {
+struct DynamicLayer;
+TORCH_API const std::vector<DynamicLayer>& getDynamicLayerStack();
+}  // namespace at::functorch
 
 namespace aoti_eager {
 
@@ -121,6 +137,16 @@ inline const std::array<const at::Float32Precision*, 3> precision_places = [] {
     return true;
   }
   return do_precisions_agree();
+}
+
+// Whether this thread runs plain eager code: no trace, mode, autocast or functorch. Python's twin is
+// `is_plain_eager` of `_base/torch_compat/tracing.py`; only Python knows what Dynamo does.
+inline bool is_plain_eager() {
+  return c10::impl::TorchDispatchModeTLS::stack_len() == 0 &&
+      at::impl::PythonTorchFunctionTLS::stack_len() == 0 &&
+      !at::autocast::is_autocast_enabled(at::kCPU) &&
+      torch::jit::tracer::getTracingState() == nullptr &&
+      at::functorch::getDynamicLayerStack().empty();
 }
 
 // -- tensors without a detour --

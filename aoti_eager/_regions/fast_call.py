@@ -1,0 +1,152 @@
+"""The shortest way of a call: one that is like the last calls that a library has served.
+
+The whole way reads a key of the arguments, looks for a variant, and asks for the state of its
+library. This one compares the arguments with those of the last call, checks the state of the
+module, and calls the op of the tape. Nothing else has to be right: C++ compares the metadata of all
+inputs with those of the recording, and the forward runs where no library serves.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .._base.torch_compat import tracing
+from .._native.thread_state import ThreadState, native_thread_state
+from .current_settings import settings
+from .gradients import wants_gradients
+from .recorded_call import is_recording
+from .region_kernel import Frame
+from .stop import Stop
+from .variant import Variant
+
+# What ``FastCall`` returns of a call that takes the whole way.
+MISSED = object()
+# So many calls come this way before one takes the whole way, and sees what has changed.
+_AT_ONCE = 64
+_TENSORS = frozenset({Tensor, torch.nn.Parameter})
+# Values of these types are the same if they are equal.
+_PLAIN = frozenset({bool, int, str, type(None)})
+
+
+def python_thread_state() -> bool | None:
+    """Return what C++'s ``thread_state`` does, by torch's own functions."""
+    if is_recording() or not tracing.is_plain_eager():
+        return None
+    return not torch.is_grad_enabled()
+
+
+class FastCall:
+    """Calls of one region that are like a call that a library has served.
+
+    Args:
+        variant: The call's variant.
+        forward: The region's forward.
+        args: The call's positional arguments.
+        kwargs: The call's keyword arguments.
+
+    Attributes:
+        left: How many calls may come this way yet.
+    """
+
+    __slots__ = (
+        "_build",
+        "_forward",
+        "_kernel",
+        "_names",
+        "_read",
+        "_thread_state",
+        "_variant",
+        "_wanted",
+        "left",
+    )
+
+    def __init__(
+        self,
+        variant: Variant,
+        forward: Callable[..., Any],
+        args: Sequence[Any],
+        kwargs: Mapping[str, Any],
+    ) -> None:
+        self._variant, self._forward = variant, forward
+        self._kernel, self._read, self._build = variant.kernel, variant.read, variant.build
+        self._names = tuple(kwargs)
+        self._wanted = [_wanted(one) for one in (*args, *kwargs.values())]
+        self.left = variant.take_calls(_AT_ONCE, again=settings.rerecord)
+        state: ThreadState | None = native_thread_state()
+        self._thread_state = python_thread_state if state is None else state
+
+    def __call__(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+        """Return the call's result; ``MISSED`` if the call is another one, and nothing has run."""
+        if self.left <= 0 or self._variant.stopped is not None:
+            return MISSED
+        no_gradients = self._thread_state()
+        if no_gradients is None:
+            return MISSED
+        values: Sequence[Any] = args
+        if kwargs or self._names:
+            if tuple(kwargs) != self._names:
+                return MISSED
+            values = (*args, *kwargs.values())
+        if len(values) != len(self._wanted):
+            return MISSED
+        given: list[Tensor] = []
+        for value, (kind, what, needs) in zip(values, self._wanted, strict=False):
+            if type(value) is not kind:
+                return MISSED
+            if needs is None:
+                if value != what:
+                    return MISSED
+            elif value.shape == what and value.requires_grad is needs:
+                given.append(value)
+            else:
+                return MISSED
+        if len(given) > 1 and len(set(map(id, given))) < len(given):
+            return MISSED
+        try:
+            inputs = self._read(given)
+        except (LookupError, AttributeError, TypeError, ValueError, RuntimeError, Stop):
+            return MISSED
+        if inputs is None or not (no_gradients or not wants_gradients(inputs)):
+            return MISSED
+        self.left -= 1
+        frame = Frame(self._forward, args, kwargs, given)
+        fresh = self._kernel.call(inputs, frame)
+        variant = self._variant
+        if frame.has_run:
+            self.left = 0
+            variant.is_contested |= not variant.has_key(inputs)
+            return frame.result
+        variant.hits += 1
+        return self._build(fresh, given)
+
+
+def fast_call(
+    variant: Variant,
+    forward: Callable[..., Any],
+    args: Sequence[Any],
+    kwargs: Mapping[str, Any],
+) -> FastCall | None:
+    """Return the short way of calls like this one, which has been served; ``None`` if none is."""
+    values = [*args, *kwargs.values()]
+    tensors = [one for one in values if type(one) in _TENSORS]
+    if (
+        variant.is_contested
+        # C++ compares no tensor but those that the tape reads.
+        or not variant.reads_all(len(tensors))
+        or len(set(map(id, tensors))) < len(tensors)
+        or not all(type(one) in _TENSORS or type(one) in _PLAIN for one in values)
+    ):
+        return None
+    return FastCall(variant, forward, args, kwargs)
+
+
+def _wanted(value: Any) -> tuple[Any, Any, bool | None]:
+    """Return an argument's type, its sizes or its value, and whether the tensor needs gradients."""
+    kind = type(value)
+    if kind in _TENSORS:
+        return kind, value.shape, value.requires_grad
+    return kind, value, None
