@@ -53,6 +53,7 @@ class FastCall:
         variant: The variant of the calls.
         key: The key of their arguments.
         left: How many calls may come this way yet.
+        error: Why a call's results could not be put together; ``None`` if they could.
     """
 
     __slots__ = (
@@ -65,6 +66,7 @@ class FastCall:
         "_read",
         "_thread_state",
         "_wanted",
+        "error",
         "key",
         "left",
         "variant",
@@ -81,6 +83,7 @@ class FastCall:
         # Not the forward itself, which holds the module.
         self.variant, self.key, self._forward = variant, key, target.run
         self._gives_none = variant.gives_none
+        self.error: Exception | None = None
         self._is_timed = settings.gate and variant.is_timed
         self._kernel, self._read, self._build = variant.kernel, variant.read, variant.build
         self._names = tuple(kwargs)
@@ -141,7 +144,12 @@ class FastCall:
                 variant.is_contested = variant.is_unsure = True
             return frame.result
         variant.hits += 1
-        return self._build(fresh, given)
+        try:
+            return self._build(fresh, given)
+        except Exception as error:  # noqa: BLE001 - of a container of the user's
+            self.left, self.error = 0, error
+            frame.run()
+            return frame.result
 
 
 def fast_call(

@@ -43,10 +43,10 @@ class FusedFunction:
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Return what the function returns."""
         if is_compiling():  # First: a tracer follows the plain function alone.
-            return self.region.target.forward(*args, **kwargs)
+            return self._function(*args, **kwargs)
         stopped = self.region.stopped
         if stopped.given_up and stopped.passes_unseen(None):
-            return self.region.target.forward(*args, **kwargs)
+            return self._function(*args, **kwargs)
         return self.region.call(args, kwargs)
 
     # -- methods --

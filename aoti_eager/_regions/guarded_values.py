@@ -187,6 +187,8 @@ class GuardedValues:
         if is_mentioned and is_iterator and room(type(value)) in ("builtins", "itertools"):
             raise Stop("python_state", f"{path} is an iterator, and its place cannot be compared")
         if has_state(value):
+            kind = guard.name(type(value))
+            guard.check(f"the class of {path}", f"ae_type({local}) is {kind}")
             self._add_attributes(path, local, value, depth, is_mentioned=is_mentioned)
 
     def _add_attributes(

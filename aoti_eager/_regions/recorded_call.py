@@ -103,16 +103,17 @@ class RecordedCallResult:
             if hooked(module, is_root=module is target.module):
                 raise Stop("hooks", f"{path} has forward hooks")
         results = Results(self.result, self._given)
-        kept = self._recording.kept
-        if kept:
-            sizes = list(kept[0].sizes or ())
-            raise Stop("side_effect", f"somebody keeps a tensor of {sizes} that it has made")
         state = StateReader(target, watch.mentioned, watch.own)
         tape = tape_of(self._recording, self._given, state, results)
         if any(tensor.requires_grad for tensor in results.fresh):
             raise Stop("result_needs_gradients", "a result requires gradients")
         self._arguments.check(self._given, self.result)
         self._check_containers()
+        # Last: an argument or an attribute that keeps a tensor has a reason of its own.
+        kept = self._recording.kept
+        if kept:
+            sizes = list(kept[0].sizes or ())
+            raise Stop("side_effect", f"somebody keeps a tensor of {sizes} that it has made")
         return tape, state, results
 
     def _check_containers(self) -> None:

@@ -105,6 +105,8 @@ class Region:
             if result is not MISSED:
                 if begin:
                     self._time(fast.variant, fast.key, begin)
+                if fast.left <= 0 and fast.error is not None:
+                    self._unbuilt(fast.variant, fast.key, fast.error)
                 return result
             if fast.left <= 0:
                 self._fast = None
@@ -151,6 +153,7 @@ class Region:
         """Pass all calls on from now on, and let go of the libraries."""
         self.is_on = False
         self._fast = None
+        self.stopped.let_go()
         for one in self._releases:
             one()
         self._kinds = Kinds()
@@ -224,9 +227,7 @@ class Region:
         try:
             result = variant.build(fresh, given)
         except Exception as error:  # noqa: BLE001 - of a container of the user's
-            stop = Stop("not_recorded", f"its results cannot be put together: {error!r}")
-            variant.stopped = self.stopped.stopped(key, stop)
-            self._failed(key, error)
+            self._unbuilt(variant, key, error)
             return forward(*args, **kwargs)
         self._choose_way(variant, key, call, begin)
         return result
@@ -429,6 +430,12 @@ class Region:
         return recorded.result
 
     # -- the end --
+
+    def _unbuilt(self, variant: Variant, key: Any, error: Exception) -> None:
+        """Stop a variant whose results, served, cannot be put together."""
+        stop = Stop("not_recorded", f"its results cannot be put together: {error!r}")
+        variant.stopped = self.stopped.stopped(key, stop)
+        self._failed(key, error)
 
     def _failed(self, key: Any, error: Exception) -> None:
         warn_of_failure(self.path, self.target.name, error)

@@ -82,6 +82,10 @@ def _limit(kind: StoppedKind) -> int:
     return _MAY_GO if kind.may_go else _LASTING
 
 
+def _nothing() -> None:
+    pass
+
+
 class StoppedCalls:
     """The calls of one region that are not served.
 
@@ -107,8 +111,8 @@ class StoppedCalls:
         self.given_up: dict[bool | None, _Mode] = {}
         self.passed_by = 0
         self.has_hope: Callable[[bool | None], bool] = lambda training: False
-        self.on_first: Callable[[], None] = lambda: None
-        self.on_hopeless: Callable[[], None] = lambda: None
+        self.on_first: Callable[[], None] = _nothing
+        self.on_hopeless: Callable[[], None] = _nothing
         self._target, self._path, self._strict = target, path, strict
         self._modes: dict[bool | None, _Mode] = {}
         self._more: StoppedKind | None = None  # all keys beyond those that are remembered
@@ -203,6 +207,10 @@ class StoppedCalls:
         if self._strict:
             where = self._path or self._target.name
             raise RegionStoppedError(f"fuse: {where} stops ({stop.reason}): {stop}", stop.reason)
+
+    def let_go(self) -> None:
+        """Call nobody any more: whoever is called holds the module."""
+        self.on_first = self.on_hopeless = _nothing
 
     def _mode(self) -> _Mode:
         return self._modes.setdefault(self._target.training, _Mode())

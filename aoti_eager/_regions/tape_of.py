@@ -82,7 +82,6 @@ def tape_of(
     writer = _Writer(given, state.paths)
     for one in _used(recording.calls):
         writer.add(one)
-    _check_memory(recording, results)
     outputs = [writer.output(tensor) for tensor in results.fresh]
     try:
         tape = Tape.of(len(writer.inputs), writer.calls, outputs)
@@ -95,6 +94,7 @@ def tape_of(
     found = refusal(tape)
     if found is not None:
         raise Stop(*found)
+    _check_memory(recording, results)
     if len(tape.calls) < 2:
         raise Stop("too_small", "a single call of an op")
     if not results.fresh:

@@ -65,6 +65,10 @@ class Target:
 
     def __init__(self, forward: Callable[..., Any] | None, module: torch.nn.Module | None) -> None:
         self._forward = forward
+        # For a report on a module that is gone.
+        self._name = str(getattr(forward, "__qualname__", type(forward).__name__))
+        if module is not None:
+            self._name = type(module).__name__
         self._module = None if module is None else weakref.ref(module)
 
     @property
@@ -93,9 +97,7 @@ class Target:
     def name(self) -> str:
         """Return the name of the module's class, or of the function."""
         module = self.module
-        if module is not None:
-            return type(module).__name__
-        return str(getattr(self._forward, "__qualname__", type(self._forward).__name__))
+        return self._name if module is None else type(module).__name__
 
     @property
     def training(self) -> bool | None:

@@ -104,24 +104,33 @@ class Clock:
         return slow
 
 
-@pytest.mark.parametrize("part", ["arguments", "guard", "library", "build", None])
+PARTS = ("guard", "library", "build", None)
+WAYS = [(is_short, part) for is_short in (True, False) for part in PARTS]
+
+
+@pytest.mark.parametrize(("is_short", "part"), [*WAYS, (False, "arguments")])
 def test_each_part_of_a_served_call_counts(
-    part: str | None, monkeypatch: pytest.MonkeyPatch
+    is_short: bool, part: str | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The gate is on here alone, and its clock counts what the test says."""
     clock = Clock()
     model, x = seeded(Policy), inputs(4, 5)
     want = model(x)
     monkeypatch.setattr(region, "time", clock)
+    if not is_short:
+        monkeypatch.setattr(region, "fast_call", lambda *args: None)
     with fuse(model) as report, aoti_eager.config.scope(gate=True):
         mine = region_of(model)
         model(x)
         (variant,) = mine.variants
-        mine.target.forward = clock.passes(1.0, mine.target.forward)
+        plain = clock.passes(1.0, mine.target.forward)
+        root, its_own = mine.target, Target.forward.fget
+        forward = property(lambda one: plain if one is root else its_own(one))
+        monkeypatch.setattr(Target, "forward", forward)
         if part == "arguments":
             monkeypatch.setattr(region, "read_arguments", clock.passes(0.98, region.read_arguments))
         elif part == "guard":
-            monkeypatch.setattr(Variant, "inputs", clock.passes(0.98, Variant.inputs))
+            variant.read = clock.passes(0.98, variant.read)
         elif part == "library":
             monkeypatch.setattr(RegionKernel, "call", clock.passes(0.98, RegionKernel.call))
         elif part == "build":
@@ -130,6 +139,7 @@ def test_each_part_of_a_served_call_counts(
             assert_same(model(x), want)
         (state,) = report.regions[:1]
         assert variant.kernel.is_serving
+        assert variant.times.is_complete
         assert (variant.stop is None) == (part is None)
         assert state.hits >= call_times._TIMED
         if part is not None:

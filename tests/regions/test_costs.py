@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.autograd import forward_ad
 
 import aoti_eager
 from aoti_eager import FusionReport, fuse
@@ -340,7 +341,7 @@ def test_what_is_not_in_the_cache_is_asked_for_when_the_mode_changes() -> None:
 
 
 def test_a_refusal_of_the_moment_is_asked_about_again_at_the_64th_call(
-    monkeypatch: pytest.MonkeyPatch,
+    monkeypatch: pytest.MonkeyPatch, cache_dir: Path
 ) -> None:
     model, x = seeded(Policy), inputs(4, 5)
     asked: list[object] = []
@@ -350,7 +351,8 @@ def test_a_refusal_of_the_moment_is_asked_about_again_at_the_64th_call(
         "ask_again",
         lambda self, inputs: (asked.append(self), ask(self, inputs))[1],
     )
-    with aoti_eager.config.scope(mode="cache_only"), fuse(model) as report:
+    empty = aoti_eager.config.scope(mode="cache_only", cache_dir=cache_dir)
+    with empty, fuse(model) as report:
         for _ in range(2):
             model(x)
         assert [one.path for one in report.regions] == [""]
@@ -359,9 +361,24 @@ def test_a_refusal_of_the_moment_is_asked_about_again_at_the_64th_call(
         assert not asked
         for _ in range(3):
             model(x)
-        assert len(asked) == 1
+        assert len(asked) == 1, str(report)
         # Refused once more: the children are tried.
         assert "first" in [one.path for one in report.regions]
+
+
+@pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated")  # torch's own call
+def test_forward_mode_differentiation_takes_no_short_way() -> None:
+    model, x = seeded(Policy), inputs(4, 5)
+    with fuse(model) as report:
+        served(report, lambda: [model(x) for _ in range(8)])
+        while region_of(model)._fast is None:
+            model(x)
+        before = report.regions[0].hits
+        with forward_ad.dual_level():
+            dual = forward_ad.make_dual(x, torch.ones_like(x))
+            assert forward_ad.unpack_dual(model(dual)).tangent is not None
+            assert forward_ad.unpack_dual(model(x)).tangent is None
+        assert report.regions[0].hits == before
 
 
 def test_a_tape_that_differed_once_is_recorded_anew(shared_cache: Path) -> None:

@@ -58,6 +58,8 @@ def why_not_plain() -> str:
         return "under a mode of torch's"
     if c._functorch.peek_interpreter_stack() is not None:
         return "under a transform of torch.func"
+    if forward_ad._current_level >= 0:
+        return "under forward-mode differentiation"
     return "" if is_plain_eager() else "within a trace"
 
 

@@ -9,6 +9,7 @@
 #include <c10/core/DispatchKeySet.h>
 #include <c10/core/TensorImpl.h>
 #include <c10/core/impl/TorchDispatchModeTLS.h>
+#include <torch/csrc/autograd/forward_grad.h>
 
 #include <array>
 #include <memory>
@@ -139,14 +140,16 @@ inline const std::array<const at::Float32Precision*, 3> precision_places = [] {
   return do_precisions_agree();
 }
 
-// Whether this thread runs plain eager code: no trace, mode, autocast or functorch. Python's twin is
-// `is_plain_eager` of `_base/torch_compat/tracing.py`; only Python knows what Dynamo does.
+// Whether this thread runs plain eager code: no trace, mode, autocast, functorch or forward-mode
+// differentiation. Python's twin is `is_plain_eager` of `_base/torch_compat/tracing.py`; only Python
+// knows what Dynamo does.
 inline bool is_plain_eager() {
   return c10::impl::TorchDispatchModeTLS::stack_len() == 0 &&
       at::impl::PythonTorchFunctionTLS::stack_len() == 0 &&
       !at::autocast::is_autocast_enabled(at::kCPU) &&
       torch::jit::tracer::getTracingState() == nullptr &&
-      at::functorch::getDynamicLayerStack().empty();
+      at::functorch::getDynamicLayerStack().empty() &&
+      torch::autograd::ForwardADLevel::try_get_by_idx(0) == nullptr;
 }
 
 // -- tensors without a detour --
