@@ -27,6 +27,7 @@ from .kinds import Kinds
 from .recorded_call import RecordedCallResult, is_recording, record_call
 from .recordings import Recordings
 from .region_kernel import Frame, acquire, release
+from .replayed import check_replay
 from .stop import MAY_PASS, OF_THE_MOMENT, Stop
 from .stopped_calls import StoppedCalls, StoppedKind
 from .target import Target
@@ -415,6 +416,9 @@ class Region:
             difference = variant.differs(tape, results)
             if difference:
                 raise Stop("tape_differs", difference)
+            if not variant.is_replayed:
+                check_replay(tape.tape, inputs, results.fresh)
+                variant.is_replayed = True
             variant.kernel.offer(inputs, results.fresh)
         except Stop as stop:
             variant.stopped = self.stopped.stopped(key, stop)

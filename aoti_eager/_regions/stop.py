@@ -32,6 +32,7 @@ STOPS: dict[str, str] = {
     "too_large": "it makes more calls of ops, has more modules and tensors, or keeps more memory, "
     "than a recording holds",
     "tape_differs": "two calls with equal arguments made different calls of ops",
+    "not_by_ops": "its results are not what its calls of ops give",
     "too_many_signatures": "its arguments or attributes keep changing: no more kinds of calls are "
     "recorded (region_cap)",
     "replaced": "its forward was replaced by somebody else",

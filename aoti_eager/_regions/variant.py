@@ -41,6 +41,7 @@ class Variant:
             has looked.
         missed: How many calls in turn came with another state than any variant's.
         has_raised: Whether the last call that was recorded has raised an error.
+        is_replayed: Whether the tape's ops were seen to give what the forward does.
         gives_none: Whether a call with gradients was recorded whose ops ran without them.
         release: Lets go of the kernel; a second call does nothing.
         times: The times of the variant's calls.
@@ -67,7 +68,7 @@ class Variant:
         self.waiting = Waiting()
         self.is_contested = self.is_unsure = False
         self.missed = 0
-        self.has_raised = self.gives_none = False
+        self.has_raised = self.gives_none = self.is_replayed = False
         self.release: Callable[[], object] = lambda: None
         self.times = CallTimes()
         self.build = results.builder()

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import numpy
 import pytest
 import torch
 from torch import Tensor, nn
@@ -224,3 +225,27 @@ def test_an_array_of_numpys_that_counts_is_seen() -> None:
             model(X)
         assert reason_of(report) == "writes_attribute"
     assert model.counts[0] == 3
+
+
+def test_what_no_call_of_an_op_computes_is_found_by_running_the_ops_once_more() -> None:
+    memory = torch.zeros(4)
+    shared: list[Any] = [memory.numpy()]
+
+    def adds_in_between(model: Any, x: Tensor) -> Tensor:
+        before = x * model.memory
+        numpy.add(shared[0], 1.0, out=shared[0])
+        return before - x * model.memory
+
+    model, plain = Does(adds_in_between, memory=memory), torch.full((3, 4), -1.0) * X
+    with fuse(model) as report:
+        for _ in range(3):
+            torch.testing.assert_close(model(X), plain)
+        assert report.regions[0].reason == "not_by_ops"
+
+
+def test_ops_that_give_nan_and_infinities_give_what_the_forward_does() -> None:
+    model = Does(lambda m, x: (x * m.weight).log() / 0.0)
+    with fuse(model) as report:
+        recorded(model, X)
+        assert report.regions[0].reason == "not_in_cache"
+        assert would_serve(model, X)
