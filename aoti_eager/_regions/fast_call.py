@@ -123,7 +123,8 @@ class FastCall:
             if needs is None:
                 if value != what:
                     return MISSED
-            elif value.shape == what and value.requires_grad is needs:
+            # What Python code has put on a tensor may decide on the call: the whole way looks.
+            elif value.shape == what and value.requires_grad is needs and not value.__dict__:
                 given.append(value)
             else:
                 return MISSED
@@ -167,6 +168,7 @@ def fast_call(
         # C++ compares no tensor but those that the tape reads.
         or not variant.reads_all(len(tensors))
         or len(set(map(id, tensors))) < len(tensors)
+        or any(one.__dict__ for one in tensors)
         or not all(type(one) in _TENSORS or type(one) in _PLAIN for one in values)
     ):
         return None

@@ -1,7 +1,7 @@
 """Which calls of a region are not served, and when they are recorded once more.
 
 A region whose calls are not served costs less and less: first a key and a look into a dict, then,
-where a mode is given up, half a microsecond, and nothing at all where nothing can ever be gained.
+where a mode is given up, two microseconds, and nothing at all where nothing can ever be gained.
 """
 
 from __future__ import annotations

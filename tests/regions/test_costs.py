@@ -366,6 +366,20 @@ def test_a_refusal_of_the_moment_is_asked_about_again_at_the_64th_call(
         assert "first" in [one.path for one in report.regions]
 
 
+def test_a_tensor_with_attributes_of_pythons_takes_no_short_way() -> None:
+    class Reads(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return (x * getattr(x, "scale", 2.0)).sin() + 1.0
+
+    model, x = Reads().eval(), inputs(4, 5)
+    with fuse(model) as report:
+        served(report, lambda: [model(x) for _ in range(8)])
+        while region_of(model)._fast is None:
+            model(x)
+        x.scale = 3.0  # type: ignore[attr-defined]
+        assert_same(model(x), (x * 3.0).sin() + 1.0)
+
+
 @pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated")  # torch's own call
 def test_forward_mode_differentiation_takes_no_short_way() -> None:
     model, x = seeded(Policy), inputs(4, 5)
