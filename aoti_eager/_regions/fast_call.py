@@ -140,7 +140,7 @@ class FastCall:
         frame = Frame(self._forward, args, kwargs, given)
         fresh = self._kernel.call(inputs, frame)
         if frame.has_run:
-            self.left = 0
+            self.end()
             if not variant.has_key(inputs):
                 variant.is_contested = variant.is_unsure = True
             return frame.result

@@ -6,7 +6,7 @@ import os
 from typing import Any
 
 # A key whose calls raise is recorded so often before it counts as stopped.
-_ERRORS = 2
+_ERRORS = 8
 # So many keys that have raised are remembered.
 _MOST = 64
 

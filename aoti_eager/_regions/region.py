@@ -3,6 +3,8 @@ r"""One region: what becomes of a call of its forward.
 call -> key of the arguments -> variant with the same state -> op of its tape -> results    (hit)
      \-> no variant: the forward runs and is recorded -> tape -> op -> store or queue
      \-> declined, pending, gradients wanted, a trace: the forward runs
+
+Longer than 350 lines, because the ways of a call lead into each other.
 """
 
 from __future__ import annotations

@@ -103,6 +103,8 @@ class StoppedCalls:
         has_hope: Says whether a library serves, or may serve, calls of a mode.
         on_first: Called at the first stop in a mode: the module's children are tried.
         on_hopeless: Called where no call of any mode can gain anything.
+
+    More than 12 methods, because keys, variants and modes are stopped and counted together.
     """
 
     def __init__(self, target: Target, path: str, *, strict: bool) -> None:

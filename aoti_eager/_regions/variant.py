@@ -50,6 +50,8 @@ class Variant:
         stopped: The calls that no library serves, and why; ``None`` while one may serve them.
         refusals: How often a library was refused for a reason of the moment.
         waiting: When a call looks at the state of a library that is being made.
+
+    More than 12 methods, because what is known of a tape, its calls and its library is asked apart.
     """
 
     def __init__(

@@ -36,7 +36,7 @@ def handler(request):
     }
 
 
-echo = types.ModuleType("aoti_eager._compile_worker.echo")
+echo = types.ModuleType(fork_server.__name__.rpartition(".")[0] + ".echo")
 echo.serve = lambda: fork_server.serve(handler)
 sys.modules[echo.__name__] = echo
 request = {"timeout_s": 60.0, "group": os.getpgrp()}

@@ -101,7 +101,7 @@ def test_a_second_process_finds_the_library(cache_dir: Path, name: str) -> None:
     script = f"""
 import json, sys
 import torch, aoti_eager
-from aoti_eager._functions.tape import Tape
+from aoti_eager._functions.tape import Tape, op_name
 from tests.compile_worker.test_tapes import assert_close, recorded, registered
 one = recorded({name!r})
 tape = Tape.from_document(json.loads(open({str(document)!r}).read()))

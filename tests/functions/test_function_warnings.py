@@ -13,10 +13,23 @@ from torch import Tensor
 
 import aoti_eager
 from aoti_eager._base.warn_once import forget_warnings
+from aoti_eager._dispatch import argument_watch
 from aoti_eager._dispatch.original import OriginalKernel
 from aoti_eager.errors import AotiEagerWarning
 
 from ..conftest import MakeOp
+
+
+@pytest.fixture(autouse=True)
+def _threads_of_other_tests_do_not_count(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Count the threads that a test starts: in a script with more, a write may be another's."""
+    there = threading.enumerate()
+
+    def has_other_threads() -> bool:
+        new = [one for one in threading.enumerate() if one not in there]
+        return not all(one.name.startswith("aoti_eager") for one in new)
+
+    monkeypatch.setattr(argument_watch, "_has_other_threads", has_other_threads)
 
 
 @pytest.fixture
