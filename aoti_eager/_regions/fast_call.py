@@ -117,17 +117,24 @@ class FastCall:
         if len(values) != len(self._wanted):
             return MISSED
         given: list[Tensor] = []
-        for value, (kind, what, needs) in zip(values, self._wanted, strict=False):
+        for value, (kind, what, strides, dtype, needs) in zip(values, self._wanted, strict=False):
             if type(value) is not kind:
                 return MISSED
             if needs is None:
                 if value != what:
                     return MISSED
+                continue
+            # Another layout or dtype is another kind of call, which may have a library of its own.
             # What Python code has put on a tensor may decide on the call: the whole way looks.
-            elif value.shape == what and value.requires_grad is needs and not value.__dict__:
-                given.append(value)
-            else:
+            if (
+                value.shape != what
+                or value.dtype is not dtype
+                or value.stride() != strides
+                or value.requires_grad is not needs
+                or value.__dict__
+            ):
                 return MISSED
+            given.append(value)
         if len(given) > 1 and len(set(map(id, given))) < len(given):
             return MISSED
         try:
@@ -175,9 +182,12 @@ def fast_call(
     return FastCall(variant, key, target, args, kwargs)
 
 
-def _wanted(value: Any) -> tuple[Any, Any, bool | None]:
-    """Return an argument's type, its sizes or its value, and whether the tensor needs gradients."""
+def _wanted(value: Any) -> tuple[Any, Any, Any, Any, bool | None]:
+    """Return an argument's type and its value, or of a tensor its sizes, strides, dtype and need.
+
+    The last one says whether the tensor needs gradients; ``None`` for what is no tensor.
+    """
     kind = type(value)
     if kind in _TENSORS:
-        return kind, value.shape, value.requires_grad
-    return kind, value, None
+        return kind, value.shape, value.stride(), value.dtype, value.requires_grad
+    return kind, value, None, None, None

@@ -57,7 +57,10 @@ class Kinds:
     def remove(self, key: Any, variant: Variant) -> None:
         """Take a variant out; the caller lets go of its kernel."""
         with _lock:
-            self.by_key[key] = [one for one in self.by_key.get(key, ()) if one is not variant]
+            left = [one for one in self.by_key.get(key, ()) if one is not variant]
+            self.by_key[key] = left
+            if not left:
+                del self.by_key[key]
 
     def _drop_lost(self) -> bool:
         """Drop the variants that no call can have any more; return whether there were some."""

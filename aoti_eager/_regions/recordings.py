@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from typing import Any
 
-# A key whose calls raise is recorded so often before it counts as stopped.
+# A key of which so many recorded calls in turn raise is stopped.
 _ERRORS = 8
 # So many keys that have raised are remembered.
 _MOST = 64
@@ -36,3 +36,7 @@ class Recordings:
             self._errors.clear()
         count = self._errors[key] = self._errors.get(key, 0) + 1
         return count >= _ERRORS
+
+    def returned(self, key: Any) -> None:
+        """Note that a recorded call has returned: an error before was of that call alone."""
+        self._errors.pop(key, None)

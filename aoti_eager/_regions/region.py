@@ -285,7 +285,10 @@ class Region:
             if not is_of_moment:
                 self.stopped.keep(key, kind)
                 self._kinds.remove(key, variant)
-                return self._record(key, call)
+                try:
+                    return self._record(key, call)
+                finally:
+                    variant.release()  # After: an equal tape goes on with what its op knows.
             variant.stopped = None
             variant.kernel.ask_again(inputs)
             return self._record_again(variant, inputs, key, call)
@@ -352,6 +355,7 @@ class Region:
                 with contextlib.suppress(RegionStoppedError):  # The user's error goes on.
                     self.stopped.stop(key, Stop("raises", f"it raised {type(error).__name__}"))
             raise
+        self._recordings.returned(key)
         if recorded is None:  # Or somebody else watches this thread: a later call is recorded.
             self.why_plain = self.why_plain or _UNWATCHED
             return self.target.forward(*args, **kwargs)

@@ -272,6 +272,14 @@ def test_an_error_of_the_user_goes_on_where_a_region_is_strict() -> None:
                 model(inputs(4, 5))
 
 
+def test_errors_between_calls_that_return_stop_nothing() -> None:
+    kept = recordings_module.Recordings()
+    for _ in range(5 * recordings_module._ERRORS):
+        assert not kept.raised("a")
+        kept.returned("a")
+    assert [kept.raised("b") for _ in range(recordings_module._ERRORS)][-1]
+
+
 def test_a_recording_that_raises_is_put_off(recordings: list[Target]) -> None:
     class Checks(nn.Module):
         def __init__(self) -> None:

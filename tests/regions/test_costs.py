@@ -366,6 +366,29 @@ def test_a_refusal_of_the_moment_is_asked_about_again_at_the_64th_call(
         assert "first" in [one.path for one in report.regions]
 
 
+@pytest.mark.parametrize(
+    "other", [lambda x: x.double(), lambda x: x.t().contiguous().t()], ids=["dtype", "strides"]
+)
+def test_calls_of_two_kinds_in_turn_are_both_served(other: Callable[[Tensor], Tensor]) -> None:
+    class Waves(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return (x * 2.0).sin() + 1.0
+
+    model, x = Waves().eval(), inputs(4, 5)
+    kinds = [x, other(x)]
+    with fuse(model) as report:
+        for one in kinds:
+            served(report, lambda one=one: [model(one) for _ in range(8)])
+        before = [variant.hits for variant in region_of(model).variants]
+        for _ in range(40):
+            for one in kinds:
+                assert_same(model(one), (one * 2.0).sin() + 1.0)
+        after = [variant.hits for variant in region_of(model).variants]
+        assert [variant.is_contested for variant in region_of(model).variants] == [False, False]
+    # Some calls are recorded again.
+    assert all(now - then > 30 for now, then in zip(after, before, strict=True))
+
+
 def test_a_tensor_with_attributes_of_pythons_takes_no_short_way() -> None:
     class Reads(nn.Module):
         def forward(self, x: Tensor) -> Tensor:

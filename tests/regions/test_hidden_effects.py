@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 import aoti_eager
 from aoti_eager import fuse
+from aoti_eager._regions import replayed
 
 from ..support.regions import inputs, reason_of, recorded, would_serve
 
@@ -249,3 +250,21 @@ def test_ops_that_give_nan_and_infinities_give_what_the_forward_does() -> None:
         recorded(model, X)
         assert report.regions[0].reason == "not_in_cache"
         assert would_serve(model, X)
+
+
+@pytest.mark.parametrize("dtype", [torch.float8_e4m3fn, torch.uint16, torch.bool, torch.complex64])
+def test_the_ops_are_run_once_more_for_results_of_any_dtype(dtype: torch.dtype) -> None:
+    model = Does(lambda m, x: ((x * m.weight).abs() * 4.0).to(dtype))
+    with fuse(model) as report:
+        recorded(model, X)
+        assert report.regions[0].reason == "not_in_cache"
+
+
+def test_what_other_numbers_are_is_no_rounding() -> None:
+    for dtype in (torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.int32):
+        want = torch.tensor([1.0, 2.0, 4.0]).to(dtype)
+        assert replayed._is_close(want, want.clone())
+        assert not replayed._is_close(want, want + torch.tensor([0, 1, 0]).to(dtype) / 4)
+    gone = torch.tensor([1.0, float("nan"), float("inf")])
+    assert replayed._is_close(gone, gone.clone())
+    assert not replayed._is_close(gone, torch.tensor([1.0, 0.0, float("inf")]))
