@@ -14,7 +14,6 @@ from torch import Tensor
 from .._functions.tape import Tape
 from .stop import Stop
 
-
 # Of dtypes with a larger eps, as of float16, the root of eps is no bound.
 _LOW = 1e-4
 
