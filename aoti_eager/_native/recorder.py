@@ -190,9 +190,8 @@ class Recording:
         seen: set[int] = set()
         found = []
         for call in self.calls:
-            if (
-                call.op != "aten::lift_fresh"
-            ):  # Its argument is a tensor that ``torch.tensor`` makes.
+            # The argument of lift_fresh is a tensor that ``torch.tensor`` makes.
+            if call.op != "aten::lift_fresh":
                 seen.update(one.impl for one in tensors_in(call.arguments))
             for one in tensors_in(call.results):
                 if one.impl not in seen and one.impl in alive and one.impl not in results:

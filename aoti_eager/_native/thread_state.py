@@ -9,8 +9,9 @@ from typing import cast
 from .library import functions
 from .runner import can_run, new_function
 
-# Returns ``None`` if this thread records, traces, autocasts, or is under a mode of torch's or
-# functorch's; else whether gradients are switched off. Dynamo's traces are not seen.
+# Returns ``None`` if this thread records, traces, autocasts, differentiates forward, or is under a
+# mode of torch's or functorch's; else whether gradients are switched off. Dynamo's traces are not
+# seen.
 ThreadState = Callable[[], bool | None]
 
 

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
-import subprocess
 import sys
 from typing import Any
 
 import pytest
+
+from ..support.processes import printed
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="only Linux forks servers")
 
@@ -68,12 +68,7 @@ print(json.dumps(found))
 @pytest.fixture(scope="module")
 def found() -> dict[str, Any]:
     """What a process sees of the servers that it forks."""
-    done = subprocess.run(
-        [sys.executable, "-c", PROGRAM], capture_output=True, text=True, timeout=300, check=False
-    )
-    assert done.returncode == 0, done.stderr
-    figures: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
-    return figures
+    return printed(PROGRAM)
 
 
 def test_a_forked_server_answers_as_a_program_does(found: dict[str, Any]) -> None:

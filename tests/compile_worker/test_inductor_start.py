@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import json
-import subprocess
-import sys
 from typing import Any
 
 import pytest
+
+from ..support.processes import printed
 
 PROGRAM = """
 import json
@@ -76,12 +75,7 @@ print(json.dumps({
 @pytest.fixture(scope="module")
 def found() -> dict[str, Any]:
     """Figures of one process that has prepared Inductor as a worker does."""
-    done = subprocess.run(
-        [sys.executable, "-c", PROGRAM], capture_output=True, text=True, timeout=300, check=False
-    )
-    assert done.returncode == 0, done.stderr
-    figures: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
-    return figures
+    return printed(PROGRAM)
 
 
 def test_each_pattern_that_is_found_late_has_an_op_that_the_worker_looks_for(

@@ -5,8 +5,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import itertools
-from collections.abc import Callable, Iterator
-from pathlib import Path
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -25,17 +24,6 @@ from aoti_eager._regions.variant import Variant
 from ..support.regions import Policy, assert_same, assert_served, hits, inputs, seeded, served
 
 pytestmark = pytest.mark.native
-
-
-@pytest.fixture(autouse=True)
-def _store(shared_cache: Path) -> None:
-    """Use the run's shared store: the children have one tape."""
-
-
-@pytest.fixture(autouse=True)
-def _no_gradients() -> Iterator[None]:
-    with torch.no_grad():
-        yield
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ import pickle
 import sys
 import threading
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -36,12 +36,6 @@ from ..support.regions import Policy, assert_same, hits, inputs, seeded, served
 pytestmark = pytest.mark.native
 
 LASTING, MAY_GO_CALLS, WITHOUT_HOPE = 100, 1000, 16
-
-
-@pytest.fixture(autouse=True)
-def _no_gradients() -> Iterator[None]:
-    with torch.no_grad():
-        yield
 
 
 class Leaky(nn.Module):
@@ -556,6 +550,8 @@ def test_both_states_of_a_thread_are_told_alike(thread_state: Callable[[], Any])
     with tracing.dispatch_mode(lambda op, args, kwargs: op(*args, **kwargs)):
         assert thread_state() is None
     with torch.device("cpu"):  # A mode that sees functions of torch's.
+        assert thread_state() is None
+    with forward_ad.dual_level():
         assert thread_state() is None
     assert _under_trace(thread_state) == [None, None, None]
     assert thread_state() is True

@@ -9,7 +9,6 @@ import pickle
 import sys
 import weakref
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -28,17 +27,6 @@ from aoti_eager._regions.target import Fused
 from ..support.regions import Policy, assert_same, assert_served, inputs, seeded, served
 
 pytestmark = pytest.mark.native
-
-
-@pytest.fixture(autouse=True)
-def _store(shared_cache: Path) -> None:
-    """Use the run's shared store: the children have one tape."""
-
-
-@pytest.fixture(autouse=True)
-def _no_gradients() -> Iterator[None]:
-    with torch.no_grad():
-        yield
 
 
 def pickled(value: Any) -> Any:

@@ -6,7 +6,6 @@ import copy
 import dataclasses
 import warnings
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -23,17 +22,6 @@ from aoti_eager.errors import AotiEagerWarning, FuseError
 from ..support.regions import Policy, assert_same, assert_served, hits, inputs, seeded, served
 
 pytestmark = pytest.mark.native
-
-
-@pytest.fixture(autouse=True)
-def _store(shared_cache: Path) -> None:
-    """Use the run's shared store: the children have one tape."""
-
-
-@pytest.fixture(autouse=True)
-def _no_gradients() -> Iterator[None]:
-    with torch.no_grad():
-        yield
 
 
 @pytest.fixture

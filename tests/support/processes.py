@@ -82,6 +82,20 @@ def finish(process: subprocess.Popen[str], timeout: float = 400) -> dict[str, An
     return result
 
 
+def printed(program: str) -> dict[str, Any]:
+    """Return what a Python program prints in a process that is started, and not forked.
+
+    Raises:
+        AssertionError: It failed; its standard error is the message.
+    """
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, timeout=300, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    figures: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return figures
+
+
 def run(cache_dir: Path, script: str = WORK, **variables: str) -> dict[str, Any]:
     """Run ``script`` to its end and return what it printed."""
     return finish(start(cache_dir, script, **variables))

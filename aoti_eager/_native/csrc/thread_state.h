@@ -11,8 +11,8 @@
 namespace aoti_eager {
 namespace {
 
-// None if this thread records, traces, autocasts, or is under a mode of torch's or functorch's; else
-// whether gradients are switched off.
+// None if this thread records, traces, autocasts, differentiates forward, or is under a mode of
+// torch's or functorch's; else whether gradients are switched off.
 inline PythonObject* thread_state(PythonObject*, PythonObject* const*, ptrdiff_t) {
   const Python& of = python();
   PythonObject* found = of.none;
