@@ -98,7 +98,10 @@ class FastCall:
         self.left = 0
 
     def __call__(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
-        """Return the call's result; ``MISSED`` if the call is another one, and nothing has run."""
+        """Return the call's result; ``MISSED`` if the call is another one, and nothing has run.
+
+        Longer than 60 lines, because each function would cost a served call 50 nanoseconds.
+        """
         variant = self.variant
         if (
             self.left <= 0
