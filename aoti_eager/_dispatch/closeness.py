@@ -226,6 +226,24 @@ def judged(
     return asked & ~right
 
 
+def near_by(want: Tensor, have: Tensor, others: Sequence[Tensor], dtype: torch.dtype) -> Tensor:
+    """Return which elements of ``have`` are as near to ``want`` as rounding puts the original.
+
+    Args:
+        want: The original's values, in double precision.
+        have: The kernel's values, in double precision.
+        others: The original's values, with errors of a unit in the last place in inputs and steps:
+            twice as large as those of rounding.
+        dtype: The type in which the values were computed.
+    """
+    spread = torch.zeros(want.shape, dtype=torch.float64)
+    for other in others:
+        if other.shape == want.shape:
+            # NaN there leaves NaN, and lets no difference pass.
+            spread = torch.maximum(spread, (other.to(want.dtype) - want).abs())
+    return (have - want).abs() <= _STEPS / 2 * spread + _ULPS * _ulp(want, dtype)
+
+
 def _by_region(size: Tensor, shares: Tensor) -> Tensor:
     """Return for each element which relative error nine in ten of its magnitude do not exceed."""
     region = (size.clamp(min=1e-300, max=1e300).log2() / 2).floor().nan_to_num(0.0).reshape(-1)

@@ -43,6 +43,11 @@ _EXACT = frozenset(
 )
 
 
+def is_exact(op: Any) -> bool:
+    """Return whether an op rounds nothing."""
+    return name_of(op) in _EXACT
+
+
 def is_double(tensor: Tensor) -> bool:
     """Return whether ``tensor`` holds doubles and does not stand for a number."""
     return tensor.dtype in (torch.float64, torch.complex128) and tensor.dim() > 0

@@ -23,7 +23,9 @@ from .double_run import (
     double_run,
     epsilon_of,
     is_double,
+    is_exact,
     largest_error,
+    rounded_result,
     to_single,
     widened,
     with_noise,
@@ -78,6 +80,7 @@ class Reference:
         self._by: float | None = None
         self._rounded: list[Found | None] = []
         self._nudged: list[Found | None] = []
+        self._moved: list[Found] | None = None
 
     def _given(self) -> list[Tensor]:
         """Return the inputs of a run; the run may write to them, unless runs share them."""
@@ -180,6 +183,35 @@ class Reference:
         returns = len(self._template.schema.returns)
         return fresh_results(self._outputs, result, returns), repeated
 
+    def moved_originals(self) -> list[Found]:
+        """Return what the original gives in its own precision, with errors of about a unit.
+
+        Each input has an error, and the result of each step.
+        """
+        if self._moved is None:
+            found = (self._moved_original(seed) for seed in range(RUNS))
+            self._moved = [one for one in found if one is not None]
+        return self._moved
+
+    def _moved_original(self, seed: int) -> Found | None:
+        generator = torch.Generator().manual_seed(seed)
+
+        def noisy(one: Tensor) -> Tensor:
+            # Errors of up to a unit: of half a unit, rounding would leave few.
+            return with_noise(widened(one), 2 * epsilon_of(one), generator).to(one.dtype)
+
+        def handler(op: Any, args: Any, kwargs: Mapping[str, Any]) -> Any:
+            result = op(*args, **kwargs)
+            return result if is_exact(op) else rounded_result(op, result, noisy)
+
+        inputs = [noisy(one) for one in self._given()]
+        try:
+            with dispatch_mode(handler):
+                result = self._template.call(self._op, inputs, lambda number: number.item())
+        except Exception:  # noqa: BLE001 - the original refuses such data
+            return None
+        return fresh_results(self._outputs, result, len(self._template.schema.returns)), inputs
+
     def overflowed(self) -> bool:
         """Return whether a step of the original turns finite numbers into infinities or NaN."""
         found = []
@@ -252,6 +284,10 @@ class ExactReference(Reference):
     def elsewhere(self) -> Found | None:
         """Return ``None``."""
         return None
+
+    def moved_originals(self) -> list[Found]:
+        """Return no runs."""
+        return []
 
     def overflowed(self) -> bool:
         """Return ``False``."""

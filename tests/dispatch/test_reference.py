@@ -8,7 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from aoti_eager._dispatch.compare import values_problem
 from aoti_eager._dispatch.reference import Reference
+from aoti_eager._dispatch.tensor_pairs import compared_pairs
 from aoti_eager._keys.call_template import call_template
 from aoti_eager._keys.kernel_key import kernel_key
 from aoti_eager._keys.schema import parsed_schema
@@ -73,3 +75,28 @@ def test_an_op_that_takes_no_double_has_no_reference() -> None:
         return x
 
     assert reference(choosy, X).exact() is None
+
+
+def passes_over_nan(x: Tensor, weight: Tensor) -> Tensor:
+    """Return a product; rows of NaN count as 0, as in torch's attention in single precision."""
+    product = x @ weight
+    rest = weight.sum(0) + 1000 - 1000
+    return rest + (product if x.dtype is torch.float64 else product.nan_to_num(0.0))
+
+
+def nan_problem(off: float) -> str | None:
+    """Return what is found wrong of results that are off by a share of themselves."""
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(8, 256, generator=generator)
+    weight = torch.randn(256, 4, generator=generator)
+    x[2, 3] = float("nan")
+    want = passes_over_nan(x, weight)
+    judge = reference(passes_over_nan, x, weight)
+    inputs = [x, weight]
+    _, pairs = compared_pairs(judge._template, [want], [want * (1 + off)], inputs, inputs)
+    return values_problem(pairs[:1], [judge], lambda _: (1.0, False))
+
+
+def test_where_double_gives_nan_errors_of_the_original_show_what_passes() -> None:
+    assert nan_problem(2e-6) is None
+    assert "in double precision nan" in str(nan_problem(1e-3))
