@@ -183,6 +183,19 @@ def prepare(foreground_s: float | None = None) -> bool:
     return False
 
 
+def why_not_loaded() -> str:
+    """Return in words why calls do not go through C++; empty if they do, or may from now on."""
+    if native_library.is_loaded():
+        return ""
+    if config.native == "0":
+        return "the setting native is 0"
+    if _build.is_running:
+        return "the C++ path is being built"
+    if _build.failures:
+        return str(next(iter(_build.failures.values())))
+    return "" if compiler_on_path() else "no C++ compiler is found"
+
+
 def wait(timeout_s: float | None = None) -> bool:
     """Wait until a build that has been started is done; return whether none is running."""
     thread = _build.thread

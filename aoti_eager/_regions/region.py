@@ -41,7 +41,8 @@ from .waiting import Waiting
 # module may warn, or make a mask and keep it.
 _PASSING = 2
 _UNWATCHED = "beside a profiler or debugger of Python's, or before its parameters had sizes"
-_NOT_BUILT = "without the C++ part: no C++ compiler is found, or native=0"
+# What regions say of calls before the C++ path was loaded.
+UNBUILT = "without the C++ path"
 
 Call = tuple[Sequence[Any], Mapping[str, Any], list[Tensor]]
 
@@ -324,7 +325,7 @@ class Region:
         """Return the forward's result; the call becomes a variant if a library may serve it."""
         args, kwargs, given = call
         if self.dry_run_of or not native_library.is_loaded():
-            self.why_plain = self.why_plain if self.dry_run_of else _NOT_BUILT
+            self.why_plain = self.why_plain if self.dry_run_of else UNBUILT
             return self.target.forward(*args, **kwargs)
         # First, as the next question may walk through all modules.
         is_full = self._kinds.is_full(key, settings.region_cap, self.stopped.by_key)

@@ -259,6 +259,11 @@ class RegionKernel:
         return all(one.reason == RARE for one in list(table.declines.values()))
 
     @property
+    def waits_for_calls(self) -> bool:
+        """Return whether the tape's calls are counted, as too few came to make a library pay."""
+        return any(one.reason == RARE for one in list(self.cache.table.declines.values()))
+
+    @property
     def refusal(self) -> Decline | None:
         """Return why no library will serve, if all keys were decided on in that way."""
         declines = list(self.cache.table.declines.values())

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Protocol
 
 from .._base.data_class import dataclass
 from .._keys.declines import REASONS
+from .._registration.preparation import why_not_native
+from .region import UNBUILT
 from .region_kernel import sweep
 from .stop import STOPS, Stop
 
@@ -107,6 +109,8 @@ def explanation(reason: str) -> str:
     return STOPS.get(reason) or REASONS.get(reason, reason)
 
 
+# What the report says of a region whose calls have taken too little time yet.
+_WAITS = "its calls have not taken enough time yet to make a library pay"
 # What the report says of a module that has its own forward back.
 _AS_IT_IS = "it runs as it is"
 
@@ -149,12 +153,15 @@ def region_state(
     elif training in first:
         state = "stopped"
     elif variants or region.dry_run_of:
-        state, message = "recorded", region.dry_run_of
+        waits = any(one.kernel.waits_for_calls for one in hopeful)
+        state, message = "recorded", region.dry_run_of or (_WAITS if waits else "")
     elif region.waits_for_gradients:
         state = "needs gradients"
         message = "call it under torch.inference_mode() or torch.no_grad()"
     elif region.calls and region.why_plain:
         state, message = "runs as before", f"its calls came {region.why_plain}"
+        if region.why_plain == UNBUILT and (why := why_not_native()):
+            message += f": {why}"
     stop = stop if state == "stopped" else region.capped
     if stop is not None:
         message = f"{stop}; {_AS_IT_IS}" if is_withdrawn else str(stop)

@@ -9,6 +9,11 @@ from .miss_imports import prepare_for_misses
 from .resolve import can_serve
 
 
+def why_not_native() -> str:
+    """Return in words why calls do not go through C++; empty if they do, or may from now on."""
+    return native_path.why_not_loaded()
+
+
 def prepare() -> bool:
     """Return whether calls can be served; the C++ hit path serves from now on if there is one.
 

@@ -28,15 +28,17 @@ MAY_STOP = NOT_FASTER | {"", "too_small", "no_kernel_of_its_own"}
 
 def settled(report: FusionReport, call: Callable[[], Any], want: Any) -> None:
     """Assert that each call gives what is wanted, until all regions are decided on."""
-    for _ in range(3):
-        assert_same(call(), want)
-    while not aoti_eager.wait(0.05):
-        assert_same(call(), want)
-    for _ in range(12):
-        assert_same(call(), want)
+    # A root that loses has its children recorded, which lose, and so on.
+    for _ in range(20):
+        for _ in range(12):
+            assert_same(call(), want)
+        while not aoti_eager.wait(0.05):
+            assert_same(call(), want)
+        if {one.state for one in report.regions} <= {"served", "stopped", "not called"}:
+            break
+    else:
+        pytest.fail(f"not decided on: {report}")
     assert {one.reason for one in report.regions} <= MAY_STOP, str(report)
-    states = {one.state for one in report.regions}
-    assert states <= {"served", "stopped", "not called"}, str(report)
 
 
 @pytest.mark.parametrize(
@@ -96,13 +98,15 @@ model, x = seeded(Policy), inputs(4, 5)
 with torch.no_grad():
     want = model(x)
     report = aoti_eager.fuse(model)
-    for _ in range(3):
-        assert_same(model(x), want)
-    aoti_eager.wait()
-    for _ in range(12):
-        assert_same(model(x), want)
-compiles = sum(one.compiles for one in aoti_eager.stats().values())
-print(json.dumps({"compiles": compiles, "states": [one.state for one in report.regions]}))
+    for _ in range(20):
+        for _ in range(12):
+            assert_same(model(x), want)
+        aoti_eager.wait()
+        if {one.state for one in report.regions} <= {"served", "stopped", "not called"}:
+            break
+made = [name for name, one in aoti_eager.stats().items() if one.compiles]
+asked = [op for one in report.regions for op in one.ops]
+print(json.dumps({"made": made, "asked": asked, "states": [one.state for one in report.regions]}))
 """
 
 
@@ -112,4 +116,5 @@ def test_a_second_process_decides_by_what_the_first_has_left(cache_dir: Path) ->
     second = processes.run(cache_dir, SECOND_PROCESS, **settings)
     for found in (first, second):
         assert set(found["states"]) <= {"served", "stopped", "not called"}
-    assert second["compiles"] == 0
+    # What wins in one process may lose in the next, which then tries its children.
+    assert first["asked"] and not set(first["asked"]) & set(second["made"])
