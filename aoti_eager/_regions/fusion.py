@@ -15,6 +15,7 @@ from .choice import Choice
 from .fused_forward import FusedForward
 from .module_tree import each_named
 from .readiness import tensor_devices
+from .recording_time import RecordingTime
 from .region import Region
 from .region_kernel import sweep
 from .report import Outcome, RegionState, region_state
@@ -53,6 +54,7 @@ class Fusion:
         self._is_undone = False
         self._undone: list[RegionState] = []  # the last states of modules that are let go of
         self._copies: weakref.WeakSet[Fusion] = weakref.WeakSet()
+        self._recording_time = RecordingTime()
         self.outcome = Outcome(self)
 
     def __del__(self) -> None:
@@ -97,7 +99,10 @@ class Fusion:
     def region(self, target: Target, path: str) -> Region:
         """Return a new region with these options; copies of modules have such regions, too."""
         _, dry_run, strict = self.options
-        region = Region(target, path, strict=strict, dry_run=dry_run)
+        # The model itself is recorded once in a call; its children may be thousands.
+        is_child = bool(path) and target.module is not None
+        shared = self._recording_time if is_child else None
+        region = Region(target, path, strict=strict, dry_run=dry_run, recording_time=shared)
         region.stopped.on_first = lambda: self._try_children(target, path)
         return region
 

@@ -27,6 +27,7 @@ from .fast_call import MISSED, FastCall, fast_call
 from .gradients import GradientNeed, wants_gradients
 from .kinds import Kinds
 from .recorded_call import RecordedCallResult, is_recording, record_call
+from .recording_time import RecordingTime
 from .recordings import Recordings
 from .region_kernel import Frame, acquire, release
 from .replayed import check_replay
@@ -55,6 +56,7 @@ class Region:
         path: The module's path in the fused model, or the function's name.
         strict: Whether a call in which the region stops raises.
         dry_run: Whether calls are recorded, and nothing is compiled or served.
+        recording_time: The time for recordings that regions share; ``None`` for no limit.
 
     Attributes:
         why_plain: Why calls ran as they are, in words; empty if there was no such call.
@@ -69,7 +71,13 @@ class Region:
     """
 
     def __init__(
-        self, target: Target, path: str, *, strict: bool = False, dry_run: bool = False
+        self,
+        target: Target,
+        path: str,
+        *,
+        strict: bool = False,
+        dry_run: bool = False,
+        recording_time: RecordingTime | None = None,
     ) -> None:
         self.target = target
         self.path = path
@@ -87,6 +95,7 @@ class Region:
         self._fast: FastCall | None = None  # for calls that are like the last ones
         self._last_served: Variant | None = None
         self._recordings = Recordings()
+        self._recording_time = recording_time or RecordingTime(is_limited=False)
         self._is_timing = False  # whether served calls of a variant are timed
         self.is_on = True
         self._kinds = Kinds()
@@ -124,6 +133,8 @@ class Region:
             if self._waiting.is_resting():
                 return forward(*args, **kwargs)
             self._waiting = None
+        if not self._kinds.by_key and self._recording_time.is_spent():
+            return forward(*args, **kwargs)
         if self.needs_gradients.is_as_before():
             self.waits_for_gradients += 1
             return forward(*args, **kwargs)
@@ -214,7 +225,10 @@ class Region:
         if variant.is_to_be_recorded(again=settings.rerecord) or (
             is_asked_for and not variant.has_raised
         ):
-            return self._record_again(variant, inputs, key, call)
+            if self._recording_time.is_spent():
+                return forward(*args, **kwargs)
+            with self._recording_time.counted():
+                return self._record_again(variant, inputs, key, call)
         gate = settings.gate
         if not kernel.may_serve or (gate and kernel.is_serving and variant.times.wants_plain):
             return self._run_plain(variant, key, call)
@@ -337,10 +351,11 @@ class Region:
         if is_full:
             self.capped = Stop("too_many_signatures", what_varies(self.by_key, key))
             return self.target.forward(*args, **kwargs)
-        if not self._recordings.begin(key):
+        if self._recording_time.is_spent() or not self._recordings.begin(key):
             return self.target.forward(*args, **kwargs)
         try:
-            return self._recorded(key, call)
+            with self._recording_time.counted():
+                return self._recorded(key, call)
         finally:
             self._recordings.end(key)
 
