@@ -54,6 +54,8 @@ class Reference:
         outputs: Where its results come from; see ``Entry.outputs``.
         default_dtype: The default dtype during these runs, which a quotient of integers has. It is
             a setting of the whole process, so none is set in a user's process.
+
+    More than 12 methods, because each kind of run is made once, when it is asked for.
     """
 
     def __init__(
@@ -198,7 +200,8 @@ class Reference:
 
         def noisy(one: Tensor) -> Tensor:
             # Errors of up to a unit: of half a unit, rounding would leave few.
-            return with_noise(widened(one), 2 * epsilon_of(one), generator).to(one.dtype)
+            noisy_one: Tensor = with_noise(widened(one), 2 * epsilon_of(one), generator)
+            return noisy_one.to(one.dtype)
 
         def handler(op: Any, args: Any, kwargs: Mapping[str, Any]) -> Any:
             result = op(*args, **kwargs)

@@ -6,6 +6,8 @@ would cost more than a small model.
 
 from __future__ import annotations
 
+import itertools
+import operator
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -14,6 +16,9 @@ from torch import Tensor
 from .._base.data_class import dataclass
 from .._base.generated_code import run_generated
 from .plain_values import weakly
+
+# So many items of one mapping are compared by one condition.
+_TOGETHER = 6
 
 # Returns the inputs of a library for the tensors of a call; ``None`` if the state has changed.
 Read = Callable[[Sequence[Tensor]], "list[Tensor] | None"]
@@ -27,11 +32,45 @@ class _Step:
         text: What is checked, in words; empty for an assignment.
         source: The condition, or the value that is assigned.
         target: The variable that is assigned to; empty for a check.
+        item: Of a check of an item: the mapping, the key, and the value that the key had.
     """
 
     text: str
     source: str
     target: str = ""
+    item: tuple[str, str, Any] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Input:
+    """A tensor of the state that is an input of the library.
+
+    Attributes:
+        path: Its path.
+        source: What reads the tensor.
+        kind: Its class.
+    """
+
+    path: str
+    source: str
+    kind: type
+
+
+def _items_together(mapping: str, steps: Sequence[_Step], names: dict[str, Any]) -> str:
+    """Return one condition for checks of a mapping's items: shorter to compile and to run.
+
+    Args:
+        mapping: What the lines call the mapping.
+        steps: The checks.
+        names: The names of the lines; what the condition needs is added.
+    """
+    items = [one.item for one in steps if one.item is not None]
+    number = len(names)
+    names[f"g{number}"] = operator.itemgetter(*[key for _, key, _ in items])
+    names[f"k{number}"] = tuple(value for _, _, value in items)
+    names.update(ae_all=all, ae_map=map, ae_is=operator.is_)
+    got, known = f"g{number}({mapping})", f"k{number}"
+    return f"(ae_all(ae_map(ae_is, {got}, {known})) or ae_all(ae_map(ae_same, {got}, {known})))"
 
 
 class GuardSource:
@@ -47,6 +86,7 @@ class GuardSource:
         self._weak: list[Any] = []
         self._alive: list[Any] = []  # Until the function is made: ids stand for these objects.
         self._steps: list[_Step] = []
+        self._inputs: list[Input] = []
         self._variables = 0
 
     def name(self, value: Any) -> str:
@@ -81,28 +121,50 @@ class GuardSource:
         """Add a condition; ``text`` names what is checked."""
         self._steps.append(_Step(text, source))
 
+    def check_item(self, text: str, mapping: str, key: str, value: Any) -> None:
+        """Add the condition that a mapping has a plain value under a key, or one like it."""
+        source, known = f"{mapping}[{key!r}]", self.name(value)
+        condition = f"{source} is {known} or ae_same({source}, {known})"
+        self._steps.append(_Step(text, condition, "", (mapping, key, value)))
+
     def is_lost(self) -> bool:
         """Return whether an object is gone that the lines ask for: no state can be as it was."""
         return any(one() is None for one in self._weak)
 
-    def reader(self, name: str, result: str) -> Read:
+    def reader(self, name: str, inputs: Sequence[int | Input]) -> Read:
         """Return the function; its argument ``t`` is the list of a call's tensors.
 
         Args:
             name: What tracebacks show.
-            result: The source of what the function returns.
+            inputs: What the function returns: tensors of the state, and of the call, by index.
         """
-        lines, waiting = ["def read(t):"], []
-        for step in self._steps:
-            if not step.target:
-                waiting.append(f"({step.source})")
-                continue
-            if waiting:
-                lines.append(f"    if not ({' and '.join(waiting)}): return None")
-                waiting = []
-            lines.append(f"    {step.target} = {step.source}")
-        lines.append(f"    return {result} if {' and '.join(waiting) or True} else None\n")
+        self._inputs = [one for one in inputs if isinstance(one, Input)]
         names = dict(self._names)
+        lines, waiting = ["def read(t):"], []
+        for mapping, steps in itertools.groupby(self._steps, lambda one: one.item and one.item[0]):
+            listed = list(steps)
+            if mapping and len(listed) >= _TOGETHER:
+                waiting.append(_items_together(mapping, listed, names))
+                continue
+            for step in listed:
+                if not step.target:
+                    waiting.append(f"({step.source})")
+                    continue
+                if waiting:
+                    lines.append(f"    if not ({' and '.join(waiting)}): return None")
+                    waiting = []
+                lines.append(f"    {step.target} = {step.source}")
+        if waiting:
+            lines.append(f"    if not ({' and '.join(waiting)}): return None")
+        lines.append(f"    r = [{', '.join(one.source for one in self._inputs)}]")
+        if self._inputs:
+            names.update(ae_all=all, ae_map=map, ae_is=operator.is_)
+            names["kinds"] = [one.kind for one in self._inputs]
+            kinds = "ae_all(ae_map(ae_is, ae_map(ae_type, r), kinds))"
+            lines.append(f"    if not {kinds}: return None")
+        given = [(place, one) for place, one in enumerate(inputs) if isinstance(one, int)]
+        lines += [f"    r.insert({place}, t[{index}])" for place, index in given]
+        lines.append("    return r\n")
         run_generated("\n".join(lines), f"state of {name}", names)
         self._alive = []
         found: Read = names["read"]
@@ -121,6 +183,11 @@ class GuardSource:
             else:
                 lines.append(f"    if not ({step.source}): return True")
         names, at = dict(self._names), [0]
+        for one in self._inputs:
+            texts.append(one.path)
+            lines.append(f"    at[0] = {len(texts) - 1}")
+            names[f"kind{len(texts)}"] = one.kind
+            lines.append(f"    if ae_type({one.source}) is not kind{len(texts)}: return True")
         run_generated("\n".join([*lines, "    return False\n"]), "change of a state", names)
         try:
             return texts[at[0]] if names["changed"](at) else ""

@@ -7,7 +7,7 @@ from collections.abc import Collection
 import torch
 from torch import Tensor
 
-from .guard_source import GuardSource
+from .guard_source import GuardSource, Input
 from .stop import Stop
 
 
@@ -48,19 +48,19 @@ class GuardedTensors:
             needs = f"{source}.requires_grad is {tensor.requires_grad}"
             self._guard.check(f"requires_grad of {path}", needs)
 
-    def inputs(self, inputs: Collection[int | str]) -> dict[str, str]:
-        """Return the variables of those tensors that are inputs, by path, and check all others."""
-        guard, places = self._guard, {}
+    def check_others(self, inputs: Collection[int | str]) -> None:
+        """Check the tensors that are no inputs of the library."""
         for path, tensor in self._tensors.items():
-            if path in inputs:
-                # C++ compares the metadata of the inputs. A parameter may be set to None, and a
-                # tensor be replaced by one of a subclass.
-                places[path] = guard.let(self._sources[path])
-                kind = guard.name(type(tensor))
-                guard.check(path, f"ae_type({places[path]}) is {kind}")
-            else:
+            if path not in inputs:
                 self._check_metadata(path, tensor)
-        return places
+
+    def input(self, path: str) -> Input:
+        """Return an input of the library.
+
+        C++ compares its metadata. A parameter may be set to None, and a tensor be replaced by one
+        of a subclass.
+        """
+        return Input(path, self._sources[path], type(self._tensors[path]))
 
     def _check_metadata(self, path: str, tensor: Tensor) -> None:
         """Check a tensor that is no input: code may have asked for its type, device or sizes."""

@@ -99,6 +99,22 @@ class GuardedValues:
         else:
             self._waiting[max(depth, 0)].append((path, source, value, is_mentioned))
 
+    def add_item(
+        self,
+        path: str,
+        mapping: str,
+        key: str,
+        value: Any,
+        depth: int = DEPTH,
+        *,
+        is_mentioned: bool = True,
+    ) -> None:
+        """Add the value that a mapping has under a key; see ``add``."""
+        if isinstance(value, PLAIN) or is_fixed(value):
+            self._guard.check_item(path, mapping, key, value)
+        else:
+            self.add(path, f"{mapping}[{key!r}]", value, depth, is_mentioned=is_mentioned)
+
     def walk(self, add_module: AddModule) -> None:
         """Look at all values that wait, those first from which the walk may go deepest.
 
@@ -217,8 +233,11 @@ class GuardedValues:
                 continue
             inner = f"{path}.{name}"
             if self._may_add(1, inner, is_mentioned=is_mentioned and is_named):
-                text = f"{space}[{name!r}]" if space and name in state else f"{local}.{name}"
-                self.add(inner, text, one, depth - 1, is_mentioned=is_mentioned and is_named)
+                is_mine = is_mentioned and is_named
+                if space and name in state:
+                    self.add_item(inner, space, name, one, depth - 1, is_mentioned=is_mine)
+                else:
+                    self.add(inner, f"{local}.{name}", one, depth - 1, is_mentioned=is_mine)
         self._add_class(type(value))
 
     def _may_add(self, count: int, path: str, *, is_mentioned: bool) -> bool:
@@ -265,5 +284,4 @@ class GuardedValues:
                 is_mentioned = name in self._mentioned
                 if is_mentioned or (self._reads_by_name and isinstance(value, PLAIN)):
                     text = f"{name} of {owner.__qualname__}"
-                    source = f"{space}[{name!r}]"
-                    self.add(text, source, value, DEPTH, is_mentioned=is_mentioned)
+                    self.add_item(text, space, name, value, is_mentioned=is_mentioned)

@@ -105,9 +105,9 @@ class StateReader:
             name: What tracebacks show.
             inputs: For each input of the library: the index among a call's tensors, or a path.
         """
-        places = self._tensors.inputs(set(inputs))
-        listed = [places[one] if isinstance(one, str) else f"t[{one}]" for one in inputs]
-        return self._guard.reader(name, f"[{', '.join(listed)}]"), self._guard
+        self._tensors.check_others(set(inputs))
+        listed = [self._tensors.input(one) if isinstance(one, str) else one for one in inputs]
+        return self._guard.reader(name, listed), self._guard
 
     # -- what is checked --
 
@@ -166,8 +166,8 @@ class StateReader:
                 self._values.add_tensor(dot + name, source, tensor)
         for name, value in own_attributes(module):
             if self._values.may_read(name) and type(value) not in _TENSORS:
-                source, is_mentioned = f"{mine}[{name!r}]", name in self._mentioned
-                self._values.add(dot + name, source, value, is_mentioned=is_mentioned)
+                is_mentioned = name in self._mentioned
+                self._values.add_item(dot + name, mine, name, value, is_mentioned=is_mentioned)
         self._add_children(path, mine, state["_modules"])
 
     def _add_children(self, path: str, mine: str, children: dict[str, Any]) -> None:

@@ -16,6 +16,7 @@ from .stop import STOPS, Stop
 
 if TYPE_CHECKING:
     from .region import Region
+    from .variant import Variant
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,7 +127,6 @@ def region_state(
         is_withdrawn: Whether they do not any more because no library can serve the module.
     """
     variants = region.variants
-    hits = sum(one.hits for one in variants)
     timed = max(
         (one.times for one in variants if one.times.speed is not None and one.hits),
         key=lambda one: one.speed or 0.0,
@@ -153,15 +153,12 @@ def region_state(
     elif training in first:
         state = "stopped"
     elif variants or region.dry_run_of:
-        waits = any(one.kernel.waits_for_calls for one in hopeful)
-        state, message = "recorded", region.dry_run_of or (_WAITS if waits else "")
+        state, message = "recorded", region.dry_run_of or _what_is_missing(hopeful)
     elif region.waits_for_gradients:
         state = "needs gradients"
         message = "call it under torch.inference_mode() or torch.no_grad()"
     elif region.calls and region.why_plain:
-        state, message = "runs as before", f"its calls came {region.why_plain}"
-        if region.why_plain == UNBUILT and (why := why_not_native()):
-            message += f": {why}"
+        state, message = "runs as before", _as_before(region)
     stop = stop if state == "stopped" else region.capped
     if stop is not None:
         message = f"{stop}; {_AS_IT_IS}" if is_withdrawn else str(stop)
@@ -172,12 +169,23 @@ def region_state(
         reason=stop.reason if stop is not None else "",
         message=message,
         calls=region.calls,
-        hits=hits,
+        hits=sum(one.hits for one in variants),
         speed=None if timed is None else timed.speed,
         plain_s=None if timed is None else timed.plain_s,
         served_s=None if timed is None else timed.served_s,
         ops=tuple(dict.fromkeys(one.kernel.name for one in variants)),
     )
+
+
+def _what_is_missing(hopeful: Sequence[Variant]) -> str:
+    """Return what recorded calls wait for."""
+    return _WAITS if any(one.kernel.waits_for_calls for one in hopeful) else ""
+
+
+def _as_before(region: Region) -> str:
+    """Return why calls of a region ran as before."""
+    why = why_not_native() if region.why_plain == UNBUILT else ""
+    return f"its calls came {region.why_plain}" + (f": {why}" if why else "")
 
 
 class FusionReport:

@@ -15,7 +15,6 @@ from aoti_eager._regions.recording_time import RecordingTime
 
 from ..support.regions import assert_same
 
-
 pytestmark = pytest.mark.native
 
 
