@@ -120,25 +120,26 @@ AOTIRuntimeError AOTInductorModelContainerCreate(
       handle, num_models, is_cpu ? "cpu" : "cuda", cubin_dir);
 }
 
-// The functions marked with AOTI_API are not in every torch's interface.h, and a runner that knows
-// them crashes on a library without them. Nobody calls them where the header lacks them.
-AOTI_API AOTIRuntimeError AOTInductorModelContainerCreateWithExternalConstants(
+// Some functions here are not in every torch's interface.h: a runner that knows a function crashes
+// on a library without it, and nobody calls a function that the header lacks.
+
+AOTIRuntimeError AOTInductorModelContainerCreateWithExternalConstants(
     AOTInductorModelContainerHandle* handle, size_t num_models, const char* device,
     const char* cubin_dir, const AOTInductorConstantMapEntry*, size_t) {
   return AOTInductorModelContainerCreateWithDevice(handle, num_models, device, cubin_dir);
 }
 
-AOTI_API AOTIRuntimeError AOTInductorModelContainerDidCallLoadConstants(
+AOTIRuntimeError AOTInductorModelContainerDidCallLoadConstants(
     AOTInductorModelContainerHandle, bool* did_call) {
   *did_call = true;
   return AOTI_RUNTIME_SUCCESS;
 }
 
-AOTI_API AOTIRuntimeError AOTInductorSetUsePinnedAsyncConstantsCopy(bool) {
+AOTIRuntimeError AOTInductorSetUsePinnedAsyncConstantsCopy(bool) {
   return AOTI_RUNTIME_SUCCESS;
 }
 
-AOTI_API AOTIRuntimeError AOTInductorSetPinnedAsyncConstantsCopyStageBufferBytes(size_t) {
+AOTIRuntimeError AOTInductorSetPinnedAsyncConstantsCopyStageBufferBytes(size_t) {
   return AOTI_RUNTIME_SUCCESS;
 }
 
