@@ -130,7 +130,7 @@ def _stand_in(name: str, error: Exception | None = None) -> Any:
         name: A public name.
         error: What importing the module of the name has raised.
     """
-    from ._base.torch_compat import checked
+    from ._base import checked_torch as checked
 
     if checked.is_checked():
         return None

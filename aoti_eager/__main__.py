@@ -6,7 +6,7 @@ import sys
 
 import torch
 
-from ._base.torch_compat import checked
+from ._base import checked_torch as checked
 
 
 def main() -> int:

@@ -22,7 +22,7 @@ from .._base.data_class import dataclass
 from .._base.file_lock import FileLock
 from .._base.printable import printable
 from .._base.settings import SETTINGS
-from .._base.torch_compat import checked
+from .._base import checked_torch as checked
 from .._base.trusted_files import open_directory
 from .._compile_service import cache_context, untested_torch
 from .._native import build as native_build

@@ -29,7 +29,7 @@ from .._base.cpp_compiler import compiler_identity
 from .._base.cpu import cpu_features
 from .._base.data_class import dataclass
 from .._base.printable import shortened
-from .._base.torch_compat import checked
+from .._base import checked_torch as checked
 from .._base.warn_once import log, warn_once
 from .._store.environment import CODE_VERSION
 from .._store.probes import Probes

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from aoti_eager._base.torch_compat import checked
+from aoti_eager._base import checked_torch as checked
 
 from ..support import faked_torch
 

@@ -25,14 +25,14 @@ def is_checked() -> bool:
 
 @functools.cache
 def missing_names() -> list[str]:
-    """Return the private names in this folder that the torch at hand lacks, sorted.
+    """Return the private names in ``torch_compat`` that the torch at hand lacks, sorted.
 
     A name that is looked up by ``getattr`` or within ``try`` may be missing, and is left out. So
     are names of modules that are not imported yet: the self-test, in a process of its own, imports
     them. Reading the files takes milliseconds: ask only in a torch that was not checked.
     """
     missing: set[str] = set()
-    for path in sorted(Path(__file__).parent.glob("*.py")):
+    for path in sorted((Path(__file__).parent / "torch_compat").glob("*.py")):
         tree = ast.parse(path.read_text(encoding="utf-8"))
         missing.update(_missing(tree))
     return sorted(missing)
