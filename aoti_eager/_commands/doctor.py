@@ -16,13 +16,13 @@ from typing import Any
 
 import torch
 
+from .._base import checked_torch as checked
 from .._base.cpp_compiler import NO_COMPILER, compiler_on_path
 from .._base.cpu import cpu_features, cpu_target, level_of
 from .._base.data_class import dataclass
 from .._base.file_lock import FileLock
 from .._base.printable import printable
 from .._base.settings import SETTINGS
-from .._base import checked_torch as checked
 from .._base.trusted_files import open_directory
 from .._compile_service import cache_context, untested_torch
 from .._native import build as native_build
@@ -69,7 +69,7 @@ def main(options: argparse.Namespace) -> int:
     """Print the findings; return 1 if one of them is a problem, else 0."""
     found = findings()
     if options.json:
-        print(json.dumps([dataclasses.asdict(one) for one in found]))  # type: ignore[call-overload]
+        print(json.dumps([dataclasses.asdict(one) for one in found]))
     else:
         width = max(len(one.name) for one in found)
         for one in found:

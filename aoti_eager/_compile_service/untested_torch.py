@@ -22,6 +22,7 @@ from typing import Any
 
 import torch
 
+from .._base import checked_torch as checked
 from .._base import scheduling
 from .._base.at_exit import at_exit
 from .._base.child_process import child_command
@@ -29,7 +30,6 @@ from .._base.cpp_compiler import compiler_identity
 from .._base.cpu import cpu_features
 from .._base.data_class import dataclass
 from .._base.printable import shortened
-from .._base import checked_torch as checked
 from .._base.warn_once import log, warn_once
 from .._store.environment import CODE_VERSION
 from .._store.probes import Probes

@@ -478,9 +478,15 @@ def _known(options: dict[str, Any]) -> dict[str, Any]:
     (``_march_flag``).
     """
     global _march
-    known: Any = inductor_config._config
+    known = _settings_there()
     _march = "" if _MARCH in known else str(options.get(_MARCH, ""))
     return {name: value for name, value in options.items() if name in known}
+
+
+def _settings_there() -> Any:
+    """Return Inductor's settings by dotted name; no public function lists them."""
+    config: Any = inductor_config
+    return config._config
 
 
 _MARCH = "cpp.march"
@@ -490,7 +496,7 @@ _march = ""
 
 def _march_flag() -> None:
     """Have code compiled for the wanted instruction set where Inductor always takes this CPU's."""
-    if _MARCH in inductor_config._config:
+    if _MARCH in _settings_there():
         return
     original = cpp_builder._get_optimization_cflags
 

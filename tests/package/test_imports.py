@@ -53,8 +53,8 @@ BELOW = {
     # What runs where this torch lacks a private name.
     "_originals": "_base errors",
     # The public face: what it shows, wherever that lives.
-    "__init__": "_originals _commands cache _regions _registration _dispatch _compile_service _runner config"
-    " _base errors",
+    "__init__": "_originals _commands cache _regions _registration _dispatch _compile_service"
+    " _runner config _base errors",
 }
 ROOMS = list(BELOW)
 
