@@ -108,11 +108,39 @@ def __getattr__(name: str) -> Any:
     """Return what is imported at its first use."""
     if name not in _LATER:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    with gc_pause.paused():
-        module = importlib.import_module(f".{_LATER[name]}", __name__)
-    found = module if name == _LATER[name] else getattr(module, name)
+    found = _stand_in(name)
+    if found is None:
+        try:
+            with gc_pause.paused():
+                module = importlib.import_module(f".{_LATER[name]}", __name__)
+        except (ImportError, AttributeError) as error:
+            found = _stand_in(name, error)
+            if found is None:
+                raise
+        else:
+            found = module if name == _LATER[name] else getattr(module, name)
     globals()[name] = found
     return found
+
+
+def _stand_in(name: str, error: Exception | None = None) -> Any:
+    """Return what runs originals, where this torch lacks a private name; else ``None``.
+
+    Args:
+        name: A public name.
+        error: What importing the module of the name has raised.
+    """
+    from ._base import checked_torch as checked
+
+    if checked.is_checked():
+        return None
+    missing = checked.missing_names()
+    if not missing and error is None:
+        return None
+    from . import _originals
+
+    _originals.explain_once(", ".join(missing[:3]) or str(error))
+    return _originals.standing_in(name)
 
 
 def __dir__() -> list[str]:

@@ -1,4 +1,4 @@
-"""The command line: the verbs of ``cache``, and ``run``, ``warm``, ``setup``, ``demo``."""
+"""The command line: verbs of ``cache``, and ``run``, ``warm``, ``setup``, ``doctor``, ``demo``."""
 
 from __future__ import annotations
 
@@ -18,6 +18,9 @@ from . import cache
 from ._base.printable import printable, printable_lines
 from ._commands import (
     demo as demo_verb,
+)
+from ._commands import (
+    doctor as doctor_verb,
 )
 from ._commands import (
     run as run_verb,
@@ -103,6 +106,9 @@ def _parser() -> argparse.ArgumentParser:
     )
     warm_verb.add_arguments(
         verb("warm", warm_verb.main, "Compile the calls that run --record wrote.")
+    )
+    doctor_verb.add_arguments(
+        verb("doctor", doctor_verb.main, "Say what is right and wrong here, and what to do.")
     )
     setup_verb.add_arguments(verb("setup", setup_verb.main, "Build what is built once a machine."))
     demo_verb.add_arguments(

@@ -75,6 +75,13 @@ def _native(value: Any) -> str:
     return text
 
 
+def _untested_torch(value: Any) -> str:
+    text = str(int(value)) if isinstance(value, bool) else str(value).strip().lower()
+    if text not in ("0", "1", "auto"):
+        raise ValueError("wants 0, 1 or auto")
+    return text
+
+
 def _cpu_target(value: Any) -> str:
     if value not in CPU_TARGETS:
         raise ValueError(f"wants one of {', '.join(map(repr, CPU_TARGETS))}")
@@ -262,6 +269,13 @@ SETTINGS: dict[str, Setting] = {
             _native,
             "the C++ hit path, built once a machine: auto waits up to 10 s for it at register, 1 "
             "as long as it takes, background not at all, and 0 serves from Python",
+        ),
+        Setting(
+            "untested_torch",
+            "auto",
+            _untested_torch,
+            "a release of torch that this package was not checked with: auto serves once a "
+            "self-test in another process has passed, 1 without a self-test, 0 not at all",
         ),
         Setting(
             "workers",

@@ -32,7 +32,6 @@ import torch._inductor.fx_passes.joint_graph as joint_graph
 import torch._inductor.graph as graph_module
 import torch._inductor.inductor_prims as inductor_prims
 import torch._inductor.ir as ir
-from torch._inductor import aot_compile
 from torch._inductor.codegen.common import KernelArgs, device_codegens
 from torch._inductor.codegen.cpp import (
     CppOverrides,
@@ -74,6 +73,11 @@ __all__ = [
 ]
 
 
+# Whether Inductor's writer of C++ has a method for each part that thin libraries leave out. Torch
+# 2.12 writes these parts in one method, and all of its libraries are full ones.
+WRITES_THIN = hasattr(CppWrapperCpu, "_write_aoti_interface_header")
+
+
 class _PinnedAVX512(cpu_vec_isa.VecAVX512):
     # Inductor's own check would compile a probe for bfloat16 instructions in each process, and if
     # it succeeds, Inductor would use these instructions in code for CPUs that may lack them.
@@ -102,6 +106,7 @@ def prepare_worker(vector_bits: int) -> None:
     cpp_builder._get_ffast_math_flags = lambda: float_flags(
         inductor_config.cpp.enable_floating_point_contract_flag
     )
+    _march_flag()
     _numbers_in_double()
     _use_vector_functions(vector_bits)
     _use_wider_vectors()
@@ -458,7 +463,49 @@ def aot_code_compiler(compile_: Callable[..., Any]) -> Iterator[None]:
 
 def settings(options: dict[str, Any]) -> contextlib.AbstractContextManager[Any]:
     """Return a context in which Inductor's settings are ``options``, by dotted name."""
-    return inductor_config.patch(options)  # type: ignore[no-any-return]
+    return inductor_config.patch(_known(options))  # type: ignore[no-any-return]
+
+
+def aot_compile(program: Any, inputs: Any, *, options: dict[str, Any]) -> Any:
+    """Return what AOTInductor makes of a program; arguments as for its function of this name."""
+    return torch._inductor.aot_compile(program, inputs, options=_known(options))
+
+
+def _known(options: dict[str, Any]) -> dict[str, Any]:
+    """Return the settings that this torch's Inductor has; the others have other ways, or no need.
+
+    Line tables that cannot be switched off are not made, and the instruction set becomes a flag
+    (``_march_flag``).
+    """
+    global _march
+    known = _settings_there()
+    _march = "" if _MARCH in known else str(options.get(_MARCH, ""))
+    return {name: value for name, value in options.items() if name in known}
+
+
+def _settings_there() -> Any:
+    """Return Inductor's settings by dotted name; no public function lists them."""
+    config: Any = inductor_config
+    return config._config
+
+
+_MARCH = "cpp.march"
+# The instruction set for which code is compiled, where Inductor has no setting; empty: this CPU's.
+_march = ""
+
+
+def _march_flag() -> None:
+    """Have code compiled for the wanted instruction set where Inductor always takes this CPU's."""
+    if _MARCH in _settings_there():
+        return
+    original = cpp_builder._get_optimization_cflags
+
+    def flags(*args: Any, **kwargs: Any) -> Any:
+        compiler, linker = original(*args, **kwargs)
+        wanted = f"march={_march}" if _march else "march=native"
+        return [wanted if one == "march=native" else one for one in compiler], linker
+
+    cpp_builder._get_optimization_cflags = flags
 
 
 def compile_flags(source: Path) -> list[str]:

@@ -195,6 +195,9 @@ class CompileJobs:
         """Make the parts that libraries of ops and of functions share; return if any was made."""
         self._maker.prepare()
         from . import inductor_compat
+
+        if not inductor_compat.WRITES_THIN:
+            return PartsMade(False)
         from .float_flags import contraction
         from .thin_codegen import compile_command
         from .thin_header import make_parts, stub_library

@@ -189,6 +189,8 @@ def _compile_thin(
     facts: GeneratedCode,
     dims: Sequence[tuple[int, int]] | None,
 ) -> tuple[Any, list[Any]]:
+    if not inductor.WRITES_THIN:
+        raise NotThinError("this torch's Inductor writes full libraries only")
     traced: list[Any] = []
     if dims is not None:
         program, inputs, traced = symbolic_program(op, template, outputs, dims)

@@ -13,6 +13,7 @@ from .._base.warn_once import warn_once
 from .._compile_service import (
     cache_context,
 )
+from .._compile_service.untested_torch import may_serve
 from .._keys.schema import op_schema, qualified_name
 from ..errors import (
     CompositeImplicitOpError,
@@ -96,7 +97,12 @@ def refused_composite(op: OpOverload, where: str) -> CompositeImplicitOpError:
 
 
 def can_serve() -> bool:
-    """Return whether any call could be served: there is a compiler, or an entry in the store."""
+    """Return whether any call could be served: there is a compiler, or an entry in the store.
+
+    With a torch that this package was not checked with, none is served before the self-test.
+    """
+    if not may_serve():
+        return False
     if compiler_on_path() is not None:
         return True
     context = cache_context.current()

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .._base.sealed_library import SealedLibrary
+from .._base.torch_compat.aotinductor import is_in_interface
 from ..errors import (
     LibraryLoadError,
     LibraryRunError,
@@ -69,6 +70,11 @@ FUNCTIONS: dict[str, tuple[Any, ...]] = {
     f"{MODEL}UpdateConstantsMapV2": (_HANDLE, _POINTER, ctypes.c_int32),
     f"{MODEL}Delete": (_HANDLE,),
 }
+# Changing constants by C functions takes these; a library of torch 2.12 lacks them.
+CONSTANTS_FUNCTIONS = (
+    f"{CONTAINER}ExtractConstantsMapEntries",
+    f"{CONTAINER}UpdateConstantBufferPairs",
+)
 # Exported only by libraries whose constants lie in a separate file.
 BLOB_FUNCTIONS: dict[str, tuple[Any, ...]] = {
     f"{CONTAINER}GetConstantsBlobSize": (_HANDLE, _POINTER),
@@ -144,8 +150,10 @@ class KernelLibrary:
             self._library = ctypes.CDLL(os.fspath(path) if sealed is None else sealed.name)
         except OSError as error:
             raise LibraryLoadError(path, f"cannot be opened: {error}") from error
-        self._last_error = getattr(self._library, LAST_ERROR)
-        self._last_error.argtypes = [ctypes.c_void_p]
+        # A library of torch 2.12 prints its message, and does not keep it.
+        self._last_error = getattr(self._library, LAST_ERROR, None)
+        if self._last_error is not None:
+            self._last_error.argtypes = [ctypes.c_void_p]
 
     @functools.cached_property
     def manifest(self) -> bytes:
@@ -165,8 +173,9 @@ class KernelLibrary:
         return hasattr(self._library, name)
 
     def address(self, name: str) -> int:
-        """Return the address of a C function; valid until ``close``."""
-        return int(ctypes.cast(getattr(self._library, name), ctypes.c_void_p).value or 0)
+        """Return the address of a C function, 0 if there is none; valid until ``close``."""
+        function = getattr(self._library, name, None)
+        return 0 if function is None else int(ctypes.cast(function, ctypes.c_void_p).value or 0)
 
     def check(self, code: int, doing: str) -> None:
         """Raise the library's own message if ``code``, the result of a call just made, is an error.
@@ -194,7 +203,8 @@ class KernelLibrary:
     def last_error(self) -> str:
         """Return the message of this thread's last failed call."""
         text = ctypes.c_char_p()
-        self._last_error(ctypes.byref(text))
+        if self._last_error is not None:
+            self._last_error(ctypes.byref(text))
         return complete_message(text.value or b"")
 
     def close(self) -> None:
@@ -211,6 +221,9 @@ class KernelLibrary:
 def _check_exports(path: Path, file: LibraryFile, has_container: bool) -> None:
     needed = CONTAINER_FUNCTIONS if has_container else (*MODEL_FUNCTIONS, MANIFEST)
     missing = [name for name in (*needed, LAST_ERROR) if name not in file.exports]
+    if missing and has_container:
+        # What this torch's AOTInductor does not give a library either, no compile can give it.
+        missing = [name for name in missing if is_in_interface(name)]
     if missing:
         raise MissingSymbolError(path, tuple(missing), _missing(missing, has_container))
 
@@ -221,7 +234,7 @@ def _missing(names: list[str], has_container: bool) -> str:
             "is a shared object but no kernel library: it has none of AOTInductor's functions "
             f"({CONTAINER}CreateWithDevice, {MODEL}CreateV2, ...)"
         )
-    return f"lacks {', '.join(names)}; compile it again with torch 2.13's AOTInductor"
+    return f"lacks {', '.join(names)}; compile it again with this torch's AOTInductor"
 
 
 def _identity(path: Path) -> tuple[int, int]:

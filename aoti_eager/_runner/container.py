@@ -3,7 +3,8 @@
 ``LibraryContainer`` is the container that AOTInductor puts into its libraries. ``ModelContainer``
 does the same in Python for a library that has only a model (a thin one, on CPU). ``ProxyContainer``
 is for a library that calls ops without a C shim: it needs a proxy executor, which only torch's own
-runner can make. No container is thread-safe by itself; the runner in front of it is.
+runner can make; and for a library of torch 2.12, whose constants only that runner can change. No
+container is thread-safe by itself; the runner in front of it is.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""torch's own runner behind our interface, for libraries that need its proxy executor."""
+"""torch's own runner behind our interface, for libraries that need more than C functions."""
 
 from __future__ import annotations
 
@@ -20,10 +20,12 @@ from .tensor_handles import borrowed_handle, tensors_of
 
 
 class ProxyContainer:
-    """torch's own runner, for a library that calls ops without a C shim.
+    """torch's own runner, for a library that the C functions do not suffice for.
 
-    A JSON file beside the library lists such ops, and an object calls them by name; the C interface
-    has no function to make this object. torch's Python binding holds the GIL during a run.
+    One kind of library calls ops without a C shim. A JSON file beside the library lists such ops,
+    and an object calls them by name; the C interface has no function to make this object. Another
+    kind has no C functions to change constants by (torch 2.12). torch's Python binding holds the
+    GIL during a run.
 
     More than 12 methods, because it is a whole ``Container`` and must outlive a failed fold.
     """
@@ -32,7 +34,8 @@ class ProxyContainer:
         self, library: KernelLibrary, num_models: int, device: torch.device, cubin_dir: Path | None
     ) -> None:
         nodes = library.path.with_suffix(".json")
-        if not nodes.exists():
+        calls_by_name = library.file is not None and library.file.needs_proxy_executor
+        if calls_by_name and not nodes.exists():
             raise LibraryLoadError(
                 library.path,
                 f"calls ops by name, and the file that lists them, {nodes.name}, is not beside it; "

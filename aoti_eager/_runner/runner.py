@@ -24,7 +24,7 @@ from ..errors import (
     LibraryLoadError,
     LibraryRunError,
 )
-from .abi import KernelLibrary, closed
+from .abi import CONSTANTS_FUNCTIONS, KernelLibrary, closed
 from .constant_buffers import ConstantBuffers
 from .constants import Constant
 from .container import Container
@@ -408,6 +408,8 @@ class ModelContainerRunner:
             if not library.has_container:
                 return ModelContainer(library, count)
             if library.file is not None and library.file.needs_proxy_executor:
+                return ProxyContainer(library, count, self.device, cubin_dir)
+            if not all(map(library.has, CONSTANTS_FUNCTIONS)) and self.device.type == "cpu":
                 return ProxyContainer(library, count, self.device, cubin_dir)
             return LibraryContainer(library, count, self.device, cubin_dir)
         except LibraryRunError as error:

@@ -48,13 +48,20 @@ def _shim() -> ctypes.CDLL:
         ctypes.c_int32,
         ctypes.c_void_p,
     ]
-    shim.torch_exception_get_what_without_backtrace.restype = ctypes.c_char_p
+    if hasattr(shim, _LAST_ERROR):  # Torch 2.12 prints such messages, and keeps none.
+        shim.torch_exception_get_what_without_backtrace.restype = ctypes.c_char_p
     return shim
+
+
+_LAST_ERROR = "torch_exception_get_what_without_backtrace"
 
 
 def last_torch_error() -> str:
     """Return the message of the exception that a C function of torch's last met in this thread."""
-    text: bytes | None = _shim().torch_exception_get_what_without_backtrace()
+    shim = _shim()
+    if not hasattr(shim, _LAST_ERROR):
+        return "torch has printed the reason"
+    text: bytes | None = shim.torch_exception_get_what_without_backtrace()
     return (text or b"").decode(errors="replace")
 
 

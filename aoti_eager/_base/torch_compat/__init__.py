@@ -2,5 +2,6 @@
 
 There is one file for each area. Outside of this folder, only
 ``_compile_worker/inductor_compat.py`` spells private names: those of ``torch._inductor``, which
-only the compile worker imports. All names were checked on torch 2.13.0.
+only the compile worker imports. Releases differ in their names:
+``_base/checked_torch.py`` has the releases.
 """

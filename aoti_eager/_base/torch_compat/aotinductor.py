@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import re
 
 import torch
 
@@ -46,6 +47,18 @@ def device_type_numbers() -> dict[str, int]:
             found[name] = int(number())
     found[privateuse1_device_type()] = int(shim.aoti_torch_device_type_privateuse1())
     return found
+
+
+# Which functions a library has depends on the torch that made it; only the text of a C header of
+# the installed torch tells.
+def is_in_interface(name: str) -> bool:
+    """Return whether the libraries that this torch's AOTInductor makes export the function."""
+    header = "include/torch/csrc/inductor/aoti_runtime/interface.h"
+    try:
+        with open(os.path.join(os.path.dirname(torch.__file__), header), encoding="utf-8") as file:
+            return re.search(rf"\b{name}\(", file.read()) is not None
+    except OSError:
+        return True  # An installation without headers.
 
 
 def libtorch_cpu() -> ctypes.CDLL:

@@ -1,7 +1,7 @@
 """Containers of tensors: lists, dicts and classes that libraries have registered with pytree.
 
 ``torch.utils._pytree`` has no public name for these functions: ``torch.utils.pytree`` of newer
-versions imports other modules first. Checked with torch 2.13.
+versions imports other modules first.
 """
 
 from __future__ import annotations

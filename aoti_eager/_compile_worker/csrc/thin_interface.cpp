@@ -76,6 +76,8 @@ AOTIRuntimeError checked_run(AtenTensorHandle* inputs, AtenTensorHandle* outputs
   AOTIRuntimeError error = borrowing_run(inputs, outputs);
   for (size_t i = 0; i < num_inputs; ++i) {
     aoti_torch_delete_tensor_object(inputs[i]);
+    // Some callers delete each handle that is still there.
+    inputs[i] = nullptr;
   }
   return error;
 }
@@ -116,6 +118,29 @@ AOTIRuntimeError AOTInductorModelContainerCreate(
     AOTInductorModelContainerHandle* handle, size_t num_models, bool is_cpu, const char* cubin_dir) {
   return AOTInductorModelContainerCreateWithDevice(
       handle, num_models, is_cpu ? "cpu" : "cuda", cubin_dir);
+}
+
+// Some functions here are not in every torch's interface.h: a runner that knows a function crashes
+// on a library without it, and nobody calls a function that the header lacks.
+
+AOTIRuntimeError AOTInductorModelContainerCreateWithExternalConstants(
+    AOTInductorModelContainerHandle* handle, size_t num_models, const char* device,
+    const char* cubin_dir, const AOTInductorConstantMapEntry*, size_t) {
+  return AOTInductorModelContainerCreateWithDevice(handle, num_models, device, cubin_dir);
+}
+
+AOTIRuntimeError AOTInductorModelContainerDidCallLoadConstants(
+    AOTInductorModelContainerHandle, bool* did_call) {
+  *did_call = true;
+  return AOTI_RUNTIME_SUCCESS;
+}
+
+AOTIRuntimeError AOTInductorSetUsePinnedAsyncConstantsCopy(bool) {
+  return AOTI_RUNTIME_SUCCESS;
+}
+
+AOTIRuntimeError AOTInductorSetPinnedAsyncConstantsCopyStageBufferBytes(size_t) {
+  return AOTI_RUNTIME_SUCCESS;
 }
 
 AOTIRuntimeError AOTInductorModelContainerDelete(AOTInductorModelContainerHandle) {

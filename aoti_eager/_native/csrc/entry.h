@@ -2,8 +2,6 @@
 
 #pragma once
 
-#include <torch/csrc/inductor/aoti_runtime/interface.h>
-
 #include <algorithm>
 #include <memory>
 #include <mutex>
@@ -13,6 +11,7 @@
 #include "looks.h"
 #include "pattern.h"
 #include "table.h"
+#include "torch_compat.h"
 
 namespace aoti_eager {
 

@@ -324,14 +324,14 @@ inline void AutogradKernel::call(const c10::OperatorHandle& op, c10::DispatchKey
       known = std::move(call);
     }
   }
-  c10::intrusive_ptr<GradientNode> node;
+  NodePointer<GradientNode> node;
   if (known != nullptr) {
     torch::autograd::variable_list inputs(tensors_.size());
     for (size_t k = 0; k < tensors_.size(); ++k) {
       const c10::IValue& value = values[tensors_[k]];
       inputs[k] = value.isTensor() ? value.toTensor() : at::Tensor();
     }
-    node = c10::make_intrusive<GradientNode>(known, values, count);
+    node = make_node<GradientNode>(known, values, count);
     node->set_next_edges(torch::autograd::collect_next_edges(inputs));
   }
   {

@@ -345,7 +345,9 @@ bool Op::run(const Entry& entry, const Call& call) {
   AOTIRuntimeError error = run_library(library, inputs.handles, outputs);
   if (error != AOTI_RUNTIME_SUCCESS) {
     const char* message = nullptr;
-    library.last_error(&message);
+    if (library.last_error != nullptr) {
+      library.last_error(&message);
+    }
     Failed tell = failed().load(std::memory_order_acquire);
     if (tell != nullptr) {
       tell(this, message != nullptr && *message != 0 ? message : "it gave no message");

@@ -3,7 +3,6 @@
 #pragma once
 
 #include <ATen/core/grad_mode.h>
-#include <torch/csrc/inductor/aoti_runtime/interface.h>
 
 #include <pthread.h>
 
@@ -16,6 +15,7 @@
 #include "counters.h"
 #include "inputs.h"
 #include "python_list.h"
+#include "torch_compat.h"
 
 namespace aoti_eager {
 
@@ -165,7 +165,9 @@ class Runner : Counted<Runner> {
       return State::kDone;
     }
     const char* said = nullptr;
-    library_.last_error(&said);
+    if (library_.last_error != nullptr) {
+      library_.last_error(&said);
+    }
     message = said != nullptr ? said : "";
     // It checks the inputs before it takes them over, and frees them itself after that.
     size_t begin = message.find_first_not_of(" \t\n\r");

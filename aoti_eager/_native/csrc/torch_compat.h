@@ -10,9 +10,12 @@
 #include <c10/core/TensorImpl.h>
 #include <c10/core/impl/TorchDispatchModeTLS.h>
 #include <torch/csrc/autograd/forward_grad.h>
+#include <torch/csrc/autograd/function.h>
+#include <torch/csrc/inductor/aoti_runtime/interface.h>
 
 #include <array>
 #include <memory>
+#include <type_traits>
 #include <unordered_map>
 #include <utility>
 #include <vector>
@@ -35,6 +38,10 @@ namespace at::functorch {
 struct DynamicLayer;
 TORCH_API const std::vector<DynamicLayer>& getDynamicLayerStack();
 }  // namespace at::functorch
+
+// A function that libraries of torch 2.13 and newer have, and the header of torch 2.12 lacks; thin
+// libraries always have it.
+extern "C" AOTIRuntimeError AOTInductorGetLastError(const char** message);
 
 namespace aoti_eager {
 
@@ -267,6 +274,26 @@ class UnboxedKernel {
   void* function_;
   void* sym_function_;
 };
+
+// What holds a node of autograd's graph: an intrusive pointer, and a shared one in torch 2.12.
+inline constexpr bool kNodeIsIntrusive =
+    std::is_base_of_v<c10::intrusive_ptr_target, torch::autograd::Node>;
+
+template <class T>
+using NodePointer =
+    std::conditional_t<kNodeIsIntrusive, c10::intrusive_ptr<T>, std::shared_ptr<T>>;
+
+template <class T, class... Args>
+NodePointer<T> make_node(Args&&... args) {
+  if constexpr (std::is_base_of_v<c10::intrusive_ptr_target, T>) {
+    return c10::make_intrusive<T>(std::forward<Args>(args)...);
+  } else {
+    // Autograd's own deleter, which is looked up by the argument: a long graph is not deleted by
+    // recursion.
+    return std::shared_ptr<T>(
+        new T(std::forward<Args>(args)...), [](T* node) { deleteNode(node); });
+  }
+}
 
 // Returns the dispatcher's own record of an op: which kernel a set of keys has.
 inline const c10::impl::OperatorEntry& entry_of(const c10::OperatorHandle& op) {
