@@ -1,7 +1,8 @@
 """Opens the C++ hit path's library and declares its functions to ctypes.
 
-``csrc/native.cpp`` defines the functions. Calls go through ctypes, which releases the GIL; a hit
-makes no such call. Calling a function while the hit path is not loaded is a programming error.
+``csrc/native.cpp`` and ``csrc/beside_ops.cpp`` define the functions. Calls go through ctypes, which
+releases the GIL; a hit makes no such call. Calling a function while the hit path is not loaded is a
+programming error.
 """
 
 from __future__ import annotations

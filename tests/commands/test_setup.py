@@ -23,7 +23,8 @@ echo "$*" >> "{log}"
 output() {{ while [ "$1" != -o ]; do shift; done; echo "$2"; }}
 case "$*" in
 *refuse*) exit 1;;
-*native.cpp*) cp "{built}" "$(output "$@")";;
+*_native/csrc*.cpp*) ;;
+*native.o*) cp "{built}" "$(output "$@")";;
 *c++-header*) {header}; echo none > "$(output "$@")";;
 *) exec "{real}" "$@";;
 esac

@@ -15,6 +15,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -47,7 +48,10 @@ def toolchain(tmp_path: Path) -> Path:
 
 
 class Compiler:
-    """A script in a compiler's place; ``runs`` counts how often it was started."""
+    """A script in a compiler's place; ``runs`` counts how often it has linked a library.
+
+    It does so at once: what it is told to compile is empty.
+    """
 
     def __init__(self, directory: Path, built: Path, name: str = "g++", before: str = "") -> None:
         directory.mkdir(exist_ok=True)
@@ -55,6 +59,7 @@ class Compiler:
         self._log = directory / f"{name}.log"
         self.path.write_text(
             "#!/bin/sh\n"
+            'case " $* " in *" -c "*) exit 0;; esac\n'
             f'echo run >> "{self._log}"\n'
             f"{before}\n"
             'while [ "$1" != "-o" ]; do shift; done\n'
@@ -169,6 +174,42 @@ def test_a_compiler_that_takes_too_long_is_killed(
     with pytest.raises(NativePathError, match="after 0.5 s"):
         native_build.build(toolchain, str(slow.path), timeout_s=0.5)
     assert not is_running(int(pid.read_text()))
+
+
+@pytest.mark.parametrize("failing", native_build._UNITS)
+def test_a_unit_that_fails_is_an_error_and_the_other_has_ended(
+    failing: str, toolchain: Path, tmp_path: Path
+) -> None:
+    """The other is held until the failing one has ended: nothing may outlive the build."""
+    bad = tmp_path / "g++"
+    bad.write_text(
+        "#!/bin/sh\n"
+        f'case "$*" in *{failing}.cpp*) echo "error: out of luck" >&2; echo > "{tmp_path}/failed"; '
+        "exit 3;; esac\n"
+        f'while [ ! -e "{tmp_path}/failed" ]; do sleep 0.1; done\n'
+        f'echo > "{tmp_path}/ended"\n'
+    )
+    bad.chmod(0o755)
+    with pytest.raises(NativePathError, match=r"exit status 3.*out of luck"):
+        native_build.build(toolchain, str(bad))
+    assert (tmp_path / "ended").exists()
+    assert not list(toolchain.rglob("*.o"))
+
+
+def test_all_compilers_are_killed_after_the_time(toolchain: Path, tmp_path: Path) -> None:
+    slow = tmp_path / "g++"
+    slow.write_text(f'#!/bin/sh\necho $$ > "{tmp_path}/$$.pid"\nsleep 60\n')
+    slow.chmod(0o755)
+
+    class Started(subprocess.Popen[bytes]):
+        def communicate(self, *_: object, timeout: float | None = None, **__: object) -> Any:
+            while timeout and len(list(tmp_path.glob("*.pid"))) < len(native_build._UNITS):
+                time.sleep(0.01)
+            return super().communicate(timeout=timeout and 0.0)
+
+    with pytest.raises(NativePathError, match="is not compiled after"):
+        native_build.build(toolchain, str(slow), start=Started)
+    assert not any(is_running(int(path.stem)) for path in tmp_path.glob("*.pid"))
 
 
 def test_no_right_to_write_is_an_error_that_names_the_place(toolchain: Path, built: Path) -> None:
@@ -526,7 +567,7 @@ def test_a_change_of_any_source_is_another_library(
     copy = tmp_path / "csrc"
     shutil.copytree(native_build._SOURCES, copy)
     monkeypatch.setattr(native_build, "_SOURCES", copy)
-    included, seen = ["native.cpp"], set()
+    included, seen = [f"{name}.cpp" for name in native_build._UNITS], set()
     while included:
         name = included.pop()
         seen.add(name)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 import graphlib
 import io
 import itertools
@@ -72,6 +73,7 @@ def room_of(name: str) -> str:
     return name.partition(".")[0]
 
 
+@functools.cache
 def parsed(path: Path) -> ast.Module:
     return ast.parse(path.read_text(encoding="utf-8"), feature_version=(3, 10))
 
@@ -102,7 +104,10 @@ def _module(parts: list[str]) -> str:
     return ".".join(parts if is_module else [*parts[:-1], "__init__"])
 
 
-IMPORTS = {module_name(path): set(imported_modules(path)) for path in FILES}
+@functools.cache
+def all_imports() -> dict[str, set[str]]:
+    """Return what each module imports; not when the file is collected, which each process does."""
+    return {module_name(path): set(imported_modules(path)) for path in FILES}
 
 
 def test_every_file_of_the_package_is_looked_at() -> None:
@@ -116,7 +121,7 @@ def test_every_file_of_the_package_is_looked_at() -> None:
 
 
 def test_every_module_lives_in_a_room() -> None:
-    assert {room_of(name) for name in IMPORTS} == set(ROOMS)
+    assert {room_of(name) for name in all_imports()} == set(ROOMS)
 
 
 @pytest.mark.parametrize("room", ROOMS)
@@ -125,7 +130,7 @@ def test_a_room_imports_from_those_below_it_that_it_names(room: str) -> None:
     assert named <= set(ROOMS[: ROOMS.index(room)]), "a room above, or none"
     imports = {
         name: {room_of(other) for other in others} - {room}
-        for name, others in IMPORTS.items()
+        for name, others in all_imports().items()
         if room_of(name) == room
     }
     assert {name: rooms - named for name, rooms in imports.items() if rooms - named} == {}
@@ -140,7 +145,7 @@ def test_the_page_of_the_rooms_has_each_module() -> None:
         rows = itertools.takewhile(lambda line: not line.startswith("#"), rest.splitlines())
         cells = (row.split("`")[1] for row in rows if row.startswith("| `"))
         listed |= {f"{room}.{cell}" for cell in cells}
-    there = {".".join(name.split(".")[:2]) for name in IMPORTS if "." in name}
+    there = {".".join(name.split(".")[:2]) for name in all_imports() if "." in name}
     assert listed == {name for name in there if not name.endswith(".__init__")}
 
 
@@ -166,7 +171,7 @@ def test_nobody_imports_the_compile_worker() -> None:
 @pytest.mark.parametrize("room", ROOMS)
 def test_the_modules_of_a_room_import_each_other_in_one_direction(room: str) -> None:
     within: dict[str, set[str]] = defaultdict(set)
-    for name, others in IMPORTS.items():
+    for name, others in all_imports().items():
         if room_of(name) == room:
             within[name] = {other for other in others if room_of(other) == room}
     assert len(list(graphlib.TopologicalSorter(within).static_order())) == len(within)

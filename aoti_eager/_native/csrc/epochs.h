@@ -154,8 +154,6 @@ class Epochs {
 
 inline Epochs* const Epochs::instance_ = new Epochs;
 
-namespace {
-
 // Gives the thread's place back when the thread ends.
 struct PlaceHolder {
   Participant* place = nullptr;
@@ -169,9 +167,7 @@ struct PlaceHolder {
   }
 };
 
-thread_local PlaceHolder place_holder;
-
-} // namespace
+inline thread_local PlaceHolder place_holder;
 
 // Once in a thread: kept out of what each call does.
 [[gnu::noinline]] inline Participant& Epochs::take_place() {

@@ -24,7 +24,12 @@
 #include <utility>
 #include <vector>
 
-#include "op.h"
+#include "call.h"
+#include "counters.h"
+#include "key.h"
+#include "registration.h"
+#include "table.h"
+#include "torch_compat.h"
 
 namespace aoti_eager {
 

@@ -9,9 +9,8 @@
 #include <utility>
 
 namespace aoti_eager {
-namespace {
 
-std::string& last_error() {
+inline std::string& last_error() {
   static thread_local std::string message;
   return message;
 }
@@ -32,5 +31,4 @@ bool guarded(Function&& function) {
   return false;
 }
 
-} // namespace
 } // namespace aoti_eager

@@ -6,32 +6,12 @@
 
 #include "intrinsics.h"
 
-#include "gradient.h"
-#include "guarded.h"
+#include "interface.h"
 #include "op.h"
-#include "recorder_functions.h"
-#include "runner_functions.h"
-#include "thread_state.h"
 #include "typed.h"
 
 namespace aoti_eager {
 namespace {
-
-std::vector<Argument> arguments_of(const uint8_t* kinds, const uint8_t* mutated, size_t count) {
-  std::vector<Argument> arguments;
-  for (size_t i = 0; i < count; ++i) {
-    arguments.push_back({static_cast<ArgumentKind>(kinds[i]), mutated[i] != 0});
-  }
-  return arguments;
-}
-
-template <class T>
-void retire(T* object) {
-  guarded([object] {
-    WriteGuard writing;
-    Epochs::instance().retire(object, [](void* one) { delete static_cast<T*>(one); });
-  });
-}
 
 void put(
     EntryTable* table, std::unique_ptr<Entry> entry, const int64_t* program, size_t count) {
@@ -108,67 +88,6 @@ void ae_op_set_table(Op* op, EntryTable* table) {
 void ae_op_set_counters(Op* op, Counter* hits, Counter* always_declined) {
   op->hits.store(hits, std::memory_order_release);
   op->always_declined.store(always_declined, std::memory_order_release);
-}
-
-// -- gradients --
-
-// `backward` and `function` are the qualified names of the op of the gradient, and of one that runs
-// the op's function; `results` is the number of tensors that the op returns.
-AutogradKernel* ae_autograd_new(
-    const char* name, const char* overload, const char* backward, const char* function,
-    const uint8_t* kinds, const uint8_t* mutated, size_t count, size_t results,
-    int32_t decomposes) {
-  AutogradKernel* kernel = nullptr;
-  guarded([&] {
-    auto& dispatcher = c10::Dispatcher::singleton();
-    kernel = new AutogradKernel(
-        dispatcher.findSchemaOrThrow(name, overload), dispatcher.findSchemaOrThrow(backward, ""),
-        dispatcher.findSchemaOrThrow(function, ""), arguments_of(kinds, mutated, count), results,
-        decomposes != 0);
-  });
-  return kernel;
-}
-
-int32_t ae_autograd_install(AutogradKernel* kernel) {
-  return guarded([kernel] { kernel->install(); }) ? 0 : 1;
-}
-
-// No call of the op may run.
-void ae_autograd_uninstall(AutogradKernel* kernel) {
-  guarded([kernel] { kernel->uninstall(); });
-}
-
-void ae_autograd_delete(AutogradKernel* kernel) {
-  retire(kernel);
-}
-
-// `layouts` has for each result: whether it is differentiable, its dimensions, sizes, strides.
-void ae_autograd_put(
-    AutogradKernel* kernel, const Word* words, size_t count, const int64_t* layouts) {
-  guarded([&] {
-    std::vector<ResultLayout> results(kernel->results());
-    for (ResultLayout& one : results) {
-      one.differentiable = *layouts++ != 0;
-      int64_t dimensions = *layouts++;
-      one.sizes.assign(layouts, layouts + dimensions);
-      one.strides.assign(layouts + dimensions, layouts + 2 * dimensions);
-      layouts += 2 * dimensions;
-    }
-    kernel->put(words, count, std::move(results));
-  });
-}
-
-// How many nodes of autograd's there are that call the backward op yet.
-int64_t ae_autograd_nodes(const AutogradKernel* kernel) {
-  return kernel->nodes();
-}
-
-void ae_autograd_put_decline(AutogradKernel* kernel, const Word* words, size_t count) {
-  guarded([&] { kernel->put_decline(words, count); });
-}
-
-void ae_autograd_clear(AutogradKernel* kernel) {
-  guarded([kernel] { kernel->clear(); });
 }
 
 // -- tables --
@@ -326,7 +245,7 @@ void ae_alive(int64_t* counts) {
   counts[3] = Entry::alive();
   WriteGuard writing;
   counts[4] = static_cast<int64_t>(Epochs::instance().retired());
-  counts[5] = AutogradKernel::alive();
+  counts[5] = autograd_kernels_alive();
 }
 
 } // extern "C"

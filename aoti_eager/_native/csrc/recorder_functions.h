@@ -1,4 +1,4 @@
-// The C functions of recordings, a part of `native.cpp`'s interface; `recorder.py` calls them.
+// The C functions of recordings, a part of `beside_ops.cpp`'s interface; `recorder.py` calls them.
 
 #pragma once
 

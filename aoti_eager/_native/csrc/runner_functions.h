@@ -1,4 +1,4 @@
-// The C functions of runners, a part of `native.cpp`'s interface; `runner.py` calls them.
+// The C functions of runners, a part of `beside_ops.cpp`'s interface; `runner.py` calls them.
 
 #pragma once
 
