@@ -24,6 +24,7 @@ from .._base.handover import let_others_run
 from .._store.work_directories import SCRATCH_VARIABLE, Scratch
 from ..errors import CompileError
 from .requests import Linger, Request
+from .steps import OnStep, StepReader
 
 # A script that has given SIGPIPE its default meaning must not end because a worker did.
 _NO_SIGNAL = getattr(socket, "MSG_NOSIGNAL", 0)
@@ -134,21 +135,31 @@ class WorkerProcess:
             return False
         return True
 
-    def ask(self, request: Request, deadline: Deadline) -> dict[str, Any] | None:
-        """Return the answer, or ``None`` if the worker died or the deadline passed."""
+    def ask(
+        self, request: Request, deadline: Deadline, on_step: OnStep | None = None
+    ) -> dict[str, Any] | None:
+        """Return the answer, or ``None`` if the worker died or the deadline passed.
+
+        Args:
+            request: The request.
+            deadline: When the worker is killed.
+            on_step: Is told, on this thread, which step the worker is in.
+        """
         with self._lock:
             self._asking = True
         deadline.follow(self.pid)
         let_others_run()
         try:
-            return self._ask(request, deadline)
+            return self._ask(request, deadline, StepReader(on_step))
         finally:
             with self._lock:
                 self._asking = self._works_alone = False
             if not self.is_alive():
                 self.kill()  # This closes the pipes.
 
-    def _ask(self, request: Request, deadline: Deadline) -> dict[str, Any] | None:
+    def _ask(
+        self, request: Request, deadline: Deadline, steps: StepReader
+    ) -> dict[str, Any] | None:
         if not self._send(request.to_json(), deadline):
             self.kill()
             return None
@@ -172,7 +183,7 @@ class WorkerProcess:
             if not chunk:
                 self.kill()
                 return None
-            buffer += chunk
+            buffer = steps.rest(buffer + chunk)
         try:
             answer = json.loads(buffer)
         except (ValueError, RecursionError):

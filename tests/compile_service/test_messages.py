@@ -41,6 +41,7 @@ from aoti_eager._compile_service.requests import (
     TimesRequest,
     read_request,
 )
+from aoti_eager._compile_service.steps import Step
 from aoti_eager._compile_service.worker_pool import CompileService
 from aoti_eager._compile_worker.jobs import CompileJobs
 from aoti_eager._compile_worker.main import _decoded
@@ -97,7 +98,11 @@ REPLIES = [
     PartsMade(True),
     Failure("mismatch", "on ordinary data", log="text", remember=True),
 ]
-MESSAGES = [*((read_request, one) for one in REQUESTS), *((read_reply, one) for one in REPLIES)]
+MESSAGES: list[tuple[Any, Any]] = [
+    *((read_request, one) for one in REQUESTS),
+    *((read_reply, one) for one in REPLIES),
+    (Step.from_json, Step("compiling C++", 4, 6)),
+]
 # What others' documents are about: kept as they are, whatever is in them.
 OPEN = {"function", "options", "environment", "outputs"}
 # Inside of these, the readers of keys, plans, guards and times check.
@@ -230,7 +235,7 @@ class Worker:
     def __init__(self, answer: Any) -> None:
         self._answer = answer
 
-    def ask(self, request: Request, deadline: Any) -> Any:
+    def ask(self, request: Request, deadline: Any, on_step: Any) -> Any:
         return self._answer
 
     def is_alive(self) -> bool:
@@ -351,7 +356,7 @@ def test_the_worker_has_the_priority_that_was_asked_for(
     asked: list[tuple[bool, Any]] = []
 
     def service(is_low: bool) -> Any:
-        def ask(request: Request) -> None:
+        def ask(request: Request, on_step: Any) -> None:
             asked.append((is_low, request))
 
         return SimpleNamespace(publish=ask, measure=ask)
