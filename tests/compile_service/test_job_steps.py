@@ -85,16 +85,21 @@ def test_another_message_is_no_step() -> None:
 
 # -- through a pipe --
 
-# In place of a worker: it writes these lines when it gets a request.
-TELLER = "import sys; sys.stdin.readline(); sys.stdout.buffer.write({!r}); sys.stdout.flush(); "
+# In place of a worker: it writes the lines of a file when it gets a request.
+TELLER = (
+    "import sys; sys.stdin.readline(); sys.stdout.buffer.write(open({!r}, 'rb').read()); "
+    "sys.stdout.flush(); "
+)
 
 
 @pytest.fixture
-def ask(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Any]]:
+def ask(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Callable[..., Any]]:
     workers: list[WorkerProcess] = []
 
     def ask(written: bytes, *, then: str = "sys.stdin.read()") -> Any:
-        command = [sys.executable, "-c", TELLER.format(written) + then]
+        lines = tmp_path / "lines"
+        lines.write_bytes(written)
+        command = [sys.executable, "-c", TELLER.format(str(lines)) + then]
         monkeypatch.setattr(worker_process, "child_command", lambda *_: command)
         worker = WorkerProcess(cpu_target(cpu_features()), 0, config.cache_dir)
         workers.append(worker)
