@@ -52,6 +52,7 @@ class Reference:
         outputs: Where its results come from; see ``Entry.outputs``.
         default_dtype: The default dtype during these runs, which a quotient of integers has. It is
             a setting of the whole process, so none is set in a user's process.
+        is_tape: Whether the function replays a tape; a tape's own op, or function, shows that.
     """
 
     def __init__(
@@ -62,6 +63,7 @@ class Reference:
         outputs: Sequence[Output],
         *,
         default_dtype: torch.dtype | None = None,
+        is_tape: bool = False,
     ) -> None:
         self._default_dtype = default_dtype
         self._template = template
@@ -69,7 +71,7 @@ class Reference:
         replay = tape_behind(op)
         self._op = replay or op
         # A tape writes to none of its inputs: its runs share one copy, and one in double precision.
-        self._shares = replay is not None or getattr(op, "tape", None) is not None
+        self._shares = is_tape or replay is not None or getattr(op, "tape", None) is not None
         self._shared: list[Tensor] | None = None
         self._wide: list[Tensor] | None = None
         self._outputs = outputs

@@ -47,6 +47,7 @@ class Watched:
 def test_a_region_that_is_compiling_says_the_step_of_its_worker(
     mode: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    assert aoti_eager.wait()  # No step of another test's is to be seen.
     sizes = {"background": 19, "sync": 21}
     model, x = seeded(lambda: Policy(7, sizes[mode])), inputs(3, 7)
     problems: list[AssertionError] = []
@@ -82,6 +83,7 @@ def test_a_region_that_waits_for_a_worker_says_that_it_is_queued(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Two models, one worker: while the first one's library is made, the second one waits."""
+    assert aoti_eager.wait()
     first, second, x = seeded(lambda: Policy(7, 23)), seeded(lambda: Policy(7, 25)), inputs(3, 7)
     seen: list[str] = []
     tell = JobProgress.tell
