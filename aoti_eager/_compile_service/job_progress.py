@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from threading import get_ident
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from .steps import Step
+
+
+# Thread ident -> the job that the thread asks a worker for.
+_asked_for: dict[int, JobProgress] = {}
 
 
 class JobProgress:
@@ -32,3 +38,22 @@ class JobProgress:
         step, since = self._latest
         seconds = f"{self._clock() - since:.0f} s"
         return f"waiting for a worker, {seconds}" if step is None else f"{step}, {seconds}"
+
+    @contextlib.contextmanager
+    def asked_for_here(self) -> Iterator[None]:
+        """Tell this job of the steps of the worker that this thread asks in the block."""
+        ident = get_ident()
+        before = _asked_for.get(ident)
+        _asked_for[ident] = self
+        try:
+            yield
+        finally:
+            if before is None:
+                _asked_for.pop(ident, None)
+            else:
+                _asked_for[ident] = before
+
+
+def progress_here() -> JobProgress | None:
+    """Return the job that this thread asks a worker for; ``None`` if nobody wants its steps."""
+    return _asked_for.get(get_ident())

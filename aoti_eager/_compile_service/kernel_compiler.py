@@ -30,7 +30,6 @@ if TYPE_CHECKING:
     from .device_compile import DeviceBackend
     from .replies import Compiled, Measured, Published
     from .requested import RequestedCall, RequestedCode
-    from .steps import OnStep
 
 
 class DeviceRunner:
@@ -125,7 +124,6 @@ class KernelCompiler:
         plan: Plan | None = None,
         *,
         background: bool = True,
-        on_step: OnStep | None = None,
     ) -> Published | None:
         """Have a worker put the call's entry into the store, and wait for the worker.
 
@@ -135,7 +133,6 @@ class KernelCompiler:
             context: The store and the workers.
             plan: For a dynamic specialisation.
             background: Whether the worker has a low priority; else it has the script's own.
-            on_step: Is told, on this thread, which step the worker is in.
 
         Returns:
             What the worker did; ``None`` if it would have to wait for another process.
@@ -151,7 +148,7 @@ class KernelCompiler:
         origin = EntryOrigin(context.environment, target, requires)
         request = EntryRequest(self._code(template, function, context, plan), origin)
         let_others_run()
-        return service.publish(request, on_step)
+        return service.publish(request)
 
     def measure(
         self,
@@ -164,7 +161,6 @@ class KernelCompiler:
         background: bool,
         compared: bool,
         size: int | None,
-        on_step: OnStep | None = None,
     ) -> Measured:
         """Return the times of a stored library, tried and timed in a worker.
 
@@ -178,7 +174,6 @@ class KernelCompiler:
             compared: Whether the library was tried on this model of processor: then it is only
                 timed.
             size: The call's size class, for a dynamic specialisation.
-            on_step: As for ``publish``.
 
         Raises:
             CompileError: The library must not be used, or there is no worker.
@@ -201,7 +196,7 @@ class KernelCompiler:
             size=size,
         )
         let_others_run()
-        return service.measure(request, on_step)
+        return service.measure(request)
 
     def _code(
         self,

@@ -64,6 +64,8 @@ class Step:
             MessageError: ``values`` have another form, or come from another version.
         """
         fields = Fields.of_message(values, "the step")
+        if fields.read("kind", text) != cls.kind:
+            raise MessageError("the message is no step")
         step = cls(
             fields.read("name", text), fields.read("number", whole), fields.read("count", whole)
         )
@@ -74,10 +76,6 @@ class Step:
         return step
 
 
-# Is told each step; ``None`` when a worker is asked for, which may have to start.
-OnStep = Callable[[Step | None], None]
-
-
 class StepReader:
     """Takes the steps of one job out of what its worker writes.
 
@@ -85,7 +83,7 @@ class StepReader:
         on_step: Is told each step; ``None`` if nobody wants to know.
     """
 
-    def __init__(self, on_step: OnStep | None) -> None:
+    def __init__(self, on_step: Callable[[Step], None] | None) -> None:
         self._on_step = on_step
         self._told = 0
 

@@ -23,10 +23,10 @@ from ..config import config
 from ..errors import CompileError, ConfigError, StoreError
 from . import share as core_share
 from .code_options import code_options
+from .job_progress import progress_here
 from .messages import MessageError
 from .replies import Busy, Compiled, Failure, Measured, PartsMade, Published, read_reply
 from .requests import EntryRequest, LibraryRequest, PartsRequest, Request, TimesRequest
-from .steps import OnStep
 from .worker_process import WorkerProcess
 
 C = TypeVar("C", LibraryRequest, EntryRequest)
@@ -72,30 +72,26 @@ class CompileService:
         """
         return self._reply(_completed(request, self._target), Compiled)
 
-    def publish(self, request: EntryRequest, on_step: OnStep | None = None) -> Published | None:
+    def publish(self, request: EntryRequest) -> Published | None:
         """Have a worker put an entry into the store; ``None`` if the worker has to wait.
 
         The worker has to wait while another process compiles this key, or a key that shares its
         lock.
 
-        Args:
-            request: The request.
-            on_step: Is told, on this thread, which step the worker is in; below likewise.
-
         Raises:
             CompileError: No usable library, with the decline reason; the store remembers it.
         """
         kinds: tuple[type[Published | Busy], ...] = (Published, Busy)
-        reply = self._reply(_completed(request, self._target), *kinds, on_step=on_step)
+        reply = self._reply(_completed(request, self._target), *kinds)
         return reply if isinstance(reply, Published) else None
 
-    def measure(self, request: TimesRequest, on_step: OnStep | None = None) -> Measured:
+    def measure(self, request: TimesRequest) -> Measured:
         """Have a worker run an existing library for the first time here, and return its times.
 
         Raises:
             CompileError: The library must not be used, or there is no worker to try it.
         """
-        return self._reply(request, Measured, on_step=on_step)
+        return self._reply(request, Measured)
 
     def make_parts(self, request: PartsRequest) -> bool:
         """Make what all libraries share, unless it exists; return whether it was made.
@@ -106,12 +102,12 @@ class CompileService:
         options = code_options(self._target, request.threads)
         return self._reply(request.with_options(options), PartsMade).was_made
 
-    def _reply(self, request: Request, *kinds: type[R], on_step: OnStep | None = None) -> R:
+    def _reply(self, request: Request, *kinds: type[R]) -> R:
         """Return a worker's reply, of one of these kinds."""
         with self._lock:
             self._running += 1
         try:
-            answer = self._asked(request, on_step)
+            answer = self._asked(request)
         finally:
             with self._lock:
                 self._running -= 1
@@ -129,16 +125,17 @@ class CompileService:
             raise CompileError("worker_died", message, remember=False) from error
         raise reply.error(request.what)
 
-    def _asked(self, request: Request, on_step: OnStep | None) -> dict[str, Any]:
+    def _asked(self, request: Request) -> dict[str, Any]:
         deadline = Deadline(request.timeout_s)
+        progress = progress_here()
         for _ in range(2):
             if self.ended:
                 break
-            if on_step is not None:
-                on_step(None)
+            if progress is not None:
+                progress.tell(None)
             with self._worker(request.root) as worker:
                 try:
-                    answer = worker.ask(request, deadline, on_step)
+                    answer = worker.ask(request, deadline)
                 except BaseException:  # Ctrl-C, of which the worker dies.
                     worker.kill()
                     _remove_work(request, worker)

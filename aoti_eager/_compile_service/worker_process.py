@@ -23,8 +23,9 @@ from .._base.deadline import Deadline
 from .._base.handover import let_others_run
 from .._store.work_directories import SCRATCH_VARIABLE, Scratch
 from ..errors import CompileError
+from .job_progress import progress_here
 from .requests import Linger, Request
-from .steps import OnStep, StepReader
+from .steps import StepReader
 
 # A script that has given SIGPIPE its default meaning must not end because a worker did.
 _NO_SIGNAL = getattr(socket, "MSG_NOSIGNAL", 0)
@@ -135,31 +136,24 @@ class WorkerProcess:
             return False
         return True
 
-    def ask(
-        self, request: Request, deadline: Deadline, on_step: OnStep | None = None
-    ) -> dict[str, Any] | None:
+    def ask(self, request: Request, deadline: Deadline) -> dict[str, Any] | None:
         """Return the answer, or ``None`` if the worker died or the deadline passed.
 
-        Args:
-            request: The request.
-            deadline: When the worker is killed.
-            on_step: Is told, on this thread, which step the worker is in.
+        The steps that the worker tells of go to ``job_progress.progress_here()``.
         """
         with self._lock:
             self._asking = True
         deadline.follow(self.pid)
         let_others_run()
         try:
-            return self._ask(request, deadline, StepReader(on_step))
+            return self._ask(request, deadline)
         finally:
             with self._lock:
                 self._asking = self._works_alone = False
             if not self.is_alive():
                 self.kill()  # This closes the pipes.
 
-    def _ask(
-        self, request: Request, deadline: Deadline, steps: StepReader
-    ) -> dict[str, Any] | None:
+    def _ask(self, request: Request, deadline: Deadline) -> dict[str, Any] | None:
         if not self._send(request.to_json(), deadline):
             self.kill()
             return None
@@ -167,6 +161,8 @@ class WorkerProcess:
             self._works_alone = request.works_alone
         assert self._process.stdout is not None
         pipe = self._process.stdout.fileno()
+        progress = progress_here()
+        steps = StepReader(None if progress is None else progress.tell)
         buffer = b""
         while not buffer.endswith(b"\n") and len(buffer) < LONGEST_ANSWER:
             in_time = deadline.left() > 0

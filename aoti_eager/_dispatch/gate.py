@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import TYPE_CHECKING
 
 from .._base.data_class import dataclass
 from .._base.handover import let_others_run
@@ -15,9 +14,6 @@ from .._store.store import StoredEntry
 from .._store.verdict import PathTime, Verdict
 from ..config import config
 from .kernel_request import KernelRequest
-
-if TYPE_CHECKING:
-    from .._compile_service.steps import OnStep
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,21 +99,8 @@ class Gate:
         checked = checked and not self._call.cache.compares_always
         return (self._call.checks and not checked) or self._call.cache.original.overridden
 
-    def measure(
-        self,
-        judged: Judged,
-        context: CacheContext,
-        *,
-        background: bool,
-        on_step: OnStep | None = None,
-    ) -> Judged:
+    def measure(self, judged: Judged, context: CacheContext, *, background: bool) -> Judged:
         """Return what is known after a worker has tried and timed the library.
-
-        Args:
-            judged: What is known before.
-            context: The store and the workers.
-            background: Whether the worker has a low priority.
-            on_step: Is told which step the worker is in.
 
         Raises:
             CompileError: The library must not be used, or no worker could tell.
@@ -133,7 +116,6 @@ class Gate:
             background=background,
             compared=judged.verdict.compared,
             size=size,
-            on_step=on_step,
         )
         let_others_run()
         compared = judged.verdict.compared or measured.compared

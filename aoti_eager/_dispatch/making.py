@@ -33,7 +33,6 @@ from .payback import payback
 
 if TYPE_CHECKING:
     from .._compile_service.replies import Published
-    from .._compile_service.steps import OnStep
 
 # The first and the longest wait until a key that another process compiles is asked for again.
 _SHORTEST_BUSY_S, _LONGEST_BUSY_S = 0.25, 2.0
@@ -93,11 +92,12 @@ class Making:
         return "" if progress is None else str(progress)
 
     @contextlib.contextmanager
-    def _at_worker(self) -> Iterator[OnStep]:
-        """Give what is to be told of the worker's steps, in the block in which one is asked."""
+    def _at_worker(self) -> Iterator[None]:
+        """Follow the steps of the worker that is asked in the block."""
         progress = self._progress = JobProgress()
         try:
-            yield progress.tell
+            with progress.asked_for_here():
+                yield
         finally:
             self._progress = None
 
@@ -147,10 +147,8 @@ class Making:
         """
         background = not self._is_awaited
         try:
-            with self._at_worker() as on_step:
-                return self._gate.measure(
-                    judged, self._context, background=background, on_step=on_step
-                )
+            with self._at_worker():
+                return self._gate.measure(judged, self._context, background=background)
         except CompileError as error:
             if background:
                 raise
@@ -197,14 +195,13 @@ class Making:
         record.tried(self.digest)
         start = time.monotonic()
         try:
-            with self._at_worker() as on_step:
+            with self._at_worker():
                 published = call.toolchain.publish(
                     call.template,
                     call.function,
                     context,
                     self._plan,
                     background=not self._is_awaited,
-                    on_step=on_step,
                 )
         except CompileError as error:
             if self._is_awaited and error.reason == "store_unwritable":

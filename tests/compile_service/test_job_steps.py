@@ -17,7 +17,7 @@ from aoti_eager._base.child_process import LONGEST_ANSWER
 from aoti_eager._base.cpu import cpu_features, cpu_target
 from aoti_eager._base.deadline import Deadline
 from aoti_eager._compile_service import messages, worker_process
-from aoti_eager._compile_service.job_progress import JobProgress
+from aoti_eager._compile_service.job_progress import JobProgress, progress_here
 from aoti_eager._compile_service.replies import PartsMade, read_reply
 from aoti_eager._compile_service.requests import PartsRequest
 from aoti_eager._compile_service.steps import MOST_STEPS, Step, StepReader
@@ -53,8 +53,8 @@ MALFORMED = {
 }
 
 
-def read(chunks: list[bytes]) -> tuple[bytes, list[Step | None]]:
-    told: list[Step | None] = []
+def read(chunks: list[bytes]) -> tuple[bytes, list[Step]]:
+    told: list[Step] = []
     reader, written = StepReader(told.append), b""
     for chunk in chunks:
         written = reader.rest(written + chunk)
@@ -103,9 +103,13 @@ def ask(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Callable[..
         monkeypatch.setattr(worker_process, "child_command", lambda *_: command)
         worker = WorkerProcess(cpu_target(cpu_features()), 0, config.cache_dir)
         workers.append(worker)
-        told: list[Step | None] = []
-        request = PartsRequest(config.cache_dir, 1, 60.0)
-        return worker.ask(request, Deadline(60.0), told.append), told, worker
+        progress, told = JobProgress(), []
+        monkeypatch.setattr(JobProgress, "tell", lambda one, step: told.append((one, step)))
+        with progress.asked_for_here():
+            answer = worker.ask(PartsRequest(config.cache_dir, 1, 60.0), Deadline(60.0))
+        assert progress_here() is None
+        assert all(one is progress for one, _ in told)
+        return answer, [step for _, step in told], worker
 
     yield ask
     for worker in workers:

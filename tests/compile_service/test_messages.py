@@ -235,7 +235,7 @@ class Worker:
     def __init__(self, answer: Any) -> None:
         self._answer = answer
 
-    def ask(self, request: Request, deadline: Any, on_step: Any) -> Any:
+    def ask(self, request: Request, deadline: Any) -> Any:
         return self._answer
 
     def is_alive(self) -> bool:
@@ -356,7 +356,7 @@ def test_the_worker_has_the_priority_that_was_asked_for(
     asked: list[tuple[bool, Any]] = []
 
     def service(is_low: bool) -> Any:
-        def ask(request: Request, on_step: Any) -> None:
+        def ask(request: Request) -> None:
             asked.append((is_low, request))
 
         return SimpleNamespace(publish=ask, measure=ask)
