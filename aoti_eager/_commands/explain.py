@@ -24,7 +24,14 @@ from .._dispatch.decision import refused
 from .._dispatch.kernel import Kernel
 from .._dispatch.kernel_cache import KernelCache
 from .._dispatch.kernel_request import may_be_dynamic
-from .._dispatch.key_state import BEING_COMPILED, COMPARING, MEASURING, QUEUED, RARE
+from .._dispatch.key_state import (
+    BEING_COMPILED,
+    COMPARING,
+    MEASURING,
+    QUEUED,
+    RARE,
+    Progress,
+)
 from .._dispatch.specialisations import Specialisations
 from .._keys.call_template import call_template
 from .._keys.declines import REASONS, call_decline, op_decline
@@ -223,17 +230,27 @@ def _in_tables(cache: KernelCache | None, args: Any, kwargs: Any) -> Explanation
     key, op = cache.key(*args, **kwargs), cache.schema.op
     held = cache.state_of(key)
     if held is None:
-        return None
+        progress = cache.table.awaited.get(key)
+        if progress is None:
+            return None
+        message = _with_step("its kernel is being made in a call that waits", progress)
+        return Explanation(op, True, "miss", None, message, state=progress.state)
     if isinstance(held, Kernel):
         return Explanation(op, True, "hit", None, "a loaded kernel library serves the call")
     state = cache.table.state(key, held)
     if state is not None:
-        return Explanation(op, True, "miss", None, _STATES[state], state=state)
+        message = _with_step(_STATES[state], held.progress)
+        return Explanation(op, True, "miss", None, message, state=state)
     if held.reason == RARE:
         message = f"rare, called {rare.rares.calls_of(cache.table, key)} times: {held.message}"
         return Explanation(op, True, "miss", None, message, state=RARE)
     message = f"{REASONS.get(held.reason, '')}: {held.message}"
     return Explanation(op, True, "declined", held.reason, message)
+
+
+def _with_step(message: str, progress: Progress | None) -> str:
+    step = "" if progress is None else progress.step
+    return f"{message}: {step}" if step else message
 
 
 def _stored_key(key: KernelKey) -> KernelKey:

@@ -64,4 +64,4 @@ def _row(root: str, path: str, number: int, one: RegionState) -> tuple[str, ...]
     times = ["" if one_s is None else f"{1e3 * one_s:.3f}" for one_s in (one.plain_s, one.served_s)]
     where = f"{root}.{path}" if path else root
     what = one.name if number == 1 else f"{one.name} x{number}"
-    return (where, what, one.state, str(one.calls), str(one.hits), *times, one.why)
+    return (where, what, one.progress, str(one.calls), str(one.hits), *times, one.why)

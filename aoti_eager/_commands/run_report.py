@@ -9,7 +9,7 @@ import os
 import shlex
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 from .._base.output_file import OutputFile
 from .._base.printable import printable_lines
@@ -194,7 +194,7 @@ def format_table(counts: Mapping[str, OpStats], *, registered: Sequence[str]) ->
     called = {op: count for op, count in counts.items() if count.calls or count.unfinished}
     lines = []
     if called:
-        total = sum(called.values(), OpStats())
+        total = replace(sum(called.values(), OpStats()), steps=())
         header = ("op", "calls", "hits", "misses", "compiles", "declines", "reasons", "unfinished")
         rows: list[tuple[str, ...]] = [header]
         rows += [_row(op, count) for op, count in called.items()]
@@ -213,7 +213,8 @@ def _row(op: str, count: OpStats) -> tuple[str, ...]:
     numbers = (count.calls, count.hits, count.misses, count.compiles, count.declines)
     by_count = sorted(count.declined.items(), key=lambda item: (-item[1], item[0]))
     reasons = ", ".join(f"{reason} x{n}" for reason, n in by_count)
-    return (op, *map(str, numbers), reasons, _states(count))
+    unfinished = _states(count) + (f" ({'; '.join(count.steps)})" if count.steps else "")
+    return (op, *map(str, numbers), reasons, unfinished)
 
 
 def _states(count: OpStats) -> str:

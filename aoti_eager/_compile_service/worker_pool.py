@@ -23,6 +23,7 @@ from ..config import config
 from ..errors import CompileError, ConfigError, StoreError
 from . import share as core_share
 from .code_options import code_options
+from .job_progress import progress_here
 from .messages import MessageError
 from .replies import Busy, Compiled, Failure, Measured, PartsMade, Published, read_reply
 from .requests import EntryRequest, LibraryRequest, PartsRequest, Request, TimesRequest
@@ -126,9 +127,12 @@ class CompileService:
 
     def _asked(self, request: Request) -> dict[str, Any]:
         deadline = Deadline(request.timeout_s)
+        progress = progress_here()
         for _ in range(2):
             if self.ended:
                 break
+            if progress is not None:
+                progress.tell(None)
             with self._worker(request.root) as worker:
                 try:
                     answer = worker.ask(request, deadline)

@@ -23,7 +23,9 @@ from .._base.deadline import Deadline
 from .._base.handover import let_others_run
 from .._store.work_directories import SCRATCH_VARIABLE, Scratch
 from ..errors import CompileError
+from .job_progress import progress_here
 from .requests import Linger, Request
+from .steps import StepReader
 
 # A script that has given SIGPIPE its default meaning must not end because a worker did.
 _NO_SIGNAL = getattr(socket, "MSG_NOSIGNAL", 0)
@@ -135,7 +137,10 @@ class WorkerProcess:
         return True
 
     def ask(self, request: Request, deadline: Deadline) -> dict[str, Any] | None:
-        """Return the answer, or ``None`` if the worker died or the deadline passed."""
+        """Return the answer, or ``None`` if the worker died or the deadline passed.
+
+        The steps that the worker tells of go to ``job_progress.progress_here()``.
+        """
         with self._lock:
             self._asking = True
         deadline.follow(self.pid)
@@ -156,6 +161,8 @@ class WorkerProcess:
             self._works_alone = request.works_alone
         assert self._process.stdout is not None
         pipe = self._process.stdout.fileno()
+        progress = progress_here()
+        steps = StepReader(None if progress is None else progress.tell)
         buffer = b""
         while not buffer.endswith(b"\n") and len(buffer) < LONGEST_ANSWER:
             in_time = deadline.left() > 0
@@ -172,7 +179,7 @@ class WorkerProcess:
             if not chunk:
                 self.kill()
                 return None
-            buffer += chunk
+            buffer = steps.rest(buffer + chunk)
         try:
             answer = json.loads(buffer)
         except (ValueError, RecursionError):

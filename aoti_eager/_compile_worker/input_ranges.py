@@ -16,7 +16,8 @@ from torch import Tensor
 
 from .._functions.tape import Tape
 from .._functions.tape_call import schema_of
-from .._keys.call_template import TensorSlot
+from .._keys.call_template import TensorSlot, slot_dtype
+from .made_up_numbers import SharedNumbers
 
 # Arguments of these names are multiplied with, and summed over.
 _MATRICES = frozenset({"mat2", "batch2", "weight", "vec"})
@@ -33,11 +34,13 @@ class InputRanges:
         scales: By how much the numbers of a slot are multiplied.
         most: The largest integer that a slot takes; integers in it are not negative.
         is_region: Whether the call is a region's.
+        shared: Ordinary numbers for large inputs of a region.
     """
 
     scales: Mapping[int, float] = field(default_factory=dict)
     most: Mapping[int, int] = field(default_factory=dict)
     is_region: bool = False
+    shared: SharedNumbers = field(default_factory=SharedNumbers, compare=False, repr=False)
 
 
 def matrix_scales(tape: Tape, slots: Sequence[TensorSlot]) -> dict[int, float]:
@@ -82,9 +85,7 @@ def integer_limits(
     """
     limits = {}
     for place, (slot, given) in enumerate(zip(slots, ordinary, strict=True)):
-        if slot.number_kind or given.is_floating_point() or given.is_complex():
-            continue
-        if given.dtype is torch.bool or not given.numel():
+        if not holds_integers(slot) or not given.numel():
             continue
 
         def takes(number: int, place: int = place, given: Tensor = given) -> bool:
@@ -96,6 +97,13 @@ def integer_limits(
         if most is not None:
             limits[place] = most
     return limits
+
+
+def holds_integers(slot: TensorSlot) -> bool:
+    """Return whether a slot is a tensor of integers; flags are none."""
+    dtype = slot_dtype(slot)
+    is_integer = not (dtype.is_floating_point or dtype.is_complex or dtype is torch.bool)
+    return is_integer and not slot.number_kind
 
 
 def _most(end: int, takes: Callable[[int], bool]) -> int | None:

@@ -31,6 +31,7 @@ from .._compile_service.requests import (
     Request,
     TimesRequest,
 )
+from .._compile_service.steps import MEASURING, TRYING
 from .._functions.call_target import is_tape
 from .._functions.tape import Tape
 from .._keys.pattern_instances import size_class
@@ -45,6 +46,7 @@ from .._store.stored_failures import met_now
 from .._store.verdict import Verdict, Verdicts
 from ..errors import CompileError, LockTimeoutError, StoreError
 from .job_context import stored_entry, use_directories
+from .job_steps import steps
 from .library_runs import LibraryRuns
 from .new_library import LibraryMaker
 from .plain_path import plain_path
@@ -223,7 +225,10 @@ class CompileJobs:
         self._runs.start_measuring()  # The server imports torch during the trial.
         call, library, numbers = request.call, request.library, request.numbers
         # A library that was run on this model of processor before needs no second trial.
+        steps.plan(*(() if request.compared else (TRYING,)), MEASURING)
+        steps.begin(TRYING)
         compared = request.compared or self._runs.tried(call, library, numbers).compared
+        steps.begin(MEASURING)
         (times,), unmeasured = self._runs.measured(call, [library], numbers)
         measured = Measured(times, compared=compared, unmeasured=unmeasured)
         if self.lingers:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import errno
 import hashlib
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from .._base.determinism import error_chain, is_compilers_own, is_deterministic
 from .._base.sealed_library import LIBRARY_LIMIT
 from .._base.torch_compat.tracing import fake_mode
+from .._compile_service.steps import COMPILING, GENERATING, TRACING
 from .._functions.rebuilt import RebuiltTape
 from .._functions.tracing import (
     call_module,
@@ -39,6 +40,7 @@ from .float_division import step_rounding
 from .float_flags import contraction
 from .generated_code import GeneratedCode
 from .graph_checks import check_graph
+from .job_steps import steps
 from .row_sums import in_blocks
 from .symbolic import compiled_pattern, symbolic_program
 from .thin_codegen import NotThinError, ThinWrapper, compiler_into
@@ -91,6 +93,7 @@ def lower(
     Raises:
         CompileError: No usable library, with the decline reason.
     """
+    steps.begin(TRACING)
     with fake_mode(), torch.no_grad():
         outputs = trace_outputs(op, template, fake_inputs(template))
     is_function = any(name == "function" for name, _ in template.key.context)
@@ -191,12 +194,14 @@ def _compile_thin(
 ) -> tuple[Any, list[Any]]:
     if not inductor.WRITES_THIN:
         raise NotThinError("this torch's Inductor writes full libraries only")
+    steps.begin(TRACING)
     traced: list[Any] = []
     if dims is not None:
         program, inputs, traced = symbolic_program(op, template, outputs, dims)
     else:
         program, inputs = _program(op, template, outputs)
-    compile_ = compiler_into(work, headers, facts.inspect)
+    steps.begin(GENERATING)
+    compile_ = compiler_into(work, headers, _seen_by(facts))
     with inductor.cpu_wrapper_class(ThinWrapper), inductor.aot_code_compiler(compile_):
         return inductor.aot_compile(program, inputs, options=options), traced
 
@@ -209,8 +214,10 @@ def _compile_full(
     facts: GeneratedCode,
 ) -> Any:
     def attempt(options: dict[str, Any]) -> Any:
+        steps.begin(TRACING)
         program, inputs = _program(op, template, outputs)
-        restore = inductor.inspect_generated_code(facts.inspect)
+        steps.begin(GENERATING)
+        restore = inductor.inspect_generated_code(_seen_by(facts))
         try:
             return inductor.aot_compile(program, inputs, options=options)
         finally:
@@ -226,6 +233,17 @@ def _compile_full(
     # The headers were at fault, not the code. The next process makes them anew.
     inductor.forget_headers()
     return library
+
+
+def _seen_by(facts: GeneratedCode) -> Callable[[str, str, bool], tuple[str, str]]:
+    """Return what sees the generated code, after which only the C++ compiler is left."""
+
+    def inspect(wrapper: str, kernels: str, proxy_executor: bool) -> tuple[str, str]:
+        sources = facts.inspect(wrapper, kernels, proxy_executor)
+        steps.begin(COMPILING)
+        return sources
+
+    return inspect
 
 
 def _may_be_a_header(error: BaseException) -> bool:

@@ -15,6 +15,37 @@ Family = Callable[[int, torch.Generator, torch.finfo], Tensor]
 _MOST_DISTINCT = 131_071
 
 
+# Inputs with fewer numbers have numbers of their own. At so many places a part of shared numbers
+# may begin.
+_FEWEST_SHARED, _BEGINNINGS = 1 << 12, 131_071
+
+
+class SharedNumbers:
+    """Ordinary numbers that the large inputs of one call have in common: each has a part of them.
+
+    The numbers of a part are all different, and two parts begin at different places. Drawing
+    millions of numbers for each run takes longer than all else in the trial of a region.
+    """
+
+    def __init__(self) -> None:
+        self._drawn = torch.empty(0, dtype=torch.float64)
+
+    def part(self, count: int, generator: torch.Generator, largest: int) -> Tensor:
+        """Return ``count`` numbers, not to be written to.
+
+        Args:
+            count: How many.
+            generator: Says where the part begins.
+            largest: The most that is ever asked for.
+        """
+        if count < _FEWEST_SHARED:
+            return _normal(count, generator)
+        if len(self._drawn) < largest + _BEGINNINGS:
+            self._drawn = _normal(largest + _BEGINNINGS, torch.Generator().manual_seed(7))
+        begin = int(torch.randint(0, _BEGINNINGS, (), generator=generator))
+        return self._drawn[begin : begin + count]
+
+
 def numbers(family: Family, count: int, generator: torch.Generator, fi: torch.finfo) -> Tensor:
     """Return ``count`` numbers of a family, in float64."""
     made = family(min(count, _MOST_DISTINCT), generator, fi)

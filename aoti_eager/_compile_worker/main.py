@@ -19,7 +19,7 @@ import sys
 import threading
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TextIO
 
 # No module here imports torch: the script may have ended before that import is done.
 from .._base import gc_pause, scheduling
@@ -61,6 +61,7 @@ def main() -> None:
         # this process or its children, which inherit the value, and not the script.
         Path("/proc/self/oom_score_adj").write_text("1000", encoding="ascii")
     with gc_pause.paused():
+        from .job_steps import steps
         from .jobs import CompileJobs
 
     jobs = CompileJobs(vector_bits, scratch)
@@ -78,11 +79,16 @@ def main() -> None:
             break  # An idle worker's memory costs more than the seconds to start the next worker.
         if request is None:
             break
-        answer = jobs.answer_line(request)
-        with contextlib.suppress(OSError):  # The reader is gone: standard input ends, too.
-            answers.write(answer)
-            answers.flush()
+        with steps.told_to(lambda step: _write(answers, json.dumps(step.to_json()) + "\n")):
+            answer = jobs.answer_line(request)
+        _write(answers, answer)
     _end(jobs, watch)
+
+
+def _write(answers: TextIO, line: str) -> None:
+    with contextlib.suppress(OSError):  # The reader is gone: standard input ends, too.
+        answers.write(line)
+        answers.flush()
 
 
 def _read_requests(

@@ -15,11 +15,20 @@ from .._base.cpp_compiler import compiler_identity
 from .._base.determinism import is_compilers_own
 from .._compile_service.replies import Compiled
 from .._compile_service.requested import BuiltLibrary, RequestedCall, RequestedCode
+from .._compile_service.steps import (
+    COMPILING,
+    GENERATING,
+    IMPORTING,
+    MEASURING,
+    TRACING,
+    TRYING,
+)
 from .._keys.kernel_key import KernelKey
 from .._keys.pattern_instances import instances
 from .._store.verdict import PathTime
 from ..errors import AotiEagerError, CompileError
 from .job_context import standard_error_in, use_context, use_directories
+from .job_steps import steps
 from .library_runs import LibraryRuns, Times, Tried
 from .plain_path import plain_path
 from .relaxed_guards import relaxed_guards, values_of_symbols
@@ -34,6 +43,8 @@ _SERIAL_BELOW_US = 300.0
 
 # A dynamic specialisation is tried with further calls of at most so many elements.
 _MOST_ELEMENTS = 1 << 20
+
+_OF_A_LIBRARY = (TRACING, GENERATING, COMPILING, TRYING)
 
 
 class LibraryMaker:
@@ -53,6 +64,7 @@ class LibraryMaker:
         """Import Inductor and set it up, at the first call."""
         if self._is_prepared:
             return
+        steps.begin(IMPORTING)
         warnings.simplefilter("ignore")
         self._runs.start_trials()
         with gc_pause.paused():
@@ -89,6 +101,8 @@ class LibraryMaker:
             ) from error
 
     def _best(self, code: RequestedCode, work: Path) -> Compiled:
+        measuring = (MEASURING,) if code.gate else ()
+        steps.plan(IMPORTING, *_OF_A_LIBRARY, *measuring)
         lowered, tried = self._tried(code, work, code.options)
         made = [(lowered, tried)]
         times: list[Times] = [{}]
@@ -101,6 +115,7 @@ class LibraryMaker:
                 serial = work / "serial"
                 serial.mkdir()
                 options = {**code.options, "cpp.threads": 1}
+                steps.plan(*_OF_A_LIBRARY, MEASURING)
                 with contextlib.suppress(CompileError):  # Then the parallel library remains.
                     made.append(self._tried(code, serial, options))
                     times, unmeasured = self._measured(code, [one for one, _ in made])
@@ -124,6 +139,7 @@ class LibraryMaker:
         )
 
     def _measured(self, code: RequestedCode, made: list[Lowered]) -> tuple[list[Times], str]:
+        steps.begin(MEASURING)
         return self._runs.measured(code.call, [_built(one) for one in made], code.numbers)
 
     def _tried(
@@ -148,6 +164,7 @@ class LibraryMaker:
         # From here on by its own name: the other name is valid in this process alone.
         library = work / lowered.library.relative_to(written)
         lowered = replace(lowered, library=library)
+        steps.begin(TRYING)
         tried = self._runs.tried(call, _built(lowered), code.numbers)
         if lowered.pattern is not None and lowered.guards is not None:
             lowered = self._tried_dynamic(code, schema, lowered)

@@ -24,12 +24,14 @@ class Original:
         op: The op that is called.
         outputs: Where the call's results come from; see ``Entry.outputs``.
         is_function: Whether the op is a function of the user's.
+        is_tape: Whether the op replays a tape, which writes to none of its inputs.
     """
 
     template: CallTemplate
     op: Any
     outputs: Sequence[Output]
     is_function: bool = False
+    is_tape: bool = False
 
     def results(self, inputs: Sequence[Tensor]) -> list[Tensor] | None:
         """Return the original's results; ``None`` where the original refuses the arguments."""
@@ -40,13 +42,14 @@ class Original:
         return fresh_results(self.outputs, result, len(self.template.schema.returns))
 
     def reference(self, inputs: Sequence[Tensor]) -> Reference:
-        """Return the reference of a run."""
+        """Return the reference of a run; the inputs stay as they are while it is in use."""
         return Reference(
             self.template,
-            lambda: [copy_tensor(tensor) for tensor in inputs],
+            lambda: inputs if self.is_tape else [copy_tensor(tensor) for tensor in inputs],
             self.op,
             self.outputs,
             default_dtype=torch.float64,
+            is_tape=self.is_tape,
         )
 
     def mixes(self, inputs: Sequence[Tensor]) -> bool:

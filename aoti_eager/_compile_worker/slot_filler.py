@@ -109,6 +109,9 @@ class SlotFiller:
     def drawn(self, i: int, family: Family, generator: torch.Generator) -> Tensor:
         """Return the flat values of a floating-point or complex tensor, drawn from a family."""
         scale = self.ranges.scales.get(i)
+        if self.ranges.is_region and family is families.ordinary and not self.dtypes[i].is_complex:
+            shared = self.ranges.shared.part(self.extents[i], generator, self.largest)
+            return shared * (1.0 if scale is None else scale)  # New memory: it is written to.
         made = self._unscaled(i, family, generator)
         return made if scale is None else made * scale
 

@@ -25,7 +25,7 @@ from .._keys.call_template import CallTemplate, call_template
 from .._keys.kernel_key import KernelKey
 from .._runner.kernel_runner import LibraryRunner
 from . import fork_server
-from .input_ranges import InputRanges, integer_limits, matrix_scales
+from .input_ranges import InputRanges, holds_integers, integer_limits, matrix_scales
 from .made_up_data import made_up_input
 from .made_up_values import distinct_numbers, numbers_within
 from .original_runs import Original
@@ -57,7 +57,7 @@ def _try_library(request: Mapping[str, Any]) -> dict[str, Any]:
     tape = getattr(op, "tape", None)
     if is_function and not template.constants:
         op = op.with_constants_for_good([])  # Its source is compiled once.
-    call = Original(template, op, outputs, is_function=is_function)
+    call = Original(template, op, outputs, is_function=is_function, is_tape=tape is not None)
     with torch.no_grad():
         ranges = None if tape is None else _region_ranges(tape, call)
         trial = Trial(call, runner.run, _own_numbers(request, template, tape), ranges)
@@ -76,12 +76,14 @@ def _try_library(request: Mapping[str, Any]) -> dict[str, Any]:
 
 def _region_ranges(tape: Tape, call: Original) -> InputRanges:
     slots = call.template.slots
-    ordinary = [made_up_input(slot, "normal", place) for place, slot in enumerate(slots)]
 
     def accepts(inputs: Sequence[Tensor]) -> bool:
         return call.results(inputs) is not None
 
-    limits = integer_limits(slots, ordinary, accepts)
+    limits: dict[int, int] = {}
+    if any(holds_integers(slot) for slot in slots):
+        ordinary = [made_up_input(slot, "normal", place) for place, slot in enumerate(slots)]
+        limits = integer_limits(slots, ordinary, accepts)
     return InputRanges(matrix_scales(tape, slots), limits, is_region=True)
 
 

@@ -20,7 +20,7 @@ from .._dispatch.double_run import (
     is_double,
     to_single,
 )
-from .._dispatch.reference import RUNS
+from .._dispatch.reference import RUNS, Reference
 from .._dispatch.tensor_copies import copy_mutated, copy_tensor
 from .._dispatch.tensor_pairs import Pair, compared_pairs
 from .input_ranges import InputRanges
@@ -42,6 +42,8 @@ _MOST_EAGER_CALLS = 20
 _RUNS_JUDGED, _REGION_RUNS_JUDGED = 8, 2
 # With so many runs with errors of each kind.
 _REGION_SPREAD = 2
+# The data sets with which a trial begins, and which show how exact the original is.
+_FIRST, _SECOND = ALWAYS[:2]
 
 Run = Callable[[list[Tensor]], list[Tensor]]
 # A run's inputs, the inputs after the original's run, and the original's results.
@@ -81,9 +83,13 @@ class Trial:
         self._run = run
         self._own = own
         self._kind = WIDE
+        self._at = ""  # The name of the data that are being tried.
         # A compiler may reorder the steps of a function; an op of PyTorch's is one step.
         self._reach = _REACH if original.is_function else 1.0
         self._rules: dict[tuple[bool, int], tuple[float, bool]] = {}
+        # Of a region: runs on ordinary data that are needed twice, by the data's name. Those of the
+        # first data are kept while the first data are tried, those of the second until then.
+        self._shared: dict[str, tuple[_Made, Reference]] = {}
 
     def problem(self) -> str | None:
         """Return what differs, and on which data; ``None`` if nothing does.
@@ -100,7 +106,9 @@ class Trial:
             # A function that also takes long in eager is tried on fewer data.
             elif time.thread_time() - start > self._most_cpu_s:
                 break
+            self._at = data.name
             found = self._differences(data)
+            self._shared.pop(data.name, None)
             self.compared += found is not None
             if found:
                 return f"on {data.name} data: {'; '.join(found)}"
@@ -126,15 +134,19 @@ class Trial:
         """Return what differs in some runs; ``None`` where the original refuses all of the data."""
         lines: list[str] = []
         by_result: dict[tuple[bool, int], list[tuple[Pair, list[Tensor]]]] = {}
+        references: dict[int, Reference] = {}  # By the identity of their inputs.
         refused = 0
         for number in range(data.runs):
-            made = self._accepted(data, number)
+            made, reference = self._run_of(data, number)
             if made is None:
                 refused += 1
                 if refused > 3 and not by_result:
                     break
                 continue
             inputs, theirs, expected = made
+            references[id(inputs)] = reference or self._original.reference(inputs)
+            if data.name == _FIRST and self._ranges.is_region:
+                self._shared[data.name] = made, references[id(inputs)]
             mine = [copy_tensor(tensor) for tensor in inputs]
             try:
                 got = self._run(mine)
@@ -153,10 +165,16 @@ class Trial:
             self._sums_rows(runs[0][0].want, runs[0][1]) for runs in by_result.values()
         )
         for runs in by_result.values():
-            problem = self._values(runs, sums=sums)
+            whole = [(pair, references[id(inputs)]) for pair, inputs in runs]
+            problem = self._values(whole, sums=sums)
             if problem is not None:
                 lines.append(f"{runs[0][0].where}: {problem}")
         return lines
+
+    def _run_of(self, data: DataSet, number: int) -> tuple[_Made | None, Reference | None]:
+        """Return a run as ``_accepted`` does, and the references that were made of it."""
+        shared = self._shared.pop(data.name, None) if number == 0 else None
+        return shared or (self._accepted(data, number), None)
 
     def _accepted(self, data: DataSet, number: int) -> _Made | None:
         """Return a run's inputs, the inputs after the original's run, and its results."""
@@ -177,7 +195,7 @@ class Trial:
             if not one.number_kind
         )
 
-    def _values(self, runs: list[tuple[Pair, list[Tensor]]], *, sums: bool) -> str | None:
+    def _values(self, runs: list[tuple[Pair, Reference]], *, sums: bool) -> str | None:
         pairs = [pair for pair, _ in runs]
         if len(pairs) > 1:
             # Compare many small results at once.
@@ -191,7 +209,7 @@ class Trial:
                 return None
         else:
             self._count_signs(pairs[0])
-        references = [self._original.reference(inputs) for _, inputs in runs]
+        references = [reference for _, reference in runs]
         return values_problem(
             *(pairs, references, self._rule),
             mixes=self._mixes,
@@ -257,11 +275,16 @@ class Trial:
         most = _REGION_RUNS_JUDGED if is_region else _RUNS_JUDGED
         for data in data_sets(template.slots, self._own, mixes=True, ranges=self._ranges):
             for number in range(min(data.runs, 1 if is_region else 2)):
-                made = self._single(self._accepted(data, number))
+                accepted, reference = self._run_of(data, number)
+                made = self._single(accepted)
                 if made is None:
                     continue
                 inputs, theirs, expected = made
-                reference = self._original.reference(inputs)
+                if reference is None or made is not accepted:
+                    reference = self._original.reference(inputs)
+                is_next = self._at == _FIRST and data.name == _SECOND
+                if is_region and is_next and made is accepted:
+                    self._shared[data.name] = made, reference
                 _, pairs = compared_pairs(template, expected, expected, theirs, theirs)
                 for pair in pairs:
                     known = truth_of(pair, reference, runs=_REGION_SPREAD if is_region else RUNS)

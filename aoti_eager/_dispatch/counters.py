@@ -147,8 +147,9 @@ class OpStats:
             ``measuring``, ``comparing`` (on their next call).
         saved_s: About how many seconds the hits have saved, by the measured times of kernels, as if
             all kernels of an op were called equally often.
+        steps: The steps that workers are in with kernels of the op at this moment, in words.
 
-    Comparisons of counts leave out the last four.
+    Comparisons of counts leave out the last five.
     """
 
     hits: int = 0
@@ -161,6 +162,7 @@ class OpStats:
     rare: int = field(default=0, compare=False)
     unfinished: Mapping[str, int] = field(default_factory=dict, compare=False, repr=False)
     saved_s: float = field(default=0.0, compare=False, repr=False)
+    steps: tuple[str, ...] = field(default=(), compare=False, repr=False)
 
     @property
     def calls(self) -> int:
@@ -180,6 +182,7 @@ class OpStats:
             self.rare + other.rare,
             _added(self.unfinished, other.unfinished),
             self.saved_s + other.saved_s,
+            self.steps + other.steps,
         )
 
 
@@ -307,7 +310,7 @@ def _read_totals(root: Directory) -> dict[str, OpStats]:
 def _lasting(total: OpStats) -> dict[str, Any]:
     """Return the counts of an op that are kept on disk: not those that describe a moment."""
     values = asdict(total)
-    del values["unfinished"]
+    del values["unfinished"], values["steps"]
     return values
 
 

@@ -191,9 +191,21 @@ def with_noise(tensor: Any, eps: float, generator: torch.Generator | None) -> An
         return tensor
     if tensor.numel() > _MOST_DRAWN:
         factors = _factors((_MOST_DRAWN,), eps, generator)
+        if tensor.is_contiguous() and not tensor.requires_grad:
+            return _times_repeated(tensor, factors)
         count = -(-tensor.numel() // _MOST_DRAWN)
         return tensor * factors.repeat(count)[: tensor.numel()].view(tensor.shape)
     return tensor * _factors(tuple(tensor.shape), eps, generator)
+
+
+def _times_repeated(tensor: Tensor, factors: Tensor) -> Tensor:
+    """Return a contiguous tensor's numbers times factors that begin again at the last one's end."""
+    result, count = torch.empty_like(tensor), len(factors)
+    numbers, products = tensor.view(-1), result.view(-1)
+    whole = len(numbers) // count * count
+    torch.mul(numbers[:whole].view(-1, count), factors, out=products[:whole].view(-1, count))
+    torch.mul(numbers[whole:], factors[: len(numbers) - whole], out=products[whole:])
+    return result
 
 
 def _factors(shape: tuple[int, ...], eps: float, generator: torch.Generator | None) -> Tensor:

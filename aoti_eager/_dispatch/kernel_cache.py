@@ -257,4 +257,6 @@ class KernelCache(UnservedCalls):
         counts = self.counters.snapshot()
         saves = [kernel.saves_us for kernel in list(self.table.kernels.values())]
         saved_s = counts.hits * 1e-6 * sum(saves) / len(saves) if saves else 0.0
-        return replace(counts, unfinished=self.table.unfinished(), saved_s=saved_s)
+        table = self.table
+        unfinished, steps = table.unfinished(), table.steps()
+        return replace(counts, unfinished=unfinished, saved_s=saved_s, steps=steps)

@@ -23,12 +23,17 @@ class Progress(Protocol):
     def state(self) -> str:
         """Return the state of the key, one of ``STATES``."""
 
+    @property
+    def step(self) -> str:
+        """Return the step that a worker is in, and the time since; empty if no worker is asked."""
+
 
 @dataclass(frozen=True, slots=True)
 class _At:
-    """Progress that stays in one state."""
+    """Progress that stays in one state, without a worker."""
 
     state: str
+    step: str = ""
 
 
 BEING_COMPARED: Progress = _At(COMPARING)

@@ -6,13 +6,16 @@ for a key that an earlier process has left. The caller decides what becomes of t
 
 from __future__ import annotations
 
+import contextlib
 import time
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from .._base.handover import let_others_run
 from .._compile_service.cache_context import CacheContext
+from .._compile_service.job_progress import JobProgress
 from .._keys.dynamic_plan import Plan
 from .._keys.kernel_key import ANY_THREADS
 from .._store.kept_queue import record_of
@@ -80,6 +83,23 @@ class Making:
         self.digest = call.key.digest if plan is None else plan.pattern.digest
         self.state = QUEUED
         self.compiled = False
+        self._progress: JobProgress | None = None  # While a worker is asked.
+
+    @property
+    def step(self) -> str:
+        """Return the step that a worker is in, and the time since; empty if no worker is asked."""
+        progress = self._progress
+        return "" if progress is None else str(progress)
+
+    @contextlib.contextmanager
+    def _at_worker(self) -> Iterator[None]:
+        """Follow the steps of the worker that is asked in the block."""
+        progress = self._progress = JobProgress()
+        try:
+            with progress.asked_for_here():
+                yield
+        finally:
+            self._progress = None
 
     @property
     def is_stored(self) -> bool:
@@ -125,11 +145,14 @@ class Making:
         Raises:
             CompileError: The library must not be used, or no worker could tell.
         """
-        if not self._is_awaited:
-            return self._gate.measure(judged, self._context, background=True)
+        background = not self._is_awaited
         try:
-            return self._gate.measure(judged, self._context, background=False)
-        except CompileError as error:  # The call has its result, and the library is declined.
+            with self._at_worker():
+                return self._gate.measure(judged, self._context, background=background)
+        except CompileError as error:
+            if background:
+                raise
+            # The call has its result, and the library is declined.
             return replace(judged, verdict=replace(judged.verdict, unmeasured=str(error)))
 
     def _begin_awaited(self) -> None:
@@ -172,13 +195,14 @@ class Making:
         record.tried(self.digest)
         start = time.monotonic()
         try:
-            published = call.toolchain.publish(
-                call.template,
-                call.function,
-                context,
-                self._plan,
-                background=not self._is_awaited,
-            )
+            with self._at_worker():
+                published = call.toolchain.publish(
+                    call.template,
+                    call.function,
+                    context,
+                    self._plan,
+                    background=not self._is_awaited,
+                )
         except CompileError as error:
             if self._is_awaited and error.reason == "store_unwritable":
                 raise StoreError(str(error)) from error

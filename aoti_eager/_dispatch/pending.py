@@ -81,8 +81,11 @@ def compile_now(
     """
     pending = Pending(call, found, plan, compare=compare)
     pending.begin()
-    while (delay := pending.run()) is not None:
-        time.sleep(delay)
+    try:
+        while (delay := pending.run()) is not None:
+            time.sleep(delay)
+    finally:
+        call.table.awaited.pop(call.table_key, None)
 
 
 def decline_meanwhile(call: KernelRequest) -> None:
@@ -138,6 +141,7 @@ class Pending:
         """Keep the original while the kernel is being made; calls of a key that is awaited wait."""
         call = self._call
         if self._compare is not None:
+            call.table.awaited[call.table_key] = self
             return
         if self._plan is not None:
             call.table.dynamic.begin(self._plan)
@@ -173,6 +177,11 @@ class Pending:
     def state(self) -> str:
         """Return the state of the key, one of ``key_state.STATES``."""
         return self._making.state
+
+    @property
+    def step(self) -> str:
+        """Return the step that a worker is in, and the time since; empty if no worker is asked."""
+        return self._making.step
 
     def run(self) -> float | None:
         """Get the key's entry from a worker and decide, or return the seconds to wait.

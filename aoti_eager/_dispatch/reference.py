@@ -54,6 +54,7 @@ class Reference:
         outputs: Where its results come from; see ``Entry.outputs``.
         default_dtype: The default dtype during these runs, which a quotient of integers has. It is
             a setting of the whole process, so none is set in a user's process.
+        is_tape: Whether the function replays a tape; a tape's own op, or function, shows that.
 
     More than 12 methods, because each kind of run is made once, when it is asked for.
     """
@@ -66,6 +67,7 @@ class Reference:
         outputs: Sequence[Output],
         *,
         default_dtype: torch.dtype | None = None,
+        is_tape: bool = False,
     ) -> None:
         self._default_dtype = default_dtype
         self._template = template
@@ -73,7 +75,7 @@ class Reference:
         replay = tape_behind(op)
         self._op = replay or op
         # A tape writes to none of its inputs: its runs share one copy, and one in double precision.
-        self._shares = replay is not None or getattr(op, "tape", None) is not None
+        self._shares = is_tape or replay is not None or getattr(op, "tape", None) is not None
         self._shared: list[Tensor] | None = None
         self._wide: list[Tensor] | None = None
         self._outputs = outputs

@@ -13,7 +13,7 @@ from typing import Any, Protocol
 
 from .._native.table import NativeTable
 from .kernel import Kernel
-from .key_state import COMPARING, COMPILING, QUEUED, STATES, Decline
+from .key_state import COMPARING, COMPILING, QUEUED, STATES, Decline, Progress
 from .native_twin import NativeTwin
 from .specialisations import Specialisations
 
@@ -54,6 +54,7 @@ class Table:
         kernel: Returns the kernel of a key, or ``None``; called on the hit path.
         candidates: What takes the next call of its key: libraries to be compared, rare keys to be
             timed.
+        awaited: Keys whose kernels are being made while their calls wait (mode ``sync``).
         compiling: How many keys are with the compile workers.
         lost: How many keys have a kernel that does not pay off, or could not be given one.
         dynamic: The op's dynamic specialisations.
@@ -70,6 +71,7 @@ class Table:
         self.kernel: Callable[[TableKey], Kernel | None] = self.kernels.get
         self._twin = NativeTwin()
         self.candidates: dict[TableKey, NextCall] = {}
+        self.awaited: dict[TableKey, Progress] = {}
         self.compiling = 0
         self.lost = 0
         self.closed = False
@@ -100,11 +102,22 @@ class Table:
     def unfinished(self) -> dict[str, int]:
         """Return how many keys have no decision yet, by state."""
         counts = dict.fromkeys(STATES, 0)
+        for progress in list(self.awaited.values()):
+            counts[progress.state] += 1
         for key, decline in list(self.declines.items()):
             state = self.state(key, decline)
             if state is not None:
                 counts[state] += 1
         return {state: count for state, count in counts.items() if count}
+
+    def progresses(self) -> list[Progress]:
+        """Return the progress of each key that a kernel is being made for."""
+        queued = [one.progress for one in list(self.declines.values()) if one.reason == COMPILING]
+        return [*self.awaited.values(), *(one for one in queued if one is not None)]
+
+    def steps(self) -> tuple[str, ...]:
+        """Return the steps that workers are in with kernels of these keys, in words."""
+        return tuple(step for progress in self.progresses() if (step := progress.step))
 
     def attach(self) -> NativeTable:
         """Return the C++ twin, made and filled by the first call; the hit path must be loaded."""

@@ -181,7 +181,9 @@ def _of_variant(variant: Variant, *, needs: bool) -> tuple[str, str | None, str]
     if refusal is not None:
         return "declined", refusal.reason, f"{explanation(refusal.reason)}: {refusal.message}"
     if kernel.is_compiling:
-        return "miss", None, "its library is being made in the background"
+        step = kernel.step
+        message = "its library is being made in the background"
+        return "miss", None, f"{message}: {step}" if step else message
     return "miss", None, "its library waits for more calls, or for a worker"
 
 

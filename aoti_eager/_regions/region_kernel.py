@@ -21,7 +21,7 @@ from .._base.torch_compat.dispatcher import OpOverload, op_function
 from .._base.warn_once import warn_once
 from .._dispatch import recheck
 from .._dispatch.kernel_cache import KernelCache
-from .._dispatch.key_state import COMPILING, RARE, Decline
+from .._dispatch.key_state import COMPILING, QUEUED, RARE, Decline
 from .._dispatch.table import TableKey
 from .._functions.op_functions import define, forget
 from .._functions.tape import NAMESPACE, SCHEMA, Tape, TapeFunction, op_name
@@ -274,7 +274,18 @@ class RegionKernel:
     @property
     def is_compiling(self) -> bool:
         """Return whether a worker has been asked for the library."""
-        return any(one.reason == COMPILING for one in list(self.cache.table.declines.values()))
+        declines = list(self.cache.table.declines.values())
+        return bool(self.cache.table.awaited) or any(one.reason == COMPILING for one in declines)
+
+    @property
+    def step(self) -> str:
+        """Return what is done to make the library, and for how long; empty if that is not known."""
+        for progress in self.cache.table.progresses():
+            if progress.state == QUEUED:
+                return "queued"
+            if progress.step:
+                return progress.step
+        return ""
 
 
 def _restore(frames: dict[int, Frame], ident: int, before: Frame | None) -> None:

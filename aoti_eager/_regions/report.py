@@ -37,6 +37,8 @@ class RegionState:
         plain_s: Seconds that the forward takes, at best; ``None`` if not measured.
         served_s: Seconds that a served call of the same kind takes, at best.
         ops: The ops of the region's tapes, as ``stats()`` and the verb ``list`` name them.
+        step: Of a region that is ``"compiling"``: the step that its worker is in, and the seconds
+            in that step; ``"queued"`` before a worker has the library. Else empty.
     """
 
     path: str
@@ -50,6 +52,7 @@ class RegionState:
     plain_s: float | None = None
     served_s: float | None = None
     ops: tuple[str, ...] = ()
+    step: str = ""
 
     @property
     def why(self) -> str:
@@ -58,8 +61,13 @@ class RegionState:
             return f"({self.reason}): {self.message or explanation(self.reason)}"
         return f"({self.message})" if self.message else ""
 
+    @property
+    def progress(self) -> str:
+        """Return the state, and the step of a region that is compiling."""
+        return f"{self.state}: {self.step}" if self.step else self.state
+
     def __str__(self) -> str:
-        words = [self.state, *filter(None, [self.why])]
+        words = [self.progress, *filter(None, [self.why])]
         counts = f"{self.calls} calls, {self.hits} served"
         if self.speed is not None:
             counts += f", {self.speed:.2f} times as fast"
@@ -137,7 +145,7 @@ def region_state(
     stop = first.get(training) or next(
         iter([*first.values(), *(one.stop for one in variants if one.stop is not None)]), None
     )
-    state, message = "not called", ""
+    state, message, step = "not called", "", ""
     if not region.is_on:
         state = "undone"
     elif not is_placed and not is_withdrawn:
@@ -150,6 +158,7 @@ def region_state(
         state = "comparing"
     elif any(one.kernel.is_compiling for one in hopeful):
         state = "compiling"
+        step = next((one.kernel.step for one in hopeful if one.kernel.is_compiling), "")
     elif training in first:
         state = "stopped"
     elif variants or region.dry_run_of:
@@ -174,6 +183,7 @@ def region_state(
         plain_s=None if timed is None else timed.plain_s,
         served_s=None if timed is None else timed.served_s,
         ops=tuple(dict.fromkeys(one.kernel.name for one in variants)),
+        step=step,
     )
 
 

@@ -282,6 +282,15 @@ def test_what_is_unfinished_has_a_column_of_its_own() -> None:
     assert number_unfinished(counts) == 6
 
 
+def test_the_step_that_a_worker_is_in_is_said_once() -> None:
+    unfinished, steps = {"compiling": 1, "queued": 1}, ("step 4 of 6, compiling C++, 12 s",)
+    counts = {"aten::a": OpStats(misses=2, unfinished=unfinished, steps=steps)}
+    lines = format_table(counts, registered=list(counts)).splitlines()
+    said = "1 queued, 1 compiling"
+    assert lines[1].endswith(f"{said} (step 4 of 6, compiling C++, 12 s)")
+    assert lines[3].rstrip().endswith(said)
+
+
 def test_the_share_of_hits_and_what_they_have_saved_are_said_in_a_line() -> None:
     assert summary({}) == summary({"aten::a": OpStats()}) == []
     counts = {"aten::a": OpStats(hits=2, misses=1), "aten::b": OpStats(hits=1, saved_s=0.0)}

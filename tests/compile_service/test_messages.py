@@ -41,6 +41,7 @@ from aoti_eager._compile_service.requests import (
     TimesRequest,
     read_request,
 )
+from aoti_eager._compile_service.steps import Step
 from aoti_eager._compile_service.worker_pool import CompileService
 from aoti_eager._compile_worker.jobs import CompileJobs
 from aoti_eager._compile_worker.main import _decoded
@@ -97,7 +98,11 @@ REPLIES = [
     PartsMade(True),
     Failure("mismatch", "on ordinary data", log="text", remember=True),
 ]
-MESSAGES = [*((read_request, one) for one in REQUESTS), *((read_reply, one) for one in REPLIES)]
+MESSAGES: list[tuple[Any, Any]] = [
+    *((read_request, one) for one in REQUESTS),
+    *((read_reply, one) for one in REPLIES),
+    (Step.from_json, Step("compiling C++", 4, 6)),
+]
 # What others' documents are about: kept as they are, whatever is in them.
 OPEN = {"function", "options", "environment", "outputs"}
 # Inside of these, the readers of keys, plans, guards and times check.

@@ -120,3 +120,28 @@ def test_a_replay_in_double_leaves_casts_to_lower_precision_out() -> None:
     exact = exact * torch.rsqrt(exact.pow(2).mean(-1, keepdim=True) + 1e-6) * exact
     assert found[0][0].dtype is torch.float64
     assert_close(found[0][0], exact, rtol=1e-12, atol=1e-12)
+
+
+def test_large_inputs_share_numbers_and_are_never_alike() -> None:
+    """An element at the wrong place shows, and so does another input at the right place."""
+    one = tape_of(torch.addmm, [torch.randn(90), torch.randn(70, 80), torch.randn(80, 90)])
+    slots, ranges = template_of(one).slots, InputRanges(scales={2: 0.1}, is_region=True)
+    sets = {data.name: data for data in data_sets(slots, (), mixes=True, ranges=ranges)}
+    makes = [(sets["normal"], 0), (sets["special"], 0), (sets["special"], 1)]
+    made = [data.make(run, "wide") for data, run in makes]
+    for _, left, right in made:
+        for each in (left, right):
+            numbers = each[each.isfinite()]
+            assert len(numbers.double().unique()) > 0.999 * len(numbers)
+        rows = min(len(left), len(right))
+        assert float((left[:rows, :80] == right[:rows, :80]).double().mean()) < 0.01
+    for one_run, other in ((0, 1), (0, 2), (1, 2)):
+        for place in (1, 2):
+            same = made[one_run][place] == made[other][place]
+            assert float(same.double().mean()) < 0.01
+    assert 0.09 < float(made[0][2].std()) < 0.11
+    # What is written to an input is not in another one, nor in the next run.
+    made[0][1].fill_(7.0)
+    again = sets["normal"].make(0, "wide")
+    assert not bool((again[1] == 7.0).any())
+    assert torch.equal(again[2], made[0][2])

@@ -98,12 +98,13 @@ def test_stats_add_up_reason_by_reason() -> None:
 
 
 def test_what_is_unfinished_and_saved_adds_up_and_is_no_part_of_what_is_equal() -> None:
-    one = OpStats(hits=1, unfinished={"queued": 1}, saved_s=0.5)
+    one = OpStats(hits=1, unfinished={"queued": 1}, saved_s=0.5, steps=("tracing",))
     other = OpStats(hits=1, unfinished={"queued": 2, "measuring": 1}, saved_s=0.25)
     total = one + other
     assert total == OpStats(hits=2)
     assert total.unfinished == {"queued": 3, "measuring": 1}
     assert total.saved_s == 0.75
+    assert total.steps == ("tracing",)
 
 
 def test_counters_of_undecided_keys_go_from_key_to_key() -> None:
@@ -189,10 +190,11 @@ def test_damaged_totals_count_as_none_and_are_replaced(root: Path, text: str) ->
 
 
 def test_totals_keep_what_was_saved_and_not_what_was_true_of_a_moment(root: Path) -> None:
+    one = OpStats(hits=1, unfinished={"queued": 1}, saved_s=0.5, steps=("tracing",))
     for _ in range(2):
-        add_totals(root, {"aten::silu": OpStats(hits=1, unfinished={"queued": 1}, saved_s=0.5)})
+        add_totals(root, {"aten::silu": one})
     found = read_totals(root)["aten::silu"]
-    assert (found.saved_s, found.unfinished) == (1.0, {})
+    assert (found.saved_s, found.unfinished, found.steps) == (1.0, {}, ())
 
 
 def test_totals_are_json_for_a_reader(root: Path) -> None:

@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import pytest
 import torch
 from torch import Tensor
 
+from aoti_eager._dispatch import double_run
 from aoti_eager._dispatch.compare import values_problem
 from aoti_eager._dispatch.reference import Reference
 from aoti_eager._dispatch.tensor_pairs import compared_pairs
@@ -75,6 +77,19 @@ def test_an_op_that_takes_no_double_has_no_reference() -> None:
         return x
 
     assert reference(choosy, X).exact() is None
+
+
+@pytest.mark.parametrize("sizes", [(double_run._MOST_DRAWN + 5,), (2, 3, double_run._MOST_DRAWN)])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.complex128])
+def test_errors_of_a_large_tensor_begin_again_where_drawn_ones_end(
+    sizes: tuple[int, ...], dtype: torch.dtype
+) -> None:
+    x, most = torch.randn(sizes, dtype=dtype), double_run._MOST_DRAWN
+    drawn = double_run._factors((most,), 1e-3, torch.Generator().manual_seed(3))
+    want = x * drawn.repeat(-(-x.numel() // most))[: x.numel()].view(sizes)
+    for one in (x, x.clone().requires_grad_(), x.movedim(0, -1).contiguous().movedim(-1, 0)):
+        got = double_run.with_noise(one, 1e-3, torch.Generator().manual_seed(3))
+        assert torch.equal(got, want)
 
 
 def passes_over_nan(x: Tensor, weight: Tensor) -> Tensor:
