@@ -142,12 +142,14 @@ class KernelCache(UnservedCalls):
         self._counts_bypass = self._enabled and mode != "off" and self._always is not None
         if before:
             self._apply_to_table(mode)
+            recheck.publish()
+        else:
+            recheck.publish_first()
         self._refresh_native()
-        recheck.publish()
         for observer in self.observers:
             observer()
-        for token, table in before.items():
-            if token not in self._tables:
+        for other, table in before.items():
+            if other not in self._tables:
                 table.close()  # The kernels that wait in the queue for this table need not be made.
         if before:
             tell_of_closed()

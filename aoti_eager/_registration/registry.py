@@ -20,6 +20,7 @@ from .._base.at_exit import at_exit
 from .._base.torch_compat import dispatcher
 from .._base.torch_compat.dispatcher import OpOverload
 from .._compile_service import device_backends, native_path, queue
+from .._dispatch import recheck
 from .._dispatch.counters import OpStats, unfinished_of_others
 from .._dispatch.kernel_cache import KernelCache
 from .._dispatch.key_state import QUEUED
@@ -153,6 +154,7 @@ def register(ops: Op | Iterable[Op], dispatch_key: str = "CPU") -> Registration:
         except BaseException:
             registration.unregister()
             raise
+    recheck.publish()
     prepare_for_misses()
     return registration
 
@@ -198,6 +200,7 @@ def impl(library: torch.library.Library, op: Op, dispatch_key: str = "CPU") -> N
             install(library, overload, cache)
             _foreign.append((weakref.ref(library), cache))
             _note_native(cache)
+    recheck.publish()
 
 
 def registered_ops() -> list[str]:
