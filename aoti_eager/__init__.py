@@ -23,10 +23,10 @@ if TYPE_CHECKING:
     )
     from ._dispatch.counters import OpStats
     from ._dispatch.dynamic_marks import mark_dynamic, mark_static, unmark
+    from ._enable.scripts import disable, enable, use
     from ._regions.explanation import RegionExplanation
     from ._regions.fuse import fuse
     from ._regions.report import FusionReport, RegionState
-    from ._regions.whole_script import disable, enable
     from ._registration.custom_op import CustomOp, custom_op
     from ._registration.op_constants import constants, update_constants
     from ._registration.registry import (
@@ -69,6 +69,7 @@ __all__ = [
     "stats",
     "unmark",
     "update_constants",
+    "use",
     "wait",
 ]
 
@@ -78,7 +79,7 @@ _MODULES = {
     "_regions.fuse": ("fuse",),
     "_regions.explanation": ("RegionExplanation",),
     "_regions.report": ("FusionReport", "RegionState"),
-    "_regions.whole_script": ("disable", "enable"),
+    "_enable.scripts": ("disable", "enable", "use"),
     "_registration.custom_op": ("CustomOp", "custom_op", "made_op"),  # The last for pickles.
     "_compile_service.device_backends": (
         "load_runner",

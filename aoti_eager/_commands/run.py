@@ -24,6 +24,7 @@ from pathlib import Path
 from .._base.output_file import OutputFile
 from .._base.settings import MODES
 from .._compile_service import cache_context
+from .._enable.variable import take_preset
 from .._registration.registry import register
 from .._workloads import left_out as left_out_module
 from .._workloads.workload import Recorder, start_recording
@@ -180,7 +181,7 @@ def _start_recording(path: str) -> tuple[Recorder, OutputFile]:
 
 
 def _register(options: argparse.Namespace, source: bytes) -> str | None:
-    """Register the ops that ``--ops`` names, or those of the default list that this torch has.
+    """Register the ops to serve: by ``--ops``, by ``AOTI_EAGER_ENABLE``, or the default list.
 
     Ops of the default list whose kernels all lose here are left out; see ``_workloads.left_out``.
 
@@ -195,6 +196,19 @@ def _register(options: argparse.Namespace, source: bytes) -> str | None:
     names = chosen_ops(options)
     if names is not None:
         register(names)
+        return None
+    preset = take_preset()
+    if preset is not None:
+        # Not at the top: who runs a script without the variable has no use for it.
+        from .._enable.op_set import DEFAULT_PRESET
+        from .._enable.script_runs import Script
+        from .._enable.scripts import enable_script
+
+        script = Script(source, tuple(options.arguments))
+        leaves_out = not options.all_ops and options.record is None
+        enable_script(
+            script if leaves_out else None, preset[0] or DEFAULT_PRESET, children=preset[1]
+        )
         return None
     context = cache_context.current()
     run = left_out_module.run_digest(source, options.arguments, context)

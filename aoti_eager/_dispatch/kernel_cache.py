@@ -27,7 +27,7 @@ from .counters import Counter, OpCounters, OpStats
 from .kernel import Kernel
 from .key_state import COMPILING, RARE, Decline
 from .original import OriginalKernel
-from .python_kernel import python_kernel
+from .python_kernel import Kernels, late_python_kernel, python_kernel
 from .table import Table, TableKey, tell_of_closed
 from .unserved_calls import UnservedCalls
 from .versions import leaves_counting_to_others
@@ -102,7 +102,17 @@ class KernelCache(UnservedCalls):
         self._tables: dict[object, Table] = {}
         self.observers: list[Callable[[], None]] = []  # told of every change of state
         self.refresh()
-        self.python_kernel, self.key = python_kernel(self)
+        self._is_generated = False
+        self.python_kernel, self.key = late_python_kernel(self, self._put_kernels)
+
+    def generate(self) -> None:
+        """Generate the Python kernel before it is registered: it is to serve the hits."""
+        if not self._is_generated:
+            self._put_kernels(python_kernel(self))
+
+    def _put_kernels(self, kernels: Kernels) -> None:
+        self._is_generated = True
+        self.python_kernel, self.key = kernels
 
     def refresh(self) -> None:
         """Apply the current settings; called after every change of a setting, by any thread."""
@@ -120,14 +130,32 @@ class KernelCache(UnservedCalls):
         if reason != self.always_declined:
             self._always = None if reason is None else self.counters.declined(reason)
             self.always_declined = reason
-        before = self._tables
-        self.table = before.setdefault(config.table_token, Table())
+        before, token = self._tables, config.table_token
+        self.table = before[token] if token in before else Table()
         self.lookup = self.table.kernel
         # A library that C++ runs may call this op, and only C++ knows that it is running one.
         self.asks_native = self.native is None and native_library.is_loaded()
-        self._tables = {t: v for t, v in before.items() if t in config.table_tokens}
+        self._tables = {token: self.table}
+        if before:
+            self._tables |= {t: v for t, v in before.items() if t in config.table_tokens}
         self.bypassed = not self._enabled or mode == "off" or self._always is not None
         self._counts_bypass = self._enabled and mode != "off" and self._always is not None
+        if before:
+            self._apply_to_table(mode)
+            recheck.publish()
+        else:
+            recheck.publish_first()
+        self._refresh_native()
+        for observer in self.observers:
+            observer()
+        for other, table in before.items():
+            if other not in self._tables:
+                table.close()  # The kernels that wait in the queue for this table need not be made.
+        if before:
+            tell_of_closed()
+
+    def _apply_to_table(self, mode: str) -> None:
+        """Let the keys be decided on again that other settings may decide on otherwise."""
         if mode not in ("cache_only", "off"):
             self.table.forget_declines("not_in_cache")  # These keys may be compiled now.
         if mode == "sync":
@@ -144,14 +172,6 @@ class KernelCache(UnservedCalls):
             self.table.forget_declines("unmeasured")
         if config.dynamic is False:
             self.table.leave_dynamic()
-        self._refresh_native()
-        recheck.publish()
-        for observer in self.observers:
-            observer()
-        for token, table in before.items():
-            if token not in self._tables:
-                table.close()  # The kernels that wait in the queue for this table need not be made.
-        tell_of_closed()
 
     def _refresh_native(self) -> None:
         native = self.native
@@ -192,7 +212,12 @@ class KernelCache(UnservedCalls):
         )
         for reason in ("slower", "unmeasured"):  # Decided for Python's hit path; C++'s is faster.
             self.table.forget_declines(reason)
-        self.refresh()
+        with self._refresh_lock:
+            self.toolchain = KernelCompiler(self.op, None, is_native=True)
+            self.asks_native = False
+            self._refresh_native()
+            for observer in self.observers:
+                observer()
 
     def detach_native(self) -> None:
         """Let Python serve all calls; the C++ kernel must not be in the dispatcher."""
@@ -204,8 +229,9 @@ class KernelCache(UnservedCalls):
 
     def set_enabled(self, enabled: bool) -> None:
         """Serve calls, or pass them through. A flag: safe while other threads call."""
-        self._enabled = enabled
-        self.refresh()
+        if enabled != self._enabled:
+            self._enabled = enabled
+            self.refresh()
 
     def close(self) -> None:
         """Release all libraries: torch keeps the Python kernel of an op that is destroyed."""

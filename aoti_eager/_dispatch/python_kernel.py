@@ -84,6 +84,10 @@ def profiled(
     return run_recorded
 
 
+# A kernel to register, and a function that gives the key of a call in the table.
+Kernels = tuple[Callable[..., Any], Callable[..., tuple[Any, ...]]]
+
+
 class Cache(Protocol):
     """What the generated kernel needs of a kernel cache."""
 
@@ -113,7 +117,40 @@ class Cache(Protocol):
         """Return the result of a call whose library raised."""
 
 
-def python_kernel(cache: Cache) -> tuple[Callable[..., Any], Callable[..., tuple[Any, ...]]]:
+def late_python_kernel(cache: Cache, put: Callable[[Kernels], None]) -> Kernels:
+    """Return what ``python_kernel`` returns; the source is generated and compiled at the first use.
+
+    Compiling the source takes more time than all else of a registration, and most ops that are
+    registered for a whole script are never called.
+
+    Args:
+        cache: The kernel cache.
+        put: Gets the generated functions, for uses that come after the first.
+    """
+    made: list[Kernels] = []
+
+    def generated() -> Kernels:
+        if not made:
+            made.append(python_kernel(cache))  # Of two threads, both may; either will do.
+            put(made[0])
+        return made[0]
+
+    def kernel(ae_keyset: Any, /, *args: Any, **kwargs: Any) -> Any:
+        if not made:
+            try:
+                generated()
+            except (RecursionError, MemoryError):  # The call is deep in a stack, and may be served.
+                return cache.bypass(ae_keyset, args, kwargs)
+        return made[0][0](ae_keyset, *args, **kwargs)
+
+    def table_key(*args: Any, **kwargs: Any) -> tuple[Any, ...]:
+        return generated()[1](*args, **kwargs)
+
+    kernel.__name__ = kernel.__qualname__ = cache.schema.op
+    return kernel, table_key
+
+
+def python_kernel(cache: Cache) -> Kernels:
     """Return the kernel to register, and a function that gives the key of a call in the table.
 
     The kernel takes the keyset as its first argument; the key function takes only the call's

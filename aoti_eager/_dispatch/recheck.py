@@ -22,6 +22,7 @@ from .._base.torch_compat.autograd import write_unseen
 from .._base.torch_compat.settings import is_profiling
 from .._base.warn_once import warn_once
 from .._keys.call_template import CallTemplate, fresh_results
+from .._native import library as native_library
 from .._native import op_kernel
 from .._native.passthrough import passthrough
 from .._store.entry import Entry
@@ -56,6 +57,8 @@ _used_until_ns = time.monotonic_ns()
 # The value that was published last: reading the settings in each call that is put off would cost
 # more than the call.
 _rest_until_ns = 0
+# Whether C++ was told, too; ``None`` before anybody was.
+_published: bool | None = None
 # Threads with a call that C++ sent to be compared, and whose kernel Python does not have yet.
 _wanting: set[int] = set()
 # Threads whose next look is not put off.
@@ -96,9 +99,16 @@ def rest_until_ns() -> int:
 
 def publish() -> None:
     """Tell both hit paths when calls may be compared; after each change of a setting."""
-    global _rest_until_ns
+    global _rest_until_ns, _published
+    _published = native_library.is_loaded()
     _rest_until_ns = rest_until_ns()
     op_kernel.rest_looks(_rest_until_ns)
+
+
+def publish_first() -> None:
+    """Do as ``publish`` unless both hit paths, as far as they are loaded, were told before."""
+    if _published is not native_library.is_loaded():
+        publish()
 
 
 @contextlib.contextmanager

@@ -212,6 +212,8 @@ class Table:
 
     def forget_declines(self, reason: str) -> None:
         """Let the keys declined for ``reason`` be decided on again."""
+        if not self.declines:
+            return
         with self._lock:
             for key, decline in list(self.declines.items()):
                 if decline.reason == reason:

@@ -87,6 +87,8 @@ class Installed:
 
 def install(library: torch.library.Library, op: OpOverload, cache: KernelCache) -> None:
     """Register the Python kernel of ``cache`` in ``library``."""
+    if cache.native is None:
+        cache.generate()
     with warnings.catch_warnings():
         # PyTorch warns that a kernel is overridden, which is what was asked for.
         warnings.simplefilter("ignore")

@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import threading
 import weakref
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import replace
 from types import TracebackType
 
@@ -20,6 +20,7 @@ from .._base.at_exit import at_exit
 from .._base.torch_compat import dispatcher
 from .._base.torch_compat.dispatcher import OpOverload
 from .._compile_service import device_backends, native_path, queue
+from .._dispatch import recheck
 from .._dispatch.counters import OpStats, unfinished_of_others
 from .._dispatch.kernel_cache import KernelCache
 from .._dispatch.key_state import QUEUED
@@ -45,6 +46,8 @@ _installed: dict[tuple[str, str], Installed] = {}
 # Kernels in callers' libraries; the libraries decide how long the kernels stay.
 _foreign: list[tuple[weakref.ref[torch.library.Library], KernelCache]] = []
 _retired: dict[str, OpStats] = {}  # counts of ops that were unregistered
+# Whether an op may be served by Python though C++ could serve it.
+_may_switch = True
 
 
 class Registration:
@@ -76,6 +79,16 @@ class Registration:
     def enable(self) -> None:
         """Serve calls again after ``disable``. A flag in the kernel: safe at any time."""
         self._set(True)
+
+    def select(self, ops: Collection[str]) -> None:
+        """Serve those of its ops that are named, and pass the calls of the others through.
+
+        Args:
+            ops: Qualified names, as in the attribute ``ops``; others are passed over.
+        """
+        with _lock:
+            for name in self.ops:
+                _installed[name, self.dispatch_key].set_holder(self._token, name in ops)
 
     def unregister(self) -> None:
         """Restore what was registered before, in any order with other registrations.
@@ -141,6 +154,7 @@ def register(ops: Op | Iterable[Op], dispatch_key: str = "CPU") -> Registration:
         except BaseException:
             registration.unregister()
             raise
+    recheck.publish()
     prepare_for_misses()
     return registration
 
@@ -151,6 +165,7 @@ def register_cache(cache: KernelCache) -> Registration:
     with _lock:
         installed = Installed(cache.op, cache)
         installed.install(None)
+        _note_native(cache)
         _installed[cache.schema.op, cache.dispatch_key] = installed
         installed.set_holder(registration._token, True)
     registration.ops = (cache.schema.op,)
@@ -184,6 +199,8 @@ def impl(library: torch.library.Library, op: Op, dispatch_key: str = "CPU") -> N
             cache, _ = _make_cache(overload, dispatch_key)
             install(library, overload, cache)
             _foreign.append((weakref.ref(library), cache))
+            _note_native(cache)
+    recheck.publish()
 
 
 def registered_ops() -> list[str]:
@@ -195,11 +212,17 @@ def registered_ops() -> list[str]:
 def caches() -> list[KernelCache]:
     """Return the kernels that are in the dispatcher, those in callers' libraries included."""
     with _lock:
-        for pair in list(_foreign):
-            if not dispatcher.is_alive(pair[0]()):
-                _foreign.remove(pair)
-                _retire(pair[1])
-        return [i.cache for i in _installed.values()] + [cache for _, cache in _foreign]
+        foreign = _living_foreign()
+        return [i.cache for i in _installed.values()] + foreign
+
+
+def _living_foreign() -> list[KernelCache]:
+    """Return the kernels in callers' libraries; those whose library is gone are retired."""
+    for pair in list(_foreign):
+        if not dispatcher.is_alive(pair[0]()):
+            _foreign.remove(pair)
+            _retire(pair[1])
+    return [cache for _, cache in _foreign]
 
 
 def find_cache(op: OpOverload, dispatch_key: str) -> KernelCache | None:
@@ -209,8 +232,10 @@ def find_cache(op: OpOverload, dispatch_key: str) -> KernelCache | None:
     installed = _installed.get((name, dispatch_key))
     if installed is not None:
         return installed.cache
+    with _lock:
+        foreign = _living_foreign()
     return next(
-        (c for c in caches() if c.schema.op == name and c.dispatch_key == dispatch_key), None
+        (c for c in foreign if c.schema.op == name and c.dispatch_key == dispatch_key), None
     )
 
 
@@ -234,6 +259,7 @@ def _hold(op: OpOverload, name: str, dispatch_key: str, holder: object) -> None:
         cache, above = _make_cache(op, dispatch_key)
         installed = Installed(op, cache)
         installed.install(above)
+        _note_native(cache)
         _installed[name, dispatch_key] = installed
         if original is not None:
             try:
@@ -272,7 +298,10 @@ def _retire(cache: KernelCache) -> None:
 
 def switch_to_native() -> None:
     """Use the C++ hit path from now on; no op is called while ops are registered."""
+    global _may_switch
     with _lock:
+        if not _may_switch:
+            return
         foreign = {(cache.op, cache.dispatch_key) for _, cache in _foreign}
         for (_, dispatch_key), installed in list(_installed.items()):
             # A second kernel of ours, in a caller's library, would become the original of C++.
@@ -283,6 +312,16 @@ def switch_to_native() -> None:
                 cache.refresh()  # Python serves it, and asks C++ now whether to pass calls through.
         for observer in list(_observers):
             observer()
+        _may_switch = False
+        for cache in caches():
+            _note_native(cache)
+
+
+def _note_native(cache: KernelCache) -> None:
+    """Note whether C++ could serve an op that Python serves; under the lock."""
+    global _may_switch
+    if cache.native is None and (cache.function is None or cache.function.is_constant):
+        _may_switch = True
 
 
 class _Serving:

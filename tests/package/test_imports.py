@@ -43,19 +43,22 @@ BELOW = {
     "_registration": "_autograd _dispatch _compile_service _runner _functions _keys _native config"
     " _base errors",
     "_regions": "_registration _dispatch _functions _keys _native config _base errors",
+    "_enable": "_regions _registration _workloads _dispatch _compile_service _store _keys config"
+    " _base errors",
+    "startup": "_enable _base",
     "cache": "_workloads _store _keys config _base errors",
     # The worker's program. It is started, never imported.
     "_compile_worker": "_registration _autograd _dispatch _compile_service _store _runner"
     " _functions _keys _native config _base errors",
-    "_commands": "_regions _registration _workloads _autograd _dispatch _compile_service _store"
-    " _functions _keys _native config _base errors",
+    "_commands": "_enable _regions _registration _workloads _autograd _dispatch _compile_service"
+    " _store _functions _keys _native config _base errors",
     "cli": "_commands cache _dispatch _store _keys config _base errors",
     "__main__": "cli _base",
     # What runs where this torch lacks a private name.
     "_originals": "_base errors",
     # The public face: what it shows, wherever that lives.
-    "__init__": "_originals _commands cache _regions _registration _dispatch _compile_service"
-    " _runner config _base errors",
+    "__init__": "_originals _commands cache _enable _regions _registration _dispatch"
+    " _compile_service _runner config _base errors",
 }
 ROOMS = list(BELOW)
 

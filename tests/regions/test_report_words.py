@@ -353,7 +353,7 @@ def test_undo_reaches_copies() -> None:
 
 def test_disable_reaches_copies(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(whole_script, "_roots", whole_script._Roots())
-    aoti_eager.enable(regions=True)
+    aoti_eager.enable(include=(), regions=True)
     model, x = seeded(Policy), inputs(4, 5)
     for _ in range(3):
         model(x)

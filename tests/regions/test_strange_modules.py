@@ -28,7 +28,7 @@ pytestmark = pytest.mark.native
 def enabled(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Enable for one test."""
     monkeypatch.setattr(whole_script, "_roots", whole_script._Roots())
-    aoti_eager.enable(regions=True)
+    aoti_eager.enable(include=(), regions=True)
     yield
     aoti_eager.disable()
 

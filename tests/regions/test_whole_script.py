@@ -29,7 +29,7 @@ def _enabled(_store: None, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Enable for one test."""
     gc.collect()  # The models of earlier tests.
     monkeypatch.setattr(whole_script, "_roots", whole_script._Roots())
-    aoti_eager.enable(regions=True)
+    aoti_eager.enable(include=(), regions=True)
     yield
     aoti_eager.disable()
     assert not torch.nn.modules.module._global_forward_pre_hooks
@@ -134,7 +134,7 @@ def test_the_search_pauses_and_goes_on_when_a_model_is_built(
 ) -> None:
     aoti_eager.disable()
     monkeypatch.setattr(root_search, "_PATIENCE", 10)
-    aoti_eager.enable(regions=True)
+    aoti_eager.enable(include=(), regions=True)
     x = inputs(4, 5)
     for _ in range(11):
         nn.Identity()(x)
@@ -191,7 +191,7 @@ def test_disable_gives_the_forwards_back() -> None:
     for _ in range(4):
         model(x)
     assert not is_fused(model)
-    aoti_eager.enable(regions=False)
+    aoti_eager.enable(include=())
     assert not is_looking()
 
 
@@ -199,7 +199,7 @@ def test_a_forked_child_looks_for_no_modules() -> None:
     code = """
 import json, os, torch, aoti_eager
 from aoti_eager._regions import whole_script
-aoti_eager.enable(regions=True)
+aoti_eager.enable(include=(), regions=True)
 read, write = os.pipe()
 if os.fork() == 0:
     hooks = torch.nn.modules.module._global_forward_pre_hooks
@@ -223,7 +223,7 @@ from tests.support.regions import Policy, seeded, inputs
 if {import_first}:
     import torch._dynamo
 model, other, x = seeded(Policy), seeded(Policy), inputs(4, 5)
-aoti_eager.enable(regions=True)
+aoti_eager.enable(include=(), regions=True)
 imported = [name for name in sys.modules if name.startswith("torch._dynamo")]
 compiles = 0
 def backend(graph, given):

@@ -1,0 +1,4 @@
+"""Whole scripts faster without a change: the op set, chosen by measurement, and its switch.
+
+It imports from most rooms. Begin with ``scripts``.
+"""
