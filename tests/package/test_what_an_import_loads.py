@@ -39,8 +39,8 @@ OF_OTHERS = {
 }
 # What registers ops and serves a call whose kernel the store has, by room.
 OF_A_HIT = {
-    "_base": "cpp_compiler cpu determinism digest file_lock generated_code handover late_import"
-    " op_library op_names scheduling scratch_directory sealed_library store_format"
+    "_base": "checked_torch cpp_compiler cpu determinism digest file_lock generated_code handover"
+    " late_import op_library op_names scheduling scratch_directory sealed_library store_format"
     " store_marker store_removal"
     " torch_compat torch_compat.aotinductor torch_compat.autograd"
     " torch_compat.dispatcher torch_compat.settings torch_compat.tensors"
