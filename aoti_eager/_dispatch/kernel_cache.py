@@ -53,6 +53,8 @@ class KernelCache(UnservedCalls):
 
     Raises:
         RuntimeError: The op has no kernel at that key.
+
+    More than 12 methods, because each applies one kind of change to the state that all calls read.
     """
 
     compares_always = False

@@ -4,6 +4,8 @@ A kernel is compared before it serves, on made-up data and on the data of one ca
 other data are compared while it serves: its calls number 2, 4, 8, ..., 1,024, then each 65,536th,
 also run the original (``_native/csrc/looks.h`` counts them on the C++ path). Only short calls with
 small tensors are compared, and only so many that they take a thousandth of the process's time.
+
+Longer than 350 lines, because the looks of all kernels draw on one share of time.
 """
 
 from __future__ import annotations

@@ -3,6 +3,8 @@
 PyTorch's dispatcher is not safe against changes while other threads call: its readers take no lock.
 Register before concurrent calls and unregister after them; everything else (``disable``, modes,
 scopes) only flips flags inside our own kernels.
+
+Longer than 350 lines, because all that changes what is registered shares one lock and its tables.
 """
 
 from __future__ import annotations
