@@ -24,14 +24,7 @@ from .._dispatch.decision import refused
 from .._dispatch.kernel import Kernel
 from .._dispatch.kernel_cache import KernelCache
 from .._dispatch.kernel_request import may_be_dynamic
-from .._dispatch.key_state import (
-    BEING_COMPILED,
-    COMPARING,
-    MEASURING,
-    QUEUED,
-    RARE,
-    Progress,
-)
+from .._dispatch.key_state import BEING_COMPILED, COMPARING, MEASURING, QUEUED, RARE, Progress
 from .._dispatch.specialisations import Specialisations
 from .._keys.call_template import call_template
 from .._keys.declines import REASONS, call_decline, op_decline

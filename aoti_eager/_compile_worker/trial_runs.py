@@ -66,6 +66,8 @@ class Trial:
     Attributes:
         compared: In how many data sets something was compared.
         lost_signs: Elements of pointwise results that are zero in both runs, of different signs.
+
+    More than 12 methods, because each question about a run is one of its own.
     """
 
     def __init__(

@@ -58,6 +58,8 @@ class Making:
         digest: The key's name in the kept queue.
         state: The state of the key, one of ``key_state.STATES``.
         compiled: Whether its library was compiled for this process.
+
+    More than 12 methods, because each step on the way to a library is one of its own.
     """
 
     def __init__(

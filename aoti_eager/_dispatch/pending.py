@@ -108,6 +108,8 @@ class Pending:
 
     Attributes:
         count: Counts the key's calls while the key is pending; they are misses.
+
+    More than 12 methods, because the queue, ``explain`` and the report each ask for something else.
     """
 
     def __init__(

@@ -145,7 +145,7 @@ def region_state(
     stop = first.get(training) or next(
         iter([*first.values(), *(one.stop for one in variants if one.stop is not None)]), None
     )
-    state, message, step = "not called", "", ""
+    state, message = "not called", ""
     if not region.is_on:
         state = "undone"
     elif not is_placed and not is_withdrawn:
@@ -158,7 +158,6 @@ def region_state(
         state = "comparing"
     elif any(one.kernel.is_compiling for one in hopeful):
         state = "compiling"
-        step = next((one.kernel.step for one in hopeful if one.kernel.is_compiling), "")
     elif training in first:
         state = "stopped"
     elif variants or region.dry_run_of:
@@ -183,7 +182,7 @@ def region_state(
         plain_s=None if timed is None else timed.plain_s,
         served_s=None if timed is None else timed.served_s,
         ops=tuple(dict.fromkeys(one.kernel.name for one in variants)),
-        step=step,
+        step=_step(hopeful) if state == "compiling" else "",
     )
 
 
@@ -196,6 +195,10 @@ def _as_before(region: Region) -> str:
     """Return why calls of a region ran as before."""
     why = why_not_native() if region.why_plain == UNBUILT else ""
     return f"its calls came {region.why_plain}" + (f": {why}" if why else "")
+
+
+def _step(variants: Sequence[Variant]) -> str:
+    return next((one.kernel.step for one in variants if one.kernel.is_compiling), "")
 
 
 class FusionReport:
