@@ -15,6 +15,9 @@ from .torch_compat.dispatcher import (
     overload_names,
 )
 
+# The namespace of the ops that stand for the tapes of regions.
+TAPE_NAMESPACE = "aoti_eager_region"
+
 
 def find_overload(name: str) -> OpOverload:
     """Return the overload with the qualified name ``namespace::op.overload``.

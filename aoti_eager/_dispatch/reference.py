@@ -13,8 +13,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .._base.late_import import importing
+from .._base.op_names import TAPE_NAMESPACE
+from .._base.torch_compat.dispatcher import OpOverload
 from .._base.torch_compat.tracing import dispatch_mode
-from .._functions.op_functions import tape_behind
 from .._keys.call_template import CallTemplate, Output, fresh_results
 from .double_run import (
     Found,
@@ -42,6 +44,16 @@ RUNS = 4
 _MOST_SHARED = 1 << 24
 # Enough copies that elements at all places of a vector are among them.
 _PLACES = 64
+
+
+def _tape_behind(op: Callable[..., Any]) -> Callable[..., Any] | None:
+    """Return the replay of a region's tape; ``None`` for any op that is no region's."""
+    if not isinstance(op, OpOverload) or op.namespace != TAPE_NAMESPACE:
+        return None
+    with importing():  # Not above: a warm start without regions does not need it.
+        from .._functions.op_functions import tape_behind
+
+    return tape_behind(op)
 
 
 class Reference:
@@ -72,7 +84,7 @@ class Reference:
         self._default_dtype = default_dtype
         self._template = template
         self._inputs = inputs
-        replay = tape_behind(op)
+        replay = _tape_behind(op)
         self._op = replay or op
         # A tape writes to none of its inputs: its runs share one copy, and one in double precision.
         self._shares = is_tape or replay is not None or getattr(op, "tape", None) is not None
@@ -308,4 +320,4 @@ def float64_reference(
     """
     if all(widened(value) is value for value in inputs):
         return None
-    return double_run(template, inputs, tape_behind(op) or op, outputs)
+    return double_run(template, inputs, _tape_behind(op) or op, outputs)

@@ -18,6 +18,7 @@ from torch import Tensor
 from .._base.data_class import dataclass
 from .._base.digest import Component, json_digest
 from .._base.late_import import importing
+from .._base.op_names import TAPE_NAMESPACE
 from .._keys.schema import Kind
 from ..errors import TapeError
 from .description import Description, PythonFunction
@@ -37,7 +38,7 @@ if TYPE_CHECKING:
 MOST_CALLS, MOST_INPUTS, MOST_OUTPUTS = 20_000, 10_000, 1_000
 
 # The namespace of regions' ops, and the schema of each.
-NAMESPACE = "aoti_eager_region"
+NAMESPACE = TAPE_NAMESPACE
 SCHEMA = "(Tensor[] inputs) -> Tensor[]"
 _DIGITS = 24
 

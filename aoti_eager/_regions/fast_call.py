@@ -17,9 +17,9 @@ from torch import Tensor
 from .._base.torch_compat import tracing
 from .._native.thread_state import ThreadState, native_thread_state
 from .current_settings import settings
+from .frame import Frame
 from .gradients import wants_gradients
 from .recorded_call import is_recording
-from .region_kernel import Frame
 from .target import Target
 from .variant import Variant
 

@@ -24,12 +24,13 @@ from ..errors import RegionStoppedError
 from .arguments import UnreadableArgumentError, read_arguments
 from .current_settings import settings
 from .fast_call import MISSED, FastCall, fast_call
+from .frame import Frame
 from .gradients import GradientNeed, wants_gradients
 from .kinds import Kinds
 from .recorded_call import RecordedCallResult, is_recording, record_call
 from .recording_time import RecordingTime
 from .recordings import Recordings
-from .region_kernel import Frame, acquire, release
+from .region_kernel import acquire, release
 from .replayed import check_replay
 from .stop import MAY_PASS, OF_THE_MOMENT, Stop
 from .stopped_calls import StoppedCalls, StoppedKind

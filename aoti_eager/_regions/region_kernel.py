@@ -27,7 +27,7 @@ from .._functions.op_functions import define, forget
 from .._functions.tape import NAMESPACE, SCHEMA, Tape, TapeFunction, op_name
 from .._keys.kernel_key import call_context, tensor_component
 from .._registration import registry
-from .results import fresh_tensors
+from .frame import Frame
 
 _lock = threading.RLock()
 _kernels: dict[str, RegionKernel] = {}  # by the op's name
@@ -37,44 +37,6 @@ _unused: list[RegionKernel] = []
 # Uses that were given up. A finalizer adds to them and takes no lock: a garbage collection runs in
 # the middle of anything, also while this thread, or one that waits for this thread, holds the lock.
 _released: deque[RegionKernel] = deque()
-
-
-class Frame:
-    """One call of a region that goes through the op of its tape.
-
-    If no library serves the call, the op's original asks the frame for the forward's results, once.
-
-    Args:
-        forward: The region's forward.
-        args: The call's positional arguments.
-        kwargs: The call's keyword arguments.
-        given: The tensors among the arguments.
-
-    Attributes:
-        has_run: Whether the forward's results were asked for.
-        has_result: Whether the forward has returned.
-        result: What the forward has returned.
-    """
-
-    __slots__ = ("_args", "_forward", "_given", "_kwargs", "has_result", "has_run", "result")
-
-    def __init__(
-        self,
-        forward: Callable[..., Any],
-        args: Sequence[Any],
-        kwargs: Mapping[str, Any],
-        given: Sequence[Tensor],
-    ) -> None:
-        self._forward, self._args, self._kwargs, self._given = forward, args, kwargs, given
-        self.has_run = self.has_result = False
-        self.result: Any = None
-
-    def run(self) -> list[Tensor]:
-        """Return the new tensors among the forward's results."""
-        self.has_run = True
-        self.result = self._forward(*self._args, **self._kwargs)
-        self.has_result = True
-        return fresh_tensors(self.result, self._given)
 
 
 class RegionCache(KernelCache):

@@ -64,15 +64,17 @@ OF_A_HIT = {
 }
 # What a region records and serves with, beside that.
 OF_A_REGION = {
-    "_base": "torch_compat.containers",
+    "_base": "torch_compat.containers torch_compat.python_tensors torch_compat.replicas",
     "_dispatch": "candidate",
-    "_functions": "allowed_names description op_functions source state tape tape_call tape_rules",
+    "_functions": "allowed_names description op_functions source state tape tape_call tape_memory"
+    " tape_replay tape_rules",
     "_keys": "index_ops",
-    "_native": "recorder",
-    "_regions": "arguments call_times choice code_names current_settings fuse fused_forward"
-    " fusion gradients guard_source guarded_tensors guarded_values numpy_random overrides"
-    " plain_values reader recorded_call region region_kernel report results snapshot stop"
-    " stopped_calls tape_of target variant watch",
+    "_native": "recorder runner thread_state",
+    "_regions": "arguments call_times choice code_names current_settings fast_call frame fuse"
+    " fused_forward fusion gradients guard_source guarded_tensors guarded_values kinds module_tree"
+    " numpy_random overrides plain_values reader readiness recorded_call recording_time recordings"
+    " region region_kernel replayed report results snapshot stop stopped_calls tape_of target"
+    " variant varying waiting watch",
     "_registration": "preparation",
 }
 NEVER = {"tomllib", "tomli", "torch._inductor.config", "sympy", "argparse", "tqdm", "elftools"}
