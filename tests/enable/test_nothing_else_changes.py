@@ -25,6 +25,9 @@ import aoti_eager
 pytestmark = pytest.mark.shipped
 
 ROOT = Path(__file__).parents[2]
+# Workers decline these before they serve: the exact gelu's kernel is found wrong, and the cast of a
+# number cannot be traced (docs/limits.md).
+HAVE_NO_KERNEL = {"aten::gelu", "aten::_to_copy"}
 
 
 class Model(nn.Module):
@@ -91,11 +94,10 @@ def check() -> Callable[[Callable[[], Any]], None]:
         aoti_eager.enable("all")
         for _ in range(4):
             assert_same(run(), want)
-        # A kernel may be found wrong before it serves, as the one of the exact gelu is.
         stats = aoti_eager.stats()
         assert not [op for op, one in stats.items() if "run_failed" in one.declined]
         failed = {op for op, one in stats.items() if one.failures}
-        assert failed <= {"aten::gelu"}, {op: stats[op] for op in failed}
+        assert failed <= HAVE_NO_KERNEL, {op: stats[op] for op in failed}
         aoti_eager.disable()
         assert_same(run(), want)
 

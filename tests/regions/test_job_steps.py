@@ -15,6 +15,7 @@ from aoti_eager._compile_service.job_progress import JobProgress
 from aoti_eager._compile_service.steps import Step
 
 from ..support.regions import Policy, inputs, seeded, served
+from ..support.shipped import NOT_FASTER
 
 pytestmark = [pytest.mark.native, pytest.mark.compiles]
 
@@ -66,10 +67,15 @@ def test_a_region_that_is_compiling_says_the_step_of_its_worker(
     ):
         watched = Watched(model, report, x)
         monkeypatch.setattr(JobProgress, "tell", telling)
-        served(report, lambda: model(x))
+        for _ in range(3):
+            model(x)
+        aoti_eager.wait()
+        model(x)
         assert problems == []
-        (region,) = report.regions
-        assert (region.state, region.step) == ("served", "")
+        region = report.regions[0]
+        # The gate is on, because measuring is a step: the library may lose.
+        assert region.state in ("comparing", "served") or region.reason in NOT_FASTER, region
+        assert region.step == ""
         assert aoti_eager.stats()[region.ops[0]].steps == ()
     names = [step.rpartition(", ")[2] for step in watched.steps]
     assert names[0] == "waiting for a worker"
