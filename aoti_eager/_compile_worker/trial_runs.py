@@ -147,7 +147,7 @@ class Trial:
                 continue
             inputs, theirs, expected = made
             references[id(inputs)] = reference or self._original.reference(inputs)
-            if data.name == _FIRST and self._ranges.is_region:
+            if data.name == _FIRST and number == 0 and self._ranges.is_region:
                 self._shared[data.name] = made, references[id(inputs)]
             mine = [copy_tensor(tensor) for tensor in inputs]
             try:

@@ -239,9 +239,10 @@ def near_by(want: Tensor, have: Tensor, others: Sequence[Tensor], dtype: torch.d
     spread = torch.zeros(want.shape, dtype=torch.float64)
     for other in others:
         if other.shape == want.shape:
-            # NaN there leaves NaN, and lets no difference pass.
             spread = torch.maximum(spread, (other.to(want.dtype) - want).abs())
-    return (have - want).abs() <= _STEPS / 2 * spread + _ULPS * _ulp(want, dtype)
+    # Where the original has no number once, nothing is known, and no difference passes.
+    is_known = spread.isfinite()
+    return is_known & ((have - want).abs() <= _STEPS / 2 * spread + _ULPS * _ulp(want, dtype))
 
 
 def _by_region(size: Tensor, shares: Tensor) -> Tensor:

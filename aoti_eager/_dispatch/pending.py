@@ -80,12 +80,14 @@ def compile_now(
         StoreError: The store cannot be read or written.
     """
     pending = Pending(call, found, plan, compare=compare)
-    pending.begin()
+    awaited = call.table.awaited
     try:
+        pending.begin()
         while (delay := pending.run()) is not None:
             time.sleep(delay)
-    finally:
-        call.table.awaited.pop(call.table_key, None)
+    finally:  # Another thread may wait for the same key.
+        if awaited.get(call.table_key) is pending:
+            awaited.pop(call.table_key, None)
 
 
 def decline_meanwhile(call: KernelRequest) -> None:

@@ -205,7 +205,7 @@ class Reference:
         Each input has an error, and the result of each step.
         """
         if self._moved is None:
-            found = (self._moved_original(seed) for seed in range(RUNS))
+            found = (self._kept(self._moved_original(seed)) for seed in range(RUNS))
             self._moved = [one for one in found if one is not None]
         return self._moved
 

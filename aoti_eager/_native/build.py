@@ -42,8 +42,7 @@ _SOURCES = Path(__file__).parent / "csrc"
 _UNITS = ("native", "beside_ops")
 # The libraries that a wheel carries; hatch_build.py puts them there.
 CARRIED = Path(__file__).parents[1] / "_carried"
-LIBRARY_FILE = "native.so"
-RECORD_FILE = "native.json"
+LIBRARY_FILE, RECORD_FILE = "native.so", "native.json"
 
 # No flags for this CPU alone: a machine with another CPU may use the same store.
 _FLAGS = (
@@ -65,14 +64,13 @@ _FLAGS_OF_GCC = (
 )
 
 BUILD_TIMEOUT_S = 300.0
-
 # A lock file is made before it is locked: a lock file younger than this, in seconds, may belong to
 # a process that is just beginning to build.
 _BEGINNING_S = 5.0
 
-# Most bytes that the record may have; a longer one is not read.
-_RECORD_LIMIT = 1 << 16
+_RECORD_LIMIT = 1 << 16  # bytes; a longer record is not read
 
+_LINKED = ("-ltorch_cpu", "-lc10")
 # The path of a toolchain in a store.
 _BASE = ("toolchain",)
 _DIGEST = "[0-9a-f]{16}"
@@ -87,7 +85,8 @@ def build_directory(toolchain: Path) -> Path:
         str(torch.__version__),
         torch.version.git_version,
         f"{platform.machine()}-{sys.platform}",
-        [*_FLAGS, *_FLAGS_OF_GCC],
+        [*_FLAGS, *_FLAGS_OF_GCC, *_LINKED],
+        list(_UNITS),
         sources,
     ]
     return toolchain / "native" / json_digest(made_of)[:24]
@@ -292,7 +291,8 @@ def _script(compiler: str, output: Path) -> str:
         *(f"-ffile-prefix-map={_SOURCES}=csrc", f"-ffile-prefix-map={include}=include"),
     )
     objects = [str(output.with_name(f"{name}.o")) for name in _UNITS]
-    lines = []
+    # Where memory runs out, the system is to end the compilers, and not the script.
+    lines = ["{ echo 1000 > /proc/self/oom_score_adj; } 2>/dev/null || :"]
     for name, unit in zip(_UNITS, objects, strict=True):
         command = (compiler, *flags, "-c", str(_SOURCES / f"{name}.cpp"), "-o", unit)
         lines.append(f"{shlex.join(command)} & {name}=$!")
@@ -301,7 +301,7 @@ def _script(compiler: str, output: Path) -> str:
     link = (
         *(compiler, "-shared", *objects, "-o", str(output)),
         # Linked by name only: the process has loaded these libraries, wherever they lie.
-        *(f"-L{root / 'lib'}", "-ltorch_cpu", "-lc10"),
+        *(f"-L{root / 'lib'}", *_LINKED),
     )
     return "\n".join([*lines, f"exec {shlex.join(link)}"])
 

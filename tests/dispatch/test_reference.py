@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from aoti_eager._dispatch import double_run
+from aoti_eager._dispatch.closeness import near_by
 from aoti_eager._dispatch.compare import values_problem
 from aoti_eager._dispatch.reference import Reference
 from aoti_eager._dispatch.tensor_pairs import compared_pairs
@@ -117,3 +118,11 @@ def nan_problem(off: float) -> str | None:
 def test_where_double_gives_nan_errors_of_the_original_show_what_passes() -> None:
     assert nan_problem(2e-6) is None
     assert "in double precision nan" in str(nan_problem(1e-3))
+
+
+@pytest.mark.parametrize("odd", [float("inf"), float("nan")])
+def test_where_the_original_has_no_number_once_no_difference_passes(odd: float) -> None:
+    want = torch.ones(3, dtype=torch.float64)
+    others = [want, torch.tensor([1.0, odd, 1.0])]
+    have = torch.tensor([1.0, 1e30, 1.5], dtype=torch.float64)
+    assert near_by(want, have, others, torch.float32).tolist() == [True, False, False]

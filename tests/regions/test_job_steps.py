@@ -79,10 +79,13 @@ def test_a_region_that_is_compiling_says_the_step_of_its_worker(
         assert aoti_eager.stats()[region.ops[0]].steps == ()
     names = [step.rpartition(", ")[2] for step in watched.steps]
     assert names[0] == "waiting for a worker"
-    assert [name for name in names[1:] if name != "importing Inductor"] == [
-        *("tracing", "generating code", "compiling C++", "trying", "measuring")
-    ]
-    assert all(re.fullmatch(r"step \d of 6", one.partition(", ")[0]) for one in watched.steps[1:])
+    made = [name for name in names[1:] if name != "importing Inductor"]
+    steps = ["tracing", "generating code", "compiling C++", "trying", "measuring"]
+    assert made[: len(steps)] == steps
+    # Times of a busy machine are taken once more.
+    assert set(made[len(steps) :]) <= {"waiting for a worker", "measuring"}
+    numbered = [one.partition(", ")[0] for one in watched.steps if one.startswith("step")]
+    assert all(re.fullmatch(r"step \d of \d", one) for one in numbered)
 
 
 def test_a_region_that_waits_for_a_worker_says_that_it_is_queued(
