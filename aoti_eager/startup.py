@@ -57,10 +57,10 @@ class _ThenEnable(Loader):
 
 
 def _enable(preset: str, children: bool) -> None:
-    from ._enable.op_set import DEFAULT_PRESET
-    from ._enable.scripts import enable
+    try:  # The imports, too: this torch may lack a private name.
+        from ._enable.op_set import DEFAULT_PRESET
+        from ._enable.scripts import enable
 
-    try:
         enable(preset or DEFAULT_PRESET, children=children)
     except Exception as error:  # noqa: BLE001 - a script that says nothing of us runs on
         log.warning("%s: ops are not served: %s", VARIABLE, error)

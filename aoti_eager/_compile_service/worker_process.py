@@ -29,6 +29,8 @@ from .steps import StepReader
 
 # A script that has given SIGPIPE its default meaning must not end because a worker did.
 _NO_SIGNAL = getattr(socket, "MSG_NOSIGNAL", 0)
+# What asks for ``enable`` at a script's start.
+_ENABLE = "AOTI_EAGER_ENABLE"
 
 
 class WorkerProcess:
@@ -74,7 +76,11 @@ class WorkerProcess:
                     stdin=theirs.fileno(),
                     stdout=subprocess.PIPE,
                     stderr=subprocess.DEVNULL,
-                    env={**os.environ, **_directories(self._scratch.path)},
+                    # A worker is no script: a hook of the user's may ask for ``enable``.
+                    env={
+                        **{name: one for name, one in os.environ.items() if name != _ENABLE},
+                        **_directories(self._scratch.path),
+                    },
                     umask=0o077,
                     pass_fds=self._scratch.descriptors,
                     # A group of its own: Ctrl-C in the terminal is for the script alone.

@@ -213,11 +213,11 @@ def use(
     """
     found = chosen(preset, include, exclude)
     choice = _Choice(frozenset(map(qualified_name, found.values())), regions, children)
-    with _switch.lock:
-        _switch.install(found.values())
-        _switch.used.append(choice)
-        _switch.apply()
     try:
+        with _switch.lock:
+            _switch.install(found.values())
+            _switch.used.append(choice)
+            _switch.apply()
         yield
     finally:
         with _switch.lock:

@@ -312,6 +312,7 @@ def switch_to_native() -> None:
         for cache in caches():
             if cache.native is None and not cache.asks_native:
                 cache.refresh()  # Python serves it, and asks C++ now whether to pass calls through.
+        recheck.publish_first()  # C++ compares no served call before it is told when it may.
         for observer in list(_observers):
             observer()
         _may_switch = False

@@ -291,7 +291,6 @@ def test_generated_code_that_corrupts_memory_ends_a_child_and_not_the_script(
     assert len(reasons) == 1
 
 
-@pytest.mark.filterwarnings("ignore:Warning only once for all operators")
 def test_a_mismatch_with_an_override_quarantines_the_entry_with_a_report(
     cache_dir: Path, shared_cache: Path
 ) -> None:
