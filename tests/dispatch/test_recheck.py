@@ -15,6 +15,7 @@ import aoti_eager
 from aoti_eager import OpStats
 from aoti_eager._dispatch import recheck
 from aoti_eager._native import library as native_library_module
+from aoti_eager._registration import registry
 from aoti_eager.errors import AotiEagerWarning
 
 from ..conftest import MakeOp
@@ -382,3 +383,14 @@ def test_an_error_of_ours_costs_the_looks_and_no_call(
             assert equal(aten.relu(BAD), BAD.clamp(min=0))
         for _ in range(9):
             assert equal(aten.relu(BAD), BAD.clamp(min=0))
+
+
+def test_a_switch_to_cpp_says_when_served_calls_are_compared(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """C++ compares no call before; ``wait`` switches ops that were registered before the build."""
+    told: list[bool] = []
+    monkeypatch.setattr(recheck, "publish_first", lambda: told.append(True))
+    monkeypatch.setattr(registry, "_may_switch", True)
+    registry.switch_to_native()
+    assert told
