@@ -1,44 +1,55 @@
-"""The times of a variant's calls in this process, plain and served in turn, and who wins."""
+"""The times of a variant's calls in this process, plain and served in turn, and who wins.
+
+Few calls show that a library wins. A loss takes more calls: the first calls of a library meet cold
+caches, and a library that is given up for them would be lost for the process.
+"""
 
 from __future__ import annotations
 
 from .stop import Stop
 
-# So many calls of each kind are timed, the served and the plain in turn.
-_TIMED = 3
+# So many calls of each kind are timed, the served and the plain in turn, until the library wins, or
+# has lost after the last number.
+_TIMED = (3, 6, 12)
 # A library that serves beats the forward by more than noise.
 _WINS = 0.97
+# A library that takes so many times as long as the forward has lost after the first number.
+_FAR_OFF = 2.0
 
 
 class CallTimes:
     """The last times of the forward, and the first ones of served calls."""
 
-    __slots__ = ("_plain_s", "_served_s")
+    __slots__ = ("_plain_s", "_served_s", "_wanted")
 
     def __init__(self) -> None:
+        self._wanted = _TIMED[0]
         self._plain_s: list[float] = []
         self._served_s: list[float] = []
 
     @property
     def wants_plain(self) -> bool:
         """Return whether the next call is to run the forward, because its time is wanted."""
-        return len(self._plain_s) <= len(self._served_s) and len(self._plain_s) < _TIMED
+        return len(self._plain_s) <= len(self._served_s) and len(self._plain_s) < self._wanted
 
     @property
     def is_complete(self) -> bool:
         """Return whether enough calls of both kinds were timed."""
-        return len(self._served_s) >= _TIMED
+        return len(self._served_s) >= self._wanted
 
     def add(self, seconds: float, *, served: bool) -> Stop | None:
         """Keep the time of a call, and return why serving ends, if this time shows that."""
         times = self._served_s if served else self._plain_s
-        if len(times) < _TIMED or not served:
+        if len(times) < self._wanted or not served:
             times.append(seconds)
-            del times[:-_TIMED]
+            del times[: -self._wanted]
         if not (served and self.is_complete and self._plain_s):
             return None
         plain, mine = min(self._plain_s), min(self._served_s)
         if mine <= _WINS * plain:
+            return None
+        if mine < _FAR_OFF * plain and self._wanted < _TIMED[-1]:
+            self._wanted = next(one for one in _TIMED if one > self._wanted)
             return None
         message = f"a served call takes {1e6 * mine:.0f} us, the forward {1e6 * plain:.0f}"
         return Stop("slower", message)

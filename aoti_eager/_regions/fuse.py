@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
-from torch.compiler import is_compiling
+from torch.compiler import is_dynamo_compiling
 
 from .._registration.preparation import prepare
 from ..errors import FuseError
@@ -42,10 +42,10 @@ class FusedFunction:
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Return what the function returns."""
-        if is_compiling():  # First: a tracer follows the plain function alone.
+        if is_dynamo_compiling():  # First: the tracer follows the plain function alone.
             return self._function(*args, **kwargs)
         stopped = self.region.stopped
-        if stopped.given_up and stopped.passes_unseen(None):
+        if (stopped.given_up or stopped.waiting is not None) and stopped.passes_unseen(None):
             return self._function(*args, **kwargs)
         return self.region.call(args, kwargs)
 

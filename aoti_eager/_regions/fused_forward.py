@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import Any, Protocol
 
 import torch
-from torch.compiler import is_compiling
+from torch.compiler import is_dynamo_compiling
 
 from .._base.torch_compat.replicas import on_replica
 from .region import Region
@@ -82,17 +82,29 @@ class FusedForward(Fused):
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Return what the module's forward returns."""
-        if is_compiling():  # First: a tracer follows the plain forward alone.
+        if is_dynamo_compiling():  # First: the tracer follows the plain forward alone.
             return self.plain(*args, **kwargs)
         stopped = self._stopped
         module = self._module
-        if stopped.given_up and stopped.passes_unseen(module.training):
-            # As ``plain``, which costs three calls more.
-            forward = self.before
-            if forward is None:
-                return type(module).forward(module, *args, **kwargs)
+        waiting = stopped.waiting
+        # What ``passes_unseen`` would say of most calls: a function costs each of them as much.
+        if (
+            waiting is not None
+            and waiting.clock() < waiting.until_ns
+            and (not stopped.rests_with_gradients or torch.is_grad_enabled())
+        ):
+            stopped.passed_by += 1
+        elif not (stopped.given_up or waiting) or not stopped.passes_unseen(module.training):
+            return self.region.call(args, kwargs)
+        # As ``plain``, which costs three calls more.
+        forward = self.before
+        if forward is not None:
             return forward(*args, **kwargs)
-        return self.region.call(args, kwargs)
+        if kwargs:
+            return type(module).forward(module, *args, **kwargs)
+        if len(args) == 1:  # Most calls are such, and pass without a new tuple.
+            return type(module).forward(module, args[0])
+        return type(module).forward(module, *args)
 
     @property
     def __class__(self) -> Any:

@@ -92,8 +92,8 @@ class Region:
         self.why_plain = ""
         self.stopped = StoppedCalls(target, path, strict=strict)
         self.stopped.has_hope = self._has_hope
-        # That of the only variant that may be served, while its library is being made.
-        self._waiting: Waiting | None = None
+        self._unbuilt_rests = Waiting()  # while there is no C++ path
+        self._gradient_rests = Waiting()  # while calls need gradients
         self._fast: FastCall | None = None  # for calls that are like the last ones
         self._last_served: Variant | None = None
         self._recordings = Recordings()
@@ -133,15 +133,12 @@ class Region:
         if settings.is_off or not tracing.is_plain_eager():
             self.why_plain = self.why_plain or tracing.why_not_plain() or "in mode off"
             return forward(*args, **kwargs)
-        if self._waiting is not None:
-            if self._waiting.is_resting():
-                return forward(*args, **kwargs)
-            self._waiting = None
         if not self._kinds.by_key and self._recording_time.is_spent():
             self.why_plain = self.why_plain or _LATER
             return forward(*args, **kwargs)
         if self.needs_gradients.is_as_before():
             self.waits_for_gradients += 1
+            self.stopped.rest(self._gradient_rests, with_gradients=True)
             return forward(*args, **kwargs)
         try:
             own, given = read_arguments(args, kwargs)
@@ -316,14 +313,15 @@ class Region:
             if variant.kernel.refusal is None:
                 variant.stopped = None  # A setting has changed, or the queue has room.
             else:
-                variant.waiting.rest()
+                self._rest(variant)
         return self.target.forward(*args, **kwargs)
 
     def _rest(self, variant: Variant) -> None:
-        """Have calls run as they are for a while, as the variant's library is being made."""
-        variant.waiting.rest()
-        if not any(one.stopped is None and one is not variant for one in self.variants):
-            self._waiting = variant.waiting
+        """Have calls run as they are for a while, as the variant cannot be served meanwhile."""
+        if any(one.stopped is None and one is not variant for one in self.variants):
+            variant.waiting.rest()
+        else:
+            self.stopped.rest(variant.waiting)
 
     def _look_for_refusal(self, variant: Variant, key: Any) -> None:
         """Stop the variant if its library was refused."""
@@ -345,6 +343,8 @@ class Region:
         args, kwargs, given = call
         if self.dry_run_of or not native_library.is_loaded():
             self.why_plain = self.why_plain if self.dry_run_of else UNBUILT
+            if not self.dry_run_of:
+                self.stopped.rest(self._unbuilt_rests)
             return self.target.forward(*args, **kwargs)
         # First, as the next question may walk through all modules.
         is_full = self._kinds.is_full(key, settings.region_cap, self.stopped.by_key)
