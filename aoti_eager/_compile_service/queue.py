@@ -186,6 +186,8 @@ def _logged(background_write: Callable[[], None]) -> None:
 
 
 background = Background()
+# Called at the end of each ``wait`` of users: what rests looks at its state in the next call.
+after_wait: list[Callable[[], None]] = []
 _room_observers: list[Callable[[], None]] = []
 
 

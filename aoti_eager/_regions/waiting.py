@@ -6,7 +6,10 @@ A look costs as much as a small op, and workers take seconds.
 from __future__ import annotations
 
 import time
+import weakref
 from collections.abc import Callable
+
+from .._compile_service import queue
 
 # How long the calls of a region do not look, in turn. The times differ, so that kinds of calls that
 # take turns, too, are all seen.
@@ -24,7 +27,7 @@ class Waiting:
         until_ns: When the rest that goes on ends; 0 if none does.
     """
 
-    __slots__ = ("_turn", "clock", "until_ns")
+    __slots__ = ("__weakref__", "_turn", "clock", "until_ns")
 
     def __init__(self, clock: Callable[[], int] = time.monotonic_ns) -> None:
         self.clock = clock
@@ -35,6 +38,7 @@ class Waiting:
         """Have no call look for a while, after one that has found the library being made."""
         self.until_ns = self.clock() + _RESTS_NS[self._turn]
         self._turn = (self._turn + 1) % len(_RESTS_NS)
+        _resting.add(self)
 
     def is_resting(self) -> bool:
         """Return whether a call does not look."""
@@ -44,3 +48,16 @@ class Waiting:
             return True
         self.until_ns = 0
         return False
+
+
+_resting: weakref.WeakSet[Waiting] = weakref.WeakSet()
+
+
+def end_all() -> None:
+    """Have the next call of each region look, because somebody has waited for libraries."""
+    for one in list(_resting):
+        one.until_ns = 0
+        _resting.discard(one)
+
+
+queue.after_wait.append(end_all)

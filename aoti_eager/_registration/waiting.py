@@ -43,4 +43,6 @@ def wait(timeout_s: float | None = None) -> bool:
     done = native_path.wait(left) and done
     if native_path.prepare(foreground_s=0.0):
         registry.switch_to_native()
+    for tell in queue.after_wait:
+        tell()
     return done

@@ -23,7 +23,7 @@ from torch.autograd import forward_ad
 import aoti_eager
 from aoti_eager import fuse
 
-from ..support.regions import inputs, reason_of, recorded, would_serve
+from ..support.regions import inputs, look, reason_of, recorded, would_serve
 
 pytestmark = pytest.mark.native
 
@@ -344,6 +344,7 @@ def test_forward_mode_differentiation_keeps_its_tangents() -> None:
     with fuse(model) as report:
         recorded(model, X)
         before = report.regions[0].calls
+        look(model)
         with forward_ad.dual_level():
             dual = forward_ad.make_dual(X, torch.ones_like(X))
             assert forward_ad.unpack_dual(model(dual)).tangent is not None

@@ -1,0 +1,135 @@
+"""Calls that pass at once, because no library can serve them at this moment."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import aoti_eager
+from aoti_eager import fuse
+from aoti_eager._native import library as native_library
+from aoti_eager._regions.region import UNBUILT, Region
+from aoti_eager._regions.waiting import Waiting
+
+from ..support.regions import Policy, assert_same, inputs, seeded, served
+
+pytestmark = pytest.mark.native
+
+
+def region_of(model: nn.Module) -> Region:
+    region = vars(model)["forward"].region
+    assert isinstance(region, Region)
+    return region
+
+
+class Clock:
+    """Gives nanoseconds, which pass only where somebody says so."""
+
+    def __init__(self) -> None:
+        self.now = 1
+
+    def __call__(self) -> int:
+        return self.now
+
+
+@pytest.fixture
+def looks(monkeypatch: pytest.MonkeyPatch) -> list[None]:
+    """Return a list that grows by one with each call that comes to a region."""
+    found: list[None] = []
+    call = Region.call
+
+    def seen(region: Region, args: Any, kwargs: Any) -> Any:
+        found.append(None)
+        return call(region, args, kwargs)
+
+    monkeypatch.setattr(Region, "call", seen)
+    return found
+
+
+def test_calls_with_gradients_pass_and_those_without_are_served(looks: list[None]) -> None:
+    model, x, clock = seeded(Policy), inputs(4, 5), Clock()
+    with fuse(model) as report:
+        want = served(report, lambda: model(x))
+        region = region_of(model)
+        region._gradient_rests = Waiting(clock)
+        with torch.enable_grad():
+            for _ in range(3):  # What needs gradients is found out, and remembered.
+                model(x)
+            looks.clear()
+            before = report.regions[0].calls
+            for _ in range(5):
+                assert model(x).requires_grad
+            assert not looks
+            assert report.regions[0].calls == before + 5
+            with torch.no_grad():
+                hits = report.regions[0].hits
+                assert_same(model(x), want)
+                assert report.regions[0].hits == hits + 1
+            clock.now += 10_000_000
+            looks.clear()
+            for _ in range(5):
+                model(x)
+            assert len(looks) == 1
+
+
+@pytest.mark.parametrize("is_function", [False, True])
+def test_without_a_cpp_path_calls_pass_and_are_recorded_once_there_is_one(
+    is_function: bool, looks: list[None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, x, clock = seeded(Policy), inputs(4, 5), Clock()
+    fused: Any = fuse(model.forward if is_function else model)
+    report = fused.report if is_function else fused
+    call: Callable[[Tensor], Tensor] = fused if is_function else model
+    region = fused.region if is_function else region_of(model)
+    region._unbuilt_rests = Waiting(clock)
+    with monkeypatch.context() as patch:
+        patch.setattr(native_library, "is_loaded", lambda: False)
+        for _ in range(5):
+            call(x)
+        assert len(looks) == 1
+        clock.now += 10_000_000
+        call(x)
+        assert len(looks) == 2
+        assert region.why_plain == UNBUILT
+        assert report.regions[0].calls == 6
+    clock.now += 10_000_000
+    assert_same(served(report, lambda: call(x)), seeded(Policy)(x))
+    report.undo()
+
+
+def test_after_wait_the_next_call_looks(looks: list[None]) -> None:
+    model, x = seeded(Policy), inputs(4, 5)
+    with fuse(model):
+        model(x)
+        region = region_of(model)
+        waiting = Waiting(Clock())
+        region.stopped.rest(waiting)
+        looks.clear()
+        model(x)
+        assert not looks
+        aoti_eager.wait()
+        model(x)
+        assert len(looks) == 1
+
+
+def test_a_tracer_follows_the_plain_forward_of_a_region_that_rests() -> None:
+    model, x = seeded(Policy), inputs(4, 5)
+    want = model(x)
+    with fuse(model):
+        model(x)
+        region_of(model).stopped.rest(Waiting(Clock()))
+        graphs: list[torch.fx.GraphModule] = []
+
+        def keep(graph: torch.fx.GraphModule, _: object) -> Callable[..., Any]:
+            graphs.append(graph)
+            return graph.forward
+
+        got = torch.compile(model, backend=keep, fullgraph=True)(x)
+        assert_same(got, want)
+        assert len(graphs) == 1
+        program = torch.export.export(model, (x,))
+        assert_same(program.module()(x), want)
