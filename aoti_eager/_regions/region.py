@@ -131,7 +131,7 @@ class Region:
         if not self.is_on or is_recording():
             return forward(*args, **kwargs)
         if settings.is_off or not tracing.is_plain_eager():
-            self.why_plain = self.why_plain or tracing.why_not_plain() or "in mode off"
+            self.why_plain = self.why_plain or tracing.why_not_plain() or settings.why_off
             return forward(*args, **kwargs)
         if self._waiting is not None:
             if self._waiting.is_resting():

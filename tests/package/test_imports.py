@@ -42,7 +42,8 @@ BELOW = {
     "_workloads": "_dispatch _compile_service _store _functions _keys config _base errors",
     "_registration": "_autograd _dispatch _compile_service _runner _functions _keys _native config"
     " _base errors",
-    "_regions": "_registration _dispatch _functions _keys _native config _base errors",
+    "_regions": "_registration _dispatch _compile_service _functions _keys _native config _base"
+    " errors",
     "_enable": "_regions _registration _workloads _dispatch _compile_service _store _keys config"
     " _base errors",
     "startup": "_enable _base",
