@@ -6,6 +6,7 @@ for the same cause. Calls that would put kernels into the dispatcher put none.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 from collections.abc import Callable
 from typing import Any
@@ -13,7 +14,7 @@ from typing import Any
 import torch
 
 from ._base.warn_once import warn_once
-from .errors import AotiEagerError, CustomOpError
+from .errors import CustomOpError, UnsupportedTorchError
 
 
 def explain_once(missing: str) -> None:
@@ -159,6 +160,11 @@ def wait(*arguments: Any, **options: Any) -> bool:
     return True
 
 
+def use(*arguments: Any, **options: Any) -> contextlib.AbstractContextManager[None]:
+    """Return a block in which nothing is served."""
+    return contextlib.nullcontext()
+
+
 def _nothing(*arguments: Any, **options: Any) -> None:
     """Do nothing."""
 
@@ -170,11 +176,11 @@ def standing_in(name: str) -> Any:
     """Return what stands in for a public name.
 
     Raises:
-        AotiEagerError: Nothing can: the name is about libraries, and none can be had.
+        UnsupportedTorchError: Nothing can: the name is about libraries, and none can be had.
     """
     found = globals().get(name)
     if found is None:
-        raise AotiEagerError(
+        raise UnsupportedTorchError(
             f"aoti_eager.{name}: needs a torch that this package was checked with; this is torch "
             f"{torch.__version__}"
         )

@@ -21,6 +21,13 @@ class ConfigError(AotiEagerError, ValueError):
     """There is no setting of that name, or the setting does not take the value."""
 
 
+class UnsupportedTorchError(AotiEagerError, AttributeError):
+    """A name of the package cannot be had with this torch, which lacks what the name needs.
+
+    As for any missing attribute, ``hasattr`` is false.
+    """
+
+
 class RegistrationError(AotiEagerError, RuntimeError):
     """An op cannot be registered at all, or not in this way."""
 

@@ -8,7 +8,6 @@ ends in ``+children``.
 
 from __future__ import annotations
 
-import importlib.util
 import sys
 from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec
@@ -16,32 +15,57 @@ from types import ModuleType
 from typing import Any
 
 from ._base.warn_once import log
-from ._enable.variable import VARIABLE, take_preset
+from ._enable.variable import VARIABLE, give_back, take_preset
 
 
 class _AtTorch(MetaPathFinder):
-    """Waits until torch is imported."""
+    """Waits until torch is imported; stays on the path, and finds nothing any more then.
+
+    To take a finder out while another thread imports something would hide a module from it.
+    """
 
     def __init__(self, preset: str, children: bool) -> None:
         self._chosen = preset, children
+        self._waits = True
 
     def find_spec(self, name: str, path: Any, target: Any = None) -> ModuleSpec | None:
-        """Return the spec of torch, with a loader that serves ops when torch is there."""
-        if name != "torch":
+        """Return the spec of torch, with a loader that serves ops when torch is there.
+
+        Who only asks whether there is a torch gets such a spec, too, and imports nothing.
+        """
+        if name != "torch" or not self._waits:
             return None
-        sys.meta_path.remove(self)
-        spec = importlib.util.find_spec("torch")
+        behind = sys.meta_path[sys.meta_path.index(self) + 1 :]
+        found = (one.find_spec(name, path, target) for one in behind if hasattr(one, "find_spec"))
+        spec = next((one for one in found if one is not None), None)
         if spec is not None and spec.loader is not None:
-            spec.loader = _ThenEnable(spec.loader, *self._chosen)
+            spec.loader = _ThenEnable(spec.loader, self)
         return spec
+
+    def has_come(self) -> None:
+        """Serve ops: torch is imported."""
+        waited, self._waits = self._waits, False
+        if waited:
+            _enable(*self._chosen)
+
+    def stand_aside(self) -> tuple[str, bool] | None:
+        """Serve nothing; return what was to be served, ``None`` if ops are served already."""
+        waited, self._waits = self._waits, False
+        return self._chosen if waited else None
 
 
 class _ThenEnable(Loader):
     """Loads torch as ``loader`` does, and has ops served then."""
 
-    def __init__(self, loader: Loader, preset: str, children: bool) -> None:
+    def __init__(self, loader: Loader, waiting: _AtTorch) -> None:
         self._loader = loader
-        self._chosen = preset, children
+        self._waiting = waiting
+
+    def __getattr__(self, name: str) -> Any:
+        """Return what torch's own loader has: its path, its code."""
+        if name == "_loader":  # Not set yet: a copy is being made.
+            raise AttributeError(name)
+        return getattr(self._loader, name)
 
     def create_module(self, spec: ModuleSpec) -> ModuleType | None:
         """Return what torch's own loader returns."""
@@ -53,7 +77,7 @@ class _ThenEnable(Loader):
         if module.__spec__ is not None:
             module.__spec__.loader = self._loader
         self._loader.exec_module(module)
-        _enable(*self._chosen)
+        self._waiting.has_come()
 
 
 def _enable(preset: str, children: bool) -> None:
@@ -66,14 +90,26 @@ def _enable(preset: str, children: bool) -> None:
         log.warning("%s: ops are not served: %s", VARIABLE, error)
 
 
+_waiting: _AtTorch | None = None
+
+
+def stand_aside() -> None:
+    """Leave the variable to the command line, which serves its script itself."""
+    found = None if _waiting is None else _waiting.stand_aside()
+    if found is not None:
+        give_back(found)
+
+
 def _start() -> None:
+    global _waiting
     found = take_preset()
     if found is None:
         return
     if "torch" in sys.modules:
         _enable(*found)
     else:
-        sys.meta_path.insert(0, _AtTorch(*found))
+        _waiting = _AtTorch(*found)
+        sys.meta_path.insert(0, _waiting)
 
 
 _start()

@@ -82,6 +82,7 @@ TOOLCHAIN = Names(
     {
         "headers": _HEADERS,
         "probes": Names({rf"{_HEX}{{24}}\.(json|[0-9]+\.tmp)": _FILE, _TEMPORARY: _FILE}),
+        "self_tests": Names({rf"{_HEX}{{24}}\.json": _FILE, _TEMPORARY: _FILE}),
         "native": Names({rf"{_HEX}{{24}}": _NATIVE}),
     }
 )

@@ -17,7 +17,7 @@ from .._base.op_names import (
     overloads_of,
 )
 from .._base.torch_compat.dispatcher import OpOverload, OpOverloadPacket, dispatched_call
-from .._compile_service import cache_context
+from .._compile_service import cache_context, this_torch
 from .._dispatch import rare
 from .._dispatch.certificates import refusal as certificate_refusal
 from .._dispatch.decision import refused
@@ -180,6 +180,8 @@ def _explained(
     cache = find_cache(overload, dispatch_key)
     registered = cache is not None
     reason = op_decline(overload, schema)
+    if reason is None and this_torch.is_refused():
+        reason = this_torch.REASON
     if reason is not None:
         return Explanation(schema.op, registered, "declined", reason, REASONS[reason])
     try:

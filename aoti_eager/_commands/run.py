@@ -141,7 +141,7 @@ def main(options: argparse.Namespace) -> int:
             # Not at the top: who runs a script without it has no use for regions.
             from .._regions.whole_script import enable
 
-            enable(regions=True)
+            enable(regions=True, children=True)  # As ops are that were registered.
     except AotiEagerError as error:
         return _usage_error(str(error))
     # At exit, and registered first so that the report comes last: threads that the script left
@@ -183,6 +183,8 @@ def _start_recording(path: str) -> tuple[Recorder, OutputFile]:
 def _register(options: argparse.Namespace, source: bytes) -> str | None:
     """Register the ops to serve: by ``--ops``, by ``AOTI_EAGER_ENABLE``, or the default list.
 
+    Where ``sitecustomize`` has called ``enable``, its choice stands in place of the list.
+
     Ops of the default list whose kernels all lose here are left out; see ``_workloads.left_out``.
 
     Returns:
@@ -198,6 +200,9 @@ def _register(options: argparse.Namespace, source: bytes) -> str | None:
         register(names)
         return None
     preset = take_preset()
+    enabled = sys.modules.get("aoti_eager._enable.scripts")
+    if enabled is not None and enabled.is_serving():
+        return None  # A hook of the user's has called ``enable``: its choice is served.
     if preset is not None:
         # Not at the top: who runs a script without the variable has no use for it.
         from .._enable.op_set import DEFAULT_PRESET

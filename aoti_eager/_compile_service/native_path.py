@@ -25,7 +25,7 @@ from .._native import build as native_build
 from .._native import library as native_library
 from ..config import config
 from ..errors import AotiEagerError, NativePathError, StoreError
-from . import cache_context
+from . import cache_context, this_torch
 
 # Seconds that a script waits for a build. Then Python serves, with right results, but slower than
 # the originals on short calls.
@@ -153,7 +153,7 @@ def prepare(foreground_s: float | None = None) -> bool:
         AotiEagerError: The hit path cannot be had, and ``config.strict`` is on.
     """
     wanted = config.native
-    if wanted == "0":
+    if wanted == "0" or not this_torch.may_use_native():
         return False
     if native_library.is_loaded():
         return True
@@ -189,6 +189,8 @@ def why_not_loaded() -> str:
         return ""
     if config.native == "0":
         return "the setting native is 0"
+    if not this_torch.may_use_native():
+        return "this torch was not checked, and no self-test has passed with the C++ path"
     if _build.is_running:
         return "the C++ path is being built"
     if _build.failures:

@@ -12,7 +12,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from .._base.torch_compat.dispatcher import OpOverload
-from .._compile_service import cache_context
+from .._compile_service import cache_context, this_torch
 from .._compile_service.device_backends import device_backend
 from .._compile_service.kernel_compiler import KernelCompiler
 from .._keys.declines import op_decline
@@ -129,6 +129,8 @@ class KernelCache(UnservedCalls):
         reason = self._op_decline
         if reason is None and device_type != "cpu" and context is None:
             reason = "unsupported_device"
+        if reason is None and this_torch.is_refused():
+            reason = this_torch.REASON
         if reason != self.always_declined:
             self._always = None if reason is None else self.counters.declined(reason)
             self.always_declined = reason

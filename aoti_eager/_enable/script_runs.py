@@ -40,8 +40,13 @@ def main_script() -> Script | None:
         return None
 
 
-def without_losing(ops: Mapping[str, OpOverload], script: Script) -> dict[str, OpOverload]:
-    """Return ``ops`` without those that a run of ``script`` need not register; count the run."""
+def without_losing(
+    ops: Mapping[str, OpOverload], script: Script
+) -> tuple[dict[str, OpOverload], str | None]:
+    """Return ``ops`` without those that a run of ``script`` need not register, and its digest.
+
+    The digest is for ``count_at_end``; ``None`` where nothing is known of runs.
+    """
     try:
         context = cache_context.current()
         # The choice belongs to the run: an op that was not registered has met no calls.
@@ -49,23 +54,38 @@ def without_losing(ops: Mapping[str, OpOverload], script: Script) -> dict[str, O
         left_out.leave_out(list(ops), run, context)
     except (AotiEagerError, OSError) as error:
         log.info("no op is left out: %s", error)  # A miss will warn.
-        return dict(ops)
-    if not _counted:
-        at_exit(_count)
-    _counted[:] = [(os.getpid(), run)]
+        return dict(ops), None
     if left_out.left_out:
         log.info("left out, as all their kernels lose here: %s", ", ".join(left_out.left_out))
-    return {name: op for name, op in ops.items() if name not in left_out.left_out}
+    return {name: op for name, op in ops.items() if name not in left_out.left_out}, run
 
 
 # The process and the run that is counted at its end.
-_counted: list[tuple[int, str]] = []
+_counted: list[tuple[int, str | None]] = [(0, None)]
+_is_counting = False
+
+
+def count_at_end(run: str | None) -> None:
+    """Count a run when the process ends, in place of the one that was to be counted so far.
+
+    Args:
+        run: Its digest; ``None`` to count none.
+    """
+    global _is_counting
+    _counted[:] = [(os.getpid(), run)]
+    if run is not None and not _is_counting:
+        _is_counting = True
+        at_exit(_count)
 
 
 def _count() -> None:
-    """Count the run if the script has come to its end, so that all its calls were met."""
+    """Count the run if the script has come to its end, so that all its calls were met.
+
+    ``sys.exit`` is an end, whatever the status: Python does not tell exit handlers.
+    """
     (pid, run), root = _counted[0], config.cache_dir
-    if os.getpid() != pid or hasattr(sys, "last_value"):  # The latter after an error of the script.
+    # ``last_value`` is there after an error of the script.
+    if run is None or os.getpid() != pid or hasattr(sys, "last_value"):
         return
     if config.mode not in ("background", "sync") or root is None or not root.is_dir():
         return

@@ -22,6 +22,7 @@ from .._dispatch.counters import OpStats
 from .._keys.schema import qualified_name
 from .._registration import registry
 from .._registration.registry import Registration
+from ..config import config
 from . import script_runs
 from .chosen import Wanted, chosen
 from .op_set import DEFAULT_PRESET
@@ -50,7 +51,8 @@ class _Switch:
         self.registrations: list[Registration] = []
         self.enabled: _Choice | None = None
         self.used: list[_Choice] = []
-        self.fuses = False  # Whether a choice of ours has had modules fused.
+        # Whether a choice of ours has modules fused, and whether in forked children, too.
+        self.fuses: tuple[bool, bool] = (False, False)
 
     @property
     def in_force(self) -> _Choice | None:
@@ -62,14 +64,30 @@ class _Switch:
         """Return the names of the ops whose kernels are in the dispatcher."""
         return {name for one in self.registrations for name in one.ops}
 
+    @contextlib.contextmanager
+    def begun(self) -> Iterator[None]:
+        """Undo what the block has changed, if the block raises."""
+        enabled, used, held = self.enabled, list(self.used), list(self.registrations)
+        try:
+            yield
+        except BaseException:
+            self.enabled, self.used[:] = enabled, used
+            new = [one for one in self.registrations if one not in held]
+            self.registrations[:] = held
+            for one in new:
+                one.unregister()
+            self.apply()
+            raise
+
     def install(self, ops: Iterable[OpOverload]) -> None:
         """Put the kernels of ``ops`` into the dispatcher that are not there yet; none serves."""
         held = self.held
         wanted = [op for op in ops if qualified_name(op) not in held]
         if wanted:
             registration = registry.register(wanted)
-            registration.disable()
-            self.registrations.append(registration)
+            if registration.ops:  # None where no call can be served at all.
+                self.registrations.append(registration)
+                registration.disable()
 
     def uninstall(self) -> None:
         """Take all kernels out of the dispatcher; no thread may be calling an op."""
@@ -77,23 +95,33 @@ class _Switch:
         for one in registrations:
             one.unregister()
 
-    def apply(self) -> None:
-        """Serve what the innermost choice wants, and nothing else."""
+    def apply(self, *, again: bool = False) -> None:
+        """Serve what the innermost choice wants, and nothing else.
+
+        Args:
+            again: Whether to look for modules once more, if the search has ended by itself.
+        """
         choice = self.in_force
         for registration in self.registrations:
             registration.select(frozenset() if choice is None else choice.ops)
-        choices = [*self.used, *([] if self.enabled is None else [self.enabled])]
-        wants = any(one.regions for one in choices)
-        if not (wants or self.fuses):
-            return
+        fusing = [one for one in (self.enabled, *self.used) if one is not None and one.regions]
+        wanted = bool(fusing), any(one.children for one in fusing)
+        if wanted == self.fuses and not (again and fusing):
+            return  # A block ends while other threads call: the dispatcher stays as it is.
         # Not at the top: who serves single ops has no use for regions.
         from .._regions import whole_script
 
-        self.fuses = wants
-        if wants:
-            whole_script.enable(regions=True)
+        if fusing:
+            whole_script.enable(regions=True, children=wanted[1])
         else:
             whole_script.disable()
+        self.fuses = wanted
+
+    @property
+    def served(self) -> int:
+        """Return how many ops are served: those of the innermost choice that have kernels."""
+        choice = self.in_force
+        return 0 if choice is None or config.mode == "off" else len(self.held & choice.ops)
 
 
 _switch = _Switch()
@@ -155,15 +183,17 @@ def enable_script(
     Raises:
         AotiEagerError: See ``enable``.
     """
-    found = chosen(preset, include, exclude)
+    found, run = chosen(preset, include, exclude), None
     if script is not None:
-        found = script_runs.without_losing(found, script)
-    with _switch.lock:
+        found, run = script_runs.without_losing(found, script)
+    with _switch.lock, _switch.begun():
         _switch.install(found.values())
         names = frozenset(map(qualified_name, found.values()))
         _switch.enabled = _Choice(names, regions, children)
-        _switch.apply()
-    log.info("enabled: %d ops are served", len(found))
+        _switch.apply(again=True)
+        script_runs.count_at_end(run)
+        served = _switch.served
+    log.info("enabled: %d ops are served, of %d that were chosen", served, len(found))
 
 
 def disable() -> None:
@@ -174,8 +204,6 @@ def disable() -> None:
     may be calling an op: then they stay and pass calls through. What ``register`` and ``fuse`` were
     called for stays served.
     """
-    from .._regions import whole_script
-
     say_what_fell_back()
     with _switch.lock:
         _switch.enabled = None
@@ -183,7 +211,10 @@ def disable() -> None:
         _switch.apply()
         if _is_alone():
             _switch.uninstall()
-    whole_script.disable()  # Somebody else may have had modules fused.
+    # Somebody else may have had modules fused: the verb ``run``. Not imported for this.
+    whole_script = sys.modules.get("aoti_eager._regions.whole_script")
+    if whole_script is not None:
+        whole_script.disable()
 
 
 @contextlib.contextmanager
@@ -214,7 +245,7 @@ def use(
     found = chosen(preset, include, exclude)
     choice = _Choice(frozenset(map(qualified_name, found.values())), regions, children)
     try:
-        with _switch.lock:
+        with _switch.lock, _switch.begun():
             _switch.install(found.values())
             _switch.used.append(choice)
             _switch.apply()
@@ -224,6 +255,11 @@ def use(
             # Compared by identity: equal blocks of two threads may end in any order.
             _switch.used[:] = [one for one in _switch.used if one is not choice]
             _switch.apply()
+
+
+def is_serving() -> bool:
+    """Return whether ``enable`` or ``use`` is in force."""
+    return _switch.in_force is not None
 
 
 def say_what_fell_back() -> None:
@@ -256,6 +292,7 @@ def _after_fork() -> None:
     if choice is not None and not choice.children:
         _switch.enabled = None
         _switch.used.clear()
+        _switch.fuses = False, False
         for registration in _switch.registrations:
             registration.disable()
 

@@ -34,6 +34,7 @@ REASONS: dict[str, str] = {
     "float_mode": "the thread flushes denormals to zero, or rounds in another way than usual",
     "undeclared_write": "the call writes to an argument although the op's schema does not say so",
     "unsupported_device": "no kernel library can be compiled for the device yet",
+    "untested_torch": "this torch was not checked, and no self-test has passed with it",
     "does_not_trace": "torch.export cannot trace the call from metadata",
     "no_kernel_of_its_own": "Inductor has no kernel for it and would only call ATen",
     "needs_proxy_executor": "a part of the graph calls an op that has no C shim",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 
+from .._compile_service import this_torch
 from ..config import config
 from ..errors import ConfigError
 
@@ -12,14 +13,16 @@ class CurrentSettings:
     """The present values, read again after each change of a setting, and by ``fuse``.
 
     Attributes:
-        is_off: Whether the mode is ``off``.
+        is_off: Whether all calls run as they are.
+        why_off: Why they do, in words: ``in mode off``.
+        is_refused: Whether that is as this torch was not checked, and no self-test has passed.
         gate: The setting ``gate``.
         rerecord: The setting ``rerecord``.
         region_cap: The setting ``region_cap``.
         strict: The setting ``strict``.
     """
 
-    __slots__ = ("gate", "is_off", "region_cap", "rerecord", "strict")
+    __slots__ = ("gate", "is_off", "is_refused", "region_cap", "rerecord", "strict", "why_off")
 
     def __init__(self) -> None:
         self.refresh()
@@ -30,7 +33,10 @@ class CurrentSettings:
         Raises:
             ConfigError: A variable or the config file holds a value that a setting does not take.
         """
-        self.is_off = config.mode == "off"
+        is_off = config.mode == "off"
+        self.is_refused = not is_off and this_torch.is_refused()
+        self.why_off = "in mode off" if is_off else "with a torch that was not checked"
+        self.is_off = is_off or self.is_refused
         self.gate = bool(config.gate)
         self.rerecord = bool(config.rerecord)
         self.region_cap = int(config.region_cap)
@@ -45,3 +51,4 @@ def _changed() -> None:
 
 settings = CurrentSettings()
 config.on_change(_changed)
+this_torch.on_change(_changed)

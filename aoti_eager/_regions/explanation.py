@@ -18,7 +18,7 @@ from .fused_forward import FusedForward
 from .gradients import wants_gradients
 from .module_tree import each_named
 from .region import Region
-from .report import explanation, region_state
+from .report import REFUSED, explanation, region_state
 from .variant import Variant
 from .varying import what_varies
 
@@ -110,7 +110,8 @@ def _explained(region: Region, args: Sequence[Any], kwargs: Mapping[str, Any]) -
     path, name = region.path, region.target.name
     message = _why_plain(region)
     if message:
-        return RegionExplanation(path, name, "declined", None, message)
+        reason = REFUSED.reason if message == str(REFUSED) else None
+        return RegionExplanation(path, name, "declined", reason, message)
     try:
         key, given = read_arguments(args, kwargs)
     except UnreadableArgumentError as error:
@@ -157,6 +158,8 @@ def _why_plain(region: Region) -> str:
     """Return why every call runs the forward at this moment; empty if not every call does."""
     if not region.is_on:
         return "its report was undone: the forward runs"
+    if settings.is_refused:
+        return str(REFUSED)
     if settings.is_off:
         return "the mode is off: the forward runs"
     if not tracing.is_plain_eager():

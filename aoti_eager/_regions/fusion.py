@@ -126,6 +126,11 @@ class Fusion:
 
     def undo(self) -> None:
         """Give every module its own forward back, copies included; a second call does nothing."""
+        self.let_go()
+        sweep()
+
+    def let_go(self) -> None:
+        """Give every module its own forward back, as ``undo``; kernels stay in the dispatcher."""
         with _lock:
             self._is_undone = True
             for one in self._forwards:
@@ -136,8 +141,7 @@ class Fusion:
                 region.close()
             copies = list(self._copies)
         for copied in copies:
-            copied.undo()
-        sweep()
+            copied.let_go()
 
     def _add(self, path: str, module: torch.nn.Module) -> None:
         before = vars(module).get("forward")

@@ -129,7 +129,7 @@ class Region:
         if not self.is_on or is_recording():
             return forward(*args, **kwargs)
         if settings.is_off or not tracing.is_plain_eager():
-            self.why_plain = self.why_plain or tracing.why_not_plain() or "in mode off"
+            self.why_plain = self.why_plain or tracing.why_not_plain() or settings.why_off
             return forward(*args, **kwargs)
         if not self._kinds.by_key and self._recording_time.is_spent():
             self.why_plain = self.why_plain or _LATER

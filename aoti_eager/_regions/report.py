@@ -8,13 +8,16 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Protocol
 
 from .._base.data_class import dataclass
+from .._compile_service import this_torch
 from .._keys.declines import REASONS
 from .._registration.preparation import why_not_native
+from .current_settings import settings
 from .region import UNBUILT
 from .region_kernel import sweep
 from .stop import STOPS, Stop
 
 if TYPE_CHECKING:
+    from .call_times import CallTimes
     from .region import Region
     from .variant import Variant
 
@@ -28,8 +31,8 @@ class RegionState:
         name: The name of the module's class, or of the function.
         state: ``"not called"``, ``"recorded"``, ``"compiling"``, ``"comparing"``, ``"served"``,
             ``"needs gradients"``, ``"runs as before"``, ``"stopped"``, or ``"undone"``.
-        reason: Why the region stopped, or why further kinds of arguments are not served, one of
-            docs/regions.md or docs/declines.md; else empty.
+        reason: Why the region stopped or runs as before, or why further kinds of arguments are not
+            served, one of docs/regions.md or docs/declines.md; else empty.
         message: The reason in words.
         calls: How often the region was called.
         hits: How many calls a library has served.
@@ -120,6 +123,8 @@ def explanation(reason: str) -> str:
 
 # What the report says of a region whose calls have taken too little time yet.
 _WAITS = "its calls have not taken enough time yet to make a library pay"
+# What the report says of all regions while this torch may not serve.
+REFUSED = Stop(this_torch.REASON, REASONS[this_torch.REASON])
 # What the report says of a module that has its own forward back.
 _AS_IT_IS = "it runs as it is"
 
@@ -135,11 +140,7 @@ def region_state(
         is_withdrawn: Whether they do not any more because no library can serve the module.
     """
     variants = region.variants
-    timed = max(
-        (one.times for one in variants if one.times.speed is not None and one.hits),
-        key=lambda one: one.speed or 0.0,
-        default=None,
-    )
+    timed = _timed(variants)
     hopeful = [one for one in variants if one.stop is None]
     training, first = region.target.training, region.stopped.first
     stop = first.get(training) or next(
@@ -150,6 +151,8 @@ def region_state(
         state = "undone"
     elif not is_placed and not is_withdrawn:
         state, stop = "stopped", Stop("replaced", STOPS["replaced"])
+    elif settings.is_refused and region.calls:
+        state, stop = "runs as before", REFUSED
     elif any(one.kernel.is_serving for one in hopeful):
         state = "served"
     elif (training in first or variants) and not hopeful:
@@ -167,7 +170,7 @@ def region_state(
         message = "call it under torch.inference_mode() or torch.no_grad()"
     elif region.calls and region.why_plain:
         state, message = "runs as before", _as_before(region)
-    stop = stop if state == "stopped" else region.capped
+    stop = stop if state == "stopped" or stop is REFUSED else region.capped
     if stop is not None:
         message = f"{stop}; {_AS_IT_IS}" if is_withdrawn else str(stop)
     return RegionState(
@@ -183,6 +186,15 @@ def region_state(
         served_s=None if timed is None else timed.served_s,
         ops=tuple(dict.fromkeys(one.kernel.name for one in variants)),
         step=_step(hopeful) if state == "compiling" else "",
+    )
+
+
+def _timed(variants: Sequence[Variant]) -> CallTimes | None:
+    """Return the times of the variant that gains most; ``None`` if none was timed."""
+    return max(
+        (one.times for one in variants if one.times.speed is not None and one.hits),
+        key=lambda one: one.speed or 0.0,
+        default=None,
     )
 
 

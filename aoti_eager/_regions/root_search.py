@@ -68,12 +68,16 @@ class RootSearch:
 
     def start(self) -> None:
         """Look at the calls of modules from now on; a second call does nothing."""
-        with self._lock:
-            if self._parts is None:
-                module = torch.nn.modules.module
-                self._parts = module.register_module_module_registration_hook(self._see_part)
-                self._end_compile_watch = compile_start.on_compile_start(self.stop)
-        self._go_on(_PATIENCE)
+        try:
+            with self._lock:
+                if self._parts is None:
+                    module = torch.nn.modules.module
+                    self._parts = module.register_module_module_registration_hook(self._see_part)
+                    self._end_compile_watch = compile_start.on_compile_start(self.stop)
+            self._go_on(_PATIENCE)
+        except BaseException:
+            self.stop()  # A part of it may have been begun.
+            raise
 
     def stop(self) -> None:
         """Look at no call any more."""

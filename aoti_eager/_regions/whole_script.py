@@ -49,6 +49,7 @@ class _Roots:
     def __init__(self) -> None:
         self.lock = threading.RLock()
         self.search: RootSearch | None = None
+        self.children = False
         self.fusions: weakref.WeakSet[RootFusion] = weakref.WeakSet()
         self.ended: dict[_Kind, RegionState] = {}
 
@@ -56,7 +57,7 @@ class _Roots:
 _roots = _Roots()
 
 
-def enable(*, regions: bool) -> None:
+def enable(*, regions: bool, children: bool = False) -> None:
     """Serve the modules that a script calls by kernel libraries, without naming them.
 
     A module whose call is the outermost one on its thread is fused (``fuse``) when it is called for
@@ -68,6 +69,7 @@ def enable(*, regions: bool) -> None:
 
     Args:
         regions: Whether modules are fused; ``False`` changes nothing.
+        children: Whether modules that are fused stay so in forked children.
 
     Raises:
         ConfigError: A setting holds a value that it does not take.
@@ -76,9 +78,9 @@ def enable(*, regions: bool) -> None:
         return
     settings.refresh()
     with _roots.lock:
-        if _roots.search is None:
-            _roots.search = RootSearch(_fuse_root)
-    _roots.search.start()
+        search = _roots.search or RootSearch(_fuse_root)
+        search.start()
+        _roots.search, _roots.children = search, children
 
 
 def disable() -> None:
@@ -135,11 +137,17 @@ def _add(found: dict[_Kind, RegionState], fusion: RootFusion) -> None:
 
 
 def _after_fork() -> None:
-    """Look for no modules in a forked child; those that are fused stay what they are."""
+    """Look for no modules in a forked child, and give forwards back if children are not served.
+
+    The kernels stay in the dispatcher, whose lock a thread of the parent may have held.
+    """
     _roots.lock = threading.RLock()
     search, _roots.search = _roots.search, None
     if search is not None:
         search.after_fork()
+    if not _roots.children:
+        for fusion in list(_roots.fusions):
+            fusion.let_go()
 
 
 if hasattr(os, "register_at_fork"):

@@ -49,7 +49,11 @@ class Installed:
         self.library = dispatcher.new_library(self.cache.schema.op.partition("::")[0])
         try:
             install(self.library, self._op, self.cache)
-            _install_native(self.cache)
+            if not _install_native(self.cache):
+                # Python serves the hits: without the stub, which generates the kernel at a miss.
+                dispatcher.destroy(self.library)
+                self.library = dispatcher.new_library(self.cache.schema.op.partition("::")[0])
+                install(self.library, self._op, self.cache)
         except BaseException:
             # The kernel may be in the dispatcher all the same: impl warns after it has registered.
             self.uninstall()
@@ -106,11 +110,14 @@ def _attach_native(cache: KernelCache, above: KernelCache | None) -> None:
         native_path.failed(error)
 
 
-def _install_native(cache: KernelCache) -> None:
+def _install_native(cache: KernelCache) -> bool:
+    """Return whether what is registered stands: C++'s kernel above Python's, or Python's alone."""
     if cache.native is None:
-        return
+        return True
     try:
         cache.native.install()
     except NativePathError as error:
         cache.detach_native()
         native_path.failed(error)
+        return False
+    return True

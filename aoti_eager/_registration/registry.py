@@ -21,12 +21,13 @@ import torch
 from .._base.at_exit import at_exit
 from .._base.torch_compat import dispatcher
 from .._base.torch_compat.dispatcher import OpOverload
-from .._compile_service import device_backends, native_path, queue
+from .._compile_service import device_backends, native_path, queue, this_torch
 from .._dispatch import recheck
 from .._dispatch.counters import OpStats, unfinished_of_others
 from .._dispatch.kernel_cache import KernelCache
 from .._dispatch.key_state import QUEUED
 from .._dispatch.original import OriginalKernel
+from .._keys.declines import REASONS
 from .._keys.schema import op_schema, qualified_name
 from ..config import config
 from ..errors import RegistrationError
@@ -58,7 +59,8 @@ class Registration:
     Attributes:
         dispatch_key: Name of the dispatch key.
         ops: Qualified names of the overloads that were registered.
-        skipped: Overloads of a named packet that were left out, with the reason of each.
+        skipped: Overloads that were left out, with the reason of each: those of a named packet that
+            cannot be served, and all while this torch may not serve.
     """
 
     def __init__(self, dispatch_key: str) -> None:
@@ -143,6 +145,9 @@ def register(ops: Op | Iterable[Op], dispatch_key: str = "CPU") -> Registration:
     registration = Registration(dispatch_key)
     wanted, registration.skipped = resolve(ops, dispatch_key)
     if not can_serve():
+        if this_torch.is_refused():
+            why = REASONS[this_torch.REASON]
+            registration.skipped.update((qualified_name(op), why) for op in wanted)
         return registration
     native = native_path.prepare()  # before the lock: it may wait for a build
     with _lock:
@@ -156,8 +161,12 @@ def register(ops: Op | Iterable[Op], dispatch_key: str = "CPU") -> Registration:
         except BaseException:
             registration.unregister()
             raise
-    recheck.publish()
-    prepare_for_misses()
+    try:
+        recheck.publish()
+        prepare_for_misses()
+    except BaseException:
+        registration.unregister()  # The caller gets no handle.
+        raise
     return registration
 
 
@@ -196,6 +205,7 @@ def impl(library: torch.library.Library, op: Op, dispatch_key: str = "CPU") -> N
     for overload in wanted:
         if has_composite_kernel(overload, dispatch_key):
             raise refused_composite(overload, "a library of the caller's")
+    this_torch.may_serve()  # The kernels decline calls until it does.
     with _lock:
         for overload in wanted:
             cache, _ = _make_cache(overload, dispatch_key)
@@ -383,6 +393,7 @@ def _after_fork() -> None:
 at_exit(lambda: store_totals(stats()))
 config.on_change(_config_changed)
 device_backends.on_change(_config_changed)
+this_torch.on_change(_config_changed)
 queue.on_room(_room_in_queue)
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_after_fork)

@@ -4,15 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from .._base import checked_torch, gc_pause
+from .._base import gc_pause
 from .._base.cpp_compiler import NO_COMPILER, compiler_on_path
 from .._base.op_names import find_overload, find_packet, no_op
 from .._base.torch_compat import dispatcher
 from .._base.torch_compat.dispatcher import OpOverload, OpOverloadPacket
 from .._base.warn_once import warn_once
-from .._compile_service import (
-    cache_context,
-)
+from .._compile_service import cache_context, this_torch
 from .._keys.schema import op_schema, qualified_name
 from ..errors import (
     CompositeImplicitOpError,
@@ -100,12 +98,8 @@ def can_serve() -> bool:
 
     With a torch that this package was not checked with, none is served before the self-test.
     """
-    if not checked_torch.is_checked():
-        # Only here: a torch that was checked needs no self-test.
-        from .._compile_service.untested_torch import may_serve
-
-        if not may_serve():
-            return False
+    if not this_torch.may_serve():
+        return False
     if compiler_on_path() is not None:
         return True
     context = cache_context.current()

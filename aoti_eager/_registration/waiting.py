@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 
 from .._base.late_import import importing
-from .._compile_service import native_path, queue
+from .._compile_service import native_path, queue, this_torch
 from . import registry
 
 
@@ -16,8 +16,8 @@ def wait(timeout_s: float | None = None) -> bool:
     after more calls (``compile_after``), because a caller that waits for kernels wants them. The
     kernels are made and measured, and serve from the next call of their key on, which compares them
     with the original. The work is also the build of the C++ hit path, which then serves ops that
-    were registered before it was built. Like ``register``, call this while no other thread calls
-    the ops.
+    were registered before it was built, and the self-test of a torch that was not checked. Like
+    ``register``, call this while no other thread calls the ops.
 
     Args:
         timeout_s: Seconds to wait at most; ``None`` for no limit.
@@ -27,6 +27,7 @@ def wait(timeout_s: float | None = None) -> bool:
             gives one warning.
     """
     deadline = None if timeout_s is None else time.monotonic() + timeout_s
+    is_tested = this_torch.wait(timeout_s)
     with importing():
         from .._dispatch import rare
 
@@ -45,4 +46,4 @@ def wait(timeout_s: float | None = None) -> bool:
         registry.switch_to_native()
     for tell in queue.after_wait:
         tell()
-    return done
+    return done and is_tested

@@ -11,7 +11,7 @@ import errno
 import json
 import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -33,6 +33,7 @@ from .._base.trusted_files import Directory, open_directory
 from .._native.build import check_native
 from ..errors import StoreError, StorePermissionError, UntrustedFileError
 from .probes import PROBES_LIMIT, decode_probes
+from .self_tests import decode_answer
 from .verdict import (
     FORMAT_VERSION,
     NOT_A_VERDICT,
@@ -189,13 +190,14 @@ class _Search:
             self.damage((WANTED_FILE,), f"has {damaged} lines that are no wanted keys")
 
     def toolchain(self, toolchain: Directory) -> None:
-        """Look at headers, the stub, probes and the C++ hit path."""
+        """Look at headers, the stub, probes, answers of self-tests and the C++ hit path."""
         with self.inside(toolchain, "toolchain", "headers") as headers:
             if headers is not None:
                 self.headers(headers)
-        with self.inside(toolchain, "toolchain", "probes") as probes:
-            if probes is not None:
-                self.probes(probes)
+        for name, check in (("probes", decode_probes), ("self_tests", decode_answer)):
+            with self.inside(toolchain, "toolchain", name) as documents:
+                if documents is not None:
+                    self.documents(documents, name, check)
         with self.inside(toolchain, "toolchain", "native") as native:
             if native is not None:
                 for version in children(native, "toolchain", "native"):
@@ -244,20 +246,20 @@ class _Search:
             except OSError as error:
                 self.damage((*place, name), _problem(error), *everything)
 
-    def probes(self, probes: Directory) -> None:
-        """Look at the answers of each machine."""
-        place = ("toolchain", "probes")
-        self.leftovers(probes, *place)
-        for name in children(probes, *place):
+    def documents(self, files: Directory, kind: str, check: Callable[[bytes], object]) -> None:
+        """Look at files of which each is for one machine; ``check`` raises if one is damaged."""
+        place = ("toolchain", kind)
+        self.leftovers(files, *place)
+        for name in children(files, *place):
             if name.endswith(".json") and not is_temporary(name):
                 try:
-                    decode_probes(probes.read(name, PROBES_LIMIT))
+                    check(files.read(name, PROBES_LIMIT))
                 except FileNotFoundError:
                     pass
                 except OSError as error:
                     self.damage((*place, name), _problem(error))
                 except ValueError:
-                    self.damage((*place, name), "is no list of probes")
+                    self.damage((*place, name), f"is no document of {kind}")
 
     def native(self, native: Directory, version: str) -> None:
         """Look at the libraries of each compiler."""

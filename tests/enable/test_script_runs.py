@@ -67,6 +67,12 @@ def test_a_run_that_ended_in_an_error_does_not_count(script: Path) -> None:
         assert served(script, "raise") == ["aten::silu", "aten::tanh"]
 
 
+def test_a_run_that_ended_by_sys_exit_counts(script: Path) -> None:
+    measured(publish(torch.ops.aten.silu.default, torch.ones(8, 8)), python=LOSES)
+    assert served(script, "says why") == ["aten::silu", "aten::tanh"]
+    assert served(script, "says why") == ["aten::tanh"]
+
+
 def test_other_arguments_make_another_run(script: Path) -> None:
     measured(publish(torch.ops.aten.silu.default, torch.ones(8, 8)), python=LOSES)
     assert served(script) == ["aten::silu", "aten::tanh"]

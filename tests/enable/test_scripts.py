@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 import threading
 from pathlib import Path
 
@@ -14,6 +13,8 @@ import aoti_eager
 from aoti_eager._enable import scripts
 from aoti_eager._registration import registry
 from aoti_eager.errors import ConfigError, RegistrationError, UnknownOpError
+
+from ..support import processes
 
 X = torch.linspace(-2, 2, 64).reshape(8, 8)
 SILU, TANH = "aten::silu.default", "aten::tanh.default"
@@ -179,23 +180,40 @@ def test_what_register_holds_stays_served() -> None:
         assert serving() == {"aten::silu"}
 
 
+FORKED = """
+import json, os
+import torch, aoti_eager
+from aoti_eager._registration import registry
+from tests.support.regions import Policy, seeded, inputs
+x, model = torch.linspace(-2, 2, 64).reshape(8, 8), seeded(Policy)
+torch.set_grad_enabled(False)
+aoti_eager.enable(include="aten::silu.default", regions=True, children={children})
+want = model(inputs(4, 5))
+for _ in range(2):
+    model(inputs(4, 5))
+read, write = os.pipe()
+def found():
+    before = aoti_eager.stats()["aten::silu"].calls
+    torch.nn.functional.silu(x)
+    calls = aoti_eager.stats()["aten::silu"].calls - before
+    same = torch.allclose(model(inputs(4, 5)), want)
+    hooks = len(torch.nn.modules.module._global_forward_pre_hooks)
+    return [calls, "forward" in vars(model), same, hooks]
+if os.fork() == 0:
+    os.write(write, json.dumps(found()).encode())
+    os._exit(0)
+os.wait()
+print(json.dumps({{"child": json.loads(os.read(read, 999)), "parent": found()}}))
+"""
+
+
 @pytest.mark.parametrize("children", [False, True])
 def test_a_forked_child_runs_the_originals_unless_asked(children: bool) -> None:
-    aoti_eager.enable(include=SILU, children=children)
-    read, write = os.pipe()
-    pid = os.fork()
-    if pid == 0:
-        try:
-            torch.nn.functional.silu(X)
-            stats = aoti_eager.stats()["aten::silu"]
-            os.write(write, f"{len(serving())} {stats.calls}".encode())
-        finally:
-            os._exit(0)
-    os.waitpid(pid, 0)
-    assert os.read(read, 99).decode() == ("1 1" if children else "0 0")
-    assert serving() == {"aten::silu"}
-    os.close(read)
-    os.close(write)
+    """In a process of its own: this one may have other threads."""
+    code = FORKED.format(children=children)
+    found = processes.run(Path(str(aoti_eager.config.cache_dir)), code)
+    assert found["parent"] == [1, True, True, 1]
+    assert found["child"] == [int(children), children, True, 0]
 
 
 def test_what_fell_back_is_said_in_a_line(caplog: pytest.LogCaptureFixture) -> None:

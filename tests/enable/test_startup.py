@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -33,7 +35,9 @@ def customized(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A directory that has a ``sitecustomize`` and is on the path of processes."""
     directory = tmp_path / "site"
     directory.mkdir()
-    (directory / "sitecustomize.py").write_text("import aoti_eager.startup\n")
+    page = (ROOT / "docs" / "enable.md").read_text(encoding="utf-8")
+    (example,) = re.findall(r"```python\n(import os\n.*?)```", page, flags=re.S)
+    (directory / "sitecustomize.py").write_text(example)
     monkeypatch.setenv("PYTHONPATH", f"{directory}{os.pathsep}{ROOT}")
     return directory
 
@@ -74,6 +78,65 @@ def test_a_process_without_torch_loads_nothing(customized: Path) -> None:
     (waiting,) = run("-c", code, **{VARIABLE: "1"})
     assert plain.split()[0] == waiting.split()[0] == "False"
     assert int(waiting.split()[1]) == int(plain.split()[1]) + 1
+
+
+def test_a_process_without_the_variable_loads_nothing_of_ours(customized: Path) -> None:
+    code = "import sys; print(any(name.startswith('aoti_eager') for name in sys.modules))"
+    assert run("-c", code) == ["False"]
+    assert run("-c", code, **{VARIABLE: "1"}) == ["True"]
+
+
+def test_who_only_asks_for_torch_does_not_use_the_hook_up(customized: Path, tmp_path: Path) -> None:
+    script = tmp_path / "script.py"
+    asks = """
+import importlib.util, sys
+for _ in range(2):
+    spec = importlib.util.find_spec("torch")
+    assert spec.origin.endswith("__init__.py")
+    assert spec.loader.get_filename("torch") == spec.origin
+assert "torch" not in sys.modules
+"""
+    script.write_text(asks + SCRIPT)
+    assert run(script, **{VARIABLE: "1"}) == [f"True {LOADER}", f"False {LOADER}"]
+
+
+# Prints what is served, how often, and which runs are to be counted.
+ONCE = """
+import json
+from aoti_eager._enable import script_runs, scripts
+from aoti_eager._registration import registry
+(pid, run), = script_runs._counted
+print(json.dumps({
+    "held": max(len(one.holders) for one in registry._installed.values()),
+    "ops": len({one for one, _ in registry._installed if one.startswith("aten::")}
+               - scripts._switch.held),
+    "children": scripts._switch.in_force.children,
+    "run": run,
+}))
+"""
+
+
+@pytest.mark.parametrize("value", ["1", "1+children", None])
+def test_run_beside_sitecustomize_serves_and_counts_once(
+    customized: Path, tmp_path: Path, value: str | None
+) -> None:
+    script = tmp_path / "script.py"
+    script.write_text(ONCE)
+    command = ["-m", "aoti_eager", "run", script]
+    if value is None:  # A hook of the user's own.
+        (customized / "sitecustomize.py").write_text("import aoti_eager\naoti_eager.enable()\n")
+    variables = {} if value is None else {VARIABLE: value}
+    (found,) = map(json.loads, run(*command, **variables))
+    assert found["held"] == 1, "one registration holds an op"
+    assert found["ops"] == 0, "the default list is not served on top"
+    assert found["children"] is (value == "1+children")
+    (customized / "sitecustomize.py").write_text("")
+    if value is None:
+        assert found["run"] is None, "a hook does not know the script"
+        return
+    (plain,) = map(json.loads, run(*command, **variables))
+    assert found == plain, "as without sitecustomize: the script's run is counted"
+    assert found["run"] is not None
 
 
 def test_run_serves_the_preset(tmp_path: Path) -> None:

@@ -54,7 +54,7 @@ OF_A_HIT = {
     " stored_entries"
     " stored_failures stored_pattern verdict work_directories",
     "_compile_service": "cache_context compile_request device_backends kernel_compiler"
-    " native_path queue",
+    " native_path queue this_torch",
     "_dispatch": "argument_watch asking_modules call_reader certificates closeness compare"
     " counters decision double_run dynamic_kernels dynamic_marks family_history gate kernel"
     " kernel_cache kernel_loading kernel_lookup kernel_request key_state live_check miss"

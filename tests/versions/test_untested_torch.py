@@ -12,6 +12,7 @@ import torch
 from aoti_eager._base import checked_torch as checked
 
 from ..support import faked_torch
+from ..support.toolchains import copy_toolchain
 
 FUTURE = "2.99.0"
 
@@ -30,6 +31,7 @@ with warnings.catch_warnings(record=True) as given:
     warnings.simplefilter("always")
     x = torch.linspace(-3, 3, 64).reshape(8, 8)
     with aoti_eager.register(["aten::silu", "aten::add.Tensor"]) as registration:
+        registered = len(registration.ops)
         for _ in range(3):
             torch.testing.assert_close(torch.nn.functional.silu(x), silu(x))
     model = torch.nn.Sequential(torch.nn.Linear(8, 8), torch.nn.Tanh())
@@ -54,15 +56,15 @@ with warnings.catch_warnings(record=True) as given:
 for one in given:
     if issubclass(one.category, aoti_eager.errors.AotiEagerWarning):
         print("warning:", one.message)
-print("served:", len(registration.ops), hits)
+print("served:", registered, hits)
 """
 
 
 def run(
     tmp_path: Path, *arguments: str, code: str = SCRIPT, **variables: str
 ) -> subprocess.CompletedProcess[str]:
-    """Run Python with a torch of the future."""
-    environment = faked_torch.environment(tmp_path / "site", FUTURE, tmp_path / "cache")
+    """Run Python with a torch of the future, and a store of its own: that keeps the answer."""
+    environment = faked_torch.environment(tmp_path / "site", FUTURE, tmp_path / "own")
     return subprocess.run(
         [sys.executable, "-c", code, *arguments],
         env={**environment, **variables},
@@ -91,6 +93,54 @@ def test_a_private_name_that_is_gone_ends_in_originals_and_one_warning(
     assert served == "served: 0 0"
 
 
+def test_names_that_stand_in_and_names_that_are_missing(tmp_path: Path) -> None:
+    code = """
+import sys, warnings
+import torch
+del torch._C._dispatch_get_all_op_names
+warnings.simplefilter("ignore")
+import aoti_eager
+with aoti_eager.use("inference", exclude="aten::silu", regions=True):
+    aoti_eager.enable(children=True)
+for name in ("ModelContainerRunner", "cache", "load_runner"):
+    assert not hasattr(aoti_eager, name), name
+    try:
+        getattr(aoti_eager, name)
+    except aoti_eager.errors.UnsupportedTorchError as error:
+        print(error)
+assert hasattr(aoti_eager, "use")
+aoti_eager.disable()
+"""
+    printed = lines_of(run(tmp_path, code=code))
+    assert len(printed) == 3
+    assert f"needs a torch that this package was checked with; this is torch {FUTURE}" in printed[0]
+
+
+@pytest.mark.parametrize(
+    ("broken", "says"),
+    [
+        ("torch", "torch cannot be imported"),
+        ("aoti_eager.cli", "this package cannot be imported"),
+        ("aoti_eager._base.checked_torch", "this package cannot be imported"),
+    ],
+)
+def test_the_command_line_says_what_cannot_be_imported(
+    tmp_path: Path, broken: str, says: str
+) -> None:
+    code = f"""
+import sys
+sys.modules[{broken!r}] = None
+from aoti_eager.__main__ import main
+sys.argv = ["aoti-eager", "list"]
+sys.exit(main())
+"""
+    done = run(tmp_path, code=code)
+    assert done.returncode == 1
+    assert done.stderr.startswith(f"aoti-eager: {says}")
+    assert "install" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
 def test_the_command_line_says_which_name_is_gone(tmp_path: Path) -> None:
     code = """
 import sys, torch
@@ -109,7 +159,7 @@ def test_a_torch_that_may_not_be_used_runs_originals_with_one_warning(tmp_path: 
     warning, served = lines_of(run(tmp_path, AOTI_EAGER_UNTESTED_TORCH="0"))
     assert f"this is {FUTURE}, and AOTI_EAGER_UNTESTED_TORCH is 0" in warning
     assert served == "served: 0 0"
-    assert not list((tmp_path / "cache").glob("v1/*"))
+    assert not list((tmp_path / "own").glob("v1/*"))
 
 
 def test_until_a_self_test_has_passed_originals_run(tmp_path: Path) -> None:
@@ -121,16 +171,19 @@ def test_until_a_self_test_has_passed_originals_run(tmp_path: Path) -> None:
 
 @pytest.mark.full
 @pytest.mark.compiles
-def test_a_self_test_that_passes_is_kept_and_calls_are_served(tmp_path: Path) -> None:
+def test_a_self_test_that_passes_is_kept_and_calls_are_served(
+    tmp_path: Path, shared_cache_dir: Path
+) -> None:
+    copy_toolchain(shared_cache_dir, tmp_path / "own")
     variables = {"AOTI_EAGER_MODE": "sync", "AOTI_EAGER_GATE": "0"}
     warning, served = lines_of(run(tmp_path, **variables))
     assert "the self-test has passed, and calls are served" in warning
-    assert served.startswith("served: 2 ")
+    assert served.startswith("served: 3 ")
     assert int(served.split()[-1]) > 0
     # The next process finds the answer, and needs no compiler.
     warning, served = lines_of(run(tmp_path, AOTI_EAGER_MODE="cache_only", AOTI_EAGER_GATE="0"))
     assert "the self-test has passed" in warning
-    assert served.startswith("served: 2 ")
+    assert served.startswith("served: 3 ")
 
 
 @pytest.mark.full

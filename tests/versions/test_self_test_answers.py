@@ -1,0 +1,320 @@
+"""What a self-test's answer decides: ops, libraries of a caller's and fused modules; what is kept.
+
+The self-test's process is a stand-in that says what the test writes into a pipe, when the test
+does.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import aoti_eager
+from aoti_eager import fuse
+from aoti_eager._base import checked_torch as checked
+from aoti_eager._compile_service import this_torch, untested_torch
+from aoti_eager._keys.declines import REASONS
+from aoti_eager._native import library as native_library
+
+from ..support.regions import Policy, assert_same, hits, inputs, seeded, served
+
+REASON = "untested_torch"
+X = torch.linspace(-2, 2, 64).reshape(8, 8)
+
+
+class Child:
+    """The process that stands in for the self-test's.
+
+    Attributes:
+        answers: A pipe; the process says what is written there, and ends.
+        environment: A file with the variables that the last process got.
+    """
+
+    CODE = """
+import json, os, sys
+sys.stdin.read()
+with open(sys.argv[1] + ".environment", "w") as file:
+    json.dump(dict(os.environ), file)
+said = open(sys.argv[1]).read()
+if said.startswith("kill "):
+    os.kill(os.getpid(), int(said.split()[1]))
+print(said)
+"""
+
+    def __init__(self, directory: Path) -> None:
+        self.answers = directory / "answers"
+        os.mkfifo(self.answers)
+        self.environment = directory / "answers.environment"
+        self.command = [sys.executable, "-S", "-c", self.CODE, str(self.answers)]
+
+    def says(self, text: str) -> None:
+        """Have the process that runs say a line, and wait until its words are known."""
+        self.answers.write_text(text)
+        assert untested_torch.wait(60)
+
+    def finds(self, *problems: str, is_lasting: bool = True, path: str = "C++") -> None:
+        """Have the process that runs find problems, or none, and wait until they are known."""
+        self.says(answer(*problems, is_lasting=is_lasting, path=path))
+
+
+def answer(*problems: str, is_lasting: bool = True, path: str = "C++") -> str:
+    found = {"torch": torch.__version__, "problems": problems, "is_lasting": is_lasting}
+    return json.dumps({**found, "served": "all of it", "path": path})
+
+
+def forget() -> None:
+    """Know nothing in this process, as in the next one; what the store keeps stays."""
+    untested_torch._found.clear()
+    untested_torch._thread = None
+
+
+@pytest.fixture
+def child(tmp_path: Path) -> Iterator[Child]:
+    """A torch that was never checked, and the stand-in for its self-test."""
+    made = Child(tmp_path)
+    with pytest.MonkeyPatch.context() as patched, aoti_eager.config.scope(mode="background"):
+        patched.setattr(checked, "is_checked", lambda: False)
+        patched.setattr(untested_torch, "child_command", lambda *_: made.command)
+        # Tests share a toolchain.
+        patched.setattr(untested_torch, "_directory", lambda: tmp_path / "self_tests")
+        forget()
+        untested_torch.tell_of_change()
+        yield made
+    untested_torch._end()
+    untested_torch._is_ending = False
+    untested_torch.wait(60)
+    forget()
+    untested_torch.tell_of_change()
+
+
+def serves() -> bool:
+    """Return what the next ``register`` finds; it starts a self-test if nothing is known."""
+    return this_torch.may_serve()
+
+
+# -- who asks --
+
+
+@pytest.mark.native
+def test_ops_are_registered_once_the_self_test_has_passed(child: Child, shared_cache: Path) -> None:
+    before = torch.library.get_kernel("aten::silu", "CPU")
+    with aoti_eager.register("aten::silu.default") as registration:
+        assert registration.ops == ()
+        assert registration.skipped == {"aten::silu": REASONS[REASON]}
+        # A call costs what it costs without us.
+        assert repr(torch.library.get_kernel("aten::silu", "CPU")) == repr(before)
+        assert aoti_eager.explain("aten::silu", X).reason == REASON
+        child.finds()
+        assert aoti_eager.explain("aten::silu", X).reason is None
+    with aoti_eager.config.scope(mode="sync"), aoti_eager.register("aten::silu.default"):
+        for _ in range(3):
+            torch.testing.assert_close(torch.nn.functional.silu(X), X * torch.sigmoid(X))
+        assert aoti_eager.stats()["aten::silu"].hits > 0
+
+
+@pytest.mark.native
+def test_ops_of_a_callers_library_are_served_once_the_self_test_has_passed(
+    child: Child, shared_cache: Path
+) -> None:
+    library = torch.library.Library("aten", "IMPL")  # type: ignore[no-untyped-call]
+    aoti_eager.impl(library, "silu")
+    want = torch.nn.functional.silu(X)
+    assert torch.equal(torch.nn.functional.silu(X), want)
+    stats = aoti_eager.stats()["aten::silu"]
+    assert stats.declined == {"untested_torch": 2}
+    assert aoti_eager.explain("aten::silu", X).reason == REASON
+    child.finds()
+    with aoti_eager.config.scope(mode="sync"):
+        for _ in range(3):
+            torch.testing.assert_close(torch.nn.functional.silu(X), want)
+    assert aoti_eager.stats()["aten::silu"].declined == {"untested_torch": 2}
+    assert aoti_eager.stats()["aten::silu"].hits > 0
+    with aoti_eager.config.scope(untested_torch="0"):
+        assert torch.equal(torch.nn.functional.silu(X), want)
+    assert aoti_eager.stats()["aten::silu"].declined == {"untested_torch": 3}
+    library._destroy()  # type: ignore[no-untyped-call]
+
+
+@pytest.mark.native
+def test_modules_are_served_once_the_self_test_has_passed(child: Child, shared_cache: Path) -> None:
+    model, plain, x = seeded(Policy), seeded(Policy), inputs(4, 5)
+    with torch.no_grad(), fuse(model) as report:
+        for _ in range(3):
+            assert_same(model(x), plain(x))
+        (region,) = report.regions
+        assert (region.state, region.reason) == ("runs as before", REASON)
+        assert REASONS[REASON] in str(report)
+        explained = aoti_eager.explain(model, x)
+        assert (explained.verdict, explained.reason) == ("declined", REASON)
+        child.finds()
+        with aoti_eager.config.scope(mode="sync"):
+            served(report, lambda: model(x))
+        before = hits(report)
+        with aoti_eager.config.scope(untested_torch="0"):
+            assert_same(model(x), plain(x))
+            assert report.regions[0].reason == REASON
+        assert hits(report) == before
+
+
+@pytest.mark.native
+def test_a_wait_does_not_go_past_the_self_test(child: Child, shared_cache: Path) -> None:
+    aoti_eager.register("aten::silu.default")
+    assert not aoti_eager.wait(0.0)
+    child.finds("pointwise: a kernel's result differs")
+    assert aoti_eager.wait(60)
+    assert this_torch.is_refused()
+    assert not this_torch.may_use_native()
+
+
+# -- which path --
+
+
+@pytest.mark.parametrize(
+    ("native", "compiler", "wanted"), [("auto", None, "1"), ("0", None, "0"), ("1", "none", "0")]
+)
+def test_the_path_is_tested_that_is_to_serve(
+    child: Child,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    native: str,
+    compiler: str | None,
+    wanted: str,
+) -> None:
+    if compiler is not None:
+        monkeypatch.setenv("PATH", str(tmp_path))
+        monkeypatch.delenv("CXX", raising=False)
+    monkeypatch.setenv("AOTI_EAGER_ENABLE", "1")
+    with aoti_eager.config.scope(native=native):
+        assert not serves()
+        child.finds()
+        given = json.loads(child.environment.read_text())
+        assert given["AOTI_EAGER_NATIVE"] == wanted
+        assert "AOTI_EAGER_ENABLE" not in given, "the self-test serves what it is about"
+
+
+@pytest.mark.native
+def test_where_the_test_went_by_python_the_cpp_path_is_not_loaded(
+    child: Child, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from aoti_eager._compile_service import native_path
+
+    with aoti_eager.config.scope(native="auto"):
+        assert not serves()
+        child.finds(path="Python")
+        for _ in range(2):
+            assert serves()
+            assert native_library.is_loaded()  # By another test, with a torch that was checked.
+            assert not native_path.prepare()
+            forget()  # The store keeps which path it was.
+        # A pass of the Python path alone says nothing of a process that wants the other, tested.
+    with aoti_eager.config.scope(native="0"):
+        assert not serves()
+
+
+@pytest.mark.native
+def test_a_real_self_test_goes_by_cpp(shared_cache: Path) -> None:
+    """The C++ path that the run has built is found; regions are recorded by it."""
+    outcome = untested_torch.self_test(["pointwise", "region"], 300.0)
+    assert outcome.passed, outcome.message
+    assert outcome.path == "C++"
+    assert "region served" in outcome.message
+
+
+def test_what_the_child_raises_is_lasting_or_not() -> None:
+    """By the real program; its calls raise at once."""
+    for error, is_lasting in (("AttributeError('no such name')", True), ("MemoryError()", False)):
+        code = f"""
+import sys
+from aoti_eager._commands import self_test
+def fails(name):
+    raise {error}
+self_test._tried = fails
+self_test.serve_child()
+"""
+        done = subprocess.run(
+            [sys.executable, "-c", code], input='["number"]', capture_output=True, text=True
+        )
+        assert done.returncode == 0, done.stderr
+        outcome = untested_torch._outcome(0, done.stdout, done.stderr)
+        assert not outcome.passed
+        assert outcome.message.startswith(f"number: {error.partition('(')[0]}")
+        assert outcome.is_lasting is is_lasting
+
+
+# -- what is kept --
+
+
+def rerun(child: Child, *problems: str, **options: Any) -> None:
+    """Run the self-test once more, as ``doctor`` does."""
+    assert untested_torch.wait(60)
+    untested_torch._thread = None
+    untested_torch._start()
+    child.finds(*problems, **options)
+
+
+def test_the_last_answer_holds(child: Child) -> None:
+    assert not serves()
+    child.finds()
+    forget()
+    assert serves(), "the store keeps a pass"
+    for problems, want in ([["softmax: differs"], False], [[], True], [["again"], False]):
+        rerun(child, *problems)
+        assert serves() is want
+        forget()
+        assert serves() is want, "a failure replaces a pass, and a pass a failure"
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        f"kill {int(signal.SIGKILL)}",
+        f"kill {int(signal.SIGTERM)}",
+        "no JSON",
+        answer("pointwise: MemoryError", is_lasting=False),
+    ],
+)
+def test_what_a_passing_fault_did_is_not_kept(child: Child, said: str) -> None:
+    assert not serves()
+    child.says(said)
+    assert not serves(), "and no second test runs in this process"
+    forget()
+    assert untested_torch._kept() is None
+    assert not serves()
+    child.finds()
+    assert serves(), "the next process has tested again"
+
+
+@pytest.mark.parametrize("said", [f"kill {int(signal.SIGSEGV)}", answer("number: differs")])
+def test_what_every_process_would_find_is_kept(child: Child, said: str) -> None:
+    assert not serves()
+    child.says(said)
+    forget()
+    assert not serves()
+    assert untested_torch._thread is None, "no test runs"
+
+
+def test_a_test_that_cannot_start_or_does_not_end_is_not_kept(
+    child: Child, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patched:
+        patched.setattr(untested_torch, "child_command", lambda *_: ["/nowhere/python"])
+        outcome = untested_torch.run_and_keep()
+        assert outcome is not None
+        assert "cannot be started" in outcome.message
+    forget()
+    assert untested_torch._kept() is None
+    monkeypatch.setattr(untested_torch, "SELF_TEST_TIMEOUT_S", 0.0)
+    outcome = untested_torch.run_and_keep()
+    assert outcome is not None
+    assert "has not ended after 0 s" in outcome.message
+    forget()
+    assert untested_torch._kept() is None
