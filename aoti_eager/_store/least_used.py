@@ -10,7 +10,9 @@ removed by the next eviction.
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
+import stat
 import time
 from collections.abc import Iterator
 
@@ -56,8 +58,10 @@ class Eviction:
             opened.write(Usage(total(found).plus(added), int(time.time())))
         return found
 
-    def down_to(self, limits: Limits, *, incoming: Amount | None = None) -> None:
-        """Evict to ``LOW`` of the limits, if they are passed; the entry used last stays.
+    def down_to(self, limits: Limits, *, incoming: Amount | None = None) -> int:
+        """Evict to ``LOW`` of the limits, if they are passed, and return how many entries went.
+
+        If nothing is incoming, the entry that was used last stays.
 
         Args:
             limits: The limits.
@@ -68,16 +72,18 @@ class Eviction:
         """
         found = self.count()
         if not limits.are_passed(total(found).plus(incoming or Amount())):
-            return
+            return 0
         newest = found[-1] if incoming is None else None
 
         def stays(one: Held) -> bool:
             return holds_back_a_compile(self._root, one)
 
+        count = 0
         for one in victims(found, limits, share=LOW, stays=stays, incoming=incoming):
             # Somebody is about to use the entry that was just put, however large it is.
             if one is not newest:
-                self.remove(one, if_unused=True)
+                count += self.remove(one, if_unused=True)
+        return count
 
     def remove(self, one: Held, *, if_unused: bool = False) -> bool:
         """Remove an entry, and with the last one of its key, the key's verdicts.
@@ -102,7 +108,7 @@ class Eviction:
                     if if_unused and os.fstat(directory.fd).st_mtime != one.used_at:
                         return False
                     ours = names_at(*place)
-                    is_ours = all(ours.find(name) is not None for name in directory.names())
+                    is_ours = all(_is_ours(directory, name, ours) for name in directory.names())
                 if is_ours:
                     self._move(parent, place[-1])
                 elif not _emptied(root, place, ours):
@@ -111,6 +117,10 @@ class Eviction:
             pass  # Another process has removed the entry, and did not tell the account.
         except (NotADirectoryError, UntrustedFileError):
             return False
+        except OSError as error:
+            if error.errno not in (errno.EBUSY, errno.EXDEV):
+                raise
+            return False  # Somebody has mounted something there.
         if remove_empty(root, *place[:-1]):
             for processor in _processors(root):
                 remove(root, "verdicts", processor, f"{place[-2]}.json")
@@ -125,6 +135,11 @@ class Eviction:
         # Rename first: a reader must find all of an entry, or nothing.
         os.rename(target, name, src_dir_fd=parent.fd, dst_dir_fd=self._work.fd)
         remove_work(self._work, name)
+
+
+def _is_ours(directory: Directory, name: str, ours: Names) -> bool:
+    """Return whether a name is one of an entry's files; a directory of that name is not ours."""
+    return ours.find(name) is not None and not stat.S_ISDIR(directory.status(name).st_mode)
 
 
 def _emptied(root: Directory, place: tuple[str, ...], ours: Names) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from .._base.data_class import dataclass
@@ -44,9 +45,13 @@ class Limits:
     max_entries: int | None = None
 
     def are_passed(self, held: Amount, share: float = 1.0) -> bool:
-        """Return whether ``held`` is more than ``share`` of a limit."""
+        """Return whether ``held`` is more than ``share`` of a limit.
+
+        A share below 1 is rounded up, so that small limits are used up.
+        """
         return any(
-            limit is not None and number > share * limit
+            limit is not None
+            and number > (math.ceil(share * limit) if share < 1 else share * limit)
             for limit, number in (
                 (self.max_size, held.size_bytes),
                 (self.max_entries, held.entries),

@@ -18,11 +18,13 @@ from ..errors import ConfigError, StoreError
 from .least_used import evicting
 from .limits import HIGH, Amount, Limits, current_limits
 from .store_root import StoreRoot
-from .usage import Account, Usage, account, read_usage
+from .usage import TIMEOUT_S, Account, Usage, account, read_usage
 
 # A put that would take the store far past its limits waits so long for an eviction, and then goes
 # on: the process that evicts may be stopped.
-LONGEST_WAIT_S = 5.0
+LONGEST_WAIT_S = 20.0
+# A put in a call waits so long for the account's lock.
+_TIMEOUT_IN_CALL_S = 0.2
 # While a process evicts, others put entries: it looks again, and so often at most.
 _MOST_PASSES = 8
 
@@ -67,10 +69,11 @@ def _counted_and_installed(
 ) -> Usage | None:
     """Return what the account says after the put; ``None`` if nothing was put or counted."""
     deadline = time.monotonic() + LONGEST_WAIT_S
+    timeout_s = _TIMEOUT_IN_CALL_S if limits is None else TIMEOUT_S
     while True:
         with contextlib.ExitStack() as opened:
             try:
-                held = opened.enter_context(account(root))
+                held = opened.enter_context(account(root, timeout_s))
                 before = held.read()
             except OSError as error:
                 log.info("%s: an entry is not counted: %s", root.path, error)
@@ -108,7 +111,7 @@ def _made_room(root: Directory, limits: Limits, more: Amount, left_s: float) -> 
     try:
         with evicting(root, left_s) as eviction:
             if limits.are_passed(read_usage(root).held.plus(more), HIGH):
-                eviction.down_to(limits, incoming=more)
+                return eviction.down_to(limits, incoming=more) > 0
     except OSError as error:
         _log(root, error)
         return False

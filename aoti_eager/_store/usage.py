@@ -26,11 +26,13 @@ from .._base.data_class import dataclass
 from .._base.file_lock import locked
 from .._base.ownership import check_regular
 from .._base.store_format import USAGE_FILE
+from .._base.store_removal import remove
 from .._base.trusted_files import Directory
 from .limits import Amount
 
-# The lock is held for some system calls. Who does not get it within this time goes on without it.
-TIMEOUT_S = 2.0
+# The lock is held for some system calls. A put that does not get it within this time goes on
+# without it: the process that has the lock may be stopped.
+TIMEOUT_S = 10.0
 # So often, the entries are counted anew: where files have no locks, additions may be lost.
 _COUNT_AGAIN_S = 24 * 3600
 _MOST = 10**19
@@ -106,17 +108,33 @@ def account(root: Directory, timeout_s: float = TIMEOUT_S) -> Iterator[Account]:
         UntrustedFileError: The file is not regular, or others could have written it.
         OSError: The file cannot be opened or made.
     """
-    flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
     with (
         root.directory("locks", create=True) as locks,
         locked(locks, "usage", timeout_s),
     ):
-        fd = os.open(USAGE_FILE, flags, 0o600, dir_fd=root.fd)
+        fd = _opened(root)
         try:
-            check_regular(root.path / USAGE_FILE, os.fstat(fd))
             yield Account(fd)
         finally:
             os.close(fd)
+
+
+def _opened(root: Directory) -> int:
+    """Return a descriptor of the account's file, which is made if it is missing."""
+    flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+    fd = os.open(USAGE_FILE, flags, 0o600, dir_fd=root.fd)
+    try:
+        status = os.fstat(fd)
+        check_regular(root.path / USAGE_FILE, status)
+        if status.st_nlink == 1:
+            return fd
+    except BaseException:
+        os.close(fd)
+        raise
+    # A copy of the store by hard links has the same file, which is written in place.
+    os.close(fd)
+    remove(root, USAGE_FILE)
+    return os.open(USAGE_FILE, flags | os.O_EXCL, 0o600, dir_fd=root.fd)
 
 
 def read_usage(root: Directory) -> Usage:
