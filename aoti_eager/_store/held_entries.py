@@ -41,8 +41,12 @@ class Held:
         return Amount(self.size_bytes, 1)
 
 
-def held_entries(root: Directory) -> list[Held]:
+def held_entries(root: Directory, empty: list[tuple[str, ...]] | None = None) -> list[Held]:
     """Return all entries of an open store, of all environments; that used longest ago is first.
+
+    Args:
+        root: The store.
+        empty: Is given the places of keys without an entry, which killed evictions have left.
 
     Raises:
         OSError: The store cannot be read.
@@ -54,18 +58,30 @@ def held_entries(root: Directory) -> list[Held]:
         return found
     depth = len(root.path.parts)
     with v1:
-        for parent, target in entry_directories(v1, depth=4):
+        for above, name in entry_directories(v1, depth=3):
             let_others_run()
-            place = (*parent.path.parts[depth:], target)
+            place = (*above.path.parts[depth:], name)
             try:
-                with parent.directory(target) as directory:
-                    used_at = os.fstat(directory.fd).st_mtime
-                    names = children(directory, *place)
-                    size = sum(directory.status(name).st_size for name in names)
+                with above.directory(name) as key:
+                    targets = list(children(key, *place))
+                    found += (one for target in targets if (one := _held(key, target, place)))
+                    if empty is not None and not targets and not key.names():
+                        empty.append(place)
             except (FileNotFoundError, NotADirectoryError, UntrustedFileError):
                 continue  # Removed meanwhile, or nothing that is ever loaded.
-            found.append(Held(place, used_at, size))
     return sorted(found, key=lambda one: (one.used_at, one.place))
+
+
+def _held(key: Directory, target: str, above: tuple[str, ...]) -> Held | None:
+    """Return the entry of a key's open directory; ``None`` if it was removed meanwhile."""
+    place = (*above, target)
+    try:
+        with key.directory(target) as directory:
+            used_at = os.fstat(directory.fd).st_mtime
+            names = children(directory, *place)
+            return Held(place, used_at, sum(directory.status(name).st_size for name in names))
+    except (FileNotFoundError, NotADirectoryError, UntrustedFileError):
+        return None
 
 
 def total(found: Iterable[Held]) -> Amount:

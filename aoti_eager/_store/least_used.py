@@ -44,6 +44,8 @@ class Eviction:
     def count(self) -> list[Held]:
         """Return all entries, as ``held_entries``, and correct the store's account.
 
+        Keys that killed evictions have left without an entry are forgotten.
+
         Raises:
             OSError: The store cannot be read, or its account cannot be written.
         """
@@ -51,7 +53,10 @@ class Eviction:
         with account(root) as opened:
             before = opened.read()
         # Whatever was added to the account before is in its place, or its process is dead.
-        found = held_entries(root)
+        empty: list[tuple[str, ...]] = []
+        found = held_entries(root, empty)
+        for key in empty:
+            self._forget_key(key)
         with account(root) as opened:
             # What was added since may have been found, too: then the account says too much.
             added = opened.read().held.minus(before.held)
@@ -121,12 +126,16 @@ class Eviction:
             if error.errno not in (errno.EBUSY, errno.EXDEV):
                 raise
             return False  # Somebody has mounted something there.
-        if remove_empty(root, *place[:-1]):
-            for processor in _processors(root):
-                remove(root, "verdicts", processor, f"{place[-2]}.json")
+        self._forget_key(place[:-1])
         with account(root) as opened:
             opened.take(one.amount)
         return True
+
+    def _forget_key(self, key: tuple[str, ...]) -> None:
+        """Remove a key's directory and verdicts, if the key has no entry."""
+        if remove_empty(self._root, *key):
+            for processor in _processors(self._root):
+                remove(self._root, "verdicts", processor, f"{key[-1]}.json")
 
     def _move(self, parent: Directory, target: str) -> None:
         """Rename an entry into the work directory, and delete it there."""

@@ -110,12 +110,14 @@ def _made_room(root: Directory, limits: Limits, more: Amount, left_s: float) -> 
         return False
     try:
         with evicting(root, left_s) as eviction:
-            if limits.are_passed(read_usage(root).held.plus(more), HIGH):
-                return eviction.down_to(limits, incoming=more) > 0
+            if not limits.are_passed(read_usage(root).held.plus(more), HIGH):
+                return True
+            removed = eviction.down_to(limits, incoming=more)
+            # Where nothing can be removed, looking again would not help.
+            return removed > 0 or not limits.are_passed(read_usage(root).held.plus(more), HIGH)
     except OSError as error:
         _log(root, error)
         return False
-    return True
 
 
 def evict_down(root: Directory, limits: Limits) -> None:

@@ -318,7 +318,7 @@ def test_an_entry_that_is_used_while_others_go_stays(
 
     def used_meanwhile(*args: Any, **kwargs: Any) -> Any:
         yield from count(*args, **kwargs)
-        os.utime(old.path)
+        os.utime(old.path)  # All have been looked at.
 
     monkeypatch.setattr(held_module, "entry_directories", used_meanwhile)
     put(open_store(root, max_entries=2), 3)
