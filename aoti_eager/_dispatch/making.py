@@ -246,6 +246,7 @@ class Making:
             if self._vanished > _VANISHED_TRIES:
                 raise
             return 0.0
+        context.store.note_use(found)  # Another process may have made the entry long ago.
         if found.entry.guards is not None:
             call.table.dynamic.kernels.add(found)
         return found

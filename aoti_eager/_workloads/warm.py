@@ -240,6 +240,7 @@ class Warming:
                 log.warning("%s; it is passed over", error)
                 continue
             if found is not None:
+                store.note_use(found)  # What is warmed is wanted.
                 self._present += 1
                 return True
         return False

@@ -46,7 +46,7 @@ BELOW = {
     "_enable": "_regions _registration _workloads _dispatch _compile_service _store _keys config"
     " _base errors",
     "startup": "_enable _base",
-    "cache": "_workloads _store _keys config _base errors",
+    "cache": "_workloads _store _keys _base errors",
     # The worker's program. It is started, never imported.
     "_compile_worker": "_registration _autograd _dispatch _compile_service _store _runner"
     " _functions _keys _native config _base errors",

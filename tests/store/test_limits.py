@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import shutil
 import stat
+import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from aoti_eager import cache
-from aoti_eager._base.trusted_files import open_directory
+from aoti_eager._base.trusted_files import Directory, open_directory
 from aoti_eager._store import held_entries as held_module
 from aoti_eager._store import puts, stored_entries, usage
 from aoti_eager._store.entry import Remembered, Status
@@ -345,6 +348,32 @@ def test_only_one_process_evicts_and_the_others_do_not_wait(
     assert {300, 301} & rows_in(store)
 
 
+def test_a_put_far_past_the_limits_waits_for_the_eviction_under_way(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = open_store(root, max_entries=20)
+    for rows in range(20):
+        put(store, rows, content=None)
+    waits = threading.Event()
+    evicting = puts.evicting
+
+    def noting(directory: Directory, timeout_s: float) -> Any:
+        if timeout_s > 0:
+            waits.set()
+        return evicting(directory, timeout_s)
+
+    monkeypatch.setattr(puts, "evicting", noting)
+    with ThreadPoolExecutor(1) as executor, open_directory(root) as directory:
+        with evicting(directory, 0.0):
+            put(store, 100, content=None)  # 5 % past the limit.
+            assert not waits.is_set()
+            done = executor.submit(put, store, 101, content=None)
+            assert waits.wait(60)
+            assert held(root).entries == 21
+        assert done.result(60).path.exists()
+    assert held(root).entries == LOW * 20
+
+
 def test_a_put_far_past_the_limits_makes_room_first(root: Path) -> None:
     store = open_store(root)
     for rows in range(10):
@@ -374,16 +403,10 @@ def test_a_directory_that_an_eviction_has_just_removed_is_made_again(
 
     monkeypatch.setattr(Store, "_install", removing)
     # Evictions wait for the lock of the account, which the put has; here it is one thread.
-    monkeypatch.setattr(usage, "locked", lambda *_: _none())
+    monkeypatch.setattr(usage, "locked", lambda *_: contextlib.nullcontext())
     stored = publish(store)
     assert removed
     assert store.check_library(stored).content is not None
-
-
-class _none:
-    def __enter__(self) -> None: ...
-
-    def __exit__(self, *_: object) -> None: ...
 
 
 def test_what_calls_have_put_is_evicted_for_later(root: Path) -> None:
@@ -527,17 +550,12 @@ def test_a_half_deleted_entry_in_a_work_directory_is_no_damaged_one(
             (root / "tmp" / "1" / name).unlink()
         return read(*args, **kwargs)
 
-    from aoti_eager._base.trusted_files import Directory
-    from aoti_eager._store import entry_files
-
     read: Any = Directory.read
     if "entry.json" not in left:
         monkeypatch.setattr(Directory, "read", half_evicted)
         assert find(store) is None
     else:
-        read = entry_files.read_bounded
-        opened = Directory.open
-        read = opened
+        read = Directory.open
         monkeypatch.setattr(Directory, "open", half_evicted)
         with pytest.raises(FileNotFoundError):
             store.check_library(found)
