@@ -20,7 +20,7 @@ from .._base.file_lock import locked
 from .._base.handover import let_others_run
 from .._base.store_format import Names, children, names_at
 from .._base.store_removal import remove, remove_empty, remove_work
-from .._base.trusted_files import Directory
+from .._base.trusted_files import Directory, mount_id
 from ..errors import UntrustedFileError
 from .held_entries import Held, held_entries, holds_back_a_compile, total, victims
 from .limits import LOW, Amount, Limits
@@ -170,18 +170,31 @@ def _processors(root: Directory) -> list[str]:
         return []
 
 
+def _check_place_of_work(root: Directory) -> None:
+    """Raise if ``tmp`` lies on another mount: nothing could be renamed there, or removed there.
+
+    Raises:
+        UntrustedFileError: It does, or is a link.
+    """
+    with root.directory("tmp", create=True) as tmp:
+        if mount_id(tmp.fd) != mount_id(root.fd):
+            raise UntrustedFileError(tmp.path, "is another file system's, so nothing is evicted")
+
+
 @contextlib.contextmanager
 def evicting(root: Directory, timeout_s: float) -> Iterator[Eviction]:
     """Hold the lock of evictions, and give an eviction; first remove what killed ones have left.
 
     Raises:
         TimeoutError: Another process evicts, and did not end within ``timeout_s`` seconds.
+        UntrustedFileError: ``tmp`` is a link, or lies on another mount.
         OSError: The store cannot be written.
     """
     with (
         root.directory("locks", create=True) as locks,
         locked(locks, "evict", timeout_s),
     ):
+        _check_place_of_work(root)
         remove_stale_work(root)
         with work_directory(root) as path, root.descend("tmp", path.name) as work:
             yield Eviction(root, work)

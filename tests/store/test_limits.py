@@ -29,7 +29,7 @@ from aoti_eager._store.stored_entries import COARSE_S
 from aoti_eager._store.usage import Account, Usage, account, read_usage
 from aoti_eager._store.verdict import Verdict, Verdicts
 from aoti_eager.config import config
-from aoti_eager.errors import ConfigError, EntryDamagedError
+from aoti_eager.errors import ConfigError, EntryDamagedError, StoreError
 
 from ..support.entries import (
     ENVIRONMENT,
@@ -670,6 +670,20 @@ def test_a_dry_run_writes_nothing(root: Path, filled: Store) -> None:
     cache.trim(max_size=0, dry_run=True, cache_dir=root)
     cache.prune(declined=True, stale=True, dry_run=True, cache_dir=root)
     assert written() == before
+
+
+def test_nothing_is_evicted_where_work_lies_on_another_file_system(
+    root: Path, filled: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing could be renamed there, and the work directory could not be removed."""
+    monkeypatch.setattr(
+        "aoti_eager._store.least_used.mount_id", lambda fd: os.readlink(f"/proc/self/fd/{fd}")
+    )
+    before = sorted((root / "tmp").iterdir())
+    with pytest.raises(StoreError, match="tmp: is another file system's, so nothing is evicted"):
+        cache.evict(op="*", cache_dir=root)
+    assert sorted((root / "tmp").iterdir()) == before
+    assert held(root).entries == 3
 
 
 def test_an_error_of_an_eviction_does_not_reach_the_put(
