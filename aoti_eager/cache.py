@@ -1,4 +1,4 @@
-"""Inspect and manage the store: list, inspect, verify, prune, clear, warm.
+"""Inspect and manage the store: list, inspect, verify, prune, evict, trim, clear, warm.
 
 The command line has the same verbs. Every function takes ``cache_dir``; the default is the setting
 ``config.cache_dir``.
@@ -19,9 +19,10 @@ from ._store.entry import Entry, Status
 from ._store.entry_inputs import inputs_in_short
 from ._store.entry_tape import tape_in_short
 from ._store.environment import Environment, current_environment
+from ._store.evict import EvictedEntry, EvictReport, evict, trim
 from ._store.kept_queue import forget_wanted
-from ._store.prune import PruneReport, prune_store
-from ._store.store import BadEntry, Store, StoredEntry
+from ._store.prune import PruneReport, prune
+from ._store.store import BadEntry, Store, StoredEntry, store_at
 from ._store.store_root import store_errors
 from ._store.stored_failures import still_holds
 from ._store.verdict import PathTime, Verdict, Verdicts, clear_verdicts
@@ -30,22 +31,25 @@ from ._workloads.left_out import forget_runs
 from ._workloads.report import WarmFailure, WarmReport
 from ._workloads.warm import warm
 from ._workloads.workload import Call, read_workload
-from .config import config
 from .errors import EntryDamagedError
 
 __all__ = [
     "CacheEntry",
     "Call",
     "EntryDetails",
+    "EvictReport",
+    "EvictedEntry",
     "PruneReport",
     "VerifyReport",
     "WarmFailure",
     "WarmReport",
     "clear",
+    "evict",
     "inspect",
     "list",
     "prune",
     "read_workload",
+    "trim",
     "verify",
     "warm",
 ]
@@ -134,7 +138,7 @@ def list(*, cache_dir: str | os.PathLike[str] | None = None) -> Sequence[CacheEn
     Raises:
         StoreError: The store cannot be read, or others can write to it.
     """
-    store = _store(cache_dir)
+    store = store_at(cache_dir)
     verdicts, environment = Verdicts(store.root), current_environment()
     return sorted(
         (_summary(found, store, verdicts, environment) for found in store.scan()),
@@ -155,7 +159,7 @@ def inspect(
         KeyError: No entry that can be read has such a digest.
         StoreError: The store cannot be read.
     """
-    store = _store(cache_dir)
+    store = store_at(cache_dir)
     verdicts, environment = Verdicts(store.root), current_environment()
     found = [
         _details(stored, store, verdicts, environment)
@@ -180,7 +184,7 @@ def verify(*, repair: bool = True, cache_dir: str | os.PathLike[str] | None = No
     Raises:
         StoreError: The store cannot be read, or cannot be written while ``repair`` is set.
     """
-    store = _store(cache_dir)
+    store = store_at(cache_dir)
     if repair:
         store.require_marker()
     verdicts, environment = Verdicts(store.root), current_environment()
@@ -196,6 +200,8 @@ def verify(*, repair: bool = True, cache_dir: str | os.PathLike[str] | None = No
         try:
             if found.entry.library is not None:
                 store.check_library(found)
+        except FileNotFoundError:
+            continue  # Another process has evicted the entry meanwhile.
         except EntryDamagedError as error:
             damaged[found.path] = str(error)
             continue
@@ -214,37 +220,6 @@ def verify(*, repair: bool = True, cache_dir: str | os.PathLike[str] | None = No
     return VerifyReport(intact, (*damaged.items(), *others), foreign, residue, repair)
 
 
-def prune(
-    *,
-    declined: bool = False,
-    stale: bool = False,
-    compiler: str | None = None,
-    cache_dir: str | os.PathLike[str] | None = None,
-) -> PruneReport:
-    """Remove what is to be tried again, or cannot be used here, and return how much there was.
-
-    Running processes keep what they have decided; the next process decides anew.
-
-    Args:
-        declined: Remove the remembered failures of the current environment (entries that were
-            declined or quarantined), and this processor's verdicts on kernels that lost on either
-            hit path. Keys that were begun in vain too often are begun again.
-        stale: Remove the entries of other environments, and verdicts, of any processor, on keys
-            that have no entry.
-        compiler: Remove the entries of the current environment that a C++ compiler has made, and
-            the failures met with that compiler. The compiler is one whose version line has this
-            text in it, or whose identity begins with this text (``inspect`` shows both).
-        cache_dir: The store's directory.
-
-    Raises:
-        ValueError: Nothing is asked for.
-        StoreError: The store cannot be written, or is not ours.
-    """
-    if not (declined or stale or compiler):
-        raise ValueError("nothing to remove: choose declined, stale or both, or a compiler")
-    return prune_store(_store(cache_dir), declined=declined, stale=stale, compiler=compiler)
-
-
 def clear(*, cache_dir: str | os.PathLike[str] | None = None) -> int:
     """Remove all entries, those of other environments too, and return how many there were.
 
@@ -257,7 +232,7 @@ def clear(*, cache_dir: str | os.PathLike[str] | None = None) -> int:
     Raises:
         StoreError: The store cannot be written, or is not ours.
     """
-    store = _store(cache_dir)
+    store = store_at(cache_dir)
     count = store.clear()
     with store.marked() as root, store_errors(f"{store.root}: its verdicts cannot be removed"):
         if root is not None:
@@ -265,11 +240,6 @@ def clear(*, cache_dir: str | os.PathLike[str] | None = None) -> int:
             forget_wanted(root)
             forget_runs(root)
     return count
-
-
-def _store(cache_dir: str | os.PathLike[str] | None) -> Store:
-    root = config.cache_dir if cache_dir is None else Path(cache_dir).expanduser().absolute()
-    return Store(root, lock_timeout_s=config.lock_timeout_s)
 
 
 def _verdict(entry: Entry, verdicts: Verdicts) -> Verdict | None:

@@ -10,17 +10,24 @@ import json
 import re
 import sys
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 
 from . import cache
+from ._base.amounts import size_in_words
 from ._base.printable import printable, printable_lines
 from ._commands import (
     demo as demo_verb,
 )
 from ._commands import (
     doctor as doctor_verb,
+)
+from ._commands import (
+    evict as evict_verb,
+)
+from ._commands import (
+    prune as prune_verb,
 )
 from ._commands import (
     run as run_verb,
@@ -62,8 +69,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
 
 
+class _Parser(argparse.ArgumentParser):
+    """Says what is wrong with a command line in one line."""
+
+    def error(self, message: str) -> NoReturn:
+        """End the process with status 2."""
+        self.exit(2, f"{self.prog}: {printable_lines(message)}; see {self.prog} --help\n")
+
+
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="aoti-eager",
         description="Inspect and manage the kernel cache of PyTorch's eager mode.",
     )
@@ -78,7 +93,6 @@ def _parser() -> argparse.ArgumentParser:
         ("list", _list, "List the entries of the cache."),
         ("inspect", _inspect, "Show all that is known about an entry."),
         ("verify", _verify, "Check every file of the cache; remove what is broken."),
-        ("prune", _prune, "Remove what the next process is to try again, or has no use for."),
         ("clear", _clear, "Remove all entries."),
         ("stats", _stats, "Show the counters of all processes that used the cache."),
         ("explain", _explain, "Say what becomes of a call, and why."),
@@ -91,8 +105,6 @@ def _parser() -> argparse.ArgumentParser:
             sub.add_argument("digest", help="the beginning of a key's digest, from list")
         if name == "verify":
             sub.add_argument("--dry-run", action="store_true", help="only report")
-        if name == "prune":
-            _add_prune_arguments(sub)
         if name == "explain":
             sub.add_argument("op", help="aten::silu, or aten::add.Tensor")
             sub.add_argument(
@@ -101,6 +113,15 @@ def _parser() -> argparse.ArgumentParser:
                 help="tensors as 'f32[8,8]' or with strides 'f32[8,8]{1,8}', other values as in "
                 "Python, keyword arguments as 'alpha=2'",
             )
+    prune_verb.add_arguments(
+        verb("prune", prune_verb.main, "Remove what the next process is to try again.")
+    )
+    evict_verb.add_arguments(
+        verb("evict", evict_verb.main, "Remove entries by the time of their last use, or by op.")
+    )
+    evict_verb.add_trim_arguments(
+        verb("trim", evict_verb.main_trim, "Remove the least recently used entries.")
+    )
     run_verb.add_arguments(
         verb("run", run_verb.main, "Run a script with ops served from the cache.")
     )
@@ -115,20 +136,6 @@ def _parser() -> argparse.ArgumentParser:
         verb("demo", demo_verb.main, "Train a small model plain, cold and warm, and compare.")
     )
     return parser
-
-
-def _add_prune_arguments(sub: argparse.ArgumentParser) -> None:
-    sub.add_argument(
-        "--declined",
-        action="store_true",
-        help="remembered failures, and what lost against the original on this processor",
-    )
-    sub.add_argument("--stale", action="store_true", help="entries of other environments")
-    sub.add_argument(
-        "--compiler",
-        metavar="TEXT",
-        help="entries made by a C++ compiler with this in its version, or whose identity begins so",
-    )
 
 
 def _say(line: str) -> None:
@@ -151,9 +158,17 @@ def _list(namespace: argparse.Namespace) -> int:
     ]
     header = ("op", "key", "status", "KiB", "inputs, or ops of a region", "reason")
     print("\n".join(align([header, *rows], left=(0, 1, 2, 4, 5))))
-    size = sum(e.size_bytes for e in entries)
-    _say(f"{len(entries)} entries, {size / 2**20:.1f} MiB, in {config.cache_dir}")
+    _say(_held(entries))
     return 0
+
+
+def _held(entries: Sequence[cache.CacheEntry]) -> str:
+    """Return in words what the store holds, and what it may hold at most."""
+    limits = [] if config.max_entries is None else [f"{config.max_entries} entries"]
+    limits += [] if config.max_size is None else [size_in_words(config.max_size)]
+    most = f" of at most {' and '.join(limits)}" if limits else ""
+    size = size_in_words(sum(e.size_bytes for e in entries))
+    return f"{len(entries)} entries, {size}{most}, in {config.cache_dir}"
 
 
 def _what(entry: cache.CacheEntry) -> str:
@@ -234,21 +249,6 @@ def _verify(namespace: argparse.Namespace) -> int:
     return 1 if report.damaged else 0
 
 
-def _prune(namespace: argparse.Namespace) -> int:
-    compiler = namespace.compiler
-    if not (namespace.declined or namespace.stale or compiler):
-        _say_error("prune: choose --declined, --stale or both, or --compiler")
-        return 2
-    report = cache.prune(declined=namespace.declined, stale=namespace.stale, compiler=compiler)
-    made = f"{report.compiler} entries of that compiler, " if compiler else ""
-    _say(
-        f"{made}{report.declined} remembered failures, {report.slower} losing verdicts, "
-        f"{report.stale} entries of other environments and {report.orphans} verdicts without an "
-        f"entry removed from {config.cache_dir}"
-    )
-    return 0
-
-
 def _clear(namespace: argparse.Namespace) -> int:
     _say(f"{cache.clear()} entries removed from {config.cache_dir}")
     return 0
@@ -259,7 +259,8 @@ def _stats(namespace: argparse.Namespace) -> int:
     if namespace.json:
         print(json.dumps({op: dataclasses.asdict(counts) for op, counts in totals.items()}))
         return 0
-    regions = {one.op: one.region for one in cache.list() if one.region}
+    entries = cache.list()
+    regions = {one.op: one.region for one in entries if one.region}
     header = ("op", "hits", "misses", "compiles", "failures", "declines", "reasons", "region")
     rows: list[tuple[str, ...]] = [header]
     rows += [
@@ -269,6 +270,7 @@ def _stats(namespace: argparse.Namespace) -> int:
         rows = [row[:-1] for row in rows]
     print("\n".join(align(rows, left=(0, 6, 7))))
     _say(f"{len(totals)} ops, all processes that used {config.cache_dir}")
+    _say(_held(entries))
     return 0
 
 

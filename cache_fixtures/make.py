@@ -13,7 +13,7 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
-from aoti_eager._base.store_format import MARKER_FILE
+from aoti_eager._base.store_format import MARKER_FILE, USAGE_FILE
 from aoti_eager._keys.kernel_key import KernelKey
 from aoti_eager._store.entry import FORMAT_VERSION, Entry, Status
 from aoti_eager._store.environment import Environment
@@ -148,8 +148,10 @@ def main(directory: Path) -> None:
         shutil.rmtree(root, ignore_errors=True)
         fill(Store(root, lock_timeout_s=1.0))
         (root / "tmp").rmdir()
-        # Caches without a marker: as versions that knew of none have left them.
+        # Caches without a marker and an account: as versions that knew of none have left them.
         (root / MARKER_FILE).unlink()
+        (root / USAGE_FILE).unlink()
+        shutil.rmtree(root / "locks")
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ from typing import Any
 
 import platformdirs
 
+from .amounts import SIZE, parse_size
 from .data_class import dataclass
 
 MODES = ("background", "sync", "cache_only", "off")
@@ -144,6 +145,32 @@ def _count_or_auto(value: Any) -> int | str:
         raise ValueError("wants 'auto', or a whole number of at least 1") from None
 
 
+def _is_no_limit(value: Any) -> bool:
+    return value is None or (isinstance(value, str) and value.strip().lower() == "none")
+
+
+def _size_or_none(value: Any) -> int | None:
+    if _is_no_limit(value):
+        return None
+    wanted = f"{SIZE}, above 0; or 'none' for no limit"
+    try:
+        size = parse_size(value)
+    except ValueError:
+        raise ValueError(wanted) from None
+    if size == 0:
+        raise ValueError(wanted)
+    return size
+
+
+def _count_or_none(value: Any) -> int | None:
+    if _is_no_limit(value):
+        return None
+    try:
+        return _count(value)
+    except ValueError:
+        raise ValueError("wants a whole number of at least 1, or 'none' for no limit") from None
+
+
 def _seconds(value: Any) -> float:
     wanted = ValueError("wants a number of seconds above 0")
     try:
@@ -183,6 +210,19 @@ SETTINGS: dict[str, Setting] = {
             "directory of the store; created 0700",
             find_default=lambda: _of_this_user(platformdirs.user_cache_dir),
             is_path=True,
+        ),
+        Setting(
+            "max_size",
+            5 << 30,
+            _size_or_none,
+            "most bytes of the store's entries, also as text: 500M, 5G, none; past it, the entries "
+            "that were not used for longest go",
+        ),
+        Setting(
+            "max_entries",
+            None,
+            _count_or_none,
+            "most entries of the store, or none for no limit; past it, as for max_size",
         ),
         Setting(
             "cpu_target",

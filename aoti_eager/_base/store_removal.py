@@ -1,7 +1,8 @@
-"""The only function that removes something in a cache directory.
+"""The only module that removes something in a cache directory.
 
 All code that deletes something there (verify, prune, clear, replacing an entry, sweeping what dead
-processes left) calls ``remove``. ``remove`` works relative to the open root, follows no link,
+processes left) calls ``remove``; an eviction first renames an entry into its own work directory,
+and then calls ``remove_work``. ``remove`` works relative to the open root, follows no link,
 enters no other file system, and removes only names of the format: a file that somebody has put
 beside ours stays, and so do the directories that hold it.
 """
@@ -59,6 +60,47 @@ def remove(root: Directory, *path: str, base: Sequence[str] = ()) -> bool:
         return True
     except UntrustedFileError:
         return False
+
+
+def remove_work(work: Directory, name: str) -> None:
+    """Remove what lies at ``name`` in an open work directory of this process, whatever it is.
+
+    Raises:
+        OSError: The file system refuses: read-only, no permission.
+    """
+    _remove_any(work, name, mount_id(work.fd))
+
+
+def remove_empty(root: Directory, *path: str) -> bool:
+    """Remove the directory at ``path`` and those above it, as far as they are empty.
+
+    The first name stays. A process that is about to put something into one of the directories
+    finds it gone, and makes it again (``Store.publish``).
+
+    Args:
+        root: The cache directory.
+        path: Names of the format that lead to a directory.
+
+    Returns:
+        Whether the directory at ``path`` itself is gone.
+
+    Raises:
+        OSError: The file system refuses: read-only, no permission.
+    """
+    is_gone = True
+    for depth in range(len(path), 1, -1):
+        try:
+            with root.descend(*path[: depth - 1]) as parent:
+                was_removed = _rmdir(parent, path[depth - 1])
+        except (FileNotFoundError, NotADirectoryError):
+            continue
+        except UntrustedFileError:
+            was_removed = False
+        if depth == len(path):
+            is_gone = was_removed
+        if not was_removed:
+            break
+    return is_gone
 
 
 def _remove(parent: Directory, name: str, what: File | Scratch | Names, mount: object) -> bool:

@@ -119,8 +119,11 @@ class Directory:
                 yield name, child
 
     def names(self) -> list[str]:
-        """Return the names of everything in this directory."""
-        return os.listdir(self.fd)
+        """Return the names of everything in this directory; none if it was removed meanwhile."""
+        try:
+            return os.listdir(self.fd)
+        except FileNotFoundError:  # The directory is open, so this is what its removal looks like.
+            return []
 
     def status(self, name: str) -> os.stat_result:
         """Return the status of ``name``; for a link, that of the link itself."""

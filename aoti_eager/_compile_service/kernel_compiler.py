@@ -141,12 +141,14 @@ class KernelCompiler:
             CompileError: No usable library, with the decline reason; the store remembers it.
         """
         service = context.background_service if background else context.service
+        from .._store.limits import current_limits
         from .requested import EntryOrigin
         from .requests import EntryRequest
 
         target, requires = self.target(context)
         origin = EntryOrigin(context.environment, target, requires)
-        request = EntryRequest(self._code(template, function, context, plan), origin)
+        code = self._code(template, function, context, plan)
+        request = EntryRequest(code, origin, current_limits())
         let_others_run()
         return service.publish(request)
 

@@ -19,7 +19,7 @@ from .._keys.kernel_key import KernelKey
 from .._store.environment import CODE_VERSION
 
 # Raise this number when a field of a request or of a reply changes its meaning.
-MESSAGE_VERSION = 2
+MESSAGE_VERSION = 3
 # Most characters of a refused value that an error repeats.
 _LONGEST_VALUE = 100
 # What a number of 400 digits, or a list in a list in a list, raises.

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from .._base.data_class import dataclass, field
+from .._store.limits import Limits
 from .messages import (
     Document,
     Fields,
@@ -90,10 +91,12 @@ class EntryRequest:
     Attributes:
         code: What the entry's library is to contain.
         origin: What the entry says of where it was made.
+        limits: What the store may hold: the worker evicts if the entry is too much.
     """
 
     code: RequestedCode
     origin: EntryOrigin
+    limits: Limits
     kind = "publish"
     works_alone = True
 
@@ -123,7 +126,12 @@ class EntryRequest:
 
     def to_json(self) -> Document:
         """Return the request as a JSON object."""
-        return {**_head(self), "code": self.code.to_json(), "origin": self.origin.to_json()}
+        return {
+            **_head(self),
+            "code": self.code.to_json(),
+            "origin": self.origin.to_json(),
+            "limits": self.limits.to_json(),
+        }
 
     @classmethod
     def from_json(cls, values: object) -> EntryRequest:
@@ -136,7 +144,18 @@ class EntryRequest:
         return cls(
             fields.read("code", RequestedCode.from_json),
             fields.read("origin", EntryOrigin.from_json),
+            fields.read("limits", _limits),
         )
+
+
+def _limits(values: object) -> Limits:
+    """Return the limits that a request says.
+
+    Raises:
+        MessageError: ``values`` have another form.
+    """
+    fields = Fields(values, "the limits")
+    return Limits(fields.optional("max_size", whole), fields.optional("max_entries", whole))
 
 
 @dataclass(frozen=True, slots=True)

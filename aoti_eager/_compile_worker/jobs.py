@@ -140,7 +140,7 @@ class CompileJobs:
     def _publish(self, request: EntryRequest) -> Published | Busy:
         """Return the path of the key's entry: found, or compiled and published here."""
         key = request.code.call.key
-        store = Store(request.root, lock_timeout_s=_LOCK_TIMEOUT_S)
+        store = Store(request.root, lock_timeout_s=_LOCK_TIMEOUT_S, limits=request.limits)
         try:
             with store.locked(key):
                 found = None

@@ -33,6 +33,8 @@ def find(call: KernelRequest, context: CacheContext) -> StoredEntry | None:
             found = standing(context.store, found)
             if found is not None and found.entry.status is Status.READY:
                 found = context.store.check_library(found)
+        except FileNotFoundError:
+            continue  # Another process has evicted the entry meanwhile: a miss.
         except EntryDamagedError as error:
             _discard(error, context)
             continue
@@ -42,6 +44,7 @@ def find(call: KernelRequest, context: CacheContext) -> StoredEntry | None:
             log.warning("%s; it is passed over", error)
             continue
         if found is not None:
+            context.store.note_use(found)
             return found
     return _find_dynamic(call, context)
 
@@ -55,11 +58,16 @@ def _find_dynamic(call: KernelRequest, context: CacheContext) -> StoredEntry | N
     if found is None or dynamic.kernels.is_loaded(found, call.releases_gil):
         return found
     try:
-        return context.store.check_library(found)
+        checked = context.store.check_library(found)
+    except FileNotFoundError:
+        dynamic.kernels.look_again()  # Another process has evicted the entry since it was read.
+        return None
     except EntryDamagedError as error:
         _discard(error, context)
         dynamic.kernels.forget()
         return None
+    context.store.note_use(checked)
+    return checked
 
 
 def _discard(error: EntryDamagedError, context: CacheContext) -> None:

@@ -14,6 +14,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from .._base.handover import let_others_run
+from .._base.late_import import importing
+from .._compile_service import queue
 from .._compile_service.cache_context import CacheContext
 from .._compile_service.job_progress import JobProgress
 from .._keys.dynamic_plan import Plan
@@ -183,6 +185,24 @@ class Making:
                 return found
         return self._published()
 
+    def begins_again(self) -> bool:
+        """Return whether the key's entry was evicted or deleted since it was found.
+
+        Then the next ``run`` looks again, and has a worker make the entry anew. The number of such
+        beginnings is limited, in case the entry is removed again and again.
+        """
+        if self._found is None or self._vanished >= _VANISHED_TRIES:
+            return False
+        try:
+            self._context.store.read(self._found.path)
+        except FileNotFoundError:
+            self._found = None
+            self._vanished += 1
+            return True
+        except StoreError:
+            pass
+        return False
+
     def _published(self) -> StoredEntry | float:
         """Return the entry that a worker has put into the store, or the seconds to wait."""
         call, context = self._call, self._context
@@ -226,6 +246,7 @@ class Making:
             if self._vanished > _VANISHED_TRIES:
                 raise
             return 0.0
+        context.store.note_use(found)  # Another process may have made the entry long ago.
         if found.entry.guards is not None:
             call.table.dynamic.kernels.add(found)
         return found
@@ -312,4 +333,8 @@ class Making:
                 checked=False,
                 portable=True,
             )
-            return store.publish(entry, work, made.library, "", sha256=made.sha256)
+            stored = store.publish(entry, work, made.library, "", sha256=made.sha256)
+        with importing():
+            from .._store.puts import keep_limits
+        queue.background.run_background_write(lambda: keep_limits(store))  # No call evicts.
+        return stored

@@ -255,6 +255,8 @@ class Pending:
         kernel = kernel_or_refusal(call, judged, context)
         let_others_run()
         if isinstance(kernel, Refusal):
+            if kernel.reason == "library_unloadable" and self._making.begins_again():
+                return 0.0
             if kernel.reason == "library_unloadable" and self._making.compiled:
                 raise CompileError(kernel.reason, f"{call.key.op}: {kernel.message}")
             self._refuse(kernel)

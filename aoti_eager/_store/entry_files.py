@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import math
 import os
 from collections.abc import Iterator
 from dataclasses import replace
@@ -46,12 +47,18 @@ _LONGEST_OP = 180
 class StoredEntry:
     """An entry and the directory it was read from.
 
-    ``content`` has the library's bytes, once they were compared with the entry's digest.
+    Attributes:
+        entry: The entry.
+        path: Its directory.
+        content: The library's bytes, once they were compared with the entry's digest.
+        used_at: When a process last noted that it uses the entry, in seconds since 1970; see
+            ``StoredEntries.note_use``.
     """
 
     entry: Entry
     path: Path
     content: bytes | None = field(default=None, compare=False, repr=False)
+    used_at: float = field(default=math.inf, compare=False, repr=False)
 
     @property
     def library_path(self) -> Path:
@@ -83,11 +90,14 @@ def read_entry(parent: Directory, name: str) -> StoredEntry:
     path = parent.path / name
     try:
         with parent.directory(name) as directory:
+            used_at = os.fstat(directory.fd).st_mtime
             try:
                 document = directory.read(ENTRY_FILE, ENTRY_LIMIT)
             except FileNotFoundError:
                 if not {LIBRARY_FILE, LOG_FILE} & set(directory.names()):
                     raise  # The entry is gone; somebody has put other files beside it.
+                if not is_in_place(parent, name, directory):
+                    raise  # Another process has evicted the entry, and is deleting its files.
                 raise at(EntryDamagedError(f"has no {ENTRY_FILE}"), path) from None
     except NotADirectoryError:
         raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(path)) from None
@@ -101,7 +111,7 @@ def read_entry(parent: Directory, name: str) -> StoredEntry:
         raise unreadable("cannot be read", path, error) from error
     let_others_run()
     try:
-        return StoredEntry(decode(document), path)
+        return StoredEntry(decode(document), path, used_at=used_at)
     except (EntryDamagedError, CacheFormatError) as error:
         raise at(error, path) from error
 
@@ -138,6 +148,19 @@ def checked_library(directory: Directory, found: StoredEntry) -> StoredEntry:
     if hashlib.sha256(content).hexdigest() != library.sha256:
         raise at(EntryDamagedError("its library is not the file that was stored"), found.path)
     return replace(found, content=content)
+
+
+def is_in_place(parent: Directory, name: str, directory: Directory) -> bool:
+    """Return whether an open directory still lies at ``name`` in ``parent``.
+
+    An eviction renames an entry away before it deletes the entry's files. So a file that is missing
+    in a directory that lies elsewhere says nothing about the entry at ``name``.
+    """
+    try:
+        there = parent.status(name)
+    except OSError:
+        return False
+    return os.path.samestat(there, os.fstat(directory.fd))
 
 
 def path_below(work: Path, library: Path) -> Path:

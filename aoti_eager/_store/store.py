@@ -9,6 +9,7 @@ whether to warn, to go on or to raise. Layout under the root::
     locks/<two hexadecimal digits>    lock files, one for all keys that begin so; never deleted
     toolchain/                        precompiled headers of the compile worker, the C++ hit path
     verdicts/<processor>/<key>.json   times and checks; see ``verdict``
+    usage                             how much all entries take together; see ``usage``
     wanted                            the kept queue; see ``wanted_calls``
     runs                              runs of scripts; see ``_workloads/left_out``
     totals.json                       counters of all processes, for the command line
@@ -26,12 +27,23 @@ import uuid
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from .._base.file_lock import FileLock
-from .._base.store_format import ENTRY_FILE, LIBRARY_FILE, LOG_FILE, WANTED_FILE, children, is_entry
+from .._base.late_import import importing
+from .._base.store_format import (
+    ENTRY_FILE,
+    LIBRARY_FILE,
+    LOG_FILE,
+    USAGE_FILE,
+    WANTED_FILE,
+    children,
+    is_entry,
+)
 from .._base.store_removal import remove
 from .._base.trusted_files import Directory
 from .._keys.kernel_key import KernelKey
+from ..config import config
 from ..errors import (
     CacheFormatError,
     EntryDamagedError,
@@ -51,6 +63,13 @@ from .entry_files import (
 from .store_root import names_below, store_error, store_errors
 from .stored_entries import StoredEntries
 
+if TYPE_CHECKING:
+    from .limits import Limits
+
+# An eviction may remove an empty directory that an entry is about to be renamed into; then the
+# directory is made again.
+_MOST_PLACINGS = 100
+
 __all__ = ["ENTRY_FILE", "LIBRARY_FILE", "LOG_FILE", "BadEntry", "Store", "StoredEntry"]
 
 
@@ -61,13 +80,21 @@ class Store(StoredEntries):
         root: Its directory, an absolute path; ``None`` where this user has no home for one.
         lock_timeout_s: Seconds that ``locked`` waits for another process.
         preferred_target: The target whose entries ``find`` looks at first.
+        limits: What ``publish`` evicts for. ``None``: ``publish`` only counts; for stores that
+            calls write to, because no call evicts.
     """
 
     def __init__(
-        self, root: Path | None, *, lock_timeout_s: float, preferred_target: str = ""
+        self,
+        root: Path | None,
+        *,
+        lock_timeout_s: float,
+        preferred_target: str = "",
+        limits: Limits | None = None,
     ) -> None:
         super().__init__(root, preferred_target=preferred_target)
         self.lock_timeout_s = lock_timeout_s
+        self._limits = limits
 
     def has_wanted(self) -> bool:
         """Return whether processes have left keys that they wanted (``kept_queue``)."""
@@ -113,7 +140,8 @@ class Store(StoredEntries):
     ) -> StoredEntry:
         """Publish ``entry`` with its files in one rename, and return it as stored.
 
-        If another process published the same entry first, its copy stays and is returned.
+        If another process published the same entry first, its copy stays and is returned. If the
+        store is then larger than its limits, other entries are evicted (``puts``).
 
         Args:
             entry: Its ``library`` is filled in here.
@@ -126,7 +154,18 @@ class Store(StoredEntries):
             CacheFormatError: A newer version has published the same entry; its copy stays.
             StoreError: The entry cannot be written; nothing of it is left behind.
         """
+        with importing():
+            from .limits import Amount
+            from .puts import put
+
         final = self._entry_path(entry)
+        stored: StoredEntry | None = None
+
+        def install() -> bool:
+            nonlocal stored
+            stored = self._placed(root, entry, (working, staged))
+            return stored.entry is entry
+
         with (
             self.writable() as root,
             store_errors(f"{final}: cannot be written"),
@@ -139,12 +178,27 @@ class Store(StoredEntries):
                     if sha256 not in (None, taken.sha256):
                         raise StoreError(f"{library}: is not the library that was tried")
                     entry = replace(entry, library=taken)
-                if log:
-                    directory.write(LOG_FILE, log.encode(errors="replace")[-LOG_LIMIT:])
-                directory.write(ENTRY_FILE, encode(entry))
-            *above, target = names_below(self.root, final)
-            with root.descend(*above, create=True) as parent:
-                return StoredEntry(*self._install(root, entry, (working, staged), (parent, target)))
+                size = 0 if entry.library is None else entry.library.size_bytes
+                text = log.encode(errors="replace")[-LOG_LIMIT:]
+                if text:
+                    directory.write(LOG_FILE, text)
+                document = encode(entry)
+                directory.write(ENTRY_FILE, document)
+            size += len(text) + len(document)
+            put(root, Amount(size, 1), self._limits, install)
+        assert stored is not None
+        return stored
+
+    def _placed(self, root: Directory, entry: Entry, staged: tuple[Directory, str]) -> StoredEntry:
+        *above, target = names_below(self.root, self._entry_path(entry))
+        for left in reversed(range(_MOST_PLACINGS)):
+            try:
+                with root.descend(*above, create=True) as parent:
+                    return StoredEntry(*self._install(root, entry, staged, (parent, target)))
+            except FileNotFoundError:
+                if not left:
+                    raise
+        raise AssertionError
 
     def _install(
         self,
@@ -245,6 +299,7 @@ class Store(StoredEntries):
             with store_errors(f"{self.root}: its entries cannot be removed"):
                 for environment in self._names(root, "v1"):
                     remove(root, "v1", environment)
+                remove(root, USAGE_FILE)  # The next put counts.
         return count
 
     def _entry_path(self, entry: Entry) -> Path:
@@ -258,3 +313,13 @@ class Store(StoredEntries):
                 return list(children(directory, *names))
         except (FileNotFoundError, NotADirectoryError):
             return []
+
+
+def store_at(cache_dir: str | os.PathLike[str] | None) -> Store:
+    """Return the store at ``cache_dir``; by default, the store of the settings.
+
+    Raises:
+        ConfigError: A setting has a wrong value.
+    """
+    root = config.cache_dir if cache_dir is None else Path(cache_dir).expanduser().absolute()
+    return Store(root, lock_timeout_s=config.lock_timeout_s)

@@ -6,8 +6,11 @@ Every operation opens the root anew, checks it, and works relative to it; see
 
 from __future__ import annotations
 
+import contextlib
 import errno
+import math
 import os
+import stat
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -25,11 +28,15 @@ from .entry_files import (
     at,
     checked_library,
     entry_directories,
+    is_in_place,
     op_path,
     read_entry,
 )
 from .environment import Environment
 from .store_root import StoreRoot, names_below, store_error
+
+# Six hours: evictions compare days, and a write for each use would be one for each process.
+COARSE_S = 6 * 3600.0
 
 
 class StoredEntries(StoreRoot):
@@ -38,11 +45,14 @@ class StoredEntries(StoreRoot):
     Args:
         root: The store's directory, an absolute path; ``None`` where this user has no home for one.
         preferred_target: The target whose entries ``find`` looks at first.
+
+    More than 12 methods, because each reads one thing of an entry, or finds entries in one way.
     """
 
     def __init__(self, root: Path | None, *, preferred_target: str = "") -> None:
         super().__init__(root)
         self._preferred_target = preferred_target
+        self._noted: set[Path] = set()
 
     def find(
         self, key: KernelKey, environment: Environment, features: frozenset[str]
@@ -135,7 +145,7 @@ class StoredEntries(StoreRoot):
         *above, name = names_below(self.root, path)
         with self.below(*above) as directory:
             if directory is None:
-                raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(path))
+                raise _gone(path)
             return read_entry(directory, name)
 
     def check_library(self, found: StoredEntry) -> StoredEntry:
@@ -144,17 +154,33 @@ class StoredEntries(StoreRoot):
         These bytes are loaded, and not the file: by then the file may be another one.
 
         Raises:
+            FileNotFoundError: The entry was evicted or deleted since it was found.
             EntryDamagedError: The library is missing, or not the file that was published.
         """
-        with self.below(*names_below(self.root, found.path)) as directory:
-            if directory is None:
-                raise at(EntryDamagedError("its library cannot be read: it is gone"), found.path)
-            return checked_library(directory, found)
+        *above, name = names_below(self.root, found.path)
+        with self.below(*above) as parent, contextlib.ExitStack() as opened:
+            if parent is None:
+                raise _gone(found.path)
+            try:
+                directory = opened.enter_context(parent.directory(name))
+            except (FileNotFoundError, NotADirectoryError):
+                raise _gone(found.path) from None
+            except UntrustedFileError as error:
+                raise at(EntryDamagedError(f"{name} {error.problem}"), found.path) from error
+            except OSError as error:
+                raise store_error(f"{found.path}: cannot be read", error) from error
+            try:
+                return checked_library(directory, found)
+            except EntryDamagedError:
+                if is_in_place(parent, name, directory):
+                    raise
+                raise _gone(found.path) from None
 
     def sealed_library(self, found: StoredEntry) -> SealedLibrary:
         """Return a private copy of an entry's library, to be opened and then closed.
 
         Raises:
+            FileNotFoundError: The entry was evicted or deleted since it was found.
             EntryDamagedError: The library is missing, or not the file that was published.
             StoreError: There is no memory for a copy.
         """
@@ -165,6 +191,27 @@ class StoredEntries(StoreRoot):
             return SealedLibrary(found.content, found.library_path)
         except OSError as error:
             raise store_error(f"{found.library_path}: cannot be copied", error) from error
+
+    def note_use(self, found: StoredEntry) -> None:
+        """Record that this process uses an entry, for evictions; never raises.
+
+        The time is that of the entry's directory: its files are immutable. It is written at most
+        once for each entry and process, and only if the recorded time is older than ``COARSE_S``
+        seconds, or ahead of the clock by as much. A store that cannot be written is left alone.
+        """
+        now = time.time()
+        if abs(now - found.used_at) < COARSE_S or found.used_at == math.inf:
+            return
+        if found.path in self._noted:
+            return
+        self._noted.add(found.path)
+        with contextlib.suppress(OSError):
+            # Its owner may set a directory's time even where the directory is read-only.
+            if not os.access(self.root, os.W_OK) or not self.root.stat().st_mode & stat.S_IWUSR:
+                return
+            with self.below(*names_below(self.root, found.path)) as directory:
+                if directory is not None and os.fstat(directory.fd).st_mode & stat.S_IWUSR:
+                    os.utime(directory.fd, (now, now))
 
     def read_log(self, found: StoredEntry) -> str:
         """Return the last part of what the compiler wrote about an entry; empty if nothing.
@@ -213,6 +260,10 @@ class StoredEntries(StoreRoot):
         """
         with self.below("v1") as v1:
             yield from _entries(v1, depth=4)
+
+
+def _gone(path: Path) -> FileNotFoundError:
+    return FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(path))
 
 
 def _entries(above: Directory | None, depth: int) -> Iterator[StoredEntry | BadEntry]:

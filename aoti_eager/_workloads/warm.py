@@ -26,6 +26,7 @@ from .._compile_service.worker_pool import CompileService
 from .._dispatch.certificates import refusal as certificate_refusal
 from .._keys.schema import parsed_schema
 from .._store.entry import Entry, Status
+from .._store.limits import current_limits
 from .._store.store import Store
 from .._store.stored_failures import standing
 from .._store.verdict import NOT_A_VERDICT, decode_verdict
@@ -229,6 +230,8 @@ class Warming:
                 found = standing(store, found)
                 if found is not None and found.entry.status is Status.READY:
                     store.check_library(found)
+            except FileNotFoundError:
+                continue  # Another process has evicted the entry meanwhile.
             except EntryDamagedError as error:
                 log.warning("%s; it is removed and made anew", error)
                 self._context.discard(error)
@@ -237,6 +240,7 @@ class Warming:
                 log.warning("%s; it is passed over", error)
                 continue
             if found is not None:
+                store.note_use(found)  # What is warmed is wanted.
                 self._present += 1
                 return True
         return False
@@ -321,7 +325,11 @@ def warm(
 
 def _context_of(cache_dir: str | os.PathLike[str] | None) -> CacheContext:
     context = cache_context.current()
-    if cache_dir is None:
-        return context
-    root = Path(cache_dir).expanduser().absolute()
-    return replace(context, store=Store(root, lock_timeout_s=config.lock_timeout_s))
+    root = context.store.root if cache_dir is None else Path(cache_dir).expanduser().absolute()
+    store = Store(
+        root,
+        lock_timeout_s=config.lock_timeout_s,
+        preferred_target=context.target.name if cache_dir is None else "",
+        limits=current_limits(),
+    )
+    return replace(context, store=store)

@@ -51,6 +51,7 @@ from aoti_eager._keys.kernel_key import kernel_key
 from aoti_eager._keys.pattern import family_of
 from aoti_eager._keys.schema import op_schema
 from aoti_eager._store.environment import current_environment
+from aoti_eager._store.limits import Limits
 from aoti_eager._store.verdict import PathTime
 from aoti_eager.errors import CompileError
 
@@ -75,7 +76,7 @@ LIBRARY = BuiltLibrary(ROOT / "library.so", "abc", ({"output": 0},), calls_aten=
 ORIGIN = EntryOrigin(current_environment(), "x86-64-v3", frozenset({"avx2", "fma"}))
 REQUESTS: list[Request | Linger] = [
     LibraryRequest(CODE, ROOT / "tmp"),
-    EntryRequest(CODE, ORIGIN),
+    EntryRequest(CODE, ORIGIN, Limits(5 << 30, None)),
     TimesRequest(CALL, LIBRARY, compared=True, numbers=("alpha",), digest="abc", size=3),
     PartsRequest(ROOT, 2, 60.0, {"cpp.threads": 2}),
     Linger(12.5),

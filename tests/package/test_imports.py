@@ -47,12 +47,12 @@ BELOW = {
     "_enable": "_regions _registration _workloads _dispatch _compile_service _store _keys config"
     " _base errors",
     "startup": "_enable _base",
-    "cache": "_workloads _store _keys config _base errors",
+    "cache": "_workloads _store _keys _base errors",
     # The worker's program. It is started, never imported.
     "_compile_worker": "_registration _autograd _dispatch _compile_service _store _runner"
     " _functions _keys _native config _base errors",
-    "_commands": "_enable _regions _registration _workloads _autograd _dispatch _compile_service"
-    " _store _functions _keys _native config _base errors",
+    "_commands": "cache _enable _regions _registration _workloads _autograd _dispatch"
+    " _compile_service _store _functions _keys _native config _base errors",
     "cli": "_commands cache _dispatch _store _keys config _base errors",
     "__main__": "cli _base",
     # What runs where this torch lacks a private name.

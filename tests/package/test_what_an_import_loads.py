@@ -27,7 +27,15 @@ def test_the_garbage_collector_is_left_as_it_was(collects: bool) -> None:
 
 # What settings and errors are made of.
 OF_AN_IMPORT = {
-    *("errors", "config", "_base", "_base.at_exit", "_base.data_class", "_base.gc_pause"),
+    *(
+        "errors",
+        "config",
+        "_base",
+        "_base.amounts",
+        "_base.at_exit",
+        "_base.data_class",
+        "_base.gc_pause",
+    ),
     *("_base.ownership", "_base.printable", "_base.settings", "_base.trusted_files"),
     *("_base.trusted_path", "_base.warn_once"),
 }

@@ -52,6 +52,8 @@ VERBS = (
     ["verify"],
     ["prune", "--declined", "--stale"],
     ["clear"],
+    ["evict", "--op", "*"],
+    ["trim", "--max-size", "0"],
 )
 
 

@@ -140,7 +140,7 @@ def _copied_entry(kept: Path, request: EntryRequest) -> Published:
         # By the true time, as a worker knows it, whatever a test's own process takes for it.
         now = dataclasses.replace(entry.remembered, at=int(time.time()))
         entry = dataclasses.replace(entry, remembered=now)
-    store = Store(request.root, lock_timeout_s=0.0)
+    store = Store(request.root, lock_timeout_s=0.0, limits=request.limits)
     with store.locked(key):
         found = None
         if request.code.plan is None:

@@ -1,0 +1,200 @@
+"""Evictions: entries that were not used for longest go, so that a store keeps its limits.
+
+One process at a time evicts, the one that has the lock ``locks/evict``. Processes that load or put
+entries meanwhile are not disturbed: an entry is renamed into the work directory of the evicting
+process, and its files are deleted there. A reader that has looked the entry up finds it gone, or
+has its files open and reads them to the end. What a killed process leaves in its work directory is
+removed by the next eviction.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import stat
+import time
+from collections.abc import Iterator
+
+from .._base.file_lock import locked
+from .._base.handover import let_others_run
+from .._base.store_format import Names, children, names_at
+from .._base.store_removal import remove, remove_empty, remove_work
+from .._base.trusted_files import Directory, mount_id
+from ..errors import UntrustedFileError
+from .held_entries import Held, held_entries, holds_back_a_compile, total, victims
+from .limits import LOW, Amount, Limits
+from .usage import Usage, account
+from .work_directories import remove_stale_work, work_directory
+
+
+class Eviction:
+    """An eviction under way in an open store, under the lock.
+
+    Args:
+        root: The store.
+        work: An empty work directory of this process.
+    """
+
+    def __init__(self, root: Directory, work: Directory) -> None:
+        self._root = root
+        self._work = work
+        self._moved = 0
+
+    def count(self) -> list[Held]:
+        """Return all entries, as ``held_entries``, and correct the store's account.
+
+        Keys that killed evictions have left without an entry are forgotten.
+
+        Raises:
+            OSError: The store cannot be read, or its account cannot be written.
+        """
+        root = self._root
+        with account(root) as opened:
+            before = opened.read()
+        # Whatever was added to the account before is in its place, or its process is dead.
+        empty: list[tuple[str, ...]] = []
+        found = held_entries(root, empty)
+        for key in empty:
+            self._forget_key(key)
+        with account(root) as opened:
+            # What was added since may have been found, too: then the account says too much.
+            added = opened.read().held.minus(before.held)
+            opened.write(Usage(total(found).plus(added), int(time.time())))
+        return found
+
+    def down_to(self, limits: Limits, *, incoming: Amount | None = None) -> int:
+        """Evict to ``LOW`` of the limits, if they are passed, and return how many entries went.
+
+        If nothing is incoming, the entry that was used last stays.
+
+        Args:
+            limits: The limits.
+            incoming: What is about to be added; room is made for it, too.
+
+        Raises:
+            OSError: The store cannot be read or written.
+        """
+        found = self.count()
+        if not limits.are_passed(total(found).plus(incoming or Amount())):
+            return 0
+        newest = found[-1] if incoming is None else None
+
+        def stays(one: Held) -> bool:
+            return holds_back_a_compile(self._root, one)
+
+        count = 0
+        for one in victims(found, limits, share=LOW, stays=stays, incoming=incoming):
+            # Somebody is about to use the entry that was just put, however large it is.
+            if one is not newest:
+                count += self.remove(one, if_unused=True)
+        return count
+
+    def remove(self, one: Held, *, if_unused: bool = False) -> bool:
+        """Remove an entry, and with the last one of its key, the key's verdicts.
+
+        Files that somebody else has put into the entry's directory stay.
+
+        Args:
+            one: The entry.
+            if_unused: Leave the entry if a process has used it since it was found.
+
+        Returns:
+            Whether the entry is gone.
+
+        Raises:
+            OSError: The store cannot be written.
+        """
+        let_others_run()
+        root, place = self._root, one.place
+        try:
+            with root.descend(*place[:-1]) as parent:
+                with parent.directory(place[-1]) as directory:
+                    if if_unused and os.fstat(directory.fd).st_mtime != one.used_at:
+                        return False
+                    ours = names_at(*place)
+                    is_ours = all(_is_ours(directory, name, ours) for name in directory.names())
+                if is_ours:
+                    self._move(parent, place[-1])
+                elif not _emptied(root, place, ours):
+                    return False
+        except FileNotFoundError:
+            pass  # Another process has removed the entry, and did not tell the account.
+        except (NotADirectoryError, UntrustedFileError):
+            return False
+        except OSError as error:
+            if error.errno not in (errno.EBUSY, errno.EXDEV):
+                raise
+            return False  # Somebody has mounted something there.
+        self._forget_key(place[:-1])
+        with account(root) as opened:
+            opened.take(one.amount)
+        return True
+
+    def _forget_key(self, key: tuple[str, ...]) -> None:
+        """Remove a key's directory and verdicts, if the key has no entry."""
+        if remove_empty(self._root, *key):
+            for processor in _processors(self._root):
+                remove(self._root, "verdicts", processor, f"{key[-1]}.json")
+
+    def _move(self, parent: Directory, target: str) -> None:
+        """Rename an entry into the work directory, and delete it there."""
+        self._moved += 1
+        name = str(self._moved)
+        # Rename first: a reader must find all of an entry, or nothing.
+        os.rename(target, name, src_dir_fd=parent.fd, dst_dir_fd=self._work.fd)
+        remove_work(self._work, name)
+
+
+def _is_ours(directory: Directory, name: str, ours: Names) -> bool:
+    """Return whether a name is one of an entry's files; a directory of that name is not ours."""
+    return ours.find(name) is not None and not stat.S_ISDIR(directory.status(name).st_mode)
+
+
+def _emptied(root: Directory, place: tuple[str, ...], ours: Names) -> bool:
+    """Remove the files that are ours from an entry's directory; return whether all are gone."""
+    remove(root, *place)
+    try:
+        with root.descend(*place) as directory:
+            return not any(ours.find(name) for name in directory.names())
+    except FileNotFoundError:
+        return True
+
+
+def _processors(root: Directory) -> list[str]:
+    """Return the processors that have verdicts in the store."""
+    try:
+        with root.directory("verdicts") as verdicts:
+            return list(children(verdicts, "verdicts"))
+    except (FileNotFoundError, NotADirectoryError, UntrustedFileError):
+        return []
+
+
+def _check_place_of_work(root: Directory) -> None:
+    """Raise if ``tmp`` lies on another mount: nothing could be renamed there, or removed there.
+
+    Raises:
+        UntrustedFileError: It does, or is a link.
+    """
+    with root.directory("tmp", create=True) as tmp:
+        if mount_id(tmp.fd) != mount_id(root.fd):
+            raise UntrustedFileError(tmp.path, "is another file system's, so nothing is evicted")
+
+
+@contextlib.contextmanager
+def evicting(root: Directory, timeout_s: float) -> Iterator[Eviction]:
+    """Hold the lock of evictions, and give an eviction; first remove what killed ones have left.
+
+    Raises:
+        TimeoutError: Another process evicts, and did not end within ``timeout_s`` seconds.
+        UntrustedFileError: ``tmp`` is a link, or lies on another mount.
+        OSError: The store cannot be written.
+    """
+    with (
+        root.directory("locks", create=True) as locks,
+        locked(locks, "evict", timeout_s),
+    ):
+        _check_place_of_work(root)
+        remove_stale_work(root)
+        with work_directory(root) as path, root.descend("tmp", path.name) as work:
+            yield Eviction(root, work)
