@@ -48,8 +48,9 @@ class CallTimes:
         plain, mine = min(self._plain_s), min(self._served_s)
         if mine <= _WINS * plain:
             return None
-        if mine < _FAR_OFF * plain and self._wanted < _TIMED[-1]:
-            self._wanted = next(one for one in _TIMED if one > self._wanted)
+        wanted = self._wanted  # Once: another thread may be here, too.
+        if mine < _FAR_OFF * plain and wanted < _TIMED[-1]:
+            self._wanted = _TIMED[_TIMED.index(wanted) + 1]
             return None
         message = f"a served call takes {1e6 * mine:.0f} us, the forward {1e6 * plain:.0f}"
         return Stop("slower", message)

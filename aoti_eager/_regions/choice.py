@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import inspect
+import types
 from collections.abc import Iterator
 from fnmatch import fnmatchcase
 
@@ -58,8 +60,11 @@ class Choice:
             yield from self._found(child, joined(path, name), excluded, (*around, id(module)))
 
     def _may_be(self, path: str, module: torch.nn.Module, excluded: frozenset[int]) -> bool:
-        if type(module).forward is torch.nn.Module.forward:
+        forward = inspect.getattr_static(type(module), "forward", None)
+        if forward is torch.nn.Module.forward:
             return False  # A list of modules, for example: it is never called.
+        if "forward" not in vars(module) and not isinstance(forward, types.FunctionType):
+            return False  # Not called with the module: a static method, a property, an op.
         if self.include and not _matches(self.include, path, module):
             return False
         return not excluded or all(id(one) not in excluded for _, one in each_named(module))

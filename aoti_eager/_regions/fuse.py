@@ -180,7 +180,10 @@ def _fused_module(model: torch.nn.Module, fusion: Fusion) -> FusionReport:
     fusion.add_all(model)
     if not fusion.regions:
         choice = fusion.options[0]
-        raise FuseError(f"fuse: no module of the {type(model).__name__} matches: {choice}")
+        raise FuseError(
+            f"fuse: no module of the {type(model).__name__} matches: {choice} (a module counts "
+            "if its forward is a method that is called with the module)"
+        )
     return FusionReport(fusion.outcome)
 
 

@@ -11,6 +11,7 @@ import torch
 from torch.compiler import is_dynamo_compiling
 
 from .._base.torch_compat.replicas import on_replica
+from .recorded_call import recording_threads
 from .region import Region
 from .target import Fused, Target
 
@@ -90,8 +91,9 @@ class FusedForward(Fused):
         # What ``passes_unseen`` would say of most calls: a function costs each of them as much.
         if (
             waiting is not None
-            and waiting.clock() < waiting.until_ns
+            and not recording_threads
             and (not stopped.rests_with_gradients or torch.is_grad_enabled())
+            and waiting.clock() < waiting.until_ns
         ):
             stopped.passed_by += 1
         elif not (stopped.given_up or waiting) or not stopped.passes_unseen(module.training):

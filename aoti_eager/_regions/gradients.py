@@ -119,3 +119,16 @@ class GradientNeed:
 def wants_gradients(inputs: Sequence[Tensor]) -> bool:
     """Return whether one of a library's inputs wants a gradient in this call."""
     return torch.is_grad_enabled() and any(tensor.requires_grad for tensor in inputs)
+
+
+def state_wants_gradients(inputs: Sequence[Tensor], given: Sequence[Tensor]) -> bool:
+    """Return whether an input wants a gradient that is no argument of the call.
+
+    Args:
+        inputs: The library's inputs.
+        given: The tensors among the call's arguments.
+    """
+    for one in inputs:
+        if one.requires_grad and not any(one is argument for argument in given):
+            return True
+    return False

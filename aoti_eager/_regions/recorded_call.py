@@ -29,12 +29,12 @@ from .watch import Watch
 MOST_CALLS, MOST_SIZE_BYTES, MOST_PARTS = 5_000, 1 << 26, 5_000
 
 # Threads that are inside of a recording: what they call is a part of it.
-_recording: set[int] = set()
+recording_threads: set[int] = set()
 
 
 def is_recording() -> bool:
     """Return whether this thread is inside of a recording."""
-    return bool(_recording) and get_ident() in _recording
+    return bool(recording_threads) and get_ident() in recording_threads
 
 
 class RecordedCallResult:
@@ -216,12 +216,12 @@ def record_call(
         recording.__enter__()
     except NativePathError:  # Somebody else records this thread.
         return None
-    _recording.add(ident)
+    recording_threads.add(ident)
     try:
         result = watch.run(lambda: target.forward(*args, **kwargs))
         recording.results = outliving(result)
     finally:
-        _recording.discard(ident)
+        recording_threads.discard(ident)
         _end(recording)
     return RecordedCallResult(target, given, result, recording, watch, before, arguments)
 
@@ -235,7 +235,7 @@ def _end(recording: recorder.Recording) -> None:
 
 
 def _after_fork() -> None:
-    _recording.clear()
+    recording_threads.clear()
 
 
 if hasattr(os, "register_at_fork"):

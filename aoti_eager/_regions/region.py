@@ -25,7 +25,7 @@ from .arguments import UnreadableArgumentError, read_arguments
 from .current_settings import settings
 from .fast_call import MISSED, FastCall, fast_call
 from .frame import Frame
-from .gradients import GradientNeed, wants_gradients
+from .gradients import GradientNeed, state_wants_gradients, wants_gradients
 from .kinds import Kinds
 from .recorded_call import RecordedCallResult, is_recording, record_call
 from .recording_time import RecordingTime
@@ -213,9 +213,8 @@ class Region:
             variant.missed = 0
         if wants_gradients(inputs) and not variant.gives_none:
             self.waits_for_gradients += 1
-            ids = set(map(id, given))
-            if wants_gradients([one for one in inputs if id(one) not in ids]):
-                # A parameter wants them: all calls with gradients do.
+            # A parameter wants them, and no other way through the region is known: all calls do.
+            if len(self.by_key) == 1 and state_wants_gradients(inputs, given):
                 self.stopped.rest(self._gradient_rests, with_gradients=True)
             return forward(*args, **kwargs)
         if variant.stopped is not None:

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 
 from ..errors import RegionStoppedError
+from .recorded_call import recording_threads
 from .stop import HOPELESS, MAY_GO, OF_THE_MOMENT, Stop
 from .target import Target
 from .waiting import Waiting
@@ -139,12 +140,13 @@ class StoppedCalls:
                 return True
             self._look_again(mode, training)
         waiting = self.waiting
-        if waiting is None:
+        # A recording would see that somebody reads a clock.
+        if waiting is None or recording_threads:
+            return False
+        if self.rests_with_gradients and not torch.is_grad_enabled():
             return False
         if waiting.clock() >= waiting.until_ns:
             self.waiting = None
-            return False
-        if self.rests_with_gradients and not torch.is_grad_enabled():
             return False
         self.passed_by += 1
         return True

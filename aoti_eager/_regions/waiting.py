@@ -5,6 +5,7 @@ A look costs as much as a small op, and workers take seconds.
 
 from __future__ import annotations
 
+import contextlib
 import time
 import weakref
 from collections.abc import Callable
@@ -55,9 +56,15 @@ _resting: weakref.WeakSet[Waiting] = weakref.WeakSet()
 
 def end_all() -> None:
     """Have the next call of each region look, because somebody has waited for libraries."""
-    for one in list(_resting):
+    for one in _all_resting():
         one.until_ns = 0
         _resting.discard(one)
+
+
+def _all_resting() -> list[Waiting]:
+    while True:
+        with contextlib.suppress(RuntimeError):  # Another thread's call has begun to rest.
+            return list(_resting)
 
 
 queue.after_wait.append(end_all)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -13,7 +15,7 @@ import aoti_eager
 from aoti_eager import fuse
 from aoti_eager._native import library as native_library
 from aoti_eager._regions.region import UNBUILT, Region
-from aoti_eager._regions.waiting import Waiting
+from aoti_eager._regions.waiting import Waiting, end_all
 
 from ..support.regions import Policy, assert_same, inputs, seeded, served
 
@@ -133,3 +135,39 @@ def test_a_tracer_follows_the_plain_forward_of_a_region_that_rests() -> None:
         assert len(graphs) == 1
         program = torch.export.export(model, (x,))
         assert_same(program.module()(x), want)
+
+
+def test_a_resting_child_is_a_part_of_its_parents_recording() -> None:
+    child = seeded(Policy)
+    model = nn.Sequential(child, nn.Tanh())
+    x = inputs(4, 5)
+    inner = fuse(child)
+    with fuse(model, include=nn.Sequential) as report:
+        region_of(child).stopped.rest(Waiting())  # By the clock that a recording would see.
+        want = nn.Sequential(seeded(Policy), nn.Tanh())(x)
+        assert_same(served(report, lambda: model(x)), want)
+        assert [one.state for one in report.regions] == ["served"], report
+        assert region_of(child).stopped.waiting is not None  # The recordings passed by the rest.
+    inner.undo()
+
+
+def test_wait_ends_the_rests_that_other_threads_begin() -> None:
+    stop = threading.Event()
+
+    def rest() -> None:
+        while not stop.is_set():
+            Waiting().rest()
+
+    threads = [threading.Thread(target=rest) for _ in range(2)]
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        for one in threads:
+            one.start()
+        for _ in range(2000):
+            end_all()
+    finally:
+        sys.setswitchinterval(interval)
+        stop.set()
+        for one in threads:
+            one.join()

@@ -322,3 +322,38 @@ def test_an_error_of_the_op_runs_the_forward(monkeypatch: pytest.MonkeyPatch) ->
         with pytest.warns(AotiEagerWarning, match="a fault"):
             assert_same(model(x), want)
         assert_same(model(x), want)
+
+
+def _doubled(x: Tensor) -> Tensor:
+    return (x * 2).sin()
+
+
+class Static(nn.Module):
+    forward = staticmethod(_doubled)
+
+
+class OfAnOp(nn.Module):
+    forward = torch.relu
+
+
+class OfAClass(nn.Module):
+    @classmethod
+    def forward(cls, x: Tensor) -> Tensor:
+        return _doubled(x)
+
+
+class OfAProperty(nn.Module):
+    @property
+    def forward(self) -> Any:
+        return _doubled
+
+
+@pytest.mark.parametrize("kind", [Static, OfAnOp, OfAClass, OfAProperty])
+def test_a_forward_that_is_not_called_with_its_module_runs_as_it_is(kind: type[nn.Module]) -> None:
+    x = inputs(3, 4)
+    with pytest.raises(FuseError, match="a method that is called with the module"):
+        fuse(kind())
+    model = nn.Sequential(kind(), nn.Tanh())
+    with fuse(model):
+        for _ in range(3):
+            assert_same(model(x), nn.Sequential(kind(), nn.Tanh())(x))
