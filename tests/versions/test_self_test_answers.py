@@ -22,13 +22,12 @@ import pytest
 import torch
 
 import aoti_eager
-from aoti_eager import fuse
 from aoti_eager._base import checked_torch as checked
 from aoti_eager._compile_service import self_test_process, this_torch, untested_torch
 from aoti_eager._keys.declines import REASONS
 from aoti_eager._native import library as native_library
 
-from ..support.regions import Policy, assert_same, hits, inputs, seeded, served
+from ..support import forked_python
 
 REASON = "untested_torch"
 # Seconds after which something hangs.
@@ -165,25 +164,69 @@ def test_ops_of_a_callers_library_are_served_once_the_self_test_has_passed(
     library._destroy()  # type: ignore[no-untyped-call]
 
 
+MODULES = """
+import json, sys, torch, aoti_eager
+from aoti_eager._base import checked_torch
+from aoti_eager._compile_service import self_test_process, untested_torch
+from aoti_eager._native import library
+from tests.support.regions import Policy, assert_same, hits, inputs, seeded, served
+answer = sys.argv[1]
+checked_torch.is_checked = lambda: False
+say = "import sys; sys.stdin.read(); print(sys.argv[1])"
+self_test_process.child_command = lambda *_: [sys.executable, "-S", "-c", say, answer]
+untested_torch._directory = lambda _: untested_torch.Path(sys.argv[2])
+untested_torch._start, start = lambda: None, untested_torch._start
+model, plain, x = seeded(Policy), seeded(Policy), inputs(4, 5)
+with torch.no_grad(), aoti_eager.fuse(model) as report:
+    for _ in range(3):
+        assert_same(model(x), plain(x))
+    (region,) = report.regions
+    found = [[region.state, region.reason, str(report)]]
+    explained = aoti_eager.explain(model, x)
+    found.append([explained.verdict, explained.reason])
+    start()
+    untested_torch.wait()
+    assert untested_torch._known().passed
+    assert_same(model(x), plain(x))
+    found.append([hits(report), library.is_loaded()])
+    aoti_eager.wait()
+    with aoti_eager.config.scope(mode="sync"):
+        served(report, lambda: model(x))
+    found.append([hits(report) > 0, library.is_loaded()])
+    before = hits(report)
+    with aoti_eager.config.scope(untested_torch="0"):
+        assert_same(model(x), plain(x))
+        found.append(report.regions[0].reason)
+    assert hits(report) == before
+print(json.dumps(found))
+"""
+
+
 @pytest.mark.native
-def test_modules_are_served_once_the_self_test_has_passed(child: Child, shared_cache: Path) -> None:
-    model, plain, x = seeded(Policy), seeded(Policy), inputs(4, 5)
-    with torch.no_grad(), fuse(model) as report:
-        for _ in range(3):
-            assert_same(model(x), plain(x))
-        (region,) = report.regions
-        assert (region.state, region.reason) == ("runs as before", REASON)
-        assert REASONS[REASON] in str(report)
-        explained = aoti_eager.explain(model, x)
-        assert (explained.verdict, explained.reason) == ("declined", REASON)
-        child.finds()
-        with aoti_eager.config.scope(mode="sync"):
-            served(report, lambda: model(x))
-        before = hits(report)
-        with aoti_eager.config.scope(untested_torch="0"):
-            assert_same(model(x), plain(x))
-            assert report.regions[0].reason == REASON
-        assert hits(report) == before
+def test_modules_are_served_after_a_wait_once_the_self_test_has_passed(
+    tmp_path: Path, shared_cache: Path
+) -> None:
+    """In a process of its own: no other test has loaded the C++ path there."""
+    done = forked_python.run(
+        [sys.executable, "-c", MODULES, answer(), str(tmp_path / "self_tests")],
+        capture_output=True,
+        text=True,
+        cwd=Path(__file__).parents[2],
+        env={
+            **os.environ,
+            "AOTI_EAGER_CACHE_DIR": str(shared_cache),
+            "AOTI_EAGER_MODE": "background",
+            "AOTI_EAGER_GATE": "0",
+        },
+    )
+    assert done.returncode == 0, done.stderr
+    before, explained, meanwhile, after, refused = json.loads(done.stdout.splitlines()[-1])
+    assert before[:2] == ["runs as before", REASON]
+    assert REASONS[REASON] in before[2]
+    assert explained == ["declined", REASON]
+    assert meanwhile == [0, False]
+    assert after == [True, True]
+    assert refused == REASON
 
 
 @pytest.mark.native
