@@ -17,16 +17,17 @@ from ..errors import ConfigError
 # The decline reason of calls that are not served for this.
 REASON = "untested_torch"
 
-# Whether somebody has asked to be served, in vain so far.
+# Whether somebody has asked to be served.
 _is_wanted = False
-# How often what the answer depends on has changed; what ``is_refused`` found, and after how many.
-_changes = 0
-_refused: tuple[int, bool] = (-1, True)
+# Another object after each change of what the answer depends on; what ``is_refused`` found, and the
+# object of that time. No count: two threads may change it at once.
+_state = object()
+_refused: tuple[object, bool] = (None, True)
 
 
 def _forget() -> None:
-    global _changes
-    _changes += 1
+    global _state
+    _state = object()
 
 
 _observers: list[Callable[[], None]] = [_forget]
@@ -42,9 +43,8 @@ def may_serve() -> bool:
     if checked.is_checked():
         return True
     _forget()  # A variable, or the programs on PATH, may have changed.
-    found = bool(_tests().may_serve())
-    _is_wanted = not found
-    return found
+    _is_wanted = True
+    return bool(_tests().may_serve())
 
 
 def is_refused() -> bool:
@@ -55,10 +55,10 @@ def is_refused() -> bool:
     global _refused
     if checked.is_checked():
         return False
-    changes, found = _changes, _refused
-    if found[0] != changes:
-        # With the number from before: an answer that a change has overtaken is not used again.
-        _refused = found = changes, bool(_tests().is_refused())
+    state, found = _state, _refused
+    if found[0] is not state:
+        # With the object from before: an answer that a change has overtaken is not used again.
+        _refused = found = state, bool(_tests().is_refused())
     return found[1]
 
 
@@ -82,7 +82,7 @@ def on_change(observer: Callable[[], None]) -> None:
 
 
 def _settings_changed() -> None:
-    """Start the self-test that is wanted, where the settings before allowed none, or another."""
+    """Start the self-test that is wanted, if the settings before allowed none, or another."""
     _forget()
     if _is_wanted and not checked.is_checked():
         # The next ``register`` says what is wrong with a variable or the config file.

@@ -446,8 +446,9 @@ def test_a_mode_that_compiles_begins_the_test_that_another_mode_did_not(child: C
 
 
 def test_another_path_has_a_test_of_its_own(child: Child) -> None:
-    for native, path, wanted in (("0", "Python", "0"), ("auto", "C++", "1")):
+    for count, (native, path, wanted) in enumerate((("0", "Python", "0"), ("auto", "C++", "1"))):
         with aoti_eager.config.scope(native=native):
+            assert len(untested_torch._threads) == 2 * count, "begun by the change of settings"
             assert not serves()
             child.finds(path=path)
             assert json.loads(child.environment.read_text())["AOTI_EAGER_NATIVE"] == wanted
