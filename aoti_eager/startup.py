@@ -9,6 +9,7 @@ ends in ``+children``.
 from __future__ import annotations
 
 import sys
+from _thread import get_ident
 from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec
 from types import ModuleType
@@ -27,20 +28,34 @@ class _AtTorch(MetaPathFinder):
     def __init__(self, preset: str, children: bool) -> None:
         self._chosen = preset, children
         self._waits = True
+        self._asking: set[int] = set()  # threads that ask the other finders
 
     def find_spec(self, name: str, path: Any, target: Any = None) -> ModuleSpec | None:
         """Return the spec of torch, with a loader that serves ops when torch is there.
 
         Who only asks whether there is a torch gets such a spec, too, and imports nothing.
         """
-        if name != "torch" or not self._waits:
+        thread = get_ident()
+        if name != "torch" or not self._waits or thread in self._asking:
             return None
-        behind = sys.meta_path[sys.meta_path.index(self) + 1 :]
-        found = (one.find_spec(name, path, target) for one in behind if hasattr(one, "find_spec"))
-        spec = next((one for one in found if one is not None), None)
+        self._asking.add(thread)
+        try:
+            found = (one.find_spec(name, path, target) for one in self._others())
+            spec = next((one for one in found if one is not None), None)
+        finally:
+            self._asking.discard(thread)
         if spec is not None and spec.loader is not None:
             spec.loader = _ThenEnable(spec.loader, self)
         return spec
+
+    def _others(self) -> list[Any]:
+        """Return the finders behind this one; all, where a tool has put this one into its own.
+
+        The tool's finder asks this one again, which finds nothing then.
+        """
+        finders = list(sys.meta_path)
+        place = next((place for place, one in enumerate(finders) if one is self), -1)
+        return [one for one in finders[place + 1 :] if hasattr(one, "find_spec")]
 
     def has_come(self) -> None:
         """Serve ops: torch is imported."""

@@ -24,7 +24,7 @@ from .._base.file_lock import FileLock
 from .._base.printable import printable
 from .._base.settings import SETTINGS
 from .._base.trusted_files import open_directory
-from .._compile_service import cache_context, untested_torch
+from .._compile_service import cache_context, self_test_process, untested_torch
 from .._native import build as native_build
 from .._store.store import Store
 from ..config import config
@@ -288,11 +288,11 @@ def _proof(found: list[Finding]) -> Finding:
         return Finding("proof", NOTE, "no op was served: AOTI_EAGER_UNTESTED_TORCH is 0")
     if untested and config.untested_torch == "auto":
         kept = untested_torch.run_and_keep()
-        outcome = kept or untested_torch.Outcome(False, "the self-test cannot be kept")
+        outcome = kept or self_test_process.Outcome(False, "the self-test cannot be kept")
         what = "the self-test has passed" if outcome.passed else "the self-test has failed"
         message = f"{what}: {outcome.message}"
     else:
-        outcome = untested_torch.self_test(["pointwise"], _PROOF_TIMEOUT_S)
+        outcome = self_test_process.self_test(["pointwise"], _PROOF_TIMEOUT_S)
         message = f"aten::silu {outcome.message}" if outcome.passed else outcome.message
     if outcome.passed:
         return Finding("proof", OK, message)

@@ -24,13 +24,13 @@ from pathlib import Path
 from .._base.output_file import OutputFile
 from .._base.settings import MODES
 from .._compile_service import cache_context
-from .._enable.variable import take_preset
+from .._enable.variable import VARIABLE, take_preset
 from .._registration.registry import register
 from .._workloads import left_out as left_out_module
 from .._workloads.workload import Recorder, start_recording
 from ..config import config
 from ..errors import AotiEagerError, ConfigError, RegistrationError
-from .run_report import RunReport, say_error
+from .run_report import RunReport, say, say_error
 
 # Ops that ordinary eager scripts call, that Inductor has a kernel of its own for, and whose calls
 # repeat with the same sizes and numbers, so that a few kernels serve a whole run. Left out:
@@ -139,9 +139,9 @@ def main(options: argparse.Namespace) -> int:
         run = _register(options, source)
         if options.fuse:
             # Not at the top: who runs a script without it has no use for regions.
-            from .._regions.whole_script import enable
+            from .._enable.scripts import fuse_script
 
-            enable(regions=True, children=True)  # As ops are that were registered.
+            fuse_script()
     except AotiEagerError as error:
         return _usage_error(str(error))
     # At exit, and registered first so that the report comes last: threads that the script left
@@ -202,7 +202,15 @@ def _register(options: argparse.Namespace, source: bytes) -> str | None:
     preset = take_preset()
     enabled = sys.modules.get("aoti_eager._enable.scripts")
     if enabled is not None and enabled.is_serving():
-        return None  # A hook of the user's has called ``enable``: its choice is served.
+        # A hook of the user's has called ``enable``: its choice is served.
+        asked = {"--all-ops": options.all_ops, VARIABLE: preset, "--record": options.record}
+        dropped = [name for name, given in asked.items() if given]
+        if dropped:
+            say(
+                "aoti-eager run: a call of enable before the script (sitecustomize) has chosen the "
+                f"ops; not changed by {', '.join(dropped)} (--ops adds ops)"
+            )
+        return None
     if preset is not None:
         # Not at the top: who runs a script without the variable has no use for it.
         from .._enable.op_set import DEFAULT_PRESET

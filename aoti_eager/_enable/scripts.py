@@ -51,13 +51,26 @@ class _Switch:
         self.registrations: list[Registration] = []
         self.enabled: _Choice | None = None
         self.used: list[_Choice] = []
-        # Whether a choice of ours has modules fused, and whether in forked children, too.
-        self.fuses: tuple[bool, bool] = (False, False)
+        # Beside all other choices; by ``fuse_script``.
+        self.fused: _Choice | None = None
+        # Whether modules may be fused for a choice of these.
+        self.fuses = False
 
     @property
     def in_force(self) -> _Choice | None:
         """Return the innermost choice."""
         return self.used[-1] if self.used else self.enabled
+
+    @property
+    def fusing(self) -> list[_Choice]:
+        """Return the choices that have modules fused: all of them, not the innermost alone."""
+        choices = (self.fused, self.enabled, *self.used)
+        return [one for one in choices if one is not None and one.regions]
+
+    @property
+    def fuses_children(self) -> bool:
+        """Return whether modules that are fused stay so in forked children."""
+        return any(one.children for one in self.fusing)
 
     @property
     def held(self) -> set[str]:
@@ -67,11 +80,12 @@ class _Switch:
     @contextlib.contextmanager
     def begun(self) -> Iterator[None]:
         """Undo what the block has changed, if the block raises."""
-        enabled, used, held = self.enabled, list(self.used), list(self.registrations)
+        enabled, used, fused = self.enabled, list(self.used), self.fused
+        held = list(self.registrations)
         try:
             yield
         except BaseException:
-            self.enabled, self.used[:] = enabled, used
+            self.enabled, self.used[:], self.fused = enabled, used, fused
             new = [one for one in self.registrations if one not in held]
             self.registrations[:] = held
             for one in new:
@@ -95,27 +109,31 @@ class _Switch:
         for one in registrations:
             one.unregister()
 
-    def apply(self, *, again: bool = False) -> None:
+    def apply(self, begun: _Choice | None = None, *, again: bool = False) -> None:
         """Serve what the innermost choice wants, and nothing else.
 
         Args:
+            begun: The choice that begins with this. Only then modules begin to be looked for: a
+                block ends while other threads call, and the dispatcher stays as it is.
             again: Whether to look for modules once more, if the search has ended by itself.
         """
         choice = self.in_force
         for registration in self.registrations:
             registration.select(frozenset() if choice is None else choice.ops)
-        fusing = [one for one in (self.enabled, *self.used) if one is not None and one.regions]
-        wanted = bool(fusing), any(one.children for one in fusing)
-        if wanted == self.fuses and not (again and fusing):
-            return  # A block ends while other threads call: the dispatcher stays as it is.
+        begins = begun is not None and begun.regions
+        if not begins and not self.fuses:
+            return
         # Not at the top: who serves single ops has no use for regions.
         from .._regions import whole_script
 
-        if fusing:
-            whole_script.enable(regions=True, children=wanted[1])
-        else:
+        if not self.fusing:
             whole_script.disable()
-        self.fuses = wanted
+            self.fuses = False
+        elif begins and (again or not whole_script.is_begun()):
+            # Asked again by the next choice if nothing can be served: a self-test may be running.
+            self.fuses = whole_script.enable(children=self.fuses_children) or self.fuses
+        else:
+            whole_script.keep_in_children(self.fuses_children)
 
     @property
     def served(self) -> int:
@@ -190,10 +208,23 @@ def enable_script(
         _switch.install(found.values())
         names = frozenset(map(qualified_name, found.values()))
         _switch.enabled = _Choice(names, regions, children)
-        _switch.apply(again=True)
+        _switch.apply(_switch.enabled, again=True)
         script_runs.count_at_end(run)
         served = _switch.served
     log.info("enabled: %d ops are served, of %d that were chosen", served, len(found))
+
+
+def fuse_script() -> None:
+    """Have the modules fused that the script calls, in forked children, too, until ``disable``.
+
+    The verb ``run`` calls this before the script, whose own ``enable`` and ``use`` stand beside it.
+
+    Raises:
+        ConfigError: A setting holds a value that it does not take.
+    """
+    with _switch.lock, _switch.begun():
+        _switch.fused = _Choice(frozenset(), regions=True, children=True)
+        _switch.apply(_switch.fused)
 
 
 def disable() -> None:
@@ -206,15 +237,11 @@ def disable() -> None:
     """
     say_what_fell_back()
     with _switch.lock:
-        _switch.enabled = None
+        _switch.enabled = _switch.fused = None
         _switch.used.clear()
         _switch.apply()
         if _is_alone():
             _switch.uninstall()
-    # Somebody else may have had modules fused: the verb ``run``. Not imported for this.
-    whole_script = sys.modules.get("aoti_eager._regions.whole_script")
-    if whole_script is not None:
-        whole_script.disable()
 
 
 @contextlib.contextmanager
@@ -248,7 +275,7 @@ def use(
         with _switch.lock, _switch.begun():
             _switch.install(found.values())
             _switch.used.append(choice)
-            _switch.apply()
+            _switch.apply(choice)
         yield
     finally:
         with _switch.lock:
@@ -288,11 +315,12 @@ def _is_alone() -> bool:
 def _after_fork() -> None:
     """Let a forked child run the originals, unless its parent asked for more."""
     _switch.lock = threading.RLock()
+    # Otherwise ``whole_script`` has given all modules their forwards back.
+    _switch.fuses = _switch.fuses and _switch.fuses_children
     choice = _switch.in_force
     if choice is not None and not choice.children:
         _switch.enabled = None
         _switch.used.clear()
-        _switch.fuses = False, False
         for registration in _switch.registrations:
             registration.disable()
 

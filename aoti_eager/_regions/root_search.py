@@ -67,16 +67,22 @@ class RootSearch:
         self._end_compile_watch: Callable[[], None] = lambda: None
 
     def start(self) -> None:
-        """Look at the calls of modules from now on; a second call does nothing."""
+        """Look at the calls of modules from now on; a second call ends a pause.
+
+        What raises leaves an earlier search as it was.
+        """
+        begins = False
         try:
             with self._lock:
-                if self._parts is None:
+                begins = self._parts is None
+                if begins:
                     module = torch.nn.modules.module
                     self._parts = module.register_module_module_registration_hook(self._see_part)
                     self._end_compile_watch = compile_start.on_compile_start(self.stop)
             self._go_on(_PATIENCE)
         except BaseException:
-            self.stop()  # A part of it may have been begun.
+            if begins:
+                self.stop()  # A part of it may have been begun.
             raise
 
     def stop(self) -> None:

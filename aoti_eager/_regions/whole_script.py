@@ -57,8 +57,10 @@ class _Roots:
 _roots = _Roots()
 
 
-def enable(*, regions: bool, children: bool = False) -> None:
+def enable(*, children: bool = False) -> bool:
     """Serve the modules that a script calls by kernel libraries, without naming them.
+
+    Return whether modules are looked for: they are not where nothing can be served.
 
     A module whose call is the outermost one on its thread is fused (``fuse``) when it is called for
     the second time. The search for such modules pauses after 20,000 calls of modules without a new
@@ -68,19 +70,33 @@ def enable(*, regions: bool, children: bool = False) -> None:
     Call this before other threads call modules.
 
     Args:
-        regions: Whether modules are fused; ``False`` changes nothing.
         children: Whether modules that are fused stay so in forked children.
 
     Raises:
         ConfigError: A setting holds a value that it does not take.
     """
-    if not regions or not prepare():
-        return
+    if not prepare():
+        return is_begun()
     settings.refresh()
     with _roots.lock:
         search = _roots.search or RootSearch(_fuse_root)
         search.start()
         _roots.search, _roots.children = search, children
+    return True
+
+
+def is_begun() -> bool:
+    """Return whether ``enable`` has begun a search in this process, which may pause or have ended.
+
+    A forked child has none, though its parent's modules may be fused in it.
+    """
+    return _roots.search is not None
+
+
+def keep_in_children(children: bool) -> None:
+    """Choose anew whether modules that are fused stay so in forked children."""
+    with _roots.lock:
+        _roots.children = children
 
 
 def disable() -> None:

@@ -142,6 +142,20 @@ def test_processes_that_the_script_starts_are_plain(script: Callable[[str], Path
     assert got.stderr.count("no module was called twice") == 1
 
 
+@pytest.mark.native
+def test_blocks_of_the_script_undo_nothing(script: Callable[[str], Path]) -> None:
+    path = script(
+        "import aoti_eager, torch\n"
+        "layer, x = torch.nn.Linear(2, 2), torch.ones(1, 2)\n"
+        "for _ in range(3):\n"
+        "    with aoti_eager.use(include=(), regions=True):\n"
+        "        layer(x)\n"
+        "print('forward' in vars(layer))\n"
+    )
+    got = run("--ops", "aten::silu", "--mode", "cache_only", path)
+    assert (got.returncode, got.stdout) == (0, "True\n"), got.stderr
+
+
 def test_equal_layers_are_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     def state(path: str, state: str = "served", reason: str = "", hits: int = 2) -> RegionState:
         return RegionState(path, "Layer", state, reason, "", 3, hits, None, 0.002, 0.001)

@@ -17,6 +17,8 @@ from aoti_eager._enable import scripts
 from aoti_eager._regions import root_search, whole_script
 from aoti_eager._registration import registry
 
+from ..support import forked_python
+
 SILU, TANH = "aten::silu.default", "aten::tanh.default"
 # They register, which waits for nothing, and compile nothing.
 pytestmark = pytest.mark.native
@@ -33,12 +35,21 @@ def serving() -> set[str]:
     return {one.schema.op for one in registry.caches() if not one.bypassed}
 
 
-def hooks() -> int:
+def all_hooks() -> int:
     module: Any = torch.nn.modules.module
     return len(module._global_forward_pre_hooks) + len(module._global_module_registration_hooks)
 
 
-def test_blocks_only_switch_flags_while_modules_are_fused(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def hooks() -> Callable[[], int]:
+    """A function that returns how many of torch's global hooks have come since the test began."""
+    before = all_hooks()
+    return lambda: all_hooks() - before
+
+
+def test_blocks_only_switch_flags_while_modules_are_fused(
+    monkeypatch: pytest.MonkeyPatch, hooks: Callable[[], int]
+) -> None:
     aoti_eager.enable(include=[SILU, TANH], regions=True)
     prepared: list[str] = []
     monkeypatch.setattr(whole_script, "prepare", lambda: prepared.append("") or True)
@@ -66,7 +77,11 @@ def test_blocks_only_switch_flags_while_modules_are_fused(monkeypatch: pytest.Mo
     "begin", [aoti_eager.enable, lambda **options: aoti_eager.use(**options).__enter__()]
 )
 def test_what_raises_leaves_all_as_it_was(
-    monkeypatch: pytest.MonkeyPatch, place: Any, name: str, begin: Callable[..., Any]
+    monkeypatch: pytest.MonkeyPatch,
+    hooks: Callable[[], int],
+    place: Any,
+    name: str,
+    begin: Callable[..., Any],
 ) -> None:
     before = repr(torch.library.get_kernel("aten::silu", "CPU"))
     fails = [True]
@@ -92,6 +107,75 @@ def test_what_raises_leaves_all_as_it_was(
     aoti_eager.enable(include=SILU, regions=True)
     assert serving() == {"aten::silu"}
     assert hooks() > 0
+
+
+def test_a_block_looks_for_modules_once_something_can_be_served(
+    monkeypatch: pytest.MonkeyPatch, hooks: Callable[[], int]
+) -> None:
+    answers = [False, False, True]
+    with monkeypatch.context() as patched:
+        patched.setattr(whole_script, "prepare", lambda: answers.pop(0))
+        aoti_eager.enable(include=TANH, regions=True)
+        assert hooks() == 0
+        with aoti_eager.use(include=TANH, regions=True):
+            assert hooks() == 0
+        assert answers == [True], "the end of a block prepares nothing"
+        with aoti_eager.use(include=TANH, regions=True):
+            assert hooks() > 0
+        assert hooks() > 0, "``enable`` has wanted them, too"
+    aoti_eager.disable()
+    assert hooks() == 0
+
+
+def test_what_raises_leaves_an_earlier_search_as_it_was(
+    monkeypatch: pytest.MonkeyPatch, hooks: Callable[[], int]
+) -> None:
+    aoti_eager.enable(include=TANH, regions=True)
+    before = hooks()
+    with monkeypatch.context() as patched:
+        patched.setattr(root_search.RootSearch, "_go_on", lambda *_: 1 // 0)
+        with pytest.raises(ZeroDivisionError):
+            aoti_eager.enable(include=SILU, regions=True)
+    assert serving() == {"aten::tanh"}
+    assert hooks() == before > 0
+
+
+def test_blocks_of_a_script_leave_what_the_verb_run_has_fused(hooks: Callable[[], int]) -> None:
+    scripts.fuse_script()
+    assert hooks() > 0
+    with aoti_eager.use(include=SILU, regions=True, children=False):
+        assert whole_script._roots.children
+    assert whole_script._roots.children
+    aoti_eager.enable(include=SILU)
+    assert hooks() > 0
+    aoti_eager.disable()
+    assert hooks() == 0
+
+
+@pytest.mark.parametrize("children", [False, True])
+def test_a_block_in_a_forked_child_looks_for_modules_itself(children: bool) -> None:
+    code = f"""
+import os, torch, aoti_eager
+from aoti_eager._regions import whole_script
+def looks():
+    search = whole_script._roots.search
+    return int(search is not None and search.is_looking)
+aoti_eager.config.mode = "cache_only"
+aoti_eager.enable(include=(), regions=True, children={children})
+if os.fork() == 0:
+    found = [looks()]
+    with aoti_eager.use(include=()):
+        found.append(looks())
+    with aoti_eager.use(include=(), regions=True):
+        found.append(looks())
+    aoti_eager.enable(include=())
+    print(*found, looks(), flush=True)
+    os._exit(0)
+os.wait()
+print(looks())
+"""
+    done = forked_python.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.stdout == "0 0 1 0\n1\n", done.stderr
 
 
 def test_where_nothing_can_be_served_the_log_says_so(

@@ -100,6 +100,42 @@ assert "torch" not in sys.modules
     assert run(script, **{VARIABLE: "1"}) == [f"True {LOADER}", f"False {LOADER}"]
 
 
+# A tool wraps each finder, or takes out those that it does not know.
+TOOLS = {
+    "wraps": """
+import sys
+class Wrapped:
+    def __init__(self, finder):
+        self.finder = finder
+    def find_spec(self, name, path=None, target=None):
+        return self.finder.find_spec(name, path, target)
+    def __getattr__(self, name):
+        return getattr(self.finder, name)
+sys.meta_path[:] = [Wrapped(one) for one in sys.meta_path]
+""",
+    "holds": """
+import sys
+taken = [one for one in sys.meta_path if type(one).__name__ == "_AtTorch"]
+assert len(taken) == (len(sys.argv) < 2), "a child has none"
+sys.meta_path[:] = [one for one in sys.meta_path if one not in taken]
+class Tool:
+    @staticmethod
+    def find_spec(name, path=None, target=None):
+        return next(filter(None, (one.find_spec(name, path, target) for one in taken)), None)
+sys.meta_path.insert(0, Tool)
+""",
+}
+
+
+@pytest.mark.parametrize("tool", TOOLS)
+def test_a_tool_that_has_changed_the_finders_is_no_harm(
+    customized: Path, tmp_path: Path, tool: str
+) -> None:
+    script = tmp_path / "script.py"
+    script.write_text(TOOLS[tool] + SCRIPT)
+    assert run(script, **{VARIABLE: "1"}) == [f"True {LOADER}", f"False {LOADER}"]
+
+
 # Prints what is served, how often, and which runs are to be counted.
 ONCE = """
 import json
@@ -137,6 +173,26 @@ def test_run_beside_sitecustomize_serves_and_counts_once(
     (plain,) = map(json.loads, run(*command, **variables))
     assert found == plain, "as without sitecustomize: the script's run is counted"
     assert found["run"] is not None
+
+
+def test_run_says_what_it_leaves_to_sitecustomize(customized: Path, tmp_path: Path) -> None:
+    code = "import aoti_eager\naoti_eager.enable(include='aten::silu')\n"
+    (customized / "sitecustomize.py").write_text(code)
+    script = tmp_path / "script.py"
+    script.write_text("")
+    said = []
+    for options in ([], ["--all-ops", "--record", str(tmp_path / "calls.jsonl")]):
+        done = subprocess.run(
+            [sys.executable, "-m", "aoti_eager", "run", *options, str(script)],
+            capture_output=True,
+            text=True,
+            env={**os.environ, **({VARIABLE: "all"} if options else {})},
+        )
+        assert done.returncode == 0, done.stderr
+        said.append([one for one in done.stderr.splitlines() if "has chosen the ops" in one])
+    assert said[0] == []
+    (line,) = said[1]
+    assert f"not changed by --all-ops, {VARIABLE}, --record (" in line
 
 
 def test_run_serves_the_preset(tmp_path: Path) -> None:
