@@ -2,7 +2,7 @@
 
 ``prepare`` is called where ops are registered, and loads a library that the store has. If the store
 has none, the first ``prepare`` of a machine waits for the build for a while. A build that takes
-longer goes on beside the script, and the next ``prepare`` loads its library.
+longer goes on beside the script, and the next ``prepare`` or ``take_built`` loads its library.
 """
 
 from __future__ import annotations
@@ -37,6 +37,7 @@ class _Build:
 
     def __init__(self, failures: dict[Path, NativePathError] | None = None) -> None:
         self.thread: threading.Thread | None = None
+        self.taken: threading.Thread | None = None  # the last one after which somebody has looked
         self.failures = failures or {}  # by the toolchain directory
         self._process: subprocess.Popen[bytes] | None = None
         self.is_new = False  # Whether somebody is to wait for the build, and nobody has yet.
@@ -181,6 +182,21 @@ def prepare(foreground_s: float | None = None) -> bool:
     except OSError as error:
         failed(NativePathError(f"the native hit path cannot be looked for: {error}"))
     return False
+
+
+def take_built() -> bool:
+    """Return whether the C++ hit path is loaded; load what this process has built meanwhile.
+
+    Unlike ``prepare``, this begins no build, and looks once after each build. Ops that are served
+    by Python stay there until ``prepare`` is called where the dispatcher may change.
+    """
+    if native_library.is_loaded():
+        return True
+    build = _build
+    if build.thread is None or build.thread is build.taken or build.is_running or build.failures:
+        return False
+    build.taken = build.thread
+    return prepare(foreground_s=0.0)
 
 
 def why_not_loaded() -> str:

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from .._base.determinism import is_deterministic
 from .._base.torch_compat import tracing
-from .._native import library as native_library
+from .._compile_service import native_path
 from ..errors import RegionStoppedError
 from .arguments import UnreadableArgumentError, read_arguments
 from .current_settings import settings
@@ -342,7 +342,7 @@ class Region:
     def _record(self, key: Any, call: Call) -> Any:
         """Return the forward's result; the call becomes a variant if a library may serve it."""
         args, kwargs, given = call
-        if self.dry_run_of or not native_library.is_loaded():
+        if self.dry_run_of or not native_path.take_built():
             self.why_plain = self.why_plain if self.dry_run_of else UNBUILT
             if not self.dry_run_of:
                 self.stopped.rest(self._unbuilt_rests)
