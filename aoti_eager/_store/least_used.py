@@ -44,7 +44,8 @@ class Eviction:
     def count(self) -> list[Held]:
         """Return all entries, as ``held_entries``, and correct the store's account.
 
-        Keys that killed evictions have left without an entry are forgotten.
+        Empty directories go, and no verdicts: whoever left such a directory, another entry of its
+        key may be in use. Verdicts without an entry go with ``prune``.
 
         Raises:
             OSError: The store cannot be read, or its account cannot be written.
@@ -55,8 +56,8 @@ class Eviction:
         # Whatever was added to the account before is in its place, or its process is dead.
         empty: list[tuple[str, ...]] = []
         found = held_entries(root, empty)
-        for key in empty:
-            self._forget_key(key)
+        for place in empty:
+            remove_empty(root, *place)
         with account(root) as opened:
             # What was added since may have been found, too: then the account says too much.
             added = opened.read().held.minus(before.held)
@@ -132,8 +133,11 @@ class Eviction:
         return True
 
     def _forget_key(self, key: tuple[str, ...]) -> None:
-        """Remove a key's directory and verdicts, if the key has no entry."""
-        if remove_empty(self._root, *key):
+        """Remove a key's directory, and its verdicts if no environment has an entry of the key.
+
+        A verdict has the key's digest as its name, and the digest does not have the environment.
+        """
+        if remove_empty(self._root, *key) and not _is_in_any_environment(self._root, key):
             for processor in _processors(self._root):
                 remove(self._root, "verdicts", processor, f"{key[-1]}.json")
 
@@ -159,6 +163,24 @@ def _emptied(root: Directory, place: tuple[str, ...], ours: Names) -> bool:
             return not any(ours.find(name) for name in directory.names())
     except FileNotFoundError:
         return True
+
+
+def _is_in_any_environment(root: Directory, key: tuple[str, ...]) -> bool:
+    """Return whether a key has a directory in any environment; true if that cannot be seen."""
+    try:
+        with root.directory(key[0]) as v1:
+            environments = list(children(v1, key[0]))
+    except OSError:
+        return True
+    for environment in environments:
+        try:
+            with root.descend(key[0], environment, *key[2:]):
+                return True
+        except (FileNotFoundError, NotADirectoryError):
+            continue
+        except OSError:
+            return True
+    return False
 
 
 def _processors(root: Directory) -> list[str]:

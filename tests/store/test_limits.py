@@ -275,6 +275,41 @@ def test_an_entry_leaves_no_directory_behind_and_takes_its_verdicts_along(root: 
     assert said(root).held == Amount()
 
 
+def verdict_names(root: Path) -> set[str]:
+    return {Path(name).stem for name in files_below(root) if name.startswith("verdicts")}
+
+
+def test_verdicts_stay_while_another_environment_has_an_entry_of_the_key(root: Path) -> None:
+    """A verdict is named by the key alone, and an upgrade of torch leaves the keys as they are."""
+    store = open_store(root)
+    old = put(store, 1, environment=OTHER_ENVIRONMENT, days_ago=9)
+    new = put(store, 1)
+    assert old.entry.digest == new.entry.digest
+    Verdicts(root).put(new.entry.digest, Verdict("a"))
+    put(open_store(root, max_entries=2), 2)
+    assert not old.path.exists()
+    assert verdict_names(root) == {new.entry.digest}
+    cache.evict(op="*", cache_dir=root)
+    assert verdict_names(root) == set()
+
+
+def test_an_empty_directory_of_a_key_is_no_reason_to_remove_its_verdicts(root: Path) -> None:
+    """``prune --stale`` leaves such directories of keys that this environment has entries of."""
+    store = open_store(root)
+    kept = put(store, 1)
+    alone = put(store, 2)
+    for stored in (kept, alone):
+        Verdicts(root).put(stored.entry.digest, Verdict("a"))
+    stale = put(store, 1, environment=OTHER_ENVIRONMENT)
+    store.discard(stale.path)
+    store.discard(alone.path)  # A failure that has lapsed, say; its key is about to be made again.
+    assert stale.path.parent.exists()
+    (root / "usage").unlink()
+    put(open_store(root, max_entries=100), 3)
+    assert not stale.path.parent.exists()
+    assert verdict_names(root) == {kept.entry.digest, alone.entry.digest}
+
+
 def test_files_of_others_in_an_entry_stay(root: Path) -> None:
     store = open_store(root)
     with_file, with_directory = put(store, 1), put(store, 2)
