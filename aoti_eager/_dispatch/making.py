@@ -336,5 +336,7 @@ class Making:
             stored = store.publish(entry, work, made.library, "", sha256=made.sha256)
         with importing():
             from .._store.puts import keep_limits
-        queue.background.run_background_write(lambda: keep_limits(store))  # No call evicts.
+        queue.background.run_background_write(
+            lambda: keep_limits(store, stored.path)
+        )  # No call evicts.
         return stored

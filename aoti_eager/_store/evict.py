@@ -12,14 +12,15 @@ from pathlib import Path
 
 from .._base.amounts import parse_age, parse_size
 from .._base.trusted_files import Directory
+from .._base.warn_once import warn_once
 from ..errors import ConfigError, LockTimeoutError
 from .held_entries import (
     Held,
     entry_at,
     held_entries,
     holds_back_a_compile,
+    in_turn,
     total,
-    victims,
 )
 from .least_used import Eviction, evicting
 from .limits import Limits
@@ -154,20 +155,21 @@ def trim(
     limits = Limits(size, max_entries)
 
     def chosen(root: Directory, found: list[Held]) -> Iterator[Held]:
-        def stays(one: Held) -> bool:
-            return holds_back_a_compile(root, one)
+        return in_turn(found, lambda one: holds_back_a_compile(root, one))
 
-        return victims(found, limits, share=1.0, stays=stays)
-
-    return _run(chosen, dry_run, cache_dir)
+    return _run(chosen, dry_run, cache_dir, limits)
 
 
 def _run(
     chosen: Callable[[Directory, list[Held]], Iterator[Held]],
     dry_run: bool,
     cache_dir: str | os.PathLike[str] | None,
+    limits: Limits | None = None,
 ) -> EvictReport:
-    """Remove what ``chosen`` gives of a store's entries, and return the report."""
+    """Remove what ``chosen`` gives of a store's entries, and return the report.
+
+    With ``limits``, entries are removed only as long as what is left passes a limit.
+    """
     store = store_at(cache_dir)
     with store.below() if dry_run else store.marked() as root, contextlib.ExitStack() as held:
         if root is None:
@@ -176,11 +178,20 @@ def _run(
             eviction = None if dry_run else held.enter_context(_lock(root))
             found = held_entries(root) if eviction is None else eviction.count()
             gone, left = [], total(found)
-            for one in list(chosen(root, found)):
+            for one in chosen(root, found):
+                if limits is not None and not limits.are_passed(left):
+                    break
                 shown = _shown(root, one)
                 if eviction is None or eviction.remove(one):
                     gone.append(shown)
                     left = left.minus(one.amount)
+            if eviction is not None and eviction.refused is not None:
+                refused = eviction.refused
+                warn_once(
+                    f"evict:{refused}",
+                    f"{refused}: this user may not remove the entry, so it stays, and perhaps "
+                    "others; remove them as their owner",
+                )
             return EvictReport(tuple(gone), left.entries, left.size_bytes, dry_run)
 
 

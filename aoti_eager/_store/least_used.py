@@ -15,6 +15,7 @@ import os
 import stat
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 from .._base.file_lock import locked
 from .._base.handover import let_others_run
@@ -22,10 +23,10 @@ from .._base.store_format import Names, children, names_at
 from .._base.store_removal import remove, remove_empty, remove_work
 from .._base.trusted_files import Directory, mount_id
 from ..errors import UntrustedFileError
-from .held_entries import Held, held_entries, holds_back_a_compile, total, victims
+from .held_entries import FORBIDDEN, Held, held_entries, holds_back_a_compile, in_turn, total
 from .limits import LOW, Amount, Limits
 from .usage import Usage, account
-from .work_directories import remove_stale_work, work_directory
+from .work_directories import stale_work, work_directory
 
 
 class Eviction:
@@ -34,12 +35,16 @@ class Eviction:
     Args:
         root: The store.
         work: An empty work directory of this process.
+
+    Attributes:
+        refused: An entry that this user may not remove; ``None`` if there was none.
     """
 
     def __init__(self, root: Directory, work: Directory) -> None:
         self._root = root
         self._work = work
-        self._moved = 0
+        self._moves = 0
+        self.refused: Path | None = None
 
     def count(self) -> list[Held]:
         """Return all entries, as ``held_entries``, and correct the store's account.
@@ -64,31 +69,40 @@ class Eviction:
             opened.write(Usage(total(found).plus(added), int(time.time())))
         return found
 
-    def down_to(self, limits: Limits, *, incoming: Amount | None = None) -> int:
+    def down_to(
+        self,
+        limits: Limits,
+        *,
+        incoming: Amount | None = None,
+        spared: tuple[str, ...] | None = None,
+    ) -> int:
         """Evict to ``LOW`` of the limits, if they are passed, and return how many entries went.
 
-        If nothing is incoming, the entry that was used last stays.
+        For an entry that cannot be removed, the next one goes.
 
         Args:
             limits: The limits.
             incoming: What is about to be added; room is made for it, too.
+            spared: The place of the entry that was just put, which stays. If this is not known and
+                nothing is incoming, the entry that was used last stays.
 
         Raises:
             OSError: The store cannot be read or written.
         """
         found = self.count()
-        if not limits.are_passed(total(found).plus(incoming or Amount())):
+        left = total(found).plus(incoming or Amount())
+        if not limits.are_passed(left):
             return 0
-        newest = found[-1] if incoming is None else None
-
-        def stays(one: Held) -> bool:
-            return holds_back_a_compile(self._root, one)
-
+        if spared is None and incoming is None:
+            spared = found[-1].place
         count = 0
-        for one in victims(found, limits, share=LOW, stays=stays, incoming=incoming):
+        for one in in_turn(found, lambda one: holds_back_a_compile(self._root, one)):
+            if not limits.are_passed(left, LOW):
+                break
             # Somebody is about to use the entry that was just put, however large it is.
-            if one is not newest:
-                count += self.remove(one, if_unused=True)
+            if one.place != spared and self.remove(one, if_unused=True):
+                left = left.minus(one.amount)
+                count += 1
         return count
 
     def remove(self, one: Held, *, if_unused: bool = False) -> bool:
@@ -104,7 +118,7 @@ class Eviction:
             Whether the entry is gone.
 
         Raises:
-            OSError: The store cannot be written.
+            OSError: No entry can be removed: the store is read-only, or the device has failed.
         """
         let_others_run()
         root, place = self._root, one.place
@@ -115,16 +129,18 @@ class Eviction:
                         return False
                     ours = names_at(*place)
                     is_ours = all(_is_ours(directory, name, ours) for name in directory.names())
-                if is_ours:
-                    self._move(parent, place[-1])
-                elif not _emptied(root, place, ours):
+                is_moved = is_ours and self._moved(parent, place[-1])
+                if not is_moved and not _emptied(root, place, ours):
                     return False
         except FileNotFoundError:
             pass  # Another process has removed the entry, and did not tell the account.
         except (NotADirectoryError, UntrustedFileError):
             return False
         except OSError as error:
-            if error.errno not in (errno.EBUSY, errno.EXDEV):
+            if error.errno in FORBIDDEN:
+                self.refused = root.path.joinpath(*place)
+                return False
+            if error.errno != errno.EBUSY:
                 raise
             return False  # Somebody has mounted something there.
         self._forget_key(place[:-1])
@@ -141,13 +157,24 @@ class Eviction:
             for processor in _processors(self._root):
                 remove(self._root, "verdicts", processor, f"{key[-1]}.json")
 
-    def _move(self, parent: Directory, target: str) -> None:
-        """Rename an entry into the work directory, and delete it there."""
-        self._moved += 1
-        name = str(self._moved)
-        # Rename first: a reader must find all of an entry, or nothing.
-        os.rename(target, name, src_dir_fd=parent.fd, dst_dir_fd=self._work.fd)
+    def _moved(self, parent: Directory, target: str) -> bool:
+        """Rename an entry into the work directory, and delete it there.
+
+        Returns:
+            Whether that was done: false if the file system cannot rename the directory. An
+            ``overlayfs`` cannot, if the directory lies in one of the lower layers.
+        """
+        self._moves += 1
+        name = str(self._moves)
+        try:
+            # Rename first: a reader must find all of an entry, or nothing.
+            os.rename(target, name, src_dir_fd=parent.fd, dst_dir_fd=self._work.fd)
+        except OSError as error:
+            if error.errno != errno.EXDEV:
+                raise
+            return False
         remove_work(self._work, name)
+        return True
 
 
 def _is_ours(directory: Directory, name: str, ours: Names) -> bool:
@@ -203,6 +230,16 @@ def _check_place_of_work(root: Directory) -> None:
             raise UntrustedFileError(tmp.path, "is another file system's, so nothing is evicted")
 
 
+def _sweep(root: Directory) -> None:
+    """Remove the work directories of dead processes, as far as this user may."""
+    for name in stale_work(root):
+        try:
+            remove(root, "tmp", name)
+        except OSError as error:
+            if error.errno not in FORBIDDEN:
+                raise
+
+
 @contextlib.contextmanager
 def evicting(root: Directory, timeout_s: float) -> Iterator[Eviction]:
     """Hold the lock of evictions, and give an eviction; first remove what killed ones have left.
@@ -217,6 +254,6 @@ def evicting(root: Directory, timeout_s: float) -> Iterator[Eviction]:
         locked(locks, "evict", timeout_s),
     ):
         _check_place_of_work(root)
-        remove_stale_work(root)
+        _sweep(root)
         with work_directory(root) as path, root.descend("tmp", path.name) as work:
             yield Eviction(root, work)

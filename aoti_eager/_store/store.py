@@ -185,7 +185,8 @@ class Store(StoredEntries):
                 document = encode(entry)
                 directory.write(ENTRY_FILE, document)
             size += len(text) + len(document)
-            put(root, Amount(size, 1), self._limits, install)
+            place = names_below(self.root, final)
+            put(root, place, Amount(size, 1), self._limits, install)
         assert stored is not None
         return stored
 

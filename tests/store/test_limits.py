@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import logging
 import os
 import shutil
@@ -19,7 +20,7 @@ import pytest
 from aoti_eager import cache
 from aoti_eager._base.trusted_files import Directory, open_directory
 from aoti_eager._store import held_entries as held_module
-from aoti_eager._store import puts, stored_entries, usage
+from aoti_eager._store import least_used, puts, stored_entries, usage
 from aoti_eager._store.entry import Remembered, Status
 from aoti_eager._store.held_entries import held_entries, total
 from aoti_eager._store.limits import HIGH, LOW, Amount, Limits
@@ -29,7 +30,7 @@ from aoti_eager._store.stored_entries import COARSE_S
 from aoti_eager._store.usage import Account, Usage, account, read_usage
 from aoti_eager._store.verdict import Verdict, Verdicts
 from aoti_eager.config import config
-from aoti_eager.errors import ConfigError, EntryDamagedError, StoreError
+from aoti_eager.errors import AotiEagerWarning, ConfigError, EntryDamagedError, StoreError
 
 from ..support.entries import (
     ENVIRONMENT,
@@ -361,6 +362,182 @@ def test_an_entry_that_is_used_while_others_go_stays(
     monkeypatch.setattr(held_module, "entry_directories", used_meanwhile)
     put(open_store(root, max_entries=2), 3)
     assert 1 in rows_in(store)
+
+
+# --- entries that cannot be removed --------------------------------------------------------------
+
+
+def refuse_moves(
+    monkeypatch: pytest.MonkeyPatch, number: int, *entries: StoredEntry
+) -> list[object]:
+    """Let renames of entries into a work directory fail; of all entries if none is named."""
+    rename, refused = os.rename, []
+    keys = {str(one.path.parent) for one in entries}
+
+    def refusing(source: str, target: str, **at: int) -> None:
+        if target.isdigit():
+            above = os.readlink(f"/proc/self/fd/{at['src_dir_fd']}")
+            if not keys or above in keys:
+                refused.append(above)
+                raise OSError(number, os.strerror(number), source)
+        rename(source, target, **at)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(os, "rename", refusing)
+    return refused
+
+
+def test_an_entry_whose_directory_cannot_be_renamed_is_emptied_in_place(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An overlay file system renames no directory of its lower layers, as in an image."""
+    store = open_store(root)
+    for rows in range(6):
+        put(store, rows, days_ago=9 - rows)
+    refused = refuse_moves(monkeypatch, errno.EXDEV)
+    put(open_store(root, max_entries=4), 6)
+    assert len(refused) == 3
+    assert rows_in(store) == {3, 4, 5, 6}
+    assert said(root).held == held(root) == Amount(bytes_of(root), 4)
+    assert len(files_below(root / "v1")) == 8
+    assert ops(cache.trim(max_entries=1, cache_dir=root)) == ["aten::silu"] * 3
+
+
+def test_an_entry_that_cannot_be_removed_at_all_stays_in_the_account(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The next one goes in its place, and what cannot be changed is not tried again and again."""
+    store = open_store(root)
+    stuck = put(store, 1, days_ago=9)
+    put(store, 2, days_ago=8)
+    refuse_moves(monkeypatch, errno.EXDEV, stuck)
+    remove = least_used.remove
+
+    def stopped(root: Directory, *place: str) -> bool:
+        return place[-2:-1] != (stuck.entry.digest,) and remove(root, *place)
+
+    monkeypatch.setattr(least_used, "remove", stopped)
+    put(open_store(root, max_entries=2), 3)
+    assert rows_in(store) == {1, 3}
+    assert said(root).held == held(root)
+    counts: list[object] = []
+    count = held_module.entry_directories
+
+    def counting(*args: Any, **kwargs: Any) -> Any:
+        if kwargs["depth"] == 3:
+            counts.append(args)
+        return count(*args, **kwargs)
+
+    monkeypatch.setattr(held_module, "entry_directories", counting)
+    monkeypatch.setattr(least_used, "remove", lambda *_: False)
+    refuse_moves(monkeypatch, errno.EXDEV)
+    put(open_store(root, max_entries=1), 4)
+    assert len(counts) == 2, "once to make room, once after the put"
+    assert rows_in(store) == {1, 3, 4}
+    assert said(root).held == held(root)
+    refused = cache.trim(max_entries=1, cache_dir=root)
+    assert (refused.entries, refused.left) == ((), 3)
+
+
+@pytest.mark.parametrize("number", [errno.EACCES, errno.EPERM])
+def test_an_entry_that_this_user_may_not_remove_does_not_keep_others_from_going(
+    root: Path, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    store = open_store(root)
+    theirs = put(store, 1, days_ago=9)
+    put(store, 2, days_ago=8)
+    refuse_moves(monkeypatch, number, theirs)
+    put(open_store(root, max_entries=2), 3)
+    assert rows_in(store) == {1, 3}
+    with pytest.warns(AotiEagerWarning, match="may not remove some of them, such as .*x86-64-v3"):
+        put(open_store(root, max_entries=1), 4)
+    put(open_store(root, max_entries=1), 5)  # One warning is enough.
+    assert rows_in(store) == {1, 5}
+    with pytest.warns(AotiEagerWarning, match="this user may not remove the entry, so it stays"):
+        report = cache.evict(op="*", cache_dir=root)
+    assert (len(report.entries), report.left) == (1, 1)
+
+
+@pytest.mark.parametrize("part", ["op", "key", "entry"])
+def test_a_directory_that_this_user_may_not_read_does_not_stop_evictions(
+    root: Path, monkeypatch: pytest.MonkeyPatch, part: str
+) -> None:
+    store = open_store(root)
+    theirs = publish(store, make_entry(key=make_key("aten::mul")))
+    for rows in range(3):
+        put(store, rows, days_ago=9 - rows)
+    path = theirs.path
+    closed = {"op": path.parents[2], "key": path.parent, "entry": path}[part]
+    opened = Directory.directory
+
+    def refusing(self: Directory, name: str, **options: bool) -> Directory:
+        if self.path / name == closed:
+            raise PermissionError(errno.EACCES, "Permission denied", str(closed))
+        return opened(self, name, **options)
+
+    monkeypatch.setattr(Directory, "directory", refusing)
+    put(open_store(root, max_entries=2), 3)
+    monkeypatch.undo()
+    assert rows_in(store) == {8, 2, 3}
+    assert theirs.path.exists()
+
+
+def test_leftovers_that_this_user_may_not_remove_do_not_stop_evictions(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = open_store(root)
+    put(store, 1)
+    left = root / "tmp" / f"{os.uname().nodename}-4194304-0123456789ab"
+    left.mkdir()
+    remove = least_used.remove
+
+    def refusing(root: Directory, *place: str) -> bool:
+        if place[-1] == left.name:
+            raise PermissionError(errno.EACCES, "Permission denied", left.name)
+        return remove(root, *place)
+
+    monkeypatch.setattr(least_used, "remove", refusing)
+    put(open_store(root, max_entries=1), 2)
+    assert rows_in(store) == {2}
+
+
+@pytest.mark.parametrize("others", ["ahead", "equal"])
+def test_the_entry_that_was_just_put_stays_whatever_time_the_others_have(
+    root: Path, monkeypatch: pytest.MonkeyPatch, others: str
+) -> None:
+    store = open_store(root)
+    for rows in range(3):
+        put(store, rows, days_ago=-3)
+    if others == "equal":
+        install = Store._install
+
+        def installing(self: Store, *args: Any) -> Any:
+            entry, path = install(self, *args)
+            for one in store.scan():
+                os.utime(one.path, (1e9, 1e9))
+            return entry, path
+
+        monkeypatch.setattr(Store, "_install", installing)
+    for rows in range(9, 5, -1):  # Places are in another order than times.
+        put(open_store(root, max_entries=1), rows)
+        assert rows_in(store) == {rows}
+
+
+def test_what_was_not_added_to_the_account_is_not_subtracted(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = open_store(root)
+    put(store, 1), put(store, 2)
+    write, tries = Account.write, []
+
+    def failing_once(self: Account, usage: Usage) -> None:
+        tries.append(usage)
+        if len(tries) == 1:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        write(self, usage)
+
+    monkeypatch.setattr(Account, "write", failing_once)
+    put(store, 2)  # An equal entry is there.
+    assert said(root).held == held(root)
 
 
 def test_only_one_process_evicts_and_the_others_do_not_wait(
