@@ -134,7 +134,10 @@ class Making:
             return judged
         if self._gate.needs_worker(judged, is_awaited=self._is_awaited):
             self.state = MEASURING
-            judged = self._measured(judged)
+            measured = self._measured(judged)
+            if measured is None:
+                return 0.0
+            judged = measured
             unsettled = judged.taken is None or judged.taken.is_doubtful
             # A call that waits takes the times as they are.
             waits = judged.gated and unsettled and not self._is_awaited
@@ -143,8 +146,12 @@ class Making:
                 return float(4 ** (self._retries - 1))
         return judged
 
-    def _measured(self, judged: Judged) -> Judged:
+    def _measured(self, judged: Judged) -> Judged | None:
         """Return what is known after a worker has tried and timed a stored library.
+
+        Returns:
+            ``None`` if the entry was evicted before the worker had loaded the library: the next
+            ``run`` looks again.
 
         Raises:
             CompileError: The library must not be used, or no worker could tell.
@@ -152,12 +159,17 @@ class Making:
         background = not self._is_awaited
         try:
             with self._at_worker():
-                return self._gate.measure(judged, self._context, background=background)
+                measured = self._gate.measure(judged, self._context, background=background)
         except CompileError as error:
+            if error.reason == "library_unloadable" and self.begins_again():
+                return None
             if background:
                 raise
             # The call has its result, and the library is declined.
             return replace(judged, verdict=replace(judged.verdict, unmeasured=str(error)))
+        if measured.is_unknown and self.begins_again():
+            return None
+        return measured
 
     def _begin_awaited(self) -> None:
         """Look whether the store can be written, before a worker starts, and count the plan.
