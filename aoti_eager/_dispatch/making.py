@@ -134,8 +134,7 @@ class Making:
             return judged
         if self._gate.needs_worker(judged, is_awaited=self._is_awaited):
             self.state = MEASURING
-            measured = self._measured(judged)
-            if measured is None:
+            if (measured := self._measured(judged)) is None:
                 return 0.0
             judged = measured
             unsettled = judged.taken is None or judged.taken.is_doubtful
@@ -149,9 +148,7 @@ class Making:
     def _measured(self, judged: Judged) -> Judged | None:
         """Return what is known after a worker has tried and timed a stored library.
 
-        Returns:
-            ``None`` if the entry was evicted before the worker had loaded the library: the next
-            ``run`` looks again.
+        ``None``: the entry was evicted before that; the next ``run`` looks again.
 
         Raises:
             CompileError: The library must not be used, or no worker could tell.
@@ -164,8 +161,7 @@ class Making:
             if error.reason == "library_unloadable" and self.begins_again():
                 return None
             if background:
-                raise
-            # The call has its result, and the library is declined.
+                raise  # For a call that waits, the library is declined: the call has its result.
             return replace(judged, verdict=replace(judged.verdict, unmeasured=str(error)))
         if measured.is_unknown and self.begins_again():
             return None

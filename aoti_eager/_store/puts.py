@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import math
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -24,6 +25,9 @@ from .usage import TIMEOUT_S, Account, Usage, account, read_usage
 # A put that would take the store far past its limits waits so long for an eviction, and then goes
 # on: the process that evicts may be stopped.
 LONGEST_WAIT_S = 20.0
+# Stores whose eviction this process has waited for in vain. The process waits again once it has got
+# the lock.
+_waited_in_vain: set[Path] = set()
 # A put in a call waits so long for the account's lock.
 _TIMEOUT_IN_CALL_S = 0.2
 # While a process evicts, others put entries: it looks again, and so often at most.
@@ -36,6 +40,7 @@ def put(
     more: Amount,
     limits: Limits | None,
     install: Callable[[], bool],
+    longest_wait_s: float = math.inf,
 ) -> None:
     """Count an entry, have ``install`` put it into its place, and evict if limits are passed.
 
@@ -48,10 +53,12 @@ def put(
         more: What the entry adds.
         limits: The limits; ``None`` to count only, and evict nothing: for callers in a call.
         install: Puts the entry into its place; returns false if an equal one is there.
+        longest_wait_s: Most seconds to wait for another process's eviction, if that is less than
+            ``LONGEST_WAIT_S``.
 
     Raises: what ``install`` raises. Errors of the account and of an eviction are logged.
     """
-    usage = _counted_and_installed(root, more, limits, install)
+    usage = _counted_and_installed(root, more, limits, install, longest_wait_s)
     if usage is not None and limits is not None:
         _evict_if(root, usage, limits, place)
 
@@ -80,10 +87,14 @@ def _evict_if(
 
 
 def _counted_and_installed(
-    root: Directory, more: Amount, limits: Limits | None, install: Callable[[], bool]
+    root: Directory,
+    more: Amount,
+    limits: Limits | None,
+    install: Callable[[], bool],
+    longest_wait_s: float,
 ) -> Usage | None:
     """Return what the account says after the put; ``None`` if nothing was put or counted."""
-    deadline = time.monotonic() + LONGEST_WAIT_S
+    deadline = time.monotonic() + min(LONGEST_WAIT_S, longest_wait_s)
     timeout_s = _TIMEOUT_IN_CALL_S if limits is None else TIMEOUT_S
     while True:
         with contextlib.ExitStack() as opened:
@@ -125,13 +136,16 @@ def _made_room(root: Directory, limits: Limits, more: Amount, left_s: float) -> 
     if left_s <= 0:
         return False
     try:
-        with evicting(root, left_s) as eviction:
+        with evicting(root, 0.0 if root.path in _waited_in_vain else left_s) as eviction:
+            _waited_in_vain.discard(root.path)
             if not limits.are_passed(read_usage(root).held.plus(more), HIGH):
                 return True
             removed = eviction.down_to(limits, incoming=more)
             # Where nothing can be removed, looking again would not help.
             return removed > 0 or not limits.are_passed(read_usage(root).held.plus(more), HIGH)
     except OSError as error:
+        if isinstance(error, TimeoutError):
+            _waited_in_vain.add(root.path)
         _log(root, error)
         return False
 

@@ -176,6 +176,24 @@ def test_a_link_in_the_account_s_place_is_not_written_through(root: Path, tmp_pa
     assert held(root).entries == 2
 
 
+@pytest.mark.parametrize("what", ["link", "mode", "fifo", "directory"])
+def test_an_account_that_is_not_ours_alone_is_made_anew(
+    root: Path, tmp_path: Path, what: str
+) -> None:
+    store = open_store(root)
+    put(store, 1)
+    path = root / "usage"
+    if what == "mode":
+        path.chmod(0o660)
+    else:
+        path.unlink()
+        make = {"link": lambda: path.symlink_to(tmp_path), "fifo": lambda: os.mkfifo(path)}
+        make.get(what, path.mkdir)()
+    put(store, 2)
+    assert said(root).held == held(root) == Amount(bytes_of(root), 2)
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+
+
 def test_a_put_lists_no_directory_of_the_store(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A count of ten thousand entries for each new one would take longer than the compile."""
     store = open_store(root, max_size=1 << 30, max_entries=10**6)
@@ -584,6 +602,34 @@ def test_a_put_far_past_the_limits_waits_for_the_eviction_under_way(
             assert held(root).entries == 21
         assert done.result(60).path.exists()
     assert held(root).entries == LOW * 20
+
+
+def test_a_put_waits_in_vain_only_once(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever evicts may be stopped, and a worker that puts holds its key's lock."""
+    store = Store(root, lock_timeout_s=1.0, limits=Limits(None, 10), longest_wait_s=0.01)
+    for rows in range(10):
+        put(store, rows, content=None)
+    waits: list[bool] = []
+    evicting = puts.evicting
+
+    def noting(directory: Directory, timeout_s: float) -> Any:
+        if timeout_s > 0:
+            assert timeout_s <= 0.01
+            waits.append(True)
+        return evicting(directory, timeout_s)
+
+    monkeypatch.setattr(puts, "evicting", noting)
+    with open_directory(root) as directory, evicting(directory, 0.0):
+        for rows in range(20, 24):
+            put(store, rows, content=None)
+        assert waits == [True]
+    put(store, 30, content=None)
+    assert held(root).entries <= 10
+    assert waits == [True]
+    put(store, 31, content=None)
+    with open_directory(root) as directory, evicting(directory, 0.0):
+        put(store, 32, content=None)
+        assert waits == [True, True], "the lock was free meanwhile"
 
 
 def test_a_put_far_past_the_limits_makes_room_first(root: Path) -> None:
