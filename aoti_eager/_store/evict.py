@@ -83,11 +83,13 @@ def evict(
 
     Entries of all environments count, and remembered failures, too. With both arguments, an entry
     goes if both say so. The verdicts of a key go with its last entry. Running processes keep the
-    kernels that they have loaded; the next process compiles anew.
+    kernels that they have loaded; the next process compiles anew. Entries that this user may not
+    remove stay, with a warning.
 
     Args:
         older_than: Seconds, or text such as ``30m``, ``12h`` or ``7d``: entries go that no process
-            has used for longer. Times of use are exact to six hours.
+            has loaded for longer, exact to six hours. A process that serves a kernel for days has
+            loaded it once.
         op: A pattern for the names of ops, with ``*``, ``?`` and ``[...]``: ``aten::silu``,
             ``aten::add*``, ``aoti_eager_region::*``. A name without an overload is that of all
             overloads.

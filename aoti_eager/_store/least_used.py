@@ -22,11 +22,16 @@ from .._base.handover import let_others_run
 from .._base.store_format import Names, children, names_at
 from .._base.store_removal import remove, remove_empty, remove_work
 from .._base.trusted_files import Directory, mount_id
-from ..errors import UntrustedFileError
+from .._base.warn_once import log
+from ..errors import CacheFormatError, UntrustedFileError
+from .entry_files import read_entry
 from .held_entries import FORBIDDEN, Held, held_entries, holds_back_a_compile, in_turn, total
 from .limits import LOW, Amount, Limits
 from .usage import Usage, account
 from .work_directories import stale_work, work_directory
+
+# Errors of a disk, or of a user's share of a disk, that is full.
+_FULL = {errno.ENOSPC, errno.EDQUOT}
 
 
 class Eviction:
@@ -34,13 +39,14 @@ class Eviction:
 
     Args:
         root: The store.
-        work: An empty work directory of this process.
+        work: An empty work directory of this process; ``None`` where none can be made, as on a full
+            disk: entries are emptied in their place.
 
     Attributes:
         refused: An entry that this user may not remove; ``None`` if there was none.
     """
 
-    def __init__(self, root: Directory, work: Directory) -> None:
+    def __init__(self, root: Directory, work: Directory | None) -> None:
         self._root = root
         self._work = work
         self._moves = 0
@@ -53,20 +59,23 @@ class Eviction:
         key may be in use. Verdicts without an entry go with ``prune``.
 
         Raises:
-            OSError: The store cannot be read, or its account cannot be written.
+            TimeoutError: Another process has held the account's lock for too long.
+            OSError: The store cannot be read.
         """
         root = self._root
-        with account(root) as opened:
+        before = None
+        with _where_possible(), account(root) as opened:
             before = opened.read()
         # Whatever was added to the account before is in its place, or its process is dead.
         empty: list[tuple[str, ...]] = []
         found = held_entries(root, empty)
         for place in empty:
             remove_empty(root, *place)
-        with account(root) as opened:
-            # What was added since may have been found, too: then the account says too much.
-            added = opened.read().held.minus(before.held)
-            opened.write(Usage(total(found).plus(added), int(time.time())))
+        if before is not None:
+            with _where_possible(), account(root) as opened:
+                # What was added since may have been found, too: then the account says too much.
+                added = opened.read().held.minus(before.held)
+                opened.write(Usage(total(found).plus(added), int(time.time())))
         return found
 
     def down_to(
@@ -108,7 +117,8 @@ class Eviction:
     def remove(self, one: Held, *, if_unused: bool = False) -> bool:
         """Remove an entry, and with the last one of its key, the key's verdicts.
 
-        Files that somebody else has put into the entry's directory stay.
+        Files that somebody else has put into the entry's directory stay. An entry of a newer format
+        with files of other names stays whole.
 
         Args:
             one: The entry.
@@ -129,6 +139,8 @@ class Eviction:
                         return False
                     ours = names_at(*place)
                     is_ours = all(_is_ours(directory, name, ours) for name in directory.names())
+                if not is_ours and _is_newer(parent, place[-1]):
+                    return False
                 is_moved = is_ours and self._moved(parent, place[-1])
                 if not is_moved and not _emptied(root, place, ours):
                     return False
@@ -144,7 +156,7 @@ class Eviction:
                 raise
             return False  # Somebody has mounted something there.
         self._forget_key(place[:-1])
-        with account(root) as opened:
+        with _where_possible(), account(root) as opened:
             opened.take(one.amount)
         return True
 
@@ -164,6 +176,8 @@ class Eviction:
             Whether that was done: false if the file system cannot rename the directory. An
             ``overlayfs`` cannot, if the directory lies in one of the lower layers.
         """
+        if self._work is None:
+            return False
         self._moves += 1
         name = str(self._moves)
         try:
@@ -177,9 +191,31 @@ class Eviction:
         return True
 
 
+@contextlib.contextmanager
+def _where_possible() -> Iterator[None]:
+    """Let errors of the account pass: the account is advice, and a full disk needs an eviction."""
+    try:
+        yield
+    except TimeoutError:
+        raise  # Each entry would wait anew.
+    except OSError as error:
+        log.debug("the account of a store cannot be written: %s", error)
+
+
 def _is_ours(directory: Directory, name: str, ours: Names) -> bool:
     """Return whether a name is one of an entry's files; a directory of that name is not ours."""
     return ours.find(name) is not None and not stat.S_ISDIR(directory.status(name).st_mode)
+
+
+def _is_newer(parent: Directory, target: str) -> bool:
+    """Return whether an entry is of a newer format: then files that we do not know are its own."""
+    try:
+        read_entry(parent, target)
+    except CacheFormatError:
+        return True
+    except OSError:
+        pass
+    return False
 
 
 def _emptied(root: Directory, place: tuple[str, ...], ours: Names) -> bool:
@@ -225,7 +261,13 @@ def _check_place_of_work(root: Directory) -> None:
     Raises:
         UntrustedFileError: It does, or is a link.
     """
-    with root.directory("tmp", create=True) as tmp:
+    try:
+        tmp = root.directory("tmp", create=True)
+    except OSError as error:
+        if error.errno in _FULL:
+            return  # There is none, and none can be made.
+        raise
+    with tmp:
         if mount_id(tmp.fd) != mount_id(root.fd):
             raise UntrustedFileError(tmp.path, "is another file system's, so nothing is evicted")
 
@@ -255,5 +297,12 @@ def evicting(root: Directory, timeout_s: float) -> Iterator[Eviction]:
     ):
         _check_place_of_work(root)
         _sweep(root)
-        with work_directory(root) as path, root.descend("tmp", path.name) as work:
+        with contextlib.ExitStack() as opened:
+            work = None
+            try:
+                path = opened.enter_context(work_directory(root))
+                work = opened.enter_context(root.descend("tmp", path.name))
+            except OSError as error:
+                if error.errno not in _FULL:
+                    raise
             yield Eviction(root, work)

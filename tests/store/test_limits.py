@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import json
 import logging
 import os
 import shutil
@@ -30,7 +31,13 @@ from aoti_eager._store.stored_entries import COARSE_S
 from aoti_eager._store.usage import Account, Usage, account, read_usage
 from aoti_eager._store.verdict import Verdict, Verdicts
 from aoti_eager.config import config
-from aoti_eager.errors import AotiEagerWarning, ConfigError, EntryDamagedError, StoreError
+from aoti_eager.errors import (
+    AotiEagerWarning,
+    CacheFormatError,
+    ConfigError,
+    EntryDamagedError,
+    StoreError,
+)
 
 from ..support.entries import (
     ENVIRONMENT,
@@ -340,6 +347,42 @@ def test_files_of_others_in_an_entry_stay(root: Path) -> None:
     assert (with_directory.path / "log" / "notes.txt").read_bytes() == b"precious"
 
 
+@pytest.mark.parametrize("has_new_file", [True, False])
+def test_an_entry_of_a_newer_format_goes_whole_or_stays_whole(
+    root: Path, has_new_file: bool
+) -> None:
+    store = open_store(root)
+    newer = put(store, 1, days_ago=9)
+    document = json.loads((newer.path / "entry.json").read_text())
+    (newer.path / "entry.json").write_text(json.dumps({**document, "format": 10**6}))
+    with pytest.raises(CacheFormatError):
+        store.read(newer.path)
+    if has_new_file:
+        (newer.path / "guards.bin").write_bytes(b"new")
+    before = files_below(newer.path)
+    age(newer, 9)
+    put(store, 2, days_ago=8)
+    put(open_store(root, max_entries=2), 3)
+    left = files_below(newer.path) if newer.path.exists() else []
+    assert left == (before if has_new_file else [])
+    assert held(root).entries == said(root).held.entries == 2
+
+
+def test_a_directory_without_a_file_of_ours_is_no_entry(root: Path) -> None:
+    store = open_store(root)
+    theirs, empty = put(store, 1), put(store, 2)
+    for path in (theirs.path, empty.path):
+        for file in path.iterdir():
+            file.unlink()
+    (theirs.path / "notes.txt").write_bytes(b"precious")
+    put(store, 3)
+    assert held(root).entries == 1
+    cache.trim(max_entries=5, cache_dir=root)
+    assert said(root).held == held(root)
+    assert not empty.path.parent.exists()
+    assert files_below(theirs.path) == ["notes.txt"]
+
+
 def test_a_failure_that_saves_a_compile_goes_last(root: Path) -> None:
     """Without it, the next process would compile in vain, or a library that was wrong anew."""
     store = open_store(root)
@@ -454,6 +497,34 @@ def test_an_entry_that_cannot_be_removed_at_all_stays_in_the_account(
     assert said(root).held == held(root)
     refused = cache.trim(max_entries=1, cache_dir=root)
     assert (refused.entries, refused.left) == ((), 3)
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT])
+@pytest.mark.parametrize("has_tmp", [True, False])
+def test_a_full_disk_can_be_trimmed(
+    root: Path, monkeypatch: pytest.MonkeyPatch, number: int, has_tmp: bool
+) -> None:
+    store = open_store(root)
+    for rows in range(4):
+        put(store, rows, days_ago=9 - rows)
+    if not has_tmp:
+        (root / "tmp").rmdir()
+
+    def full(name: Any, *_: object, dir_fd: int | None = None) -> None:
+        if isinstance(name, str) and name in os.listdir(dir_fd):
+            raise FileExistsError(name)
+        raise OSError(number, os.strerror(number))
+
+    with monkeypatch.context() as patch:
+        for name in ("mkdir", "pwrite"):
+            patch.setattr(os, name, full)
+        report = cache.trim(max_entries=1, cache_dir=root)
+    assert (len(report.entries), report.left) == (3, 1)
+    assert rows_in(store) == {3}
+    assert len(files_below(root / "v1")) == 2
+    put(open_store(root, max_entries=2), 5)  # The account is corrected when there is room.
+    assert rows_in(store) == {3, 5}
+    assert said(root).held == held(root)
 
 
 @pytest.mark.parametrize("number", [errno.EACCES, errno.EPERM])
