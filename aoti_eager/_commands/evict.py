@@ -24,7 +24,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--older-than",
         metavar="AGE",
-        help="entries that no process has used for so long: 30m, 12h, 7d",
+        help="entries that no process has loaded for so long, exact to six hours: 30m, 12h, 7d",
     )
     parser.add_argument(
         "--op", metavar="PATTERN", help="entries of these ops: aten::silu, 'aten::add*'"

@@ -53,6 +53,8 @@ from .plain_path import plain_path
 
 # If another process compiles a key under the same lock, the caller asks for the key again later.
 _LOCK_TIMEOUT_S = 0.05
+# Waiting for an eviction of another process has this share of a request's time.
+_WAIT_SHARE = 0.1
 
 # At most this many characters of a log are sent: the last ones.
 _LONGEST_LOG = 20_000
@@ -140,7 +142,12 @@ class CompileJobs:
     def _publish(self, request: EntryRequest) -> Published | Busy:
         """Return the path of the key's entry: found, or compiled and published here."""
         key = request.code.call.key
-        store = Store(request.root, lock_timeout_s=_LOCK_TIMEOUT_S, limits=request.limits)
+        store = Store(
+            request.root,
+            lock_timeout_s=_LOCK_TIMEOUT_S,
+            limits=request.limits,
+            longest_wait_s=_WAIT_SHARE * request.timeout_s,
+        )
         try:
             with store.locked(key):
                 found = None

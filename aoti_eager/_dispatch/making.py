@@ -134,7 +134,9 @@ class Making:
             return judged
         if self._gate.needs_worker(judged, is_awaited=self._is_awaited):
             self.state = MEASURING
-            judged = self._measured(judged)
+            if (measured := self._measured(judged)) is None:
+                return 0.0
+            judged = measured
             unsettled = judged.taken is None or judged.taken.is_doubtful
             # A call that waits takes the times as they are.
             waits = judged.gated and unsettled and not self._is_awaited
@@ -143,8 +145,10 @@ class Making:
                 return float(4 ** (self._retries - 1))
         return judged
 
-    def _measured(self, judged: Judged) -> Judged:
+    def _measured(self, judged: Judged) -> Judged | None:
         """Return what is known after a worker has tried and timed a stored library.
+
+        ``None``: the entry was evicted before that; the next ``run`` looks again.
 
         Raises:
             CompileError: The library must not be used, or no worker could tell.
@@ -152,12 +156,16 @@ class Making:
         background = not self._is_awaited
         try:
             with self._at_worker():
-                return self._gate.measure(judged, self._context, background=background)
+                measured = self._gate.measure(judged, self._context, background=background)
         except CompileError as error:
+            if error.reason == "library_unloadable" and self.begins_again():
+                return None
             if background:
-                raise
-            # The call has its result, and the library is declined.
+                raise  # For a call that waits, the library is declined: the call has its result.
             return replace(judged, verdict=replace(judged.verdict, unmeasured=str(error)))
+        if measured.is_unknown and self.begins_again():
+            return None
+        return measured
 
     def _begin_awaited(self) -> None:
         """Look whether the store can be written, before a worker starts, and count the plan.
@@ -336,5 +344,7 @@ class Making:
             stored = store.publish(entry, work, made.library, "", sha256=made.sha256)
         with importing():
             from .._store.puts import keep_limits
-        queue.background.run_background_write(lambda: keep_limits(store))  # No call evicts.
+        queue.background.run_background_write(
+            lambda: keep_limits(store, stored.path)
+        )  # No call evicts.
         return stored

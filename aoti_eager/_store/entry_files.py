@@ -203,10 +203,13 @@ def _op_directory(op: str) -> str:
     return f"{name[:100]}-{hashlib.sha256(op.encode()).hexdigest()[:16]}"
 
 
-def entry_directories(directory: Directory, depth: int) -> Iterator[tuple[Directory, str]]:
+def entry_directories(
+    directory: Directory, depth: int, *, passed_over: frozenset[int] = frozenset()
+) -> Iterator[tuple[Directory, str]]:
     """Give each directory ``depth`` levels below, as an open parent and a name of the format.
 
-    Skips links, files, names that the format does not know, and what other users can write to.
+    Skips links, files, names that the format does not know, and what other users can write to;
+    and directories that cannot be opened for one of the errors ``passed_over``.
     """
     parts = directory.path.parts
     names = parts[parts.index("v1", len(parts) - (5 - depth)) :]
@@ -218,8 +221,12 @@ def entry_directories(directory: Directory, depth: int) -> Iterator[tuple[Direct
             child = directory.directory(name)
         except (FileNotFoundError, NotADirectoryError, UntrustedFileError):
             continue
+        except OSError as error:
+            if error.errno in passed_over:
+                continue
+            raise
         with child:
-            yield from entry_directories(child, depth - 1)
+            yield from entry_directories(child, depth - 1, passed_over=passed_over)
 
 
 def at(error: AotiEagerError, path: Path) -> EntryDamagedError | CacheFormatError:

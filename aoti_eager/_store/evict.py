@@ -12,14 +12,15 @@ from pathlib import Path
 
 from .._base.amounts import parse_age, parse_size
 from .._base.trusted_files import Directory
+from .._base.warn_once import warn_once
 from ..errors import ConfigError, LockTimeoutError
 from .held_entries import (
     Held,
     entry_at,
     held_entries,
     holds_back_a_compile,
+    in_turn,
     total,
-    victims,
 )
 from .least_used import Eviction, evicting
 from .limits import Limits
@@ -82,11 +83,13 @@ def evict(
 
     Entries of all environments count, and remembered failures, too. With both arguments, an entry
     goes if both say so. The verdicts of a key go with its last entry. Running processes keep the
-    kernels that they have loaded; the next process compiles anew.
+    kernels that they have loaded; the next process compiles anew. Entries that this user may not
+    remove stay, with a warning.
 
     Args:
         older_than: Seconds, or text such as ``30m``, ``12h`` or ``7d``: entries go that no process
-            has used for longer. Times of use are exact to six hours.
+            has loaded for longer, exact to six hours. A process that serves a kernel for days has
+            loaded it once.
         op: A pattern for the names of ops, with ``*``, ``?`` and ``[...]``: ``aten::silu``,
             ``aten::add*``, ``aoti_eager_region::*``. A name without an overload is that of all
             overloads.
@@ -154,20 +157,21 @@ def trim(
     limits = Limits(size, max_entries)
 
     def chosen(root: Directory, found: list[Held]) -> Iterator[Held]:
-        def stays(one: Held) -> bool:
-            return holds_back_a_compile(root, one)
+        return in_turn(found, lambda one: holds_back_a_compile(root, one))
 
-        return victims(found, limits, share=1.0, stays=stays)
-
-    return _run(chosen, dry_run, cache_dir)
+    return _run(chosen, dry_run, cache_dir, limits)
 
 
 def _run(
     chosen: Callable[[Directory, list[Held]], Iterator[Held]],
     dry_run: bool,
     cache_dir: str | os.PathLike[str] | None,
+    limits: Limits | None = None,
 ) -> EvictReport:
-    """Remove what ``chosen`` gives of a store's entries, and return the report."""
+    """Remove what ``chosen`` gives of a store's entries, and return the report.
+
+    With ``limits``, entries are removed only as long as what is left passes a limit.
+    """
     store = store_at(cache_dir)
     with store.below() if dry_run else store.marked() as root, contextlib.ExitStack() as held:
         if root is None:
@@ -176,11 +180,20 @@ def _run(
             eviction = None if dry_run else held.enter_context(_lock(root))
             found = held_entries(root) if eviction is None else eviction.count()
             gone, left = [], total(found)
-            for one in list(chosen(root, found)):
+            for one in chosen(root, found):
+                if limits is not None and not limits.are_passed(left):
+                    break
                 shown = _shown(root, one)
                 if eviction is None or eviction.remove(one):
                     gone.append(shown)
                     left = left.minus(one.amount)
+            if eviction is not None and eviction.refused is not None:
+                refused = eviction.refused
+                warn_once(
+                    f"evict:{refused}",
+                    f"{refused}: this user may not remove the entry, so it stays, and perhaps "
+                    "others; remove them as their owner",
+                )
             return EvictReport(tuple(gone), left.entries, left.size_bytes, dry_run)
 
 

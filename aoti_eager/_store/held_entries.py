@@ -6,7 +6,9 @@ the entries opens none of their files.
 
 from __future__ import annotations
 
+import errno
 import os
+import stat
 import time
 from collections.abc import Callable, Iterable, Iterator
 
@@ -17,8 +19,11 @@ from .._base.trusted_files import Directory
 from ..errors import UntrustedFileError
 from .entry import Entry, Status
 from .entry_files import entry_directories, read_entry
-from .limits import Amount, Limits
+from .limits import Amount
 from .remembered import PERIOD_S
+
+# Errors for one directory that this user may not open, list or change: others can be.
+FORBIDDEN = frozenset({errno.EACCES, errno.EPERM})
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,9 +49,12 @@ class Held:
 def held_entries(root: Directory, empty: list[tuple[str, ...]] | None = None) -> list[Held]:
     """Return all entries of an open store, of all environments; that used longest ago is first.
 
+    A time of use in the future counts as the present. What this user may not read is left out.
+
     Args:
         root: The store.
-        empty: Is given the places of keys without an entry, which killed evictions have left.
+        empty: Is given the places of empty directories of keys and entries, which processes that
+            remove entries leave.
 
     Raises:
         OSError: The store cannot be read.
@@ -58,30 +66,46 @@ def held_entries(root: Directory, empty: list[tuple[str, ...]] | None = None) ->
         return found
     depth = len(root.path.parts)
     with v1:
-        for above, name in entry_directories(v1, depth=3):
+        for above, name in entry_directories(v1, depth=3, passed_over=FORBIDDEN):
             let_others_run()
             place = (*above.path.parts[depth:], name)
             try:
                 with above.directory(name) as key:
                     targets = list(children(key, *place))
-                    found += (one for target in targets if (one := _held(key, target, place)))
+                    for target in targets:
+                        if (one := _held(key, target, place, empty)) is not None:
+                            found.append(one)
                     if empty is not None and not targets and not key.names():
                         empty.append(place)
             except (FileNotFoundError, NotADirectoryError, UntrustedFileError):
                 continue  # Removed meanwhile, or nothing that is ever loaded.
-    return sorted(found, key=lambda one: (one.used_at, one.place))
+            except OSError as error:
+                if error.errno not in FORBIDDEN:
+                    raise
+    now = time.time()
+    return sorted(found, key=lambda one: (min(one.used_at, now), one.place))
 
 
-def _held(key: Directory, target: str, above: tuple[str, ...]) -> Held | None:
-    """Return the entry of a key's open directory; ``None`` if it was removed meanwhile."""
+def _held(
+    key: Directory, target: str, above: tuple[str, ...], empty: list[tuple[str, ...]] | None
+) -> Held | None:
+    """Return the entry of a key's open directory; ``None`` if there is none, or not for us."""
     place = (*above, target)
     try:
         with key.directory(target) as directory:
             used_at = os.fstat(directory.fd).st_mtime
-            names = children(directory, *place)
-            return Held(place, used_at, sum(directory.status(name).st_size for name in names))
+            names = directory.names()
+            if not names and empty is not None:
+                empty.append(place)
+            found = [directory.status(name) for name in children(directory, *place)]
     except (FileNotFoundError, NotADirectoryError, UntrustedFileError):
         return None
+    except OSError as error:
+        if error.errno not in FORBIDDEN:
+            raise
+        return None
+    sizes = [one.st_size for one in found if not stat.S_ISDIR(one.st_mode)]
+    return Held(place, used_at, sum(sizes)) if sizes else None
 
 
 def total(found: Iterable[Held]) -> Amount:
@@ -90,38 +114,21 @@ def total(found: Iterable[Held]) -> Amount:
     return Amount(sum(one.size_bytes for one in found), len(found))
 
 
-def victims(
-    found: list[Held],
-    limits: Limits,
-    *,
-    share: float,
-    stays: Callable[[Held], bool],
-    incoming: Amount | None = None,
-) -> Iterator[Held]:
-    """Give the entries that must go until no more than ``share`` of the limits is held.
+def in_turn(found: Iterable[Held], stays: Callable[[Held], bool]) -> Iterator[Held]:
+    """Give entries in the order in which they go.
 
     Args:
-        found: All entries; that used longest ago is first.
-        limits: The limits.
-        share: At most 1.
-        stays: Whether an entry goes only when all entries for which this is false have gone.
-        incoming: What is about to be added.
+        found: The entries; that used longest ago is first.
+        stays: Whether an entry goes only when all entries for which this is false have gone. Asked
+            only of entries whose turn has come.
     """
-    held = total(found).plus(incoming or Amount())
     staying = []
     for one in found:
-        if not limits.are_passed(held, share):
-            return
         if stays(one):
             staying.append(one)
-            continue
-        held = held.minus(one.amount)
-        yield one
-    for one in staying:
-        if not limits.are_passed(held, share):
-            return
-        held = held.minus(one.amount)
-        yield one
+        else:
+            yield one
+    yield from staying
 
 
 def entry_at(root: Directory, one: Held) -> Entry | None:

@@ -15,17 +15,23 @@ import os
 import stat
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 from .._base.file_lock import locked
 from .._base.handover import let_others_run
 from .._base.store_format import Names, children, names_at
 from .._base.store_removal import remove, remove_empty, remove_work
 from .._base.trusted_files import Directory, mount_id
-from ..errors import UntrustedFileError
-from .held_entries import Held, held_entries, holds_back_a_compile, total, victims
+from .._base.warn_once import log
+from ..errors import CacheFormatError, UntrustedFileError
+from .entry_files import read_entry
+from .held_entries import FORBIDDEN, Held, held_entries, holds_back_a_compile, in_turn, total
 from .limits import LOW, Amount, Limits
 from .usage import Usage, account
-from .work_directories import remove_stale_work, work_directory
+from .work_directories import stale_work, work_directory
+
+# Errors of a disk, or of a user's share of a disk, that is full.
+_FULL = {errno.ENOSPC, errno.EDQUOT}
 
 
 class Eviction:
@@ -33,67 +39,86 @@ class Eviction:
 
     Args:
         root: The store.
-        work: An empty work directory of this process.
+        work: An empty work directory of this process; ``None`` where none can be made, as on a full
+            disk: entries are emptied in their place.
+
+    Attributes:
+        refused: An entry that this user may not remove; ``None`` if there was none.
     """
 
-    def __init__(self, root: Directory, work: Directory) -> None:
+    def __init__(self, root: Directory, work: Directory | None) -> None:
         self._root = root
         self._work = work
-        self._moved = 0
+        self._moves = 0
+        self.refused: Path | None = None
 
     def count(self) -> list[Held]:
         """Return all entries, as ``held_entries``, and correct the store's account.
 
-        Keys that killed evictions have left without an entry are forgotten.
+        Empty directories go, and no verdicts: whoever left such a directory, another entry of its
+        key may be in use. Verdicts without an entry go with ``prune``.
 
         Raises:
-            OSError: The store cannot be read, or its account cannot be written.
+            TimeoutError: Another process has held the account's lock for too long.
+            OSError: The store cannot be read.
         """
         root = self._root
-        with account(root) as opened:
+        before = None
+        with _where_possible(), account(root) as opened:
             before = opened.read()
         # Whatever was added to the account before is in its place, or its process is dead.
         empty: list[tuple[str, ...]] = []
         found = held_entries(root, empty)
-        for key in empty:
-            self._forget_key(key)
-        with account(root) as opened:
-            # What was added since may have been found, too: then the account says too much.
-            added = opened.read().held.minus(before.held)
-            opened.write(Usage(total(found).plus(added), int(time.time())))
+        for place in empty:
+            remove_empty(root, *place)
+        if before is not None:
+            with _where_possible(), account(root) as opened:
+                # What was added since may have been found, too: then the account says too much.
+                added = opened.read().held.minus(before.held)
+                opened.write(Usage(total(found).plus(added), int(time.time())))
         return found
 
-    def down_to(self, limits: Limits, *, incoming: Amount | None = None) -> int:
+    def down_to(
+        self,
+        limits: Limits,
+        *,
+        incoming: Amount | None = None,
+        spared: tuple[str, ...] | None = None,
+    ) -> int:
         """Evict to ``LOW`` of the limits, if they are passed, and return how many entries went.
 
-        If nothing is incoming, the entry that was used last stays.
+        For an entry that cannot be removed, the next one goes.
 
         Args:
             limits: The limits.
             incoming: What is about to be added; room is made for it, too.
+            spared: The place of the entry that was just put, which stays. If this is not known and
+                nothing is incoming, the entry that was used last stays.
 
         Raises:
             OSError: The store cannot be read or written.
         """
         found = self.count()
-        if not limits.are_passed(total(found).plus(incoming or Amount())):
+        left = total(found).plus(incoming or Amount())
+        if not limits.are_passed(left):
             return 0
-        newest = found[-1] if incoming is None else None
-
-        def stays(one: Held) -> bool:
-            return holds_back_a_compile(self._root, one)
-
+        if spared is None and incoming is None:
+            spared = found[-1].place
         count = 0
-        for one in victims(found, limits, share=LOW, stays=stays, incoming=incoming):
+        for one in in_turn(found, lambda one: holds_back_a_compile(self._root, one)):
+            if not limits.are_passed(left, LOW):
+                break
             # Somebody is about to use the entry that was just put, however large it is.
-            if one is not newest:
-                count += self.remove(one, if_unused=True)
+            if one.place != spared and self.remove(one, if_unused=True):
+                left = left.minus(one.amount)
+                count += 1
         return count
 
     def remove(self, one: Held, *, if_unused: bool = False) -> bool:
         """Remove an entry, and with the last one of its key, the key's verdicts.
 
-        Files that somebody else has put into the entry's directory stay.
+        Files that somebody else has put into the entry's directory stay. An entry of a newer format
+        with files of other names stays whole.
 
         Args:
             one: The entry.
@@ -103,7 +128,7 @@ class Eviction:
             Whether the entry is gone.
 
         Raises:
-            OSError: The store cannot be written.
+            OSError: No entry can be removed: the store is read-only, or the device has failed.
         """
         let_others_run()
         root, place = self._root, one.place
@@ -114,41 +139,83 @@ class Eviction:
                         return False
                     ours = names_at(*place)
                     is_ours = all(_is_ours(directory, name, ours) for name in directory.names())
-                if is_ours:
-                    self._move(parent, place[-1])
-                elif not _emptied(root, place, ours):
+                if not is_ours and _is_newer(parent, place[-1]):
+                    return False
+                is_moved = is_ours and self._moved(parent, place[-1])
+                if not is_moved and not _emptied(root, place, ours):
                     return False
         except FileNotFoundError:
             pass  # Another process has removed the entry, and did not tell the account.
         except (NotADirectoryError, UntrustedFileError):
             return False
         except OSError as error:
-            if error.errno not in (errno.EBUSY, errno.EXDEV):
+            if error.errno in FORBIDDEN:
+                self.refused = root.path.joinpath(*place)
+                return False
+            if error.errno != errno.EBUSY:
                 raise
             return False  # Somebody has mounted something there.
         self._forget_key(place[:-1])
-        with account(root) as opened:
+        with _where_possible(), account(root) as opened:
             opened.take(one.amount)
         return True
 
     def _forget_key(self, key: tuple[str, ...]) -> None:
-        """Remove a key's directory and verdicts, if the key has no entry."""
-        if remove_empty(self._root, *key):
+        """Remove a key's directory, and its verdicts if no environment has an entry of the key.
+
+        A verdict has the key's digest as its name, and the digest does not have the environment.
+        """
+        if remove_empty(self._root, *key) and not _is_in_any_environment(self._root, key):
             for processor in _processors(self._root):
                 remove(self._root, "verdicts", processor, f"{key[-1]}.json")
 
-    def _move(self, parent: Directory, target: str) -> None:
-        """Rename an entry into the work directory, and delete it there."""
-        self._moved += 1
-        name = str(self._moved)
-        # Rename first: a reader must find all of an entry, or nothing.
-        os.rename(target, name, src_dir_fd=parent.fd, dst_dir_fd=self._work.fd)
+    def _moved(self, parent: Directory, target: str) -> bool:
+        """Rename an entry into the work directory, and delete it there.
+
+        Returns:
+            Whether that was done: false if the file system cannot rename the directory. An
+            ``overlayfs`` cannot, if the directory lies in one of the lower layers.
+        """
+        if self._work is None:
+            return False
+        self._moves += 1
+        name = str(self._moves)
+        try:
+            # Rename first: a reader must find all of an entry, or nothing.
+            os.rename(target, name, src_dir_fd=parent.fd, dst_dir_fd=self._work.fd)
+        except OSError as error:
+            if error.errno != errno.EXDEV:
+                raise
+            return False
         remove_work(self._work, name)
+        return True
+
+
+@contextlib.contextmanager
+def _where_possible() -> Iterator[None]:
+    """Let errors of the account pass: the account is advice, and a full disk needs an eviction."""
+    try:
+        yield
+    except TimeoutError:
+        raise  # Each entry would wait anew.
+    except OSError as error:
+        log.debug("the account of a store cannot be written: %s", error)
 
 
 def _is_ours(directory: Directory, name: str, ours: Names) -> bool:
     """Return whether a name is one of an entry's files; a directory of that name is not ours."""
     return ours.find(name) is not None and not stat.S_ISDIR(directory.status(name).st_mode)
+
+
+def _is_newer(parent: Directory, target: str) -> bool:
+    """Return whether an entry is of a newer format: then files that we do not know are its own."""
+    try:
+        read_entry(parent, target)
+    except CacheFormatError:
+        return True
+    except OSError:
+        pass
+    return False
 
 
 def _emptied(root: Directory, place: tuple[str, ...], ours: Names) -> bool:
@@ -159,6 +226,24 @@ def _emptied(root: Directory, place: tuple[str, ...], ours: Names) -> bool:
             return not any(ours.find(name) for name in directory.names())
     except FileNotFoundError:
         return True
+
+
+def _is_in_any_environment(root: Directory, key: tuple[str, ...]) -> bool:
+    """Return whether a key has a directory in any environment; true if that cannot be seen."""
+    try:
+        with root.directory(key[0]) as v1:
+            environments = list(children(v1, key[0]))
+    except OSError:
+        return True
+    for environment in environments:
+        try:
+            with root.descend(key[0], environment, *key[2:]):
+                return True
+        except (FileNotFoundError, NotADirectoryError):
+            continue
+        except OSError:
+            return True
+    return False
 
 
 def _processors(root: Directory) -> list[str]:
@@ -176,9 +261,25 @@ def _check_place_of_work(root: Directory) -> None:
     Raises:
         UntrustedFileError: It does, or is a link.
     """
-    with root.directory("tmp", create=True) as tmp:
+    try:
+        tmp = root.directory("tmp", create=True)
+    except OSError as error:
+        if error.errno in _FULL:
+            return  # There is none, and none can be made.
+        raise
+    with tmp:
         if mount_id(tmp.fd) != mount_id(root.fd):
             raise UntrustedFileError(tmp.path, "is another file system's, so nothing is evicted")
+
+
+def _sweep(root: Directory) -> None:
+    """Remove the work directories of dead processes, as far as this user may."""
+    for name in stale_work(root):
+        try:
+            remove(root, "tmp", name)
+        except OSError as error:
+            if error.errno not in FORBIDDEN:
+                raise
 
 
 @contextlib.contextmanager
@@ -195,6 +296,13 @@ def evicting(root: Directory, timeout_s: float) -> Iterator[Eviction]:
         locked(locks, "evict", timeout_s),
     ):
         _check_place_of_work(root)
-        remove_stale_work(root)
-        with work_directory(root) as path, root.descend("tmp", path.name) as work:
+        _sweep(root)
+        with contextlib.ExitStack() as opened:
+            work = None
+            try:
+                path = opened.enter_context(work_directory(root))
+                work = opened.enter_context(root.descend("tmp", path.name))
+            except OSError as error:
+                if error.errno not in _FULL:
+                    raise
             yield Eviction(root, work)

@@ -22,6 +22,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import math
 import os
 import uuid
 from collections.abc import Iterator
@@ -82,6 +83,8 @@ class Store(StoredEntries):
         preferred_target: The target whose entries ``find`` looks at first.
         limits: What ``publish`` evicts for. ``None``: ``publish`` only counts; for stores that
             calls write to, because no call evicts.
+        longest_wait_s: Most seconds that ``publish`` waits for another process's eviction, if that
+            is less than the 20 s of ``puts``.
     """
 
     def __init__(
@@ -91,10 +94,12 @@ class Store(StoredEntries):
         lock_timeout_s: float,
         preferred_target: str = "",
         limits: Limits | None = None,
+        longest_wait_s: float = math.inf,
     ) -> None:
         super().__init__(root, preferred_target=preferred_target)
         self.lock_timeout_s = lock_timeout_s
         self._limits = limits
+        self._longest_wait_s = longest_wait_s
 
     def has_wanted(self) -> bool:
         """Return whether processes have left keys that they wanted (``kept_queue``)."""
@@ -184,8 +189,9 @@ class Store(StoredEntries):
                     directory.write(LOG_FILE, text)
                 document = encode(entry)
                 directory.write(ENTRY_FILE, document)
-            size += len(text) + len(document)
-            put(root, Amount(size, 1), self._limits, install)
+            more = Amount(size + len(text) + len(document), 1)
+            place = names_below(self.root, final)
+            put(root, place, more, self._limits, install, self._longest_wait_s)
         assert stored is not None
         return stored
 

@@ -15,6 +15,7 @@ counts as absent.
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import re
 import time
@@ -28,6 +29,7 @@ from .._base.ownership import check_regular
 from .._base.store_format import USAGE_FILE
 from .._base.store_removal import remove
 from .._base.trusted_files import Directory
+from ..errors import UntrustedFileError
 from .limits import Amount
 
 # The lock is held for some system calls. A put that does not get it within this time goes on
@@ -41,6 +43,7 @@ _LINE = re.compile(
     rb"(?P<at>[0-9]{12})) (?P<sum>[0-9a-f]{8})\n"
 )
 _LENGTH = 75
+_NO_ACCOUNT = {errno.ELOOP, errno.EISDIR, errno.ENXIO, errno.EACCES, errno.EPERM}
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,17 +103,17 @@ class Account:
 
 
 @contextlib.contextmanager
-def account(root: Directory, timeout_s: float = TIMEOUT_S) -> Iterator[Account]:
+def account(root: Directory, timeout_s: float | None = None) -> Iterator[Account]:
     """Hold the account of an open store, under its lock.
 
     Raises:
-        TimeoutError: Another process held the lock for longer than ``timeout_s`` seconds.
-        UntrustedFileError: The file is not regular, or others could have written it.
-        OSError: The file cannot be opened or made.
+        TimeoutError: Another process held the lock for longer than ``timeout_s`` seconds; by
+            default, ``TIMEOUT_S``.
+        OSError: The file cannot be opened or made, or what is in its place cannot be removed.
     """
     with (
         root.directory("locks", create=True) as locks,
-        locked(locks, "usage", timeout_s),
+        locked(locks, "usage", TIMEOUT_S if timeout_s is None else timeout_s),
     ):
         fd = _opened(root)
         try:
@@ -119,22 +122,39 @@ def account(root: Directory, timeout_s: float = TIMEOUT_S) -> Iterator[Account]:
             os.close(fd)
 
 
+_OPEN = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+
+
 def _opened(root: Directory) -> int:
-    """Return a descriptor of the account's file, which is made if it is missing."""
-    flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
-    fd = os.open(USAGE_FILE, flags, 0o600, dir_fd=root.fd)
+    """Return a descriptor of the account's file; it is made if it is missing, or not ours alone."""
+    fd = _trusted(root)
+    if fd is not None:
+        return fd
+    remove(root, USAGE_FILE)
+    return os.open(USAGE_FILE, _OPEN | os.O_EXCL, 0o600, dir_fd=root.fd)
+
+
+def _trusted(root: Directory) -> int | None:
+    """Return a descriptor of the account's file; ``None`` if another file is to take its place."""
     try:
-        status = os.fstat(fd)
-        check_regular(root.path / USAGE_FILE, status)
+        fd = os.open(USAGE_FILE, _OPEN, 0o600, dir_fd=root.fd)
+    except OSError as error:
+        # A link, a directory, a socket, or a file that its owner has closed to us.
+        if error.errno in _NO_ACCOUNT:
+            return None
+        raise
+    with contextlib.suppress(UntrustedFileError):
+        try:
+            status = os.fstat(fd)
+            check_regular(root.path / USAGE_FILE, status)
+        except BaseException:
+            os.close(fd)
+            raise
         if status.st_nlink == 1:
             return fd
-    except BaseException:
+        # A copy of the store by hard links has the same file, which is written in place.
         os.close(fd)
-        raise
-    # A copy of the store by hard links has the same file, which is written in place.
-    os.close(fd)
-    remove(root, USAGE_FILE)
-    return os.open(USAGE_FILE, flags | os.O_EXCL, 0o600, dir_fd=root.fd)
+    return None
 
 
 def read_usage(root: Directory) -> Usage:

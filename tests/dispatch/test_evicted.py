@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import time
 import warnings
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,14 +14,17 @@ import torch
 
 import aoti_eager
 from aoti_eager import cache
+from aoti_eager._compile_service import queue
 from aoti_eager._compile_service.requests import EntryRequest
 from aoti_eager._compile_service.worker_pool import CompileService
 from aoti_eager._dispatch import pending
+from aoti_eager._dispatch.gate import Gate, Judged
 from aoti_eager._store import stored_entries
 from aoti_eager._store.limits import Limits
 from aoti_eager._store.store import Store, StoredEntry
 
 from ..support.processes import run
+from ..support.verdicts import forget_verdicts
 
 OP = "aten::silu"
 
@@ -110,6 +114,38 @@ def test_an_entry_that_goes_before_its_maker_has_loaded_it_is_made_again(
             assert (counts().declines, counts().failures) == (0, 0)
     assert evicted == [1]
     assert [entry.status for entry in cache.list()] == ["ready"]
+
+
+@pytest.mark.parametrize("mode", ["sync", "background"])
+@pytest.mark.parametrize("compared", [False, True])
+def test_an_entry_that_goes_before_a_worker_has_measured_it_is_made_again(
+    monkeypatch: pytest.MonkeyPatch, mode: str, compared: bool
+) -> None:
+    """The worker finds no library to try, or, if it was tried before, none to time."""
+    with aoti_eager.register(OP):
+        call()
+    forget_verdicts()
+    measure = Gate.measure
+    evicted: list[int] = []
+
+    def evicting(self: Gate, judged: Judged, *args: Any, **options: Any) -> Judged:
+        judged = replace(judged, verdict=replace(judged.verdict, compared=compared))
+        if not evicted:
+            evicted.append(evict_all())
+        return measure(self, judged, *args, **options)
+
+    monkeypatch.setattr(Gate, "measure", evicting)
+    # The gate is what is tested: by default, tests serve every library.
+    with warnings.catch_warnings(), aoti_eager.config.scope(mode=mode, gate=True, compile_after=1):
+        warnings.simplefilter("error")
+        with aoti_eager.register(OP):
+            call()
+            assert queue.background.wait(60.0)
+            assert counts().failures == 0
+            declined = set(counts().declined) - {"compiling"}
+    assert evicted == [1]
+    assert declined <= {"slower", "unmeasured"}, "as the machine has it"
+    assert len(cache.list()) == 1, "made again"
 
 
 def test_a_use_is_noted_when_an_entry_is_loaded_and_never_by_hits(

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import errno
+import json
 import logging
 import os
 import shutil
@@ -19,7 +21,7 @@ import pytest
 from aoti_eager import cache
 from aoti_eager._base.trusted_files import Directory, open_directory
 from aoti_eager._store import held_entries as held_module
-from aoti_eager._store import puts, stored_entries, usage
+from aoti_eager._store import least_used, puts, stored_entries, usage
 from aoti_eager._store.entry import Remembered, Status
 from aoti_eager._store.held_entries import held_entries, total
 from aoti_eager._store.limits import HIGH, LOW, Amount, Limits
@@ -29,7 +31,13 @@ from aoti_eager._store.stored_entries import COARSE_S
 from aoti_eager._store.usage import Account, Usage, account, read_usage
 from aoti_eager._store.verdict import Verdict, Verdicts
 from aoti_eager.config import config
-from aoti_eager.errors import ConfigError, EntryDamagedError, StoreError
+from aoti_eager.errors import (
+    AotiEagerWarning,
+    CacheFormatError,
+    ConfigError,
+    EntryDamagedError,
+    StoreError,
+)
 
 from ..support.entries import (
     ENVIRONMENT,
@@ -175,6 +183,24 @@ def test_a_link_in_the_account_s_place_is_not_written_through(root: Path, tmp_pa
     assert held(root).entries == 2
 
 
+@pytest.mark.parametrize("what", ["link", "mode", "fifo", "directory"])
+def test_an_account_that_is_not_ours_alone_is_made_anew(
+    root: Path, tmp_path: Path, what: str
+) -> None:
+    store = open_store(root)
+    put(store, 1)
+    path = root / "usage"
+    if what == "mode":
+        path.chmod(0o660)
+    else:
+        path.unlink()
+        make = {"link": lambda: path.symlink_to(tmp_path), "fifo": lambda: os.mkfifo(path)}
+        make.get(what, path.mkdir)()
+    put(store, 2)
+    assert said(root).held == held(root) == Amount(bytes_of(root), 2)
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+
+
 def test_a_put_lists_no_directory_of_the_store(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A count of ten thousand entries for each new one would take longer than the compile."""
     store = open_store(root, max_size=1 << 30, max_entries=10**6)
@@ -275,6 +301,41 @@ def test_an_entry_leaves_no_directory_behind_and_takes_its_verdicts_along(root: 
     assert said(root).held == Amount()
 
 
+def verdict_names(root: Path) -> set[str]:
+    return {Path(name).stem for name in files_below(root) if name.startswith("verdicts")}
+
+
+def test_verdicts_stay_while_another_environment_has_an_entry_of_the_key(root: Path) -> None:
+    """A verdict is named by the key alone, and an upgrade of torch leaves the keys as they are."""
+    store = open_store(root)
+    old = put(store, 1, environment=OTHER_ENVIRONMENT, days_ago=9)
+    new = put(store, 1)
+    assert old.entry.digest == new.entry.digest
+    Verdicts(root).put(new.entry.digest, Verdict("a"))
+    put(open_store(root, max_entries=2), 2)
+    assert not old.path.exists()
+    assert verdict_names(root) == {new.entry.digest}
+    cache.evict(op="*", cache_dir=root)
+    assert verdict_names(root) == set()
+
+
+def test_an_empty_directory_of_a_key_is_no_reason_to_remove_its_verdicts(root: Path) -> None:
+    """``prune --stale`` leaves such directories of keys that this environment has entries of."""
+    store = open_store(root)
+    kept = put(store, 1)
+    alone = put(store, 2)
+    for stored in (kept, alone):
+        Verdicts(root).put(stored.entry.digest, Verdict("a"))
+    stale = put(store, 1, environment=OTHER_ENVIRONMENT)
+    store.discard(stale.path)
+    store.discard(alone.path)  # A failure that has lapsed, say; its key is about to be made again.
+    assert stale.path.parent.exists()
+    (root / "usage").unlink()
+    put(open_store(root, max_entries=100), 3)
+    assert not stale.path.parent.exists()
+    assert verdict_names(root) == {kept.entry.digest, alone.entry.digest}
+
+
 def test_files_of_others_in_an_entry_stay(root: Path) -> None:
     store = open_store(root)
     with_file, with_directory = put(store, 1), put(store, 2)
@@ -284,6 +345,42 @@ def test_files_of_others_in_an_entry_stay(root: Path) -> None:
     cache.evict(op="*", cache_dir=root)
     assert {Path(name).name for name in files_below(root / "v1")} == {"notes.txt"}
     assert (with_directory.path / "log" / "notes.txt").read_bytes() == b"precious"
+
+
+@pytest.mark.parametrize("has_new_file", [True, False])
+def test_an_entry_of_a_newer_format_goes_whole_or_stays_whole(
+    root: Path, has_new_file: bool
+) -> None:
+    store = open_store(root)
+    newer = put(store, 1, days_ago=9)
+    document = json.loads((newer.path / "entry.json").read_text())
+    (newer.path / "entry.json").write_text(json.dumps({**document, "format": 10**6}))
+    with pytest.raises(CacheFormatError):
+        store.read(newer.path)
+    if has_new_file:
+        (newer.path / "guards.bin").write_bytes(b"new")
+    before = files_below(newer.path)
+    age(newer, 9)
+    put(store, 2, days_ago=8)
+    put(open_store(root, max_entries=2), 3)
+    left = files_below(newer.path) if newer.path.exists() else []
+    assert left == (before if has_new_file else [])
+    assert held(root).entries == said(root).held.entries == 2
+
+
+def test_a_directory_without_a_file_of_ours_is_no_entry(root: Path) -> None:
+    store = open_store(root)
+    theirs, empty = put(store, 1), put(store, 2)
+    for path in (theirs.path, empty.path):
+        for file in path.iterdir():
+            file.unlink()
+    (theirs.path / "notes.txt").write_bytes(b"precious")
+    put(store, 3)
+    assert held(root).entries == 1
+    cache.trim(max_entries=5, cache_dir=root)
+    assert said(root).held == held(root)
+    assert not empty.path.parent.exists()
+    assert files_below(theirs.path) == ["notes.txt"]
 
 
 def test_a_failure_that_saves_a_compile_goes_last(root: Path) -> None:
@@ -326,6 +423,210 @@ def test_an_entry_that_is_used_while_others_go_stays(
     monkeypatch.setattr(held_module, "entry_directories", used_meanwhile)
     put(open_store(root, max_entries=2), 3)
     assert 1 in rows_in(store)
+
+
+# --- entries that cannot be removed --------------------------------------------------------------
+
+
+def refuse_moves(
+    monkeypatch: pytest.MonkeyPatch, number: int, *entries: StoredEntry
+) -> list[object]:
+    """Let renames of entries into a work directory fail; of all entries if none is named."""
+    rename, refused = os.rename, []
+    keys = {str(one.path.parent) for one in entries}
+
+    def refusing(source: str, target: str, **at: int) -> None:
+        if target.isdigit():
+            above = os.readlink(f"/proc/self/fd/{at['src_dir_fd']}")
+            if not keys or above in keys:
+                refused.append(above)
+                raise OSError(number, os.strerror(number), source)
+        rename(source, target, **at)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(os, "rename", refusing)
+    return refused
+
+
+def test_an_entry_whose_directory_cannot_be_renamed_is_emptied_in_place(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An overlay file system renames no directory of its lower layers, as in an image."""
+    store = open_store(root)
+    for rows in range(6):
+        put(store, rows, days_ago=9 - rows)
+    refused = refuse_moves(monkeypatch, errno.EXDEV)
+    put(open_store(root, max_entries=4), 6)
+    assert len(refused) == 3
+    assert rows_in(store) == {3, 4, 5, 6}
+    assert said(root).held == held(root) == Amount(bytes_of(root), 4)
+    assert len(files_below(root / "v1")) == 8
+    assert ops(cache.trim(max_entries=1, cache_dir=root)) == ["aten::silu"] * 3
+
+
+def test_an_entry_that_cannot_be_removed_at_all_stays_in_the_account(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The next one goes in its place, and what cannot be changed is not tried again and again."""
+    store = open_store(root)
+    stuck = put(store, 1, days_ago=9)
+    put(store, 2, days_ago=8)
+    refuse_moves(monkeypatch, errno.EXDEV, stuck)
+    remove = least_used.remove
+
+    def stopped(root: Directory, *place: str) -> bool:
+        return place[-2:-1] != (stuck.entry.digest,) and remove(root, *place)
+
+    monkeypatch.setattr(least_used, "remove", stopped)
+    put(open_store(root, max_entries=2), 3)
+    assert rows_in(store) == {1, 3}
+    assert said(root).held == held(root)
+    counts: list[object] = []
+    count = held_module.entry_directories
+
+    def counting(*args: Any, **kwargs: Any) -> Any:
+        if kwargs["depth"] == 3:
+            counts.append(args)
+        return count(*args, **kwargs)
+
+    monkeypatch.setattr(held_module, "entry_directories", counting)
+    monkeypatch.setattr(least_used, "remove", lambda *_: False)
+    refuse_moves(monkeypatch, errno.EXDEV)
+    put(open_store(root, max_entries=1), 4)
+    assert len(counts) == 2, "once to make room, once after the put"
+    assert rows_in(store) == {1, 3, 4}
+    assert said(root).held == held(root)
+    refused = cache.trim(max_entries=1, cache_dir=root)
+    assert (refused.entries, refused.left) == ((), 3)
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT])
+@pytest.mark.parametrize("has_tmp", [True, False])
+def test_a_full_disk_can_be_trimmed(
+    root: Path, monkeypatch: pytest.MonkeyPatch, number: int, has_tmp: bool
+) -> None:
+    store = open_store(root)
+    for rows in range(4):
+        put(store, rows, days_ago=9 - rows)
+    if not has_tmp:
+        (root / "tmp").rmdir()
+
+    def full(name: Any, *_: object, dir_fd: int | None = None) -> None:
+        if isinstance(name, str) and name in os.listdir(dir_fd):
+            raise FileExistsError(name)
+        raise OSError(number, os.strerror(number))
+
+    with monkeypatch.context() as patch:
+        for name in ("mkdir", "pwrite"):
+            patch.setattr(os, name, full)
+        report = cache.trim(max_entries=1, cache_dir=root)
+    assert (len(report.entries), report.left) == (3, 1)
+    assert rows_in(store) == {3}
+    assert len(files_below(root / "v1")) == 2
+    put(open_store(root, max_entries=2), 5)  # The account is corrected when there is room.
+    assert rows_in(store) == {3, 5}
+    assert said(root).held == held(root)
+
+
+@pytest.mark.parametrize("number", [errno.EACCES, errno.EPERM])
+def test_an_entry_that_this_user_may_not_remove_does_not_keep_others_from_going(
+    root: Path, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    store = open_store(root)
+    theirs = put(store, 1, days_ago=9)
+    put(store, 2, days_ago=8)
+    refuse_moves(monkeypatch, number, theirs)
+    put(open_store(root, max_entries=2), 3)
+    assert rows_in(store) == {1, 3}
+    with pytest.warns(AotiEagerWarning, match="may not remove some of them, such as .*x86-64-v3"):
+        put(open_store(root, max_entries=1), 4)
+    put(open_store(root, max_entries=1), 5)  # One warning is enough.
+    assert rows_in(store) == {1, 5}
+    with pytest.warns(AotiEagerWarning, match="this user may not remove the entry, so it stays"):
+        report = cache.evict(op="*", cache_dir=root)
+    assert (len(report.entries), report.left) == (1, 1)
+
+
+@pytest.mark.parametrize("part", ["op", "key", "entry"])
+def test_a_directory_that_this_user_may_not_read_does_not_stop_evictions(
+    root: Path, monkeypatch: pytest.MonkeyPatch, part: str
+) -> None:
+    store = open_store(root)
+    theirs = publish(store, make_entry(key=make_key("aten::mul")))
+    for rows in range(3):
+        put(store, rows, days_ago=9 - rows)
+    path = theirs.path
+    closed = {"op": path.parents[2], "key": path.parent, "entry": path}[part]
+    opened = Directory.directory
+
+    def refusing(self: Directory, name: str, **options: bool) -> Directory:
+        if self.path / name == closed:
+            raise PermissionError(errno.EACCES, "Permission denied", str(closed))
+        return opened(self, name, **options)
+
+    monkeypatch.setattr(Directory, "directory", refusing)
+    put(open_store(root, max_entries=2), 3)
+    monkeypatch.undo()
+    assert rows_in(store) == {8, 2, 3}
+    assert theirs.path.exists()
+
+
+def test_leftovers_that_this_user_may_not_remove_do_not_stop_evictions(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = open_store(root)
+    put(store, 1)
+    left = root / "tmp" / f"{os.uname().nodename}-4194304-0123456789ab"
+    left.mkdir()
+    remove = least_used.remove
+
+    def refusing(root: Directory, *place: str) -> bool:
+        if place[-1] == left.name:
+            raise PermissionError(errno.EACCES, "Permission denied", left.name)
+        return remove(root, *place)
+
+    monkeypatch.setattr(least_used, "remove", refusing)
+    put(open_store(root, max_entries=1), 2)
+    assert rows_in(store) == {2}
+
+
+@pytest.mark.parametrize("others", ["ahead", "equal"])
+def test_the_entry_that_was_just_put_stays_whatever_time_the_others_have(
+    root: Path, monkeypatch: pytest.MonkeyPatch, others: str
+) -> None:
+    store = open_store(root)
+    for rows in range(3):
+        put(store, rows, days_ago=-3)
+    if others == "equal":
+        install = Store._install
+
+        def installing(self: Store, *args: Any) -> Any:
+            entry, path = install(self, *args)
+            for one in store.scan():
+                os.utime(one.path, (1e9, 1e9))
+            return entry, path
+
+        monkeypatch.setattr(Store, "_install", installing)
+    for rows in range(9, 5, -1):  # Places are in another order than times.
+        put(open_store(root, max_entries=1), rows)
+        assert rows_in(store) == {rows}
+
+
+def test_what_was_not_added_to_the_account_is_not_subtracted(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = open_store(root)
+    put(store, 1), put(store, 2)
+    write, tries = Account.write, []
+
+    def failing_once(self: Account, usage: Usage) -> None:
+        tries.append(usage)
+        if len(tries) == 1:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        write(self, usage)
+
+    monkeypatch.setattr(Account, "write", failing_once)
+    put(store, 2)  # An equal entry is there.
+    assert said(root).held == held(root)
 
 
 def test_only_one_process_evicts_and_the_others_do_not_wait(
@@ -372,6 +673,34 @@ def test_a_put_far_past_the_limits_waits_for_the_eviction_under_way(
             assert held(root).entries == 21
         assert done.result(60).path.exists()
     assert held(root).entries == LOW * 20
+
+
+def test_a_put_waits_in_vain_only_once(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever evicts may be stopped, and a worker that puts holds its key's lock."""
+    store = Store(root, lock_timeout_s=1.0, limits=Limits(None, 10), longest_wait_s=0.01)
+    for rows in range(10):
+        put(store, rows, content=None)
+    waits: list[bool] = []
+    evicting = puts.evicting
+
+    def noting(directory: Directory, timeout_s: float) -> Any:
+        if timeout_s > 0:
+            assert timeout_s <= 0.01
+            waits.append(True)
+        return evicting(directory, timeout_s)
+
+    monkeypatch.setattr(puts, "evicting", noting)
+    with open_directory(root) as directory, evicting(directory, 0.0):
+        for rows in range(20, 24):
+            put(store, rows, content=None)
+        assert waits == [True]
+    put(store, 30, content=None)
+    assert held(root).entries <= 10
+    assert waits == [True]
+    put(store, 31, content=None)
+    with open_directory(root) as directory, evicting(directory, 0.0):
+        put(store, 32, content=None)
+        assert waits == [True, True], "the lock was free meanwhile"
 
 
 def test_a_put_far_past_the_limits_makes_room_first(root: Path) -> None:
