@@ -210,7 +210,7 @@ def test_a_cpp_path_that_is_built_beside_a_script_serves_its_fused_modules(tmp_p
         [sys.executable, "-c", BUILT_BESIDE],
         env={
             **inherited,
-            "AOTI_EAGER_CACHE_DIR": str(tmp_path / "cache"),
+            "AOTI_EAGER_CACHE_DIR": str(tmp_path / "new"),
             "AOTI_EAGER_NATIVE": "background",
             "AOTI_EAGER_GATE": "0",
         },
