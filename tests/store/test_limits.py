@@ -577,14 +577,14 @@ def test_leftovers_that_this_user_may_not_remove_do_not_stop_evictions(
     put(store, 1)
     left = root / "tmp" / f"{os.uname().nodename}-4194304-0123456789ab"
     left.mkdir()
-    remove = least_used.remove
+    rmdir = os.rmdir
 
-    def refusing(root: Directory, *place: str) -> bool:
-        if place[-1] == left.name:
-            raise PermissionError(errno.EACCES, "Permission denied", left.name)
-        return remove(root, *place)
+    def refusing(name: str, **at: int) -> None:
+        if name == left.name:
+            raise PermissionError(errno.EACCES, "Permission denied", name)
+        rmdir(name, **at)
 
-    monkeypatch.setattr(least_used, "remove", refusing)
+    monkeypatch.setattr(os, "rmdir", refusing)
     put(open_store(root, max_entries=1), 2)
     assert rows_in(store) == {2}
 
@@ -594,8 +594,8 @@ def test_the_entry_that_was_just_put_stays_whatever_time_the_others_have(
     root: Path, monkeypatch: pytest.MonkeyPatch, others: str
 ) -> None:
     store = open_store(root)
-    for rows in range(3):
-        put(store, rows, days_ago=-3)
+    for rows in range(20):
+        put(store, rows, days_ago=-3, content=None)
     if others == "equal":
         install = Store._install
 
@@ -606,9 +606,11 @@ def test_the_entry_that_was_just_put_stays_whatever_time_the_others_have(
             return entry, path
 
         monkeypatch.setattr(Store, "_install", installing)
-    for rows in range(9, 5, -1):  # Places are in another order than times.
-        put(open_store(root, max_entries=1), rows)
-        assert rows_in(store) == {rows}
+    first = min(range(100, 300), key=lambda rows: make_key(rows=rows).digest)  # The first place.
+    # Less than 5 % past the limit: no room is made before the put.
+    put(open_store(root, max_entries=20), first, content=None)
+    assert first in rows_in(store)
+    assert held(root).entries == LOW * 20
 
 
 def test_what_was_not_added_to_the_account_is_not_subtracted(
