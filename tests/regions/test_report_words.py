@@ -18,6 +18,8 @@ from torch import Tensor, nn
 
 import aoti_eager
 from aoti_eager import fuse
+from aoti_eager._compile_service import native_path
+from aoti_eager._native import library as native_library
 from aoti_eager._native import recorder
 from aoti_eager._regions import recorded_call, whole_script
 from aoti_eager._regions import region as region_module
@@ -88,7 +90,8 @@ def test_a_report_says_why_calls_ran_as_before(
 
 def test_a_report_says_that_there_is_no_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
     model, x = seeded(Policy), inputs(4, 5)
-    monkeypatch.setattr(region_module.native_library, "is_loaded", lambda: False)
+    monkeypatch.setattr(native_library, "is_loaded", lambda: False)
+    monkeypatch.setattr(native_path, "_build", native_path._Build())
     monkeypatch.setenv("PATH", "")
     monkeypatch.delenv("CXX", raising=False)
     with fuse(model) as report:
