@@ -187,8 +187,9 @@ def prepare(foreground_s: float | None = None) -> bool:
 def take_built() -> bool:
     """Return whether the C++ hit path is loaded; load what this process has built meanwhile.
 
-    Unlike ``prepare``, this begins no build, and looks once after each build. Ops that are served
-    by Python stay there until ``prepare`` is called where the dispatcher may change.
+    For the middle of a call: unlike ``prepare``, this begins no build, raises nothing, and looks
+    once after each build. Ops that are served by Python stay there until ``prepare`` is called
+    where the dispatcher may change.
     """
     if native_library.is_loaded():
         return True
@@ -196,7 +197,14 @@ def take_built() -> bool:
     if build.thread is None or build.thread is build.taken or build.is_running or build.failures:
         return False
     build.taken = build.thread
-    return prepare(foreground_s=0.0)
+    try:
+        if config.native == "0" or not this_torch.may_use_native():
+            return False
+        with _lock:
+            return _found(compiler_on_path())
+    except (AotiEagerError, OSError) as error:  # The next ``prepare`` says what is wrong.
+        log.info("the C++ path that was built is not used: %s", error)
+        return False
 
 
 def why_not_loaded() -> str:

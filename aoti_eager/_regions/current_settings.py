@@ -7,6 +7,7 @@ import contextlib
 from .._compile_service import this_torch
 from ..config import config
 from ..errors import ConfigError
+from .waiting import end_all
 
 
 class CurrentSettings:
@@ -47,6 +48,7 @@ def _changed() -> None:
     # The next ``fuse`` says what is wrong with a variable or the config file.
     with contextlib.suppress(ConfigError):
         settings.refresh()
+    end_all()
 
 
 settings = CurrentSettings()

@@ -92,8 +92,8 @@ class Region:
         self.why_plain = ""
         self.stopped = StoppedCalls(target, path, strict=strict)
         self.stopped.has_hope = self._has_hope
-        self._unbuilt_rests = Waiting()  # while there is no C++ path
-        self._gradient_rests = Waiting()  # while calls need gradients
+        # While nothing can be served: no C++ path, calls that need gradients, mode ``off``.
+        self._rests = Waiting()
         self._fast: FastCall | None = None  # for calls that are like the last ones
         self._last_served: Variant | None = None
         self._recordings = Recordings()
@@ -130,13 +130,15 @@ class Region:
             return forward(*args, **kwargs)
         if settings.is_off or not tracing.is_plain_eager():
             self.why_plain = self.why_plain or tracing.why_not_plain() or settings.why_off
+            if settings.is_off:
+                self.stopped.rest(self._rests)
             return forward(*args, **kwargs)
         if not self._kinds.by_key and self._recording_time.is_spent():
             self.why_plain = self.why_plain or _LATER
             return forward(*args, **kwargs)
         if self.needs_gradients.is_as_before():
             self.waits_for_gradients += 1
-            self.stopped.rest(self._gradient_rests, with_gradients=True)
+            self.stopped.rest(self._rests, with_gradients=True)
             return forward(*args, **kwargs)
         try:
             own, given = read_arguments(args, kwargs)
@@ -215,7 +217,7 @@ class Region:
             self.waits_for_gradients += 1
             # A parameter wants them, and no other way through the region is known: all calls do.
             if len(self.by_key) == 1 and state_wants_gradients(inputs, given):
-                self.stopped.rest(self._gradient_rests, with_gradients=True)
+                self.stopped.rest(self._rests, with_gradients=True)
             return forward(*args, **kwargs)
         if variant.stopped is not None:
             variant.is_unsure = variant.is_contested
@@ -345,7 +347,7 @@ class Region:
         if self.dry_run_of or not native_path.take_built():
             self.why_plain = self.why_plain if self.dry_run_of else UNBUILT
             if not self.dry_run_of:
-                self.stopped.rest(self._unbuilt_rests)
+                self.stopped.rest(self._rests)
             return self.target.forward(*args, **kwargs)
         # First, as the next question may walk through all modules.
         is_full = self._kinds.is_full(key, settings.region_cap, self.stopped.by_key)

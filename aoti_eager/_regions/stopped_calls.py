@@ -1,8 +1,8 @@
 """Which calls of a region are not served, and when they are recorded once more.
 
 A region whose calls are not served costs less and less: first a key and a look into a dict, then
-one microsecond, where a mode is given up or nothing can be served at the moment, and nothing at all
-where nothing can ever be gained.
+one to three microseconds, where a mode is given up or nothing can be served at the moment, and
+nothing at all where nothing can ever be gained.
 """
 
 from __future__ import annotations

@@ -55,7 +55,7 @@ _resting: weakref.WeakSet[Waiting] = weakref.WeakSet()
 
 
 def end_all() -> None:
-    """Have the next call of each region look, because somebody has waited for libraries."""
+    """Have the next call of each region look: somebody has waited, or a setting has changed."""
     for one in _all_resting():
         one.until_ns = 0
         _resting.discard(one)

@@ -63,7 +63,7 @@ def test_calls_with_gradients_pass_and_those_without_are_served(looks: list[None
     with fuse(model) as report:
         want = served(report, lambda: model(x))
         region = region_of(model)
-        region._gradient_rests = Waiting(clock)
+        region._rests = Waiting(clock)
         with torch.enable_grad():
             for _ in range(3):  # What needs gradients is found out, and remembered.
                 model(x)
@@ -93,7 +93,7 @@ def test_without_a_cpp_path_calls_pass_and_are_recorded_once_there_is_one(
     report = fused.report if is_function else fused
     call: Callable[[Tensor], Tensor] = fused if is_function else model
     region = fused.region if is_function else region_of(model)
-    region._unbuilt_rests = Waiting(clock)
+    region._rests = Waiting(clock)
     with monkeypatch.context() as patch:
         patch.setattr(native_library, "is_loaded", lambda: False)
         patch.setattr(native_path, "_build", native_path._Build())
@@ -223,13 +223,12 @@ def test_a_cpp_path_that_is_built_beside_a_script_serves_its_fused_modules(tmp_p
 
 
 def test_after_a_build_a_region_looks_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    looked: list[float | None] = []
+    looked: list[str | None] = []
     build = native_path._Build()
     monkeypatch.setattr(native_path, "_build", build)
     monkeypatch.setattr(native_library, "is_loaded", lambda: False)
-    monkeypatch.setattr(
-        native_path, "prepare", lambda foreground_s: looked.append(foreground_s) or True
-    )
+    monkeypatch.setattr(native_path, "_found", lambda compiler: looked.append(compiler) or True)
+    monkeypatch.setattr(build, "start", lambda *_, **__: pytest.fail("a build was begun"))
     assert not native_path.take_built()
     go_on = threading.Event()
     build.thread = threading.Thread(target=go_on.wait)
@@ -238,8 +237,41 @@ def test_after_a_build_a_region_looks_once(monkeypatch: pytest.MonkeyPatch) -> N
     go_on.set()
     build.thread.join()
     assert native_path.take_built()
-    assert looked == [0.0]
+    assert len(looked) == 1
     assert not native_path.take_built()
     build.thread, build.failures = threading.Thread(), {Path(): NativePathError("no memory")}
     assert not native_path.take_built()
-    assert looked == [0.0]
+    assert len(looked) == 1
+
+
+def test_a_build_that_cannot_be_loaded_does_not_reach_the_call(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def fails(_: str | None) -> bool:
+        raise NativePathError("damaged")
+
+    build = native_path._Build()
+    monkeypatch.setattr(native_path, "_build", build)
+    monkeypatch.setattr(native_library, "is_loaded", lambda: False)
+    monkeypatch.setattr(native_path, "_found", fails)
+    build.thread = threading.Thread()
+    with aoti_eager.config.scope(strict=True):
+        assert not native_path.take_built()
+
+
+def test_in_mode_off_calls_pass_until_the_mode_changes(looks: list[None]) -> None:
+    model, x = seeded(Policy), inputs(4, 5)
+    with fuse(model) as report:
+        want = served(report, lambda: model(x))
+        region = region_of(model)
+        region._rests = Waiting(Clock())  # This rest ends by a change of settings alone.
+        with aoti_eager.config.scope(mode="off"):
+            looks.clear()
+            results = [model(x) for _ in range(5)]
+            # The first came by the short way, and found the original.
+            assert len(looks) == 2
+        for one in results:
+            assert torch.equal(one, seeded(Policy)(x))
+        hits = report.regions[0].hits
+        assert_same(model(x), want)
+        assert report.regions[0].hits == hits + 1
