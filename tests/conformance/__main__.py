@@ -1,4 +1,4 @@
-"""The command line of the conformance runs: ``run`` and ``table``."""
+"""The command line of the conformance runs: ``run``, ``keep`` and ``table``."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import signal
 import sys
 from pathlib import Path
 
-from . import processes, runner
+from . import kept, processes, runner
 from .records import DTYPES, PARTS, Records
 from .table import table
 
@@ -27,14 +27,17 @@ def main() -> int:
     run.add_argument("--budget-s", type=float, default=900.0, help="for the calls of a unit")
     run.add_argument("--jobs", type=int, default=1, help="units at a time, three processes each")
     run.add_argument("--native", choices=("0", "1"), default="1", help="which hit path serves")
+    run.add_argument("--new", action="store_true", help="leave out what recorded.jsonl has")
     run.add_argument("--again", action="store_true", help="run what had a problem once more")
-    show = verbs.add_parser("table", help="make the table of what is recorded")
-    show.add_argument("--work", type=Path, required=True)
+    keep = verbs.add_parser("keep", help="put what is recorded into recorded.jsonl")
+    keep.add_argument("--work", type=Path, required=True)
+    show = verbs.add_parser("table", help="make the table of recorded.jsonl")
     show.add_argument("--output", type=Path, help="default: standard output")
     options = parser.parse_args()
     # As Ctrl-C does: what is recorded stays, and the children end.
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
-    return _run(options) if options.verb == "run" else _table(options)
+    verb = {"run": _run, "keep": _keep, "table": _table}[options.verb]
+    return verb(options)
 
 
 def _shard(text: str) -> tuple[int, int]:
@@ -52,6 +55,9 @@ def _run(options: argparse.Namespace) -> int:
         parts=options.part,
         shard=options.shard,
     )
+    if options.new:
+        had = kept.read()
+        units = [unit for unit in units if unit not in had]
     store = options.work / "store"
     store.mkdir(mode=0o700, exist_ok=True)
     runs = runner.run(
@@ -69,9 +75,18 @@ def _run(options: argparse.Namespace) -> int:
     return 1 if found else 0
 
 
+def _keep(options: argparse.Namespace) -> int:
+    _, versions = processes.entries()
+    new = kept.in_short(Records(options.work, versions).read(), versions["code"])
+    every = {**kept.read(), **new}
+    kept.write(every)
+    print(f"{len(new)} units of {options.work}, {len(every)} in {kept.FILE.name}")
+    return 0
+
+
 def _table(options: argparse.Namespace) -> int:
     entries, versions = processes.entries()
-    text = table(Records(options.work, versions).read(), entries, versions)
+    text = table(kept.read(), entries, versions)
     if options.output is None:
         print(text, end="")
     else:

@@ -15,7 +15,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from ..conformance import processes, runner
+from ..conformance import kept, processes, runner
 from ..conformance.calls import Call, function, in_place
 from ..conformance.child import versions
 from ..conformance.outcome import Outcome, differences, outcome
@@ -347,8 +347,12 @@ RECORDED = """
 {"unit": {"entry": "add", "dtype": "float32", "part": "samples"}, "phase": "cold", "date": "2026-01-02", "served": ["aten::add.Tensor 1", "aten::add_.Tensor 2"], "declined": {"aten::add.out 3": "out_resized"}, "calls": {"compared": 9, "hit": 5}, "notes": {"the sign of a zero differs": 1}}
 {"unit": {"entry": "add", "dtype": "float32", "part": "samples"}, "phase": "warm", "date": "2026-01-03", "served": ["aten::add.Tensor 1"], "calls": {"compared": 9, "hit": 8}}
 {"unit": {"entry": "add", "dtype": "bool", "part": "layouts"}, "phase": "cold", "date": "2026-01-02", "problems": ["large miss: crash: the child ended with SIGSEGV"], "left_out": {"samples beyond the bound": 4}}
+{"unit": {"entry": "add", "dtype": "bool", "part": "layouts"}, "phase": "warm", "date": "2026-01-02"}
 {"unit": {"entry": "view", "dtype": "float32", "part": "samples"}, "phase": "cold", "date": "2026-01-02", "declined": {"aten::view": "returns_view"}}
+{"unit": {"entry": "view", "dtype": "float32", "part": "samples"}, "phase": "warm", "date": "2026-01-02", "declined": {"aten::view": "returns_view", "aten::t": "not_in_cache"}}
 {"unit": {"entry": "view", "dtype": "bool", "part": "samples"}, "phase": "cold", "date": "2026-01-02", "problems": ["sample 0 hit: result 0: values: a | b"]}
+{"unit": {"entry": "view", "dtype": "bool", "part": "samples"}, "phase": "warm", "date": "2026-01-02"}
+{"unit": {"entry": "view", "dtype": "int64", "part": "samples"}, "phase": "cold", "date": "2026-01-02", "served": ["aten::view 1"]}
 {"unit": {"entry": "cut
 """  # noqa: E501 - a line a record
 ENTRIES = {"add": ["float32", "bool"], "view": ["float32", "int64", "bool"]}
@@ -359,7 +363,7 @@ def recorded() -> Runs:
 
 
 def test_the_table_is_what_was_recorded() -> None:
-    text = table(recorded(), ENTRIES, VERSIONS)
+    text = table(kept.in_short(recorded(), code=9), ENTRIES, VERSIONS)
 
     rows = {line.split(" | ")[0].strip("| "): line for line in text.splitlines() if "|" in line}
     assert rows["date"] == "| date | 2026-01-02 to 2026-01-03 |"
@@ -376,7 +380,38 @@ def test_the_table_is_what_was_recorded() -> None:
     assert "Keys declined: out_resized 1; returns_view 1." in text
     assert "Allowed differences (of calls): the sign of a zero differs 1." in text
     assert "Left out: samples beyond the bound 4." in text
-    assert "- `view bool samples` (cold): sample 0 hit: result 0: values: a \\| b" in text
+    assert "- `view bool samples` (cold) sample 0 hit: result 0: values: a \\| b" in text
+
+
+def test_what_is_kept_of_a_unit_is_what_its_last_run_gave(tmp_path: Path) -> None:
+    file = tmp_path / "recorded.jsonl"
+    first = kept.in_short(recorded(), code=9)
+    long = Run(date="2026-01-04", problems=["x: " + "values " * 100])
+    runs: Runs = {Unit("add", "float32", "samples"): {"cold": long, "warm": Run()}}
+
+    assert kept.read(file) == {}
+    kept.write(first, file)
+    assert kept.read(file) == first
+    kept.write({**first, **kept.in_short(runs, code=10)}, file)
+
+    again = kept.read(file)
+    assert Unit("view", "int64", "samples") not in first, "its warm run is missing"
+    changed = {unit for unit in again if again[unit] != first[unit]}
+    assert changed == set(runs)
+    (problem,) = again[Unit("add", "float32", "samples")].problems
+    assert problem.startswith("(cold) x: values values")
+    assert len(problem) < 320
+    assert {one.code for one in again.values()} == {9, 10}
+
+
+def test_the_table_in_the_docs_is_that_of_what_is_kept() -> None:
+    text = (processes.ROOT / "docs" / "coverage.md").read_text(encoding="utf-8")
+    done = re.search(r"^Units that ran.*: (.*)\.$", text, re.MULTILINE)
+    assert done is not None
+
+    counts = re.findall(r"(?:samples|layouts|gradients) (\d+)", done[1])
+
+    assert sum(map(int, counts)) == len(kept.read())
 
 
 def test_the_table_in_the_docs_says_when_and_with_which_versions_it_was_made() -> None:
