@@ -14,10 +14,12 @@ class GeneratedCode:
     Args:
         kind: What the code is of: ``"op"``, ``"function"`` or ``"tape"``.
         is_thin: Whether the code goes into a thin library.
+        checks_indices: Whether a check of an index may fail in a run: the original then runs.
     """
 
-    def __init__(self, kind: str, *, is_thin: bool) -> None:
+    def __init__(self, kind: str, *, is_thin: bool, checks_indices: bool) -> None:
         self._kind = kind
+        self._checks_indices = checks_indices
         self._is_thin = is_thin
         self.calls_aten = False
         self.parallel = False
@@ -53,11 +55,11 @@ class GeneratedCode:
 
     def _checked(self, wrapper: str, kernels: str) -> tuple[str, str]:
         """Return the sources with checks of indices that fail in order."""
-        unchecked = self._kind != "op" and has_unchecked_calls(wrapper)
+        unchecked = self._checks_indices and has_unchecked_calls(wrapper)
         if "TORCH_CHECK(" not in kernels and not unchecked:
             return wrapper, kernels
         is_known = re.search(r"(?<!AOTI_)TORCH_CHECK\(", kernels) is None
-        if self._kind != "op" and self._is_thin and is_known:
+        if self._checks_indices and self._is_thin and is_known:
             caught = with_caught_checks(kernels)
             if caught is not None:
                 return with_checked_calls(wrapper), caught

@@ -1,4 +1,4 @@
-"""Which values a trial gives to a region's inputs, so that ordinary data stay ordinary in it.
+"""Which values a trial gives to inputs of regions and index ops, so that the original takes them.
 
 A region may have dozens of layers. Weights with values of size one would make its numbers grow by
 a power of ten in each layer, and most integers are no places in an embedding. So matrices get
@@ -80,16 +80,22 @@ def integer_limits(
 
     Args:
         slots: The slots.
-        ordinary: Inputs that the original takes; integers are zeros and ones.
+        ordinary: Ordinary inputs; integers are zeros and ones.
         accepts: Returns whether the original takes some inputs.
     """
     limits = {}
-    for place, (slot, given) in enumerate(zip(slots, ordinary, strict=True)):
+    base = list(ordinary)
+    if not accepts(base):  # One is no place in a dimension of size one.
+        base = [
+            torch.zeros_like(given) if holds_integers(slot) else given
+            for slot, given in zip(slots, ordinary, strict=True)
+        ]
+    for place, (slot, given) in enumerate(zip(slots, base, strict=True)):
         if not holds_integers(slot) or not given.numel():
             continue
 
         def takes(number: int, place: int = place, given: Tensor = given) -> bool:
-            tried = list(ordinary)
+            tried = list(base)
             tried[place] = torch.full_like(given, number)
             return accepts(tried)
 
@@ -110,7 +116,9 @@ def _most(end: int, takes: Callable[[int], bool]) -> int | None:
     """Return the largest number below ``end`` that is taken; ``None`` if ``end`` itself is."""
     if takes(end):
         return None
-    low, high = 1, 2  # Ordinary inputs have ones.
+    if not takes(1):
+        return 0
+    low, high = 1, 2
     while high < end and takes(high):
         low, high = high, 2 * high
     high = min(high, end)

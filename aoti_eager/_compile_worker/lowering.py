@@ -32,6 +32,7 @@ from .._functions.tracing import (
 )
 from .._keys.call_template import CallTemplate, slot_dtype
 from .._keys.guards import Guards
+from .._keys.index_ops import reads_by_index
 from .._keys.kernel_key import KernelKey
 from ..errors import CompileError
 from . import inductor_compat as inductor
@@ -44,7 +45,7 @@ from .job_steps import steps
 from .row_sums import in_blocks
 from .symbolic import compiled_pattern, symbolic_program
 from .thin_codegen import NotThinError, ThinWrapper, compiler_into
-from .traced_tape import traced_tape
+from .traced_tape import traced_op, traced_tape
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,9 +137,14 @@ def _compile(
     dims: Sequence[tuple[int, int]] | None,
 ) -> tuple[Any, list[Any], GeneratedCode]:
     """Return a thin library, or a full one where no thin one is possible, and its facts."""
-    formula = traced_tape(op) if isinstance(op, RebuiltTape) else inductor.kernel_formula(op)
+    is_tape = isinstance(op, RebuiltTape)
+    formula = traced_tape(op) if is_tape else inductor.kernel_formula(traced_op(op))
     kind = _kind(template, op)
-    facts = GeneratedCode(kind, is_thin=True)
+    checks_indices = kind != "op" or reads_by_index(
+        template.key.op.partition("::")[2].partition(".")[0],
+        mutates=bool(template.schema.mutated),
+    )
+    facts = GeneratedCode(kind, is_thin=True, checks_indices=checks_indices)
     try:
         thin, traced = _compile_thin(
             formula, template, outputs, work, headers, options, facts, dims
@@ -151,7 +157,7 @@ def _compile(
             raise CompileError(
                 "not_dynamic", f"no thin library: {error}", remember=is_deterministic(error)
             ) from error
-        facts = GeneratedCode(kind, is_thin=False)
+        facts = GeneratedCode(kind, is_thin=False, checks_indices=checks_indices)
         return _compile_full(formula, template, outputs, options, facts), [], facts
 
 

@@ -1,4 +1,4 @@
-"""A tape as it is traced: index ops as ops whose compiled code refuses what the original refuses.
+"""Tapes and ops as they are traced: index ops refuse what the original refuses.
 
 Inductor makes ``index_select`` and ``index_add`` from indexing, which counts negative numbers from
 the end; the ops themselves refuse negative numbers, as ``gather`` and ``scatter_add`` do.
@@ -21,6 +21,11 @@ aten = torch.ops.aten
 def traced_tape(tape: RebuiltTape) -> RebuiltTape:
     """Return the tape with functions in place of ops that compiled code would serve wrongly."""
     return RebuiltTape(tape.tape, _INSTEAD)
+
+
+def traced_op(op: Any) -> Any:
+    """Return what is traced for a call of one op."""
+    return _index_select if op is aten.index_select.default else op
 
 
 def _index_select(self: Tensor, dim: int, index: Tensor) -> Tensor:
@@ -54,7 +59,7 @@ def _require_dims(name: str, self: Tensor, index: Tensor) -> None:
     if self.dim() == 0 or index.dim() != 1:
         raise CompileError(
             "error_depends_on_data",
-            f"the region calls {name} with a tensor without dimensions",
+            f"{name} of a tensor without dimensions, or by an index of none",
             remember=True,
         )
 

@@ -22,6 +22,7 @@ from .._base.torch_compat.settings import set_deterministic_algorithms
 from .._functions.call_target import call_target
 from .._functions.tape import Tape
 from .._keys.call_template import CallTemplate, call_template
+from .._keys.index_ops import reads_by_index
 from .._keys.kernel_key import KernelKey
 from .._runner.kernel_runner import LibraryRunner
 from . import fork_server
@@ -59,7 +60,7 @@ def _try_library(request: Mapping[str, Any]) -> dict[str, Any]:
         op = op.with_constants_for_good([])  # Its source is compiled once.
     call = Original(template, op, outputs, is_function=is_function, is_tape=tape is not None)
     with torch.no_grad():
-        ranges = None if tape is None else _region_ranges(tape, call)
+        ranges = _ranges(tape, call)
         trial = Trial(call, runner.run, _own_numbers(request, template, tape), ranges)
         try:
             problem = trial.problem()
@@ -74,8 +75,14 @@ def _try_library(request: Mapping[str, Any]) -> dict[str, Any]:
     return answer | ({"lost_signs": trial.lost_signs} if trial.lost_signs else {})
 
 
-def _region_ranges(tape: Tape, call: Original) -> InputRanges:
+def _ranges(tape: Tape | None, call: Original) -> InputRanges | None:
+    """Return the values that the inputs may have; ``None`` if they may have any."""
     slots = call.template.slots
+    key = call.template.key
+    name = key.op.partition("::")[2].partition(".")[0]
+    is_index_op = not call.is_function and reads_by_index(name, mutates=False)
+    if tape is None and not is_index_op:
+        return None
 
     def accepts(inputs: Sequence[Tensor]) -> bool:
         return call.results(inputs) is not None
@@ -84,6 +91,8 @@ def _region_ranges(tape: Tape, call: Original) -> InputRanges:
     if any(holds_integers(slot) for slot in slots):
         ordinary = [made_up_input(slot, "normal", place) for place, slot in enumerate(slots)]
         limits = integer_limits(slots, ordinary, accepts)
+    if tape is None:
+        return InputRanges(most=limits)
     return InputRanges(matrix_scales(tape, slots), limits, is_region=True)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 
 import torch
@@ -114,13 +114,44 @@ class Trial:
             self.compared += found is not None
             if found:
                 return f"on {data.name} data: {'; '.join(found)}"
+        return self._unrefused()
+
+    def _unrefused(self) -> str | None:
+        """Return which integers the library takes although the original refuses them, if any."""
+        template = self._original.template
+        for place, most in self._ranges.most.items():
+            ordinary = self._normal.make(0, SMALL)
+            limits = torch.iinfo(ordinary[place].dtype)
+            for number in (most + 1, -1, limits.max, limits.min):
+                if not limits.min <= number <= limits.max:
+                    continue
+                for one in self._with_number(ordinary[place], number):
+                    inputs = [*ordinary[:place], one, *ordinary[place + 1 :]]
+                    if self._original.results(copy_mutated(template, inputs)) is not None:
+                        continue
+                    try:
+                        self._run([copy_tensor(tensor) for tensor in inputs])
+                    except Exception:  # noqa: BLE001 - it refuses, as the original does
+                        continue
+                    name = template.slots[place].name
+                    return f"takes {number} in {name!r}, which the original refuses"
         return None
+
+    def _with_number(self, ordinary: Tensor, number: int) -> Iterator[Tensor]:
+        """Give tensors that have a number everywhere, and in the last place alone."""
+        yield torch.full_like(ordinary, number)
+        # A region may need some places only.
+        if not self._ranges.is_region and ordinary.numel() > 1:
+            last = copy_tensor(ordinary)
+            last[(-1,) * last.dim()] = number
+            yield last
 
     def _data_sets(self) -> Iterable[DataSet]:
         template = self._original.template
         slots = template.slots
         ranges = self._ranges
-        first = next(iter(data_sets(slots, self._own, mixes=True, ranges=ranges))).make(0, SMALL)
+        self._normal = next(iter(data_sets(slots, self._own, mixes=True, ranges=ranges)))
+        first = self._normal.make(0, SMALL)
         if max((one.numel() for one in first), default=0) < _SERIAL_BELOW:
             torch.set_num_threads(1)
         self._mixes = self._original.mixes(first)

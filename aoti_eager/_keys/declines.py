@@ -11,7 +11,8 @@ import torch
 
 from .._base.torch_compat.dispatcher import OpOverload
 from .aliasing import overlaps_itself
-from .call_template import CallTemplate
+from .call_template import CallTemplate, slot_dtype
+from .index_ops import reads_by_index
 from .kernel_key import KernelKey
 from .schema import Kind, OpSchema
 
@@ -132,6 +133,9 @@ def op_decline(op: OpOverload, schema: OpSchema) -> str | None:
         return "uninitialised"
     if torch.Tag.inplace_view in tags or name in CHANGES_METADATA:
         return "changes_metadata"
+    if reads_by_index(name, mutates=bool(schema.mutated)):
+        # The tags of ``index`` are about masks; see ``call_decline``.
+        return None
     if name in DATA_DEPENDENT_ERRORS:
         return "error_depends_on_data"
     if torch.Tag.data_dependent_output in tags or torch.Tag.dynamic_output_shape in tags:
@@ -171,6 +175,8 @@ def call_decline(template: CallTemplate) -> str | None:
         return "undeclared_write"
     if _divides_integers(key, template):
         return "error_depends_on_data"
+    if _indexes_by_mask(key, template):
+        return "data_dependent_output"
     if _makes_bytes_of_floats(key):
         return "uncertified"
     return None
@@ -201,6 +207,14 @@ def _writes_statistics(key: KernelKey, template: CallTemplate) -> bool:
     if arguments.get("training") is False or arguments.get("use_input_stats") is False:
         return False
     return any(slot.name in _STATISTICS and not slot.mutated for slot in template.slots)
+
+
+def _indexes_by_mask(key: KernelKey, template: CallTemplate) -> bool:
+    """Return whether the call is ``x[mask]``: ``index`` counts the places that are true."""
+    if not key.op.startswith("aten::index."):
+        return False
+    masks = (torch.bool, torch.uint8)
+    return any(slot.name != "self" and slot_dtype(slot) in masks for slot in template.slots)
 
 
 def _divides_integers(key: KernelKey, template: CallTemplate) -> bool:

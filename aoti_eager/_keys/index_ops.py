@@ -2,8 +2,9 @@
 
 A library's code checks each index before it is used, and a check that fails makes the run fail in
 order (``_compile_worker.index_checks``); then the original runs and raises its own error. This
-serves functions and tapes. Other ops of ``declines.DATA_DEPENDENT_ERRORS`` stay declined: compiled
-code accepts what the original refuses, for example negative numbers in ``index_copy``.
+serves functions, tapes, and the ops that read by indices and write to no argument. Other ops of
+``declines.DATA_DEPENDENT_ERRORS`` stay declined: compiled code accepts what the original refuses,
+for example negative numbers in ``index_copy``.
 """
 
 from __future__ import annotations
@@ -17,3 +18,20 @@ INDEX_OPS = frozenset(
 # A tape's calls of these are traced as others' (``_compile_worker.traced_tape``): by themselves,
 # compiled code would accept negative numbers.
 TAPE_INDEX_OPS = frozenset({"index_add", "index_add_", "index_select"})
+
+# Ops that are served by themselves. After a run that failed the original runs, so none may have
+# written to an argument: only overloads that write to none are meant. ``scatter`` and
+# ``scatter_add`` are left out: with an index that is there twice, the order of threads decides.
+SINGLE_INDEX_OPS = frozenset(
+    "embedding gather index index_select nll_loss_forward nll_loss2d_forward".split()  # noqa: SIM905
+)
+
+
+def reads_by_index(name: str, *, mutates: bool) -> bool:
+    """Return whether an op of torch's is served although it raises for an index out of range.
+
+    Args:
+        name: The op's name without namespace and overload.
+        mutates: Whether the overload writes to an argument.
+    """
+    return name in SINGLE_INDEX_OPS and not mutates

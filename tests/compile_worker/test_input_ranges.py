@@ -27,6 +27,7 @@ from ..conftest import assert_close
 from ..support.tapes import Recorded, tape_of
 
 WORDS, PLACES = torch.randn(40, 16), torch.randn(9, 16)
+ONE_WORD = torch.randn(1, 16)
 
 
 def template_of(one: Recorded) -> CallTemplate:
@@ -55,6 +56,15 @@ def test_integers_are_as_large_as_the_original_takes() -> None:
     one = tape_of(mixed, given, [WORDS, PLACES])
     template = template_of(one)
     assert integer_limits(template.slots, one.inputs, takes(one)) == {0: 38, 1: 8}
+
+
+def test_the_only_place_of_a_dimension_of_size_one_is_found() -> None:
+    def one_row(words: Tensor) -> Tensor:
+        return torch.embedding(ONE_WORD, words)
+
+    one = tape_of(one_row, [torch.zeros(4, dtype=torch.int64)], [ONE_WORD])
+    ordinary = [torch.ones(4, dtype=torch.int64), *one.inputs[1:]]
+    assert integer_limits(template_of(one).slots, ordinary, takes(one)) == {0: 0}
 
 
 def test_the_data_of_a_region_are_within_the_ranges() -> None:

@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from aoti_eager._compile_worker import trial_runs
+from aoti_eager._compile_worker.input_ranges import InputRanges
 from aoti_eager._compile_worker.original_runs import Original
 from aoti_eager._compile_worker.trial_runs import Trial
 from aoti_eager._keys.call_template import call_template
@@ -41,14 +42,20 @@ def own_threads() -> Iterator[None]:
     torch.set_num_threads(threads)
 
 
-def trial_of(function: Function, library: Function, *args: Any, is_op: bool = False) -> Trial:
+def trial_of(
+    function: Function,
+    library: Function,
+    *args: Any,
+    is_op: bool = False,
+    ranges: InputRanges | None = None,
+) -> Trial:
     """Return the trial of ``library`` in place of ``function``, for a call like this one."""
     names = ", ".join(f"Tensor a{i}" for i in range(len(args)))
     schema = parsed_schema(f"aetest::function({names}) -> Tensor")
     key = kernel_key(schema, "CPU", schema.bind(args, {}))
     template = call_template(schema, key)
     original = Original(template, function, [{"output": 0}], is_function=not is_op)
-    return Trial(original, lambda inputs: [library(*inputs)], ())
+    return Trial(original, lambda inputs: [library(*inputs)], (), ranges)
 
 
 def problem(function: Function, library: Function, *args: Any, is_op: bool = False) -> str | None:
@@ -368,3 +375,39 @@ def test_integers_that_are_places_stay_small_where_large_ones_are_refused() -> N
     assert problem(lambda x, i: x[i] * 2, lambda x, i: x[i] * 2, X, places) is None
     found = problem(lambda x, i: x[i] * 2, lambda x, i: x[i] * 2.0001, X, places)
     assert found is not None
+
+
+PLACES = torch.zeros(4, 3, dtype=torch.int64)
+
+
+@pytest.mark.parametrize(
+    ("library", "taken"),
+    [
+        (lambda x, i: torch.gather(x, 0, i), None),
+        (lambda x, i: torch.gather(x, 0, i.clamp(max=15)), 16),
+        (lambda x, i: torch.gather(x, 0, torch.where(i < 0, i + 16, i)), -1),
+        # The last row is not checked.
+        (lambda x, i: torch.gather(x, 0, torch.cat([i[:-1], i[-1:].clamp(0, 15)])), 16),
+    ],
+    ids=["good", "the end", "negative", "one place"],
+)
+def test_a_library_refuses_the_integers_that_the_original_refuses(
+    library: Function, taken: int | None
+) -> None:
+    def gather(x: Tensor, i: Tensor) -> Tensor:
+        return torch.gather(x, 0, i)
+
+    with torch.no_grad():
+        found = trial_of(gather, library, X, PLACES, ranges=InputRanges(most={1: 15})).problem()
+
+    assert found == (taken and f"takes {taken} in 'a1', which the original refuses")
+
+
+def test_a_library_may_refuse_what_the_original_takes_beyond_the_range() -> None:
+    def wraps(x: Tensor, i: Tensor) -> Tensor:
+        return x[i]
+
+    with torch.no_grad():
+        found = trial_of(wraps, wraps, X, PLACES, ranges=InputRanges(most={1: 15})).problem()
+
+    assert found is None, "negative numbers count from the end in both"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -12,25 +11,14 @@ from torch import Tensor
 
 import aoti_eager
 
+from ..support.outcomes import outcome
+
 pytestmark = pytest.mark.both_paths(costly=True)
 
 aten = torch.ops.aten
 OpOverload = torch._ops.OpOverload
 
 Call = Callable[[], Any]
-
-
-def outcome(call: Call) -> tuple[str, str, list[str]]:
-    """Return the type and text of what ``call`` raises, or of its result, and its warnings."""
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
-        try:
-            result = call()
-        except Exception as error:  # noqa: BLE001 - whatever the original raises is what is wanted
-            what = (type(error).__name__, str(error))
-        else:
-            what = ("returned", repr((result, result.stride())))
-    return (*what, [str(warning.message) for warning in caught])
 
 
 def assert_as_original(
@@ -56,14 +44,10 @@ def _index(*values: int) -> Tensor:
 
 
 BAD_INDICES = [
-    (aten.index_select.default, lambda i: torch.index_select(X, 0, _index(0, i))),
-    (aten.gather.default, lambda i: torch.gather(X, 0, _index(0, i, 0, 0)[None])),
     (aten.scatter.src, lambda i: torch.scatter(X, 0, _index(0, i, 0, 0)[None], X)),
     (aten.scatter.value, lambda i: torch.scatter(X, 0, _index(0, i, 0, 0)[None], 2.0)),
     (aten.scatter_add.default, lambda i: torch.scatter_add(X, 0, _index(0, i, 0, 0)[None], X)),
     (aten.scatter_reduce.two, lambda i: X.scatter_reduce(0, _index(i)[None], X, "sum")),
-    (aten.embedding.default, lambda i: torch.nn.functional.embedding(_index(0, i), X)),
-    (aten.index.Tensor, lambda i: X[_index(0, i)]),
     (aten.index_put.default, lambda i: X.index_put((_index(0, i),), torch.tensor(7.0))),
     (aten.index_put_.default, lambda i: X.clone().index_put_((_index(0, i),), torch.tensor(7.0))),
     (
@@ -75,10 +59,8 @@ BAD_INDICES = [
     (aten.index_fill.int_Scalar, lambda i: X.index_fill(0, _index(i), 7.0)),
     (aten.take.default, lambda i: X.take(_index(0, i * 4))),
     (aten.put_.default, lambda i: X.clone().put_(_index(0, i * 4), torch.ones(2))),
-    (aten.nll_loss_forward.default, lambda i: torch.nn.functional.nll_loss(X, _index(0, 1, i))),
 ]
 WRAPPING = {
-    aten.index.Tensor,
     aten.index_put.default,
     aten.index_put_.default,
     aten._index_put_impl_.default,

@@ -97,18 +97,17 @@ ALWAYS: list[tuple[Any, str, Callable[[], Any]]] = [
     (aten.nonzero.default, "data_dependent_output", lambda: aten.nonzero(X > 0)),
     (aten.masked_select.default, "data_dependent_output", lambda: aten.masked_select(X, X > 0)),
     (aten._local_scalar_dense.default, "data_dependent_output", lambda: X[0, 0].item()),
-    (aten.index_select.default, "error_depends_on_data", lambda: aten.index_select(X, 0, I64)),
-    (aten.gather.default, "error_depends_on_data", lambda: aten.gather(X, 1, I64[:, None])),
-    (aten.embedding.default, "error_depends_on_data", lambda: aten.embedding(X, I64)),
+    (aten.index_fill.int_Scalar, "error_depends_on_data", lambda: X.index_fill(0, I64, 2.0)),
+    (aten.take.default, "error_depends_on_data", lambda: aten.take(X, I64)),
     (
         aten.scatter.src,
         "error_depends_on_data",
         lambda: aten.scatter(X, 0, I64[None, :], torch.ones(1, 8)),
     ),
     (
-        aten.nll_loss_forward.default,
+        aten.multi_margin_loss.default,
         "error_depends_on_data",
-        lambda: aten.nll_loss_forward(X, I64, None, 1, -100),
+        lambda: aten.multi_margin_loss(X, I64),
     ),
     (
         aten.as_strided_copy.default,

@@ -50,10 +50,14 @@ def traced() -> Any:
 DECLINED: dict[str, tuple[str, Callable[[], Any], str]] = {
     "random": ("aten::multinomial", drawn, "random"),
     "a view": ("aten::t", lambda: X.t(), "returns_view"),
-    "a bad index": ("aten::index.Tensor", lambda: X[torch.tensor([5])], "error_depends_on_data"),
+    "a bad index": (
+        "aten::take",
+        lambda: X.take(torch.tensor([10**6])),
+        "error_depends_on_data",
+    ),
     "a good index": (
-        "aten::index_select",
-        lambda: torch.index_select(X, 0, torch.tensor([0, 2])),
+        "aten::index_fill.int_Scalar",
+        lambda: X.index_fill(0, torch.tensor([0]), 2.0),
         "error_depends_on_data",
     ),
     "by zero": (
