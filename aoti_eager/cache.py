@@ -1,4 +1,4 @@
-"""Inspect and manage the store: list, inspect, verify, prune, evict, trim, clear, warm.
+"""Inspect and manage the store: list, inspect, verify, prune, evict, trim, clear, warm, bundles.
 
 The command line has the same verbs. Every function takes ``cache_dir``; the default is the setting
 ``config.cache_dir``.
@@ -14,6 +14,9 @@ from pathlib import Path
 import torch
 
 from ._base.cpu import cpu_features
+from ._bundles.export import ExportReport, export
+from ._bundles.load import LoadReport, load
+from ._bundles.signed_bundles import BundleSignatures, keygen, sign, verify_signature
 from ._keys.kernel_key import ANY_THREADS
 from ._store.entry import Entry, Status
 from ._store.entry_inputs import inputs_in_short
@@ -34,23 +37,31 @@ from ._workloads.workload import Call, read_workload
 from .errors import EntryDamagedError
 
 __all__ = [
+    "BundleSignatures",
     "CacheEntry",
     "Call",
     "EntryDetails",
     "EvictReport",
     "EvictedEntry",
+    "ExportReport",
+    "LoadReport",
     "PruneReport",
     "VerifyReport",
     "WarmFailure",
     "WarmReport",
     "clear",
     "evict",
+    "export",
     "inspect",
+    "keygen",
     "list",
+    "load",
     "prune",
     "read_workload",
+    "sign",
     "trim",
     "verify",
+    "verify_signature",
     "warm",
 ]
 

@@ -18,6 +18,9 @@ from . import cache
 from ._base.amounts import size_in_words
 from ._base.printable import printable, printable_lines
 from ._commands import (
+    bundles as bundle_verbs,
+)
+from ._commands import (
     demo as demo_verb,
 )
 from ._commands import (
@@ -31,6 +34,9 @@ from ._commands import (
 )
 from ._commands import (
     run as run_verb,
+)
+from ._commands import (
+    settings as config_verb,
 )
 from ._commands import (
     setup as setup_verb,
@@ -113,6 +119,12 @@ def _parser() -> argparse.ArgumentParser:
                 help="tensors as 'f32[8,8]' or with strides 'f32[8,8]{1,8}', other values as in "
                 "Python, keyword arguments as 'alpha=2'",
             )
+    _add_verbs_of_rooms(verb)
+    return parser
+
+
+def _add_verbs_of_rooms(verb: Callable[..., Any]) -> None:
+    """Add the verbs that have a file of their own in ``_commands``."""
     prune_verb.add_arguments(
         verb("prune", prune_verb.main, "Remove what the next process is to try again.")
     )
@@ -121,6 +133,10 @@ def _parser() -> argparse.ArgumentParser:
     )
     evict_verb.add_trim_arguments(
         verb("trim", evict_verb.main_trim, "Remove the least recently used entries.")
+    )
+    bundle_verbs.add_verbs(verb)
+    config_verb.add_arguments(
+        verb("config", config_verb.main, "Show every setting, and where its value came from.")
     )
     run_verb.add_arguments(
         verb("run", run_verb.main, "Run a script with ops served from the cache.")
@@ -135,7 +151,6 @@ def _parser() -> argparse.ArgumentParser:
     demo_verb.add_arguments(
         verb("demo", demo_verb.main, "Train a small model plain, cold and warm, and compare.")
     )
-    return parser
 
 
 def _say(line: str) -> None:

@@ -75,6 +75,18 @@ class RegionStoppedError(AotiEagerError, RuntimeError):
         self.reason = reason
 
 
+class BundleError(AotiEagerError, ValueError):
+    """A file is no bundle, is damaged or past a limit, or no bundle can be made."""
+
+
+class UntrustedBundleError(BundleError):
+    """A bundle was made by nobody whom this user trusts."""
+
+
+class SigningError(AotiEagerError, RuntimeError):
+    """A key cannot be made or used, or the package ``cryptography`` is missing."""
+
+
 class OriginalKernelError(AotiEagerError, RuntimeError):
     """The kernel that was registered before ours is gone, so a call cannot reach it."""
 

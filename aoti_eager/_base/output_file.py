@@ -7,9 +7,11 @@ import os
 import secrets
 import stat
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
+from typing import IO
 
-from ..errors import OutputFileError
+from ..errors import AotiEagerError, OutputFileError
 
 _PREFIX = ".aoti-eager-"
 
@@ -59,10 +61,19 @@ class OutputFile:
         Raises:
             OutputFileError: The file cannot be written; an old file stays as it was.
         """
+        with self.stream() as file:
+            file.write(content)
+
+    @contextlib.contextmanager
+    def stream(self) -> Iterator[IO[bytes]]:
+        """Give a file to write to, which takes its name at the end of the block.
+
+        An error in the block leaves an old file as it was. Raises: as ``write``.
+        """
         if self._is_direct:
             try:
                 with open(self.path, "wb", buffering=0) as stream:
-                    stream.write(content)
+                    yield stream
             except OSError as error:
                 raise self._error(error) from error
             return
@@ -74,12 +85,14 @@ class OutputFile:
         try:
             with os.fdopen(descriptor, "wb") as file:
                 os.fchmod(file.fileno(), self._mode())
-                file.write(content)
+                yield file
             os.replace(temporary, self.path)
-        except OSError as error:
+        except BaseException as error:
             with contextlib.suppress(OSError):
                 os.unlink(temporary)
-            raise self._error(error) from error
+            if isinstance(error, OSError) and not isinstance(error, AotiEagerError):
+                raise self._error(error) from error
+            raise
 
     def _mode_of_new_files(self) -> int:
         """Return the mode that the system gives to a file that ``open`` makes in the directory.

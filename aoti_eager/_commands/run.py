@@ -21,8 +21,8 @@ import types
 from importlib.machinery import SourceFileLoader
 from pathlib import Path
 
+from .._base.accepted_values import MODES
 from .._base.output_file import OutputFile
-from .._base.settings import MODES
 from .._compile_service import cache_context
 from .._enable.variable import VARIABLE, take_preset
 from .._registration.registry import register

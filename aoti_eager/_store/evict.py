@@ -114,7 +114,7 @@ def evict(
         now = time.time()
         for one in found:
             is_old = age_s is None or now - one.used_at > age_s
-            if is_old and (op is None or _is_of(_op(root, one), op)):
+            if is_old and (op is None or matches(_op(root, one), op)):
                 yield one
 
     return _run(chosen, dry_run, cache_dir)
@@ -215,7 +215,7 @@ def _op(root: Directory, one: Held) -> str:
     return one.place[2].replace(".", "::", 1) if entry is None else entry.key.op
 
 
-def _is_of(op: str, pattern: str) -> bool:
+def matches(op: str, pattern: str) -> bool:
     """Return whether a pattern matches an op's name, with its overload or without."""
     return fnmatchcase(op, pattern) or fnmatchcase(op.partition(".")[0], pattern)
 

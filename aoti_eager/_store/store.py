@@ -56,7 +56,6 @@ from .entry_files import (
     LOG_LIMIT,
     BadEntry,
     StoredEntry,
-    op_path,
     path_below,
     read_entry,
     take_library,
@@ -307,11 +306,6 @@ class Store(StoredEntries):
                     remove(root, "v1", environment)
                 remove(root, USAGE_FILE)  # The next put counts.
         return count
-
-    def _entry_path(self, entry: Entry) -> Path:
-        is_dynamic = entry.guards is not None
-        above = op_path(entry.key.op, entry.environment, is_dynamic)
-        return self.root.joinpath(*above, entry.digest, entry.target)
 
     def _names(self, root: Directory, *names: str) -> list[str]:
         try:

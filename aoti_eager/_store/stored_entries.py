@@ -21,6 +21,7 @@ from .._base.trusted_files import Directory
 from .._base.warn_once import log
 from .._keys.kernel_key import KernelKey
 from ..errors import CacheFormatError, EntryDamagedError, StoreError, UntrustedFileError
+from .entry import Entry
 from .entry_files import (
     LOG_LIMIT,
     BadEntry,
@@ -148,6 +149,22 @@ class StoredEntries(StoreRoot):
                 raise _gone(path)
             return read_entry(directory, name)
 
+    def holds(self, entry: Entry) -> bool:
+        """Return whether there is an entry where ``Store.publish`` would put one, of any status.
+
+        A damaged entry counts as absent, an entry of a newer format as there.
+
+        Raises:
+            StoreError: The store cannot be read.
+        """
+        try:
+            self.read(self._entry_path(entry))
+        except (FileNotFoundError, EntryDamagedError):
+            return False
+        except CacheFormatError:
+            pass
+        return True
+
     def check_library(self, found: StoredEntry) -> StoredEntry:
         """Return ``found`` with its library's bytes, compared with the entry's size and digest.
 
@@ -260,6 +277,11 @@ class StoredEntries(StoreRoot):
         """
         with self.below("v1") as v1:
             yield from _entries(v1, depth=4)
+
+    def _entry_path(self, entry: Entry) -> Path:
+        is_dynamic = entry.guards is not None
+        above = op_path(entry.key.op, entry.environment, is_dynamic)
+        return self.root.joinpath(*above, entry.digest, entry.target)
 
 
 def _gone(path: Path) -> FileNotFoundError:

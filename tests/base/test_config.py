@@ -16,7 +16,8 @@ import pytest
 
 import aoti_eager
 from aoti_eager._base import warn_once
-from aoti_eager._base.settings import CPU_TARGETS, MODES, SETTINGS
+from aoti_eager._base.accepted_values import CPU_TARGETS, MODES
+from aoti_eager._base.settings import SETTINGS
 from aoti_eager.config import Config, _checks
 from aoti_eager.errors import AotiEagerWarning, ConfigError
 

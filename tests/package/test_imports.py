@@ -36,6 +36,7 @@ BELOW = {
     "_functions": "_keys _base errors",
     "_runner": "_native _base errors",
     "_store": "_keys _native config _base errors",
+    "_bundles": "_store config _base errors",
     "_compile_service": "_store _runner _functions _keys _native config _base errors",
     "_dispatch": "_compile_service _store _runner _functions _keys _native config _base errors",
     "_autograd": "_dispatch _functions _keys _native config _base errors",
@@ -47,7 +48,7 @@ BELOW = {
     "_enable": "_regions _registration _workloads _dispatch _compile_service _store _keys config"
     " _base errors",
     "startup": "_enable _base",
-    "cache": "_workloads _store _keys _base errors",
+    "cache": "_workloads _bundles _store _keys _base errors",
     # The worker's program. It is started, never imported.
     "_compile_worker": "_registration _autograd _dispatch _compile_service _store _runner"
     " _functions _keys _native config _base errors",

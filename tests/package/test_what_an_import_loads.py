@@ -31,6 +31,7 @@ OF_AN_IMPORT = {
         "errors",
         "config",
         "_base",
+        "_base.accepted_values",
         "_base.amounts",
         "_base.at_exit",
         "_base.data_class",
@@ -55,7 +56,7 @@ OF_A_HIT = {
     " torch_compat.tracing",
     "_native": "build library op_kernel passthrough table",
     "_keys": "aliasing call_template declines dynamic_plan functional_overload guards"
-    " kernel_key key_words pattern pattern_instances pattern_program schema"
+    " index_ops kernel_key key_words pattern pattern_instances pattern_program schema"
     " size_arguments table_key unsaid_writes",
     "_runner": "abi container kernel_runner tensor_handles",
     "_store": "entry entry_files environment new_entries remembered store store_root"
@@ -76,7 +77,6 @@ OF_A_REGION = {
     "_dispatch": "candidate",
     "_functions": "allowed_names description op_functions source state tape tape_call tape_memory"
     " tape_replay tape_rules",
-    "_keys": "index_ops",
     "_native": "recorder runner thread_state",
     "_regions": "arguments call_times choice code_names current_settings fast_call frame fuse"
     " fused_forward fusion gradients guard_source guarded_tensors guarded_values kinds module_tree"

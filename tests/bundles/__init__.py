@@ -1,0 +1,1 @@
+"""Tests of bundles: entries in one file."""
