@@ -18,7 +18,7 @@ from .._base.output_file import OutputFile
 from .._base.store_format import KEPT, File, Names, children, names_at
 from .._base.trusted_files import Directory
 from .._store.entry import Entry, Status, encode
-from .._store.environment import current_environment
+from .._store.environment import Environment, current_environment
 from .._store.evict import matches
 from .._store.store import BadEntry, Store, StoredEntry, store_at
 from .._store.stored_failures import still_holds
@@ -125,8 +125,10 @@ def _chosen(
     """Return the entries of the bundle in their order, and how many were left out by reason."""
     skipped: Counter[str] = Counter()
     chosen: dict[tuple[str, ...], StoredEntry] = {}
+    # Computed once: that takes longer than reading an entry.
+    wanted = current_environment() if environments == "this" else None
     for found in store.scan():
-        reason = _left_out(store, found, ops, environments, regions)
+        reason = _left_out(store, found, ops, wanted, regions)
         if reason is not None:
             skipped[reason] += 1
             continue
@@ -161,14 +163,17 @@ def _left_out(
     store: Store,
     found: StoredEntry | BadEntry,
     ops: Sequence[str] | None,
-    environments: str,
+    wanted: Environment | None,
     regions: bool,
 ) -> str | None:
-    """Return why an entry is not in the bundle; ``None`` if it is."""
+    """Return why an entry is not in the bundle; ``None`` if it is.
+
+    ``wanted`` is the environment whose entries are exported; ``None`` for all.
+    """
     if isinstance(found, BadEntry):
         return found.kind
     entry = found.entry
-    if environments == "this" and entry.environment != current_environment():
+    if wanted is not None and entry.environment != wanted:
         return "other_environment"
     if not regions and _is_region(entry):
         return "region"

@@ -25,7 +25,8 @@ def size_class(key: KernelKey) -> int:
 def in_size_class(pattern: KernelKey, size: int) -> list[Expression]:
     """Return the conditions under which an instance of ``pattern`` is of size class ``size``."""
     terms = [term for _, component in pattern.arguments for term in _numel_terms(component)]
-    total: Expression = terms[0] if len(terms) == 1 else ["+", *terms]
+    # A call without tensors, of a dynamic number, has no elements.
+    total: Expression = 0 if not terms else terms[0] if len(terms) == 1 else ["+", *terms]
     least = 1 << (2 * size - 1) if size > 0 else 0
     return [["<=", least, total], ["<", total, 1 << (2 * size + 1)]]
 

@@ -703,3 +703,14 @@ def test_cpp_matches_nothing_by_a_kernel_that_is_gone() -> None:
         hits = stats("aten::silu").hits
         check(aten.silu, rand(8, 7))
         assert stats("aten::silu").hits == hits
+
+
+@pytest.mark.native
+def test_a_call_of_numbers_alone_has_a_size_class(shared_cache: Path) -> None:
+    """Its pattern has symbols for numbers, and no tensor: torch.linalg.pinv calls ``full`` so."""
+    with aoti_eager.register("aten::full"):
+        for number in (1.5, 2.5, 3.5, -4.25):
+            got = torch.full((), number, dtype=torch.float64)
+            assert got.item() == number
+    assert stats("aten::full").failures == 0
+    assert stats("aten::full").declined.get("internal_error", 0) == 0

@@ -114,7 +114,7 @@ def edit_record(drawn: random.Random, root: Path) -> str | None:
         document = json.loads(path.read_bytes())
         payload = document["payload"]
         name = drawn.choice(sorted(payload))
-    except (ValueError, KeyError, TypeError, OSError):
+    except (ValueError, KeyError, TypeError, OSError, RecursionError):
         return None
     payload[name] = drawn.choice(
         (None, -1, 1e308, "", "../../x", [], {}, [[[]]], {"a": 1}, True, "ready", 2**70)
@@ -132,7 +132,7 @@ def edit_library_fields(drawn: random.Random, root: Path) -> str | None:
         library[drawn.choice(("size_bytes", "sha256"))] = drawn.choice(
             (0, -1, 2**63, "0" * 64, None, [], True)
         )
-    except (ValueError, KeyError, TypeError, OSError):
+    except (ValueError, KeyError, TypeError, OSError, RecursionError):
         return None
     document["sha256"] = json_digest(document["payload"])
     path.write_text(json.dumps(document, indent=1, sort_keys=True) + "\n")
