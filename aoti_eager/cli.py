@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 import argparse
-import ast
 import dataclasses
 import datetime
 import json
-import re
 import sys
 from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
-import torch
-
 from . import cache
 from ._base.amounts import size_in_words
 from ._base.printable import printable, printable_lines
+from ._commands import (
+    benchmark as benchmark_verb,
+)
 from ._commands import (
     bundles as bundle_verbs,
 )
@@ -44,12 +43,13 @@ from ._commands import (
 from ._commands import (
     warm as warm_verb,
 )
+from ._commands.call_text import add_arguments as add_call_arguments
+from ._commands.call_text import call_arguments, no_such_call
 from ._commands.columns import align
 from ._commands.explain import explain
 from ._dispatch.counters import OpStats, read_totals
 from ._keys.pattern import guard_texts
 from ._store.entry import Remembered
-from ._store.entry_inputs import short_dtype
 from ._store.new_entries import TAPE
 from ._store.verdict import Verdict, processor
 from .config import config
@@ -112,13 +112,7 @@ def _parser() -> argparse.ArgumentParser:
         if name == "verify":
             sub.add_argument("--dry-run", action="store_true", help="only report")
         if name == "explain":
-            sub.add_argument("op", help="aten::silu, or aten::add.Tensor")
-            sub.add_argument(
-                "arguments",
-                nargs="*",
-                help="tensors as 'f32[8,8]' or with strides 'f32[8,8]{1,8}', other values as in "
-                "Python, keyword arguments as 'alpha=2'",
-            )
+            add_call_arguments(sub)
     _add_verbs_of_rooms(verb)
     return parser
 
@@ -135,6 +129,9 @@ def _add_verbs_of_rooms(verb: Callable[..., Any]) -> None:
         verb("trim", evict_verb.main_trim, "Remove the least recently used entries.")
     )
     bundle_verbs.add_verbs(verb)
+    benchmark_verb.add_arguments(
+        verb("benchmark", benchmark_verb.main, "Compare an op's kernel with its original.")
+    )
     config_verb.add_arguments(
         verb("config", config_verb.main, "Show every setting, and where its value came from.")
     )
@@ -296,46 +293,11 @@ def _stats_row(op: str, counts: OpStats) -> tuple[str, ...]:
 
 
 def _explain(namespace: argparse.Namespace) -> int:
-    args: list[Any] = []
-    kwargs: dict[str, Any] = {}
-    for text in namespace.arguments:
-        name, separator, value = text.partition("=")
-        if separator and name.isidentifier():
-            kwargs[name] = _value(value)
-        else:
-            args.append(_value(text))
+    args, kwargs = call_arguments(namespace.arguments)
     try:
         print(printable_lines(str(explain(namespace.op, *args, **kwargs))))
     except RuntimeError as error:
         if isinstance(error, AotiEagerError):
             raise
-        _say_error(f"{namespace.op}: PyTorch takes no such call: {error}")
-        return 2
+        raise no_such_call(namespace.op) from error
     return 0
-
-
-_DTYPES = {
-    short_dtype(name): dtype
-    for name in sorted(vars(torch))
-    if isinstance(dtype := getattr(torch, name), torch.dtype) and str(dtype) == f"torch.{name}"
-}
-_TENSOR = re.compile(r"(\w+)\[([\d,\s]*)\](?:\{([\d,\s]*)\})?$")
-
-
-def _value(text: str) -> Any:
-    match = _TENSOR.match(text.strip())
-    if match and match[1] in _DTYPES:
-        sizes, strides = _ints(match[2]), match[3]
-        if strides is None:
-            return torch.empty(sizes, dtype=_DTYPES[match[1]])
-        return torch.empty_strided(sizes, _ints(strides), dtype=_DTYPES[match[1]])
-    if text.startswith("torch."):
-        return getattr(torch, text.removeprefix("torch."), None)
-    try:
-        return ast.literal_eval({"true": "True", "false": "False", "none": "None"}.get(text, text))
-    except (ValueError, SyntaxError):
-        return text
-
-
-def _ints(text: str) -> list[int]:
-    return [int(part) for part in text.split(",") if part.strip()]

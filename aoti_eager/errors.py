@@ -75,6 +75,10 @@ class RegionStoppedError(AotiEagerError, RuntimeError):
         self.reason = reason
 
 
+class CallTextError(AotiEagerError, ValueError):
+    """A call on the command line has an argument that is none, or that the op does not take."""
+
+
 class BundleError(AotiEagerError, ValueError):
     """A file is no bundle, is damaged or past a limit, or no bundle can be made."""
 
