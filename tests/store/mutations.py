@@ -63,7 +63,10 @@ def _file(drawn: random.Random, root: Path) -> Path | None:
 
 
 def _entry(drawn: random.Random, root: Path) -> Path:
-    return drawn.choice(sorted(_places(root)))
+    """Return the directory of an entry whose record is a file of ordinary size."""
+    records = [path / "entry.json" for path in _places(root)]
+    ordinary = [one for one in records if one.is_file() and one.stat().st_size < 1 << 24]
+    return drawn.choice(sorted(ordinary)).parent
 
 
 def flip_bits(drawn: random.Random, root: Path) -> str | None:

@@ -105,5 +105,8 @@ def with_each_verb(root: Path, what: str) -> None:
 
 
 def holds_somebodys(path: Path) -> bool:
-    """Return whether a place holds what nobody removes: a link, or a directory for a file."""
-    return path.is_symlink() or any(not child.is_file() for child in path.iterdir())
+    """Return whether a place holds what nobody removes: a link, or a name that is none of ours."""
+    ours = ("entry.json", "library.so", "log")
+    return path.is_symlink() or any(
+        child.name not in ours or not child.is_file() for child in path.iterdir()
+    )
