@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 from .._keys.guards import text
 from .entry import Entry
 
 _SHORT = {"float": "f", "bfloat": "bf", "int": "i", "uint": "u", "complex": "c", "bool": "b8"}
+_ODD = "?"
 
 
 def short_dtype(name: str) -> str:
@@ -15,14 +19,25 @@ def short_dtype(name: str) -> str:
 
 
 def inputs_in_short(entry: Entry) -> str:
-    """Return dtypes and sizes of the tensors, and the numbers; symbols for sizes that are open."""
+    """Return dtypes and sizes of the tensors, and the numbers; symbols for sizes that are open.
+
+    An argument of another form than any call gives, in a record that somebody has edited, is ``?``.
+    """
     texts = []
     for _, component in entry.key.arguments:
         listed = component if isinstance(component, tuple | type([])) else [component]
         for one in listed:
-            if isinstance(one, dict) and "dtype" in one:
-                sizes = ",".join(map(text, one["sizes"]))
-                texts.append(f"{short_dtype(one['dtype'])}[{sizes}]")
-            elif isinstance(one, dict) and "number" in one:
-                texts.append(one["number"])
+            if isinstance(one, dict) and ("dtype" in one or "number" in one):
+                texts.append(_in_short(one))
     return " ".join(texts)
+
+
+def _in_short(component: Mapping[str, Any]) -> str:
+    number = component.get("number")
+    if number is not None:
+        return number if isinstance(number, str) else _ODD
+    try:
+        sizes = ",".join(map(text, component["sizes"]))
+        return f"{short_dtype(component['dtype'])}[{sizes}]"
+    except (LookupError, TypeError, ValueError, AttributeError, RecursionError):
+        return _ODD
