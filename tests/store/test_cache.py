@@ -288,6 +288,7 @@ with aoti_eager.register("aten::silu"):
         "rare": 0,
         "unfinished": {},
         "saved_s": 0.0,
+        "steps": [],
     }
 
 
