@@ -32,13 +32,16 @@ class InputRanges:
 
     Attributes:
         scales: By how much the numbers of a slot are multiplied.
-        most: The largest integer that a slot takes; integers in it are not negative.
+        most: The largest integer that a slot takes.
+        further: Integers outside of 0 to ``most`` that a slot takes, too: negative ones that count
+            from the end, a class that a loss ignores.
         is_region: Whether the call is a region's.
         shared: Ordinary numbers for large inputs of a region.
     """
 
     scales: Mapping[int, float] = field(default_factory=dict)
     most: Mapping[int, int] = field(default_factory=dict)
+    further: Mapping[int, tuple[int, ...]] = field(default_factory=dict)
     is_region: bool = False
     shared: SharedNumbers = field(default_factory=SharedNumbers, compare=False, repr=False)
 
@@ -71,19 +74,22 @@ def _multiplied(tape: Tape) -> Iterator[int]:
                 yield place
 
 
-def integer_limits(
+def integer_ranges(
     slots: Sequence[TensorSlot],
     ordinary: Sequence[Tensor],
     accepts: Callable[[Sequence[Tensor]], bool],
-) -> dict[int, int]:
-    """Return the largest number that the original takes in each slot of integers, where it refuses.
+    own: Sequence[float] = (),
+) -> tuple[dict[int, int], dict[int, tuple[int, ...]]]:
+    """Return ``most`` and ``further`` of each slot of integers where the original refuses some.
 
     Args:
         slots: The slots.
         ordinary: Ordinary inputs; integers are zeros and ones.
         accepts: Returns whether the original takes some inputs.
+        own: The call's own numbers.
     """
-    limits = {}
+    limits: dict[int, int] = {}
+    further: dict[int, tuple[int, ...]] = {}
     base = list(ordinary)
     if not accepts(base):  # One is no place in a dimension of size one.
         base = [
@@ -99,10 +105,17 @@ def integer_limits(
             tried[place] = torch.full_like(given, number)
             return accepts(tried)
 
-        most = _most(min(torch.iinfo(given.dtype).max, 1 << 40), takes)
-        if most is not None:
-            limits[place] = most
-    return limits
+        info = torch.iinfo(given.dtype)
+        most = _most(min(info.max, 1 << 40), takes)
+        if most is None:
+            continue
+        limits[place] = most
+        whole = {int(number) for number in own if math.isfinite(number) and number == int(number)}
+        others = (one for one in sorted({-1, -most - 1, *whole}) if not 0 <= one <= most)
+        found = tuple(one for one in others if info.min <= one <= info.max and takes(one))
+        if found:
+            further[place] = found
+    return limits, further
 
 
 def holds_integers(slot: TensorSlot) -> bool:

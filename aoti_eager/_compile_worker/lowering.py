@@ -140,10 +140,8 @@ def _compile(
     is_tape = isinstance(op, RebuiltTape)
     formula = traced_tape(op) if is_tape else inductor.kernel_formula(traced_op(op))
     kind = _kind(template, op)
-    checks_indices = kind != "op" or reads_by_index(
-        template.key.op.partition("::")[2].partition(".")[0],
-        mutates=bool(template.schema.mutated),
-    )
+    mutates = bool(template.schema.mutated)
+    checks_indices = kind != "op" or reads_by_index(template.key.op, mutates=mutates)
     facts = GeneratedCode(kind, is_thin=True, checks_indices=checks_indices)
     try:
         thin, traced = _compile_thin(

@@ -133,7 +133,7 @@ class SlotFiller:
             known = number_values(slot.number_kind)
             return torch.tensor([known[(run + i) % len(known) if run else 0]])
         if i in self.ranges.most:
-            return torch.randint(0, self.ranges.most[i] + 1, (count,), generator=generator)
+            return self._within_range(i, generator)
         if dtype is torch.bool or kind == SMALL or self.holds_places(i):
             return torch.randint(0, 2, (count,), generator=generator)
         values = self.values[dtype]
@@ -148,6 +148,17 @@ class SlotFiller:
         )
         which = torch.randint(0, 4, (count,), generator=generator)
         return torch.where(which < 2, chosen, torch.where(which == 2, anything, small))
+
+    def _within_range(self, i: int, generator: torch.Generator) -> Tensor:
+        """Return integers that the original takes, one in eight of those outside of the range."""
+        count = self.extents[i]
+        made = torch.randint(0, self.ranges.most[i] + 1, (count,), generator=generator)
+        further = torch.tensor(self.ranges.further.get(i, ()), dtype=torch.int64)
+        if not len(further):
+            return made
+        chosen = further[torch.randint(0, len(further), (count,), generator=generator)]
+        which = torch.randint(0, 8, (count,), generator=generator)
+        return torch.where(which == 0, chosen, made)
 
     def shaped(self, i: int, flat: Tensor) -> Tensor:
         """Return slot ``i`` with flat values, in the slot's sizes, strides and dtype."""

@@ -26,7 +26,7 @@ from .._keys.index_ops import reads_by_index
 from .._keys.kernel_key import KernelKey
 from .._runner.kernel_runner import LibraryRunner
 from . import fork_server
-from .input_ranges import InputRanges, holds_integers, integer_limits, matrix_scales
+from .input_ranges import InputRanges, holds_integers, integer_ranges, matrix_scales
 from .made_up_data import made_up_input
 from .made_up_values import distinct_numbers, numbers_within
 from .original_runs import Original
@@ -60,8 +60,8 @@ def _try_library(request: Mapping[str, Any]) -> dict[str, Any]:
         op = op.with_constants_for_good([])  # Its source is compiled once.
     call = Original(template, op, outputs, is_function=is_function, is_tape=tape is not None)
     with torch.no_grad():
-        ranges = _ranges(tape, call)
-        trial = Trial(call, runner.run, _own_numbers(request, template, tape), ranges)
+        own = _own_numbers(request, template, tape)
+        trial = Trial(call, runner.run, own, _ranges(tape, call, own))
         try:
             problem = trial.problem()
         except LibraryRaised as raised:
@@ -75,12 +75,10 @@ def _try_library(request: Mapping[str, Any]) -> dict[str, Any]:
     return answer | ({"lost_signs": trial.lost_signs} if trial.lost_signs else {})
 
 
-def _ranges(tape: Tape | None, call: Original) -> InputRanges | None:
+def _ranges(tape: Tape | None, call: Original, own: Sequence[float]) -> InputRanges | None:
     """Return the values that the inputs may have; ``None`` if they may have any."""
     slots = call.template.slots
-    key = call.template.key
-    name = key.op.partition("::")[2].partition(".")[0]
-    is_index_op = not call.is_function and reads_by_index(name, mutates=False)
+    is_index_op = not call.is_function and reads_by_index(call.template.key.op, mutates=False)
     if tape is None and not is_index_op:
         return None
 
@@ -88,12 +86,13 @@ def _ranges(tape: Tape | None, call: Original) -> InputRanges | None:
         return call.results(inputs) is not None
 
     limits: dict[int, int] = {}
+    further: dict[int, tuple[int, ...]] = {}
     if any(holds_integers(slot) for slot in slots):
         ordinary = [made_up_input(slot, "normal", place) for place, slot in enumerate(slots)]
-        limits = integer_limits(slots, ordinary, accepts)
+        limits, further = integer_ranges(slots, ordinary, accepts, own)
     if tape is None:
-        return InputRanges(most=limits)
-    return InputRanges(matrix_scales(tape, slots), limits, is_region=True)
+        return InputRanges(most=limits, further=further)
+    return InputRanges(matrix_scales(tape, slots), limits, further, is_region=True)
 
 
 def _own_numbers(

@@ -138,13 +138,18 @@ class Trial:
         return None
 
     def _with_number(self, ordinary: Tensor, number: int) -> Iterator[Tensor]:
-        """Give tensors that have a number everywhere, and in the last place alone."""
+        """Give tensors that have a number everywhere, in the first place, and in the last place.
+
+        The first place is in a vector loop, the last one in the loop behind it.
+        """
         yield torch.full_like(ordinary, number)
         # A region may need some places only.
-        if not self._ranges.is_region and ordinary.numel() > 1:
-            last = copy_tensor(ordinary)
-            last[(-1,) * last.dim()] = number
-            yield last
+        if self._ranges.is_region or ordinary.numel() < 2:
+            return
+        for end in (0, -1):
+            one = copy_tensor(ordinary)
+            one[(end,) * one.dim()] = number
+            yield one
 
     def _data_sets(self) -> Iterable[DataSet]:
         template = self._original.template

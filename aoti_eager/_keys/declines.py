@@ -133,13 +133,12 @@ def op_decline(op: OpOverload, schema: OpSchema) -> str | None:
         return "uninitialised"
     if torch.Tag.inplace_view in tags or name in CHANGES_METADATA:
         return "changes_metadata"
-    if reads_by_index(name, mutates=bool(schema.mutated)):
-        # The tags of ``index`` are about masks; see ``call_decline``.
-        return None
-    if name in DATA_DEPENDENT_ERRORS:
-        return "error_depends_on_data"
-    if torch.Tag.data_dependent_output in tags or torch.Tag.dynamic_output_shape in tags:
-        return "data_dependent_output"
+    # The tags of ``index`` are about masks, which ``call_decline`` knows by their dtypes.
+    if not reads_by_index(schema.op, mutates=bool(schema.mutated)):
+        if name in DATA_DEPENDENT_ERRORS:
+            return "error_depends_on_data"
+        if torch.Tag.data_dependent_output in tags or torch.Tag.dynamic_output_shape in tags:
+            return "data_dependent_output"
     if any(result.is_view for result in schema.returns):
         return "returns_view"
     if name in _READS_STORAGE_OFFSET:

@@ -27,11 +27,12 @@ SINGLE_INDEX_OPS = frozenset(
 )
 
 
-def reads_by_index(name: str, *, mutates: bool) -> bool:
+def reads_by_index(op: str, *, mutates: bool) -> bool:
     """Return whether an op of torch's is served although it raises for an index out of range.
 
     Args:
-        name: The op's name without namespace and overload.
+        op: Qualified name of the overload, ``aten::index.Tensor``.
         mutates: Whether the overload writes to an argument.
     """
-    return name in SINGLE_INDEX_OPS and not mutates
+    namespace, _, name = op.partition("::")
+    return namespace == "aten" and name.partition(".")[0] in SINGLE_INDEX_OPS and not mutates

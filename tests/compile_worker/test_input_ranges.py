@@ -12,7 +12,7 @@ from torch import Tensor
 
 from aoti_eager._compile_worker.input_ranges import (
     InputRanges,
-    integer_limits,
+    integer_ranges,
     matrix_scales,
 )
 from aoti_eager._compile_worker.made_up_data import data_sets
@@ -55,7 +55,21 @@ def test_integers_are_as_large_as_the_original_takes() -> None:
     given = [torch.zeros(4, dtype=torch.int64) for _ in range(3)]
     one = tape_of(mixed, given, [WORDS, PLACES])
     template = template_of(one)
-    assert integer_limits(template.slots, one.inputs, takes(one)) == {0: 38, 1: 8}
+    assert integer_ranges(template.slots, one.inputs, takes(one)) == ({0: 38, 1: 8}, {0: (-1,)})
+
+
+def test_integers_outside_of_the_range_that_the_original_takes_are_found() -> None:
+    def wraps(places: Tensor) -> Tensor:
+        return PLACES[places]
+
+    def ignores(target: Tensor) -> Tensor:
+        return torch.nn.functional.nll_loss(PLACES, target, ignore_index=-7)
+
+    places = torch.zeros(9, dtype=torch.int64)
+    for function, own, further in ((wraps, (), (-9, -1)), (ignores, (0.5, -7.0, 3.0), (-7,))):
+        one = tape_of(function, [places], [PLACES])
+        found = integer_ranges(template_of(one).slots, one.inputs, takes(one), own)
+        assert found == ({0: 8 if function is wraps else 15}, {0: further})
 
 
 def test_the_only_place_of_a_dimension_of_size_one_is_found() -> None:
@@ -64,7 +78,7 @@ def test_the_only_place_of_a_dimension_of_size_one_is_found() -> None:
 
     one = tape_of(one_row, [torch.zeros(4, dtype=torch.int64)], [ONE_WORD])
     ordinary = [torch.ones(4, dtype=torch.int64), *one.inputs[1:]]
-    assert integer_limits(template_of(one).slots, ordinary, takes(one)) == {0: 0}
+    assert integer_ranges(template_of(one).slots, ordinary, takes(one)) == ({0: 0}, {})
 
 
 def test_the_data_of_a_region_are_within_the_ranges() -> None:

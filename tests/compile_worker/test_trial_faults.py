@@ -386,10 +386,11 @@ PLACES = torch.zeros(4, 3, dtype=torch.int64)
         (lambda x, i: torch.gather(x, 0, i), None),
         (lambda x, i: torch.gather(x, 0, i.clamp(max=15)), 16),
         (lambda x, i: torch.gather(x, 0, torch.where(i < 0, i + 16, i)), -1),
-        # The last row is not checked.
+        # One row is not checked.
         (lambda x, i: torch.gather(x, 0, torch.cat([i[:-1], i[-1:].clamp(0, 15)])), 16),
+        (lambda x, i: torch.gather(x, 0, torch.cat([i[:1].clamp(0, 15), i[1:]])), 16),
     ],
-    ids=["good", "the end", "negative", "one place"],
+    ids=["good", "the end", "negative", "the last place", "the first place"],
 )
 def test_a_library_refuses_the_integers_that_the_original_refuses(
     library: Function, taken: int | None
@@ -401,6 +402,20 @@ def test_a_library_refuses_the_integers_that_the_original_refuses(
         found = trial_of(gather, library, X, PLACES, ranges=InputRanges(most={1: 15})).problem()
 
     assert found == (taken and f"takes {taken} in 'a1', which the original refuses")
+
+
+@pytest.mark.parametrize("further", [(), (-1, -16)])
+def test_integers_outside_of_the_range_are_tried(further: tuple[int, ...]) -> None:
+    def by_place(x: Tensor, i: Tensor) -> Tensor:
+        return x[i]
+
+    def without_negative(x: Tensor, i: Tensor) -> Tensor:
+        return x[i.clamp(min=0) + (i < -16) * 99]
+
+    ranges = InputRanges(most={1: 15}, further={1: further} if further else {})
+    with torch.no_grad():
+        trial = trial_of(by_place, without_negative, X[:, :3], PLACES[:, 0], ranges=ranges)
+        assert (trial.problem() is not None) is bool(further)
 
 
 def test_a_library_may_refuse_what_the_original_takes_beyond_the_range() -> None:

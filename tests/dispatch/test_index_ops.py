@@ -103,8 +103,9 @@ def test_what_writes_to_an_argument_declines(
         assert aoti_eager.stats()[name].declined == {"error_depends_on_data": 1}
 
 
-def test_an_ignored_target_is_ignored(shared_cache: Path) -> None:
-    targets = torch.tensor([3, -100, 9, 0, -100, 1])
+@pytest.mark.parametrize("targets_", [[3, -100, 9, 0, -100, 1], [-100] * 6], ids=["some", "all"])
+def test_an_ignored_target_is_ignored(shared_cache: Path, targets_: list[int]) -> None:
+    targets = torch.tensor(targets_)
     with aoti_eager.register(aten.nll_loss_forward.default):
         for weight in (WEIGHT, None):
             F.nll_loss(LOG_P, torch.zeros(6, dtype=torch.int64), weight)
@@ -129,3 +130,24 @@ def test_a_language_models_loss_has_the_original_gradients(shared_cache: Path) -
         got = step()
         assert hits(aten.nll_loss_forward.default) - before == 1
     assert_close(got, want)
+
+
+@pytest.mark.dynamic
+def test_one_kernel_for_several_sizes_checks_against_the_size_of_its_call(
+    shared_cache: Path,
+) -> None:
+    """A place in a larger table is none in a smaller one, although one kernel serves both."""
+    with aoti_eager.register(aten.embedding.default):
+        for rows, count in ((40, 6), (50, 7), (60, 9), (45, 8)):
+            table = torch.randn(rows, 16)
+            places = torch.randint(0, rows, (count,))
+            for _ in range(2):
+                assert torch.equal(F.embedding(places, table), table[places])
+            places[count // 2] = rows
+            for _ in range(2):
+                with pytest.raises(IndexError):
+                    F.embedding(places, table)
+        stats = aoti_eager.stats()["aten::embedding"]
+    assert stats.hits >= 4
+    entries = [one for one in aoti_eager.cache.list() if one.op == "aten::embedding"]
+    assert any("s0" in one.inputs for one in entries), "a kernel for several sizes was made"
