@@ -113,11 +113,11 @@ def _parser() -> argparse.ArgumentParser:
             sub.add_argument("--dry-run", action="store_true", help="only report")
         if name == "explain":
             add_call_arguments(sub)
-    _add_verbs_of_rooms(verb)
+    _add_verbs_with_files(verb)
     return parser
 
 
-def _add_verbs_of_rooms(verb: Callable[..., Any]) -> None:
+def _add_verbs_with_files(verb: Callable[..., Any]) -> None:
     """Add the verbs that have a file of their own in ``_commands``."""
     prune_verb.add_arguments(
         verb("prune", prune_verb.main, "Remove what the next process is to try again.")

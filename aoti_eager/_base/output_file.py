@@ -68,12 +68,15 @@ class OutputFile:
     def stream(self) -> Iterator[IO[bytes]]:
         """Give a file to write to, which takes its name at the end of the block.
 
-        An error in the block leaves an old file as it was. Raises: as ``write``.
+        An error in the block leaves an old file as it was, and is raised as it is if it is one of
+        this package's. Raises: as ``write``.
         """
         if self._is_direct:
             try:
                 with open(self.path, "wb", buffering=0) as stream:
                     yield stream
+            except AotiEagerError:
+                raise
             except OSError as error:
                 raise self._error(error) from error
             return

@@ -32,7 +32,7 @@ from .manifest import (
     Member,
 )
 from .manifest import encode as encode_manifest
-from .signing import key_path, own_public_key, public_key, read_key, signed
+from .signing import has_own_key, key_path, public_key, read_key, signed
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,7 +89,7 @@ def export(
 
     Raises:
         BundleError: A library is damaged, or there are too many entries.
-        SigningError: There is no key to sign with.
+        SigningError: There is no key to sign with, or the key cannot be used.
         OutputFileError: The file cannot be written; an old one stays.
         StoreError: The store cannot be read.
     """
@@ -153,9 +153,13 @@ def _manifest(chosen: Sequence[StoredEntry], root: Directory | None, tools: Sequ
 
 
 def _signing_key(sign: bool | None) -> Any:
-    """Return the key to sign with: by default, the user's if there is one."""
+    """Return the key to sign with: by default, the user's if there is one.
+
+    Raises:
+        SigningError: There is a key that cannot be used; or none, and ``sign`` is true.
+    """
     if sign is None:
-        return read_key(key_path()) if own_public_key() is not None else None
+        sign = has_own_key()
     return read_key(key_path()) if sign else None
 
 
@@ -189,8 +193,11 @@ def _is_region(entry: Entry) -> bool:
 
 
 def _record(entry: Entry) -> bytes:
-    """Return an entry as it is given away: nothing was checked where it is taken in."""
-    return encode(replace(entry, checked=False))
+    """Return an entry as it is given away.
+
+    Nothing was checked where the entry is taken in. A failure's message may name paths.
+    """
+    return encode(replace(entry, checked=False, message=None))
 
 
 def _members(entry: Entry) -> EntryMembers:

@@ -98,6 +98,14 @@ def read_key(path: Path) -> Any:
     return key
 
 
+def has_own_key() -> bool:
+    """Return whether this user has a key and the package ``cryptography``."""
+    with contextlib.suppress(SigningError):
+        _ed25519()
+        return key_path().exists()
+    return False
+
+
 def own_public_key() -> str | None:
     """Return this user's public key; ``None`` if the user has none that can be used."""
     with contextlib.suppress(SigningError):

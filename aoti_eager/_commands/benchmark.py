@@ -18,9 +18,10 @@ from torch.utils import _pytree as pytree
 from .._base.op_names import find_overload, find_packet
 from .._base.printable import printable_lines
 from .._base.torch_compat.dispatcher import OpOverload, dispatched_call
+from .._dispatch.tensor_copies import copy_tensor
 from .._registration.registry import find_cache, register
 from ..config import config
-from ..errors import AotiEagerError, CallTextError
+from ..errors import CallTextError
 from .call_text import add_arguments as add_call_arguments
 from .call_text import call_arguments, no_such_call
 
@@ -50,12 +51,7 @@ def main(namespace: argparse.Namespace) -> int:
         raise CallTextError(f"--rounds: got {namespace.rounds}; wants at least 3")
     args, kwargs = call_arguments(namespace.arguments)
     args, kwargs = pytree.tree_map_only(Tensor, _filled, (args, kwargs))
-    try:
-        op, call = _call(namespace.op, args, kwargs)
-    except RuntimeError as error:
-        if isinstance(error, AotiEagerError):
-            raise
-        raise no_such_call(namespace.op) from error
+    op, call = _call(namespace.op, args, kwargs)
     with config.scope(mode="sync", gate=False, native="1"), torch.no_grad():
         found = _compared(op, call, namespace.rounds)
     print(json.dumps(found) if namespace.json else printable_lines(_in_words(found)))
@@ -69,23 +65,39 @@ def _filled(tensor: Tensor) -> Tensor:
     return tensor.random_(0, 2)
 
 
-def _call(name: str, args: Any, kwargs: Any) -> tuple[OpOverload, Call]:
-    """Return the overload that a call reaches, and the call."""
-    function = find_overload(name) if "." in name else find_packet(name)
-    overload, args, kwargs = dispatched_call(function, args, kwargs)
+def _call(name: str, args: Any, kwargs: Any) -> tuple[OpOverload, functools.partial[Any]]:
+    """Return the overload that a call reaches, and the call.
+
+    Raises:
+        CallTextError: PyTorch takes no such call, or the original raises.
+    """
+    function = find_overload(name) if "." in name.partition("::")[2] else find_packet(name)
+    try:
+        overload, args, kwargs = dispatched_call(function, args, kwargs)
+    except RuntimeError as error:
+        raise no_such_call(name) from error
     call = functools.partial(overload, *args, **kwargs)
-    with torch.no_grad():
-        call()
+    try:
+        with torch.no_grad():
+            _on_copies(call)()
+    except Exception as error:
+        raise CallTextError(f"{name}: the original raises: {error}") from error
     return overload, call
 
 
-def _compared(op: OpOverload, call: Call, rounds: int) -> dict[str, Any]:
-    want = call()
+def _on_copies(call: functools.partial[Any]) -> functools.partial[Any]:
+    """Return the call on copies of its tensors: the op may write to them."""
+    args, kwargs = pytree.tree_map_only(Tensor, copy_tensor, (call.args, call.keywords))
+    return functools.partial(call.func, *args, **kwargs)
+
+
+def _compared(op: OpOverload, call: functools.partial[Any], rounds: int) -> dict[str, Any]:
+    want, mine = _on_copies(call)(), _on_copies(call)
     start = time.perf_counter()
     with register(op) as registration:
-        got = call()
+        mine()
         compile_s = time.perf_counter() - start
-        call()
+        got = _on_copies(call)()
         cache = find_cache(op, "CPU")
         assert cache is not None
         counters = cache.counters.snapshot()
@@ -158,7 +170,9 @@ def _interval(plain: list[float], served: list[float]) -> tuple[float, float]:
 
 def _in_words(found: dict[str, Any]) -> str:
     if not found["served"]:
-        return f"{found['op']}: no kernel serves the call: {found['reason']}"
+        return (
+            f"{found['op']}: no kernel serves the call: {found['reason'] or 'its compile failed'}"
+        )
     interval = f"{found['speed_low']:.2f} to {found['speed_high']:.2f} in 95 of 100"
     lines = [
         f"{found['op']}, {found['threads']} threads",

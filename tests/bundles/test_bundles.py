@@ -104,6 +104,7 @@ def test_failures_that_hold_go_along(made: Path, tmp_path: Path, there: Path) ->
         "aten::mul.Tensor",
         status=Status.DECLINED,
         reason="does_not_trace",
+        message="File /home/me/secret.py, line 1",
         content=None,
     )
     report = cache.export(tmp_path / "b", cache_dir=made)
@@ -114,6 +115,7 @@ def test_failures_that_hold_go_along(made: Path, tmp_path: Path, there: Path) ->
     (found,) = (one for one in open_store(there).scan() if one.entry.reason)  # type: ignore[union-attr]
     assert isinstance(found, StoredEntry)
     assert (found.entry.status, found.entry.library) == (Status.DECLINED, None)
+    assert b"/home/me" not in (tmp_path / "b").read_bytes()
 
 
 def test_the_cpp_path_and_headers_go_along_if_asked(

@@ -130,7 +130,7 @@ def test_a_damaged_bundle_is_not_signed(bundle: Path) -> None:
     assert bundle.read_bytes() == content
 
 
-def test_a_key_is_its_owners_alone(home: Path, bundle: Path) -> None:
+def test_a_key_is_its_owners_alone(home: Path, bundle: Path, made: Path) -> None:
     public = cache.keygen()
     key = home / "signing_key.pem"
     assert stat.S_IMODE(key.stat().st_mode) == 0o600
@@ -144,6 +144,8 @@ def test_a_key_is_its_owners_alone(home: Path, bundle: Path) -> None:
     key.write_text("no key")
     with pytest.raises(SigningError, match="is no private key"):
         cache.sign(bundle)
+    with pytest.raises(SigningError, match="is no private key"):
+        cache.export(bundle, cache_dir=made)  # A key that cannot be used is not passed over.
     os.unlink(key)
     with pytest.raises(SigningError, match="there is no key; `aoti-eager keygen` makes one"):
         cache.sign(bundle)

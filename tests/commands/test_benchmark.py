@@ -44,6 +44,20 @@ def test_a_call_that_no_kernel_serves_says_why(capsys: pytest.CaptureFixture[str
     assert said == "aten::nonzero: no kernel serves the call: data_dependent_output\n"
 
 
+@pytest.mark.native
+def test_a_call_that_writes_to_its_argument_is_compared_on_copies(
+    shared_cache: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    call = ("benchmark", "aten::mul_.Tensor", "f32[8,8]", "f32[8,8]", "--rounds", "3", "--json")
+    found = json.loads(run(capsys, *call))
+    assert (found["served"], found["matches"]) == (True, True)
+
+
+def test_a_call_whose_original_raises_is_one_message(capsys: pytest.CaptureFixture[str]) -> None:
+    said = run(capsys, "benchmark", "aten::gather", "f32[2]", "0", "i64[3,3,3]", status=2)
+    assert said.startswith("aoti-eager: aten::gather: the original raises: ")
+
+
 @pytest.mark.parametrize("verb", ["benchmark", "explain"])
 @pytest.mark.parametrize(
     ("text", "said"),

@@ -51,12 +51,18 @@ def test_what_differs_is_found() -> None:
     assert problem([want], want).startswith("containers")
 
 
-# Their code has vector functions whose arguments are all scalars: it did not compile.
+# Their code has vector functions whose arguments are all scalars.
 @pytest.mark.full
 @pytest.mark.parametrize("seed", [5, 223])
-def test_modules_that_a_long_run_found_are_served(seed: int) -> None:
+def test_modules_that_a_long_run_found_compile(seed: int) -> None:
     (outcome,) = check([seed])
-    assert outcome.state == "served", outcome
+    if seed == 5:
+        # The module calls an embedding and drops the result: eager raises for an index out of
+        # range, and the library would not.
+        assert (outcome.state, outcome.reason) == ("stopped", "mismatch"), outcome
+        assert outcome.message.endswith("takes 3 in 'inputs', which the original refuses")
+    else:
+        assert outcome.state == "served", outcome
 
 
 def test_a_library_as_good_as_eager_is_told_from_a_wrong_one() -> None:
