@@ -6,6 +6,7 @@ import contextlib
 import gc
 import os
 import subprocess
+import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -291,6 +292,11 @@ def make_op() -> Iterator[MakeOp]:
 
 
 def assert_close(got: object, want: object, **options: Any) -> None:
-    """Compare by torch.testing.assert_close, which calls ops itself: they must not be compiled."""
+    """Compare by torch.testing.assert_close, which calls ops itself: they must not be compiled.
+
+    In the main thread alone: the scope holds for all threads, and a test's other threads would not
+    be served meanwhile. They keep their results, which the test compares after they have ended.
+    """
+    assert threading.current_thread() is threading.main_thread(), "compare after the threads"
     with aoti_eager.config.scope(mode="off"):
         torch.testing.assert_close(got, want, **options)

@@ -287,7 +287,7 @@ def test_a_kind_of_call_with_more_ops_keeps_a_module_fused(shared_cache: Path) -
 
 def test_threads_that_call_a_module_while_it_gets_its_forward_back() -> None:
     model, x = nn.Tanh(), inputs(3)
-    want, errors = model(x), []
+    want, errors, results = model(x), [], []
     start = threading.Barrier(4)
 
     def call() -> None:
@@ -295,7 +295,7 @@ def test_threads_that_call_a_module_while_it_gets_its_forward_back() -> None:
         try:
             for _ in range(200):
                 with torch.no_grad():
-                    assert_same(model(x), want)
+                    results.append(model(x))
         except BaseException as error:  # noqa: BLE001 - the thread's result
             errors.append(error)
 
@@ -307,6 +307,9 @@ def test_threads_that_call_a_module_while_it_gets_its_forward_back() -> None:
         one.join()
     assert not errors
     assert "forward" not in vars(model)
+    assert len(results) == 800
+    for result in results:
+        assert_same(result, want)
     report.undo()
 
 
