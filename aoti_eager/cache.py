@@ -1,4 +1,4 @@
-"""Inspect and manage the store: list, inspect, verify, prune, evict, trim, clear, warm, bundles.
+"""Inspect and manage the store: what it holds, its limits, bundles, and the tiers behind it.
 
 The command line has the same verbs. Every function takes ``cache_dir``; the default is the setting
 ``config.cache_dir``.
@@ -17,7 +17,9 @@ from ._base.cpu import cpu_features
 from ._bundles.export import ExportReport, export
 from ._bundles.load import LoadReport, load
 from ._bundles.signed_bundles import BundleSignatures, keygen, sign, verify_signature
+from ._compile_service.tier_states import TierState, tiers
 from ._keys.kernel_key import ANY_THREADS
+from ._remote.transfer import TransferReport, pull, push
 from ._store.entry import Entry, Status
 from ._store.entry_inputs import inputs_in_short
 from ._store.entry_tape import tape_in_short
@@ -46,6 +48,8 @@ __all__ = [
     "ExportReport",
     "LoadReport",
     "PruneReport",
+    "TierState",
+    "TransferReport",
     "VerifyReport",
     "WarmFailure",
     "WarmReport",
@@ -57,8 +61,11 @@ __all__ = [
     "list",
     "load",
     "prune",
+    "pull",
+    "push",
     "read_workload",
     "sign",
+    "tiers",
     "trim",
     "verify",
     "verify_signature",

@@ -41,6 +41,9 @@ from ._commands import (
     setup as setup_verb,
 )
 from ._commands import (
+    tiers as tier_verbs,
+)
+from ._commands import (
     warm as warm_verb,
 )
 from ._commands.call_text import add_arguments as add_call_arguments
@@ -129,6 +132,7 @@ def _add_verbs_with_files(verb: Callable[..., Any]) -> None:
         verb("trim", evict_verb.main_trim, "Remove the least recently used entries.")
     )
     bundle_verbs.add_verbs(verb)
+    tier_verbs.add_verbs(verb)
     benchmark_verb.add_arguments(
         verb("benchmark", benchmark_verb.main, "Compare an op's kernel with its original.")
     )

@@ -32,7 +32,7 @@ from .errors import ConfigError, UntrustedFileError
 _VARIABLES = [setting.variable for setting in SETTINGS.values()]
 
 # Settings that decide which kernels serve: after a change of value, calls start with empty tables.
-_TABLE_SETTINGS = ("cache_dir", "cpu_target")
+_TABLE_SETTINGS = ("cache_dir", "cpu_target", "tiers")
 
 
 class Config:

@@ -79,6 +79,10 @@ class CallTextError(AotiEagerError, ValueError):
     """A call on the command line has an argument that is none, or that the op does not take."""
 
 
+class RemoteTierError(AotiEagerError, OSError):
+    """A remote tier gave no answer, or an answer that is an error."""
+
+
 class BundleError(AotiEagerError, ValueError):
     """A file is no bundle, is damaged or past a limit, or no bundle can be made."""
 

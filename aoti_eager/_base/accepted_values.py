@@ -13,7 +13,7 @@ from typing import Any
 
 from .amounts import SIZE, parse_size
 
-MODES = ("background", "sync", "cache_only", "off")
+MODES = ("background", "sync", "cache_only", "recache", "off")
 _PUBLIC_KEY = re.compile(r"ed25519:[A-Za-z0-9+/]{43}=")
 CPU_TARGETS = ("auto", "native", "x86-64-v2", "x86-64-v3", "x86-64-v4")
 

@@ -11,6 +11,7 @@ import platformdirs
 
 from . import accepted_values as accepted
 from .data_class import dataclass
+from .tier_names import tiers
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +73,8 @@ SETTINGS: dict[str, Setting] = {
             "background",
             accepted.mode,
             "background runs the original while worker processes compile a missing kernel; sync "
-            "compiles it before the call returns; cache_only never compiles; off runs originals",
+            "compiles it before the call returns; cache_only never compiles; recache is background "
+            "and makes every kernel anew; off runs originals",
         ),
         Setting(
             "cache_dir",
@@ -96,10 +98,18 @@ SETTINGS: dict[str, Setting] = {
             "most entries of the store, or none for no limit; past it, as for max_size",
         ),
         Setting(
+            "tiers",
+            (),
+            tiers,
+            "stores behind the cache directory, in order: ro:/PATH or rw:/PATH, or a URL such as "
+            "ro:s3://BUCKET/PREFIX",
+        ),
+        Setting(
             "trusted_keys",
             (),
             accepted.public_keys,
-            "public keys of those whose bundles are loaded, as keygen prints them, ed25519:...",
+            "public keys of those whose bundles and remote entries are loaded, as keygen prints "
+            "them, ed25519:...",
         ),
         Setting(
             "cpu_target",

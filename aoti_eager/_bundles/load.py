@@ -89,7 +89,7 @@ def load(
     if trust not in TRUST:
         raise BundleError(f"trust: got {trust!r}; wants 'signed' or 'any'")
     with BundleFile(Path(path)) as bundle:
-        signed_by = _trusted_signers(bundle, trust)
+        signed_by = trusted_signers(bundle, trust)
         taken = _Taken(store)
         contents = bundle.contents()
         with store.workspace() as work:
@@ -112,8 +112,12 @@ def load(
     )
 
 
-def _trusted_signers(bundle: BundleFile, trust: str) -> tuple[str, ...]:
+def trusted_signers(bundle: BundleFile, trust: str) -> tuple[str, ...]:
     """Return who has signed the bundle and is trusted.
+
+    Args:
+        bundle: The bundle.
+        trust: ``"signed"`` or ``"any"``; see ``load``.
 
     Raises:
         UntrustedBundleError: Nobody is, and ``trust`` asks for a signature.
@@ -139,6 +143,33 @@ def _library_of(content: bytes) -> Library:
     return Library(len(content), hashlib.sha256(content).hexdigest())
 
 
+def checked_entry(record: bytes | None, library: bytes | None, *, has_library: bool) -> Entry:
+    """Return the entry that a bundle's record describes, as one that was checked by nobody.
+
+    Args:
+        record: The record's bytes; ``None`` if they are not those that the manifest names.
+        library: The library's bytes; likewise.
+        has_library: Whether the manifest names a library.
+
+    Raises:
+        EntryDamagedError: The record or the library is not what it should be.
+        CacheFormatError: A newer format wrote the entry.
+    """
+    if record is None:
+        raise EntryDamagedError("its record is not the one that the manifest names")
+    entry = decode(record)
+    what = f"{entry.key.op} {entry.digest[:12]}"
+    if (entry.library is not None) != has_library:
+        raise EntryDamagedError(f"{what}: its library is not as its record says")
+    if entry.library is None and entry.status is Status.READY:
+        raise EntryDamagedError(f"{what}: has no library")
+    if has_library and library is None:
+        raise EntryDamagedError(f"{what}: its library is not the one that the manifest names")
+    if library is not None and _library_of(library) != entry.library:
+        raise EntryDamagedError(f"{what}: its library is not the one that its record names")
+    return replace(entry, checked=False)
+
+
 class _Taken:
     """Takes members into a store, and counts."""
 
@@ -155,7 +186,7 @@ class _Taken:
     ) -> None:
         """Publish one entry, or count why not."""
         try:
-            entry = self._checked(record, library, has_library=has_library)
+            entry = checked_entry(record, library, has_library=has_library)
         except CacheFormatError:
             self.skipped["newer_format"] += 1
             return
@@ -175,21 +206,6 @@ class _Taken:
         self._store.publish(entry, work, file, "")
         self.entries += 1
         self.fitting += entry.environment == self._environment and entry.requires <= self._features
-
-    def _checked(self, record: bytes | None, library: bytes | None, *, has_library: bool) -> Entry:
-        if record is None:
-            raise EntryDamagedError("its record is not the one that the manifest names")
-        entry = decode(record)
-        what = f"{entry.key.op} {entry.digest[:12]}"
-        if (entry.library is not None) != has_library:
-            raise EntryDamagedError(f"{what}: its library is not as its record says")
-        if entry.library is None and entry.status is Status.READY:
-            raise EntryDamagedError(f"{what}: has no library")
-        if has_library and library is None:
-            raise EntryDamagedError(f"{what}: its library is not the one that the manifest names")
-        if library is not None and _library_of(library) != entry.library:
-            raise EntryDamagedError(f"{what}: its library is not the one that its record names")
-        return replace(entry, checked=False)
 
     def tools(self, root: Directory, paths: Sequence[str], contents: _Contents) -> None:
         """Write files of the toolchain that are not there yet.

@@ -106,8 +106,8 @@ def export(namespace: argparse.Namespace) -> int:
     parts += [f"{report.toolchain} files of the toolchain"] if report.toolchain else []
     size = size_in_words(report.size_bytes)
     signed = f"signed by {report.signed_by}" if report.signed_by else "not signed"
-    _say(f"{', '.join(parts)}: {size} in {report.path}, {signed}")
-    _say_counts("left out", report.skipped)
+    say(f"{', '.join(parts)}: {size} in {report.path}, {signed}")
+    say_counts("left out", report.skipped)
     return 0
 
 
@@ -119,13 +119,13 @@ def load(namespace: argparse.Namespace) -> int:
     else:
         signed = f", signed by {', '.join(report.signed_by)}" if report.signed_by else ""
         tools = f", {report.toolchain} files of the toolchain" if report.toolchain else ""
-        _say(
+        say(
             f"{report.entries} entries taken{tools}, {report.fitting} of them for this torch, "
             f"these settings and this CPU, in {config.cache_dir}{signed}"
         )
-        _say_counts("left out", report.skipped)
+        say_counts("left out", report.skipped)
         for problem in report.problems:
-            _say(f"  damaged: {problem}")
+            say(f"  damaged: {problem}")
     return 1 if report.skipped.get("damaged") else 0
 
 
@@ -149,10 +149,10 @@ def verify_signature(namespace: argparse.Namespace) -> int:
     if namespace.json:
         print(json.dumps(dataclasses.asdict(report)))
     elif not report.signed_by:
-        _say("not signed")
+        say("not signed")
     else:
         for public in report.signed_by:
-            _say(f"{public}  {'trusted' if public in report.trusted else 'not trusted'}")
+            say(f"{public}  {'trusted' if public in report.trusted else 'not trusted'}")
     return 0 if report.trusted else 1
 
 
@@ -160,10 +160,10 @@ def _say_key(public: str, as_json: bool) -> None:
     print(json.dumps({"public_key": public}) if as_json else public)
 
 
-def _say_counts(what: str, counts: Mapping[str, int]) -> None:
+def say_counts(what: str, counts: Mapping[str, int]) -> None:
     if counts:
-        _say(f"{what}: " + ", ".join(f"{reason} {n}" for reason, n in counts.items()))
+        say(f"{what}: " + ", ".join(f"{reason} {n}" for reason, n in counts.items()))
 
 
-def _say(line: Any) -> None:
+def say(line: Any) -> None:
     print(printable(str(line)))

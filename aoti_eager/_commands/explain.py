@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 from typing import overload as typed_overload
@@ -34,31 +33,18 @@ from .._keys.pattern_instances import (
 )
 from .._keys.schema import OpSchema, op_schema
 from .._registration.registry import find_cache
-from .._store.entry import Entry, Status
-from .._store.environment import Environment
+from .._store.entry import Status
 from .._store.store import StoredEntry
 from .._store.stored_failures import still_holds
 from .._store.verdict import PathTime
 from .._workloads import left_out as left_out_module
 from ..config import config
 from ..errors import AotiEagerError, UnsupportedArgumentError, UnsupportedFunctionError
+from .nearest import Nearest, nearest_entry
 
 if TYPE_CHECKING:
     from .._regions.explanation import RegionExplanation
     from .._regions.fuse import FusedFunction
-
-
-@dataclass(frozen=True, slots=True)
-class Nearest:
-    """The stored entry most like a call's key.
-
-    ``differing`` maps a component's name to its value in the call and in the entry; the value is
-    ``None`` on a side that lacks the component.
-    """
-
-    digest: str
-    status: str
-    differing: dict[str, tuple[str | None, str | None]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -283,6 +269,8 @@ def _in_store(schema: OpSchema, key: KernelKey, cache: KernelCache | None) -> Ex
             reason = found.entry.reason or "mismatch"
             message = found.entry.message or REASONS.get(reason, reason)
             return Explanation(key.op, registered, "declined", reason, message, candidate)
+    if (behind := _in_tiers(key)) is not None:
+        return Explanation(key.op, registered, "stored", None, behind, key)
     dynamic = Specialisations() if cache is None else cache.table.dynamic
     found = dynamic.kernels.find(schema, key, context)
     if found is not None:
@@ -299,9 +287,22 @@ def _in_store(schema: OpSchema, key: KernelKey, cache: KernelCache | None) -> Ex
         if refusal is not None:
             message = f"{REASONS['specialisation_cap']}: {refusal}"
             return Explanation(key.op, registered, "declined", "specialisation_cap", message, key)
-    nearest = _nearest(key, environment, context.features)
+    nearest = nearest_entry(key, environment, context.features)
     message = "no entry has this key" if nearest else "the store has no entry of this op"
     return Explanation(key.op, registered, "miss", None, message, key, nearest)
+
+
+def _in_tiers(key: KernelKey) -> str | None:
+    """Return in words which tier has the kernel of a call; ``None`` if none has it."""
+    context = cache_context.current()
+    if context.tiers is None:
+        return None
+    keys = (key.with_threads(ANY_THREADS), key)
+    found = context.tiers.find(keys, context.environment, context.features)
+    tier = None if found is None else context.tiers.tier_of(found)
+    if found is None or tier is None or found.entry.status is not Status.READY:
+        return None
+    return f"tier {tier.name} has its kernel library"
 
 
 def _time(found: StoredEntry, key: KernelKey, cache: KernelCache | None) -> PathTime | None:
@@ -317,32 +318,3 @@ def _time(found: StoredEntry, key: KernelKey, cache: KernelCache | None) -> Path
     if cache is None:  # For a process that registers the op: C++ most likely serves it.
         return verdict.time("native", threads, size) or verdict.time("python", threads, size)
     return verdict.time("python" if cache.native is None else "native", threads, size)
-
-
-def _nearest(key: KernelKey, environment: Environment, features: Iterable[str]) -> Nearest | None:
-    candidates = [
-        Nearest(found.entry.digest, found.entry.status.value, differing)
-        for found in cache_context.current().store.scan()
-        if isinstance(found, StoredEntry) and found.entry.key.op == key.op
-        for differing in [_differing(key, environment, frozenset(features), found.entry)]
-    ]
-    return min(candidates, key=lambda one: len(one.differing), default=None)
-
-
-def _differing(
-    key: KernelKey, environment: Environment, features: frozenset[str], entry: Entry
-) -> dict[str, tuple[str | None, str | None]]:
-    mine, theirs = key.components(), entry.key.components()
-    if theirs.get("context.threads") == f'"{ANY_THREADS}"':
-        mine["context.threads"] = theirs["context.threads"]
-    differing: dict[str, tuple[str | None, str | None]] = {
-        name: (mine.get(name), theirs.get(name))
-        for name in sorted(mine.keys() | theirs.keys())
-        if mine.get(name) != theirs.get(name)
-    }
-    for name, (here, there) in environment.differing(entry.environment).items():
-        differing[f"environment.{name}"] = (str(here), str(there))
-    lacking = sorted(entry.requires - features)
-    if lacking:
-        differing["cpu_features"] = ("without " + " ".join(lacking), "needs them")
-    return differing

@@ -27,6 +27,8 @@ from ..errors import EntryDamagedError, StoreError
 from . import queue
 
 if TYPE_CHECKING:
+    from .._store.store import StoredEntry
+    from .._store.tiers import Tiers
     from .worker_pool import CompileService
 
 
@@ -39,12 +41,14 @@ class CacheContext:
         target: The instruction set that kernels are compiled for.
         features: The CPU's features.
         own_service: Workers to use in place of the low-priority workers; ``None`` for the latter.
+        tiers: The stores behind the cache directory; ``None`` if there are none.
     """
 
     store: Store
     target: Target
     features: frozenset[str]
     own_service: CompileService | None = None
+    tiers: Tiers | None = None
 
     @property
     def service(self) -> CompileService:
@@ -69,7 +73,12 @@ class CacheContext:
     @property
     def verdicts(self) -> Verdicts:
         """Return this processor's verdicts on the store's libraries."""
-        return Verdicts(self.store.root)
+        return Verdicts(self.store.root) if self.tiers is None else self.tiers.verdicts
+
+    def store_of(self, found: StoredEntry) -> Store:
+        """Return the store that an entry was read from: the cache directory's, or a tier's."""
+        tier = None if self.tiers is None else self.tiers.tier_of(found)
+        return self.store if tier is None else tier.store
 
     def discard(self, error: EntryDamagedError) -> None:
         """Remove the damaged entry that ``error`` is about, if the store can be written."""
@@ -126,7 +135,7 @@ class _Workers:
             self._service.end()
 
 
-_contexts: dict[tuple[Path, str], CacheContext] = {}
+_contexts: dict[tuple[Path, str, tuple[str, ...]], CacheContext] = {}
 _pools: dict[tuple[Target, int], _Workers] = {}  # by target and nice
 _lock = threading.RLock()
 
@@ -143,26 +152,32 @@ def _workers(target: Target, nice: int) -> _Workers:
 
 
 def current() -> CacheContext:
-    """Return the cache context of the cache directory and the CPU target that are set now."""
-    root, setting = config.cache_dir, config.cpu_target
+    """Return the cache context of the cache directory, CPU target and tiers that are set now."""
+    root, setting, tiers = config.cache_dir, config.cpu_target, config.tiers
     with _lock:
-        context = _contexts.get((root, setting))
+        context = _contexts.get((root, setting, tiers))
         if context is None:
             features = cpu_features()
             target = cpu_target(features, setting)
+            store = Store(root, lock_timeout_s=config.lock_timeout_s, preferred_target=target.name)
             context = CacheContext(
-                store=Store(
-                    root, lock_timeout_s=config.lock_timeout_s, preferred_target=target.name
-                ),
+                store=store,
                 target=target,
                 features=features,
+                tiers=_tiers(store, tiers, target.name) if root is not None and tiers else None,
             )
             _workers(target, 0)  # Now: exit handlers that are registered later run before theirs.
             _workers(target, _BACKGROUND_NICE)
-            _contexts[root, setting] = context
+            _contexts[root, setting, tiers] = context
         # Settings may have changed since the directory was first used.
         context.store.lock_timeout_s = config.lock_timeout_s
         return context
+
+
+def _tiers(store: Store, names: tuple[str, ...], target: str) -> Tiers:
+    with importing():  # Most users have no tiers.
+        from .._store.tiers import Tiers
+    return Tiers(store, names, target)
 
 
 def device_type(dispatch_key: str) -> str:

@@ -67,6 +67,11 @@ class DynamicKernels:
                 return known
             found = context.store.find_dynamic(op, context.environment, context.features)
             found = [one for one in found if standing(context.store, one) is not None]
+            if context.tiers is not None and config.mode != "recache":
+                digests = [one.entry.digest for one in found]
+                found += context.tiers.find_dynamic(
+                    op, context.environment, context.features, digests
+                )
             with self._lock:
                 if self._known is None and self._changes == changes:
                     self._known = {one.entry.digest: one for one in found}

@@ -28,7 +28,7 @@ def load(call: KernelRequest, found: StoredEntry, context: CacheContext) -> Kern
     entry = found.entry
 
     def load_library() -> Any:
-        with context.store.sealed_library(found) as library:
+        with context.store_of(found).sealed_library(found) as library:
             let_others_run()
             return call.toolchain.load(library, entry, numel=call.numel, device=call.device)
 

@@ -14,8 +14,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from .._base.handover import let_others_run
-from .._base.late_import import importing
-from .._compile_service import queue
 from .._compile_service.cache_context import CacheContext
 from .._compile_service.job_progress import JobProgress
 from .._keys.dynamic_plan import Plan
@@ -32,6 +30,7 @@ from .kernel_lookup import find
 from .kernel_request import KernelRequest
 from .key_state import BEING_COMPILED, MEASURING, QUEUED
 from .payback import payback
+from .tier_copies import evict_later, give, in_cache_dir
 
 if TYPE_CHECKING:
     from .._compile_service.replies import Published
@@ -124,6 +123,7 @@ class Making:
                 self.state = QUEUED
                 return made
             found = self._found = made
+        found = self._found = in_cache_dir(found, self._context)
         let_others_run()
         judged = self._gate.judge(found, self._context)
         if self._is_awaited and self._reply is not None and judged.is_unknown:
@@ -202,7 +202,7 @@ class Making:
         if self._found is None or self._vanished >= _VANISHED_TRIES:
             return False
         try:
-            self._context.store.read(self._found.path)
+            self._context.store_of(self._found).read(self._found.path)
         except FileNotFoundError:
             self._found = None
             self._vanished += 1
@@ -255,6 +255,8 @@ class Making:
                 raise
             return 0.0
         context.store.note_use(found)  # Another process may have made the entry long ago.
+        if published.compiled:
+            give(found, context)
         if found.entry.guards is not None:
             call.table.dynamic.kernels.add(found)
         return found
@@ -342,9 +344,6 @@ class Making:
                 portable=True,
             )
             stored = store.publish(entry, work, made.library, "", sha256=made.sha256)
-        with importing():
-            from .._store.puts import keep_limits
-        queue.background.run_background_write(
-            lambda: keep_limits(store, stored.path)
-        )  # No call evicts.
+        evict_later(stored, self._context)
+        give(stored, self._context)
         return stored

@@ -121,6 +121,11 @@ class Miss:
             if call.may_be_dynamic and found.entry.guards is None:
                 dynamic.note(cache.schema, call.key)
             return self._serve(call, live, found)
+        tiers = cache_context.current().tiers
+        if tiers is not None and tiers.remote and _asks_remotes(call):
+            from .remote_lookup import ask_remotes
+
+            ask_remotes(call, cache_context.current())
         if config.mode == "cache_only":
             message = f"{self._op}: not in the cache"
             return self._decline_and_run_original(Refusal("not_in_cache", message))
@@ -308,6 +313,12 @@ class Miss:
 def _is_in_background(call: KernelRequest) -> bool:
     """Return whether the call must not do anything that takes long."""
     return config.mode != "sync" and call.toolchain.works_in_background
+
+
+def _asks_remotes(call: KernelRequest) -> bool:
+    """Return whether remote tiers may be asked: their kernels are torch's own compiler's."""
+    is_ours = call.toolchain.works_in_background and not cache_context.is_forked()
+    return is_ours and config.mode not in ("sync", "recache")
 
 
 def _go_on(call: KernelRequest) -> None:

@@ -45,7 +45,10 @@ def quarantine(
             # bytes may come.
             with contextlib.suppress(OSError):
                 context.verdicts.remove(found.entry.digest)
-            context.store.quarantine(as_failure(found), "mismatch", message)
+            stored = found if context.tiers is None else context.tiers.copy(found)
+            context.store.quarantine(as_failure(stored), "mismatch", message)
+            if context.tiers is not None:
+                context.tiers.quarantine(found, message)
         except StoreError as error:
             warn_once("store", f"{error}; kernels are not kept, originals run instead")
 

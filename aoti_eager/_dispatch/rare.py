@@ -219,6 +219,15 @@ class Rares:
             rare.pause_s = min(max(due_in_s, SHORTEST_S), rare.pause_s)
         rare.looked_at = now
 
+    def forget(self, call: KernelRequest) -> bool:
+        """Stop counting a call's key, as its kernel may be in the store; return whether it was."""
+        with self._changed:
+            rare = self._kept.get((id(call.table), call.table_key))
+            if rare is None:
+                return False
+            self._drop(rare)
+            return True
+
     def forget_closed(self) -> None:
         """Drop the keys of tables that are closed."""
         with self._changed:
@@ -230,7 +239,7 @@ class Rares:
         call = rare.call
         if self._kept.get(rare.place) is not rare:
             return False
-        in_use = config.mode == "background" and call.cache.table is call.table
+        in_use = config.mode in ("background", "recache") and call.cache.table is call.table
         return in_use and not call.table.closed and rare.holds
 
     def _ask_if_due(self, rare: Rare, calls: int) -> Asked | None:

@@ -165,6 +165,17 @@ class StoredEntries(StoreRoot):
             pass
         return True
 
+    def same_entry(self, entry: Entry) -> StoredEntry | None:
+        """Return what lies where ``Store.publish`` would put an entry; ``None`` if it is unusable.
+
+        Raises:
+            StoreError: The store cannot be read.
+        """
+        try:
+            return self.read(self._entry_path(entry))
+        except (FileNotFoundError, EntryDamagedError, CacheFormatError):
+            return None
+
     def check_library(self, found: StoredEntry) -> StoredEntry:
         """Return ``found`` with its library's bytes, compared with the entry's size and digest.
 

@@ -243,7 +243,9 @@ class Warming:
                 store.note_use(found)  # What is warmed is wanted.
                 self._present += 1
                 return True
-        return False
+        is_there = _is_in_a_tier(call, self._context)
+        self._present += is_there
+        return is_there
 
     def _keep_verdict(self, entry: Entry, document: object) -> None:
         """Keep what a process of ours has measured on this machine."""
@@ -253,6 +255,17 @@ class Warming:
             verdict = decode_verdict(document)
             if verdict.library == entry.library.sha256:
                 self._context.verdicts.put(entry.digest, verdict)
+
+
+def _is_in_a_tier(call: Call, context: CacheContext) -> bool:
+    """Return whether a directory behind the store has the kernel; then it is copied."""
+    if context.tiers is None:
+        return False
+    found = context.tiers.find(keys_of(call.key), context.environment, context.features)
+    if found is None or found.entry.status is not Status.READY:
+        return False
+    context.tiers.copy(found)
+    return True
 
 
 def _publish(store: Store, entry: Entry, content: bytes | None, compile_log: str) -> None:
@@ -332,4 +345,5 @@ def _context_of(cache_dir: str | os.PathLike[str] | None) -> CacheContext:
         preferred_target=context.target.name if cache_dir is None else "",
         limits=current_limits(),
     )
-    return replace(context, store=store)
+    # The tiers are those of the settings' cache directory.
+    return replace(context, store=store, tiers=context.tiers if cache_dir is None else None)

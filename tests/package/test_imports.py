@@ -37,8 +37,10 @@ BELOW = {
     "_runner": "_native _base errors",
     "_store": "_keys _native config _base errors",
     "_bundles": "_store config _base errors",
-    "_compile_service": "_store _runner _functions _keys _native config _base errors",
-    "_dispatch": "_compile_service _store _runner _functions _keys _native config _base errors",
+    "_remote": "_bundles _store _keys config _base errors",
+    "_compile_service": "_remote _store _runner _functions _keys _native config _base errors",
+    "_dispatch": "_compile_service _remote _store _runner _functions _keys _native config _base"
+    " errors",
     "_autograd": "_dispatch _functions _keys _native config _base errors",
     "_workloads": "_dispatch _compile_service _store _functions _keys config _base errors",
     "_registration": "_autograd _dispatch _compile_service _runner _functions _keys _native config"
@@ -48,7 +50,7 @@ BELOW = {
     "_enable": "_regions _registration _workloads _dispatch _compile_service _store _keys config"
     " _base errors",
     "startup": "_enable _base",
-    "cache": "_workloads _bundles _store _keys _base errors",
+    "cache": "_workloads _compile_service _remote _bundles _store _keys _base errors",
     # The worker's program. It is started, never imported.
     "_compile_worker": "_registration _autograd _dispatch _compile_service _store _runner"
     " _functions _keys _native config _base errors",

@@ -37,8 +37,8 @@ OF_AN_IMPORT = {
         "_base.data_class",
         "_base.gc_pause",
     ),
-    *("_base.ownership", "_base.printable", "_base.settings", "_base.trusted_files"),
-    *("_base.trusted_path", "_base.warn_once"),
+    *("_base.ownership", "_base.printable", "_base.settings", "_base.tier_names"),
+    *("_base.trusted_files", "_base.trusted_path", "_base.warn_once"),
 }
 # What no hit needs, and no call that is found on disk.
 OF_OTHERS = {
@@ -68,7 +68,8 @@ OF_A_HIT = {
     " counters decision double_run dynamic_kernels dynamic_marks family_history gate kernel"
     " kernel_cache kernel_loading kernel_lookup kernel_request key_state live_check miss"
     " native_twin original python_kernel quarantine recheck recorder reference"
-    " specialisations static_calls table tensor_copies tensor_pairs unserved_calls versions",
+    " specialisations static_calls table tensor_copies tensor_pairs tier_copies"
+    " unserved_calls versions",
     "_registration": "miss_imports registered_op registry resolve totals",
 }
 # What a region records and serves with, beside that.
