@@ -11,7 +11,6 @@ from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
 from . import cache
-from ._base.amounts import size_in_words
 from ._base.printable import printable, printable_lines
 from ._commands import (
     benchmark as benchmark_verb,
@@ -32,6 +31,9 @@ from ._commands import (
     prune as prune_verb,
 )
 from ._commands import (
+    report as report_verb,
+)
+from ._commands import (
     run as run_verb,
 )
 from ._commands import (
@@ -39,6 +41,9 @@ from ._commands import (
 )
 from ._commands import (
     setup as setup_verb,
+)
+from ._commands import (
+    stats as stats_verb,
 )
 from ._commands import (
     tiers as tier_verbs,
@@ -50,7 +55,7 @@ from ._commands.call_text import add_arguments as add_call_arguments
 from ._commands.call_text import call_arguments, no_such_call
 from ._commands.columns import align
 from ._commands.explain import explain
-from ._dispatch.counters import OpStats, read_totals
+from ._commands.held import held_in_words
 from ._keys.pattern import guard_texts
 from ._store.entry import Remembered
 from ._store.new_entries import TAPE
@@ -103,7 +108,6 @@ def _parser() -> argparse.ArgumentParser:
         ("inspect", _inspect, "Show all that is known about an entry."),
         ("verify", _verify, "Check every file of the cache; remove what is broken."),
         ("clear", _clear, "Remove all entries."),
-        ("stats", _stats, "Show the counters of all processes that used the cache."),
         ("explain", _explain, "Say what becomes of a call, and why."),
     ):
         sub = verb(name, command, help_)
@@ -133,6 +137,12 @@ def _add_verbs_with_files(verb: Callable[..., Any]) -> None:
     )
     bundle_verbs.add_verbs(verb)
     tier_verbs.add_verbs(verb)
+    stats_verb.add_arguments(
+        verb("stats", stats_verb.main, "Show the counters of all processes that used the cache.")
+    )
+    report_verb.add_arguments(
+        verb("report", report_verb.main, "Write a page about the cache and the last runs.")
+    )
     benchmark_verb.add_arguments(
         verb("benchmark", benchmark_verb.main, "Compare an op's kernel with its original.")
     )
@@ -174,17 +184,8 @@ def _list(namespace: argparse.Namespace) -> int:
     ]
     header = ("op", "key", "status", "KiB", "inputs, or ops of a region", "reason")
     print("\n".join(align([header, *rows], left=(0, 1, 2, 4, 5))))
-    _say(_held(entries))
+    _say(held_in_words(entries))
     return 0
-
-
-def _held(entries: Sequence[cache.CacheEntry]) -> str:
-    """Return in words what the store holds, and what it may hold at most."""
-    limits = [] if config.max_entries is None else [f"{config.max_entries} entries"]
-    limits += [] if config.max_size is None else [size_in_words(config.max_size)]
-    most = f" of at most {' and '.join(limits)}" if limits else ""
-    size = size_in_words(sum(e.size_bytes for e in entries))
-    return f"{len(entries)} entries, {size}{most}, in {config.cache_dir}"
 
 
 def _what(entry: cache.CacheEntry) -> str:
@@ -268,32 +269,6 @@ def _verify(namespace: argparse.Namespace) -> int:
 def _clear(namespace: argparse.Namespace) -> int:
     _say(f"{cache.clear()} entries removed from {config.cache_dir}")
     return 0
-
-
-def _stats(namespace: argparse.Namespace) -> int:
-    totals = read_totals(config.cache_dir)
-    if namespace.json:
-        print(json.dumps({op: dataclasses.asdict(counts) for op, counts in totals.items()}))
-        return 0
-    entries = cache.list()
-    regions = {one.op: one.region for one in entries if one.region}
-    header = ("op", "hits", "misses", "compiles", "failures", "declines", "reasons", "region")
-    rows: list[tuple[str, ...]] = [header]
-    rows += [
-        (*_stats_row(op, counts), regions.get(op, "")) for op, counts in sorted(totals.items())
-    ]
-    if not any(row[-1] for row in rows[1:]):
-        rows = [row[:-1] for row in rows]
-    print("\n".join(align(rows, left=(0, 6, 7))))
-    _say(f"{len(totals)} ops, all processes that used {config.cache_dir}")
-    _say(_held(entries))
-    return 0
-
-
-def _stats_row(op: str, counts: OpStats) -> tuple[str, ...]:
-    reasons = ", ".join(f"{reason} x{n}" for reason, n in sorted(counts.declined.items()))
-    numbers = (counts.hits, counts.misses, counts.compiles, counts.failures, counts.declines)
-    return (op, *map(str, numbers), reasons)
 
 
 def _explain(namespace: argparse.Namespace) -> int:

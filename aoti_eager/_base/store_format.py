@@ -15,6 +15,7 @@ MARKER_FILE = "CACHEDIR.TAG"
 TOTALS_FILE = "totals.json"
 WANTED_FILE = "wanted"
 RUNS_FILE = "runs"
+RUN_LOG_FILE = "run_log"
 USAGE_FILE = "usage"
 # The lock around all of Inductor's own precompiled headers; Inductor locks each by itself only.
 HEADERS_LOCK = "headers.lock"
@@ -90,7 +91,7 @@ TOOLCHAIN = Names(
 STORE = Names(
     {
         re.escape(MARKER_FILE): KEPT,
-        rf"{re.escape(TOTALS_FILE)}|{WANTED_FILE}|{RUNS_FILE}|{USAGE_FILE}": _FILE,
+        rf"{re.escape(TOTALS_FILE)}|{WANTED_FILE}|{RUNS_FILE}|{RUN_LOG_FILE}|{USAGE_FILE}": _FILE,
         _TEMPORARY: _FILE,
         "v1": Names({rf"{_HEX}{{16}}": Names({rf"\w[\w.]*(-{_HEX}{{16}})?": _OP})}),
         "tmp": Names({WORK_NAME: _SCRATCH}),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Mapping
 
 from .._base.warn_once import log
@@ -13,6 +14,7 @@ from ..errors import ConfigError
 
 # A forked child starts with its parent's counts, which the parent stores.
 _pid = os.getpid()
+_started = time.monotonic()
 
 
 def store_totals(counts: Mapping[str, OpStats]) -> None:
@@ -27,5 +29,8 @@ def store_totals(counts: Mapping[str, OpStats]) -> None:
     try:
         cache_context.current().store.create()  # Marks the directory if an older version made it.
         add_totals(root, counts)
+        from .._dispatch.run_log import note_run, this_run
+
+        note_run(root, this_run(counts, config.mode, time.monotonic() - _started))
     except OSError as error:
         log.info("totals are not stored: %s", error)

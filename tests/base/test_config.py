@@ -219,7 +219,7 @@ def test_without_a_home_there_is_no_directory_and_nothing_raises(
 
 
 WRONG = [
-    ("mode", "fast", "wants one of 'background', 'sync', 'cache_only', 'off'"),
+    ("mode", "fast", "wants one of 'background', 'sync', 'cache_only', 'recache', 'off'"),
     ("cpu_target", "avx2", "wants one of 'auto', 'native', 'x86-64-v2', 'x86-64-v3', 'x86-64-v4'"),
     ("mode", None, "wants one of"),
     ("mode", ["sync"], "wants one of"),
