@@ -83,6 +83,7 @@ class Op:
             environment=ENVIRONMENT,
             features=FEATURES,
             store=SimpleNamespace(find_dynamic=lambda *rest: []),
+            tiers=None,
         )
 
     def call(self, arguments: tuple[Any, ...]) -> None:

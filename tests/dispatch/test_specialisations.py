@@ -67,7 +67,7 @@ def failed(plan: Plan) -> StoredEntry:
 
 def backend_with(*found: StoredEntry) -> Any:
     """Return what ``find`` asks for the store's entries; ``asked`` counts how often it does."""
-    backend = SimpleNamespace(environment=ENVIRONMENT, features=FEATURES, asked=0)
+    backend = SimpleNamespace(environment=ENVIRONMENT, features=FEATURES, tiers=None, asked=0)
 
     def find_dynamic(op: str, environment: Any, features: Any) -> list[StoredEntry]:
         assert (op, environment, features) == ("aten::silu", ENVIRONMENT, FEATURES)

@@ -188,7 +188,9 @@ class Op:
 
     def plan_of(self, store: Store) -> Plan | None:
         """Return the plan for a second size."""
-        context: Any = SimpleNamespace(store=store, environment=ENVIRONMENT, features=FEATURES)
+        context: Any = SimpleNamespace(
+            store=store, tiers=None, environment=ENVIRONMENT, features=FEATURES
+        )
         plan = None
         for rows in (4, 6):
             assert self._specialised.kernels.find(SILU, key_of(rows, 5), context) is None
