@@ -19,7 +19,6 @@ import torch
 from .._base import checked_torch as checked
 from .._base.cpp_compiler import NO_COMPILER, compiler_on_path
 from .._base.cpu import cpu_features, cpu_target, level_of
-from .._base.data_class import dataclass
 from .._base.file_lock import FileLock
 from .._base.printable import printable
 from .._base.settings import SETTINGS
@@ -29,8 +28,8 @@ from .._native import build as native_build
 from .._store.store import Store
 from ..config import config
 from ..errors import AotiEagerError, StoreError, StorePermissionError
-
-OK, NOTE, PROBLEM = "ok", "note", "problem"
+from .doctor_tiers import tier_findings
+from .finding import NOTE, OK, PROBLEM, Finding
 
 # What the store needs at least to make kernels: two precompiled headers, and some libraries.
 _ROOM_BYTES = 1 << 30
@@ -40,23 +39,6 @@ _PROBE_BYTES = 1 << 20
 _NETWORK = ("nfs", "cifs", "smb", "9p", "lustre", "gpfs", "beegfs", "ceph", "fuse")
 # Seconds that the proof may take: one compile, without a precompiled header.
 _PROOF_TIMEOUT_S = 300.0
-
-
-@dataclass(frozen=True, slots=True)
-class Finding:
-    """One thing that was looked at.
-
-    Attributes:
-        name: What was looked at: ``compiler``.
-        state: ``ok``; ``note``: it works, and could be better; ``problem``.
-        message: What was found.
-        advice: What to do about it; empty if nothing is to be done.
-    """
-
-    name: str
-    state: str
-    message: str
-    advice: str = ""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -89,6 +71,7 @@ def findings() -> list[Finding]:
     found.append(_instruction_set())
     stored = _store()
     found += stored
+    found += tier_findings()
     found.append(_proof(found))
     found.append(_hit_path())
     return found

@@ -15,6 +15,7 @@ from .._base.output_file import OutputFile
 from .._base.printable import printable_lines
 from .._base.warn_once import log
 from .._compile_service import cache_context, queue
+from .._compile_service.remote_wait import wait_for_remotes
 from .._dispatch.counters import OpStats
 from .._dispatch.key_state import COMPARING, STATES
 from .._registration.registry import registered_ops, stats
@@ -104,11 +105,12 @@ class RunReport:
 
     def _finish(self) -> None:
         number = number_unfinished(stats())
-        if not number:
-            return
         try:
-            say(f"aoti_eager: finishing {_kernels(number)}; Ctrl-C leaves the rest to the next run")
-            queue.background.wait()
+            if number:
+                kernels = _kernels(number)
+                say(f"aoti_eager: finishing {kernels}; Ctrl-C leaves the rest to the next run")
+                queue.background.wait()
+            wait_for_remotes()
         except KeyboardInterrupt:
             say("aoti_eager: interrupted")
 

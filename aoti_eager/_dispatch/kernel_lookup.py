@@ -23,23 +23,31 @@ def find(call: KernelRequest, context: CacheContext) -> StoredEntry | None:
     """Return the entry of the call's key, after its library's digest was compared.
 
     Damaged entries and lapsed failures are removed. A failure in the cache directory hides no
-    kernel of a tier; a kernel that was found wrong does.
+    kernel of a tier, nor does an error; a kernel that was found wrong does.
 
     Raises:
-        StoreError: The store cannot be read, or is not ours.
+        StoreError: The store cannot be read, or is not ours, and no tier has a kernel.
     """
     if config.mode == "recache":
         from .recache import begin_anew
 
         begin_anew(call, context)
     keys = (call.key.with_threads(ANY_THREADS), call.key)
-    found = _find_in_store(keys, context)
+    found = failure = None
+    try:
+        found = _find_in_store(keys, context)
+    except StoreError as error:
+        if context.tiers is None:
+            raise
+        failure = error
     is_failure = found is None or found.entry.status is Status.DECLINED
     if context.tiers is not None and is_failure and config.mode != "recache":
         behind = context.tiers.find(keys, context.environment, context.features)
         if behind is not None and (found is None or behind.entry.status is Status.READY):
             copy_later(behind, context)
             return behind
+    if failure is not None:
+        raise failure
     if found is not None:
         context.store.note_use(found)
         return found

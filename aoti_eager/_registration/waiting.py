@@ -6,6 +6,7 @@ import time
 
 from .._base.late_import import importing
 from .._compile_service import native_path, queue, this_torch
+from .._compile_service.remote_wait import wait_for_remotes
 from . import registry
 
 
@@ -16,7 +17,8 @@ def wait(timeout_s: float | None = None) -> bool:
     after more calls (``compile_after``), because a caller that waits for kernels wants them. The
     kernels are made and measured, and serve from the next call of their key on, which compares them
     with the original. The work is also the build of the C++ hit path, which then serves ops that
-    were registered before it was built, and the self-test of a torch that was not checked. Like
+    were registered before it was built, the self-test of a torch that was not checked, and what
+    goes to and comes from remote tiers. Like
     ``register``, call this while no other thread calls the ops.
 
     Args:
@@ -28,6 +30,7 @@ def wait(timeout_s: float | None = None) -> bool:
     """
     deadline = None if timeout_s is None else time.monotonic() + timeout_s
     is_tested = this_torch.wait(timeout_s)
+    wait_for_remotes(timeout_s)  # First: what comes from there is not compiled.
     with importing():
         from .._dispatch import rare
 
@@ -40,6 +43,8 @@ def wait(timeout_s: float | None = None) -> bool:
         # ending.
         if not is_full or not done or counted == before:
             break
+    left = None if deadline is None else max(0.0, deadline - time.monotonic())
+    done = wait_for_remotes(left) and done  # Again: new kernels go there.
     left = None if deadline is None else max(0.0, deadline - time.monotonic())
     done = native_path.wait(left) and done
     if native_path.prepare(foreground_s=0.0):

@@ -122,6 +122,8 @@ class Tiers:
             found = tier.find(keys, environment, features)
             if found is not None and _is_ready(found):
                 tier.counts["hits"] += 1
+                if tier.is_writable:
+                    tier.store.note_use(found)
                 return found
             tier.counts["misses"] += 1
             failure = failure or found

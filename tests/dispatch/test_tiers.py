@@ -157,6 +157,15 @@ def test_a_cache_directory_that_cannot_be_made_hides_no_tier(
         assert served()["hits"] == 1
 
 
+@pytest.mark.parametrize("mode", ["sync", "cache_only"])
+def test_a_cache_directory_that_cannot_be_used_hides_no_tier(
+    image: Path, near: Path, mode: str, no_compiles: None
+) -> None:
+    near.chmod(0o777)
+    with aoti_eager.config.scope(cache_dir=near, tiers=f"ro:{image}", mode=mode):
+        assert served()["hits"] == 1
+
+
 def test_the_cache_directory_itself_is_no_tier(image: Path, no_compiles: None) -> None:
     with aoti_eager.config.scope(cache_dir=image, tiers=f"ro:{image}"):
         assert served()["hits"] == 1
