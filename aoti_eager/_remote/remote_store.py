@@ -22,6 +22,9 @@ T = TypeVar("T")
 
 # The most seconds for one request, and for each further MiB of a request that sends bytes.
 TIMEOUT_S = 2.0
+# The most further seconds for the first request of a process: clients read megabytes of
+# descriptions of their service before they connect, and a busy machine takes long for that.
+FIRST_S = 8.0
 # Objects are read in pieces of so many bytes, each a request.
 _PIECE = 1 << 20
 
@@ -55,6 +58,7 @@ class RemoteStore:
         self.last_error = ""
         self._timeout_s = timeout_s
         self._opened: tuple[Any, str] | None = None
+        self._is_imported = self._has_answered = False
         self._hung: threading.Thread | None = None
 
     def objects(self, path: str) -> dict[str, int]:
@@ -171,6 +175,7 @@ class RemoteStore:
             raise RemoteTierError(f"{what}: an earlier request has not ended yet")
         if not self.breaker.allows():
             raise RemoteTierError(f"{what}: requests rest after {self.last_error}")
+        self._import(what)
         self.counts["requests"] += 1
         outcome: list[tuple[T | None, BaseException | None]] = []
 
@@ -183,11 +188,12 @@ class RemoteStore:
         # A thread for each request: a library may wait for a server for longer than it says.
         thread = threading.Thread(target=run, name="aoti_eager-request", daemon=True)
         thread.start()
-        timeout_s = self._timeout_s + longer_s
+        timeout_s = self._timeout_s + longer_s + (0.0 if self._has_answered else FIRST_S)
         thread.join(timeout_s)
         if not outcome:
             self._hung = thread
             raise self._failed(what, f"no answer within {timeout_s:g} s", "timeout")
+        self._has_answered = True
         result, error = outcome[0]
         if isinstance(error, FileNotFoundError):
             result, error = missing, None
@@ -196,6 +202,22 @@ class RemoteStore:
             raise self._failed(what, f"{type(error).__name__}: {text}", type(error).__name__)
         self.breaker.succeeded()
         return result  # type: ignore[return-value]
+
+    def _import(self, what: str) -> None:
+        """Import what speaks to the place, once; this takes seconds, and is no request.
+
+        Raises:
+            RemoteTierError: There is no such package, or no such protocol.
+        """
+        if self._is_imported:
+            return
+        try:
+            import fsspec
+
+            fsspec.get_filesystem_class(self.name.place.partition("://")[0])
+        except Exception as error:
+            raise self._failed(what, f"{error}", "import") from error
+        self._is_imported = True
 
     def _failed(self, what: str, why: str, cause: str) -> RemoteTierError:
         self.breaker.failed()
