@@ -31,6 +31,9 @@ from ._commands import (
     prune as prune_verb,
 )
 from ._commands import (
+    record as record_verb,
+)
+from ._commands import (
     report as report_verb,
 )
 from ._commands import (
@@ -53,7 +56,7 @@ from ._commands import (
 )
 from ._commands.call_text import add_arguments as add_call_arguments
 from ._commands.call_text import call_arguments, no_such_call
-from ._commands.columns import align
+from ._commands.columns import show
 from ._commands.explain import explain
 from ._commands.held import held_in_words
 from ._keys.pattern import guard_texts
@@ -149,6 +152,9 @@ def _add_verbs_with_files(verb: Callable[..., Any]) -> None:
     config_verb.add_arguments(
         verb("config", config_verb.main, "Show every setting, and where its value came from.")
     )
+    record_verb.add_arguments(
+        verb("record", record_verb.main, "Run a script, and write its calls for the verb warm.")
+    )
     run_verb.add_arguments(
         verb("run", run_verb.main, "Run a script with ops served from the cache.")
     )
@@ -183,7 +189,7 @@ def _list(namespace: argparse.Namespace) -> int:
         for e in entries
     ]
     header = ("op", "key", "status", "KiB", "inputs, or ops of a region", "reason")
-    print("\n".join(align([header, *rows], left=(0, 1, 2, 4, 5))))
+    show([header, *rows], left=(0, 1, 2, 4, 5))
     _say(held_in_words(entries))
     return 0
 

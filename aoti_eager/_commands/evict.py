@@ -14,7 +14,7 @@ from .._base.amounts import parse_age, parse_size, size_in_words
 from .._base.printable import printable
 from ..config import config
 from ..errors import ConfigError
-from .columns import align
+from .columns import show
 
 T = TypeVar("T")
 
@@ -105,7 +105,7 @@ def _say(report: cache.EvictReport, as_json: bool) -> int:
             (one.op, one.digest[:12], f"{one.size_bytes / 1024:.0f}", _day(one.used_at))
             for one in report.entries
         ]
-        print("\n".join(align([("op", "key", "KiB", "last used"), *rows], left=(0, 1, 3))))
+        show([("op", "key", "KiB", "last used"), *rows], left=(0, 1, 3))
     what = "would be removed" if report.dry_run else "removed"
     print(
         printable(

@@ -13,7 +13,7 @@ from .._base.printable import printable
 from .._base.settings import SETTINGS
 from ..config import config
 from ..errors import ConfigError
-from .columns import align
+from .columns import show
 
 _WIDTH = 80
 
@@ -37,7 +37,7 @@ def main(namespace: argparse.Namespace) -> int:
         print(json.dumps(found if namespace.name is None else found[0]))
     elif namespace.name is None:
         rows = [(one["name"], _short(one), one["source"]) for one in found]
-        print("\n".join(align([("setting", "value", "from"), *rows], left=(0, 1, 2))))
+        show([("setting", "value", "from"), *rows], left=(0, 1, 2))
     else:
         (one,) = found
         print(printable(f"{one['name']} = {_short(one)}"))

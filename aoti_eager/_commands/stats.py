@@ -14,7 +14,7 @@ from .._dispatch.counters import OpStats, read_totals
 from .._dispatch.run_log import Run, forget_totals, read_runs
 from .._store.store import store_at
 from ..config import config
-from .columns import align
+from .columns import show
 from .held import held_in_words
 
 
@@ -61,7 +61,7 @@ def _totals(namespace: argparse.Namespace) -> int:
     rows += [(*_row(op, counts), regions.get(op, "")) for op, counts in sorted(totals.items())]
     if not any(row[-1] for row in rows[1:]):
         rows = [row[:-1] for row in rows]
-    print("\n".join(align(rows, left=(0, 6, 7))))
+    show(rows, left=(0, 6, 7))
     _say(f"{len(totals)} ops, all processes that used {config.cache_dir}")
     _say(held_in_words(entries))
     return 0
@@ -81,7 +81,7 @@ def _runs(namespace: argparse.Namespace) -> int:
         ended = time.strftime("%Y-%m-%d %H:%M", time.localtime(run.ended_at))
         numbers = (f"{run.seconds:.0f}", str(total.calls), share, str(total.compiles))
         rows.append((ended, run.script, run.mode, *numbers, f"{total.saved_s:.1f}"))
-    print("\n".join(align(rows, left=(0, 1, 2))))
+    show(rows, left=(0, 1, 2))
     _say(f"{len(runs)} runs that used {config.cache_dir}, the last one last")
     return 0
 

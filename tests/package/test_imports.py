@@ -55,8 +55,8 @@ BELOW = {
     "_compile_worker": "_registration _autograd _dispatch _compile_service _store _runner"
     " _functions _keys _native config _base errors",
     "_commands": "cache _enable _regions _registration _workloads _autograd _dispatch"
-    " _compile_service _store _functions _keys _native config _base errors",
-    "cli": "_commands cache _dispatch _store _keys config _base errors",
+    " _compile_service _remote _bundles _store _functions _keys _native config _base errors",
+    "cli": "_commands cache _store _keys config _base errors",
     "__main__": "cli _base",
     # What runs where this torch lacks a private name.
     "_originals": "_base errors",
