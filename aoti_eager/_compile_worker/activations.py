@@ -15,6 +15,9 @@ _GELU_SCALE, _GELU_CUBE = 0.7978845608028654, 0.044715
 # Three times ``_GELU_CUBE``, in single precision as in eager.
 _GELU_SQUARE = 0.13414499163627625
 _INF = float("inf")
+# Eager leaves gelu to oneDNN on some CPUs, those with AVX-512 among them: there, the result for
+# infinity is not a number, and results are infinite from half of the largest number on.
+_IS_ONEDNN = bool(torch.isnan(torch.nn.functional.gelu(torch.full((2,), _INF))[0]))
 
 
 def elu(x: Tensor, alpha: Any = 1.0, scale: Any = 1.0, input_scale: Any = 1.0) -> Tensor:
@@ -103,10 +106,13 @@ def gelu(x: Tensor, *, approximate: str = "none") -> Any:
     """Return ``aten::gelu`` of single and double precision."""
     # One minus a number close to one would leave no digits.
     if approximate == "none":
+        erfc = torch.special.erfc(x * -_SQRT_HALF)
+        if not _IS_ONEDNN:
+            return 0.5 * x * erfc
+        is_single = x.dtype is torch.float32 and x.is_contiguous() and x.numel() != 1
         # The factor 0.5 last: eager, too, is infinite from half of the largest number on.
-        result = x * torch.special.erfc(x * -_SQRT_HALF) * 0.5
-        is_onednn = x.dtype is torch.float32 and x.is_contiguous() and x.numel() != 1
-        return torch.where(x == _INF, float("nan"), result) if is_onednn else result
+        result = x * erfc * 0.5
+        return torch.where(x == _INF, float("nan"), result) if is_single else result
     return 0.5 * x * (1 + torch.tanh(_gelu_inner(x)))
 
 
