@@ -15,8 +15,8 @@ from .lacking import Lacking
 from .packed import ENDING, object_path, pack, unpack
 from .remote_store import RemoteStore
 
-# So many dynamic specialisations of an op are taken at once.
-_MOST_DYNAMIC = 32
+# So many dynamic specialisations of an op are taken at once, and so many targets of a key read.
+_MOST_DYNAMIC, _MOST_TARGETS = 32, 8
 
 
 def static_kernel(
@@ -29,7 +29,7 @@ def static_kernel(
     """
     above = "/".join((*op_path(key.op, note.environment, dynamic=False), key.digest))
     # The best instruction set first, as the store does.
-    for path, size in sorted(remote.objects(above).items(), reverse=True):
+    for path, size in sorted(remote.objects(above).items(), reverse=True)[:_MOST_TARGETS]:
         entry = _fetched(remote, path, size)
         if entry is not None and entry[0].key == key and _fits(entry[0], note):
             return put(remote, store, *entry)

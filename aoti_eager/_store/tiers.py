@@ -195,14 +195,20 @@ class Tiers:
     def copy_later(
         self, found: StoredEntry, background_write: Callable[[Callable[[], None]], object]
     ) -> None:
-        """Copy a tier's kernel into the cache directory, beside the calls and once in a process."""
+        """Copy a tier's kernel into the cache directory, beside the calls; once, if that works."""
         if self.tier_of(found) is None or not _is_ready(found):
             return
         with self._lock:
             if found.path in self._copied:
                 return
             self._copied.add(found.path)
-        background_write(lambda: _ignored(self.copy(found)))
+
+        def write() -> None:
+            if self.copy(found) is found:
+                with self._lock:
+                    self._copied.discard(found.path)  # The next lookup tries again.
+
+        background_write(write)
 
     def give(self, found: StoredEntry) -> None:
         """Copy a new kernel of the cache directory into every writable directory; never raises."""
@@ -281,7 +287,3 @@ def _passing_over(tier: LocalTier) -> Iterator[None]:
         yield
     except (AotiEagerError, OSError) as error:
         tier.failed(error)
-
-
-def _ignored(stored: StoredEntry) -> None:
-    """Take the result of a background write, which nobody wants."""

@@ -112,3 +112,22 @@ def test_limits_hold_when_a_tier_is_copied(
             tiers.copy(found)
             assert len(list(store.scan())) <= 2
     assert len(list(Store(valid, lock_timeout_s=1.0).scan())) == len(KEYS)
+
+
+def test_a_copy_that_failed_is_tried_again(
+    valid: Path,  # noqa: F811
+    tmp_path: Path,
+) -> None:
+    root = tmp_path / "near"
+    root.write_text("")  # A file in the directory's place.
+    tiers = Tiers(Store(root, lock_timeout_s=1.0), [f"ro:{valid}"], "")
+    found = tiers.find([KEYS[0]], ENVIRONMENT, FEATURES)
+    assert found is not None
+    tiers.copy_later(found, lambda write: write())
+    root.unlink()
+    tiers.copy_later(found, lambda write: write())
+    (stored,) = Store(root, lock_timeout_s=1.0).scan()
+    written: list[object] = []
+    tiers.copy_later(found, written.append)
+    assert written == []
+    assert stored.path.is_relative_to(root)
