@@ -4,10 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from .._base.tier_names import tier_name
 from .._remote.courier import courier_of
 from .._store.store_root import StoreRoot
-from ..config import config
 from ..errors import AotiEagerError
 from . import cache_context
 
@@ -66,12 +64,7 @@ def tiers() -> list[TierState]:
         found.append(
             TierState(name.text, name.place, name.is_writable, state, counts, one.last_error)
         )
-    order = {tier_name(text).text: number for number, text in enumerate(config.tiers)}
-    return found[:1] + sorted(found[1:], key=lambda one: (_is_url(one), order[one.name]))
-
-
-def _is_url(state: TierState) -> bool:
-    return "://" in state.place
+    return found
 
 
 def _state(store: StoreRoot) -> str:

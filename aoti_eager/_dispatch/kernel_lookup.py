@@ -6,6 +6,7 @@ import logging
 from collections.abc import Sequence
 
 from .._base.handover import let_others_run
+from .._base.late_import import importing
 from .._compile_service.cache_context import CacheContext
 from .._keys.kernel_key import ANY_THREADS, KernelKey
 from .._store.entry import Status
@@ -29,7 +30,8 @@ def find(call: KernelRequest, context: CacheContext) -> StoredEntry | None:
         StoreError: The store cannot be read, or is not ours, and no tier has a kernel.
     """
     if config.mode == "recache":
-        from .recache import begin_anew
+        with importing():
+            from .recache import begin_anew
 
         begin_anew(call, context)
     keys = (call.key.with_threads(ANY_THREADS), call.key)

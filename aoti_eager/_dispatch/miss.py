@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from threading import get_ident
 from typing import TYPE_CHECKING, Any
 
+from .._base.late_import import importing
 from .._base.torch_compat.dispatcher import raw_schema
 from .._compile_service import cache_context
 from .._store.store import StoredEntry
@@ -123,7 +124,8 @@ class Miss:
             return self._serve(call, live, found)
         tiers = cache_context.current().tiers
         if tiers is not None and tiers.remote and _asks_remotes(call):
-            from .remote_lookup import ask_remotes
+            with importing():
+                from .remote_lookup import ask_remotes
 
             ask_remotes(call, cache_context.current())
         if config.mode == "cache_only":

@@ -70,8 +70,10 @@ class Courier:
                 return False
             if len(self._absent) >= _MOST_ABSENT:
                 self._absent.clear()
-            self._absent[digest] = now + ABSENT_S
-            return self._leave(lacking)
+            is_left = self._leave(lacking)
+            if is_left:  # Else a later call leaves the note.
+                self._absent[digest] = now + ABSENT_S
+            return is_left
 
     def give(self, found: StoredEntry) -> bool:
         """Leave a note of a new kernel, for the writable tiers."""

@@ -108,7 +108,7 @@ def pull(
     They are unchecked and unmeasured here, as those of a bundle.
 
     Args:
-        url: The place; by default, all remote tiers are asked, and the first must be the only one.
+        url: The place; by default, the remote tier of the setting ``tiers``.
         ops: Patterns for the names of ops, as for ``evict``; ``None`` for all ops.
         trust: ``"signed"`` or ``"any"``, as for ``load``; by default, as the tier says.
         cache_dir: The store's directory.

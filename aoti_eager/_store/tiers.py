@@ -173,7 +173,8 @@ class Tiers:
         What this processor's verdicts in the tiers say of the kernel is copied, too. Not in a call.
 
         Returns:
-            ``found``, if it lies there already, is no kernel, or cannot be copied.
+            ``found``, if it lies there already, is no kernel, or cannot be copied; the quarantined
+            entry, if another process has found the kernel wrong meanwhile.
         """
         tier = self.tier_of(found)
         if tier is None or not _is_ready(found):
@@ -183,6 +184,8 @@ class Tiers:
         except (AotiEagerError, OSError) as error:
             log.info("%s: is not copied into %s: %s", found.path, self._store.root, error)
             return found
+        if not _is_ready(stored):
+            return stored
         tier.counts["copies"] += 1
         assert stored.entry.library is not None
         verdict = self.verdicts.get(stored.entry.digest, stored.entry.library.sha256)
@@ -264,12 +267,14 @@ def _is_ready(found: StoredEntry) -> bool:
 def _copied(source: Store, found: StoredEntry, target: Store) -> StoredEntry:
     """Return an entry as it lies in ``target``, after it was put there.
 
+    A kernel that was quarantined there stays quarantined.
+
     Raises:
         StoreError: The library is not what was published, or ``target`` cannot be written.
         OSError: There is no space.
     """
     there = target.same_entry(found.entry)
-    if there is not None and _is_ready(there):
+    if there is not None and there.entry.status is not Status.DECLINED:
         return there
     content = found.content or source.check_library(found).content
     assert content is not None

@@ -236,3 +236,22 @@ def test_a_place_that_comes_back_is_asked_again(
         assert the_courier().wait(120)
         assert remote_counts()["errors"] == 2
         assert remote_counts()["hits"] == 1
+
+
+def test_a_note_that_had_no_room_is_left_by_a_later_call(
+    pushed: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with (
+        aoti_eager.config.scope(tiers=f"ro:{pushed}#trust=any", mode="cache_only"),
+        registered(),
+    ):
+        with monkeypatch.context() as patch:
+            patch.setattr(courier_module, "MOST_NOTES", 0)
+            call()
+            assert the_courier().wait(120)
+        assert cache.tiers()[-1].state == "unused"
+        with aoti_eager.config.scope(mode="sync"):  # A change of the mode forgets declines.
+            pass
+        call()
+        assert the_courier().wait(120)
+        assert remote_counts()["hits"] == 1

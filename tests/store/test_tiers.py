@@ -16,7 +16,8 @@ import pytest
 
 from aoti_eager import config
 from aoti_eager._store.entry import Status
-from aoti_eager._store.store import Store
+from aoti_eager._store.store import Store, StoredEntry
+from aoti_eager._store.stored_failures import as_failure
 from aoti_eager._store.tiers import Tiers
 from aoti_eager.errors import AotiEagerWarning
 
@@ -131,3 +132,19 @@ def test_a_copy_that_failed_is_tried_again(
     tiers.copy_later(found, written.append)
     assert written == []
     assert stored.path.is_relative_to(root)
+
+
+def test_a_kernel_that_was_found_wrong_meanwhile_is_not_brought_back(
+    valid: Path,  # noqa: F811
+    tmp_path: Path,
+) -> None:
+    """Another process quarantines the copy after this one has found the kernel in the tier."""
+    store = Store(tmp_path / "near", lock_timeout_s=1.0)
+    tiers = Tiers(store, [f"ro:{valid}"], "")
+    found = tiers.find([KEYS[0]], ENVIRONMENT, FEATURES)
+    assert found is not None
+    store.quarantine(as_failure(tiers.copy(found)), "mismatch", "made up")
+    assert tiers.copy(found).entry.status is Status.QUARANTINED
+    (left,) = store.scan()
+    assert isinstance(left, StoredEntry)
+    assert left.entry.status is Status.QUARANTINED
